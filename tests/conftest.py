@@ -1,0 +1,24 @@
+"""What every test needs before its first import: interpreted Triton, no network, no telemetry."""
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# CI's machines are small and busy: how long an example takes says nothing about the code
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
+
+@pytest.fixture(autouse=True)
+def a_state_folder_of_its_own(tmp_path_factory, monkeypatch):
+    """No test touches the person's queue, caches or models."""
+    monkeypatch.setenv("TURBODIFF_STATE", str(tmp_path_factory.mktemp("state")))
+    monkeypatch.delenv("TURBODIFF_MODELS", raising=False)
+    monkeypatch.delenv("TURBODIFF_PRETEND_VRAM", raising=False)

@@ -1,0 +1,133 @@
+"""The house rules that import-linter cannot hold."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("turbodiff", "webui", "kernels")
+SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+ALL = SOURCES + sorted((ROOT / "scripts").rglob("*.py"))
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_KERNEL_LINES = 400, 60, 160
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+def functions(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def is_kernel(function):
+    return any("jit" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+@pytest.mark.parametrize("path", ALL, ids=relative)
+def test_no_file_is_longer_than_400_lines(path):
+    assert len(path.read_text("utf-8").splitlines()) <= MAX_FILE_LINES
+
+
+@pytest.mark.parametrize("path", ALL, ids=relative)
+def test_no_function_is_longer_than_a_screen(path):
+    for function in functions(path):
+        limit = MAX_KERNEL_LINES if is_kernel(function) else MAX_FUNCTION_LINES
+        assert function.end_lineno - function.lineno < limit, f"{function.name} has more than {limit} lines"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_no_module_level_mutable_state(path):
+    for node in ast.parse(path.read_text("utf-8")).body:
+        assert not isinstance(node, ast.Global)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            names = [ast.unparse(t) for t in (node.targets if isinstance(node, ast.Assign) else [node.target])]
+            constant = all(name.strip("_").isupper() or name.startswith("__") for name in names)
+            mutable = isinstance(node.value, ast.List | ast.Dict | ast.Set | ast.ListComp | ast.DictComp)
+            assert constant or not mutable, f"{names} is mutable and lower-case"
+    assert not re.search(r"^\s*global ", path.read_text("utf-8"), re.M)
+
+
+def places(pattern, paths):
+    found = set()
+    for path in paths:
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            if re.search(pattern, line.split("#")[0]):
+                found.add(f"{relative(path)}:{number}")
+    return found
+
+
+def test_shape_arithmetic_has_one_home():
+    others = [path for path in SOURCES if relative(path) != "turbodiff/spec/shapes.py" and "kernels" not in str(path)]
+    assert not places(r"// ?8\b|\* ?4 ?\+ ?1\b|// ?4 ?\+ ?1\b", others)
+
+
+def test_only_residency_moves_networks_and_frees_memory():
+    others = [
+        path for path in SOURCES if relative(path) != "turbodiff/runtime/residency.py" and "kernels" not in str(path)
+    ]
+    assert not places(r"\.cuda\(\)|empty_cache|\.to\((torch_)?device\)|\.to\(\"cuda", others)
+
+
+def test_configs_hold_facts_and_no_code():
+    assert not list((ROOT / "configs").rglob("*.py"))
+
+
+def test_kernels_is_no_package():
+    """`kernels` is also Hugging Face's library, which transformers and diffusers import."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_triton_features_that_were_removed_are_not_used():
+    assert not places(r"make_block_ptr|tl\.advance|triton\.autotune|@autotune", SOURCES)
+
+
+@pytest.mark.parametrize(
+    "module", ["turbodiff.spec.request", "turbodiff.plan.planner", "turbodiff.studio", "turbodiff.cli"]
+)
+def test_people_never_wait_for_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "package", sorted({path.parent for path in SOURCES if path.name == "__init__.py"}), ids=relative
+)
+def test_every_package_says_what_lives_there(package):
+    assert ast.get_docstring(ast.parse((package / "__init__.py").read_text("utf-8")))
+
+
+def test_constraints_are_bare_names_and_versions():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line) for line in lines)
+
+
+def test_every_package_of_the_card_is_declared():
+    declared = " ".join(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
+    for name in [
+        "torch",
+        "triton",
+        "diffusers",
+        "transformers",
+        "gradio",
+        "accelerate",
+        "bitsandbytes",
+        "sentencepiece",
+        "imageio-ffmpeg",
+        "nvidia-ml-py",
+    ]:
+        assert re.search(rf"(^| ){name}[><=;]", declared), name
+
+
+def test_no_machine_path_or_registry_host_in_the_tree():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    text_files = [ROOT / name for name in listed if Path(name).suffix in {".py", ".md", ".toml", ".txt", ".sh", ""}]
+    pattern = re.compile(r"(?<![\w./-])/(work|root)/|https?://[a-z.]*(pypi|npmjs|debian)\.")
+    for path in text_files:
+        if path.is_file() and path.name != "test_architecture.py":
+            assert not pattern.search(path.read_text("utf-8", errors="ignore")), path

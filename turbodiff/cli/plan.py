@@ -1,0 +1,61 @@
+"""`turbodiff plan` and `turbodiff gpu`: will it fit, and what is there."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from turbodiff.cli import flags
+
+NOT_FIELDS = {"pretend_vram", "machine_file", "as_json"}
+
+
+def plan(
+    prompt: flags.Prompt,
+    model: flags.Model = "demo",
+    seed: flags.Seed = None,
+    resolution: flags.Resolution = None,
+    aspect: flags.Aspect = None,
+    size: flags.Size = None,
+    num_frames: flags.Frames = None,
+    steps: flags.Steps = None,
+    sampler: flags.Sampler = None,
+    sigma_max: flags.SigmaMax = None,
+    boundary: flags.Boundary = None,
+    attention: flags.Attention = None,
+    topk: flags.Topk = None,
+    quant_linear: flags.QuantLinear = None,
+    image: flags.Image = None,
+    pinned: flags.Pin = None,
+    pretend_vram: Annotated[
+        float | None, typer.Option("--pretend-vram", help="plan for a card of this many GiB")
+    ] = None,
+    machine_file: Annotated[
+        Path | None, typer.Option("--machine", help="plan for a machine described in a file")
+    ] = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Say what a request needs on this machine, phase by phase, without running anything."""
+    fields = {name: value for name, value in locals().items() if name not in NOT_FIELDS}
+    from turbodiff import studio
+    from turbodiff.cli.show import plan_table
+
+    machine = studio.machine_for(pretend_vram, machine_file)
+    made = studio.estimate(fields, machine)
+    if as_json:
+        sys.stdout.write(made.model_dump_json() + "\n")
+    else:
+        plan_table(made)
+
+
+def gpu(as_json: flags.Json = False) -> None:
+    """Show the GPUs, their memory and who holds it."""
+    from turbodiff import studio
+    from turbodiff.cli.show import machine_table
+
+    machine = studio.machine_now()
+    if as_json:
+        sys.stdout.write(machine.model_dump_json() + "\n")
+    else:
+        machine_table(machine)

@@ -1,0 +1,93 @@
+"""How events and plans look in a shell. English: the page has its own wording in both languages."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from turbodiff.plan.machine import Machine
+from turbodiff.spec.events import Event
+from turbodiff.spec.models import ModelSpec, find_model
+from turbodiff.spec.numbers import gib, seconds
+from turbodiff.spec.plan import Plan
+
+PHASES = {
+    "text_encode": "reading the prompt",
+    "image_encode": "reading the picture",
+    "denoise": "denoising",
+    "denoise_high": "denoising (high-noise expert)",
+    "denoise_low": "denoising (low-noise expert)",
+    "vae_decode": "decoding frames",
+    "write": "writing and checking the file",
+}
+
+
+def plan_lines(plan: dict[str, Any]) -> list[str]:
+    """What will run, whether it fits, and what was lowered to make it fit."""
+    request = plan["request"]
+    name = find_model(request["model"]).display_name
+    lines = [
+        f"{name}  {request['width']}x{request['height']}  {request['num_frames']} frames  {request['steps']} steps"
+        f"  seed {request['seed']}  attention {request['attention']}  on {plan['device_name']}",
+        f"peak {gib(plan['peak_bytes'])} of {gib(plan['budget_bytes'])}: {plan['band']}",
+    ]
+    lossy = [change for change in plan["changes"] if change["lossy"]]
+    return lines + [f"changed to fit: {c['field']} {c['from_value']} -> {c['to_value']}" for c in lossy]
+
+
+def event_line(event: Event) -> str:
+    """One event as one line, or "" for those that need none."""
+    fields = event.fields
+    if event.type == "phase" and fields["state"] == "start":
+        return f"{PHASES.get(fields['name'], fields['name'])} ..."
+    if event.type == "step":
+        return f"  step {fields['i']}/{fields['n']}  {fields['dt_s']:.1f} s a step, {seconds(fields['eta_s'])} left"
+    if event.type == "result":
+        return f"done in {seconds(fields['seconds'])}: {fields['frames']} frames, {fields['width']}x{fields['height']}"
+    if event.type == "wait":
+        return f"waiting for {gib(fields['need_bytes'])} of memory, {gib(fields['free_bytes'])} free"
+    return ""
+
+
+def plan_table(plan: Plan) -> None:
+    """A plan with its phases as a table; the phase that binds is marked."""
+    console = Console(highlight=False, soft_wrap=True)
+    for line in plan_lines(plan.model_dump(mode="json")):
+        console.print(line, markup=False)
+    table = Table(
+        "phase", "weights", "activations", "workspace", "peak", "host RAM", "seconds", box=None, pad_edge=False
+    )
+    for phase in plan.phases:
+        mark = " <- binds" if phase is plan.binding_phase else ""
+        sizes = (phase.weights_bytes, phase.activations_bytes, phase.workspace_bytes, phase.peak_bytes)
+        table.add_row(
+            phase.name + mark, *(gib(size) for size in sizes), gib(phase.host_ram_bytes), f"{phase.seconds:.1f}"
+        )
+    console.print(table)
+    for reason in plan.reasons:
+        console.print(f"why: {reason.key} {reason.numbers}", markup=False)
+
+
+def machine_table(machine: Machine) -> None:
+    """GPUs and memory."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not machine.gpus:
+        console.print(f"no GPU ({machine.gpu_state}) {machine.gpu_error}".rstrip(), markup=False)
+    for card in machine.gpus:
+        console.print(f"cuda:{card.index} {card.name}  {_known(card.free_bytes)} free of {_known(card.total_bytes)}")
+    console.print(f"RAM {_known(machine.ram_available_bytes)} free of {_known(machine.ram_total_bytes)}")
+
+
+def _known(n_bytes: int | None) -> str:
+    return "unknown" if n_bytes is None else gib(n_bytes)
+
+
+def models_table(states: list[tuple[ModelSpec, list[str]]]) -> None:
+    """Models with what is missing of each."""
+    console = Console(highlight=False, soft_wrap=True)
+    for spec, missing in states:
+        console.print(
+            f"{spec.display_name:14} {spec.kind}  {'ready' if not missing else 'missing files'}  {spec.about}"
+        )
+        for line in missing:
+            console.print(f"    {line}", markup=False)

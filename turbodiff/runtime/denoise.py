@@ -1,0 +1,128 @@
+"""Noise to latents: the rCM steps, and one network at a time on the device."""
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from turbodiff.runtime import preview, residency
+from turbodiff.runtime.embeddings import TextRows
+from turbodiff.runtime.run import Run
+from turbodiff.sampling.experts import experts_for
+from turbodiff.sampling.noise import Noise
+from turbodiff.sampling.rcm import Step, sample
+from turbodiff.sampling.schedule import network_timesteps, rcm_timesteps
+from turbodiff.spec.errors import TurbodiffError
+from turbodiff.spec.plan import PhaseName
+
+
+@torch.inference_mode()
+def denoise(run: Run, text: TextRows, condition: Tensor | None) -> Tensor:
+    """Latents [1, 16, T, H, W], float32 on the CPU, from the noise of the request's seed.
+
+    Raises:
+        TurbodiffError: code nan_latents, where the latents stop being numbers.
+    """
+    request, device = run.request, run.shelf.device.torch_device
+    times = rcm_timesteps(request.steps, request.sigma_max)
+    noise = Noise(request.seed or 0, (1, *request.shape.latent), request.noise_device)
+    turns = Turns(run, text, condition, _experts(run, times))
+    progress = Progress(run)
+    latents = None
+    with turns:
+        sampler = "ode" if request.sampler == "ode" else "sde"
+        for step in sample(turns.velocity, lambda: residency.to_device(noise(), device), times, sampler):
+            progress.after(step, turns.expert)
+            latents = step.latents
+            if run.orders.decode_now(run.job.id):
+                latents = step.clean
+                break
+    assert latents is not None
+    return latents.float().cpu()
+
+
+def _experts(run: Run, times: Tensor) -> list[str]:
+    request = run.request
+    return [*experts_for(times, request.boundary)] if request.spec.two_experts else ["single"] * request.steps
+
+
+class Turns:
+    """The networks taking turns: each expert gets its phase, is on the device for its steps only, and leaves."""
+
+    def __init__(self, run: Run, text: TextRows, condition: Tensor | None, experts: list[str]) -> None:
+        self._run, self._text, self._condition = run, text, condition
+        self._experts = iter(experts)
+        self._open: Any = None
+        self._network: Any = None
+        self.expert = ""
+
+    def __enter__(self) -> "Turns":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._leave(*error)
+
+    def velocity(self, latents: Tensor, t: float) -> Tensor:
+        """Velocity float32 of latents float64 [1, 16, T, H, W] at time t, from the expert whose turn it is."""
+        expert = next(self._experts)
+        if expert != self.expert:
+            self._leave(None, None, None)
+            self._enter(expert)
+        return self._network(latents.float(), residency.to_device(network_timesteps(t, 1), latents.device))
+
+    def _enter(self, expert: str) -> None:
+        self._open = self._visit(expert)
+        self.expert = expert
+        self._network = next(self._open)
+
+    def _visit(self, expert: str) -> Any:
+        name: PhaseName = "denoise" if expert == "single" else f"denoise_{expert}"  # type: ignore[assignment]
+        with self._run.phase(name), self._run.shelf.network(expert, self._run.plan) as network:
+            network.begin(self._text, self._condition)
+            yield network
+
+    def _leave(self, kind: Any, error: Any, traceback: Any) -> None:
+        visit, self._open, self._network = self._open, None, None
+        if visit is None:
+            return
+        if error is None:
+            next(visit, None)
+        else:
+            visit.throw(error)
+
+
+class Progress:
+    """After every step: is it finite, how long is left, what does it look like, does anybody want to stop."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._last_s = run, time.monotonic()
+
+    def after(self, step: Step, expert: str) -> None:
+        """Report one step.
+
+        Raises:
+            TurbodiffError: the latents are not finite.
+            CancelledByUser: a person stopped the job.
+        """
+        run, done, total = self._run, step.index + 1, self._run.request.steps
+        if not bool(torch.isfinite(step.latents).all()):
+            raise not_finite(done, total, run.request.attention)
+        now_s = time.monotonic()
+        step_s, self._last_s = now_s - self._last_s, now_s
+        run.say("step", i=done, n=total, t=step.t, expert=expert, dt_s=step_s, eta_s=step_s * (total - done))
+        if done < total:
+            preview.show(run, step.clean, done)
+        run.check_cancelled()
+
+
+def not_finite(step: int, total: int, attention: str) -> TurbodiffError:
+    """Latents that are no numbers any more."""
+    return TurbodiffError(
+        f"the latents are not numbers any more after step {step} of {total}",
+        code="nan_latents",
+        field="attention",
+        got=attention,
+        expected="finite latents",
+        try_instead="--attention dense; if it stays, turbodiff models verify",
+    )

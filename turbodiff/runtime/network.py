@@ -1,0 +1,61 @@
+"""A transformer at work on one clip: what is computed once per clip, and a velocity for every step."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from turbodiff.models.attention import AttentionPlan
+from turbodiff.models.rope import rope_tables
+from turbodiff.models.wan_dit import PATCH, WanDiT
+from turbodiff.runtime import residency
+from turbodiff.runtime.embeddings import TextRows
+from turbodiff.spec.plan import Levers
+
+
+class Network:
+    """One expert: `placed` brings it to the device, `begin` starts a clip, a call is one evaluation."""
+
+    def __init__(self, dit: WanDiT, device: torch.device, attention: AttentionPlan, levers: Levers) -> None:
+        self._dit, self._device, self._attention, self._levers = dit, device, attention, levers
+        self._blocks: Iterable[nn.Module] = dit.blocks
+        self._clip: dict[str, Any] = {}
+        self._context: Tensor | None = None
+
+    @contextmanager
+    def placed(self, *, stay: bool) -> Iterator[None]:
+        """On the device, whole or as a stream of blocks; off it again at the end, unless it may stay."""
+        with ExitStack() as stack:
+            if self._levers.experts == "streamed":
+                stream = residency.BlockStream(self._dit.blocks, self._device, self._levers.blocks_resident)
+                rest = [child for name, child in self._dit.named_children() if name != "blocks"]
+                stack.enter_context(residency.placed(nn.ModuleList(rest), self._device))
+                stack.enter_context(stream)
+                self._blocks = stream
+            else:
+                stack.enter_context(residency.placed(self._dit, self._device, stay=stay))
+            try:
+                yield
+            finally:
+                self._clip, self._context, self._blocks = {}, None, self._dit.blocks
+
+    def begin(self, text: TextRows, condition: Tensor | None) -> None:
+        """Take in the words and the picture of a clip."""
+        self._context = self._dit.embed_text(residency.to_device(text.rows, self._device))
+        self._clip = {
+            "condition": None if condition is None else residency.to_device(condition, self._device),
+            "context_bias": None if text.bias is None else residency.to_device(text.bias, self._device),
+            "rope": None,
+        }
+
+    def __call__(self, latents: Tensor, timesteps: Tensor) -> Tensor:
+        """Velocity float32 of latents [1, 16, T, H, W] at timesteps [1, 1] (x1000)."""
+        if self._clip["rope"] is None:
+            grid = [size // patch for size, patch in zip(latents.shape[2:], PATCH, strict=True)]
+            self._clip["rope"] = rope_tables(*grid, self._dit.config.head_dim, device=self._device)
+        x, inputs = self._dit.prepare(latents, timesteps, self._context, attention=self._attention, **self._clip)
+        for block in self._blocks:
+            x = block(x, inputs, self._levers.ffn_chunks)
+        return self._dit.finish(x, inputs)

@@ -1,0 +1,73 @@
+"""A clip, from the words to the file: the story of turbodiff on one screen.
+
+words -> text rows -> (picture -> condition) -> latents, step by step -> frames, chunk by chunk -> mp4 -> library
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from turbodiff.media import library
+from turbodiff.media.verify import Verdict, verify_clip
+from turbodiff.media.video import ClipWriter
+from turbodiff.runtime import record, stages
+from turbodiff.runtime.denoise import denoise
+from turbodiff.runtime.run import Job, Orders, Run, Say
+from turbodiff.runtime.saved import SavedLatents
+from turbodiff.runtime.shelf import Shelf
+
+
+def generate(job: Job, shelf: Shelf, say: Say, orders: Orders) -> dict[str, Any]:
+    """Make the clip of a job and put it into the library; returns the fields of its `result` event.
+
+    Raises:
+        TurbodiffError: what a person should read; nothing half-done is left behind.
+    """
+    run = Run(job, shelf, say, orders)
+    say("plan", plan=job.plan.model_dump(mode="json"))
+    shelf.open(run.request)
+    saved = SavedLatents(job.state, job.id, run.request)
+    latents = saved.load()
+    if latents is None:
+        latents = make_latents(run)
+        saved.save(latents)
+    clip, verdict = write_clip(run, latents)
+    saved.forget()
+    return record.result(run, clip, verdict)
+
+
+def make_latents(run: Run) -> Tensor:
+    """Words, and a picture where there is one, to latents [1, 16, T, H, W]."""
+    with run.phase("text_encode"):
+        text = stages.encode_text(run)
+    condition = None
+    if run.request.kind == "i2v":
+        with run.phase("image_encode"):
+            condition = stages.encode_image(run)
+    return denoise(run, text, condition)
+
+
+def write_clip(run: Run, latents: Tensor) -> tuple[Path, Verdict]:
+    """Latents to a clip in the library; it gets its name only after every frame of the file was checked."""
+    job, request = run.job, run.request
+    partial = (
+        library.partial_beside(job.output) if job.output else library.partial_path(job.outputs, job.id, job.attempt)
+    )
+    final = job.output or library.clip_path(job.outputs, request.kind, request.seed or 0, request.model, run.created)
+    writer = ClipWriter(
+        partial, request.width, request.height, request.fps, record.settings(run), num_frames=request.num_frames
+    )
+    with writer, run.phase("vae_decode"):
+        for frames in stages.decode(run, latents):
+            run.check_cancelled()
+            writer.write(frames)
+    assert writer.written is not None
+    try:
+        with run.phase("write"):
+            verdict = verify_clip(writer.written)
+            sidecar = record.sidecar(run, verdict)
+            path = library.publish(partial, final, sidecar, writer.written.poster, replace=job.output is not None)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path, verdict

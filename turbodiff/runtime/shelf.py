@@ -1,0 +1,171 @@
+"""Models kept between jobs: a second job on the same model reads no weights, and each sits where its plan says.
+
+A network on the shelf lives in host memory, mapped from its file; a `with` brings it to the device and takes it off
+again. It stays on the device only where the plan shows room for everything at once.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from turbodiff.models import text_encoder
+from turbodiff.models.attention import AttentionPlan
+from turbodiff.models.linear import quantize_blocks
+from turbodiff.models.vae import make_vae
+from turbodiff.models.wan_dit import WanConfig, WanDiT
+from turbodiff.prompt.tokens import Tokenizer
+from turbodiff.runtime import residency
+from turbodiff.runtime.device import Device
+from turbodiff.runtime.embeddings import TextRows, pad_rows
+from turbodiff.runtime.network import Network
+from turbodiff.spec.inventory import FoundFile, Inventory
+from turbodiff.spec.models import ModelSpec
+from turbodiff.spec.plan import Plan
+from turbodiff.spec.request import Request
+from turbodiff.weights import locate
+from turbodiff.weights.load import load_into
+from turbodiff.weights.recognise import Checkpoint, open_checkpoint
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
+
+COMPONENT_OF = {"single": "dit", "high": "dit_high", "low": "dit_low"}
+
+
+class Shelf:
+    """The models of one worker. `open` says what the next job needs; the rest is loaded when it is first asked for."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._kept: dict[str, Any] = {}
+        self._used: dict[str, FoundFile] = {}
+        self._int8 = False
+        self.spec: ModelSpec
+
+    def open(self, request: Request) -> None:
+        """Find the files of a request's model; drop what belongs to other models.
+
+        Raises:
+            FileError: files are missing; lists all of them.
+        """
+        inventory = locate.inventory()
+        self.spec = request.spec
+        self._used = locate.need(self.spec.name, inventory, quant=_quant_of(request, inventory))
+        self._int8 = request.quant_linear == "on"
+        wanted = {self._key(file) for file in self._used.values()}
+        for key in [key for key in self._kept if key not in wanted]:
+            del self._kept[key]
+        residency.free_cached(self.device.torch_device)
+
+    def facts(self) -> dict[str, Any]:
+        """What a clip's sidecar says about where and from what it was made."""
+        weights = {name: Path(file.path).name for name, file in self._used.items()}
+        return {**self.device.facts(), "weights": weights}
+
+    def text_identity(self) -> str:
+        """What text rows depend on beside the words: the encoder's file."""
+        return self._key(self._used["text_encoder"])
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the model."""
+        return self._keep("tokenizer", lambda file: Tokenizer(Path(file.path)))
+
+    @contextmanager
+    def text_encoder(self, plan: Plan) -> Iterator[Callable[[str], TextRows]]:
+        """A function from clean text to its rows, while the encoder sits where the plan says."""
+        device = torch.device("cpu") if plan.levers.text == "cpu" else self.device.torch_device
+        encoder, tokenizer = self._keep("text_encoder", self._load_text_encoder), self.tokenizer()
+        text_len = self.spec.text_encoder.text_len
+
+        def read(text: str) -> TextRows:
+            ids = torch.tensor([tokenizer.ids(text, text_len)], device=device)
+            rows = text_encoder.encode(encoder, ids, torch.ones_like(ids), text_len=ids.shape[1])
+            return pad_rows(rows[0].cpu(), text_len)
+
+        with residency.placed(encoder, device, stay=self._roomy(plan)):
+            yield read
+
+    @contextmanager
+    def vae(self, plan: Plan) -> "Iterator[AutoencoderKLWan]":
+        """The VAE on the device."""
+        vae = self._keep("vae", self._load_vae)
+        with residency.placed(vae, self.device.torch_device, stay=self._roomy(plan)):
+            yield vae
+
+    def vae_at_hand(self) -> "AutoencoderKLWan | None":
+        """The VAE for a preview, where it costs nothing beside the denoiser: on a CPU."""
+        return None if self.device.is_cuda else self._keep("vae", self._load_vae)
+
+    @contextmanager
+    def network(self, expert: str, plan: Plan) -> Iterator[Network]:
+        """One expert, where the plan says."""
+        request = plan.request
+        dit = self._keep(COMPONENT_OF[expert], self._load_dit)
+        network = Network(dit, self.device.torch_device, AttentionPlan(request.attention, request.topk), plan.levers)
+        with network.placed(stay=self._roomy(plan)):
+            yield network
+
+    def _roomy(self, plan: Plan) -> bool:
+        """Whether everything fits at once, so that nothing has to leave the device between phases."""
+        weights_bytes = sum(phase.weights_bytes for phase in plan.phases)
+        work_bytes = max(phase.peak_bytes - phase.weights_bytes for phase in plan.phases)
+        return plan.levers.experts == "resident" and weights_bytes + work_bytes <= plan.budget_bytes
+
+    def _keep(self, component: str, load: Callable[[FoundFile], Any]) -> Any:
+        file = self._used[component]
+        key = self._key(file)
+        if key not in self._kept:
+            self._kept[key] = load(file)
+        return self._kept[key]
+
+    def _key(self, file: FoundFile) -> str:
+        """A file, its moment and what becomes of it: another file of the same name is another model."""
+        int8 = " int8" if self._int8 and file.component.startswith("dit") else ""
+        return f"{file.path} {Path(file.path).stat().st_mtime_ns}{int8}"
+
+    def _load_dit(self, file: FoundFile) -> WanDiT:
+        checkpoint = open_checkpoint(Path(file.path), "dit")
+        with torch.device("meta"):
+            module = WanDiT(dit_config(self.spec, checkpoint))
+        dit = load_into(module, checkpoint, dtype=self.device.dtype).module
+        return quantize_blocks(dit) if self._int8 and not checkpoint.quant else dit
+
+    def _load_vae(self, file: FoundFile) -> nn.Module:
+        facts = self.spec.vae
+        with torch.device("meta"):
+            module = make_vae(facts.base_dim, facts.z_dim, facts.dim_mult, facts.num_res_blocks)
+        return load_into(module, Path(file.path), dtype=self.device.dtype, component="vae").module
+
+    def _load_text_encoder(self, file: FoundFile) -> nn.Module:
+        with torch.device("meta"):
+            module = text_encoder.make_text_encoder(self.spec.text_encoder)
+        return load_into(module, Path(file.path), dtype=self.device.dtype, component="text_encoder").module
+
+
+def dit_config(spec: ModelSpec, checkpoint: Checkpoint) -> WanConfig:
+    """Sizes from the model's facts; whether SLA and INT8 are there from the file."""
+    facts = spec.dit
+    return WanConfig(
+        dim=facts.dim,
+        ffn_dim=facts.ffn_dim,
+        num_heads=facts.num_heads,
+        num_layers=facts.num_layers,
+        in_dim=facts.in_dim,
+        out_dim=facts.out_dim,
+        text_dim=spec.text_encoder.dim,
+        freq_dim=facts.freq_dim,
+        eps=facts.eps,
+        sla=checkpoint.sla,
+        quant_linear=checkpoint.quant,
+    )
+
+
+def _quant_of(request: Request, inventory: Inventory) -> bool | None:
+    """Which of two files to take: INT8 where that was asked for and is there; plain weights are quantised at load."""
+    component = COMPONENT_OF[request.spec.experts[0]]
+    wish = request.quant_linear == "on"
+    return wish if inventory.of(request.spec.name, component, wish) else None

@@ -1,0 +1,103 @@
+"""Errors that a person reads.
+
+    TurbodiffError            exit 1   the run failed
+    ├── RequestError          exit 2   a field of the request cannot be honoured
+    ├── FileError             exit 2   a file is missing, damaged or of another kind
+    │   └── OutputError       exit 2   the result cannot be written
+    ├── StateInUseError       exit 3   another turbodiff holds the state folder
+    ├── PortInUseError        exit 4   another program holds the port
+    ├── DoesNotFitError       exit 5   no allowed setting fits this machine
+    ├── OutOfMemoryError      exit 1   the device ran out in spite of the plan; the worker must end
+    ├── VerifyError           exit 1   the written clip is not what was sent to the encoder
+    └── CancelledByUser       exit 130 stopped by a person
+
+Each says what happened, what it got, what it expected and what to try; `code` keys the sentence in webui/wording.
+Programmer mistakes are asserts, never these.
+"""
+
+from typing import Any, ClassVar
+
+
+class TurbodiffError(Exception):
+    """An error with everything a person needs to act on it.
+
+    Args:
+        what: one English sentence, no trailing period needed.
+        code: stable key such as "frames_not_4n1"; the page words it in zh and en.
+        field: name of the request field, flag or file key at fault, or "".
+        got / expected: short values, printed as they are.
+        try_instead: one concrete thing to do.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self, what: str, *, code: str, field: str = "", got: Any = "", expected: Any = "", try_instead: str = ""
+    ) -> None:
+        super().__init__(what)
+        self.what, self.code, self.field = what, code, field
+        self.got, self.expected, self.try_instead = str(got), str(expected), try_instead
+
+    def __str__(self) -> str:
+        head = f"{self.field}: {self.what}" if self.field else self.what
+        parts = [head]
+        if self.got:
+            parts.append(f"got {self.got}")
+        if self.expected:
+            parts.append(f"expected {self.expected}")
+        if self.try_instead:
+            parts.append(f"try: {self.try_instead}")
+        return "; ".join(parts)
+
+    def fields(self) -> dict[str, str]:
+        """The error as the fields of an `error` event (see spec/events.py)."""
+        names = ("code", "field", "what", "got", "expected", "try_instead")
+        return {name: getattr(self, name) for name in names}
+
+
+class RequestError(TurbodiffError):
+    """A field of the request cannot be honoured."""
+
+    exit_code = 2
+
+
+class FileError(TurbodiffError):
+    """A file is missing, damaged or of another kind than expected."""
+
+    exit_code = 2
+
+
+class OutputError(FileError):
+    """The result cannot be written."""
+
+
+class StateInUseError(TurbodiffError):
+    """Another turbodiff holds the state folder."""
+
+    exit_code = 3
+
+
+class PortInUseError(TurbodiffError):
+    """Another program holds the port."""
+
+    exit_code = 4
+
+
+class DoesNotFitError(TurbodiffError):
+    """No setting that the pins allow fits this machine."""
+
+    exit_code = 5
+
+
+class OutOfMemoryError(TurbodiffError):
+    """The device ran out of memory in spite of the plan. The process must end: the traceback pins tensors."""
+
+
+class VerifyError(TurbodiffError):
+    """The written clip is not what was sent to the encoder."""
+
+
+class CancelledByUser(TurbodiffError):
+    """Stopped by a person."""
+
+    exit_code = 130

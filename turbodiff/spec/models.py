@@ -1,0 +1,184 @@
+"""Facts about the models, read from configs/models/*.toml; choices of a run are never in there."""
+
+import os
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from turbodiff.spec.errors import FileError, RequestError
+
+Kind = Literal["t2v", "i2v"]
+T = TypeVar("T", bound=BaseModel)
+
+
+class Facts(BaseModel):
+    """Frozen facts; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DitFacts(Facts):
+    """One Wan DiT (research: turbodiffusion.md 5.1). head_dim = dim / num_heads."""
+
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    in_dim: int = 16
+    out_dim: int = 16
+    freq_dim: int = 256
+    eps: float = 1e-6
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.dim // self.num_heads
+
+
+class TextFacts(Facts):
+    """The UMT5 encoder and its tokenizer."""
+
+    dim: int
+    dim_attn: int
+    dim_ffn: int
+    num_heads: int
+    num_layers: int
+    vocab: int
+    num_buckets: int = 32
+    max_distance: int = 128
+    text_len: int = 512
+
+
+class VaeFacts(Facts):
+    """The Wan2.1 VAE; strides live in spec/shapes.py."""
+
+    base_dim: int
+    z_dim: int = 16
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+
+
+class Limits(Facts):
+    """What the model accepts."""
+
+    resolutions: tuple[str, ...]
+    trained_resolutions: tuple[str, ...]
+    aspects: tuple[str, ...]
+    max_frames: int
+    free_size: bool = True  # any multiple of 16 beside the table
+    max_size: int = 2048  # pixels a side
+
+
+class Defaults(Facts):
+    """What a request gets where the person says nothing."""
+
+    resolution: str
+    aspect: str
+    num_frames: int
+    steps: int = 4
+    sampler: Literal["sde", "ode", "unipc"] = "sde"
+    sigma_max: float
+    boundary: float = 0.9
+    topk: float = 0.1
+    fps: int = 16
+
+
+class ModelFile(Facts):
+    """One component on disk: published file names in order of preference, and where they come from."""
+
+    component: Literal["dit", "dit_high", "dit_low", "vae", "text_encoder", "tokenizer"]
+    names: tuple[str, ...]
+    repo: str = ""
+    bytes: int = 0
+    quant: bool = False
+    resolution: str = ""
+
+
+class ModelSpec(Facts):
+    """A model as configs/models/*.toml describes it."""
+
+    name: str
+    display_name: str
+    aliases: tuple[str, ...] = ()
+    kind: Kind
+    experts: tuple[Literal["single", "high", "low"], ...] = ("single",)
+    bundled: bool = False
+    turbo: bool = True  # distilled for the rCM schedule, with SLA's proj_l
+    about: str
+    dit: DitFacts
+    text_encoder: TextFacts
+    vae: VaeFacts
+    limits: Limits
+    defaults: Defaults
+    files: tuple[ModelFile, ...]
+
+    @property
+    def two_experts(self) -> bool:
+        """Whether a high-noise and a low-noise network take turns at the boundary."""
+        return len(self.experts) == 2
+
+    def answers_to(self, name: str) -> bool:
+        """Whether `name` means this model; case, spaces and underscores do not matter."""
+        return _plain(name) in {_plain(known) for known in (self.name, self.display_name, *self.aliases)}
+
+
+def configs_folder() -> Path:
+    """The configs/ folder: beside the package in a checkout, inside it in a wheel."""
+    here = Path(__file__).resolve().parents[1]
+    for folder in (here / "configs", here.parent / "configs"):
+        if folder.is_dir():
+            return folder
+    raise FileError("configs/ is missing", code="configs_missing", got=here, try_instead="reinstall turbodiff")
+
+
+def read_toml(path: Path, into: type[T]) -> T:
+    """A TOML file as the model `into`.
+
+    Raises:
+        FileError: names the file, the key and what is wrong with it.
+    """
+    try:
+        return into.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except tomllib.TOMLDecodeError as error:
+        raise FileError("not valid TOML", code="config_syntax", field=path.name, got=error) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise FileError(first["msg"], code="config_key", field=f"{path.name}: {key}", got=first.get("input")) from None
+
+
+@cache
+def _specs(folder: Path) -> tuple[ModelSpec, ...]:
+    return tuple(read_toml(path, ModelSpec) for path in sorted((folder / "models").glob("*.toml")))
+
+
+def all_models(folder: Path | None = None) -> tuple[ModelSpec, ...]:
+    """Every model of configs/models, the demo first, then by size."""
+    specs = _specs(folder or Path(os.environ.get("TURBODIFF_CONFIGS") or configs_folder()))
+    return tuple(sorted(specs, key=lambda spec: (not spec.bundled, spec.kind != "t2v", spec.dit.num_layers, spec.name)))
+
+
+def find_model(name: str) -> ModelSpec:
+    """The model of that name, display name or alias.
+
+    Raises:
+        RequestError: lists the known names.
+    """
+    for spec in all_models():
+        if spec.answers_to(name):
+            return spec
+    raise RequestError(
+        "unknown model",
+        code="unknown_model",
+        field="model",
+        got=name,
+        expected=" | ".join(spec.display_name for spec in all_models()),
+        try_instead="--model demo",
+    )
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace(" ", "").replace("_", "-")

@@ -1,0 +1,94 @@
+"""A plan: a request as it will run on this machine, what each phase needs, and why it looks like this.
+
+The same JSON is shown by `turbodiff plan --json`, by the API, in the job row and in the clip's metadata.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from turbodiff.spec.request import Request
+
+PhaseName = Literal["text_encode", "image_encode", "denoise", "denoise_high", "denoise_low", "vae_decode", "write"]
+Band = Literal["fits", "tight", "no"]
+
+
+class Frozen(BaseModel):
+    """Immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Levers(Frozen):
+    """Choices that change memory and time and, apart from text_dtype, not one pixel."""
+
+    text: Literal["cached", "resident", "streamed", "cpu"] = "resident"
+    text_dtype: Literal["bf16", "int8", "nf4"] = "bf16"
+    experts: Literal["resident", "swapped", "streamed"] = "resident"
+    blocks_resident: int = 0  # with experts "streamed": blocks that stay on the device
+    vae: Literal["whole", "tiled"] = "whole"
+    ffn_chunks: int = 1
+
+
+class Phase(Frozen):
+    """What one phase needs; phases run one after the other, so a job needs the largest peak, never the sum."""
+
+    name: PhaseName
+    weights_bytes: int
+    activations_bytes: int
+    workspace_bytes: int
+    peak_bytes: int
+    host_ram_bytes: int
+    seconds: float
+
+
+class Change(Frozen):
+    """One wish that was lowered, or one field that "auto" settled."""
+
+    field: str
+    from_value: Any
+    to_value: Any
+    lossy: bool
+
+
+class Reason(Frozen):
+    """Why, as a key of the wording and its numbers."""
+
+    key: str
+    numbers: dict[str, Any] = {}
+
+
+class Alternative(Frozen):
+    """Another way to run this request: the fields to change and what it would take."""
+
+    changes: tuple[Change, ...]
+    peak_bytes: int
+    seconds: float
+    fits: bool
+    download_bytes: int = 0
+
+
+class Plan(Frozen):
+    """The request as it will run, with the arithmetic that says it fits."""
+
+    request: Request
+    device: str  # "cuda:0" or "cpu"
+    device_name: str
+    levers: Levers
+    phases: tuple[Phase, ...]
+    peak_bytes: int
+    budget_bytes: int
+    band: Band
+    changes: tuple[Change, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
+    reasons: tuple[Reason, ...] = ()
+
+    @property
+    def binding_phase(self) -> Phase:
+        """The phase whose peak decides."""
+        return max(self.phases, key=lambda phase: phase.peak_bytes)
+
+    @property
+    def seconds(self) -> float:
+        """Predicted seconds from start to file."""
+        return sum(phase.seconds for phase in self.phases)

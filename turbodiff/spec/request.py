@@ -1,0 +1,312 @@
+"""A request: one clip as a person asks for it, complete and legal, or an error that names the field."""
+
+import math
+import secrets
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from turbodiff.spec.errors import RequestError
+from turbodiff.spec.models import Kind, ModelSpec, find_model
+from turbodiff.spec.shapes import VideoShape, check_size, is_frame_count, named_size, nearest_frame_counts, table_size
+
+Sampler = Literal["sde", "ode", "unipc"]
+Attention = Literal["auto", "dense", "sage", "sla", "sagesla"]
+Fit = Literal["crop", "pad", "stretch"]
+Switch = Literal["auto", "on", "off"]
+
+MAX_SEED = 2**53 - 1  # what a browser's numbers hold exactly
+MAX_PROMPT_CHARS = 8000  # far beyond 512 tokens; a wall of text is a mistake, not a prompt
+MAX_TURBO_STEPS = 4  # the rCM schedule has four angles
+MAX_STEPS = 100
+
+# TurboDiffusion's flag names, accepted wherever a field name is
+ALIASES = {
+    "num_steps": "steps",
+    "frames": "num_frames",
+    "sla_topk": "topk",
+    "attention_type": "attention",
+    "aspect_ratio": "aspect",
+    "image_path": "image",
+    "guide_scale": "guidance",
+}
+ATTENTION_ALIASES = {"original": "dense"}
+
+
+class Lora(BaseModel):
+    """One LoRA file with its strength; `expert` limits it to one network of a two-expert model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    path: str
+    strength: float = Field(default=1.0, ge=-4, le=4)
+    expert: Literal["both", "high", "low"] = "both"
+
+
+class Request(BaseModel):
+    """What is asked, frozen. Build one with `make_request`, which fills the model's defaults and checks its limits.
+
+    `width`, `height` are the pixels that run; `resolution` and `aspect` say how they were chosen ("custom" for a
+    size of one's own). A field named in `pinned` is never changed by the planner; every other field is a wish.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Kind
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
+    negative_prompt: str = Field(default="", max_length=MAX_PROMPT_CHARS)
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    model: str
+    resolution: str
+    aspect: str
+    width: int
+    height: int
+    num_frames: int = Field(ge=1)
+    steps: int = Field(ge=1, le=MAX_STEPS)
+    sampler: Sampler
+    sigma_max: float = Field(ge=1, le=100_000)
+    guidance: float = Field(default=1.0, ge=1, le=20)
+    shift: float = Field(default=5.0, gt=0, le=20)  # Wan2.1's own default for 480p and above
+    boundary: float = Field(ge=0.5, le=1.0)
+    attention: Attention = "auto"
+    topk: float = Field(gt=0, le=1)
+    quant_linear: Switch = "auto"
+    fps: int = Field(ge=1, le=60)
+    image: str = ""
+    fit: Fit = "crop"
+    adaptive_resolution: bool = True
+    loras: tuple[Lora, ...] = ()
+    noise_device: Literal["cpu", "cuda"] = "cpu"  # "cuda" reproduces TurboDiffusion's noise stream
+    pinned: frozenset[str] = frozenset()
+    nonce: str = Field(default="", max_length=64)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The facts of the model."""
+        return find_model(self.model)
+
+    @property
+    def shape(self) -> VideoShape:
+        """The clip in pixels."""
+        return VideoShape(self.num_frames, self.height, self.width)
+
+    def seeded(self) -> Self:
+        """The same request with a seed drawn if it had none (31 bits: short enough to note down)."""
+        return self if self.seed is not None else self.model_copy(update={"seed": secrets.randbelow(2**31)})
+
+
+def make_request(fields: Mapping[str, Any]) -> Request:
+    """A complete, legal Request from what a form, flags or JSON say; missing fields take the model's defaults.
+
+    Accepts TurboDiffusion's names, `size` as "832x480" or "832*480", seed "" or -1 for a random one.
+
+    Raises:
+        RequestError: names the first field that cannot be honoured.
+    """
+    given = {_field_name(key): value for key, value in fields.items() if value is not None and value != ""}
+    spec = find_model(str(given.pop("model", "demo")))
+    if not str(given.get("prompt", "")).strip():
+        raise RequestError(
+            "a prompt is needed", code="prompt_empty", field="prompt", try_instead='"a red circle moves right"'
+        )
+    request = _validated(_with_defaults(given, spec))
+    _check_against(request, spec)
+    return request
+
+
+def _field_name(key: str) -> str:
+    name = key.replace("-", "_")
+    return ALIASES.get(name, name)
+
+
+def _with_defaults(given: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    given["kind"] = given.get("kind", spec.kind)
+    for name in ("num_frames", "steps", "sampler", "sigma_max", "boundary", "topk", "fps"):
+        given.setdefault(name, getattr(spec.defaults, name))
+    if given.pop("ode", False):
+        given["sampler"] = "ode"
+    attention = given.get("attention", "auto")
+    given["attention"] = ATTENTION_ALIASES.get(attention, attention)
+    given["quant_linear"] = _switch(given.get("quant_linear", "auto"))
+    if str(given.get("seed", "")).strip() in {"", "-1", "random"}:
+        given["seed"] = None
+    given["pinned"] = frozenset(_field_name(name) for name in _names(given.get("pinned", ())))
+    return given | _size(given, spec) | {"model": spec.name}
+
+
+def _size(given: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    size, width, height = given.pop("size", None), given.pop("width", None), given.pop("height", None)
+    if size is None and width is not None and height is not None:
+        size = f"{width}x{height}"
+    if size is not None:
+        width, height = _parse_size(str(size))
+        resolution, aspect = named_size(width, height, spec.limits.resolutions) or ("custom", "custom")
+        return {"resolution": resolution, "aspect": aspect, "width": width, "height": height}
+    resolution = str(given.get("resolution", spec.defaults.resolution))
+    aspect = str(given.get("aspect", spec.defaults.aspect))
+    if resolution not in spec.limits.resolutions:
+        raise RequestError(
+            f"{spec.display_name} has no such resolution",
+            code="unknown_resolution",
+            field="resolution",
+            got=resolution,
+            expected=" | ".join(spec.limits.resolutions),
+            try_instead=f"--resolution {spec.defaults.resolution}",
+        )
+    width, height = table_size(resolution, aspect)
+    return {"resolution": resolution, "aspect": aspect, "width": width, "height": height}
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    parts = text.lower().replace("*", "x").replace("×", "x").split("x")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise RequestError(
+            "a size is WIDTHxHEIGHT",
+            code="size_syntax",
+            field="size",
+            got=text[:40],
+            expected="832x480",
+            try_instead="--size 832x480",
+        )
+    width, height = (int(part) for part in parts)
+    return width, height
+
+
+def _switch(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    words = {"true": "on", "yes": "on", "1": "on", "false": "off", "no": "off", "0": "off"}
+    return words.get(str(value).lower(), value)
+
+
+def _names(value: Any) -> list[str]:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else list(value)
+
+
+def _validated(fields: dict[str, Any]) -> Request:
+    unknown = sorted(set(fields) - set(Request.model_fields))
+    if unknown:
+        raise RequestError(
+            "unknown field",
+            code="unknown_field",
+            field=unknown[0],
+            got=unknown[0],
+            expected=", ".join(Request.model_fields),
+            try_instead="leave it out",
+        )
+    try:
+        return Request.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = str(first["loc"][0]) if first["loc"] else ""
+        got = first.get("input")
+        got_text = f"{len(got)} characters" if isinstance(got, str) and len(got) > 80 else got
+        raise RequestError(
+            "not a legal value",
+            code=f"bad_{field}",
+            field=field,
+            got=got_text,
+            expected=first["msg"],
+            try_instead="leave it out to get the default",
+        ) from None
+
+
+def _check_against(request: Request, spec: ModelSpec) -> None:
+    _check_kind(request, spec)
+    _check_frames(request, spec)
+    _check_steps(request)
+    check_size(request.width, request.height)
+    _check_limits(request, spec)
+    _check_pins(request)
+
+
+def _check_kind(request: Request, spec: ModelSpec) -> None:
+    if request.kind != spec.kind:
+        raise RequestError(
+            f"{spec.display_name} makes {spec.kind} clips",
+            code="kind_mismatch",
+            field="kind",
+            got=request.kind,
+            expected=spec.kind,
+            try_instead=f"another --model, or --kind {spec.kind}",
+        )
+    if spec.kind == "i2v" and not request.image:
+        raise RequestError(
+            f"{spec.display_name} starts from a picture",
+            code="image_missing",
+            field="image",
+            expected="a picture file",
+            try_instead="--image photo.jpg",
+        )
+    if spec.kind == "t2v" and request.image:
+        raise RequestError(
+            f"{spec.display_name} makes clips from text only",
+            code="image_unused",
+            field="image",
+            got=request.image[-80:],
+            expected="no picture",
+            try_instead="--model Wan2.2-A14B, or leave the picture out",
+        )
+
+
+def _check_frames(request: Request, spec: ModelSpec) -> None:
+    if not is_frame_count(request.num_frames):
+        below, above = nearest_frame_counts(request.num_frames)
+        raise RequestError(
+            "the VAE takes 4n+1 frames",
+            code="frames_not_4n1",
+            field="num_frames",
+            got=request.num_frames,
+            expected="1, 5, 9, ... (4n+1)",
+            try_instead=f"--frames {below} or --frames {above}",
+        )
+    if request.num_frames > spec.limits.max_frames:
+        raise RequestError(
+            f"{spec.display_name} makes at most {spec.limits.max_frames} frames",
+            code="too_many_frames",
+            field="num_frames",
+            got=request.num_frames,
+            expected=f"at most {spec.limits.max_frames}",
+            try_instead=f"--frames {spec.limits.max_frames}",
+        )
+
+
+def _check_steps(request: Request) -> None:
+    if request.sampler != "unipc" and request.steps > MAX_TURBO_STEPS:
+        raise RequestError(
+            f"the rCM schedule has 1 to {MAX_TURBO_STEPS} steps",
+            code="too_many_steps",
+            field="steps",
+            got=request.steps,
+            expected=f"1..{MAX_TURBO_STEPS} with sampler {request.sampler}",
+            try_instead=f"--steps {MAX_TURBO_STEPS}, or --sampler unipc for undistilled weights",
+        )
+
+
+def _check_limits(request: Request, spec: ModelSpec) -> None:
+    sizes = {table_size(name, aspect) for name in spec.limits.resolutions for aspect in spec.limits.aspects}
+    free = spec.limits.free_size and max(request.width, request.height) <= spec.limits.max_size
+    if not free and (request.width, request.height) not in sizes:
+        raise RequestError(
+            f"{spec.display_name} does not make this size",
+            code="size_not_offered",
+            field="size",
+            got=f"{request.width}x{request.height}",
+            expected=" | ".join(f"{width}x{height}" for width, height in sorted(sizes)),
+            try_instead=f"--resolution {spec.defaults.resolution}",
+        )
+    if not all(map(math.isfinite, (request.sigma_max, request.guidance, request.shift, request.topk))):
+        raise RequestError("must be a finite number", code="not_finite", field="sigma_max")
+
+
+def _check_pins(request: Request) -> None:
+    strange = sorted(request.pinned - set(Request.model_fields) - {"size"})
+    if strange:
+        raise RequestError(
+            "only fields of a request can be pinned",
+            code="bad_pin",
+            field="pin",
+            got=strange[0],
+            expected="model, resolution, num_frames, quant_linear, ...",
+            try_instead="--pin model,resolution",
+        )

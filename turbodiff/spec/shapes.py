@@ -1,0 +1,177 @@
+"""Pixels, latents, tokens: the only file that knows /8, /4, 4n+1, the patch of 2 and the 128-patch limit.
+
+Facts: Wan2.1's VAE divides space by 8 and time by 4 (first frame alone), the DiT takes patches of 1x2x2; RoPE
+tables hold 128 positions per spatial axis in TurboDiffusion (research: networks/wan2pt1.py).
+"""
+
+import math
+from typing import NamedTuple
+
+from turbodiff.spec.errors import RequestError
+
+SPACE_STRIDE = 8
+TIME_STRIDE = 4
+PATCH = 2
+PIXEL_MULTIPLE = SPACE_STRIDE * PATCH
+MAX_PATCHES = 128
+LATENT_CHANNELS = 16
+CONDITION_CHANNELS = 4 + LATENT_CHANNELS  # I2V: 4 mask channels + the picture's latents
+
+ASPECTS = ("1:1", "4:3", "3:4", "16:9", "9:16")
+
+# (width, height) per resolution and aspect, TurboDiffusion rcm/datasets/utils.py
+RESOLUTIONS: dict[str, dict[str, tuple[int, int]]] = {
+    "480p": {"1:1": (640, 640), "4:3": (640, 480), "3:4": (480, 640), "16:9": (832, 480), "9:16": (480, 832)},
+    "720p": {"1:1": (960, 960), "4:3": (960, 720), "3:4": (720, 960), "16:9": (1280, 720), "9:16": (720, 1280)},
+    "128": {"1:1": (128, 128)},  # the bundled demo model
+}
+
+
+class LatentShape(NamedTuple):
+    """A video in the VAE's latent space, axes C, T, H, W."""
+
+    channels: int
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def patch_grid(self) -> tuple[int, int, int]:
+        """(T, H, W) of the DiT's tokens."""
+        return self.frames, self.height // PATCH, self.width // PATCH
+
+    @property
+    def tokens(self) -> int:
+        """N tokens L of one clip."""
+        return math.prod(self.patch_grid)
+
+    @property
+    def elements(self) -> int:
+        """Values in the latents of one clip."""
+        return math.prod(self)
+
+
+class VideoShape(NamedTuple):
+    """A video in pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def latent(self) -> LatentShape:
+        """The latents that decode to this video."""
+        return LatentShape(
+            LATENT_CHANNELS, latent_frames(self.frames), self.height // SPACE_STRIDE, self.width // SPACE_STRIDE
+        )
+
+    def duration_s(self, fps: int) -> float:
+        """Seconds at `fps` frames per second."""
+        return self.frames / fps
+
+
+def latent_frames(num_frames: int) -> int:
+    """Latent frames T of a video of 4n+1 frames."""
+    assert is_frame_count(num_frames), num_frames
+    return 1 + (num_frames - 1) // TIME_STRIDE
+
+
+def pixel_frames(frames_latent: int) -> int:
+    """Frames that T latent frames decode to."""
+    return 1 + (frames_latent - 1) * TIME_STRIDE
+
+
+def is_frame_count(num_frames: int) -> bool:
+    """Whether a video of this many frames has latents: 1, 5, 9, ... (4n+1)."""
+    return num_frames >= 1 and (num_frames - 1) % TIME_STRIDE == 0
+
+
+def nearest_frame_counts(num_frames: int) -> tuple[int, int]:
+    """The legal frame counts just below and just above."""
+    below = max(1, 1 + (max(num_frames, 1) - 1) // TIME_STRIDE * TIME_STRIDE)
+    return below, below + TIME_STRIDE
+
+
+def frame_counts(maximum: int) -> list[int]:
+    """Every legal frame count up to `maximum`."""
+    return list(range(1, maximum + 1, TIME_STRIDE))
+
+
+def table_size(resolution: str, aspect: str) -> tuple[int, int]:
+    """(width, height) of a named resolution.
+
+    Raises:
+        RequestError: unknown resolution, or an aspect that this resolution does not have.
+    """
+    if resolution not in RESOLUTIONS:
+        raise RequestError(
+            "unknown resolution",
+            code="unknown_resolution",
+            field="resolution",
+            got=resolution,
+            expected=" | ".join(RESOLUTIONS),
+            try_instead="--resolution 480p",
+        )
+    by_aspect = RESOLUTIONS[resolution]
+    if aspect not in by_aspect:
+        raise RequestError(
+            f"{resolution} has no such aspect ratio",
+            code="unknown_aspect",
+            field="aspect",
+            got=aspect,
+            expected=" | ".join(by_aspect),
+            try_instead=f"--aspect {next(iter(by_aspect))}",
+        )
+    return by_aspect[aspect]
+
+
+def named_size(width: int, height: int, resolutions: tuple[str, ...] = tuple(RESOLUTIONS)) -> tuple[str, str] | None:
+    """(resolution, aspect) of a size in the table, or None."""
+    for resolution in resolutions:
+        for aspect, size in RESOLUTIONS[resolution].items():
+            if size == (width, height):
+                return resolution, aspect
+    return None
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse sizes that the network cannot take: multiples of 16, at most 128 patches a side.
+
+    Raises:
+        RequestError: names the field and the nearest legal size.
+    """
+    near = f"{_legal_side(width)}x{_legal_side(height)}"
+    if width % PIXEL_MULTIPLE or height % PIXEL_MULTIPLE or min(width, height) < PIXEL_MULTIPLE:
+        raise RequestError(
+            f"width and height must be multiples of {PIXEL_MULTIPLE}",
+            code="size_not_multiple",
+            field="size",
+            got=f"{width}x{height}",
+            expected=f"multiples of {PIXEL_MULTIPLE}",
+            try_instead=f"--size {near}",
+        )
+    if max(width, height) > MAX_PATCHES * PIXEL_MULTIPLE:
+        raise RequestError(
+            "the network's position tables end here",
+            code="size_too_large",
+            field="size",
+            got=f"{width}x{height}",
+            expected=f"at most {MAX_PATCHES * PIXEL_MULTIPLE} a side",
+            try_instead=f"--size {near}",
+        )
+
+
+def adaptive_size(image_width: int, image_height: int, area: int) -> tuple[int, int]:
+    """(width, height) of the picture's aspect and about `area` pixels, in multiples of 16 within the patch limit.
+
+    TurboDiffusion's Adaptive Resolution rounds both sides (half to even), so the area may exceed `area` by 1-2 %;
+    its missing limit of 128 patches is added here: a very wide picture keeps its longer side at the limit.
+    """
+    aspect = image_height / image_width
+    width, height = math.sqrt(area / aspect), math.sqrt(area * aspect)
+    return _legal_side(width), _legal_side(height)
+
+
+def _legal_side(side: float) -> int:
+    rounded = round(side / PIXEL_MULTIPLE) * PIXEL_MULTIPLE
+    return min(max(rounded, PIXEL_MULTIPLE), MAX_PATCHES * PIXEL_MULTIPLE)

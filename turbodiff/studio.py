@@ -1,0 +1,324 @@
+"""The front door: what the page, the command line and the API may ask of turbodiff. Never imports torch.
+
+A request is planned here, in the asker's process, by arithmetic; it runs in a worker process.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from turbodiff.gpu.probe import machine_now
+from turbodiff.jobs import logs, orphans, supervisor, workerproc
+from turbodiff.jobs import seeds as archive
+from turbodiff.jobs.store import Job, Store
+from turbodiff.media import library
+from turbodiff.plan import torch_rule
+from turbodiff.plan.machine import Machine, pretend, read_machine
+from turbodiff.plan.planner import make_plan
+from turbodiff.spec.errors import (
+    CancelledByUser,
+    DoesNotFitError,
+    FileError,
+    OutOfMemoryError,
+    OutputError,
+    RequestError,
+    TurbodiffError,
+    VerifyError,
+)
+from turbodiff.spec.events import Event
+from turbodiff.spec.inventory import Inventory
+from turbodiff.spec.models import ModelSpec, all_models
+from turbodiff.spec.numbers import GB
+from turbodiff.spec.plan import Plan
+from turbodiff.spec.request import Request, make_request
+from turbodiff.weights.locate import inventory as find_weights
+from turbodiff.weights.locate import need
+
+OnEvent = Callable[[Event], None]
+
+
+def state_folder() -> Path:
+    """Where the queue, the caches and the logs live: $TURBODIFF_STATE, else the XDG state folder."""
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(os.environ.get("TURBODIFF_STATE") or Path(home) / "turbodiff")
+
+
+def estimate(fields: Mapping[str, Any], machine: Machine | None = None, inventory: Inventory | None = None) -> Plan:
+    """The plan for what a form or flags say; pure arithmetic once machine and inventory are given.
+
+    Raises:
+        RequestError: a field cannot be honoured.
+        DoesNotFitError: nothing that the pins allow fits.
+    """
+    machine = machine or machine_now()
+    return make_plan(make_request(fields), machine, inventory or find_weights())
+
+
+def run_once(
+    fields: Mapping[str, Any], *, output: Path | None, outputs: Path, device: str = "auto", on_event: OnEvent
+) -> dict[str, Any]:
+    """One clip in a worker of its own: plan, run, tell every event; returns the result's fields.
+
+    Raises:
+        TurbodiffError: in the person's words; nothing half-done stays behind.
+    """
+    request = make_request(fields).seeded()
+    inventory = find_weights()
+    need(request.model, inventory)
+    check_place(output, outputs)
+    plan = make_plan(request, _cpu_only(machine_now()) if device == "cpu" else machine_now(), inventory)
+    command = workerproc.run_command(
+        plan.request.model_dump(mode="json"),
+        plan.model_dump(mode="json"),
+        outputs.resolve(),
+        state_folder(),
+        job=uuid.uuid4().int % 2**31,  # a run of its own has no row in the queue; the number names its temporary files
+        output=str(output.resolve()) if output else None,
+    )
+    argv = (*workerproc.WORKER, "--device", device)
+    for event in workerproc.run_once(command, argv, on_output=_to_stderr):
+        if event.type == "error":
+            raise error_from(event.fields)
+        on_event(event)
+        if event.type == "result":
+            return event.fields
+    raise AssertionError("a run ends with a result or an error")
+
+
+def check_place(output: Path | None, outputs: Path) -> None:
+    """Fail before the work, not after it, where the clip cannot be written.
+
+    Raises:
+        OutputError: field `output`.
+    """
+    if output is None:
+        library.check_outputs(outputs)
+    else:
+        library.check_output(output)
+
+
+def machine_for(pretend_gib: float | None = None, file: Path | None = None) -> Machine:
+    """This machine, a machine described in a file, or either with one card of another size.
+
+    Raises:
+        FileError: the file is not a machine.
+    """
+    machine = read_machine(file) if file is not None else machine_now()
+    return machine if pretend_gib is None else pretend(machine, pretend_gib)
+
+
+def model_states() -> list[tuple[ModelSpec, list[str]]]:
+    """Every model of configs/ and what is missing of its files."""
+    here = find_weights()
+    return [(spec, _missing(spec, here)) for spec in all_models()]
+
+
+def _missing(spec: ModelSpec, inventory: Inventory) -> list[str]:
+    try:
+        need(spec.name, inventory)
+    except FileError as error:
+        return error.expected.split("; ")
+    return []
+
+
+def _cpu_only(machine: Machine) -> Machine:
+    return machine.model_copy(update={"gpus": (), "gpu_state": "none"})
+
+
+def _to_stderr(line: str) -> None:
+    if not line.startswith("[INFO]"):
+        sys.stderr.write(line + "\n")
+
+
+def error_from(fields: Mapping[str, Any]) -> TurbodiffError:
+    """The error of an `error` event, with the exit code that the worker gave it."""
+    by_code = {"oom": OutOfMemoryError, "cancelled": CancelledByUser, "does_not_fit": DoesNotFitError}
+    by_exit: dict[int, type[TurbodiffError]] = {2: RequestError, 5: DoesNotFitError, 130: CancelledByUser}
+    kind = by_code.get(str(fields.get("code"))) or by_exit.get(int(fields.get("exit_code", 1)), TurbodiffError)
+    names = ("code", "field", "got", "expected", "try_instead")
+    return kind(str(fields.get("what", "failed")), **{name: fields.get(name, "") for name in names})
+
+
+def doctor() -> dict[str, Any]:
+    """What this machine has, warnings as (key, sentence), the pip line for torch, and notes."""
+    machine, torch_facts = machine_now(), worker_report()
+    capability = torch_facts.get("capability")
+    advice = torch_rule.advise(
+        torch_facts.get("torch") or "0.0",
+        torch_facts.get("cuda", ""),
+        torch_facts.get("cudnn", 0),
+        machine.driver,
+        tuple(capability) if capability else None,
+    )
+    return {
+        "found": _found(machine, torch_facts),
+        "warnings": [*advice.warnings, *_trouble(torch_facts)],
+        "pip_line": advice.pip_line,
+        "notes": [
+            "SageAttention, SpargeAttn and flash-attn are not needed: turbodiff brings its own Triton kernels.",
+            "Do not install `sparselinear`: it is an unrelated package of 2020. torchvision is not needed either.",
+        ],
+    }
+
+
+def worker_report() -> dict[str, Any]:
+    """What torch says, asked of a process of its own: {} with an "error" when it does not answer."""
+    argv = [sys.executable, "-m", "turbodiff.runtime.report"]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True)
+        report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.CalledProcessError as error:
+        return {"error": (error.stderr or "").strip().splitlines()[-1:] or ["no words"]}
+    except subprocess.TimeoutExpired:
+        return {"error": ["torch did not answer within 120 s"]}
+    return report
+
+
+def _found(machine: Machine, torch_facts: Mapping[str, Any]) -> dict[str, str]:
+    cards = ", ".join(f"{gpu.name} ({_gb(gpu.total_bytes)})" for gpu in machine.gpus)
+    found = {name: str(torch_facts.get(name) or "none") for name in ("torch", "cuda", "cudnn", "triton", "diffusers")}
+    optional = torch_facts.get("optional", {})
+    return {
+        "python": sys.version.split()[0],
+        **found,
+        "driver": machine.driver or "none",
+        "GPU": cards or f"none ({machine.gpu_state})",
+        "RAM": _gb(machine.ram_total_bytes),
+        "ffmpeg": _ffmpeg_version(),
+        "free disk here": _gb(shutil.disk_usage(Path.cwd()).free),
+        **{name: version or "not found, not needed" for name, version in optional.items()},
+    }
+
+
+def _ffmpeg_version() -> str:
+    import imageio_ffmpeg
+
+    try:
+        return str(imageio_ffmpeg.get_ffmpeg_version())
+    except RuntimeError as error:
+        return str(error)
+
+
+def _trouble(torch_facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    trouble = []
+    if "error" in torch_facts:
+        trouble.append(("torch_silent", f"torch does not start: {' '.join(torch_facts['error'])}"))
+    if torch_facts.get("conv3d", "ok") != "ok":
+        trouble.append(("conv3d_fails", f"a small conv3d fails: {torch_facts['conv3d']}"))
+    return trouble
+
+
+def _gb(n_bytes: int | None) -> str:
+    return "unknown" if n_bytes is None else f"{n_bytes / GB:.1f} GB"
+
+
+def serve(state: Path | None, outputs: Path, web_argv: Sequence[str]) -> int:
+    """Run the supervisor in this process, the main thread only, with the page as its child; returns the exit code.
+
+    Raises:
+        StateInUseError: another turbodiff holds the state folder.
+    """
+    return supervisor.Supervisor(Path(state or state_folder()), Path(outputs)).serve(web_argv)
+
+
+class Studio:
+    """The queue, the library and the machine, as one page or API process sees them."""
+
+    def __init__(self, state: Path | None = None, outputs: Path = Path("outputs")) -> None:
+        self.state, self.outputs = Path(state or state_folder()), Path(outputs).resolve()
+        self.state.mkdir(parents=True, exist_ok=True)
+        self.store = Store(self.state)
+
+    def estimate(self, fields: Mapping[str, Any]) -> Plan:
+        """The plan for a form; see the function of that name."""
+        return estimate(fields, self.machine())
+
+    def submit(self, fields: Mapping[str, Any]) -> int:
+        """Queue a request and return its job id; the same nonce gives the same job."""
+        request = make_request(fields).seeded()
+        inventory = find_weights()
+        need(request.model, inventory)
+        return self.store.submit(request, make_plan(request, self.machine(), inventory))
+
+    def jobs(self, limit: int = 50) -> list[Job]:
+        """The newest jobs."""
+        return self.store.jobs(limit)
+
+    def job(self, job: int) -> Job:
+        """One job."""
+        return self.store.job(job)
+
+    def events(self, job: int, after: int = 0) -> list[tuple[int, Event]]:
+        """The events of a job behind sequence number `after`."""
+        return self.store.events(job, after)
+
+    def cancel(self, job: int) -> str:
+        """Stop a job; returns the state it is in now."""
+        return self.store.cancel(job)
+
+    def clips(self, limit: int = 24) -> list[library.Clip]:
+        """The newest clips of the library."""
+        return library.clips(self.outputs, limit)
+
+    def log_tail(self, lines: int = 200) -> list[str]:
+        """The end of the start-up log."""
+        return logs.tail(logs.log_folder(Path.cwd(), self.state) / logs.STARTUP_LOG, lines)
+
+    def models(self) -> list[tuple[ModelSpec, list[str]]]:
+        """Every model of configs/ and what is missing of its files."""
+        return model_states()
+
+    def machine(self) -> Machine:
+        """The machine now."""
+        return machine_now()
+
+    def seeds(self, search: str = "", limit: int = 200) -> list[archive.Seed]:
+        """The seed archive, the newest rows first; `search` looks in prompt, note, rating, model and seed."""
+        return archive.list_seeds(self.store, search, limit)
+
+    def rate(self, row: int, rating: str | None = None, note: str | None = None) -> archive.Seed:
+        """Rate a row of the archive, also in the clip's sidecar and in seeds.md."""
+        return archive.rate(self.store, self.outputs, row, rating, note)
+
+    def seeds_text(self) -> str:
+        """The archive as a Markdown table."""
+        return archive.export_text(self.store)
+
+    def import_seeds(self, path: Path) -> int:
+        """Take over the rows of a Markdown table; returns how many it has."""
+        return archive.import_file(self.store, self.outputs, path)
+
+    def settings_of(self, video: Path) -> dict[str, Any]:
+        """What made a clip, from its sidecar or the tags inside it."""
+        return library.read_settings(video)
+
+    def leftovers(self) -> list[orphans.Identity]:
+        """Workers of an earlier run that still live."""
+        now = (self.store.fact("supervisor") or {}).get("run_id")
+        return [found for found in orphans.leftovers(self.state) if found.run_id != now]
+
+    def end_leftover(self, pid: int) -> bool:
+        """End one of `leftovers`; True when it is gone. No other process is ever signalled."""
+        return any(orphans.end(found) for found in self.leftovers() if found.pid == pid)
+
+
+__all__ = [
+    "OutputError",
+    "Plan",
+    "Request",
+    "Studio",
+    "VerifyError",
+    "doctor",
+    "error_from",
+    "estimate",
+    "machine_for",
+    "machine_now",
+    "model_states",
+    "run_once",
+]

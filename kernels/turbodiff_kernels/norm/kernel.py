@@ -1,0 +1,173 @@
+"""The norms in Triton: one reading and one writing of the tokens, float32 in registers only.
+
+One program per token. C channels are padded to a power of two and masked; rows are addressed in int64, because
+batch * tokens * channels passes 2^31 at three clips of Wan 14B.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from turbodiff_kernels.launch import block_warps, round_half_even
+
+
+def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """`layer_norm(x) * (1 + scale) + shift`, as in the door."""
+    out = x.new_empty(x.shape)
+    _layer_norm(x, scale, shift, eps, out, None)
+    return out
+
+
+def norm_modulate_quantize(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The same as INT8 [B, L, C] with one float32 scale per token [B, L]."""
+    out, out_scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[:2], dtype=torch.float32)
+    _layer_norm(x, scale, shift, eps, out, out_scale)
+    return out, out_scale
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Affine layer norm, as in the door."""
+    out = x.new_empty(x.shape)
+    _layer_norm(x, weight, bias, eps, out, None)
+    return out
+
+
+def rms_norm_(x: Tensor, weight: Tensor, eps: float) -> None:
+    """RMS norm over all channels, into `x`."""
+    _rms_norm_rope_(x, weight, None, None, eps)
+
+
+def rms_norm_rope_(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> None:
+    """RMS norm over all channels, then rotation of interleaved pairs within each head, into `x`."""
+    _rms_norm_rope_(x, weight, cos.contiguous(), sin.contiguous(), eps)
+
+
+def add_gated_(x: Tensor, y: Tensor, gate: Tensor) -> None:
+    """`x += y * gate`: tokens x, y [B, L, C], gate [B, 1, C]."""
+    batch, length, channels = x.shape
+    y, gate, block = _rows(y), gate.expand(batch, 1, channels), 1024
+    strides = (x.stride(0), x.stride(1), y.stride(0), y.stride(1), gate.stride(0))
+    grid = (batch * length, triton.cdiv(channels, block))
+    _add_gated_kernel[grid](x, y, gate, length, channels, *strides, BLOCK=block, num_warps=4)
+
+
+def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
+    """`silu(x / max(|x|, 1e-12) * sqrt(C) * gamma)` over the channels, axis 1; memory order as in `x` (channels last)."""
+    rows = x.movedim(1, -1)
+    rows = rows if rows.is_contiguous() else rows.contiguous()
+    out = torch.empty_like(rows)
+    channels, count = rows.shape[-1], rows.numel() // rows.shape[-1]
+    block = triton.next_power_of_2(channels)
+    per_program = max(1, 4096 // block)
+    _rms_norm_silu_kernel[(triton.cdiv(count, per_program),)](
+        rows, gamma, out, count, channels, channels**0.5, ROWS=per_program, BLOCK=block, num_warps=4
+    )
+    return out.movedim(-1, 1)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """`x` with contiguous channels; a view wherever possible."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor, out_scale: Tensor | None) -> None:
+    """Weight and bias [C], or [B, 1, C] for modulation, where the weight counts from one."""
+    x, modulate = _rows(x), weight.dim() == 3
+    batch, length, channels = x.shape
+    if modulate:
+        weight, bias = (t.expand(batch, 1, channels) for t in (weight, bias))
+    block = triton.next_power_of_2(channels)
+    _layer_norm_kernel[(batch * length,)](
+        x, weight, bias, out, out_scale, length, channels, x.stride(0), x.stride(1),
+        weight.stride(0) if modulate else 0, bias.stride(0) if modulate else 0, eps,
+        MODULATE=modulate, QUANTIZE=out_scale is not None, BLOCK=block, num_warps=block_warps(block),
+    )  # fmt: skip
+
+
+def _rms_norm_rope_(x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> None:
+    assert x.stride(-1) == 1, "channels must be contiguous to be overwritten"
+    batch, length, channels = x.shape
+    half = 1 if cos is None else cos.shape[-1]
+    block = triton.next_power_of_2(channels)
+    _rms_norm_rope_kernel[(batch * length,)](
+        x, weight, cos, sin, length, channels, x.stride(0), x.stride(1), eps,
+        ROTATE=cos is not None, HALF=half, BLOCK=block, num_warps=block_warps(block),
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["length"])
+def _layer_norm_kernel(
+    x, weight, bias, out, out_scale, length, channels, x_batch, x_row, weight_batch, bias_batch, eps,
+    MODULATE: tl.constexpr, QUANTIZE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    batch, token = row // length, row % length
+    c = tl.arange(0, BLOCK)
+    inside = c < channels
+    values = tl.load(x + batch * x_batch + token * x_row + c, mask=inside, other=0.0).to(tl.float32)
+    w = tl.load(weight + batch * weight_batch + c, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(bias + batch * bias_batch + c, mask=inside, other=0.0).to(tl.float32)
+    centred = tl.where(inside, values - tl.sum(values, 0) / channels, 0.0)
+    y = centred * tl.rsqrt(tl.sum(centred * centred, 0) / channels + eps)
+    if MODULATE:
+        w += 1.0
+    y = y * w + b
+    if QUANTIZE:
+        scale = tl.maximum(tl.max(tl.abs(y), 0), 1e-8) / 127.0
+        tl.store(out_scale + row, scale)
+        y = round_half_even(y / scale)
+    tl.store(out + row * channels + c, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["length"])
+def _rms_norm_rope_kernel(
+    x, weight, cos, sin, length, channels, x_batch, x_row, eps,
+    ROTATE: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    batch, token = row // length, row % length
+    c = tl.arange(0, BLOCK)
+    inside = c < channels
+    line = x + batch * x_batch + token * x_row + c
+    y = tl.load(line, mask=inside, other=0.0).to(tl.float32)
+    w = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
+    y = y * tl.rsqrt(tl.sum(y * y, 0) / channels + eps) * w
+    if ROTATE:
+        pair = tl.arange(0, BLOCK // 2)
+        there = pair < channels // 2
+        cosine = tl.load(cos + token * HALF + pair % HALF, mask=there, other=0.0)
+        sine = tl.load(sin + token * HALF + pair % HALF, mask=there, other=0.0)
+        even, odd = tl.split(tl.reshape(y, (BLOCK // 2, 2)))
+        y = tl.reshape(tl.join(even * cosine - odd * sine, even * sine + odd * cosine), (BLOCK,))
+    tl.store(line, y.to(x.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["length"])
+def _add_gated_kernel(
+    x, y, gate, length, channels, x_batch, x_row, y_batch, y_row, gate_batch, BLOCK: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    batch, token = row // length, row % length
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = c < channels
+    line = x + batch * x_batch + token * x_row + c
+    add = tl.load(y + batch * y_batch + token * y_row + c, mask=inside, other=0.0).to(tl.float32)
+    # the gate is rounded to the tokens' dtype first, as TurboDiffusion does
+    by = tl.load(gate + batch * gate_batch + c, mask=inside, other=0.0).to(x.dtype.element_ty).to(tl.float32)
+    old = tl.load(line, mask=inside, other=0.0).to(tl.float32)
+    tl.store(line, (old + add * by).to(x.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _rms_norm_silu_kernel(x, gamma, out, count, channels, root, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, BLOCK)
+    inside = (row < count)[:, None] & (c < channels)[None, :]
+    at = row[:, None] * channels + c[None, :]
+    y = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(gamma + c, mask=c < channels, other=0.0).to(tl.float32)
+    length = tl.sqrt(tl.sum(y * y, 1))
+    y = y * (root / tl.maximum(length, 1e-12))[:, None] * g[None, :]
+    y = y / (1.0 + tl.exp(-y))
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)

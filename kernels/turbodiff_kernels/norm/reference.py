@@ -1,0 +1,63 @@
+"""The norms in plain PyTorch: float32 inside, the tokens' dtype outside, differentiable."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from turbodiff_kernels.quant.reference import quantize_tokens
+
+
+def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """Layer norm without affine, then `* (1 + scale) + shift` (adaLN-zero, arXiv 2212.09748)."""
+    y = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
+    return (y * (1 + scale) + shift).to(x.dtype)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm with affine weight and bias."""
+    return F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps).to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`x / sqrt(mean(x^2) + eps) * weight` (arXiv 1910.07467)."""
+    y = x.float()
+    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
+    return (y * weight.float()).to(x.dtype)
+
+
+def rms_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """RMS norm over all channels, then rotary embedding (arXiv 2104.09864) of the pairs (0,1), (2,3), ... of a head."""
+    y = rms_norm(x.float(), weight, eps)
+    pairs = y.unflatten(-1, (-1, cos.shape[-1], 2))
+    even, odd = pairs.unbind(-1)
+    cos, sin = cos[:, None], sin[:, None]
+    rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    return rotated.flatten(2).to(x.dtype)
+
+
+def rms_norm_(x: Tensor, weight: Tensor, eps: float) -> None:
+    """`rms_norm` into `x`."""
+    x.copy_(rms_norm(x, weight, eps))
+
+
+def rms_norm_rope_(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> None:
+    """`rms_norm_rope` into `x`."""
+    x.copy_(rms_norm_rope(x, weight, cos, sin, eps))
+
+
+def norm_modulate_quantize(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """`norm_modulate` in float32, then INT8 with one scale per token."""
+    y, step = quantize_tokens(norm_modulate(x.float(), shift, scale, eps).flatten(0, 1))
+    return y.view(x.shape), step.view(x.shape[:2])
+
+
+def add_gated_(x: Tensor, y: Tensor, gate: Tensor) -> None:
+    """`x += y * gate`; the gate is rounded to the dtype of x first (TurboDiffusion)."""
+    x.addcmul_(y.to(x.dtype), gate.to(x.dtype))
+
+
+def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
+    """SiLU of `x / max(|x|, 1e-12) * sqrt(C) * gamma` over axis 1 (Wan2.1's VAE)."""
+    scale = gamma.float() * x.shape[1] ** 0.5
+    y = F.normalize(x.float(), dim=1, eps=1e-12) * scale.view(-1, *[1] * (x.dim() - 2))
+    return F.silu(y).to(x.dtype)

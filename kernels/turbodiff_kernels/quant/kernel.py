@@ -1,0 +1,65 @@
+"""INT8 quantisation in Triton: one reading of the values, one writing of a quarter or half of them."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from turbodiff_kernels.launch import block_warps, round_half_even
+from turbodiff_kernels.quant.reference import TILE, tiles
+
+
+def quantize_tiles(x: Tensor) -> tuple[Tensor, Tensor]:
+    """INT8 and one scale per 128 x 128 tile, as in the door; equal to the reference bit by bit."""
+    rows, columns = x.shape
+    x = x if x.stride(1) == 1 else x.contiguous()
+    out = x.new_empty(x.shape, dtype=torch.int8)
+    scale = x.new_empty((tiles(rows), tiles(columns)), dtype=torch.float32)
+    _quantize_tiles_kernel[scale.shape](
+        x, out, scale, rows, columns, x.stride(0), TILE=TILE, num_warps=8, enable_fp_fusion=False
+    )
+    return out, scale
+
+
+def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """INT8 and one scale per row, as in the door."""
+    rows, columns = x.shape
+    x = x if x.stride(1) == 1 else x.contiguous()
+    out, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(rows, dtype=torch.float32)
+    block = triton.next_power_of_2(columns)
+    _quantize_tokens_kernel[(rows,)](
+        x, out, scale, columns, x.stride(0), BLOCK=block, num_warps=block_warps(block), enable_fp_fusion=False
+    )
+    return out, scale
+
+
+@triton.jit
+def quantize_tile(x, TILE: tl.constexpr):
+    """One float32 tile -> (INT8 tile, scale): scale = max|tile| / 128, so that +max saturates at 127 (TurboDiffusion)."""
+    amax = tl.maximum(tl.max(tl.max(tl.abs(x), 1), 0), 1e-8)
+    scaled = round_half_even(x * tl.div_rn(TILE * 1.0, amax))
+    return tl.minimum(scaled, 127.0).to(tl.int8), amax / TILE
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _quantize_tiles_kernel(x, out, scale, rows, columns, x_row, TILE: tl.constexpr):
+    row = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    column = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    wide = row.to(tl.int64)[:, None]
+    values = tl.load(x + wide * x_row + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    rounded, step = quantize_tile(values, TILE)
+    tl.store(out + wide * columns + column[None, :], rounded, mask=inside)
+    tl.store(scale + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), step)
+
+
+@triton.jit
+def _quantize_tokens_kernel(x, out, scale, columns, x_row, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, BLOCK)
+    inside = c < columns
+    values = tl.load(x + row * x_row + c, mask=inside, other=0.0).to(tl.float32)
+    amax = tl.maximum(tl.max(tl.abs(values), 0), 1e-8)
+    rounded = round_half_even(values * tl.div_rn(127.0, amax))
+    tl.store(out + row * columns + c, rounded.to(tl.int8), mask=inside)
+    tl.store(scale + row, tl.div_rn(amax, 127.0))

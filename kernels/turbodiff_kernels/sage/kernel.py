@@ -1,0 +1,230 @@
+"""Attention in Triton: one loop for dense, INT8, FP8, block-sparse and sparse-linear attention.
+
+A program owns 128 queries of one head and walks over blocks of 64 keys with an online softmax in base 2
+(arXiv 2205.14135); the softmax scale and log2(e) are folded into one factor. The maths is in kernels/README.md.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from turbodiff_kernels.launch import arch
+from turbodiff_kernels.sage.reference import BLOCK_K, BLOCK_Q
+
+FP8_MAX = 448.0  # largest float8_e4m3
+
+
+class Quantized(NamedTuple):
+    """INT8 rows [B, L, H, D] with one scale per block and head [B, H, ceil(L / block)]."""
+
+    rows: Tensor
+    scale: Tensor
+
+
+class LinearBranch(NamedTuple):
+    """What the linear branch of SLA adds to a row q: `phi(q) @ state / (eps + phi(q) . total) + bias`, phi = softmax.
+
+    q [B, L, H, D] unquantised; state [B, H, D, D] with the projection folded in; total float32 [B, H, D]; bias [D].
+    """
+
+    q: Tensor
+    state: Tensor
+    total: Tensor
+    bias: Tensor
+    eps: float
+
+
+class Settings(NamedTuple):
+    """Warps and pipeline stages of the attention loop, and whether the value product runs in FP8."""
+
+    warps: int
+    stages: int
+    fp8: bool
+
+
+def settings(capability: int, int8: bool, linear: bool) -> Settings:
+    """Shipped configuration per architecture: chosen from ahead-of-time compiles (no spills, shared memory fits).
+
+    FP8 values go with INT8 scores, on every card that multiplies FP8 (as SageAttention2 does).
+    """
+    crowded = capability >= 120 and int8 and linear  # a third stage spills registers
+    return Settings(warps=8, stages=2 if crowded else 3, fp8=int8 and capability >= 89)
+
+
+def sage_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Dense attention with INT8 scores, as in the door."""
+    q, k, v = (channels_last(t) for t in (q, k, v))
+    q8, _ = quantize_pool(q, None, BLOCK_Q, int8=True)
+    k8, _ = quantize_pool(k, k.mean(dim=1), BLOCK_K, int8=True)
+    return attend(q8, k8, v)
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Exact attention through the same loop: the yardstick that the bench holds the others against."""
+    return attend(*(channels_last(t) for t in (q, k, v)))
+
+
+def attend(
+    q: Tensor | Quantized, k: Tensor | Quantized, v: Tensor, kept: Tensor | None = None,
+    linear: LinearBranch | None = None,
+) -> Tensor:  # fmt: skip
+    """Attention of [B, L, H, D] to all key blocks, or to those in `kept` int32 [B, H, ceil(L / 128), n]."""
+    int8 = isinstance(q, Quantized)
+    q_rows, k_rows = (q.rows, k.rows) if int8 else (q, k)
+    q_scale, k_scale = (q.scale, k.scale) if int8 else (None, None)
+    batch, length, heads, dim = q_rows.shape
+    assert dim in (64, 128), f"head_dim {dim}: the kernels know 64 and 128"
+    out = v.new_empty(q_rows.shape)
+    warps, stages, fp8 = settings(arch(v.device), int8, linear is not None)
+    v, v_scale = quantize_values(v) if fp8 else (v, None)
+    v_strides = [v.stride(axis) for axis in ((0, 3, 1, 2) if fp8 else (0, 1, 2, 3))]
+    lin = linear or LinearBranch(q_rows, None, None, None, 0.0)
+    blocks = triton.cdiv(length, BLOCK_K) if kept is None else kept.shape[-1]
+    _attend_kernel[(triton.cdiv(length, BLOCK_Q), batch * heads)](
+        q_rows, k_rows, v, out, q_scale, k_scale, v_scale, kept, lin.q, lin.state, lin.total, lin.bias,
+        length, blocks, heads, math.log2(math.e) / dim**0.5, lin.eps,
+        *q_rows.stride()[:3], *k_rows.stride()[:3], *v_strides, *lin.q.stride()[:3],
+        INT8=int8, FP8=fp8, SPARSE=kept is not None, LINEAR=linear is not None,
+        ROWS=BLOCK_Q, COLUMNS=BLOCK_K, DIM=dim, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return out
+
+
+def quantize_pool(x: Tensor, mean: Tensor | None, block: int, *, int8: bool) -> tuple[Tensor | Quantized, Tensor]:
+    """One reading of x [B, L, H, D]: INT8 rows (or x itself) and block means [B, H, ceil(L / block), D] of `x - mean`."""
+    batch, length, heads, dim = x.shape
+    blocks = triton.cdiv(length, block)
+    means = x.new_empty((batch, heads, blocks, dim))
+    rows = x.new_empty(x.shape, dtype=torch.int8) if int8 else None
+    scale = x.new_empty((batch, heads, blocks), dtype=torch.float32) if int8 else None
+    _quantize_pool_kernel[(blocks, batch * heads)](
+        x, mean, means, rows, scale, length, heads, *x.stride()[:3],
+        SMOOTH=mean is not None, INT8=int8, ROWS=block, DIM=dim, num_warps=block // 16, enable_fp_fusion=False,
+    )  # fmt: skip
+    return Quantized(rows, scale) if int8 else x, means
+
+
+def quantize_values(v: Tensor) -> tuple[Tensor, Tensor]:
+    """v [B, L, H, D] -> float8_e4m3 [B, H, D, L padded to 16] and scale float32 [B, H, D].
+
+    Channels first, because the FP8 matrix units read both operands along the summed axis.
+    """
+    batch, length, heads, dim = v.shape
+    scale = v.abs().amax(dim=1).float().clamp_min(1e-8) / FP8_MAX
+    out = torch.empty((batch, heads, dim, -(-length // 16) * 16), dtype=torch.float8_e4m3fn, device=v.device)
+    _quantize_values_kernel[(triton.cdiv(out.shape[-1], BLOCK_K), batch * heads)](
+        v, scale, out, length, out.shape[-1], heads, *v.stride()[:3], ROWS=BLOCK_K, DIM=dim, num_warps=4
+    )
+    return out, scale
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """[B, L, H, D] with contiguous channels; a view wherever possible."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@triton.jit(do_not_specialize=["length"])
+def _quantize_pool_kernel(
+    x, mean, means, rows, scale, length, heads, x_batch, x_row, x_head,
+    SMOOTH: tl.constexpr, INT8: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    row, d = block * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM)
+    inside = (row < length)[:, None]
+    at = head // heads * x_batch + head % heads * x_head + row.to(tl.int64)[:, None] * x_row + d[None, :]
+    y = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    if SMOOTH:  # rounded to the tokens' dtype, as a separate subtraction would store it
+        centre = tl.load(mean + head * DIM + d).to(tl.float32)
+        y = tl.where(inside, (y - centre[None, :]).to(x.dtype.element_ty).to(tl.float32), 0.0)
+    count = tl.minimum(length - block * ROWS, ROWS)
+    slot = head * tl.num_programs(0) + block
+    average = tl.div_rn(tl.sum(y, 0), tl.zeros((DIM,), tl.float32) + count)
+    tl.store(means + slot * DIM + d, average.to(means.dtype.element_ty))
+    if INT8:  # half away from zero (SpargeAttn)
+        step = tl.div_rn(tl.max(tl.max(tl.abs(y), 1), 0), 127.0) + 1e-7
+        y = tl.div_rn(y, tl.zeros((ROWS, DIM), tl.float32) + step)
+        to = (head // heads * length + row)[:, None] * heads * DIM + head % heads * DIM + d[None, :]
+        tl.store(rows + to, (y + tl.where(y < 0, -0.5, 0.5)).to(tl.int8), mask=inside)
+        tl.store(scale + slot, step)
+
+
+@triton.jit(do_not_specialize=["length"])
+def _quantize_values_kernel(
+    v, scale, out, length, padded, heads, v_batch, v_row, v_head, ROWS: tl.constexpr, DIM: tl.constexpr
+):  # fmt: skip
+    head = tl.program_id(1).to(tl.int64)
+    row, d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM)
+    at = head // heads * v_batch + head % heads * v_head + row.to(tl.int64)[:, None] * v_row + d[None, :]
+    y = tl.load(v + at, mask=(row < length)[:, None], other=0.0).to(tl.float32)
+    step = tl.load(scale + head * DIM + d)
+    y = (y / step[None, :]).to(out.dtype.element_ty)
+    to = (head * DIM + d)[:, None] * padded + row[None, :]
+    tl.store(out + to, tl.trans(y), mask=(row < padded)[None, :])
+
+
+@triton.jit
+def feature_map(x):
+    """Softmax over the channels of each row (the feature map of SLA's linear branch), float32."""
+    e = tl.exp(x - tl.max(x, 1)[:, None])
+    return e / tl.sum(e, 1)[:, None]
+
+
+@triton.jit(do_not_specialize=["length", "blocks"])
+def _attend_kernel(
+    q, k, v, out, q_scale, k_scale, v_scale, kept, raw_q, state, total, bias, length, blocks, heads, factor, eps,
+    q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, v_channel, raw_batch, raw_row, raw_head,
+    INT8: tl.constexpr, FP8: tl.constexpr, SPARSE: tl.constexpr, LINEAR: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    block, slot = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    batch, head = slot // heads, slot % heads
+    row, column, d = block * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, DIM)
+    here, wide = (row < length)[:, None], row.to(tl.int64)[:, None]
+    queries = tl.load(q + batch * q_batch + head * q_head + wide * q_row + d[None, :], mask=here, other=0)
+    k_at = k + batch * k_batch + head * k_head + column[None, :] * k_row + d[:, None]
+    v_at = v + batch * v_batch + head * v_head + column[:, None] * v_row + d[None, :] * v_channel
+    if SPARSE:
+        kept += (slot * tl.num_programs(0) + block) * blocks
+    if INT8:
+        factor *= tl.load(q_scale + slot * tl.num_programs(0) + block)
+        k_scale += slot * tl.cdiv(length, COLUMNS)
+    peak = tl.full((ROWS,), float("-inf"), tl.float32)
+    mass = tl.zeros((ROWS,), tl.float32)
+    acc = tl.zeros((ROWS, DIM), tl.float32)
+    for i in range(blocks):
+        at = tl.load(kept + i) if SPARSE else i
+        first = (at * COLUMNS).to(tl.int64)
+        known = column < length - at * COLUMNS
+        keys = tl.load(k_at + first * k_row, mask=known[None, :], other=0)
+        scores = tl.dot(queries, keys, out_dtype=tl.int32 if INT8 else tl.float32).to(tl.float32)
+        by = factor * tl.load(k_scale + at) if INT8 else factor
+        scores *= by
+        if first + COLUMNS > length:
+            scores += tl.where(known, 0.0, float("-inf"))[None, :]
+        top = tl.maximum(peak, tl.max(scores, 1))
+        weights = tl.exp2(scores - top[:, None])
+        shrink = tl.exp2(peak - top)
+        mass = mass * shrink + tl.sum(weights, 1)
+        values = tl.load(v_at + first * v_row, mask=known[:, None], other=0.0)
+        if FP8:  # added outside the matrix unit, whose FP8 accumulator keeps only 13 bits on Hopper
+            acc = acc * shrink[:, None] + tl.dot((weights * 448.0).to(v.dtype.element_ty), values)
+        else:
+            acc = tl.dot(weights.to(v.dtype.element_ty), values, acc * shrink[:, None])
+        peak = top
+    acc /= mass[:, None]
+    if FP8:
+        acc *= (tl.load(v_scale + slot * DIM + d) * (1.0 / 448.0))[None, :]
+    if LINEAR:
+        raw_at = raw_q + batch * raw_batch + head * raw_head + wide * raw_row + d[None, :]
+        phi = feature_map(tl.load(raw_at, mask=here, other=0.0).to(tl.float32))
+        below = eps + tl.sum(phi * tl.load(total + slot * DIM + d)[None, :], 1)
+        square = tl.load(state + slot * DIM * DIM + d[:, None] * DIM + d[None, :])
+        # accumulated onto the sparse branch, which is scaled to match: no second tile of registers
+        acc = tl.dot(phi.to(square.dtype), square, acc * below[:, None]) / below[:, None]
+        acc += tl.load(bias + d).to(tl.float32)[None, :]
+    to = out + ((batch * length + row) * heads + head)[:, None] * DIM + d[None, :]
+    tl.store(to, acc.to(out.dtype.element_ty), mask=here)

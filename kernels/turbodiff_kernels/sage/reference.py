@@ -1,0 +1,45 @@
+"""SageAttention in plain PyTorch: quantise, dequantise, attend.
+
+The product of two INT8 blocks is exact, so attending with the dequantised rows is the same function as multiplying
+in INT8 and scaling the scores.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK_Q, BLOCK_K = 128, 64  # rows that share one scale (SpargeAttn's per-block granularity)
+
+
+def sage_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Dense attention of INT8 queries with INT8 smoothed keys; q, k, v, out [B, L, H, D]."""
+    q8, k8 = (t.transpose(1, 2) for t in round_qk(q, k, BLOCK_Q, BLOCK_K))
+    out = F.scaled_dot_product_attention(q8, k8, v.float().transpose(1, 2))
+    return out.transpose(1, 2).to(q.dtype)
+
+
+def round_qk(q: Tensor, k: Tensor, block_q: int, block_k: int) -> tuple[Tensor, Tensor]:
+    """Queries and mean-free keys [B, L, H, D] after the way through INT8, float32.
+
+    Subtracting the mean over L from k shifts all scores of a query alike: softmax does not see it, the scale does.
+    """
+    k = k - k.mean(dim=1, keepdim=True)
+    return _dequantize(*quantize_rows(q, block_q), block_q), _dequantize(*quantize_rows(k, block_k), block_k)
+
+
+def quantize_rows(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """x [B, L, H, D] -> int8 of that shape and scale float32 [B, ceil(L / block), H]: one scale per block and head.
+
+    scale = max|block| / 127 + 1e-7, rounding half away from zero (SpargeAttn).
+    """
+    b, length, h, d = x.shape
+    blocks = -(-length // block)
+    padded = F.pad(x.float(), (0, 0, 0, 0, 0, blocks * block - length)).view(b, blocks, block, h, d)
+    scale = padded.abs().amax(dim=(2, 4)) / 127 + 1e-7
+    scaled = padded / scale[:, :, None, :, None]
+    rounded = torch.trunc(scaled + 0.5 * scaled.sign()).to(torch.int8)
+    return rounded.flatten(1, 2)[:, :length], scale
+
+
+def _dequantize(x: Tensor, scale: Tensor, block: int) -> Tensor:
+    return x.float() * scale.repeat_interleave(block, dim=1)[:, : x.shape[1], :, None]

@@ -1,0 +1,121 @@
+"""Does a kernel compute on this very card what its reference computes? Small odd shapes, seconds, before first use.
+
+Compilers, drivers and architectures that nobody tried are the rule; a kernel that is wrong there must not make a clip.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from types import MappingProxyType, ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+EPS = 1e-6
+POISON_BYTES = (2**19,) * 16 + (2**24,)  # the allocator keeps small and large pieces apart
+
+
+class Inputs(NamedTuple):
+    """Reproducible tensors of one dtype on one device."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def randn(self, *shape: int, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
+        """Normal numbers; the same for the kernel and for the reference."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return torch.randn(shape, generator=generator, device=self.device).to(dtype or self.dtype)
+
+
+def _norm(m: ModuleType, make: Inputs) -> list[Tensor]:
+    x, y = make.randn(2, 65, 384)[:, 1:64], make.randn(2, 63, 384, seed=1)
+    shift, scale = make.randn(2, 2, 384, seed=2, dtype=torch.float32).split(1, dim=1)
+    weight, bias = make.randn(384, seed=3), make.randn(384, seed=4)
+    angles = make.randn(63, 64, seed=5, dtype=torch.float32)
+    rotated, normed, added = x.clone(), x.clone(), y.clone()
+    m.rms_norm_rope_(rotated, weight, angles.cos(), angles.sin(), EPS)
+    m.rms_norm_(normed, weight, EPS)
+    m.add_gated_(added, x, shift)
+    images = make.randn(3, 5, 7, 96).movedim(-1, 1)
+    silu = m.rms_norm_silu(images, make.randn(96, seed=6))
+    plain = [m.norm_modulate(x, shift, scale, EPS), m.layer_norm(x, weight, bias, EPS)]
+    return [*plain, *m.norm_modulate_quantize(x, shift, scale, EPS), rotated, normed, added, silu]
+
+
+def _quant(m: ModuleType, make: Inputs) -> list[Tensor]:
+    x = make.randn(130, 200)
+    return [*m.quantize_tiles(x), *m.quantize_tokens(x)]
+
+
+def _gemm(m: ModuleType, make: Inputs) -> list[Tensor]:
+    from turbodiff_kernels.quant.reference import quantize_tiles, quantize_tokens
+
+    a, b, bias = make.randn(130, 256), make.randn(272, 256, seed=1) / 16, make.randn(272, seed=2)
+    gate, out = make.randn(2, 1, 272, seed=3, dtype=torch.float32), []
+    for quantize in (quantize_tiles, quantize_tokens):
+        matrices = *quantize(a), *quantize(b)
+        residual = make.randn(2, 65, 272, seed=4)
+        m.int8_linear_add_(residual, gate, *matrices, bias)
+        out += [residual, m.int8_linear(*matrices, bias, make.dtype, True), m.int8_matmul(*matrices, make.dtype)]
+    return out + [*m.int8_linear_quantize(*quantize_tiles(a), *quantize_tiles(b), bias, make.dtype, True)]
+
+
+def _heads(make: Inputs) -> list[Tensor]:
+    """Queries, keys with a mean, values [1, 330, 2, 128]: views of one packed projection, as a block makes them."""
+    q, k, v = (t.unflatten(-1, (2, 128)) for t in make.randn(1, 330, 768).chunk(3, dim=-1))
+    return [q, k.add_(make.randn(2, 128, seed=1)), v]
+
+
+def _sage(m: ModuleType, make: Inputs) -> list[Tensor]:
+    return [m.sage_attention(*_heads(make))]
+
+
+def _sla(m: ModuleType, make: Inputs, int8: bool) -> list[Tensor]:
+    weight, bias = make.randn(128, 128, seed=2) / 11, make.randn(128, seed=3)
+    return [m.sla_attention(*_heads(make), weight, bias, 0.5, int8)]
+
+
+class Check(NamedTuple):
+    """Folder of an operation, what to compute with either module, and the largest relative L2 difference."""
+
+    folder: str
+    run: Callable[[ModuleType, Inputs], list[Tensor]]
+    bound: float
+
+
+# bounds: some roundings to bfloat16 (2^-9 each); with FP8 values three bits of mantissa, averaged over the keys
+CHECKS: Mapping[str, Check] = MappingProxyType(
+    {
+        "norm": Check("norm", _norm, 0.01),
+        "quant": Check("quant", _quant, 0.01),
+        "gemm": Check("gemm", _gemm, 0.01),
+        "sage": Check("sage", _sage, 0.08),
+        "sla": Check("sla", partial(_sla, int8=False), 0.02),
+        "sagesla": Check("sla", partial(_sla, int8=True), 0.08),
+    }
+)
+
+
+@torch.no_grad()
+def difference(op: str, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> str:
+    """What is wrong with the kernel of `op` on `device`; "" when it equals its reference.
+
+    Raises:
+        torch.OutOfMemoryError: nothing is known about the kernel.
+    """
+    check, make = CHECKS[op], Inputs(device, dtype)
+    modules = [import_module(f"turbodiff_kernels.{check.folder}.{kind}") for kind in ("kernel", "reference")]
+    # freed at once, so that what a kernel is given next and forgets to write is NaN
+    [torch.full((size // 4,), float("nan"), device=device) for size in POISON_BYTES].clear()
+    try:
+        got, expected = (check.run(module, make) for module in modules)
+        for i, (g, e) in enumerate(zip(got, expected, strict=True)):
+            distance = ((g.double() - e.double()).norm() / e.double().norm()).item()
+            if not distance <= check.bound:
+                return f"result {i} is off by {distance:.2g}, allowed {check.bound:.2g}"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a compiler or a launch may fail in any way; the reference goes on
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return ""

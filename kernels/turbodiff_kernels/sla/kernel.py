@@ -1,0 +1,70 @@
+"""Sparse-linear attention in Triton: four readings of the tokens and one writing.
+
+Keys and queries are read once each for their block means (and INT8 rows), keys and values once for the state of the
+linear branch, and all three once by the attention loop, which also adds the linear branch. The maths is in
+kernels/README.md.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from turbodiff_kernels.sage.kernel import LinearBranch, attend, channels_last, feature_map, quantize_pool
+from turbodiff_kernels.sla.reference import BLOCK_K, BLOCK_Q, choose_blocks
+
+PROGRAMS = 512  # enough to fill any card; a constant, so that sums are split alike on every card
+
+
+def sla_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, bias: Tensor, topk: float, int8: bool) -> Tensor:
+    """Sum of both branches, as in the door."""
+    q, k, v = (channels_last(t) for t in (q, k, v))
+    k_rows, k_means = quantize_pool(k, k.mean(dim=1), BLOCK_K, int8=int8)
+    q_rows, q_means = quantize_pool(q, None, BLOCK_Q, int8=int8)
+    kept = choose_blocks(q_means, k_means, topk).int()
+    return attend(q_rows, k_rows, v, kept, linear_branch(q, k, v, weight, bias))
+
+
+def linear_branch(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, bias: Tensor) -> LinearBranch:
+    """State and total of the linear branch over all tokens, divided by L, with `proj_l` folded in.
+
+    (phi(q) S / z) W^T = phi(q) (S W^T) / z: one D x D product per head replaces one per token. The division by L
+    changes nothing (it cancels) and keeps long clips inside float16.
+    """
+    batch, length, heads, dim = k.shape
+    splits = min(triton.cdiv(length, BLOCK_K), triton.cdiv(PROGRAMS, batch * heads))
+    steps = triton.cdiv(triton.cdiv(length, BLOCK_K), splits)
+    states = k.new_empty((splits, batch, heads, dim, dim), dtype=torch.float32)
+    totals = k.new_empty((splits, batch, heads, dim), dtype=torch.float32)
+    _state_kernel[(splits, batch * heads)](
+        k, v, states, totals, length, steps, heads, *k.stride()[:3], *v.stride()[:3],
+        ROWS=BLOCK_K, DIM=dim, num_warps=8, num_stages=2,
+    )  # fmt: skip
+    state = states.sum(0).div_(length) @ weight.float().T
+    return LinearBranch(q, state.to(v.dtype), totals.sum(0).div_(length), bias, 1e-5 / length)
+
+
+@triton.jit(do_not_specialize=["length", "steps"])
+def _state_kernel(
+    k, v, states, totals, length, steps, heads, k_batch, k_row, k_head, v_batch, v_row, v_head,
+    ROWS: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    split, slot = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    batch, head = slot // heads, slot % heads
+    r, d = tl.arange(0, ROWS), tl.arange(0, DIM)
+    k_at = k + batch * k_batch + head * k_head + r[:, None] * k_row + d[None, :]
+    v_at = v + batch * v_batch + head * v_head + r[:, None] * v_row + d[None, :]
+    state = tl.zeros((DIM, DIM), tl.float32)
+    total = tl.zeros((DIM,), tl.float32)
+    for step in range(steps):
+        first = (split * steps + step) * ROWS
+        known = (r < length - first)[:, None]
+        wide = first.to(tl.int64)
+        keys = tl.load(k_at + wide * k_row, mask=known, other=0.0)
+        values = tl.load(v_at + wide * v_row, mask=known, other=0.0)
+        phi = tl.where(known, feature_map(keys.to(tl.float32)), 0.0).to(values.dtype)
+        total += tl.sum(phi.to(tl.float32), 0)
+        state = tl.dot(tl.trans(phi), values, state)
+    to = split * tl.num_programs(1) + slot
+    tl.store(states + to * DIM * DIM + d[:, None] * DIM + d[None, :], state)
+    tl.store(totals + to * DIM + d, total)

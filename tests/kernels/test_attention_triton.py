@@ -1,0 +1,103 @@
+"""Dense, INT8, FP8 and sparse-linear attention equal their references: odd lengths, tail blocks, batch 2, views."""
+
+import pytest
+import torch
+from turbodiff_kernels.sage import kernel as sage
+from turbodiff_kernels.sage import reference as sage_reference
+from turbodiff_kernels.sla import kernel as sla
+from turbodiff_kernels.sla import reference as sla_reference
+
+from tests.kernels.conftest import LENGTHS, randn, relative_l2
+
+
+def qkv(length: int, batch: int = 1, heads: int = 1, dim: int = 64, dtype: torch.dtype = torch.float32):
+    """Queries, keys that have a mean, values: three views of one packed projection, as a Wan block makes them."""
+    packed = randn(batch, length, 3 * heads * dim, dtype=dtype)
+    q, k, v = (t.unflatten(-1, (heads, dim)) for t in packed.chunk(3, dim=-1))
+    return q, k.add_(2 * randn(1, 1, heads, dim, seed=1, dtype=dtype)), v
+
+
+def projection(dim: int = 64, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    return randn(dim, dim, seed=2, dtype=dtype) / dim**0.5, randn(dim, seed=3, dtype=dtype)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_dense_attention_equals_sdpa(length):
+    q, k, v = qkv(length)
+    expected = torch.nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+    assert relative_l2(sage.dense_attention(q, k, v), expected.transpose(1, 2)) < 2e-6
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_sage_equals_its_reference(length):
+    q, k, v = qkv(length)
+    assert relative_l2(sage.sage_attention(q, k, v), sage_reference.sage_attention(q, k, v)) < 5e-6
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+def test_sage_reads_a_packed_projection_of_two_clips_in_float16(dim):
+    q, k, v = qkv(130, batch=2, heads=3, dim=dim, dtype=torch.float16)
+    got = sage.sage_attention(q, k, v)
+    assert got.dtype == torch.float16
+    assert relative_l2(got, sage_reference.sage_attention(q, k, v)) < 2e-3
+
+
+@pytest.mark.parametrize("block", [64, 128])
+def test_rows_are_quantised_bit_by_bit_as_the_reference_does(block):
+    _, k, _ = qkv(130, batch=2, heads=2)
+    smooth = k - k.mean(dim=1, keepdim=True)
+    got, means = sage.quantize_pool(k, k.mean(dim=1), block, int8=True)
+    rows, scale = sage_reference.quantize_rows(smooth, block)
+    assert torch.equal(got.rows, rows)
+    assert torch.equal(got.scale.transpose(1, 2), scale)
+    assert relative_l2(means, sla_reference._block_means(smooth, block)) < 1e-5
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["sla", "sagesla"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_sparse_linear_attention_equals_its_reference(length, int8):
+    q, k, v = qkv(length)
+    args = (q, k, v, *projection(), 0.35, int8)
+    assert relative_l2(sla.sla_attention(*args), sla_reference.sla_attention(*args)) < 1e-5
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["sla", "sagesla"])
+def test_sparse_linear_attention_of_two_clips_in_float16(int8):
+    q, k, v = qkv(200, batch=2, heads=2, dim=128, dtype=torch.float16)
+    args = (q, k, v, *projection(128, torch.float16), 0.5, int8)
+    assert relative_l2(sla.sla_attention(*args), sla_reference.sla_attention(*args)) < 4e-3
+
+
+def test_the_smallest_share_still_keeps_one_block():
+    q, k, v = qkv(130)
+    args = (q, k, v, *projection(), 0.0, False)
+    assert relative_l2(sla.sla_attention(*args), sla_reference.sla_attention(*args)) < 1e-5
+
+
+def test_all_blocks_and_no_projection_are_dense_attention():
+    q, k, v = qkv(130)
+    nothing = torch.zeros(64, 64), torch.zeros(64)
+    assert relative_l2(sla.sla_attention(q, k, v, *nothing, 1.0, False), sage.dense_attention(q, k, v)) < 2e-6
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_values_survive_fp8_with_three_bits_of_mantissa(length):
+    """The interpreter cuts where the hardware rounds, so the bound is a whole step of 1/8 and not half of one."""
+    _, _, v = qkv(length, batch=2, heads=2)
+    got, scale = sage.quantize_values(v)
+    assert got.shape == (2, 2, 64, -(-length // 16) * 16)
+    assert got[..., length:].float().eq(0).all()
+    values = (got.float() * scale[..., None])[..., :length].permute(0, 3, 1, 2)
+    assert (values - v).abs().le(v.abs() / 8 + scale[:, None] * 2**-6).all()
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["sage", "sagesla"])
+def test_fp8_values_stay_within_their_rounding(sparse, monkeypatch):
+    monkeypatch.setattr(sage, "arch", lambda device: 90)
+    q, k, v = qkv(130, batch=2, heads=2)
+    if sparse:
+        args = (q, k, v, *projection(), 0.5, True)
+        got, expected = sla.sla_attention(*args), sla_reference.sla_attention(*args)
+    else:
+        got, expected = sage.sage_attention(q, k, v), sage_reference.sage_attention(q, k, v)
+    assert 1e-3 < relative_l2(got, expected) < 0.1

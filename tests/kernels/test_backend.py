@@ -1,0 +1,103 @@
+"""A kernel runs only where it proved itself; what it proved is remembered, and so is a check that took the program down."""
+
+import json
+
+import pytest
+import torch
+from turbodiff_kernels import backend, selfcheck
+from turbodiff_kernels.norm import kernel as norm_kernel
+from turbodiff_kernels.sla import kernel as sla_kernel
+
+from tests.kernels.conftest import DEVICE
+
+CARD = torch.device(DEVICE)
+
+
+@pytest.fixture
+def half(monkeypatch):
+    """The checks in float16: the interpreter has no bfloat16."""
+    monkeypatch.setattr(
+        selfcheck, "difference", lambda op, device, check=selfcheck.difference: check(op, device, torch.float16)
+    )
+
+
+@pytest.mark.parametrize("op", selfcheck.CHECKS)
+def test_every_kernel_passes_its_check_here(op):
+    assert selfcheck.difference(op, CARD, torch.float16) == ""
+
+
+def test_a_kernel_that_is_wrong_is_refused_with_the_size_of_its_error(monkeypatch, half, tmp_path):
+    right = norm_kernel.layer_norm
+    monkeypatch.setattr(norm_kernel, "layer_norm", lambda *args: right(*args) * 1.1)
+    file = tmp_path / "kernels.json"
+    assert "result 1 is off by 0.1" in backend.checked("norm", CARD, "sm_90", file)
+    assert "off by 0.1" in json.loads(file.read_text())["sm_90"]["norm"]
+
+
+def test_memory_that_a_kernel_forgets_to_write_is_a_failure(monkeypatch):
+    monkeypatch.setattr(sla_kernel, "sla_attention", lambda q, *args: torch.full_like(q, float("nan")))
+    assert "nan" in selfcheck.difference("sla", CARD, torch.float16)
+
+
+def test_a_kernel_that_does_not_compile_is_refused_with_its_error(monkeypatch):
+    def broken(*args):
+        raise RuntimeError("ptxas fatal: unsupported")
+
+    monkeypatch.setattr(sla_kernel, "sla_attention", broken)
+    assert selfcheck.difference("sagesla", CARD, torch.float16) == "RuntimeError: ptxas fatal: unsupported"
+
+
+def test_a_check_runs_once_per_machine(monkeypatch, tmp_path):
+    runs = []
+    monkeypatch.setattr(selfcheck, "difference", lambda op, device: runs.append(op) or "")
+    file = tmp_path / "state" / "kernels.json"
+    for machine in ("sm_90", "sm_90", "sm_120", "sm_90"):
+        assert backend.checked("norm", CARD, machine, file) == ""
+    assert runs == ["norm", "norm"]
+
+
+def test_a_check_that_took_the_program_down_is_not_tried_again(monkeypatch, tmp_path):
+    def die(op, device):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(selfcheck, "difference", die)
+    with pytest.raises(KeyboardInterrupt):
+        backend.checked("sage", CARD, "sm_90", tmp_path / "kernels.json")
+    assert backend.checked("sage", CARD, "sm_90", tmp_path / "kernels.json") == backend.CHECKING
+
+
+def test_a_full_card_is_no_verdict(monkeypatch, tmp_path):
+    def full(op, device):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(selfcheck, "difference", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        backend.checked("sage", CARD, "sm_90", tmp_path / "kernels.json")
+    monkeypatch.setattr(selfcheck, "difference", lambda op, device: "")
+    assert backend.checked("sage", CARD, "sm_90", tmp_path / "kernels.json") == ""
+
+
+def test_a_damaged_or_unwritable_file_costs_a_check_and_no_more(monkeypatch, tmp_path):
+    monkeypatch.setattr(selfcheck, "difference", lambda op, device: "")
+    damaged, blocked = tmp_path / "kernels.json", tmp_path / "kernels.json" / "below" / "kernels.json"
+    damaged.write_text("{half a")
+    assert backend.checked("sage", CARD, "sm_90", damaged) == ""
+    assert backend.checked("sage", CARD, "sm_90", blocked) == ""
+
+
+def test_a_cpu_runs_the_references_and_says_why():
+    assert backend.chosen("sla", torch.device("cpu")) == ("sla", "reference", "device is cpu")
+
+
+def test_the_person_has_the_last_word(monkeypatch):
+    monkeypatch.setenv("TURBODIFF_KERNELS", "triton")
+    assert backend.chosen("sagesla", CARD) == ("sagesla", "triton", "TURBODIFF_KERNELS=triton")
+    assert backend.choose("sagesla", CARD) is sla_kernel
+    monkeypatch.setenv("TURBODIFF_KERNELS", "cuda")
+    with pytest.raises(ValueError, match="expected auto, reference or triton"):
+        backend.chosen("sla", CARD)
+
+
+def test_a_new_kernel_or_torch_is_a_new_machine():
+    assert backend.fingerprint(90) != backend.fingerprint(89)
+    assert torch.__version__ in backend.fingerprint(90)

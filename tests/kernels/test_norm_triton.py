@@ -1,0 +1,96 @@
+"""Each fused norm equals its reference: odd lengths, odd widths, batch 2, views."""
+
+import pytest
+import torch
+from turbodiff_kernels.norm import kernel, reference
+
+from tests.kernels.conftest import LENGTHS, randn, relative_l2
+
+EPS = 1e-6
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3}
+
+
+def modulation(batch: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    shift, scale, _ = randn(batch, 3, channels, seed=5).split(1, dim=1)
+    return shift, scale
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_norm_modulate_equals_its_reference(length, dtype):
+    x = randn(2 if length < 100 else 1, length, 96, dtype=dtype)
+    shift, scale = modulation(x.shape[0], 96)
+    got = kernel.norm_modulate(x, shift, scale, EPS)
+    assert got.dtype == dtype
+    assert relative_l2(got, reference.norm_modulate(x, shift, scale, EPS)) < TOLERANCE[dtype]
+
+
+def test_norm_modulate_reads_a_chunk_of_a_batch_without_a_copy():
+    x = randn(2, 65, 128)
+    part = x[:, 17:50]
+    shift, scale = modulation(2, 128)
+    got = kernel.norm_modulate(part, shift, scale, EPS)
+    assert relative_l2(got, reference.norm_modulate(part, shift, scale, EPS)) < 1e-6
+
+
+def test_a_modulation_shared_by_the_batch_is_broadcast():
+    x = randn(2, 5, 64)
+    shift, scale = modulation(1, 64)
+    assert relative_l2(kernel.norm_modulate(x, shift, scale, EPS), reference.norm_modulate(x, shift, scale, EPS)) < 1e-6
+
+
+def test_quantised_norm_is_the_norm_within_half_a_step():
+    x = randn(2, 65, 96, dtype=torch.float16)
+    shift, scale = modulation(2, 96)
+    got, step = kernel.norm_modulate_quantize(x, shift, scale, EPS)
+    expected = reference.norm_modulate(x.float(), shift, scale, EPS)
+    assert got.dtype == torch.int8
+    assert (got * step[..., None] - expected).abs().le(step[..., None] * 0.5001).all()
+    assert got.abs().amax(-1).eq(127).all()
+
+
+@pytest.mark.parametrize("channels", [64, 96, 1536])
+def test_layer_norm_equals_its_reference(channels):
+    x, weight, bias = randn(2, 3, channels), randn(channels, seed=1), randn(channels, seed=2)
+    assert relative_l2(kernel.layer_norm(x, weight, bias, EPS), reference.layer_norm(x, weight, bias, EPS)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_rms_norm_rope_equals_its_reference(length, dtype):
+    heads, half = 3, 32
+    x, weight = randn(2 if length < 100 else 1, length, heads * half * 2, dtype=dtype), randn(heads * half * 2, seed=1)
+    angles = randn(length, half, seed=2)
+    expected = reference.rms_norm_rope(x, weight, angles.cos(), angles.sin(), EPS)
+    kernel.rms_norm_rope_(x, weight, angles.cos(), angles.sin(), EPS)
+    assert relative_l2(x, expected) < TOLERANCE[dtype]
+
+
+def test_rms_norm_overwrites_one_third_of_a_packed_projection_only():
+    packed, weight = randn(2, 7, 3 * 192), randn(192, seed=1)
+    before = packed.clone()
+    middle = packed[..., 192:384]
+    expected = reference.rms_norm(middle, weight, EPS)
+    kernel.rms_norm_(middle, weight, EPS)
+    assert relative_l2(middle, expected) < 1e-6
+    assert torch.equal(packed[..., :192], before[..., :192])
+    assert torch.equal(packed[..., 384:], before[..., 384:])
+
+
+@pytest.mark.parametrize("channels", [96, 1536])
+def test_gated_residual_is_added_in_place(channels):
+    x, y, gate = randn(2, 65, channels), randn(2, 65, channels, seed=1), randn(2, 1, channels, seed=2)
+    expected = x + y * gate
+    kernel.add_gated_(x, y, gate)
+    assert relative_l2(x, expected) < 1e-6
+
+
+@pytest.mark.parametrize("channels", [6, 96, 192])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_channel_norm_and_silu_keep_channels_last(channels, dtype):
+    x = randn(2, channels, 1, 5, 7, dtype=dtype).to(memory_format=torch.channels_last_3d)
+    gamma = randn(channels, seed=1)
+    got = kernel.rms_norm_silu(x, gamma)
+    expected = reference.rms_norm_silu(x, gamma)
+    assert got.is_contiguous(memory_format=torch.channels_last_3d)
+    assert relative_l2(got, expected) < TOLERANCE[dtype]

@@ -1,0 +1,83 @@
+"""The VAE driver: streamed, tiled and whole are one function, and it is diffusers'."""
+
+import pytest
+import torch
+
+from turbodiff.models.vae import decode, decode_stream, encode, frames_to_uint8, make_vae, prefers_conv2d
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    vae = make_vae(8)
+    for name, parameter in vae.named_parameters():  # default weights shrink the signal to nothing: keep its size
+        if name.endswith("weight"):
+            torch.nn.init.kaiming_normal_(parameter.flatten(1), nonlinearity="linear")
+    return vae
+
+
+def statistics(vae):
+    return (torch.tensor(vae.config[key]).view(1, -1, 1, 1, 1) for key in ("latents_mean", "latents_std"))
+
+
+def latents(frames=3, height=6, width=10, batch=1):
+    return torch.randn(batch, 16, frames, height, width, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("conv", ["conv2d", "conv3d"])
+def test_decode_is_the_one_of_diffusers(vae, conv):
+    z = latents(batch=2)
+    mean, std = statistics(vae)
+    with torch.no_grad():
+        want = vae.decode(z * std + mean).sample
+    got = decode(vae, z, conv=conv)
+    assert want.std() > 0.1, "the comparison must see a picture"
+    assert (got.clamp(-1, 1) - want).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("conv", ["conv2d", "conv3d"])
+def test_encode_is_the_one_of_diffusers(vae, conv):
+    video = torch.rand(2, 3, 9, 32, 48) * 2 - 1
+    mean, std = statistics(vae)
+    with torch.no_grad():
+        want = (vae.encode(video).latent_dist.mean - mean) / std
+    assert (encode(vae, video, conv=conv) - want).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("tile", [12, 64])
+def test_tiles_change_nothing(vae, tile):
+    z = latents(2, 30, 17)
+    whole = decode(vae, z)
+    assert (decode(vae, z, tile=tile) - whole).abs().max() < 1e-4
+    video = whole.clamp(-1, 1)
+    assert (encode(vae, video, tile=tile) - encode(vae, video)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("tile", [None, 4])
+def test_stream_hands_out_one_frame_then_fours(vae, tile):
+    chunks = list(decode_stream(vae, latents(), tile=tile))
+    assert [tuple(chunk.shape) for chunk in chunks] == [(1, 3, t, 48, 80) for t in (1, 4, 4)]
+
+
+def test_what_comes_later_does_not_change_what_came_before(vae):
+    z = latents(4)
+    assert torch.equal(decode(vae, z[:, :, :2]), decode(vae, z)[:, :, :5])
+    video = decode(vae, z).clamp(-1, 1)
+    assert torch.equal(encode(vae, video[:, :, :5]), encode(vae, video)[:, :, :2])
+
+
+def test_first_chunk_is_computed_before_the_others_are_asked_for(vae):
+    stream = decode_stream(vae, latents(50, 2, 2))
+    assert next(stream).shape[2] == 1
+    stream.close()
+
+
+def test_frames_become_bytes():
+    frames = torch.tensor([-1.5, -1.0, 0.0, 1.0, 1.5]).view(1, 1, 5, 1, 1).expand(1, 3, 5, 2, 2)
+    pixels = frames_to_uint8(frames)
+    assert pixels.shape == (1, 5, 2, 2, 3) and pixels.dtype == torch.uint8
+    assert pixels[0, :, 0, 0, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_a_cpu_takes_two_dimensional_convolutions():
+    assert prefers_conv2d(torch.device("cpu"), torch.float32)

@@ -1,0 +1,213 @@
+"""Pictures of strangers: each gives a frame or one clear error, and leaves no file and no process behind."""
+
+import io
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from turbodiff.media.images import adapt_size, fit_picture, picture_size
+from turbodiff.spec.errors import FileError
+from turbodiff.spec.request import Request, make_request
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def i2v(picture: Path, **fields: Any) -> Request:
+    wishes = {
+        "model": "Wan2.2-A14B",
+        "prompt": "the cat jumps",
+        "image": str(picture),
+        "size": "64x32",
+        "fit": "stretch",
+    }
+    return make_request(wishes | fields)
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width: int, height: int, bits: int, colour: int, rows: bytes) -> bytes:
+    head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+
+
+def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    data = io.BytesIO()
+    picture.save(data, kind, **options)
+    return data.getvalue()
+
+
+def halves(mode: str = "RGB") -> Image.Image:
+    """Red on the left, blue on the right."""
+    picture = Image.new("RGB", (64, 32), RED)
+    picture.paste(BLUE, (32, 0, 64, 32))
+    return picture.convert(mode)
+
+
+def palette_with_hole() -> bytes:
+    picture = Image.new("P", (64, 32), 0)
+    picture.putpalette([*RED, *BLUE])
+    picture.paste(1, (32, 0, 64, 32))
+    return saved(picture, "PNG", transparency=1)
+
+
+def animation() -> bytes:
+    first, second = (Image.new("P", (64, 32), 0) for _ in range(2))
+    first.putpalette([*RED])
+    second.putpalette([*BLUE])
+    return saved(first, "GIF", save_all=True, append_images=[second])
+
+
+def heic() -> bytes:
+    return b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 500
+
+
+GOOD: dict[str, tuple[Callable[[], bytes], tuple[int, int, int], tuple[int, int, int]]] = {
+    "jpeg": (lambda: saved(halves(), "JPEG", quality=95, subsampling=0), RED, BLUE),
+    "webp": (lambda: saved(halves(), "WEBP", lossless=True), RED, BLUE),
+    "cmyk jpeg": (lambda: saved(halves("CMYK"), "JPEG", quality=95), RED, BLUE),
+    "16 bit grey": (
+        lambda: png(64, 32, 16, 0, (b"\0" + b"\x40\x40" * 32 + b"\xc0\xc0" * 32) * 32),
+        (64, 64, 64),
+        (192, 192, 192),
+    ),
+    "16 bit rgb": (
+        lambda: png(64, 32, 16, 2, (b"\0" + b"\xff\xff\0\0\0\0" * 32 + b"\0\0\0\0\xff\xff" * 32) * 32),
+        RED,
+        BLUE,
+    ),
+    "palette with a hole": (palette_with_hole, RED, GREEN),
+    "rgba": (lambda: saved(Image.merge("RGBA", (*halves().split(), halves().split()[0])), "PNG"), RED, GREEN),
+    "animated gif": (animation, RED, RED),
+    "one bit": (lambda: saved(halves("L").point(lambda level: level * 4).convert("1"), "PNG"), (255,) * 3, (0,) * 3),
+}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_every_kind_of_picture_gives_its_colours(tmp_path: Path, kind: str) -> None:
+    make, left, right = GOOD[kind]
+    picture = tmp_path / "picture.bin"  # names mean nothing
+    picture.write_bytes(make())
+    pixels = fit_picture(i2v(picture), background="#00ff00").pixels
+    assert pixels.shape == (32, 64, 3) and pixels.dtype == np.uint8
+    assert np.abs(pixels[16, 8].astype(int) - left).max() < 30, pixels[16, 8]
+    if kind != "one bit":
+        assert np.abs(pixels[16, 56].astype(int) - right).max() < 30, pixels[16, 56]
+
+
+BAD: dict[str, tuple[Callable[[], bytes], str, str]] = {
+    "bomb": (lambda: png(50_000, 50_000, 1, 0, bytes(6251) * 2000), "picture_too_large", "50000x50000"),
+    "wide": (lambda: png(60_000, 2, 8, 0, bytes(60_001) * 2), "picture_too_small", "60000x2"),
+    "one pixel": (lambda: png(1, 1, 8, 0, b"\0\0"), "picture_too_small", "1x1"),
+    "truncated jpeg": (lambda: saved(halves(), "JPEG")[:-60], "picture_broken", "truncated"),
+    "truncated png": (lambda: saved(Image.effect_noise((64, 64), 90), "PNG")[:1500], "picture_broken", ""),
+    "heic named jpg": (heic, "picture_kind", "HEIC"),
+    "svg": (lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>', "picture_kind", "SVG"),
+    "svg with xxe": (lambda: b'<?xml version="1.0"?><!DOCTYPE svg SYSTEM "file:///etc/passwd">', "picture_kind", "SVG"),
+    "tiff": (lambda: saved(halves(), "TIFF"), "picture_kind", "TIFF"),
+    "empty": (lambda: b"", "picture_kind", "empty"),
+    "text": (lambda: b"hello " * 50, "picture_kind", "text"),
+    "zeros": (lambda: bytes(4096), "picture_kind", "unknown"),
+    "postscript": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "picture_kind", "text"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_every_hostile_picture_is_one_clear_error(tmp_path: Path, kind: str) -> None:
+    make, code, got = BAD[kind]
+    picture = tmp_path / "photo.jpg"
+    picture.write_bytes(make())
+    with pytest.raises(FileError) as caught:
+        fit_picture(i2v(picture))
+    error = caught.value
+    assert (error.code, error.field, error.exit_code) == (code, "image", 2)
+    assert (
+        got in error.got.replace("Truncated", "truncated")
+        and "photo.jpg" in error.got
+        and error.expected
+        and error.try_instead
+    )
+    assert list(tmp_path.iterdir()) == [picture], "no file is left"
+
+
+def test_a_path_that_is_no_picture_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nothing.png", Path("/dev/zero"), tmp_path / "nothing.png" / "x"):
+        with pytest.raises(FileError) as caught:
+            fit_picture(i2v(path))
+        assert caught.value.code == "picture_missing"
+
+
+def test_a_bomb_costs_this_process_no_memory_and_no_time(tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.png"
+    bomb.write_bytes(png(3999, 16_000, 8, 2, bytes(3999 * 3 + 1) * 16_000))  # 64 megapixels in 200 kB: legal, 192 MB
+    before_s = time.process_time()
+    pixels = fit_picture(i2v(bomb)).pixels
+    assert not pixels.any() and time.process_time() - before_s < 0.5
+
+
+def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path: Path) -> None:
+    picture = tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter to the right to stand upright
+    picture.write_bytes(saved(halves(), "JPEG", exif=exif, quality=95))
+    assert picture_size(picture) == (32, 64)
+    fitted = fit_picture(i2v(picture, size="32x64"))
+    assert (fitted.source_width, fitted.source_height) == (32, 64)
+    assert np.abs(fitted.pixels[8, 16].astype(int) - RED).max() < 20, "the left half is on top now"
+    assert np.abs(fitted.pixels[56, 16].astype(int) - BLUE).max() < 20
+
+
+def test_crop_keeps_the_middle_pad_keeps_everything_stretch_bends(tmp_path: Path) -> None:
+    wide = Image.new("RGB", (128, 32), RED)
+    wide.paste(BLUE, (48, 0, 80, 32))
+    picture = tmp_path / "a.png"
+    wide.save(picture)
+    frames = {
+        fit: fit_picture(i2v(picture, size="32x32", fit=fit), "white").pixels for fit in ("crop", "pad", "stretch")
+    }
+    assert (frames["crop"] == BLUE).all()
+    assert (
+        (frames["pad"][0] == 255).all()
+        and (frames["pad"][16, 2] == RED).all()
+        and (frames["pad"][16, 16] == BLUE).all()
+    )
+    assert (frames["stretch"][0, 2] == RED).all() and (frames["stretch"][0, 16] == BLUE).all()
+
+
+def test_the_preview_is_the_fitted_picture(tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    halves().save(picture)
+    fitted = fit_picture(i2v(picture))
+    with Image.open(io.BytesIO(fitted.png())) as preview:
+        assert (np.asarray(preview) == fitted.pixels).all()
+
+
+@pytest.mark.parametrize("size", [(400, 300), (300, 400), (1920, 200), (64, 4000)])
+def test_adaptive_resolution_keeps_area_and_aspect(tmp_path: Path, size: tuple[int, int]) -> None:
+    picture = tmp_path / "a.png"
+    Image.new("RGB", size).save(picture)
+    request = make_request({"model": "Wan2.2-A14B", "prompt": "x", "image": str(picture), "resolution": "480p"})
+    adapted = adapt_size(request)
+    assert adapted.width % 16 == adapted.height % 16 == 0 and max(adapted.width, adapted.height) <= 2048
+    if max(size) / min(size) < 2:
+        assert adapted.width * adapted.height == pytest.approx(request.width * request.height, rel=0.05)
+        assert adapted.width / adapted.height == pytest.approx(size[0] / size[1], rel=0.05)
+    assert adapt_size(adapted) == adapted, "asking twice changes nothing"
+
+
+def test_adaptive_resolution_leaves_a_size_of_ones_own(tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    halves().save(picture)
+    for request in (
+        i2v(picture, size="848x480"),
+        i2v(picture, size=None, resolution="480p", adaptive_resolution=False),
+    ):
+        assert adapt_size(request) == request

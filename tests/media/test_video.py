@@ -1,0 +1,155 @@
+"""The clip on the disk: what was sent to the encoder, whole, with its settings, or an error and nothing at all."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.media.clips import SETTINGS, grain, shapes, write
+from turbodiff.media.library import clips, read_settings
+from turbodiff.media.tags import read_settings_tag, read_tags
+from turbodiff.media.verify import verify_clip
+from turbodiff.media.video import ClipWriter
+from turbodiff.spec.errors import FileError, OutputError, RequestError
+
+
+def test_a_clip_verifies_whatever_the_size_of_the_chunks(tmp_path: Path) -> None:
+    frames = shapes(17)
+    hashes = {
+        verify_clip(write(tmp_path / f"{chunk}.mp4", frames, chunk=chunk)).sha256[:16]: chunk for chunk in (1, 4, 17)
+    }
+    assert len(hashes) == 1, "the bytes do not depend on how the decoder cut the frames"
+
+
+@pytest.mark.parametrize("size", [(16, 16), (128, 128), (208, 112)])
+def test_noise_stays_above_the_floor_so_that_no_honest_clip_is_rejected(tmp_path: Path, size: tuple[int, int]) -> None:
+    width, height = size
+    noise = np.random.default_rng(0).integers(0, 256, (5, height, width, 3), dtype=np.uint8)
+    assert verify_clip(write(tmp_path / "noise.mp4", noise)).frames == 5
+
+
+def test_grain_at_480p_stays_above_the_floor(tmp_path: Path) -> None:
+    assert verify_clip(write(tmp_path / "grain.mp4", grain(4, 832, 480))).frames == 4
+
+
+def test_settings_survive_every_awkward_character(tmp_path: Path) -> None:
+    clip = tmp_path / "a.mp4"
+    settings = {"request": {"prompt": "a=b;#c\\d\n 猫 '\"" + "长" * 8000, "negative_prompt": "x" * 8000}}
+    verify_clip(write(clip, shapes(1), settings=settings))
+    assert read_settings_tag(clip) == settings
+    assert read_settings(clip) == settings, "also where there is no sidecar"
+    assert read_tags(clip)["comment"] == read_tags(clip)["turbodiff"]
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\0" * 64, b"\0\0\0\x18ftypmp42" + b"\0" * 12, b"\xff" * 4096])
+def test_a_foreign_file_has_no_settings_and_says_so(tmp_path: Path, content: bytes) -> None:
+    foreign = tmp_path / "foreign.mp4"
+    foreign.write_bytes(content)
+    with pytest.raises(FileError):
+        read_settings(foreign)
+
+
+def test_a_clip_plays_in_browsers(tmp_path: Path) -> None:
+    clip = write(tmp_path / "a.mp4", shapes(5)).path
+    data = clip.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat"), "faststart: the index comes first"
+    assert b"avc1" in data
+
+
+def test_the_poster_is_the_middle_frame(tmp_path: Path) -> None:
+    frames = np.zeros((5, 64, 64, 3), np.uint8)
+    frames[2] = 200
+    written = write(tmp_path / "a.mp4", frames)
+    (tmp_path / "poster.jpg").write_bytes(written.poster)
+    with Image.open(tmp_path / "poster.jpg") as poster:
+        assert poster.size == (64, 64) and abs(np.asarray(poster).mean() - 200) < 3
+
+
+def test_black_and_frozen_clips_are_kept_with_a_warning(tmp_path: Path) -> None:
+    assert verify_clip(write(tmp_path / "a.mp4", np.zeros((5, 64, 64, 3), np.uint8))).warnings == ("black", "frozen")
+    assert verify_clip(write(tmp_path / "b.mp4", shapes(1).repeat(5, axis=0))).warnings == ("frozen",)
+    assert verify_clip(write(tmp_path / "c.mp4", shapes(1))).warnings == (), "one frame cannot be frozen"
+    assert verify_clip(write(tmp_path / "d.mp4", shapes(9))).warnings == ()
+
+
+def test_an_interrupted_clip_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), ClipWriter(tmp_path / "a.mp4", 128, 128, 16, SETTINGS) as writer:
+        writer.write(shapes(3))
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_size_the_network_cannot_make_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError):
+        ClipWriter(tmp_path / "a.mp4", 833, 480, 16, SETTINGS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_no_folder_names_the_field(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError) as caught:
+        ClipWriter(tmp_path / "file" / "a.mp4", 128, 128, 16, SETTINGS)
+    assert caught.value.field == "output" and caught.value.code == "output_unwritable"
+
+
+def test_an_encoder_that_dies_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    writer = ClipWriter(tmp_path / "a.mp4", 832, 480, 16, SETTINGS)
+    writer._ffmpeg._process.kill()
+    with pytest.raises(OutputError) as caught:
+        for _ in range(20):
+            writer.write(grain(1, 832, 480))
+        writer.close()
+    assert caught.value.field == "output"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk takes root; the file size limit below covers the same path")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_named_and_left_as_it_was(small_disk: Path) -> None:
+    with pytest.raises(OutputError) as caught:
+        write(small_disk / ".partial" / "a.mp4", grain(17, 416, 240))
+    assert (caught.value.code, caught.value.field) == ("disk_full", "output")
+    assert not any(path.is_file() for path in small_disk.rglob("*"))
+    assert clips(small_disk) == []
+
+
+def test_a_file_size_limit_ends_in_one_error_and_no_file(tmp_path: Path) -> None:
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "from pathlib import Path; from tests.media.clips import grain, write\n"
+        "from turbodiff.spec.errors import OutputError\n"
+        f"try: write(Path({str(tmp_path)!r}) / 'a.mp4', grain(17, 416, 240))\n"
+        "except OutputError as error: print(error.field)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ran.stdout.strip(), ran.returncode) == ("output", 0), ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_keeps_memory_flat(tmp_path: Path) -> None:
+    code = (
+        "import resource; from pathlib import Path; from tests.media.clips import SETTINGS, grain\n"
+        "from turbodiff.media.video import ClipWriter\n"
+        "frame = grain(1, 832, 480)\n"
+        f"with ClipWriter(Path({str(tmp_path)!r}) / 'a.mp4', 832, 480, 16, SETTINGS) as writer:\n"
+        "    peaks = []\n"
+        "    for i in range(40):\n"
+        "        writer.write(frame)\n"
+        "        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "print((peaks[-1] - peaks[4]) // 1024)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert int(ran.stdout) < 20, "40 frames are 48 MB; their marks are 1 MB"

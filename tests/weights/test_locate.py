@@ -1,0 +1,114 @@
+"""Files are found by what they hold, wherever they lie and whatever they are called."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.weights import tiny
+from turbodiff.models.wan_dit import WanConfig, WanDiT
+from turbodiff.spec.errors import FileError
+from turbodiff.spec.inventory import FoundFile
+from turbodiff.spec.models import find_model
+from turbodiff.weights import locate
+
+PUBLISHED = {"Wan2.1-1.3B": (1536, 8960, 12, 30, 16), "Wan2.2-A14B": (5120, 13824, 40, 40, 36)}
+
+
+def hollow(model: str, path: Path, *, quant: bool = False, plain: bool = False) -> Path:
+    """A .pth with every key and shape of the published file and one byte a storage: strides of zero."""
+    dim, ffn, heads, layers, in_dim = PUBLISHED[model]
+    with torch.device("meta"):
+        state = WanDiT(WanConfig(dim, ffn, heads, layers, in_dim, sla=not plain, quant_linear=quant)).state_dict()
+    values = {torch.int8: torch.zeros(1, dtype=torch.int8), torch.float32: torch.zeros(1, dtype=torch.bfloat16)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({name: values[value.dtype].expand(value.shape) for name, value in state.items()}, path)
+    return path
+
+
+def places(found: tuple[FoundFile, ...]) -> list[tuple[str, str, bool, str, str]]:
+    return [(file.model, file.component, file.quant, file.resolution, Path(file.path).name) for file in found]
+
+
+@pytest.fixture(autouse=True)
+def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no-cache"))
+    monkeypatch.setattr(locate, "bundled_root", lambda: tmp_path / "no-demo")
+
+
+def test_a_model_is_told_by_shapes_and_turbo_comes_before_plain(tmp_path: Path) -> None:
+    hollow("Wan2.1-1.3B", tmp_path / "a.pth", plain=True)
+    hollow("Wan2.1-1.3B", tmp_path / "deep" / "er" / "b-480P.pth")
+    hollow("Wan2.1-1.3B", tmp_path / "c-480P-quant.pth", quant=True)
+    found = locate.inventory([tmp_path])
+    assert places(found.files) == [
+        ("wan2.1-1.3b", "dit", False, "480p", "b-480P.pth"),
+        ("wan2.1-1.3b", "dit", True, "480p", "c-480P-quant.pth"),
+        ("wan2.1-1.3b", "dit", False, "", "a.pth"),
+    ]
+    assert found.of("wan2.1-1.3b", "dit", quant=True).path.endswith("c-480P-quant.pth")
+
+
+def test_the_experts_of_a14b_are_told_by_name_or_folder(tmp_path: Path) -> None:
+    hollow("Wan2.2-A14B", tmp_path / "x-high-720P.pth")
+    hollow("Wan2.2-A14B", tmp_path / "low_noise_model" / "x.pth")
+    hollow("Wan2.2-A14B", tmp_path / "unnamed.pth")
+    assert places(locate.inventory([tmp_path]).files) == [
+        ("wan2.2-a14b", "dit_high", False, "720p", "x-high-720P.pth"),
+        ("wan2.2-a14b", "dit_low", False, "", "x.pth"),
+    ]
+
+
+def test_foreign_and_damaged_files_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "page.safetensors").write_text("<!doctype html><p>404")
+    (tmp_path / "half.pth").write_bytes(hollow("Wan2.1-1.3B", tmp_path / "whole.pth").read_bytes()[:9000])
+    tiny.write("wan.safetensors", tmp_path)
+    assert [Path(file.path).name for file in locate.inventory([tmp_path, tmp_path / "nowhere"]).files] == ["whole.pth"]
+
+
+def test_a_changed_file_is_looked_at_again(tmp_path: Path) -> None:
+    path = hollow("Wan2.1-1.3B", tmp_path / "a.pth")
+    assert not locate.inventory([tmp_path]).files[0].quant
+    hollow("Wan2.1-1.3B", path, quant=True)
+    assert locate.inventory([tmp_path]).files[0].quant
+
+
+def test_every_missing_file_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(locate.ROOTS_VARIABLE, str(tmp_path))
+    hollow("Wan2.1-1.3B", tmp_path / "a.pth")
+    with pytest.raises(FileError) as caught:
+        locate.need("Wan2.1-1.3B", locate.inventory())
+    error = caught.value
+    assert error.exit_code == 2
+    for name in ("Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl/spiece.model"):
+        assert f"{name} from Wan-AI/Wan2.1-T2V-1.3B" in error.expected
+    assert "TurboWan2.1" not in error.expected, "the DiT is there"
+    assert str(tmp_path) in error.expected
+    assert "pull wan2.1-1.3b" in error.try_instead
+
+
+def test_roots_are_searched_in_the_order_of_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(locate.ROOTS_VARIABLE, f"{tmp_path / 'b'}:{tmp_path / 'a'}")
+    assert locate.model_roots()[:2] == (tmp_path / "b", tmp_path / "a")
+    for folder in "ab":
+        hollow("Wan2.1-1.3B", tmp_path / folder / "x.pth")
+    assert Path(locate.inventory().of("wan2.1-1.3b", "dit").path).parent.name == "b"
+
+
+def test_the_hugging_face_cache_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv(locate.ROOTS_VARIABLE, str(tmp_path / "nothing"))
+    file = find_model("Wan2.1-1.3B").files[0]
+    repo = tmp_path / f"models--{file.repo.replace('/', '--')}"
+    hollow("Wan2.1-1.3B", repo / "snapshots" / "abc" / file.names[0])
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc")
+    assert Path(locate.inventory().of("wan2.1-1.3b", "dit").path).name == file.names[0]
+
+
+@pytest.mark.parametrize(("size", "model"), [(4_548_313, "Wan2.1-1.3B"), (250_000, "demo")])
+def test_a_tokenizer_belongs_to_the_vocabulary_it_has_room_for(size: int, model: str, tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes(b"\n" * size)
+    found = locate.inventory([tmp_path])
+    assert found.of(find_model(model).name, "tokenizer")
+    assert bool(found.of("demo", "tokenizer")) != bool(found.of("wan2.1-1.3b", "tokenizer"))

@@ -1,0 +1,118 @@
+"""The one place where bytes of strangers are decoded: run by `images.py` as a program of its own, within limits.
+
+Standard input is the picture, the only argument a JSON order {"want": "size" | "fit", "width", "height", "fit",
+"background"}. Standard output is one JSON line {"width", "height"} of the upright picture, followed for "fit" by RGB
+bytes of the ordered size; or {"code", "got"} of what is wrong. Imports nothing of ours, so that it starts fast.
+"""
+
+import json
+import resource
+import sys
+import warnings
+from typing import Any, BinaryIO, NoReturn
+
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+MEGAPIXELS = 64
+MIN_SIDE = 16
+MEMORY_BYTES = 2 << 30  # 64 megapixels as RGBA and as RGB, turned once, and the interpreter
+CPU_S = 20
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+
+
+def main() -> None:
+    """Decode standard input within limits."""
+    order = json.loads(sys.argv[1])
+    for limit, value in (
+        (resource.RLIMIT_AS, MEMORY_BYTES),
+        (resource.RLIMIT_CPU, CPU_S),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(limit, (value, value))
+    warnings.simplefilter("ignore")
+    Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before anything is decoded
+    try:
+        head, pixels = decode(sys.stdin.buffer, order)
+    except UnidentifiedImageError:
+        refuse("picture_kind", kind_of(sys.stdin.buffer))
+    except MemoryError:
+        refuse("picture_too_large", f"needs more than {MEMORY_BYTES >> 20} MiB")
+    except Exception as error:  # noqa: BLE001  whatever a decoder throws at a stranger's bytes, the picture is broken
+        refuse("picture_broken", f"{error}"[:200])
+    sys.stdout.buffer.write(json.dumps(head).encode() + b"\n" + pixels)
+
+
+def decode(source: BinaryIO, order: dict[str, Any]) -> tuple[dict[str, int], bytes]:
+    """The head and the ordered pixels (none for "size")."""
+    picture = Image.open(source, formats=FORMATS)
+    width, height = picture.size
+    if width * height > MEGAPIXELS * 1_000_000:
+        refuse("picture_too_large", f"{width}x{height}")
+    if min(width, height) < MIN_SIDE:
+        refuse("picture_too_small", f"{width}x{height}")
+    lies = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # orientations 5 to 8 lie on their side
+    upright = (height, width) if lies else (width, height)
+    if order["want"] == "size":
+        return head_of(upright), b""
+    long_side = 2 * max(order["width"], order["height"])
+    picture.draft("RGB", (long_side, long_side))  # a large JPEG is decoded at 1/2, 1/4 or 1/8, still twice what is asked
+    ImageOps.exif_transpose(picture, in_place=True)
+    rgb = flatten(picture, order["background"])
+    return head_of(upright), fitted(rgb, order).tobytes()
+
+
+def head_of(size: tuple[int, int]) -> dict[str, int]:
+    """The first line of a good answer."""
+    return {"width": size[0], "height": size[1]}
+
+
+def flatten(picture: Image.Image, background: str) -> Image.Image:
+    """Any mode -> RGB of 8 bits; what is transparent shows the background."""
+    if picture.mode.startswith("I"):  # 16 bits of grey
+        picture = picture.convert("I").point(lambda level: level * (1 / 257)).convert("L")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    rgba = picture.convert("RGBA")
+    flat = Image.new("RGB", rgba.size, background)
+    flat.paste(rgba, mask=rgba.getchannel("A"))
+    return flat
+
+
+def fitted(picture: Image.Image, order: dict[str, Any]) -> Image.Image:
+    """Crop to the middle, pad with the background, or stretch to the ordered size; bilinear, antialiased."""
+    size = (order["width"], order["height"])
+    if order["fit"] == "stretch":
+        return picture.resize(size, Image.Resampling.BILINEAR)
+    if order["fit"] == "pad":
+        return ImageOps.pad(picture, size, Image.Resampling.BILINEAR, color=order["background"])
+    return ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
+
+
+def kind_of(source: BinaryIO) -> str:
+    """What the bytes look like, where they are none of our formats."""
+    source.seek(0)
+    start = source.read(256)
+    if not start:
+        return "an empty file"
+    if start[4:8] == b"ftyp":
+        return {b"hei": "a HEIC picture", b"avi": "an AVIF picture", b"mif": "a HEIC picture"}.get(
+            start[8:11], "a video"
+        )
+    if b"<svg" in start or start.lstrip().startswith(b"<?xml"):
+        return "an SVG drawing"
+    known = {b"BM": "a BMP picture", b"II*\0": "a TIFF picture", b"MM\0*": "a TIFF picture", b"%PDF": "a PDF"}
+    for mark, kind in known.items():
+        if start.startswith(mark):
+            return kind
+    return "text" if start.isascii() and b"\0" not in start else "an unknown kind of file"
+
+
+def refuse(code: str, got: str) -> NoReturn:
+    """Say what is wrong and end."""
+    sys.stdout.write(json.dumps({"code": code, "got": got}) + "\n")
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

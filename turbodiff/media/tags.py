@@ -1,0 +1,105 @@
+"""The settings inside an mp4: read straight from its boxes, without ffmpeg, numpy or trust.
+
+With `use_metadata_tags` ffmpeg writes key/value pairs as QuickTime does: moov > udta > meta > keys names them, ilst
+beside it holds the values (Apple, QuickTime File Format, "Metadata"). With `faststart` moov stands before the frames.
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from turbodiff.spec.errors import FileError
+
+TAG = "turbodiff"
+MAX_TOP_BOXES = 64
+MAX_MOOV_BYTES = 16 << 20  # an hour of video needs less; a larger one is not a clip of ours
+
+
+class Box(NamedTuple):
+    """A box of an mp4: its four-letter name and what it holds."""
+
+    name: bytes
+    body: bytes
+
+
+def read_tags(clip: Path) -> dict[str, str]:
+    """Every text tag of an mp4, {} where there is none.
+
+    Raises:
+        FileError: not readable, or not an mp4.
+    """
+    try:
+        with clip.open("rb") as file:
+            moov = _find_moov(file, clip)
+    except OSError as error:
+        raise FileError(
+            "the clip cannot be read", code="clip_unreadable", field=clip.name, got=error.strerror
+        ) from None
+    for meta in (*_inside(moov, b"meta"), *_inside(b"".join(_inside(moov, b"udta")), b"meta")):
+        # ISO files put 4 bytes of version and flags before the children, QuickTime files do not
+        boxes = list(_boxes(meta if meta[4:8] == b"hdlr" else meta[4:]))
+        keys = _keys(next((box.body for box in boxes if box.name == b"keys"), b""))
+        values = _values(next((box.body for box in boxes if box.name == b"ilst"), b""))
+        return {keys[index]: text for index, text in values if index < len(keys)}
+    return {}
+
+
+def read_settings_tag(clip: Path) -> dict[str, Any]:
+    """The settings that `ClipWriter` wrote into an mp4, {} where there are none.
+
+    Raises:
+        FileError: not readable, or not an mp4.
+    """
+    try:
+        settings = json.loads(read_tags(clip).get(TAG, "{}"))
+    except ValueError:
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _find_moov(file: BinaryIO, clip: Path) -> bytes:
+    end = file.seek(0, 2)
+    start = 0
+    for _ in range(MAX_TOP_BOXES):
+        if start + 8 > end:
+            break
+        file.seek(start)
+        size, name = struct.unpack(">I4s", file.read(8))
+        header = 8
+        if size == 1:
+            size, header = int.from_bytes(file.read(8), "big"), 16
+        if size == 0:
+            size = end - start
+        if (start == 0 and name != b"ftyp") or size < header:
+            break
+        if name == b"moov":
+            return file.read(min(size - header, MAX_MOOV_BYTES))
+        start += size
+    raise FileError("not an mp4 file", code="not_mp4", field=clip.name, expected="an mp4 with its index")
+
+
+def _boxes(data: bytes) -> Iterator[Box]:
+    at = 0
+    while at + 8 <= len(data):
+        size, name = struct.unpack_from(">I4s", data, at)
+        if size < 8:
+            return
+        yield Box(name, data[at + 8 : at + size])
+        at += size
+
+
+def _inside(data: bytes, name: bytes) -> Iterator[bytes]:
+    return (box.body for box in _boxes(data) if box.name == name)
+
+
+def _keys(body: bytes) -> list[str]:
+    return [box.body.decode("utf-8", "replace") for box in _boxes(body[8:])]
+
+
+def _values(body: bytes) -> Iterator[tuple[int, str]]:
+    """(index of the key, text) of each item of an ilst; a box's name is the key's number, counted from one."""
+    for item in _boxes(body):
+        for data in _inside(item.body, b"data"):
+            yield int.from_bytes(item.name, "big") - 1, data[8:].decode("utf-8", "replace")

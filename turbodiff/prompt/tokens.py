@@ -1,0 +1,100 @@
+"""Text -> UMT5 tokens with sentencepiece alone, and which tokens a weighted word became."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import sentencepiece
+
+from turbodiff.prompt.weights import WeightedPrompt
+from turbodiff.spec.errors import FileError
+
+TEXT_LEN = 512  # rows of the text embedding, the end mark included (Wan2.1)
+
+
+class Token(NamedTuple):
+    """One token: its id and the characters start..end it came from (empty for the end mark)."""
+
+    id: int
+    start: int
+    end: int
+
+
+class Tokenizer:
+    """The tokenizer of UMT5 without torch or transformers.
+
+    Args:
+        path: the sentencepiece file (spiece.model), or a folder that holds it.
+
+    Raises:
+        FileError: missing or not a sentencepiece model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        file = _model_file(path)
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))
+        except (RuntimeError, OSError) as error:
+            raise FileError(
+                "not a sentencepiece model",
+                code="tokenizer_broken",
+                field=file.name,
+                got=str(error).splitlines()[0][:120],
+                expected="UMT5's spiece.model",
+            ) from None
+
+    def tokens(self, text: str, limit: int = TEXT_LEN) -> list[Token]:
+        """The tokens of a clean text, cut so that the end mark is within `limit`, as the encoder sees them."""
+        found = self._pieces.encode(text, return_type="offset_mapping")
+        tokens = list(map(Token, found["ids"], *zip(*found["offsets"], strict=True))) if found["ids"] else []
+        return [*_whole_characters(tokens)[: limit - 1], Token(self._pieces.eos_id(), len(text), len(text))]
+
+    def ids(self, text: str, limit: int = TEXT_LEN) -> list[int]:
+        """The ids of `tokens`, end mark included."""
+        return [token.id for token in self.tokens(text, limit)]
+
+    def count(self, text: str) -> int:
+        """How many tokens a clean text has with its end mark, uncut: over 512 the encoder drops the rest."""
+        return len(self._pieces.encode(text, out_type=int)) + 1
+
+
+def token_weights(tokenizer: Tokenizer, prompt: WeightedPrompt, limit: int = TEXT_LEN) -> list[float]:
+    """The weight of each token of `tokenizer.tokens(prompt.text)`: that of the span its characters are in, else 1.
+
+    A token that straddles the end of a span takes the weight furthest from 1; spaces do not count.
+    """
+    weights = [1.0] * len(prompt.text)
+    for span in prompt.spans:
+        weights[span.start : span.end] = [span.weight] * (span.end - span.start)
+    tokens = tokenizer.tokens(prompt.text, limit)
+    return [_strongest(prompt.text[token.start : token.end], weights[token.start : token.end]) for token in tokens]
+
+
+def _whole_characters(tokens: list[Token]) -> list[Token]:
+    """Tokens that are single bytes of a character get the whole character: only the last of them carries its range."""
+    whole: list[Token] = []
+    for token in reversed(tokens):
+        if token.start == token.end and whole and whole[-1].start == token.start:
+            token = token._replace(end=whole[-1].end)
+        whole.append(token)
+    return whole[::-1]
+
+
+def _strongest(chars: str, weights: Sequence[float]) -> float:
+    inside = [weight for char, weight in zip(chars, weights, strict=True) if not char.isspace()]
+    return max(inside, key=lambda weight: abs(math.log(weight)), default=1.0)
+
+
+def _model_file(path: Path) -> Path:
+    names = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+    files = [path] if path.is_file() else [path / name for name in names if (path / name).is_file()]
+    if not files:
+        raise FileError(
+            "the tokenizer is missing",
+            code="tokenizer_missing",
+            field="tokenizer",
+            got=path.name,
+            expected="spiece.model",
+        )
+    return files[0]

@@ -1,0 +1,147 @@
+"""Names of parameters in other people's layouts, as data: one table per layout, one row per module, both ways.
+
+Our names: the DiT's are the original Wan ones with TurboDiffusion's additions; the VAE's are those of diffusers
+(AutoencoderKLWan); the text encoder's are those of transformers (UMT5EncoderModel).
+A row is (ours, theirs); a name is a row, or a row with `.weight`, `.bias` or another leaf behind it.
+"""
+
+from collections.abc import Mapping
+
+MAX_LAYERS = 64
+VAE_STAGE = 3  # residual blocks of a decoder stage: num_res_blocks + 1; Wan2.1 has 2 + 1
+
+Rows = tuple[tuple[str, str], ...]
+
+# Prefixes and infixes that exports add: rCM training dumps (the average first), ComfyUI repacks, FSDP's wrapper
+PREFIXES = ("", "net_ema.", "net.", "model.diffusion_model.", "diffusion_model.", "model.", "module.", "transformer.")
+INFIXES = ("_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "_orig_mod.")
+
+# diffusers WanTransformer3DModel (its scripts/convert_wan_to_diffusers.py); norm2 and norm3 swap names.
+# proj_l as in the community's TurboWan exports for diffusers.
+DIT_DIFFUSERS: Rows = (
+    ("patch_embedding", "patch_embedding"),
+    ("text_embedding.0", "condition_embedder.text_embedder.linear_1"),
+    ("text_embedding.2", "condition_embedder.text_embedder.linear_2"),
+    ("time_embedding.0", "condition_embedder.time_embedder.linear_1"),
+    ("time_embedding.2", "condition_embedder.time_embedder.linear_2"),
+    ("time_projection.1", "condition_embedder.time_proj"),
+    ("head.head", "proj_out"),
+    ("head.modulation", "scale_shift_table"),
+    ("blocks.{i}.modulation", "blocks.{i}.scale_shift_table"),
+    ("blocks.{i}.self_attn.q", "blocks.{i}.attn1.to_q"),
+    ("blocks.{i}.self_attn.k", "blocks.{i}.attn1.to_k"),
+    ("blocks.{i}.self_attn.v", "blocks.{i}.attn1.to_v"),
+    ("blocks.{i}.self_attn.o", "blocks.{i}.attn1.to_out.0"),
+    ("blocks.{i}.self_attn.norm_q", "blocks.{i}.attn1.norm_q"),
+    ("blocks.{i}.self_attn.norm_k", "blocks.{i}.attn1.norm_k"),
+    ("blocks.{i}.self_attn.attn_op.local_attn.proj_l", "blocks.{i}.attn1.attn_op.local_attn.proj_l"),
+    ("blocks.{i}.cross_attn.q", "blocks.{i}.attn2.to_q"),
+    ("blocks.{i}.cross_attn.k", "blocks.{i}.attn2.to_k"),
+    ("blocks.{i}.cross_attn.v", "blocks.{i}.attn2.to_v"),
+    ("blocks.{i}.cross_attn.o", "blocks.{i}.attn2.to_out.0"),
+    ("blocks.{i}.cross_attn.norm_q", "blocks.{i}.attn2.norm_q"),
+    ("blocks.{i}.cross_attn.norm_k", "blocks.{i}.attn2.norm_k"),
+    ("blocks.{i}.norm3", "blocks.{i}.norm2"),
+    ("blocks.{i}.ffn.0", "blocks.{i}.ffn.net.0.proj"),
+    ("blocks.{i}.ffn.2", "blocks.{i}.ffn.net.2"),
+)
+
+# UMT5 encoder as Wan ships it -> transformers; the token embedding answers to two names there
+UMT5_ORIGINAL: Rows = (
+    ("shared", "token_embedding"),
+    ("encoder.final_layer_norm", "norm"),
+    ("encoder.block.{i}.layer.0.layer_norm", "blocks.{i}.norm1"),
+    ("encoder.block.{i}.layer.0.SelfAttention.q", "blocks.{i}.attn.q"),
+    ("encoder.block.{i}.layer.0.SelfAttention.k", "blocks.{i}.attn.k"),
+    ("encoder.block.{i}.layer.0.SelfAttention.v", "blocks.{i}.attn.v"),
+    ("encoder.block.{i}.layer.0.SelfAttention.o", "blocks.{i}.attn.o"),
+    ("encoder.block.{i}.layer.0.SelfAttention.relative_attention_bias", "blocks.{i}.pos_embedding.embedding"),
+    ("encoder.block.{i}.layer.1.layer_norm", "blocks.{i}.norm2"),
+    ("encoder.block.{i}.layer.1.DenseReluDense.wi_0", "blocks.{i}.ffn.gate.0"),
+    ("encoder.block.{i}.layer.1.DenseReluDense.wi_1", "blocks.{i}.ffn.fc1"),
+    ("encoder.block.{i}.layer.1.DenseReluDense.wo", "blocks.{i}.ffn.fc2"),
+)
+# The same encoder in a GGUF file: llama.cpp's names
+UMT5_GGUF: Rows = (
+    ("shared", "token_embd"),
+    ("encoder.final_layer_norm", "enc.output_norm"),
+    ("encoder.block.{i}.layer.0.layer_norm", "enc.blk.{i}.attn_norm"),
+    ("encoder.block.{i}.layer.0.SelfAttention.q", "enc.blk.{i}.attn_q"),
+    ("encoder.block.{i}.layer.0.SelfAttention.k", "enc.blk.{i}.attn_k"),
+    ("encoder.block.{i}.layer.0.SelfAttention.v", "enc.blk.{i}.attn_v"),
+    ("encoder.block.{i}.layer.0.SelfAttention.o", "enc.blk.{i}.attn_o"),
+    ("encoder.block.{i}.layer.0.SelfAttention.relative_attention_bias", "enc.blk.{i}.attn_rel_b"),
+    ("encoder.block.{i}.layer.1.layer_norm", "enc.blk.{i}.ffn_norm"),
+    ("encoder.block.{i}.layer.1.DenseReluDense.wi_0", "enc.blk.{i}.ffn_gate"),
+    ("encoder.block.{i}.layer.1.DenseReluDense.wi_1", "enc.blk.{i}.ffn_up"),
+    ("encoder.block.{i}.layer.1.DenseReluDense.wo", "enc.blk.{i}.ffn_down"),
+)
+UMT5_TIED = ("shared.weight", "encoder.embed_tokens.weight")
+
+RESIDUAL = (
+    ("norm1", "residual.0"), ("conv1", "residual.2"), ("norm2", "residual.3"), ("conv2", "residual.6"),
+    ("conv_shortcut", "shortcut"),
+)  # fmt: skip
+
+
+def dit_from_diffusers() -> dict[str, str]:
+    """diffusers module name -> ours."""
+    return _theirs_to_ours(DIT_DIFFUSERS)
+
+
+def umt5_from_original() -> dict[str, str]:
+    """Module name in models_t5_umt5-xxl-enc-bf16 -> transformers' name."""
+    return _theirs_to_ours(UMT5_ORIGINAL)
+
+
+def umt5_from_gguf() -> dict[str, str]:
+    """llama.cpp's module name -> transformers' name."""
+    return _theirs_to_ours(UMT5_GGUF)
+
+
+def vae_from_original() -> dict[str, str]:
+    """Module name in Wan2.1_VAE -> diffusers' name; the decoder's flat list of modules becomes stages of four."""
+    rows = [("quant_conv", "conv1"), ("post_quant_conv", "conv2")]
+    for half in ("encoder", "decoder"):
+        rows += [(f"{half}.conv_in", f"{half}.conv1"), (f"{half}.norm_out", f"{half}.head.0")]
+        rows += [(f"{half}.conv_out", f"{half}.head.2")]
+        rows += _residual(f"{half}.mid_block.resnets.0", f"{half}.middle.0")
+        rows += _residual(f"{half}.mid_block.resnets.1", f"{half}.middle.2")
+        attention = (f"{half}.mid_block.attentions.0", f"{half}.middle.1")
+        rows += [(f"{attention[0]}.{part}", f"{attention[1]}.{part}") for part in ("norm", "to_qkv", "proj")]
+    for i in range(MAX_LAYERS):
+        rows += _residual(f"encoder.down_blocks.{i}", f"encoder.downsamples.{i}")
+        rows += _resample(f"encoder.down_blocks.{i}", f"encoder.downsamples.{i}")
+        stage, place = divmod(i, VAE_STAGE + 1)
+        if place < VAE_STAGE:
+            rows += _residual(f"decoder.up_blocks.{stage}.resnets.{place}", f"decoder.upsamples.{i}")
+        else:
+            rows += _resample(f"decoder.up_blocks.{stage}.upsamplers.0", f"decoder.upsamples.{i}")
+    return {theirs: ours for ours, theirs in rows}
+
+
+def renamed(name: str, table: Mapping[str, str]) -> str | None:
+    """Our name for one of theirs, or None where the table has no row for it; an empty table changes nothing."""
+    if not table or name in table:
+        return table.get(name, name)
+    module, _, leaf = name.rpartition(".")
+    return f"{table[module]}.{leaf}" if module in table else None
+
+
+def inverse(table: Mapping[str, str]) -> dict[str, str]:
+    """The table for the other direction; every table is one to one."""
+    result = {ours: theirs for theirs, ours in table.items()}
+    assert len(result) == len(table), "two rows with one name"
+    return result
+
+
+def _theirs_to_ours(rows: Rows) -> dict[str, str]:
+    return {theirs.format(i=i): ours.format(i=i) for ours, theirs in rows for i in range(MAX_LAYERS)}
+
+
+def _residual(ours: str, theirs: str) -> list[tuple[str, str]]:
+    return [(f"{ours}.{a}", f"{theirs}.{b}") for a, b in RESIDUAL]
+
+
+def _resample(ours: str, theirs: str) -> list[tuple[str, str]]:
+    return [(f"{ours}.{part}", f"{theirs}.{part}") for part in ("resample.1", "time_conv")]

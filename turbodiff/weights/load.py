@@ -1,0 +1,196 @@
+"""Bytes on disk become the parameters of a module that was built on the meta device: mapped, checked, assigned.
+
+The file is mapped, not read: a parameter that keeps its dtype costs no memory until it is used. torch.load is never
+called, in any version of torch: pickles go through pth.py, which can only make tensors, and the bytes are mapped from
+the offsets that it found. Names are strict both ways.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from turbodiff.spec.errors import FileError
+from turbodiff.weights import gguf
+from turbodiff.weights.headers import TensorInfo, bad_file, is_float
+from turbodiff.weights.recognise import Checkpoint, Part, open_checkpoint, other_kind
+
+TORCH_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+    "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+NORMS = (".norm_q.", ".norm_k.", ".norm3.")  # the fast norms of TurboDiffusion take their weights in float32
+LINEAR_BRANCH = ".proj_l."
+ALIGNMENT_BYTES = 64  # what torch allocates to; CPU kernels sum in another order on tensors that start elsewhere
+COPIED_BYTES = 2 << 20  # misaligned tensors up to this size are copied, so that a small model is the same in any layout
+
+
+class Loaded(NamedTuple):
+    """A module with its parameters, what they were read from, and what a person may want to know about it."""
+
+    module: nn.Module
+    checkpoint: Checkpoint
+    notes: tuple[str, ...]
+
+
+def load_into(
+    module: nn.Module, source: Checkpoint | Path | str, *, dtype: torch.dtype, component: Part | None = None
+) -> Loaded:
+    """Give `module`, built on the meta device, the parameters of a checkpoint; frozen, in evaluation mode.
+
+    Names of the module are those of keymaps.py. INT8 weights stay INT8, their scales and the weights of norms become
+    float32, the DiT's modulation keeps its dtype, everything else becomes `dtype`.
+
+    Raises:
+        FileError: damaged, foreign, or of another size than the module; names the first key at fault.
+    """
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, component)
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    state, notes = state_dict_of(checkpoint, wanted, dtype=dtype)
+    module.load_state_dict(state, strict=True, assign=True)
+    assert not any(value.is_meta for value in (*module.parameters(), *module.buffers())), "not everything was loaded"
+    return Loaded(module.requires_grad_(False).eval(), checkpoint, notes)
+
+
+def state_dict_of(
+    checkpoint: Checkpoint, wanted: Mapping[str, tuple[int, ...]], *, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The wanted parameters by name, mapped from the file, and notes on what was dropped or made up.
+
+    The projections of SLA's linear branch may be missing (plain Wan has none: zeros switch the branch off, as before
+    its training) or unwanted (dense attention ignores them).
+    """
+    names, notes = _agree_on_names(checkpoint, wanted)
+    for name in names:
+        _check_tensor(checkpoint, name, wanted[name])
+    maps = FileMaps()
+    tied: dict[str, Tensor] = {}  # two names for one stored tensor share it
+    state = {}
+    for name, shape in wanted.items():
+        if name not in names:
+            state[name] = torch.zeros(shape, dtype=dtype)
+            continue
+        stored = checkpoint.sources[name].stored
+        if stored not in tied:
+            tied[stored] = read_values(checkpoint, name, dtype, maps).reshape(shape)
+        state[name] = tied[stored]
+    return state, notes
+
+
+def read_values(checkpoint: Checkpoint, name: str, dtype: torch.dtype, maps: "FileMaps") -> Tensor:
+    """One of our parameters in the dtype it runs in, scaled where the file scales it; shaped as stored."""
+    source = checkpoint.sources[name]
+    info = checkpoint.header.tensors[source.stored]
+    value = maps.tensor(info) if info.dtype in TORCH_DTYPES else dequantized(maps.bytes(info), info)
+    target = run_dtype(checkpoint.component, name, value.dtype, dtype)
+    if source.scale:
+        value = scaled(value, maps.tensor(checkpoint.header.tensors[source.scale]))
+    return value.to(target)
+
+
+def scaled(value: Tensor, scale: Tensor) -> Tensor:
+    """float32 `value` times its scale: one for the tensor, or one per row (ComfyUI)."""
+    return value.float() * scale.float().reshape(-1, *[1] * (value.ndim - 1))
+
+
+def dequantized(data: Tensor, info: TensorInfo) -> Tensor:
+    """The numbers of a GGUF tensor, float32, shaped as its header says; data uint8 [nbytes]."""
+    rows = math.prod(info.shape[:-1])
+    return torch.from_numpy(gguf.dequantize(data.numpy().reshape(rows, -1), info.dtype)).reshape(info.shape)
+
+
+def run_dtype(component: Part, name: str, stored: torch.dtype, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that a parameter runs in; `dtype` is that of the computation."""
+    if name.endswith(".int8_weight"):
+        return torch.int8
+    if name.endswith(".scale") or (component == "dit" and any(part in name for part in NORMS)):
+        return torch.float32
+    if component == "dit" and name.endswith("modulation") and stored.itemsize >= dtype.itemsize:
+        return stored
+    return dtype
+
+
+class FileMaps:
+    """Files mapped copy-on-write, each once; a tensor keeps its file mapped."""
+
+    def __init__(self) -> None:
+        self._maps: dict[Path, torch.UntypedStorage] = {}
+
+    def tensor(self, info: TensorInfo) -> Tensor:
+        """The tensor at `info`, a view of the file; copied only where it starts in a bad place."""
+        dtype = TORCH_DTYPES[info.dtype]
+        if info.nbytes == 0:
+            return torch.empty(info.shape, dtype=dtype)
+        part = self._part(info)
+        if info.offset % dtype.itemsize or (info.offset % ALIGNMENT_BYTES and info.nbytes <= COPIED_BYTES):
+            part = part.clone()
+        stride = info.stride or torch.empty(info.shape, device="meta").stride()
+        return torch.empty(0, dtype=dtype).set_(part, 0, info.shape, stride)
+
+    def bytes(self, info: TensorInfo) -> Tensor:
+        """The bytes at `info`, uint8 [nbytes]."""
+        return torch.empty(0, dtype=torch.uint8).set_(self._part(info))
+
+    def _part(self, info: TensorInfo) -> torch.UntypedStorage:
+        if info.file not in self._maps:
+            size = info.file.stat().st_size
+            self._maps[info.file] = cast(
+                torch.UntypedStorage, torch.UntypedStorage.from_file(str(info.file), False, size)
+            )
+        return self._maps[info.file][info.offset : info.offset + info.nbytes]
+
+
+def _agree_on_names(checkpoint: Checkpoint, wanted: Mapping[str, object]) -> tuple[list[str], tuple[str, ...]]:
+    """Wanted names that the file has; every difference but the linear branch is an error."""
+    missing = [name for name in wanted if name not in checkpoint.sources]
+    extra = [name for name in checkpoint.sources if name not in wanted]
+    real_missing = [name for name in missing if LINEAR_BRANCH not in name]
+    real_extra = [name for name in extra if LINEAR_BRANCH not in name]
+    if real_missing:
+        raise _wrong_keys(checkpoint, "tensors are missing", "key_missing", real_missing)
+    if real_extra or checkpoint.unknown:
+        raise _wrong_keys(checkpoint, "tensors without a place in this model", "key_unexpected",
+                          [*(checkpoint.sources[name].stored for name in real_extra), *checkpoint.unknown])  # fmt: skip
+    notes = []
+    if missing:
+        notes.append("no linear branch in this file (not distilled for SLA): its projections are zero, a no-op")
+    if extra:
+        notes.append("the linear branch of this file is not used")
+    return [name for name in wanted if name in checkpoint.sources], tuple(notes)
+
+
+def _wrong_keys(checkpoint: Checkpoint, what: str, code: str, names: list[str]) -> FileError:
+    looks = other_kind(names)
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return bad_file(
+        checkpoint.header.path, what + (f": this looks like {looks}" if looks else ""), code=code, key=names[0] + more,
+        got=f"layout {checkpoint.layout}, {len(checkpoint.header.tensors)} tensors",
+        expected="exactly the tensors of this model" if code == "key_unexpected" else names[0],
+    )  # fmt: skip
+
+
+def _check_tensor(checkpoint: Checkpoint, name: str, wanted: tuple[int, ...]) -> None:
+    info, path = checkpoint.info(name), checkpoint.header.path
+    stored = checkpoint.sources[name].stored
+    if not _same_values(info.shape, wanted):
+        raise bad_file(
+            path, "a tensor of another shape", code="key_shape", key=stored, got=list(info.shape), expected=list(wanted)
+        )
+    fits = info.dtype == "I8" if name.endswith(".int8_weight") else is_float(info)
+    if not fits:
+        expected = "I8" if name.endswith(".int8_weight") else "F32, BF16, F16 or F8"
+        raise bad_file(
+            path, "a tensor of another dtype", code="key_dtype", key=stored, got=info.dtype, expected=expected
+        )
+
+
+def _same_values(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Equal but for axes of size one, or a patch convolution [d, C, 1, 2, 2] wanted as a matrix [d, 4C]."""
+    if len(stored) == 5 and len(wanted) == 2:
+        return stored[0] == wanted[0] and math.prod(stored[1:]) == wanted[1]
+    return [size for size in stored if size != 1] == [size for size in wanted if size != 1]

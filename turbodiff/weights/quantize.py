@@ -1,0 +1,212 @@
+"""Writes TurboDiffusion's -quant layout (INT8 tiles of 128 x 128) from a checkpoint in any layout, a band at a time.
+
+Memory stays near one row of tiles whatever the model: tensors are read from the file in bands of 128 rows, and the
+target is a safetensors file whose header is known before the first byte is written.
+"""
+
+import json
+import math
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from turbodiff.spec.errors import FileError, OutputError
+from turbodiff.spec.numbers import gib
+from turbodiff.weights.headers import DTYPE_BYTES, TensorInfo, bad_file
+from turbodiff.weights.load import NORMS, TORCH_DTYPES, dequantized, scaled
+from turbodiff.weights.recognise import Checkpoint, open_checkpoint
+
+TILE = 128
+SMALLEST_AMAX = 1e-8  # TurboDiffusion: an all-zero tile gets the scale 1e-8 / 128
+
+# The ten linears of a block (TurboDiffusion quantises every linear of the blocks but proj_l)
+LINEARS = tuple(f"{part}.{x}.weight" for part in ("self_attn", "cross_attn") for x in "qkvo") + (
+    "ffn.0.weight",
+    "ffn.2.weight",
+)
+
+Progress = Callable[[int, int], None]
+
+
+class Entry(NamedTuple):
+    """One tensor of the target; `source` is the parameter it is made from."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the target."""
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+
+def quantize(source: Path | str, target: Path | str, *, progress: Progress | None = None) -> Path:
+    """Write the -quant layout of a DiT to `target` (.safetensors); `progress(bytes done, bytes of all)`.
+
+    Float32 parameters outside the tiles become bfloat16, as in the published files; weights of norms stay float32.
+
+    Raises:
+        FileError: not a DiT, already quantised, incomplete, or `target` cannot be written. Nothing is left behind.
+    """
+    target = Path(target)
+    checkpoint = open_checkpoint(source, "dit")
+    entries = plan_entries(checkpoint)
+    _check_target(target, sum(entry.nbytes for entry in entries))
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            _write(checkpoint, entries, file.write, progress or _silent)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+    except OSError as error:
+        raise _cannot_write(target, error.strerror) from None
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def plan_entries(checkpoint: Checkpoint) -> list[Entry]:
+    """The tensors of the target in the order of the source file.
+
+    Raises:
+        FileError: already quantised, or a block lacks one of its linears.
+    """
+    path = checkpoint.header.path
+    if checkpoint.quant:
+        raise bad_file(path, "this checkpoint is quantised already", code="already_quantised", got=checkpoint.layout)
+    if checkpoint.unknown:
+        raise bad_file(path, "a tensor without a place", code="key_unexpected", key=checkpoint.unknown[0])
+    for i in range(checkpoint.numbers["num_layers"]):
+        for linear in LINEARS:
+            if f"blocks.{i}.{linear}" not in checkpoint.sources:
+                raise bad_file(path, "a tensor is missing", code="key_missing", key=f"blocks.{i}.{linear}")
+    names = sorted(checkpoint.sources, key=lambda name: (checkpoint.info(name).file, checkpoint.info(name).offset))
+    return [entry for name in names for entry in _entries(name, checkpoint.info(name))]
+
+
+def quantize_band(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Up to 128 rows [n, K] -> int8 [n, K] and scale float32 [ceil(K / 128)].
+
+    TurboDiffusion's quantiser: scale = max|tile| / 128; int8 = x * (128 / max|tile|), half to even, saturated.
+    """
+    count, columns = rows.shape
+    tiles = F.pad(rows.float(), (0, -columns % TILE)).view(count, -1, TILE)
+    amax = tiles.abs().amax(dim=(0, 2)).clamp_min(SMALLEST_AMAX)
+    rounded = (tiles * (TILE / amax)[:, None]).round_().clamp_(-128, 127).to(torch.int8)
+    return rounded.flatten(1)[:, :columns].contiguous(), amax / TILE
+
+
+def _is_quantised(name: str) -> bool:
+    return name.startswith("blocks.") and name.split(".", 2)[2] in LINEARS
+
+
+def _entries(name: str, info: TensorInfo) -> list[Entry]:
+    shape = (info.shape[0], math.prod(info.shape[1:])) if len(info.shape) == 5 else info.shape
+    if _is_quantised(name):
+        module = name.removesuffix("weight")
+        grid = tuple(-(-size // TILE) for size in shape)
+        return [Entry(f"{module}int8_weight", "I8", shape, name), Entry(f"{module}scale", "F32", grid, name)]
+    if any(part in name for part in NORMS) or (name.endswith("modulation") and info.dtype == "F32"):
+        return [Entry(name, "F32", shape, name)]
+    return [Entry(name, info.dtype if info.dtype in {"F16", "BF16"} else "BF16", shape, name)]
+
+
+def _write(checkpoint: Checkpoint, entries: list[Entry], write: Callable[[bytes], object], progress: Progress) -> None:
+    header, position = {}, 0
+    for entry in entries:
+        ends = [position, position + entry.nbytes]
+        header[entry.name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": ends}
+        position = ends[1]
+    text = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
+    text += b" " * (-len(text) % 8)
+    write(struct.pack("<Q", len(text)) + text)
+    done, scales = 0, b""
+    for entry in entries:
+        if entry.dtype == "I8":
+            scales = b"".join(_write_tiles(band, write) for band in _bands(checkpoint, entry.source))
+        elif entry.name.endswith(".scale"):  # follows its int8_weight
+            write(scales)
+        else:
+            for band in _bands(checkpoint, entry.source):
+                write(_bytes(band.to(TORCH_DTYPES[entry.dtype])))
+        done += entry.nbytes
+        progress(done, position)
+
+
+def _write_tiles(band: Tensor, write: Callable[[bytes], object]) -> bytes:
+    """Writes the INT8 rows and hands back their scales."""
+    rows, scale = quantize_band(band)
+    write(_bytes(rows))
+    return _bytes(scale)
+
+
+def _bands(checkpoint: Checkpoint, name: str) -> Iterator[Tensor]:
+    """The parameter in bands of at most 128 rows [n, K], in the dtype of the file or float32 where it was scaled."""
+    source = checkpoint.sources[name]
+    info = checkpoint.header.tensors[source.stored]
+    scale = _read(checkpoint.header.tensors[source.scale]) if source.scale else None
+    whole = _read(info) if info.stride else None
+    rows = info.shape[0] if info.shape else 1
+    for first in range(0, rows, TILE):
+        last = min(first + TILE, rows)
+        band = _read_rows(info, first, last) if whole is None else whole[first:last]
+        if scale is not None:
+            band = scaled(band, scale if scale.numel() == 1 else scale.flatten()[first:last])
+        yield band.reshape(last - first, -1)
+
+
+def _read_rows(info: TensorInfo, first: int, last: int) -> Tensor:
+    """Rows of a contiguous tensor, read (not mapped: mapped pages count as memory of the process)."""
+    row_bytes = info.nbytes // (info.shape[0] if info.shape else 1)
+    shape = (last - first, *info.shape[1:])
+    return _read(info._replace(shape=shape, offset=info.offset + first * row_bytes, nbytes=(last - first) * row_bytes))
+
+
+def _read(info: TensorInfo) -> Tensor:
+    data = bytearray(info.nbytes)
+    with info.file.open("rb", buffering=0) as file:
+        file.seek(info.offset)
+        if file.readinto(data) != info.nbytes:
+            raise bad_file(info.file, "the file became shorter while it was read", code="file_truncated")
+    raw = torch.frombuffer(data, dtype=torch.uint8)
+    if info.dtype not in TORCH_DTYPES:
+        return dequantized(raw, info)
+    value = raw.view(TORCH_DTYPES[info.dtype])
+    return value.view(info.shape) if info.stride is None else value.as_strided(info.shape, info.stride)
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _check_target(target: Path, nbytes: int) -> None:
+    if target.suffix != ".safetensors":
+        raise _cannot_write(target, "its name does not end in .safetensors")
+    if target.exists():
+        raise _cannot_write(target, "it exists already")
+    if not target.parent.is_dir():
+        raise _cannot_write(target, "its folder does not exist")
+    free = shutil.disk_usage(target.parent).free
+    if free < nbytes:
+        raise _cannot_write(target, f"{gib(free)} free", expected=gib(nbytes))
+
+
+def _cannot_write(target: Path, got: str | None, expected: str = "") -> FileError:
+    return OutputError(
+        "the quantised file cannot be written", code="output_unwritable", field=str(target), got=got, expected=expected,
+        try_instead="another target, such as model-quant.safetensors",
+    )  # fmt: skip
+
+
+def _silent(_done: int, _all: int) -> None:
+    pass

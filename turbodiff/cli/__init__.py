@@ -36,7 +36,3 @@ def _usage_error(error: Exception) -> int:
         raise error
     show()
     return 2
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,9 @@
 """Live bytes by counting: what is allocated now and what was at most, without a device.
 
-A TorchDispatchMode that sees every tensor an operation returns and counts its storage until it dies. On meta tensors it is
-the dry run that the memory plan's formulas are held to; with a cap it is the small device of the tests, which raises
-torch.OutOfMemoryError as the real allocator would. Temporaries inside one operation are not seen: the plan carries them
-as workspace.
+A TorchDispatchMode that sees every tensor an operation returns and counts its storage until it dies. On meta tensors
+it is the dry run that the memory plan's formulas are held to; with a cap it is the small device of the tests, which
+raises torch.OutOfMemoryError as the real allocator would. Temporaries inside one operation are not seen: the plan
+carries them as workspace.
 """
 
 import weakref

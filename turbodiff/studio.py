@@ -10,17 +10,22 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from turbodiff.gpu.probe import machine_now
+from turbodiff.gpu.holders import CardHolders, holders
+from turbodiff.gpu.probe import Sample, machine_from, machine_now
 from turbodiff.jobs import logs, orphans, supervisor, workerproc
 from turbodiff.jobs import seeds as archive
 from turbodiff.jobs.store import Job, Store
 from turbodiff.media import library
-from turbodiff.plan import torch_rule
+from turbodiff.plan import tiers, torch_rule
 from turbodiff.plan.machine import Machine, pretend, read_machine
 from turbodiff.plan.planner import make_plan
+from turbodiff.prompt.clean import clean
+from turbodiff.prompt.tokens import Tokenizer
+from turbodiff.prompt.weights import parse
 from turbodiff.spec.errors import (
     CancelledByUser,
     DoesNotFitError,
@@ -40,6 +45,7 @@ from turbodiff.spec.request import Request, make_request
 from turbodiff.weights.locate import inventory as find_weights
 from turbodiff.weights.locate import need
 
+PROBE_FRESH_S = 5.0
 OnEvent = Callable[[Event], None]
 
 
@@ -57,7 +63,21 @@ def estimate(fields: Mapping[str, Any], machine: Machine | None = None, inventor
         DoesNotFitError: nothing that the pins allow fits.
     """
     machine = machine or machine_now()
-    return make_plan(make_request(fields), machine, inventory or find_weights())
+    return make_plan(asked(fields), machine, inventory or find_weights())
+
+
+def asked(fields: Mapping[str, Any]) -> Request:
+    """The request that a form or flags mean, in the picture's own aspect where Adaptive Resolution is on.
+
+    Raises:
+        RequestError, FileError: a field or the picture cannot be honoured.
+    """
+    request = make_request(fields)
+    if not request.image:
+        return request
+    from turbodiff.media.images import adapt_size
+
+    return adapt_size(request)
 
 
 def run_once(
@@ -68,7 +88,7 @@ def run_once(
     Raises:
         TurbodiffError: in the person's words; nothing half-done stays behind.
     """
-    request = make_request(fields).seeded()
+    request = asked(fields).seeded()
     inventory = find_weights()
     need(request.model, inventory)
     check_place(output, outputs)
@@ -227,6 +247,11 @@ def serve(state: Path | None, outputs: Path, web_argv: Sequence[str]) -> int:
     return supervisor.Supervisor(Path(state or state_folder()), Path(outputs)).serve(web_argv)
 
 
+@cache
+def _tokenizer(path: Path) -> Tokenizer:
+    return Tokenizer(path)
+
+
 class Studio:
     """The queue, the library and the machine, as one page or API process sees them."""
 
@@ -241,7 +266,7 @@ class Studio:
 
     def submit(self, fields: Mapping[str, Any]) -> int:
         """Queue a request and return its job id; the same nonce gives the same job."""
-        request = make_request(fields).seeded()
+        request = asked(fields).seeded()
         inventory = find_weights()
         need(request.model, inventory)
         return self.store.submit(request, make_plan(request, self.machine(), inventory))
@@ -275,8 +300,33 @@ class Studio:
         return model_states()
 
     def machine(self) -> Machine:
-        """The machine now."""
-        return machine_now()
+        """The machine as the supervisor's probe saw it in the last seconds, else asked now (which takes 0.6 s)."""
+        seen, age_s = self.store.fact("probe"), self.store.fact_age_s("probe")
+        if not seen or age_s is None or age_s > PROBE_FRESH_S:
+            return machine_now()
+        return machine_from(Sample(**seen), frozenset(self._worker_pids()))
+
+    def _worker_pids(self) -> list[int]:
+        return [int(fact["pid"]) for fact in [self.store.fact("worker0")] if fact and fact.get("pid")]
+
+    def holders(self) -> tuple[CardHolders, ...]:
+        """Who holds the memory of each card, from the supervisor's probe; () without one."""
+        seen = self.store.fact("probe")
+        return holders(Sample(**seen), self._worker_pids(), [left.pid for left in self.leftovers()]) if seen else ()
+
+    def count_tokens(self, model: str, prompt: str) -> int | None:
+        """Tokens of a prompt for a model's encoder; None while its tokenizer is not on this disk."""
+        file = find_weights().of(model, "tokenizer")
+        return _tokenizer(Path(file.path)).count(parse(clean(prompt)).text) if file else None
+
+    def rounds(self) -> tuple[tiers.Round, ...]:
+        """The three rounds from an idea to a clip, and the one between."""
+        return tiers.rounds()
+
+    def tier(self) -> tiers.Tier | None:
+        """The tier of this machine's largest card."""
+        sizes = [gpu.total_bytes for gpu in self.machine().gpus if gpu.total_bytes]
+        return tiers.tier_of(max(sizes)) if sizes else None
 
     def seeds(self, search: str = "", limit: int = 200) -> list[archive.Seed]:
         """The seed archive, the newest rows first; `search` looks in prompt, note, rating, model and seed."""

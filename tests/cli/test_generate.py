@@ -56,7 +56,7 @@ def test_a_clip_from_the_shell_with_its_events_as_json(tmp_path):
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert events[-1]["type"] == "result" and events[-1]["fields"]["path"] == str(tmp_path / "out.mp4")
     assert {"plan", "phase", "step", "result"} <= {event["type"] for event in events}
-    assert sorted(path.name for path in everything(tmp_path)) == ["out.mp4", "out.mp4.jpg", "out.mp4.json"]
+    assert sorted(path.name for path in everything(tmp_path)) == ["out.mp4", "out.mp4.json"]
 
 
 def test_ctrl_c_ends_with_130_and_leaves_no_half_file(tmp_path):

@@ -56,7 +56,7 @@ def decode(source: BinaryIO, order: dict[str, Any]) -> tuple[dict[str, int], byt
     if order["want"] == "size":
         return head_of(upright), b""
     long_side = 2 * max(order["width"], order["height"])
-    picture.draft("RGB", (long_side, long_side))  # a large JPEG is decoded at 1/2, 1/4 or 1/8, still twice what is asked
+    picture.draft("RGB", (long_side, long_side))  # decodes a large JPEG at 1/2 to 1/8, still twice what is asked
     ImageOps.exif_transpose(picture, in_place=True)
     rgb = flatten(picture, order["background"])
     return head_of(upright), fitted(rgb, order).tobytes()

@@ -67,7 +67,8 @@ def write_clip(run: Run, latents: Tensor) -> tuple[Path, Verdict]:
         with run.phase("write"):
             verdict = verify_clip(writer.written)
             sidecar = record.sidecar(run, verdict)
-            path = library.publish(partial, final, sidecar, writer.written.poster, replace=job.output is not None)
+            poster = b"" if job.output else writer.written.poster
+            path = library.publish(partial, final, sidecar, poster, replace=job.output is not None)
     finally:
         partial.unlink(missing_ok=True)
     return path, verdict

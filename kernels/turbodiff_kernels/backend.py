@@ -112,8 +112,9 @@ def fingerprint(capability: int) -> str:
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
-    driver = torch._C._cuda_getDriverVersion() if torch.cuda.is_available() else 0
-    return f"sm_{capability} driver {driver} torch {torch.__version__} triton {triton.__version__} {digest.hexdigest()[:8]}"
+    driver = getattr(torch._C, "_cuda_getDriverVersion", int)()
+    versions = f"driver {driver} torch {torch.__version__} triton {triton.__version__}"
+    return f"sm_{capability} {versions} {digest.hexdigest()[:8]}"
 
 
 def state_folder() -> Path:

@@ -21,10 +21,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
-
 from turbodiff_kernels.gemm import kernel as gemm
 from turbodiff_kernels.norm import kernel as norm
 from turbodiff_kernels.quant import kernel as quant
+from turbodiff_kernels.quant.reference import tiles
 from turbodiff_kernels.sage import kernel as sage
 from turbodiff_kernels.sla import kernel as sla
 
@@ -40,16 +40,16 @@ def tokens(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def launches() -> dict[str, Callable[[], object]]:
-    """Every launch that ships, at the shapes of Wan 14B (norms also at 1.3B's width), 480p, one clip."""
-    length, dim, heads = 32760, 5120, 40
+def launches(length: int, topk: float) -> dict[str, Callable[[], object]]:
+    """Every launch that ships, at the shapes of Wan 14B (norms also at 1.3B's width), one clip of `length` tokens."""
+    dim, heads = 5120, 40
     x, f32 = tokens(1, length, dim), torch.float32
     gate, weight = tokens(1, 1, dim, dtype=f32), tokens(dim)
     table = tokens(length, 64, dtype=f32)
     q, k, v = (t.unflatten(-1, (heads, 128)) for t in tokens(1, length, 3 * dim).chunk(3, dim=-1))
     q64 = tokens(1, length, heads, 64)
     a, b = tokens(length, dim, dtype=torch.int8), tokens(dim, dim, dtype=torch.int8)
-    tiled = (a, tokens(256, 40, dtype=f32), b, tokens(40, 40, dtype=f32))
+    tiled = (a, tokens(tiles(length), 40, dtype=f32), b, tokens(40, 40, dtype=f32))
     rowwise = (a, tokens(length, dtype=f32), b, tokens(dim, dtype=f32))
     proj = (tokens(128, 128), tokens(128))
     return {
@@ -74,12 +74,12 @@ def launches() -> dict[str, Callable[[], object]]:
         "dense": lambda: sage.dense_attention(q, k, v),
         "sage": lambda: sage.sage_attention(q, k, v),
         "sage 64": lambda: sage.sage_attention(q64, q64, q64),
-        "sla": lambda: sla.sla_attention(q, k, v, *proj, 0.1, False),
-        "sagesla": lambda: sla.sla_attention(q, k, v, *proj, 0.1, True),
+        "sla": lambda: sla.sla_attention(q, k, v, *proj, topk, False),
+        "sagesla": lambda: sla.sla_attention(q, k, v, *proj, topk, True),
     }
 
 
-def record(capability: int) -> dict[tuple, tuple[str, ASTSource, dict]]:
+def record(capability: int, length: int = 32760, topk: float = 0.1) -> dict[tuple, tuple[str, ASTSource, dict]]:
     """Distinct launches by what they compile to: (first name, source, options)."""
     found: dict[tuple, tuple[str, ASTSource, dict]] = {}
     name = ""
@@ -97,7 +97,7 @@ def record(capability: int) -> dict[tuple, tuple[str, ASTSource, dict]]:
         mock.patch.object(gemm, "arch", lambda _: capability),
         mock.patch.object(sage, "arch", lambda _: capability),
     ):
-        for name, call in launches().items():  # noqa: B007
+        for name, call in launches(length, topk).items():  # noqa: B007
             call()
     return found
 
@@ -147,11 +147,16 @@ def measure(source: ASTSource, options: dict, capability: int) -> dict[str, obje
 def main() -> None:
     assert os.environ.get("TRITON_INTERPRET") != "1", "the interpreter compiles nothing"
     capability = int(sys.argv[1])
-    for name, source, options in record(capability).values():
+    found = record(capability)
+    for name, source, options in found.values():
         try:
             print(json.dumps({"arch": capability, "name": name, **measure(source, options, capability)}), flush=True)
         except Exception as error:  # noqa: BLE001 - the table names what does not compile
             print(json.dumps({"arch": capability, "name": name, "error": str(error)[-2000:]}), flush=True)
+    everywhere = set(found)
+    for length, topk in ((75600, 0.15), (517, 0.3), (9600, 0.1)):
+        everywhere |= set(record(capability, length, topk))
+    print(json.dumps({"launches": len(found), "launches_at_all_lengths": len(everywhere)}))
 
 
 if __name__ == "__main__":

@@ -81,14 +81,16 @@ def test_all_blocks_and_no_projection_are_dense_attention():
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_values_survive_fp8_with_three_bits_of_mantissa(length):
-    """The interpreter cuts where the hardware rounds, so the bound is a whole step of 1/8 and not half of one."""
+def test_values_are_rounded_to_fp8_channels_first(length):
     _, _, v = qkv(length, batch=2, heads=2)
     got, scale = sage.quantize_values(v)
     assert got.shape == (2, 2, 64, -(-length // 16) * 16)
     assert got[..., length:].float().eq(0).all()
-    values = (got.float() * scale[..., None])[..., :length].permute(0, 3, 1, 2)
-    assert (values - v).abs().le(v.abs() / 8 + scale[:, None] * 2**-6).all()
+    expected = (v.permute(0, 2, 3, 1) / scale[..., None]).to(torch.float8_e4m3fn).float()
+    got = got[..., :length].float()
+    # the interpreter loses the carry where rounding up changes the exponent, and ties below 2^-6 (triton 3.7)
+    assert (got.eq(expected) | got.eq(expected / 2) | (got - expected).abs().le(2**-9)).all()
+    assert got.eq(expected).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["sage", "sagesla"])
@@ -100,4 +102,4 @@ def test_fp8_values_stay_within_their_rounding(sparse, monkeypatch):
         got, expected = sla.sla_attention(*args), sla_reference.sla_attention(*args)
     else:
         got, expected = sage.sage_attention(q, k, v), sage_reference.sage_attention(q, k, v)
-    assert 1e-3 < relative_l2(got, expected) < 0.1
+    assert 1e-3 < relative_l2(got, expected) < 0.1  # twice what it is with the carry that the interpreter loses

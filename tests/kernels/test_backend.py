@@ -1,4 +1,4 @@
-"""A kernel runs only where it proved itself; what it proved is remembered, and so is a check that took the program down."""
+"""A kernel runs only where it proved itself; the verdict is kept, and so is a check that took the program down."""
 
 import json
 

@@ -5,8 +5,15 @@ from turbodiff.plan.torch_rule import advise, conv3d_is_broken, pip_line
 
 @pytest.mark.parametrize(
     ("torch", "cudnn", "broken"),
-    [("2.8.0", 91002, False), ("2.9.1+cu128", 91002, True), ("2.9.1", 91501, False), ("2.10.0", 91002, True), ("2.11.0", 91002, False), ("2.9.0", 0, False)],
-)  # fmt: skip
+    [
+        ("2.8.0", 91002, False),
+        ("2.9.1+cu128", 91002, True),
+        ("2.9.1", 91501, False),
+        ("2.10.0", 91002, True),
+        ("2.11.0", 91002, False),
+        ("2.9.0", 0, False),
+    ],
+)
 def test_the_conv3d_trap_is_torch_2_9_and_2_10_with_an_old_cudnn(torch, cudnn, broken):
     assert conv3d_is_broken(torch, cudnn) is broken
 

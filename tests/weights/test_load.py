@@ -12,7 +12,9 @@ from turbodiff.spec.errors import FileError
 from turbodiff.weights.load import load_into
 from turbodiff.weights.recognise import open_checkpoint
 
-PLAIN = [name for name, (_, _, _, layout) in tiny.LAYOUTS.items() if layout in {"wan", "turbowan", "diffusers"}]
+PLAIN = [
+    name for name, (_, _, _, layout) in tiny.LAYOUTS.items() if layout in {"wan", "turbowan", "diffusers", "fastvideo"}
+]
 
 
 def load(path: Path, dtype: torch.dtype = torch.float32, **changes: bool) -> WanDiT:
@@ -66,6 +68,12 @@ def test_quantised_weights_stay_int8_and_norms_become_float32(tmp_path: Path) ->
     assert model.blocks[0].modulation.dtype == torch.float32  # as stored
     assert model.head.head.weight.dtype == torch.bfloat16
     assert forward(model).isfinite().all()
+
+
+def test_int8_in_the_names_of_diffusers_is_the_same_network(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    ours, theirs = (load(tiny.write(name, tmp_path / "a")) for name in ("turbowan-quant", "diffusers-quant"))
+    assert torch.equal(forward(ours), forward(theirs))
 
 
 def test_scaled_fp8_is_multiplied_by_its_scale(tmp_path: Path) -> None:

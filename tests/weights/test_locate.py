@@ -1,5 +1,7 @@
 """Files are found by what they hold, wherever they lie and whatever they are called."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,12 @@ def places(found: tuple[FoundFile, ...]) -> list[tuple[str, str, bool, str, str]
 def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no-cache"))
     monkeypatch.setattr(locate, "bundled_root", lambda: tmp_path / "no-demo")
+
+
+def test_searching_downloading_and_verifying_need_no_torch() -> None:
+    code = "import sys, turbodiff.weights.catalog as c; c.list_models(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_a_model_is_told_by_shapes_and_turbo_comes_before_plain(tmp_path: Path) -> None:
@@ -85,6 +93,14 @@ def test_every_missing_file_is_named_at_once(tmp_path: Path, monkeypatch: pytest
     assert "TurboWan2.1" not in error.expected, "the DiT is there"
     assert str(tmp_path) in error.expected
     assert "pull wan2.1-1.3b" in error.try_instead
+
+
+def test_a_file_in_a_search_root_comes_before_the_bundled_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locate, "bundled_root", lambda: tmp_path / "bundled")
+    hollow("Wan2.1-1.3B", tmp_path / "bundled" / "a.pth")
+    hollow("Wan2.1-1.3B", tmp_path / "mine" / "b.pth", plain=True)
+    files = locate.inventory([tmp_path / "mine"]).files
+    assert [Path(file.path).name for file in files] == ["b.pth", "a.pth"]
 
 
 def test_roots_are_searched_in_the_order_of_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""quantize writes the published -quant layout from any layout, in little memory, and leaves nothing behind when it fails."""
+"""quantize writes the published -quant layout from any layout, in little memory; a failure leaves nothing behind."""
 
 import subprocess
 import sys
@@ -92,24 +92,23 @@ def test_a_quantised_source_and_a_broken_one_are_refused(tmp_path: Path) -> None
 
 
 MEASURE = """
-import resource, sys
+import sys
 from turbodiff.weights.quantize import quantize
 quantize(sys.argv[1], sys.argv[2])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-"""
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""  # ru_maxrss would count the memory of the process that started this one
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", ["safetensors", "pth"])
-def test_memory_stays_within_three_of_the_largest_tensor_and_600_mb(ending: str, tmp_path: Path) -> None:
+def test_memory_stays_within_three_of_the_largest_tensor_and_600_mb(tmp_path: Path) -> None:
     state = {}
     with torch.device("meta"):
         shapes = WanDiT(replace(tiny.CONFIG, dim=5120, ffn_dim=13824, num_heads=40, text_dim=4096)).state_dict()
     for name, value in shapes.items():
         state[name] = torch.zeros(value.shape, dtype=torch.bfloat16)
     largest = max(value.nbytes for value in state.values())
-    save = tiny.save_pth if ending == "pth" else tiny.save_safetensors
-    source = save(state, tmp_path / f"a.{ending}")
+    source = tiny.save_pth(state, tmp_path / "a.pth")
+    del state
     command = [sys.executable, "-c", MEASURE, str(source), str(tmp_path / "q.safetensors")]
-    peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * 1024
     assert peak <= 3 * largest + 600e6, f"{peak / 1e6:.0f} MB, largest tensor {largest / 1e6:.0f} MB"

@@ -1,6 +1,7 @@
 """Tiny checkpoints in everybody's layouts, made from one WanDiT, one VAE and one UMT5 encoder."""
 
 import json
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -32,8 +33,21 @@ def wan(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """diffusers' names."""
-    table = keymaps.inverse(keymaps.dit_from_diffusers())
-    return {keymaps.renamed(name, table) or name: value for name, value in wan(state).items()}
+    return renamed(wan(state), keymaps.dit_from_diffusers())
+
+
+def renamed(state: Mapping[str, Tensor], table: Mapping[str, str]) -> dict[str, Tensor]:
+    """Names of another layout with the linear branch, as the community exports TurboWan."""
+    back = keymaps.inverse(table)
+    return {keymaps.renamed(name, back) or name: value for name, value in state.items()}
+
+
+def diffusers_quant(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """INT8 exports in diffusers' names call the tiles `weight` and their scales `weight_scale_inv`."""
+    named = renamed(quant(state), keymaps.dit_from_diffusers())
+    ends = {"int8_weight": "weight", "scale": "weight_scale_inv"}
+    parts = {name: name.rpartition(".") for name in named}
+    return {f"{parts[name][0]}.{ends.get(parts[name][2], parts[name][2])}".lstrip("."): named[name] for name in named}
 
 
 def quant(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -92,6 +106,38 @@ def save_shards(state: Mapping[str, Tensor], folder: Path) -> Path:
     return folder
 
 
+def save_gguf(state: Mapping[str, Tensor], path: Path) -> Path:
+    """A GGUF file: matrices of the blocks as Q8_0, patch embeddings in the shape that the format allows, others F32."""
+    entries, blob, shapes = b"", b"", b""
+    for name, value in state.items():
+        quantise = name.startswith("blocks.") and value.ndim == 2
+        data = q8_0(value) if quantise else value.float().numpy().tobytes()
+        shape = value.flatten(1).shape if value.ndim > 4 else value.shape
+        if value.ndim > 4:
+            shapes += gguf_text(f"comfy.gguf.orig_shape.{name}") + struct.pack("<IIQ", 9, 5, value.ndim)
+            shapes += struct.pack(f"<{value.ndim}i", *value.shape)
+        entries += gguf_text(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
+        entries += struct.pack("<IQ", 8 if quantise else 0, len(blob))
+        blob += data + b"\0" * (-len(data) % 32)
+    count = sum(value.ndim > 4 for value in state.values())
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(state), count) + shapes + entries
+    path.write_bytes(head + b"\0" * (-len(head) % 32) + blob)
+    return path
+
+
+def gguf_text(text: str) -> bytes:
+    """A string of GGUF."""
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+def q8_0(value: Tensor) -> bytes:
+    """Blocks of 32 values: a float16 scale and 32 int8."""
+    blocks = value.float().reshape(-1, 32)
+    scale = (blocks.abs().amax(dim=1, keepdim=True) / 127).half()
+    numbers = (blocks / scale.float()).round().to(torch.int8)
+    return torch.cat((scale.view(torch.int8), numbers), dim=1).numpy().tobytes()
+
+
 # layout -> (state in that layout, how it is saved, file name, what recognise says)
 Layout = tuple[Callable[[], Mapping[str, Tensor]], Callable[[Mapping[str, Tensor], Path], Path], str, str]
 LAYOUTS: dict[str, Layout] = {
@@ -106,6 +152,12 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "comfy repack": (lambda: prefixed(wan(dit_state()), "diffusion_model."), save_safetensors, "a.safetensors", "wan"),
     "comfy fp8": (lambda: fp8(dit_state()), save_safetensors, "a.safetensors", "wan-fp8"),
+    "fastvideo": (
+        lambda: renamed(dit_state(), keymaps.dit_from_fastvideo()), save_safetensors, "a.safetensors", "fastvideo"
+    ),
+    "diffusers-quant": (
+        lambda: diffusers_quant(dit_state()), save_safetensors, "a.safetensors", "diffusers-quant"
+    ),
     "diffusers": (lambda: diffusers(dit_state()), save_safetensors, "a.safetensors", "diffusers"),
     "diffusers shards": (lambda: diffusers(dit_state()), save_shards, "transformer", "diffusers"),
 }  # fmt: skip

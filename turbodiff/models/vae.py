@@ -11,7 +11,7 @@ Frames travel as [t, C, H, W], one sample of the batch at a time.
 
 from collections.abc import Iterator
 from itertools import product
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,7 @@ from torch import Tensor, nn
 from turbodiff.models.attention import attention
 from turbodiff.spec.shapes import SPACE_STRIDE, TIME_STRIDE, is_frame_count
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLWan
-
+Vae = nn.Module  # diffusers.AutoencoderKLWan, imported where it is made: that takes over a second
 ConvMethod = Literal["auto", "conv3d", "conv2d"]
 
 # Margins around a tile in latent pixels. The decoder's convolutions carry 12.25 across: 6.5 in the first block, 3.25 in
@@ -31,18 +29,16 @@ DECODER_MARGINS = (13, 6, 3, 1)
 ENCODER_MARGIN = 9  # 8.5: its costly layers come first and need all of it
 
 
-def make_vae(
-    base_dim: int, z_dim: int = 16, dim_mult: tuple[int, ...] = (1, 2, 4, 4), num_res_blocks: int = 2
-) -> "AutoencoderKLWan":
+def make_vae(base_dim: int, z_dim: int = 16, dim_mult: tuple[int, ...] = (1, 2, 4, 4), num_res_blocks: int = 2) -> Vae:
     """diffusers' VAE of these sizes with random weights; base_dim 96 is the published one."""
     from diffusers import AutoencoderKLWan
 
-    vae = AutoencoderKLWan(base_dim=base_dim, z_dim=z_dim, dim_mult=list(dim_mult), num_res_blocks=num_res_blocks)
+    vae: Any = AutoencoderKLWan(base_dim=base_dim, z_dim=z_dim, dim_mult=list(dim_mult), num_res_blocks=num_res_blocks)
     return vae.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def encode(vae: "AutoencoderKLWan", video: Tensor, *, tile: int | None = None, conv: ConvMethod = "auto") -> Tensor:
+def encode(vae: Vae, video: Tensor, *, tile: int | None = None, conv: ConvMethod = "auto") -> Tensor:
     """Video [B, 3, F, H, W] in [-1, 1], F = 1, 5, 9, ... -> normalised mean latents, float32 [B, 16, T, H/8, W/8].
 
     tile: side of a tile in latent pixels, None for the whole picture. conv: see `prefers_conv2d`.
@@ -56,9 +52,7 @@ def encode(vae: "AutoencoderKLWan", video: Tensor, *, tile: int | None = None, c
 
 
 @torch.no_grad()
-def decode_stream(
-    vae: "AutoencoderKLWan", latents: Tensor, *, tile: int | None = None, conv: ConvMethod = "auto"
-) -> Iterator[Tensor]:
+def decode_stream(vae: Vae, latents: Tensor, *, tile: int | None = None, conv: ConvMethod = "auto") -> Iterator[Tensor]:
     """Normalised latents [B, 16, T, h, w] -> T chunks of frames [B, 3, 1 or 4, 8h, 8w] in the dtype of the VAE.
 
     The range is about [-1, 1], not clamped: `frames_to_uint8` does that. The first chunk is one frame, the others
@@ -74,7 +68,7 @@ def decode_stream(
         yield torch.stack(parts).transpose(1, 2)
 
 
-def decode(vae: "AutoencoderKLWan", latents: Tensor, *, tile: int | None = None, conv: ConvMethod = "auto") -> Tensor:
+def decode(vae: Vae, latents: Tensor, *, tile: int | None = None, conv: ConvMethod = "auto") -> Tensor:
     """All chunks of `decode_stream` as one video [B, 3, F, H, W]."""
     return torch.cat(list(decode_stream(vae, latents, tile=tile, conv=conv)), dim=2)
 
@@ -97,18 +91,18 @@ def prefers_conv2d(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype != torch.float32 and (2, 9) <= release <= (2, 10) and cudnn < 91500
 
 
-def _wants_conv2d(conv: ConvMethod, vae: "AutoencoderKLWan") -> bool:
+def _wants_conv2d(conv: ConvMethod, vae: Vae) -> bool:
     return prefers_conv2d(vae.device, vae.dtype) if conv == "auto" else conv == "conv2d"
 
 
-def _latent_statistics(vae: "AutoencoderKLWan", like: Tensor) -> tuple[Tensor, Tensor]:
+def _latent_statistics(vae: Vae, like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each latent channel over the training set, float32 [16, 1, 1, 1] (Wan2.1)."""
     pair = (vae.config["latents_mean"], vae.config["latents_std"])
     mean, std = (torch.tensor(values, dtype=torch.float32, device=like.device).view(-1, 1, 1, 1) for values in pair)
     return mean, std
 
 
-def _encode_one(vae: "AutoencoderKLWan", frames: Tensor, side: int | None, conv2d: bool) -> Tensor:
+def _encode_one(vae: Vae, frames: Tensor, side: int | None, conv2d: bool) -> Tensor:
     """Frames [F, 3, H, W] -> mean latents [T, 16, h, w], not normalised."""
     height, width = (size // SPACE_STRIDE for size in frames.shape[2:])
     chunks = [1] + [TIME_STRIDE] * ((len(frames) - 1) // TIME_STRIDE)
@@ -124,7 +118,7 @@ def _encode_one(vae: "AutoencoderKLWan", frames: Tensor, side: int | None, conv2
     return torch.cat(moments).chunk(2, dim=1)[0]
 
 
-def _decode_one(vae: "AutoencoderKLWan", z: Tensor, side: int | None, conv2d: bool) -> Iterator[Tensor]:
+def _decode_one(vae: Vae, z: Tensor, side: int | None, conv2d: bool) -> Iterator[Tensor]:
     """Latents [T, 16, h, w], not normalised -> T chunks [1 or 4, 3, 8h, 8w]."""
     height, width = z.shape[2:]
     begin = _Stream(conv2d)
@@ -193,7 +187,7 @@ class _Stream:
         self._conv2d = conv2d
         self._past: dict[nn.Module, list[Tensor]] = {}  # at most two frames [1, C, H, W] each, latest last
 
-    def decoder_begin(self, vae: "AutoencoderKLWan", latent: Tensor) -> Tensor:
+    def decoder_begin(self, vae: Vae, latent: Tensor) -> Tensor:
         """Latent frame [1, 16, h, w] -> features [1, C, h, w]: what must see the whole picture."""
         x = self._conv(vae.decoder.conv_in, self._conv(vae.post_quant_conv, latent))
         return self._middle(vae.decoder.mid_block, x)
@@ -237,7 +231,7 @@ class _Stream:
             x = self._down_layer(layer, x)
         return x
 
-    def encoder_end(self, vae: "AutoencoderKLWan", x: Tensor) -> Tensor:
+    def encoder_end(self, vae: Vae, x: Tensor) -> Tensor:
         """Features [1, C, h, w] -> mean and log variance [1, 32, h, w]."""
         x = self._middle(vae.encoder.mid_block, x)
         x = self._conv(vae.encoder.conv_out, _norm_silu(vae.encoder.norm_out, x))

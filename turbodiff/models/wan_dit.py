@@ -169,20 +169,16 @@ class Block(nn.Module):
     def forward(self, x: Tensor, inputs: BlockInputs, ffn_chunks: int = 1) -> Tensor:
         """Tokens [B, N, d] -> tokens [B, N, d]; without gradients `x` itself. `ffn_chunks` bounds the hidden tokens."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + inputs.modulation).split(1, dim=1)
-        y = self.self_attn(norm.norm_modulate(x, shift1, scale1, self.eps), inputs)
-        x = add_gated(x, y, gate1)
-        del y
-        y = norm.layer_norm(x, self.norm3.weight, self.norm3.bias, self.eps)
-        x = add(x, self.cross_attn(y, inputs))
-        del y
+        x = add_gated(x, self.self_attn(x, shift1, scale1, inputs), gate1)
+        x = add(x, self.cross_attn(norm.layer_norm(x, self.norm3.weight, self.norm3.bias, self.eps), inputs))
         if ffn_chunks == 1 or torch.is_grad_enabled():
-            return add_gated(x, self._feed_forward(norm.norm_modulate(x, shift2, scale2, self.eps)), gate2)
+            return add_gated(x, self._feed_forward(x, shift2, scale2), gate2)
         for part in x.split(chunk_tokens(x.shape[1], ffn_chunks), dim=1):
-            add_gated(part, self._feed_forward(norm.norm_modulate(part, shift2, scale2, self.eps)), gate2)
+            add_gated(part, self._feed_forward(part, shift2, scale2), gate2)
         return x
 
-    def _feed_forward(self, y: Tensor) -> Tensor:
-        hidden = self.ffn[0](y)
+    def _feed_forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        hidden = self.ffn[0](norm.norm_modulate(x, shift, scale, self.eps))
         if torch.is_grad_enabled():
             return self.ffn[2](F.gelu(hidden, approximate="tanh"))
         return self.ffn[2](torch.ops.aten.gelu_(hidden, approximate="tanh"))
@@ -208,13 +204,17 @@ class SelfAttention(nn.Module):
         """Projection of SLA's linear branch, shared by the heads, where the checkpoint has one."""
         return self.attn_op["local_attn"]["proj_l"] if hasattr(self, "attn_op") else None
 
-    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
-        q = norm.rms_norm_rope(self.q(x), self.norm_q.weight, *inputs.rope, self.eps)
-        k = norm.rms_norm_rope(self.k(x), self.norm_k.weight, *inputs.rope, self.eps)
-        v = self.v(x)
-        heads = [t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v)]
-        del q, k, v, x
-        return self.o(self_attention(*heads, inputs.attention, self.proj_l).flatten(2))
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor, inputs: BlockInputs) -> Tensor:
+        """Tokens [B, N, d], normed and modulated here so that the normed copy is gone when attention starts."""
+        y = norm.norm_modulate(x, shift, scale, self.eps)
+        q = norm.rms_norm_rope(self.q(y), self.norm_q.weight, *inputs.rope, self.eps)
+        k = norm.rms_norm_rope(self.k(y), self.norm_k.weight, *inputs.rope, self.eps)
+        v = self.v(y)
+        del y
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
+        out = self_attention(q, k, v, inputs.attention, self.proj_l)
+        del q, k, v
+        return self.o(out.flatten(2))
 
 
 class CrossAttention(nn.Module):

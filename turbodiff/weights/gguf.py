@@ -15,6 +15,7 @@ from turbodiff.weights.headers import Header, TensorInfo, bad_file
 
 ALIGNMENT_BYTES = 32  # unless general.alignment says otherwise
 MAX_ITEMS = 1 << 20
+MAX_AXES = 8
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # ComfyUI-GGUF: the shape of a tensor of more than 4 axes
 PREFIX = "GGUF_"
 
@@ -25,6 +26,15 @@ class Type(NamedTuple):
     name: str
     block: int
     nbytes: int
+
+
+class Entry(NamedTuple):
+    """A tensor as the header lists it: the number of its type, its offset from the start of the data."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
 
 
 TYPES = {
@@ -97,27 +107,20 @@ def _parse(path: Path, cursor: _Cursor, size: int) -> Header:
     if type(alignment) is not int or alignment < 1:
         raise ValueError(f"alignment {alignment}")
     base = -(-cursor.at // alignment) * alignment
-    return Header(path, {name: _info(path, name, *entry, base, size, metadata) for name, *entry in entries}, metadata)
+    tensors = {entry.name: _info(path, entry, base, size, metadata) for entry in entries}
+    return Header(path, tensors, metadata)
 
 
-def _entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
+def _entry(cursor: _Cursor) -> Entry:
     name, axes = cursor.string(), cursor.number("I")
-    if axes > 8:
+    if axes > MAX_AXES:
         raise ValueError(f"{axes} axes")
     shape = tuple(cursor.number("Q") for _ in range(axes))[::-1]  # ggml names the fastest axis first
-    return name, shape, cursor.number("I"), cursor.number("Q")
+    return Entry(name, shape, cursor.number("I"), cursor.number("Q"))
 
 
-def _info(
-    path: Path,
-    name: str,
-    shape: tuple[int, ...],
-    kind: int,
-    offset: int,
-    base: int,
-    size: int,
-    metadata: dict[str, Any],
-) -> TensorInfo:
+def _info(path: Path, entry: Entry, base: int, size: int, metadata: dict[str, Any]) -> TensorInfo:
+    name, shape, kind, offset = entry
     if kind not in TYPES:
         raise bad_file(path, "a tensor type that turbodiff does not read", code="key_dtype", key=name, got=kind)
     dtype, block, block_bytes = TYPES[kind]

@@ -46,6 +46,35 @@ DIT_DIFFUSERS: Rows = (
     ("blocks.{i}.ffn.2", "blocks.{i}.ffn.net.2"),
 )
 
+# FastVideo's exports of TurboWan (the names of its own modules)
+DIT_FASTVIDEO: Rows = (
+    ("patch_embedding", "patch_embedding"),
+    ("text_embedding.0", "condition_embedder.text_embedder.fc_in"),
+    ("text_embedding.2", "condition_embedder.text_embedder.fc_out"),
+    ("time_embedding.0", "condition_embedder.time_embedder.mlp.fc_in"),
+    ("time_embedding.2", "condition_embedder.time_embedder.mlp.fc_out"),
+    ("time_projection.1", "condition_embedder.time_modulation.linear"),
+    ("head.head", "proj_out"),
+    ("head.modulation", "scale_shift_table"),
+    ("blocks.{i}.modulation", "blocks.{i}.scale_shift_table"),
+    ("blocks.{i}.self_attn.q", "blocks.{i}.to_q"),
+    ("blocks.{i}.self_attn.k", "blocks.{i}.to_k"),
+    ("blocks.{i}.self_attn.v", "blocks.{i}.to_v"),
+    ("blocks.{i}.self_attn.o", "blocks.{i}.to_out"),
+    ("blocks.{i}.self_attn.norm_q", "blocks.{i}.norm_q"),
+    ("blocks.{i}.self_attn.norm_k", "blocks.{i}.norm_k"),
+    ("blocks.{i}.self_attn.attn_op.local_attn.proj_l", "blocks.{i}.attn1.attn_impl.proj_l"),
+    ("blocks.{i}.cross_attn.q", "blocks.{i}.attn2.to_q"),
+    ("blocks.{i}.cross_attn.k", "blocks.{i}.attn2.to_k"),
+    ("blocks.{i}.cross_attn.v", "blocks.{i}.attn2.to_v"),
+    ("blocks.{i}.cross_attn.o", "blocks.{i}.attn2.to_out"),
+    ("blocks.{i}.cross_attn.norm_q", "blocks.{i}.attn2.norm_q"),
+    ("blocks.{i}.cross_attn.norm_k", "blocks.{i}.attn2.norm_k"),
+    ("blocks.{i}.norm3", "blocks.{i}.self_attn_residual_norm.norm"),
+    ("blocks.{i}.ffn.0", "blocks.{i}.ffn.fc_in"),
+    ("blocks.{i}.ffn.2", "blocks.{i}.ffn.fc_out"),
+)
+
 # UMT5 encoder as Wan ships it -> transformers; the token embedding answers to two names there
 UMT5_ORIGINAL: Rows = (
     ("shared", "token_embedding"),
@@ -76,6 +105,8 @@ UMT5_GGUF: Rows = (
     ("encoder.block.{i}.layer.1.DenseReluDense.wi_1", "enc.blk.{i}.ffn_up"),
     ("encoder.block.{i}.layer.1.DenseReluDense.wo", "enc.blk.{i}.ffn_down"),
 )
+# The ten linears of a block that TurboDiffusion quantises: all but proj_l
+DIT_LINEARS = (*(f"{part}.{x}" for part in ("self_attn", "cross_attn") for x in "qkvo"), "ffn.0", "ffn.2")
 UMT5_TIED = ("shared.weight", "encoder.embed_tokens.weight")
 
 RESIDUAL = (
@@ -87,6 +118,11 @@ RESIDUAL = (
 def dit_from_diffusers() -> dict[str, str]:
     """diffusers module name -> ours."""
     return _theirs_to_ours(DIT_DIFFUSERS)
+
+
+def dit_from_fastvideo() -> dict[str, str]:
+    """FastVideo's module name -> ours."""
+    return _theirs_to_ours(DIT_FASTVIDEO)
 
 
 def umt5_from_original() -> dict[str, str]:
@@ -118,6 +154,29 @@ def vae_from_original() -> dict[str, str]:
         else:
             rows += _resample(f"decoder.up_blocks.{stage}.upsamplers.0", f"decoder.upsamples.{i}")
     return {theirs: ours for ours, theirs in rows}
+
+
+def dit_names(num_layers: int, *, quant: bool, sla: bool) -> set[str]:
+    """Every parameter of a DiT of that depth in our names; INT8 linears have int8_weight and scale for weight."""
+    names = set()
+    for row, _ in DIT_DIFFUSERS:
+        if ".proj_l" in row and not sla:
+            continue
+        for i in range(num_layers) if "{i}" in row else (0,):
+            module = row.format(i=i)
+            if module.endswith("modulation"):
+                names.add(module)
+            elif quant and module.split(".", 2)[-1] in DIT_LINEARS:
+                names |= {f"{module}.int8_weight", f"{module}.scale", f"{module}.bias"}
+            else:
+                names |= {f"{module}.weight"} if ".norm_" in module else {f"{module}.weight", f"{module}.bias"}
+    return names
+
+
+def umt5_names(num_layers: int) -> set[str]:
+    """Every parameter of a text encoder of that depth, in our names; none has a bias."""
+    modules = {ours.format(i=i) for ours, _ in UMT5_ORIGINAL for i in (range(num_layers) if "{i}" in ours else (0,))}
+    return {f"{module}.weight" for module in modules} | set(UMT5_TIED)
 
 
 def renamed(name: str, table: Mapping[str, str]) -> str | None:

@@ -67,6 +67,11 @@ def inventory(roots: Sequence[Path] | None = None) -> Inventory:
     return Inventory(files=tuple(found))
 
 
+def models_of(path: Path) -> list[FoundFile]:
+    """What this file or folder is to each model that it fits; empty where it fits none."""
+    return [file for spec in all_models() if (file := _match(spec, path))]
+
+
 def need(model: str, found: Inventory, *, quant: bool | None = None) -> dict[str, FoundFile]:
     """The best file of each component that `model` needs; `quant` None takes what there is.
 
@@ -164,7 +169,7 @@ def _match(spec: ModelSpec, path: Path) -> FoundFile | None:
     )
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _look(path: Path, size: int, mtime_ns: int) -> Seen | None:
     """What the header says; read again when size or time of the file change."""
     try:
@@ -216,7 +221,7 @@ def _tokenizer_fits(spec: ModelSpec, size: int) -> bool:
 
 
 def _rank(spec: ModelSpec, file: FoundFile) -> tuple[object, ...]:
-    """Distilled before plain, then in the order of the model's list, then full precision before fp8."""
+    """What is in a search root before what is bundled; distilled before plain; by the model's list; fp8 last."""
     listed = [
         place for place, known in enumerate(spec.files)
         if (known.component, known.quant) == (file.component, file.quant) and file.resolution in ("", known.resolution)
@@ -224,6 +229,7 @@ def _rank(spec: ModelSpec, file: FoundFile) -> tuple[object, ...]:
     components = list(dict.fromkeys(known.component for known in spec.files))
     return (
         components.index(file.component),
+        Path(file.path).is_relative_to(bundled_root()),
         spec.turbo and file.component.startswith("dit") and not file.sla,
         min(listed, default=len(spec.files)),
         file.layout.endswith("fp8"),

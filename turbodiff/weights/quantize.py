@@ -19,18 +19,13 @@ from torch import Tensor
 
 from turbodiff.spec.errors import FileError, OutputError
 from turbodiff.spec.numbers import gib
+from turbodiff.weights import keymaps
 from turbodiff.weights.headers import DTYPE_BYTES, TensorInfo, bad_file
 from turbodiff.weights.load import NORMS, TORCH_DTYPES, dequantized, scaled
 from turbodiff.weights.recognise import Checkpoint, open_checkpoint
 
 TILE = 128
 SMALLEST_AMAX = 1e-8  # TurboDiffusion: an all-zero tile gets the scale 1e-8 / 128
-
-# The ten linears of a block (TurboDiffusion quantises every linear of the blocks but proj_l)
-LINEARS = tuple(f"{part}.{x}.weight" for part in ("self_attn", "cross_attn") for x in "qkvo") + (
-    "ffn.0.weight",
-    "ffn.2.weight",
-)
 
 Progress = Callable[[int, int], None]
 
@@ -86,10 +81,11 @@ def plan_entries(checkpoint: Checkpoint) -> list[Entry]:
         raise bad_file(path, "this checkpoint is quantised already", code="already_quantised", got=checkpoint.layout)
     if checkpoint.unknown:
         raise bad_file(path, "a tensor without a place", code="key_unexpected", key=checkpoint.unknown[0])
-    for i in range(checkpoint.numbers["num_layers"]):
-        for linear in LINEARS:
-            if f"blocks.{i}.{linear}" not in checkpoint.sources:
-                raise bad_file(path, "a tensor is missing", code="key_missing", key=f"blocks.{i}.{linear}")
+    missing = keymaps.dit_names(checkpoint.numbers["num_layers"], quant=False, sla=checkpoint.sla) - set(
+        checkpoint.sources
+    )
+    if missing:
+        raise bad_file(path, "a tensor is missing", code="key_missing", key=min(missing), expected=min(missing))
     names = sorted(checkpoint.sources, key=lambda name: (checkpoint.info(name).file, checkpoint.info(name).offset))
     return [entry for name in names for entry in _entries(name, checkpoint.info(name))]
 
@@ -107,7 +103,7 @@ def quantize_band(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _is_quantised(name: str) -> bool:
-    return name.startswith("blocks.") and name.split(".", 2)[2] in LINEARS
+    return name.startswith("blocks.") and name.split(".", 2)[2].removesuffix(".weight") in keymaps.DIT_LINEARS
 
 
 def _entries(name: str, info: TensorInfo) -> list[Entry]:

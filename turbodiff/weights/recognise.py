@@ -1,13 +1,13 @@
 """Which network a checkpoint holds and in whose layout: told by its keys and shapes, never by its file name.
 
-Layouts of the DiT: `wan` (original, 5-D patch embedding), `turbowan` (2-D), `diffusers`; behind it `-quant` for INT8
-tiles, `-fp8` for ComfyUI's scaled fp8, `-gguf` for GGUF blocks. Of the VAE: `wan`, `diffusers`. Of the text encoder:
-`wan`, `transformers`, `llama.cpp`.
+Layouts of the DiT: `wan` (original, 5-D patch embedding), `turbowan` (2-D), `diffusers`, `fastvideo`; behind it
+`-quant` for INT8 tiles, `-fp8` for ComfyUI's scaled fp8, `-gguf` for GGUF blocks. Of the VAE: `wan`, `diffusers`.
+Of the text encoder: `wan`, `transformers`, `llama.cpp`.
 Prefixes of exports are stripped. No torch.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -81,6 +81,7 @@ class Checkpoint:
 KINDS = (
     Kind("dit", "wan", ("patch_embedding", "blocks.0.self_attn.q", "head.head"), dict),
     Kind("dit", "diffusers", ("patch_embedding", "blocks.0.attn1.to_q", "proj_out"), keymaps.dit_from_diffusers),
+    Kind("dit", "fastvideo", ("patch_embedding", "blocks.0.to_q", "proj_out"), keymaps.dit_from_fastvideo),
     Kind("vae", "wan", ("encoder.conv1", "decoder.conv1", "conv2"), keymaps.vae_from_original),
     Kind("vae", "diffusers", ("encoder.conv_in", "decoder.conv_in", "post_quant_conv"), dict),
     Kind("text_encoder", "wan", ("token_embedding", "blocks.0.attn.q", "norm"), keymaps.umt5_from_original),
@@ -137,29 +138,43 @@ def _plain_names(header: Header, prefix: str) -> dict[str, str]:
     return names
 
 
+def expected_names(checkpoint: Checkpoint) -> set[str]:
+    """Every parameter that a network of this kind and depth has, in our names; of a VAE, whatever is there."""
+    if checkpoint.component == "vae":
+        return set(checkpoint.sources)
+    layers = min(checkpoint.numbers["num_layers"], keymaps.MAX_LAYERS)
+    if checkpoint.component == "text_encoder":
+        return keymaps.umt5_names(layers)
+    return keymaps.dit_names(layers, quant=checkpoint.quant, sla=checkpoint.sla)
+
+
 def _checkpoint(header: Header, kind: Kind, names: Mapping[str, str]) -> Checkpoint:
     sources, unknown = _sources(header, kind, names)
     quant = any(name.endswith(".int8_weight") for name in sources)
-    scaled = any(source.scale for source in sources.values())
-    blocks = any(info.dtype.startswith("GGUF_") for info in header.tensors.values())
-    dialect = kind.dialect
-    numbers = _NUMBERS[kind.component](_Shapes(header, sources))
-    if (
-        kind.component == "dit"
-        and dialect == "wan"
-        and len(header.tensors[sources["patch_embedding.weight"].stored].shape) == 2
-    ):
-        dialect = "turbowan"
-    return Checkpoint(
+    checkpoint = Checkpoint(
         header,
         kind.component,
-        dialect + ("-quant" if quant else "") + ("-fp8" if scaled else "") + ("-gguf" if blocks else ""),
+        _layout(header, kind, sources, quant),
         sources,
-        tuple(sorted(unknown)),
-        numbers,
+        (),
+        _NUMBERS[kind.component](_Shapes(header, sources)),
         quant,
         sla=any(".proj_l." in name for name in sources),
     )
+    expected = expected_names(checkpoint)
+    unknown += [source.stored for name, source in sources.items() if name not in expected]
+    known = {name: source for name, source in sources.items() if name in expected}
+    return replace(checkpoint, sources=known, unknown=tuple(sorted(unknown)))
+
+
+def _layout(header: Header, kind: Kind, sources: Mapping[str, Source], quant: bool) -> str:
+    name = kind.dialect
+    patch = sources.get("patch_embedding.weight")
+    if (kind.component, name) == ("dit", "wan") and patch and len(header.tensors[patch.stored].shape) == 2:
+        name = "turbowan"
+    scaled = any(source.scale for source in sources.values())
+    blocks = any(info.dtype.startswith("GGUF_") for info in header.tensors.values())
+    return name + ("-quant" if quant else "") + ("-fp8" if scaled else "") + ("-gguf" if blocks else "")
 
 
 def _sources(header: Header, kind: Kind, names: Mapping[str, str]) -> tuple[dict[str, Source], list[str]]:

@@ -85,7 +85,5 @@ def _int8_linear_add_(
 
 
 @backend.fake("int8_linear_add_")
-def _(
-    x: Tensor, gate: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None
-) -> None:
+def _(x: Tensor, gate: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None) -> None:
     return None

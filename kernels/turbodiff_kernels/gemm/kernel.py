@@ -1,8 +1,8 @@
 """INT8 products in Triton, with what follows a product done while the tile is still in registers.
 
-Two scale layouts, one kernel. Tiles of 128 x 128 (TurboDiffusion's files): each 128 of K is multiplied exactly in INT32,
-scaled, and added in float32, K ascending; the scaling costs about as much as the product itself. Per token and per
-channel (the fast mode): INT32 over all of K, scaled once at the end.
+Two scale layouts, one kernel. Tiles of 128 x 128 (TurboDiffusion's files): each 128 of K is multiplied exactly in
+INT32, scaled, and added in float32, K ascending; the scaling costs about as much as the product itself. Per token and
+per channel (the fast mode): INT32 over all of K, scaled once at the end.
 """
 
 from typing import NamedTuple
@@ -88,7 +88,8 @@ def _launch(
         a.stride(0), b.stride(0), out.stride(0) if gate is not None else 0, out.stride(-2),
         gate.stride(0) if gate is not None else 0,
         TILED=tiled, BIAS=bias is not None, GELU=gelu, GATE=gate is not None, QUANTIZE=out_scale is not None,
-        DTYPE=triton_dtype(dtype), ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=8, num_warps=tile.warps, num_stages=tile.stages,
+        DTYPE=triton_dtype(dtype), ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=8,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
 

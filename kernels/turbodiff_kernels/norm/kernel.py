@@ -53,7 +53,7 @@ def add_gated_(x: Tensor, y: Tensor, gate: Tensor) -> None:
 
 
 def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
-    """`silu(x / max(|x|, 1e-12) * sqrt(C) * gamma)` over the channels, axis 1; memory order as in `x` (channels last)."""
+    """`silu(x / max(|x|, 1e-12) * sqrt(C) * gamma)` over the channels, axis 1; the result is in channels-last order."""
     rows = x.movedim(1, -1)
     rows = rows if rows.is_contiguous() else rows.contiguous()
     out = torch.empty_like(rows)

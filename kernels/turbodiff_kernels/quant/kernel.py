@@ -35,7 +35,7 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @triton.jit
 def quantize_tile(x, TILE: tl.constexpr):
-    """One float32 tile -> (INT8 tile, scale): scale = max|tile| / 128, so that +max saturates at 127 (TurboDiffusion)."""
+    """One float32 tile -> (INT8 tile, scale): scale = max|tile| / 128, +max saturates at 127 (TurboDiffusion)."""
     amax = tl.maximum(tl.max(tl.max(tl.abs(x), 1), 0), 1e-8)
     scaled = round_half_even(x * tl.div_rn(TILE * 1.0, amax))
     return tl.minimum(scaled, 127.0).to(tl.int8), amax / TILE

@@ -95,7 +95,7 @@ def attend(
 
 
 def quantize_pool(x: Tensor, mean: Tensor | None, block: int, *, int8: bool) -> tuple[Tensor | Quantized, Tensor]:
-    """One reading of x [B, L, H, D]: INT8 rows (or x itself) and block means [B, H, ceil(L / block), D] of `x - mean`."""
+    """Of `x - mean` [B, L, H, D] in one reading: INT8 rows (or x itself), block means [B, H, ceil(L / block), D]."""
     batch, length, heads, dim = x.shape
     blocks = triton.cdiv(length, block)
     means = x.new_empty((batch, heads, blocks, dim))

@@ -1,0 +1,107 @@
+"""How long people wait: a cold clip, the help text, a plan, a submit. Run it on an idle machine.
+
+    python scripts/bench_app.py [--runs 3]
+
+Prints a table; the last line is JSON, which is also kept, dated, under scripts/results/.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+TURBODIFF = [sys.executable, "-m", "turbodiff.cli"]
+PROMPT = "a red circle moves right on a black background"
+
+
+def seconds_of(command: list[str], folder: str) -> float:
+    """Wall seconds of one command that must succeed."""
+    start_s = time.perf_counter()
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": sys.path[0]})
+    return time.perf_counter() - start_s
+
+
+def median_ms(call: Callable[[], object], runs: int) -> float:
+    """Median milliseconds of a call in this process."""
+    times = []
+    for _ in range(runs):
+        start_s = time.perf_counter()
+        call()
+        times.append(1000 * (time.perf_counter() - start_s))
+    return statistics.median(times)
+
+
+def cold_clip(runs: int) -> dict[str, float]:
+    """Fresh processes and a fresh state folder each time; the first run, which fills the page cache, is not counted."""
+    seconds = []
+    for run in range(runs + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["TURBODIFF_STATE"] = str(Path(folder) / "state")
+            took_s = seconds_of([*TURBODIFF, "generate", PROMPT, "--seed", str(run), "-o", "out.mp4"], folder)
+            seconds += [took_s] if run else []
+    peak_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return {"cold_clip_s": statistics.median(seconds), "cold_clip_peak_gib": peak_kib / 2**20}
+
+
+def planning(runs: int) -> dict[str, float]:
+    """A full plan, and a submit into a store of 10,000 jobs."""
+    from turbodiff.jobs.store import Store
+    from turbodiff.plan.machine import GpuFacts, Machine
+    from turbodiff.plan.planner import make_plan
+    from turbodiff.spec.inventory import Inventory
+    from turbodiff.spec.request import make_request
+
+    card = GpuFacts(total_bytes=24 << 30, free_bytes=23 << 30, capability=(8, 9))
+    machine = Machine(
+        gpus=(card,), gpu_state="ok", ram_total_bytes=64 << 30, ram_available_bytes=48 << 30, pretended=True
+    )
+    request = make_request({"prompt": PROMPT, "model": "Wan2.1-14B"})
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        for _ in range(10_000):
+            store.submit(request)
+        submit_ms = median_ms(lambda: store.submit(request), runs)
+    return {
+        "plan_ms": median_ms(lambda: make_plan(request, machine, Inventory()), runs),
+        "submit_at_10000_ms": submit_ms,
+    }
+
+
+def main() -> None:
+    """Measure everything once."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=3)
+    runs = parser.parse_args().runs
+    with tempfile.TemporaryDirectory() as folder:
+        help_s = statistics.median(seconds_of([*TURBODIFF, "--help"], folder) for _ in range(runs + 2))
+    figures = {"help_s": help_s, **cold_clip(runs), **planning(50)}
+    for name, value in figures.items():
+        print(f"{name:24} {value:10.3f}")
+    now = datetime.now(UTC)
+    result = {
+        "utc": now.isoformat(timespec="seconds"),
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        **{name: round(value, 4) for name, value in figures.items()},
+    }
+    line = json.dumps(result)
+    folder = ROOT / "scripts" / "results"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{now:%Y-%m-%d}-app.json").write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""Downloads: the right files for a card, from the Hugging Face hub or a mirror of it, with progress, resume and checks.
+
+Addresses, sign-in and checksums are huggingface_hub's; the bytes are read here, because the library throws a partial
+file away when its process ends (its pull request 4228), and these files take hours. A partial file keeps its checksum
+in its name, so it is only ever continued with the same content.
+"""
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from turbodiff.spec.errors import FileError
+from turbodiff.spec.inventory import FoundFile, Inventory
+from turbodiff.spec.models import ModelFile, ModelSpec, find_model
+from turbodiff.spec.numbers import GIB, gib
+from turbodiff.weights.headers import ENDINGS, read_header
+from turbodiff.weights.locate import download_root, inventory
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+PLAIN_FROM_BYTES = 40 * GIB  # TurboDiffusion: cards with more than 40 GB take the unquantised files, others -quant
+RESERVE_BYTES = GIB  # left free on the disk
+CHUNK_BYTES = 4 << 20
+TIMEOUT_S = 30
+ATTEMPTS = 6  # in a row without a single new byte
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+Progress = Callable[[str, int, int], None]
+
+
+class Remote(NamedTuple):
+    """A file on the hub as it is now."""
+
+    url: str
+    location: str
+    etag: str
+    nbytes: int
+
+
+def endpoint() -> str:
+    """The hub or its mirror: $HF_ENDPOINT."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or DEFAULT_ENDPOINT
+
+
+def choose_files(
+    spec: ModelSpec, *, memory_bytes: int | None = None, quant: bool | None = None, resolution: str = ""
+) -> list[ModelFile]:
+    """One file per component. `quant` None: by the memory of the card, quantised where it is unknown or none."""
+    if quant is None:
+        quant = memory_bytes is None or memory_bytes <= PLAIN_FROM_BYTES
+    resolution = resolution or spec.defaults.resolution
+    chosen: dict[str, ModelFile] = {}
+    for component in dict.fromkeys(file.component for file in spec.files):
+        files = [file for file in spec.files if file.component == component]
+        fit = [file for file in files if not component.startswith("dit") or file.quant == quant] or files
+        chosen[component] = next((file for file in fit if file.resolution == resolution), fit[0])
+    return list(chosen.values())
+
+
+def missing_files(files: Sequence[ModelFile], spec: ModelSpec, found: Inventory) -> list[ModelFile]:
+    """Those of `files` that no file on this disk can stand for."""
+    return [file for file in files if not any(_stands_for(have, file, spec) for have in found.files)]
+
+
+def _stands_for(have: FoundFile, file: ModelFile, spec: ModelSpec) -> bool:
+    if (have.model, have.component) != (spec.name, file.component):
+        return False
+    same = (have.quant, have.sla) == (file.quant, spec.turbo) and have.resolution in ("", file.resolution)
+    return same or not file.component.startswith("dit")
+
+
+def pull(
+    model: str,
+    *,
+    memory_bytes: int | None = None,
+    quant: bool | None = None,
+    resolution: str = "",
+    root: Path | None = None,
+    found: Inventory | None = None,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Download what `model` still needs into `root` (default: the first search root); `progress(name, bytes, of all)`.
+
+    Raises:
+        FileError: offline, unreachable, too little disk, or a file that is not what the hub promised. A download that
+            stopped is continued by the next call.
+    """
+    spec = find_model(model)
+    folder = (root or download_root()).absolute()
+    files = choose_files(spec, memory_bytes=memory_bytes, quant=quant, resolution=resolution)
+    wanted = [file for file in missing_files(files, spec, found or inventory()) if file.repo]
+    if not wanted:
+        return []
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
+        raise _unreachable(wanted, folder, "HF_HUB_OFFLINE is set", code="offline")
+    remotes = [_remote(file, wanted, folder) for file in wanted]
+    _check_disk(folder, [(_target(folder, file), remote) for file, remote in zip(wanted, remotes, strict=True)])
+    return [_download(file, wanted, folder, progress or _silent) for file in wanted]
+
+
+def _target(folder: Path, file: ModelFile) -> Path:
+    return folder / file.names[0]
+
+
+def _part(target: Path, remote: Remote) -> Path:
+    return target.with_name(f".{target.name}.{remote.etag[:16]}.part")
+
+
+def _remote(file: ModelFile, wanted: Sequence[ModelFile], folder: Path) -> Remote:
+    from huggingface_hub import get_hf_file_metadata, get_token, hf_hub_url  # 0.3 s
+
+    url = hf_hub_url(file.repo, file.names[0], endpoint=endpoint())
+    try:
+        found = get_hf_file_metadata(url, token=get_token(), endpoint=endpoint(), timeout=TIMEOUT_S)
+    except Exception as error:  # noqa: BLE001  its transport raises kinds of its own, other ones in each version
+        raise _unreachable(wanted, folder, f"{file.names[0]}: {type(error).__name__}: {error}"[:200]) from None
+    etag = re.sub(r"[^\w-]", "", found.etag or "")
+    if not etag or found.size is None:
+        raise _unreachable(wanted, folder, f"{file.names[0]}: no size or checksum from the server")
+    return Remote(url, found.location, etag, found.size)
+
+
+def _check_disk(folder: Path, downloads: Sequence[tuple[Path, Remote]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    have = sum(_size(_part(target, remote)) for target, remote in downloads)
+    need = sum(remote.nbytes for _, remote in downloads) - have
+    free = shutil.disk_usage(folder).free
+    if need + RESERVE_BYTES > free:
+        raise _disk_full(folder, need)
+
+
+def _disk_full(folder: Path, need: int) -> FileError:
+    return FileError(
+        "not enough room for the download", code="disk_full", field=str(folder),
+        got=f"{gib(shutil.disk_usage(folder).free)} free", expected=gib(need + RESERVE_BYTES),
+        try_instead="set TURBODIFF_MODELS to a folder on a larger disk",
+    )  # fmt: skip
+
+
+def _download(file: ModelFile, wanted: Sequence[ModelFile], folder: Path, progress: Progress) -> Path:
+    target = _target(folder, file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    failures = 0
+    while True:
+        remote = _remote(file, wanted, folder)  # anew each time: the location is signed for minutes
+        part = _part(target, remote)
+        before = _size(part)
+        try:
+            if before < remote.nbytes:
+                _receive(remote, part, partial(_tell, progress, file.names[0], remote.nbytes))
+            _check_content(part, remote)
+            part.replace(target)
+            return target
+        except OSError as error:  # urllib's errors are OSErrors
+            if error.errno == errno.ENOSPC:
+                raise _disk_full(folder, remote.nbytes - _size(part)) from None
+            failures = 1 if _size(part) > before else failures + 1
+            if failures >= ATTEMPTS or isinstance(error, PermissionError):
+                raise _unreachable(wanted, folder, f"{file.names[0]}: {error}"[:200]) from None
+            time.sleep(min(2**failures / 4, 8))
+
+
+def _receive(remote: Remote, part: Path, report: Callable[[int], None]) -> None:
+    """Append what is missing of the file to `part`.
+
+    Raises:
+        OSError: the connection broke; what came is kept.
+    """
+    done = _size(part)
+    request = urllib.request.Request(remote.location, headers=_headers(remote) | {"Range": f"bytes={done}-"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        if answer.status != 206:
+            done = 0  # the server sends the whole file
+        with part.open("r+b" if done else "wb") as file:
+            file.seek(done)
+            while chunk := answer.read(CHUNK_BYTES):
+                file.write(chunk)
+                done += len(chunk)
+                report(done)
+            file.flush()
+            os.fsync(file.fileno())
+    if done < remote.nbytes:
+        raise ConnectionError(f"the connection ended after {done} of {remote.nbytes} bytes")
+
+
+def _headers(remote: Remote) -> dict[str, str]:
+    """The person's token goes to the hub itself, never to the storage that it redirects to."""
+    from huggingface_hub.utils import build_hf_headers
+
+    same = urlsplit(remote.location).netloc == urlsplit(remote.url).netloc
+    headers = build_hf_headers() if same else {}
+    return {name: value for name, value in headers.items() if isinstance(value, str)} | {"Accept-Encoding": "identity"}
+
+
+def _check_content(part: Path, remote: Remote) -> None:
+    """The size, the sha256 where the hub tells it, and the header of weights; a wrong file is deleted."""
+    size = _size(part)
+    digest = file_sha256(part) if SHA256.fullmatch(remote.etag) else remote.etag
+    if size != remote.nbytes or digest != remote.etag:
+        part.unlink()
+        raise FileError(
+            "the downloaded file is not what the server promised", code="download_damaged", field=remote.url,
+            got=f"{size} bytes, {digest[:16]}", expected=f"{remote.nbytes} bytes, {remote.etag[:16]}",
+            try_instead="run the same command again",
+        )  # fmt: skip
+    if remote.url.endswith(ENDINGS):
+        try:
+            read_header(part)
+        except FileError:
+            part.unlink()
+            raise
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unreachable(files: Sequence[ModelFile], folder: Path, got: str, code: str = "hub_unreachable") -> FileError:
+    """The error with everything for a download by hand: addresses, names, folder."""
+    urls = "; ".join(
+        f"{endpoint()}/{file.repo}/resolve/main/{file.names[0]} -> {_target(folder, file)}" for file in files
+    )
+    return FileError(
+        f"cannot download from {endpoint()}", code=code, field="HF_ENDPOINT", got=got, expected=urls,
+        try_instead="set HF_ENDPOINT to a mirror that you can reach, or download these files by hand to these places",
+    )  # fmt: skip
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _tell(progress: Progress, name: str, nbytes: int, done: int) -> None:
+    progress(name, done, nbytes)
+
+
+def _silent(_name: str, _done: int, _all: int) -> None:
+    pass
+
+
+def download_bytes(spec: ModelSpec, files: Sequence[ModelFile], found: Inventory) -> int:
+    """Bytes that `pull` would download of `files`, by the sizes in configs/models."""
+    return sum(file.bytes for file in missing_files(files, spec, found))

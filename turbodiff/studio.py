@@ -3,10 +3,7 @@
 A request is planned here, in the asker's process, by arithmetic; it runs in a worker process.
 """
 
-import json
 import os
-import shutil
-import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from turbodiff.doctor import doctor
 from turbodiff.gpu.holders import CardHolders, holders
 from turbodiff.gpu.probe import Sample, machine_from, machine_now
-from turbodiff.jobs import logs, orphans, supervisor, workerproc
+from turbodiff.jobs import bundle, logs, orphans, statelock, supervisor, workerproc
 from turbodiff.jobs import seeds as archive
 from turbodiff.jobs.store import Job, Store
 from turbodiff.media import library
-from turbodiff.plan import tiers, torch_rule
+from turbodiff.plan import tiers
 from turbodiff.plan.machine import Machine, pretend, read_machine
 from turbodiff.plan.planner import make_plan
 from turbodiff.prompt.clean import clean
@@ -39,7 +37,6 @@ from turbodiff.spec.errors import (
 from turbodiff.spec.events import Event
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import ModelSpec, all_models
-from turbodiff.spec.numbers import GB
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, make_request
 from turbodiff.weights.locate import inventory as find_weights
@@ -165,77 +162,15 @@ def error_from(fields: Mapping[str, Any]) -> TurbodiffError:
     return kind(str(fields.get("what", "failed")), **{name: fields.get(name, "") for name in names})
 
 
-def doctor() -> dict[str, Any]:
-    """What this machine has, warnings as (key, sentence), the pip line for torch, and notes."""
-    machine, torch_facts = machine_now(), worker_report()
-    capability = torch_facts.get("capability")
-    advice = torch_rule.advise(
-        torch_facts.get("torch") or "0.0",
-        torch_facts.get("cuda", ""),
-        torch_facts.get("cudnn", 0),
-        machine.driver,
-        tuple(capability) if capability else None,
-    )
-    return {
-        "found": _found(machine, torch_facts),
-        "warnings": [*advice.warnings, *_trouble(torch_facts)],
-        "pip_line": advice.pip_line,
-        "notes": [
-            "SageAttention, SpargeAttn and flash-attn are not needed: turbodiff brings its own Triton kernels.",
-            "Do not install `sparselinear`: it is an unrelated package of 2020. torchvision is not needed either.",
-        ],
-    }
+def running(state: Path) -> dict[str, Any] | None:
+    """The app that holds a state folder, {"pid": ...}, or None."""
+    return statelock.holder(state)
 
 
-def worker_report() -> dict[str, Any]:
-    """What torch says, asked of a process of its own: {} with an "error" when it does not answer."""
-    argv = [sys.executable, "-m", "turbodiff.runtime.report"]
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True)
-        report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except subprocess.CalledProcessError as error:
-        return {"error": (error.stderr or "").strip().splitlines()[-1:] or ["no words"]}
-    except subprocess.TimeoutExpired:
-        return {"error": ["torch did not answer within 120 s"]}
-    return report
-
-
-def _found(machine: Machine, torch_facts: Mapping[str, Any]) -> dict[str, str]:
-    cards = ", ".join(f"{gpu.name} ({_gb(gpu.total_bytes)})" for gpu in machine.gpus)
-    found = {name: str(torch_facts.get(name) or "none") for name in ("torch", "cuda", "cudnn", "triton", "diffusers")}
-    optional = torch_facts.get("optional", {})
-    return {
-        "python": sys.version.split()[0],
-        **found,
-        "driver": machine.driver or "none",
-        "GPU": cards or f"none ({machine.gpu_state})",
-        "RAM": _gb(machine.ram_total_bytes),
-        "ffmpeg": _ffmpeg_version(),
-        "free disk here": _gb(shutil.disk_usage(Path.cwd()).free),
-        **{name: version or "not found, not needed" for name, version in optional.items()},
-    }
-
-
-def _ffmpeg_version() -> str:
-    import imageio_ffmpeg
-
-    try:
-        return str(imageio_ffmpeg.get_ffmpeg_version())
-    except RuntimeError as error:
-        return str(error)
-
-
-def _trouble(torch_facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    trouble = []
-    if "error" in torch_facts:
-        trouble.append(("torch_silent", f"torch does not start: {' '.join(torch_facts['error'])}"))
-    if torch_facts.get("conv3d", "ok") != "ok":
-        trouble.append(("conv3d_fails", f"a small conv3d fails: {torch_facts['conv3d']}"))
-    return trouble
-
-
-def _gb(n_bytes: int | None) -> str:
-    return "unknown" if n_bytes is None else f"{n_bytes / GB:.1f} GB"
+def run_log() -> Callable[[str], None]:
+    """Says a line in `webui_test.log`, the run log."""
+    log = logs.LogFile(logs.log_folder(Path.cwd(), state_folder()) / logs.RUN_LOG)
+    return lambda text: log.say(text, who="selftest")
 
 
 def serve(state: Path | None, outputs: Path, web_argv: Sequence[str]) -> int:
@@ -344,6 +279,10 @@ class Studio:
         """Take over the rows of a Markdown table; returns how many it has."""
         return archive.import_file(self.store, self.outputs, path)
 
+    def support_bundle(self, path: Path, with_prompts: bool = False) -> Path:
+        """Logs, versions and the last jobs as one zip."""
+        return bundle.support_bundle(self.store, logs.log_folder(Path.cwd(), self.state), path, with_prompts)
+
     def settings_of(self, video: Path) -> dict[str, Any]:
         """What made a clip, from its sidecar or the tags inside it."""
         return library.read_settings(video)
@@ -370,5 +309,7 @@ __all__ = [
     "machine_for",
     "machine_now",
     "model_states",
+    "run_log",
     "run_once",
+    "running",
 ]

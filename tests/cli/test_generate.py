@@ -87,7 +87,16 @@ except SystemExit:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path).returncode == 0
 
 
-@pytest.mark.parametrize("command", [["plan", PROMPT], ["gpu"], ["models", "list"], ["plan", PROMPT, "--json"]])
+LOOKS = [
+    ["plan", PROMPT],
+    ["plan", PROMPT, "--json"],
+    ["plan", PROMPT, "--model", "14B", "--pretend-vram", "12"],
+    ["gpu"],
+    ["models", "list"],
+]
+
+
+@pytest.mark.parametrize("command", LOOKS)
 def test_commands_that_only_look_leave_nothing_behind(command, tmp_path):
     done = turbodiff(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

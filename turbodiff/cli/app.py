@@ -4,8 +4,12 @@ import typer
 
 from turbodiff.cli.doctor import doctor
 from turbodiff.cli.generate import generate
+from turbodiff.cli.jobs import jobs_app
 from turbodiff.cli.models import models_app
 from turbodiff.cli.plan import gpu, plan
+from turbodiff.cli.seeds import seeds_app
+from turbodiff.cli.selftest import selftest
+from turbodiff.cli.service import restart, serve, support_bundle
 
 app = typer.Typer(
     name="turbodiff",
@@ -14,8 +18,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(generate)
-app.command()(plan)
-app.command()(gpu)
-app.command()(doctor)
+for command in (generate, plan, serve, restart, gpu, doctor, selftest):
+    app.command()(command)
+app.command("support-bundle")(support_bundle)
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(seeds_app, name="seeds")
 app.add_typer(models_app, name="models")

@@ -1,8 +1,12 @@
-"""`turbodiff models`: which weights there are, and where they belong."""
+"""`turbodiff models`: which weights there are, where they belong, and what is in them."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-models_app = typer.Typer(help="Weights: list, verify.", no_args_is_help=True)
+models_app = typer.Typer(help="Weights: list, pull, verify, quantize.", no_args_is_help=True)
 
 
 @models_app.command("list")
@@ -12,3 +16,49 @@ def list_models() -> None:
     from turbodiff.cli.show import models_table
 
     models_table(studio.model_states())
+
+
+@models_app.command("pull")
+def pull_model(
+    model: Annotated[str, typer.Argument(help="Wan2.1-1.3B, Wan2.1-14B, Wan2.2-A14B")],
+    quant: Annotated[bool | None, typer.Option("--quant/--no-quant", help="left out: as fits this card")] = None,
+    resolution: Annotated[str, typer.Option("--resolution", help="480p or 720p checkpoint")] = "",
+    root: Annotated[Path | None, typer.Option("--root", help="target folder; default: checkpoints/")] = None,
+) -> None:
+    """Download what a model still needs; a download that stopped goes on."""
+    from turbodiff import studio
+    from turbodiff.weights.fetch import pull
+
+    sizes = [card.total_bytes for card in studio.machine_now().gpus if card.total_bytes]
+    paths = pull(
+        model, memory_bytes=max(sizes, default=None), quant=quant, resolution=resolution, root=root, progress=_percent
+    )
+    for path in paths:
+        sys.stdout.write(f"{path}\n")
+
+
+@models_app.command("verify")
+def verify_weights(
+    path: Annotated[Path, typer.Argument(help="a file or a folder of shards")],
+    sha256: Annotated[bool, typer.Option("--sha256", help="read every byte, too")] = False,
+) -> None:
+    """Say what a checkpoint is, whether it is complete, and which models can use it."""
+    from turbodiff.weights.catalog import verify
+
+    report = verify(path, sha256=sha256)
+    for name, value in report._asdict().items():
+        sys.stdout.write(f"{name:12} {value}\n")
+    if report.problems:
+        raise typer.Exit(2)
+
+
+@models_app.command("quantize")
+def quantize_weights(source: Path, target: Path) -> None:
+    """Write the -quant layout (INT8 tiles) of any DiT checkpoint."""
+    from turbodiff.weights.quantize import quantize
+
+    sys.stdout.write(f"{quantize(source, target)}\n")
+
+
+def _percent(name: str, done: int, total: int) -> None:
+    sys.stderr.write(f"\r{name} {100 * done // max(total, 1):3d} %")

@@ -1,6 +1,7 @@
-"""Noise to latents: the rCM steps, and one network at a time on the device."""
+"""Noise to latents: the steps of a sampler, and one network at a time on the device."""
 
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -9,30 +10,28 @@ from torch import Tensor
 from turbodiff.runtime import preview, residency
 from turbodiff.runtime.embeddings import TextRows
 from turbodiff.runtime.run import Run
+from turbodiff.sampling import rcm, unipc
 from turbodiff.sampling.experts import experts_for
 from turbodiff.sampling.noise import Noise
-from turbodiff.sampling.rcm import Step, sample
+from turbodiff.sampling.rcm import Step
 from turbodiff.sampling.schedule import network_timesteps, rcm_timesteps
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.plan import PhaseName
+from turbodiff.spec.request import Request
 
 
 @torch.inference_mode()
-def denoise(run: Run, text: TextRows, condition: Tensor | None) -> Tensor:
+def denoise(run: Run, text: TextRows, condition: Tensor | None, negative: TextRows | None = None) -> Tensor:
     """Latents [1, 16, T, H, W], float32 on the CPU, from the noise of the request's seed.
 
     Raises:
         TurbodiffError: code nan_latents, where the latents stop being numbers.
     """
-    request, device = run.request, run.shelf.device.torch_device
-    times = rcm_timesteps(request.steps, request.sigma_max)
-    noise = Noise(request.seed or 0, (1, *request.shape.latent), request.noise_device)
-    turns = Turns(run, text, condition, _experts(run, times))
+    turns = Turns(run, text, condition, negative)
     progress = Progress(run)
     latents = None
     with turns:
-        sampler = "ode" if request.sampler == "ode" else "sde"
-        for step in sample(turns.velocity, lambda: residency.to_device(noise(), device), times, sampler):
+        for step in steps_of(run, turns.velocity):
             progress.after(step, turns.expert)
             latents = step.latents
             if run.orders.decode_now(run.job.id):
@@ -42,17 +41,39 @@ def denoise(run: Run, text: TextRows, condition: Tensor | None) -> Tensor:
     return latents.float().cpu()
 
 
-def _experts(run: Run, times: Tensor) -> list[str]:
-    request = run.request
-    return [*experts_for(times, request.boundary)] if request.spec.two_experts else ["single"] * request.steps
+def steps_of(run: Run, velocity: Callable[[Tensor, float], Tensor]) -> Iterator[Step]:
+    """The steps of the request's sampler on the noise of its seed."""
+    request, device = run.request, run.shelf.device.torch_device
+    noise = Noise(request.seed or 0, (1, *request.shape.latent), request.noise_device)
+
+    def draw() -> Tensor:
+        return residency.to_device(noise(), device)
+
+    if request.sampler == "unipc":
+        return unipc.sample(velocity, draw, request.steps, request.shift)
+    return rcm.sample(velocity, draw, times_of(request), request.sampler)
+
+
+def times_of(request: Request) -> Tensor:
+    """When the network is asked, float64 [steps + 1]."""
+    if request.sampler == "unipc":
+        return unipc.unipc_timesteps(request.steps, request.shift)
+    return rcm_timesteps(request.steps, request.sigma_max)
+
+
+def experts_of(request: Request) -> list[str]:
+    """The network of every step: "high" or "low", or "single" where there is one only."""
+    if not request.spec.two_experts:
+        return ["single"] * request.steps
+    return [*experts_for(times_of(request), request.boundary)]
 
 
 class Turns:
     """The networks taking turns: each expert gets its phase, is on the device for its steps only, and leaves."""
 
-    def __init__(self, run: Run, text: TextRows, condition: Tensor | None, experts: list[str]) -> None:
-        self._run, self._text, self._condition = run, text, condition
-        self._experts = iter(experts)
+    def __init__(self, run: Run, text: TextRows, condition: Tensor | None, negative: TextRows | None) -> None:
+        self._run, self._text, self._condition, self._negative = run, text, condition, negative
+        self._experts = iter(experts_of(run.request))
         self._open: Any = None
         self._network: Any = None
         self.expert = ""
@@ -64,7 +85,7 @@ class Turns:
         self._leave(*error)
 
     def velocity(self, latents: Tensor, t: float) -> Tensor:
-        """Velocity float32 of latents float64 [1, 16, T, H, W] at time t, from the expert whose turn it is."""
+        """Velocity float32 of latents [1, 16, T, H, W] at time t, from the expert whose turn it is."""
         expert = next(self._experts)
         if expert != self.expert:
             self._leave(None, None, None)
@@ -79,7 +100,7 @@ class Turns:
     def _visit(self, expert: str) -> Any:
         name: PhaseName = "denoise" if expert == "single" else f"denoise_{expert}"  # type: ignore[assignment]
         with self._run.phase(name), self._run.shelf.network(expert, self._run.plan) as network:
-            network.begin(self._text, self._condition)
+            network.begin(self._text, self._condition, self._negative, self._run.request.guidance)
             yield network
 
     def _leave(self, kind: Any, error: Any, traceback: Any) -> None:

@@ -12,6 +12,7 @@ from turbodiff.models.rope import rope_tables
 from turbodiff.models.wan_dit import PATCH, WanDiT
 from turbodiff.runtime import residency
 from turbodiff.runtime.embeddings import TextRows
+from turbodiff.sampling.unipc import guided
 from turbodiff.spec.plan import Levers
 
 
@@ -22,7 +23,8 @@ class Network:
         self._dit, self._device, self._attention, self._levers = dit, device, attention, levers
         self._blocks: Iterable[nn.Module] = dit.blocks
         self._clip: dict[str, Any] = {}
-        self._context: Tensor | None = None
+        self._texts: list[tuple[Tensor, Tensor | None]] = []
+        self._guidance = 1.0
 
     @contextmanager
     def placed(self, *, stay: bool) -> Iterator[None]:
@@ -39,23 +41,35 @@ class Network:
             try:
                 yield
             finally:
-                self._clip, self._context, self._blocks = {}, None, self._dit.blocks
+                self._clip, self._texts, self._blocks = {}, [], self._dit.blocks
 
-    def begin(self, text: TextRows, condition: Tensor | None) -> None:
-        """Take in the words and the picture of a clip."""
-        self._context = self._dit.embed_text(residency.to_device(text.rows, self._device))
+    def begin(
+        self, text: TextRows, condition: Tensor | None, negative: TextRows | None = None, guidance: float = 1.0
+    ) -> None:
+        """Take in the words and the picture of a clip; with a negative prompt every velocity is a guided one."""
+        self._texts = [self._take_in(text)] + ([] if negative is None else [self._take_in(negative)])
+        self._guidance = guidance
         self._clip = {
             "condition": None if condition is None else residency.to_device(condition, self._device),
-            "context_bias": None if text.bias is None else residency.to_device(text.bias, self._device),
             "rope": None,
         }
+
+    def _take_in(self, text: TextRows) -> tuple[Tensor, Tensor | None]:
+        context = self._dit.embed_text(residency.to_device(text.rows, self._device))
+        return context, None if text.bias is None else residency.to_device(text.bias, self._device)
 
     def __call__(self, latents: Tensor, timesteps: Tensor) -> Tensor:
         """Velocity float32 of latents [1, 16, T, H, W] at timesteps [1, 1] (x1000)."""
         if self._clip["rope"] is None:
             grid = [size // patch for size, patch in zip(latents.shape[2:], PATCH, strict=True)]
             self._clip["rope"] = rope_tables(*grid, self._dit.config.head_dim, device=self._device)
-        x, inputs = self._dit.prepare(latents, timesteps, self._context, attention=self._attention, **self._clip)
+        velocity, *negative = [self._evaluate(latents, timesteps, *text) for text in self._texts]
+        return guided(velocity, negative[0], self._guidance) if negative else velocity
+
+    def _evaluate(self, latents: Tensor, timesteps: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
+        x, inputs = self._dit.prepare(
+            latents, timesteps, context, attention=self._attention, context_bias=bias, **self._clip
+        )
         for block in self._blocks:
             x = block(x, inputs, self._levers.ffn_chunks)
         return self._dit.finish(x, inputs)

@@ -40,12 +40,12 @@ def generate(job: Job, shelf: Shelf, say: Say, orders: Orders) -> dict[str, Any]
 def make_latents(run: Run) -> Tensor:
     """Words, and a picture where there is one, to latents [1, 16, T, H, W]."""
     with run.phase("text_encode"):
-        text = stages.encode_text(run)
+        text, negative = stages.encode_text(run)
     condition = None
     if run.request.kind == "i2v":
         with run.phase("image_encode"):
             condition = stages.encode_image(run)
-    return denoise(run, text, condition)
+    return denoise(run, text, condition, negative)
 
 
 def write_clip(run: Run, latents: Tensor) -> tuple[Path, Verdict]:

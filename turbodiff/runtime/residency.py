@@ -19,6 +19,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def moved(module: nn.Module, device: torch.device) -> nn.Module:
+    """A network made for the occasion, on the device until nobody holds it any more."""
+    return module.to(device)
+
+
 @contextmanager
 def placed(module: nn.Module, device: torch.device, *, stay: bool = False) -> Iterator[nn.Module]:
     """A network on the device inside the block. Its host copy is kept, so leaving copies nothing back.

@@ -18,7 +18,7 @@ from turbodiff.models.linear import quantize_blocks
 from turbodiff.models.vae import make_vae
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.prompt.tokens import Tokenizer
-from turbodiff.runtime import residency
+from turbodiff.runtime import residency, text
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.embeddings import TextRows, pad_rows
 from turbodiff.runtime.network import Network
@@ -66,9 +66,10 @@ class Shelf:
         weights = {name: Path(file.path).name for name, file in self._used.items()}
         return {**self.device.facts(), "weights": weights}
 
-    def text_identity(self) -> str:
-        """What text rows depend on beside the words: the encoder's file."""
-        return self._key(self._used["text_encoder"])
+    def text_identity(self, plan: Plan) -> str:
+        """What text rows depend on beside the words: the encoder's file, and its bits where they are fewer."""
+        bits = plan.levers.text_dtype
+        return self._key(self._used["text_encoder"]) + ("" if bits == "bf16" else f" {bits}")
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the model."""
@@ -77,16 +78,15 @@ class Shelf:
     @contextmanager
     def text_encoder(self, plan: Plan) -> Iterator[Callable[[str], TextRows]]:
         """A function from clean text to its rows, while the encoder sits where the plan says."""
-        device = torch.device("cpu") if plan.levers.text == "cpu" else self.device.torch_device
         encoder, tokenizer = self._keep("text_encoder", self._load_text_encoder), self.tokenizer()
         text_len = self.spec.text_encoder.text_len
+        with text.seated(encoder, plan.levers, self.device.torch_device, stay=self._roomy(plan)) as device:
 
-        def read(text: str) -> TextRows:
-            ids = torch.tensor([tokenizer.ids(text, text_len)], device=device)
-            rows = text_encoder.encode(encoder, ids, torch.ones_like(ids), text_len=ids.shape[1])
-            return pad_rows(rows[0].cpu(), text_len)
+            def read(words: str) -> TextRows:
+                ids = torch.tensor([tokenizer.ids(words, text_len)], device=device)
+                rows = text_encoder.encode(encoder, ids, torch.ones_like(ids), text_len=ids.shape[1])
+                return pad_rows(rows[0].cpu(), text_len)
 
-        with residency.placed(encoder, device, stay=self._roomy(plan)):
             yield read
 
     @contextmanager

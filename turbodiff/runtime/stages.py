@@ -1,6 +1,6 @@
 """Text, picture and frames: the phases around the denoiser, one function each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,20 +14,41 @@ from turbodiff.runtime import embeddings, residency
 from turbodiff.runtime.embeddings import TextRows
 from turbodiff.runtime.run import Run
 from turbodiff.sampling.conditioning import image_condition, picture_video
+from turbodiff.spec.request import Request
 
 
 @torch.inference_mode()
-def encode_text(run: Run) -> TextRows:
-    """The prompt as text rows [1, 512, dim] on the CPU; a prompt that was read before comes from the cache."""
-    prompt = parse(clean(run.request.prompt))
+def encode_text(run: Run) -> tuple[TextRows, TextRows | None]:
+    """Prompt, and under guidance the negative prompt, as rows [1, 512, dim] on the CPU.
+
+    A text that was read before comes from the cache. Words of a negative prompt weigh as those of a prompt do.
+    """
+    prompts = [parse(clean(text)) for text in texts_of(run.request)]
+    rows = _rows_of(run, [prompt.text for prompt in prompts])
+    tokenizer = run.shelf.tokenizer()
+    text, *negative = [embeddings.weigh(rows[prompt.text], token_weights(tokenizer, prompt)) for prompt in prompts]
+    return text, negative[0] if negative else None
+
+
+def _rows_of(run: Run, texts: Sequence[str]) -> dict[str, TextRows]:
+    """The rows of clean texts, from the cache where they are; the encoder is loaded only where some are not."""
     shelf, folder = run.shelf, run.job.state / "embeddings"
-    key = embeddings.text_key(shelf.text_identity(), prompt.text)
-    text = embeddings.load_rows(folder, key, shelf.spec.text_encoder.text_len)
-    if text is None:
+    keys = {text: embeddings.text_key(shelf.text_identity(run.plan), text) for text in texts}
+    kept = {text: embeddings.load_rows(folder, key, shelf.spec.text_encoder.text_len) for text, key in keys.items()}
+    rows = {text: found for text, found in kept.items() if found is not None}
+    unread = [text for text in keys if text not in rows]
+    if unread:
         with shelf.text_encoder(run.plan) as read:
-            text = read(prompt.text)
-        embeddings.keep_rows(folder, key, text)
-    return embeddings.weigh(text, token_weights(shelf.tokenizer(), prompt))
+            for text in unread:
+                rows[text] = read(text)
+                embeddings.keep_rows(folder, keys[text], rows[text])
+    return rows
+
+
+def texts_of(request: Request) -> list[str]:
+    """The texts that a request needs read: its prompt, and with UniPC's guidance the negative one, "" included."""
+    guided = request.sampler == "unipc" and request.guidance > 1
+    return [request.prompt, request.negative_prompt] if guided else [request.prompt]
 
 
 @torch.inference_mode()

@@ -1,0 +1,151 @@
+"""The genuine nvidia-ml-py against a fake driver library: a documented answer for every way NVML can fail."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from turbodiff.gpu import probe
+from turbodiff.spec.numbers import GIB
+
+ANSWER_S = 30.0  # a loaded test machine starts Python slowly; the deadline itself is tested with "hang"
+
+
+def machine():
+    return probe.machine_now(ANSWER_S)
+
+
+def test_a_normal_card_is_read_in_full(fake_nvml):
+    fake_nvml("normal")
+    (card,) = machine().gpus
+    assert (card.name, card.uuid, card.capability) == ("NVIDIA GeForce RTX 4090", "GPU-aaaa", (8, 9))
+    assert (card.total_bytes, card.used_bytes, card.free_bytes) == (int(23.5 * GIB), 3 * GIB, 20 * GIB)
+    assert (card.display, card.utilisation, card.power_w, card.temperature_c) == (True, 0.4, 123.0, None)
+    assert machine().driver == "580.82.07"
+
+
+def test_memory_of_our_own_worker_is_reclaimable(fake_nvml):
+    fake_nvml("normal")
+    (card,) = probe.machine_now(ANSWER_S, own_pids=frozenset({os.getpid()})).gpus
+    assert card.reclaimable_bytes == 2 * GIB
+
+
+def test_an_old_driver_without_the_new_call_still_gives_memory(fake_nvml):
+    fake_nvml("old_driver")
+    (card,) = machine().gpus
+    assert card.free_bytes == 20 * GIB
+
+
+def test_no_library_is_no_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(probe, "_spawn", lambda *args: _sampler_without_library(tmp_path))
+    assert machine().gpus == ()
+    assert machine().gpu_state == "none"
+
+
+def _sampler_without_library(tmp_path):
+    script = tmp_path / "no_library.py"
+    script.write_text(
+        "import ctypes, runpy\n"
+        "def refuse(name, *rest, **more): raise OSError(name)\n"
+        f"ctypes.CDLL = refuse\nrunpy.run_path({str(probe.SAMPLER)!r}, run_name='__main__')\n"
+    )
+    return subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
+
+
+@pytest.mark.parametrize(("mode", "state"), [("mismatch", "mismatch"), ("no_driver", "none"), ("lost", "lost")])
+def test_a_driver_that_fails_says_how(fake_nvml, mode, state):
+    fake_nvml(mode)
+    found = machine()
+    assert (found.gpus, found.gpu_state) == ((), state)
+    assert found.ram_total_bytes
+
+
+def test_unknown_memory_is_unknown_and_never_zero(fake_nvml):
+    fake_nvml("na_memory")
+    (card,) = machine().gpus
+    assert (card.total_bytes, card.free_bytes, card.used_bytes) == (None, None, None)
+
+
+def test_mig_slices_are_cards_of_their_own(fake_nvml):
+    fake_nvml("mig")
+    cards = machine().gpus
+    assert [card.uuid for card in cards] == ["MIG-1111", "MIG-2222"]
+    assert all(card.mig and card.total_bytes == 10 * GIB and card.utilisation is None for card in cards)
+
+
+def test_a_hanging_driver_costs_no_more_than_the_deadline(fake_nvml):
+    fake_nvml("hang")
+    start_s = time.monotonic()
+    found = probe.machine_now()
+    assert time.monotonic() - start_s < probe.DEADLINE_S + 1.0
+    assert (found.gpus, found.gpu_state) == ((), "hang")
+
+
+def test_the_running_probe_never_blocks_and_reports_a_hang(fake_nvml):
+    fake_nvml("hang")
+    running = probe.Probe(interval_s=0.05, deadline_s=0.2)
+    try:
+        running.latest()
+        time.sleep(0.4)
+        start_s = time.monotonic()
+        assert running.latest().state == "hang"
+        assert time.monotonic() - start_s < 0.5
+    finally:
+        running.stop()
+
+
+def test_the_running_probe_hands_out_the_newest_sample_with_its_age(fake_nvml):
+    fake_nvml("two")
+    running = probe.Probe(interval_s=0.05, deadline_s=ANSWER_S)
+    try:
+        until_s = time.monotonic() + ANSWER_S
+        while running.latest().state == "hang" and time.monotonic() < until_s:
+            time.sleep(0.05)
+        newest = running.latest()
+        assert [card["uuid"] for card in newest.cards] == ["GPU-aaaa", "GPU-bbbb"]
+        assert newest.age_s < ANSWER_S
+    finally:
+        running.stop()
+
+
+@pytest.mark.parametrize(
+    ("devices", "uuids"),
+    [
+        (None, ["GPU-aaaa", "GPU-bbbb"]),
+        ("1", ["GPU-bbbb"]),
+        ("1,0", ["GPU-bbbb", "GPU-aaaa"]),
+        ("GPU-bb", ["GPU-bbbb"]),
+        ("", []),
+        ("-1", []),
+        ("0,7,1", ["GPU-aaaa"]),  # CUDA stops at the first name that matches nothing
+        ("0,0", ["GPU-aaaa"]),
+    ],
+)
+def test_cuda_visible_devices_chooses_and_orders(devices, uuids):
+    cards = [{"uuid": "GPU-aaaa", "nvml_index": 0}, {"uuid": "GPU-bbbb", "nvml_index": 1}]
+    assert [card["uuid"] for card in probe.visible(cards, devices)] == uuids
+
+
+def test_a_mig_slice_is_named_by_its_own_uuid_or_its_parents():
+    cards = [
+        {"uuid": "MIG-1111", "nvml_index": 0, "parent": "GPU-aaaa"},
+        {"uuid": "MIG-2222", "nvml_index": 0, "parent": "GPU-aaaa"},
+    ]
+    assert [card["uuid"] for card in probe.visible(cards, "MIG-2222")] == ["MIG-2222"]
+    assert [card["uuid"] for card in probe.visible(cards, "GPU-aaaa")] == ["MIG-1111"]
+
+
+def test_a_pretended_card_replaces_the_real_one(fake_nvml, monkeypatch):
+    fake_nvml("normal")
+    monkeypatch.setenv("TURBODIFF_PRETEND_VRAM", "12")
+    found = machine()
+    assert found.pretended
+    assert [card.total_bytes for card in found.gpus] == [12 * GIB]
+    assert found.gpus[0].name == "NVIDIA GeForce RTX 4090"
+
+
+def test_a_sampler_that_says_nonsense_is_an_error_state():
+    assert probe.parse(b"not json").state == "error"
+    assert probe.parse(b'{"state": "ok"}').state == "error"

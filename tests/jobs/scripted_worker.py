@@ -1,0 +1,225 @@
+"""A worker without torch: speaks the protocol of turbodiff.runtime.worker and does what a script says.
+
+The prompt of a request may be a JSON script, or {"attempts": [script, script, ...]} with one script per attempt (the
+last one repeats). Keys, all optional:
+
+    steps, dt_s          how many steps, seconds each
+    load_s               before the first step; load_bytes reads that many bytes meanwhile
+    die                  "SIGKILL", "SIGSEGV", "SIGABRT", or "exit 0", "exit 3"
+    die_at               "step" (default), "publish": before the clip has its name, "linked": right after
+    hang                 "sleep" | "spin" | "gil": instead of the second step
+    error                fields of the error event, instead of the first step
+    wait                 need_bytes of a `wait` event
+    damage               "truncate" | "missing" | "empty": what happens to the clip after its verification
+    deaf                 true: ignores cancel
+    late                 true: sends words of attempt 0 first
+    print                a line for stderr
+    seconds              what the phases report
+"""
+
+import argparse
+import faulthandler
+import hashlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+CLIP = b"\x00\x00\x00\x18ftypmp42" + b"frames " * 64
+
+
+class Voice:
+    def __init__(self, fd):
+        self.fd, self.job, self.attempt = fd, 0, 0
+        self.lock = threading.Lock()
+
+    def say(self, kind, **fields):
+        event = {"v": 1, "job": self.job, "attempt": self.attempt, "type": kind, "t_s": time.monotonic()}
+        line = json.dumps({**event, "fields": fields}).encode() + b"\n"
+        with self.lock:
+            os.write(self.fd, line)
+
+
+class Cancelled(Exception):
+    pass
+
+
+class Orders:
+    def __init__(self, fd):
+        self.jobs, self.cancelled, self.decode_now = queue.SimpleQueue(), set(), set()
+        threading.Thread(target=self.read, args=(os.fdopen(fd, "rb"),), daemon=True).start()
+
+    def read(self, stream):
+        for line in stream:
+            order = json.loads(line)
+            if order["cmd"] == "run":
+                self.jobs.put(order)
+            elif order["cmd"] == "cancel":
+                self.cancelled.add(order["job"])
+            elif order["cmd"] == "stop_and_decode":
+                self.decode_now.add(order["job"])
+            else:
+                break
+        self.jobs.put(None)
+        time.sleep(0.2)
+        os._exit(0)
+
+
+def script_of(order):
+    try:
+        script = json.loads(order["request"]["prompt"])
+    except ValueError:
+        return {}
+    if not isinstance(script, dict):
+        return {}
+    attempts = script.get("attempts")
+    return attempts[min(order["attempt"], len(attempts)) - 1] if attempts else script
+
+
+def die(how):
+    sys.stderr.flush()
+    if how.startswith("exit"):
+        os._exit(int(how.split()[1]))
+    os.kill(os.getpid(), getattr(signal, how))
+    time.sleep(5)
+
+
+def hang(how):
+    if how == "spin":
+        while True:
+            pass
+    if how == "gil":
+        pow(7, 10**9)
+    time.sleep(3600)
+
+
+def publish(order, script, voice):
+    """Like media/library.py: sidecar first, the name of the clip is the commit."""
+    request, outputs = order["request"], Path(order["outputs"])
+    partial = outputs / ".partial" / f"{order['job']}.{order['attempt']}.{os.getpid()}.mp4"
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    data = CLIP + f"{request['nonce']} {order['attempt']}".encode()
+    partial.write_bytes(data)
+    if script.get("die_at") == "publish":
+        die(script["die"])
+    now = datetime.now(UTC)
+    seed = 7 if request["seed"] is None else request["seed"]
+    final = outputs / f"{now:%Y-%m-%d}" / f"t2v_{seed}_{request['nonce'][:8]}_{now:%Y%m%d_%H%M%S}.mp4"
+    final.parent.mkdir(parents=True, exist_ok=True)
+    while final.exists():
+        final = final.with_name(f"{final.stem}_2.mp4")
+    size = {"frames": request["num_frames"], "width": request["width"], "height": request["height"]}
+    facts = {"sha256": hashlib.sha256(data).hexdigest(), **size, "fps": request["fps"]}
+    identity = {"v": 1, "created": now.isoformat(), "job": order["job"], "attempt": order["attempt"]}
+    record = {**identity, "request": {**request, "seed": seed}, "plan": order["plan"], **facts}
+    sidecar_partial = Path(f"{partial}.json")
+    sidecar_partial.write_text(json.dumps(record))
+    sidecar = Path(f"{final}.json")
+    sidecar_partial.replace(sidecar)
+    os.link(partial, final)
+    partial.unlink()
+    if script.get("die_at") == "linked":
+        die(script["die"])
+    damage = script.get("damage")
+    if damage == "missing":
+        final.unlink()
+    elif damage:
+        os.truncate(final, 0 if damage == "empty" else len(data) // 2)
+    voice.say("result", path=str(final), sidecar=str(sidecar), seconds=1.0, ran={"attention": "dense"}, **facts)
+
+
+def run(order, voice, orders):
+    script = script_of(order)
+    voice.job, voice.attempt = order["job"], order["attempt"]
+    if script.get("late"):
+        voice.attempt = 0
+        voice.say("result", path="/nowhere.mp4", sha256="0")
+        voice.attempt = order["attempt"]
+    if "print" in script:
+        print(script["print"], file=sys.stderr, flush=True)
+    if "wait" in script:
+        voice.say("wait", need_bytes=script["wait"], free_bytes=0)
+        return
+    if order.get("plan"):
+        voice.say("plan", plan=order["plan"])
+    voice.say("phase", name="text_encode", state="start")
+    load(script)
+    voice.say("phase", name="text_encode", state="done", seconds=script.get("seconds", 0.1), peak_bytes=1 << 30)
+    voice.say("phase", name="denoise", state="start")
+    if "error" in script:
+        fail(script["error"], voice)
+        return
+    denoise(order, script, voice, orders)
+    voice.say("phase", name="denoise", state="done", seconds=script.get("seconds", 0.1), peak_bytes=2 << 30)
+    publish(order, script, voice)
+
+
+def fail(error, voice):
+    voice.say("error", **{"code": "unexpected", "what": "scripted", "exit_code": 1, **error})
+    if error.get("code") == "oom":
+        os._exit(1)
+
+
+def denoise(order, script, voice, orders):
+    total = script.get("steps", 2)
+    for i in range(1, total + 1):
+        if i == 2 and "hang" in script:
+            hang(script["hang"])
+        time.sleep(script.get("dt_s", 0.0))
+        if order["job"] in orders.cancelled and not script.get("deaf"):
+            raise Cancelled
+        voice.say("step", i=i, n=total, t=0.5, expert="single", dt_s=script.get("dt_s", 0.0), eta_s=0.0)
+        voice.say("preview", png="AAAA", i=i)
+        if script.get("die") and script.get("die_at", "step") == "step":
+            die(script["die"])
+        if order["job"] in orders.decode_now:
+            break
+
+
+def load(script):
+    end = time.monotonic() + script.get("load_s", 0.0)
+    while time.monotonic() < end:
+        if script.get("load_bytes"):
+            with Path("/dev/zero").open("rb") as zeros:
+                zeros.read(1 << 16)
+        time.sleep(0.05)
+
+
+def beat(voice):
+    while True:
+        time.sleep(0.5)
+        try:
+            voice.say("beat", rss_bytes=1 << 20)
+        except OSError:
+            os._exit(1)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--events-fd", type=int, required=True)
+    parser.add_argument("--commands-fd", type=int, required=True)
+    parser.add_argument("--die-at-start", default="")
+    parser.add_argument("--device", default="")
+    args = parser.parse_args()
+    faulthandler.register(signal.SIGUSR1)
+    voice, orders = Voice(args.events_fd), Orders(args.commands_fd)
+    if args.die_at_start:
+        print("Traceback: no such module", file=sys.stderr, flush=True)
+        die(args.die_at_start)
+    voice.say("hello", pid=os.getpid(), torch="0", device="cpu", device_name="scripted", cudnn="")
+    threading.Thread(target=beat, args=(voice,), daemon=True).start()
+    while (order := orders.jobs.get()) is not None:
+        try:
+            run(order, voice, orders)
+        except Cancelled:
+            voice.say("error", code="cancelled", what="stopped", exit_code=130)
+        voice.job = voice.attempt = 0
+
+
+if __name__ == "__main__":
+    main()

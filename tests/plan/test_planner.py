@@ -1,0 +1,227 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.plan.machines import ask, card, disk, gpu, machine
+from turbodiff.plan.machine import pretend
+from turbodiff.plan.planner import at_launch, make_plan
+from turbodiff.plan.reasons import REASON_KEYS
+from turbodiff.spec.errors import DoesNotFitError
+from turbodiff.spec.inventory import Inventory
+from turbodiff.spec.numbers import GIB
+from turbodiff.spec.plan import Plan
+
+DISK = disk()
+ON_DISK_14B = disk("wan2.1-14b")
+
+
+def keys(plan: Plan) -> list[str]:
+    return [reason.key for reason in plan.reasons]
+
+
+def lossy(plan: Plan) -> set[str]:
+    return {change.field for change in plan.changes if change.lossy}
+
+
+def test_auto_fields_are_settled():
+    on_card = make_plan(ask(), card(24), DISK).request
+    on_cpu = make_plan(ask("demo"), machine(), Inventory()).request
+    assert (on_card.attention, on_card.quant_linear) == ("sagesla", "on")
+    assert (on_cpu.attention, on_cpu.quant_linear) == ("dense", "off")
+    assert make_plan(ask(sampler="unipc", steps=20), card(24), DISK).request.attention == "sage"
+
+
+def test_int8_is_the_default_below_40_gb_and_not_above():
+    assert make_plan(ask("wan2.1-1.3b"), card(24), DISK).request.quant_linear == "on"
+    assert make_plan(ask("wan2.1-1.3b"), card(48), DISK).request.quant_linear == "off"
+
+
+def test_a_hopper_card_hears_that_int8_is_not_faster_there():
+    plan = make_plan(ask(quant_linear="on"), card(80, name="NVIDIA H100", capability=(9, 0)), DISK)
+    assert "int8_not_faster_here" in keys(plan)
+
+
+def test_losses_come_in_the_order_of_sacrifice():
+    """With less and less memory: first INT8, then frames, then size, then the model."""
+    wish, seen = ask(num_frames=81, quant_linear="off"), []
+    for total in range(240, 19, -4):
+        where = machine(gpu(total / 10, context_bytes=0, reserve_bytes=0), ram_gib=200)
+        try:
+            plan = make_plan(wish, where, DISK)
+        except DoesNotFitError:
+            break
+        seen += [field for field in sorted(lossy(plan)) if field not in seen]
+    assert [field for field in seen if field in ("quant_linear", "num_frames", "resolution", "model")] == [
+        "quant_linear",
+        "num_frames",
+        "resolution",
+        "model",
+    ]
+
+
+def test_a_pin_is_respected_at_the_cost_of_another_wish():
+    where = card(6)
+    free = make_plan(ask(), where, DISK)
+    assert "num_frames" in lossy(free)
+    kept = make_plan(ask(pinned={"num_frames"}), where, DISK)
+    assert kept.request.num_frames == 81
+    assert "num_frames" not in lossy(kept)
+
+
+def test_a_refusal_names_the_cheapest_pin_to_release():
+    with pytest.raises(DoesNotFitError) as refusal:
+        make_plan(ask(num_frames=161, pinned={"model", "resolution", "num_frames"}), card(8), DISK)
+    assert refusal.value.exit_code == 5
+    assert refusal.value.field == "num_frames"
+    assert refusal.value.try_instead.startswith("release num_frames: Wan2.1-14B 720p")
+    assert "more than there is" in str(refusal.value)
+
+
+def test_when_nothing_fits_the_refusal_says_so():
+    with pytest.raises(DoesNotFitError) as refusal:
+        make_plan(ask(), card(1.5), DISK)
+    assert refusal.value.field == ""
+    assert "nothing on this disk fits" in refusal.value.try_instead
+
+
+def test_a_smaller_model_must_be_on_disk_to_be_chosen():
+    tiny = card(1.9, context_bytes=0, reserve_bytes=0)
+    assert make_plan(ask(), tiny, DISK).request.model == "wan2.1-1.3b"
+    with pytest.raises(DoesNotFitError):
+        make_plan(ask(num_frames=161, pinned={"num_frames"}), tiny, ON_DISK_14B)
+
+
+def test_a_model_that_is_not_on_disk_is_offered_with_its_download_size():
+    plan = make_plan(ask(), card(12), ON_DISK_14B)
+    offers = [offer for offer in plan.alternatives if offer.download_bytes]
+    assert [change.to_value for offer in offers for change in offer.changes if change.field == "model"] == [
+        "wan2.1-1.3b"
+    ]
+    assert all(offer.fits for offer in offers)
+
+
+def test_a_wish_that_is_not_on_disk_says_what_to_download():
+    plan = make_plan(ask(), card(24), Inventory())
+    (download,) = (reason for reason in plan.reasons if reason.key == "download")
+    assert download.numbers["bytes"] > 26_000_000_000  # INT8 file, VAE, text encoder
+
+
+def test_a_pretended_card_counts_every_model_as_present():
+    plan = make_plan(ask(), pretend(machine(), 12), Inventory())
+    assert plan.device == "cuda:0"
+    assert "pretended" in keys(plan)
+    assert "download" not in keys(plan)
+
+
+def test_alternatives_fit_and_differ_and_carry_seconds():
+    for total in (8, 12, 16, 24, 48):
+        plan = make_plan(ask(), card(total), DISK)
+        assert 2 <= len(plan.alternatives) <= 3
+        for offer in plan.alternatives:
+            assert offer.fits and offer.changes and offer.seconds > 0
+            assert offer.peak_bytes <= plan.budget_bytes
+
+
+def test_every_reason_carries_its_numbers_and_has_a_key():
+    plans = [
+        make_plan(ask(model, **fields), where, inventory)
+        for model, fields in (
+            ("wan2.1-14b", {}),
+            ("wan2.2-a14b", {"steps": 2}),
+            ("wan2.1-1.3b", {"resolution": "720p"}),
+        )
+        for where in (card(6), card(12, free_bytes=9 * GIB), card(24), card(80), machine(ram_gib=200))
+        for inventory in (DISK, Inventory())
+    ]
+    for plan in plans:
+        assert all(set(reason.numbers) == set(REASON_KEYS[reason.key]) for reason in plan.reasons)
+    seen = {reason.key for plan in plans for reason in plan.reasons}
+    assert {"binding_phase", "one_expert_runs", "outside_trained_size", "cpu_run", "blocks_streamed"} <= seen
+
+
+def test_one_expert_is_loaded_where_the_other_never_runs():
+    plan = make_plan(ask("wan2.2-a14b", steps=3, boundary=0.7), card(24), DISK)
+    assert [phase.name for phase in plan.phases] == [
+        "text_encode",
+        "image_encode",
+        "denoise_high",
+        "vae_decode",
+        "write",
+    ]
+    (reason,) = (reason for reason in plan.reasons if reason.key == "one_expert_runs")
+    assert reason.numbers == {"expert": "high", "steps": 3, "boundary": 0.7}
+
+
+def test_steps_never_change_memory():
+    two, four = (make_plan(ask(steps=steps), card(24), DISK) for steps in (2, 4))
+    assert two.peak_bytes == four.peak_bytes
+    assert two.seconds < four.seconds
+
+
+def test_the_freest_card_is_taken():
+    busy = gpu(24, index=0, free_bytes=4 * GIB, used_bytes=20 * GIB)
+    plan = make_plan(ask(), machine(busy, gpu(16, index=1)), DISK)
+    assert plan.device == "cuda:1"
+
+
+def test_a_torch_without_cuda_runs_on_the_cpu_and_says_so():
+    plan = make_plan(ask("demo"), machine(gpu(24), torch="2.13.0+cpu"), Inventory())
+    assert plan.device == "cpu"
+    assert "torch_without_cuda" in keys(plan)
+
+
+def test_a_cpu_run_is_guarded_by_host_memory():
+    with pytest.raises(DoesNotFitError):
+        make_plan(ask("wan2.1-14b"), machine(ram_gib=16), disk("wan2.1-14b"))
+    plan = make_plan(ask("demo"), machine(ram_gib=4), Inventory())
+    assert plan.band == "fits"
+    assert all(phase.host_ram_bytes == phase.peak_bytes for phase in plan.phases)
+
+
+def test_streaming_needs_the_host_memory_that_it_streams_from():
+    roomy = make_plan(ask(pinned={"model"}), machine(gpu(12), ram_gib=64), DISK)
+    assert roomy.levers.experts == "streamed"
+    with pytest.raises(DoesNotFitError) as refusal:
+        make_plan(ask(pinned={"model"}), machine(gpu(12), ram_gib=6), DISK)
+    assert refusal.value.code == "does_not_fit_host"
+
+
+def test_a_slow_lossless_choice_is_shown_beside_the_plan_and_not_taken():
+    slow_bus = machine(gpu(20, pcie_bytes_s=0.05e9), ram_gib=128)
+    plan = make_plan(ask(quant_linear="off"), slow_bus, DISK, text_cached=True, loaded=("dit", "vae"))
+    assert "lossless_is_slow" in keys(plan)
+    assert plan.request.quant_linear == "on"
+    assert make_plan(ask(quant_linear="off"), slow_bus, DISK, policy="never").request.quant_linear == "off"
+
+
+def test_a_neighbour_that_grew_means_waiting_for_so_many_bytes():
+    plan = make_plan(ask("wan2.1-1.3b"), card(12), DISK)
+    need = at_launch(plan, card(12, free_bytes=1 * GIB, used_bytes=11 * GIB), DISK)
+    assert isinstance(need, int)
+    assert 1 * GIB < need < plan.peak_bytes
+    fewer = at_launch(plan, card(12, free_bytes=4 * GIB, used_bytes=8 * GIB), DISK)
+    assert isinstance(fewer, Plan)
+    assert fewer.request == plan.request
+
+
+def test_loaded_weights_and_a_cached_prompt_save_seconds():
+    cold = make_plan(ask(), card(24), DISK)
+    warm = make_plan(ask(), card(24), DISK, loaded=("dit", "vae", "text_encoder"), text_cached=True)
+    assert warm.seconds < cold.seconds - 10
+    assert warm.levers.text == "cached"
+
+
+def test_a_full_plan_takes_less_than_5_ms():
+    plan_s = []
+    for _ in range(9):
+        start_s = time.process_time()
+        make_plan(ask(), card(12), DISK)
+        plan_s.append(time.process_time() - start_s)
+    assert min(plan_s) < 0.005
+
+
+def test_planning_never_imports_torch():
+    code = "import turbodiff.plan.tiers, turbodiff.gpu.holders, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,37 @@
+"""The bundled demo on a CPU, warm for all tests of this room."""
+
+import pytest
+
+from tests.test_tiny import Ears, Nobody
+from turbodiff.gpu.probe import machine_now
+from turbodiff.plan.planner import make_plan
+from turbodiff.runtime.device import Device
+from turbodiff.runtime.run import Job, Run
+from turbodiff.runtime.shelf import Shelf
+from turbodiff.spec.request import make_request
+from turbodiff.weights.locate import inventory
+
+
+@pytest.fixture(scope="session")
+def shelf():
+    return Shelf(Device.pick("cpu"))
+
+
+@pytest.fixture(scope="session")
+def machine():
+    return machine_now()
+
+
+@pytest.fixture
+def run_of(tmp_path, shelf, machine):
+    """A run of the demo for some fields of a request and some levers; nothing of it has happened yet."""
+
+    def make(levers=None, **fields):
+        request = make_request({"prompt": "a red circle moves right", "seed": 7, "steps": 2, "num_frames": 5, **fields})
+        plan = make_plan(request, machine, inventory())
+        if levers:
+            plan = plan.model_copy(update={"levers": plan.levers.model_copy(update=levers)})
+        shelf.open(plan.request)
+        return Run(Job(1, 1, plan, tmp_path / "outputs", tmp_path / "state"), shelf, Ears(), Nobody())
+
+    return make

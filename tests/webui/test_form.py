@@ -1,0 +1,60 @@
+"""The form and requests say the same, and text never becomes markup."""
+
+import pytest
+
+from turbodiff.spec.models import all_models, find_model
+from turbodiff.spec.request import make_request
+from webui import form
+from webui.markup import Html, action, each, el, join, text
+
+
+@pytest.mark.parametrize("spec", all_models(), ids=lambda spec: spec.name)
+def test_the_defaults_of_every_model_make_a_legal_request(spec):
+    fields = form.request_fields({**form.defaults(spec), "prompt": "a cat runs", "image": "cat.png"})
+    assert make_request(fields).model == spec.name
+
+
+def test_a_request_survives_the_way_through_the_form():
+    asked = make_request(
+        {"prompt": "a cat runs", "model": "wan2.1-14b", "seed": 0, "num_frames": 49, "pinned": ["model"]}
+    )
+    values = form.from_request(asked.model_dump(mode="json"))
+    assert make_request(form.request_fields(values)) == asked
+    assert values["seed"] == "0"  # 0 is a seed, not "random"
+
+
+def test_a_size_of_ones_own_survives_too():
+    asked = make_request({"prompt": "a cat runs", "model": "wan2.1-14b", "size": "640x368"})
+    back = make_request(form.request_fields(form.from_request(asked.model_dump(mode="json"))))
+    assert (back.width, back.height) == (640, 368)
+
+
+def test_another_model_takes_what_it_can_of_the_form():
+    big = {**form.defaults(find_model("wan2.1-14b")), "prompt": "a cat runs", "num_frames": 81, "resolution": "720p"}
+    small = form.fitted_to(find_model("demo"), big)
+    assert make_request(form.request_fields(small)).num_frames == 17
+    assert small["prompt"] == "a cat runs"
+
+
+def test_text_to_video_drops_the_picture():
+    assert "image" not in form.request_fields({"kind": "t2v", "prompt": "x", "image": "cat.png"})
+
+
+@pytest.mark.parametrize(("steps", "boundary", "letters"), [
+    (4, 0.95, "HLLL"), (4, 0.9, "HHLL"), (3, 0.9, "HHL"), (2, 0.9, "HH"), (2, 0.95, "HL"),
+    (4, 0.7, "HHHL"), (3, 0.7, "HHH"), (4, 0.5, "HHHH"), (1, 0.95, "H"),
+])  # fmt: skip
+def test_which_expert_runs_which_step(steps, boundary, letters):
+    assert form.schedule_letters(steps, boundary, 200.0) == letters
+
+
+def test_user_text_is_escaped_everywhere():
+    bad = "<img onerror=x> {{evil}} ${1+1} `x` \"'"
+    for markup in (text(bad), el("p", bad), el("p", title=bad), join(bad), action("go", bad, bad), each([bad])):
+        assert "<img" not in markup
+        assert "${" not in markup and "{{" not in markup and "`" not in markup
+
+
+def test_only_our_own_markup_passes_as_it_is():
+    assert el("p", Html("<b>x</b>"), "<i>") == "<p><b>x</b>&lt;i&gt;</p>"
+    assert el("p", None, False, "x", hidden=True, id="", title=None) == "<p hidden>x</p>"

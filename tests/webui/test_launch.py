@@ -1,0 +1,86 @@
+"""`python webui/app.py` from anywhere, with any Python, and what it says when it cannot start."""
+
+import ast
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from turbodiff.spec.errors import PortInUseError, RequestError
+from webui.launch import check, check_port, parser
+
+ROOT = Path(__file__).resolve().parents[2]
+APP = ROOT / "webui" / "app.py"
+
+
+def start(*flags, cwd, python=sys.executable, **environment):
+    command = [str(python), str(APP), *flags]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+    )
+
+
+def test_a_taken_port_names_its_holder_and_exits_with_4(tmp_path):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        done = start("--no-browser", "--port", str(port), "--state-dir", str(tmp_path / "state"), cwd=tmp_path)
+    assert done.returncode == 4
+    assert f"(pid {os.getpid()})" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_free_port_is_fine_and_a_taken_one_says_what_to_try():
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+        holder.listen()
+        with pytest.raises(PortInUseError) as caught:
+            check_port("127.0.0.1", port)
+    assert caught.value.try_instead == f"--port {port + 1}"
+    check_port("127.0.0.1", port)
+
+
+def test_listening_needs_a_password(monkeypatch):
+    monkeypatch.delenv("TURBODIFF_PASSWORD", raising=False)
+    with pytest.raises(RequestError, match="password"):
+        check(parser().parse_args(["--listen"]))
+    assert parser().parse_args([]).listen == "127.0.0.1"
+
+
+def test_it_starts_from_another_folder_with_another_python(tmp_path):
+    venv = ROOT / ".venv" / "bin" / "python"
+    if Path(sys.executable).resolve() != venv.resolve() and not venv.exists():
+        pytest.skip("no .venv here")
+    other = Path(sys.base_prefix) / "bin" / "python3"
+    done = start("--help", cwd=tmp_path, python=other)
+    assert done.returncode == 0, done.stderr
+    assert "--listen" in done.stdout
+
+
+def test_without_an_installation_there_is_one_clear_line(tmp_path):
+    copy = tmp_path / "webui"
+    copy.mkdir()
+    (copy / "app.py").write_text(APP.read_text("utf-8"), "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-S", "-I", str(copy / "app.py")], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines() == ["turbodiff is not installed for this Python: run scripts/start once"]
+
+
+def test_the_launcher_imports_nothing_but_the_standard_library_at_first():
+    tree = ast.parse(APP.read_text("utf-8"))
+    names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert names <= {"os", "sys", "pathlib"}
+
+
+def test_no_module_of_the_page_shadows_the_standard_library():
+    own = {path.stem for path in (ROOT / "webui").iterdir()} - {"__init__", "__pycache__"}
+    assert not own & set(sys.stdlib_module_names)

@@ -1,0 +1,151 @@
+"""The running site from outside: pages, media, API; with the real supervisor and a scripted worker."""
+
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPT = json.dumps({"steps": 2, "dt_s": 0.05})
+
+
+def api(app, name, *data):
+    """Call a named endpoint the way gradio_client does, without importing it."""
+    started = httpx.post(f"{app.url}/gradio_api/call/{name}", json={"data": list(data)}, timeout=30)
+    assert started.status_code == 200, started.text
+    stream = httpx.get(f"{app.url}/gradio_api/call/{name}/{started.json()['event_id']}", timeout=30).text
+    return json.loads(re.search(r"event: complete\ndata: (.*)", stream).group(1))[0]
+
+
+def test_the_web_process_never_loads_torch():
+    code = "import sys, webui.server; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0
+
+
+def test_each_language_has_its_page_and_a_browser_gets_its_own(app):
+    chinese = {"accept": "text/html", "accept-language": "zh-CN,zh;q=0.9"}
+    assert httpx.get(app.url, headers=chinese).headers["location"] == "/zh/"
+    assert httpx.get(app.url, headers={**chinese, "cookie": "turbodiff_lang=en"}).status_code == 200
+    assert httpx.get(app.url, headers={"accept": "text/html", "accept-language": "de"}).status_code == 200
+    assert httpx.get(app.url, headers={"accept": "*/*", "accept-language": "zh"}).status_code == 200  # a program
+
+
+def test_the_page_config_holds_one_language_each(app):
+    english = httpx.get(f"{app.url}/config", timeout=30).text
+    chinese = httpx.get(f"{app.url}/zh/config", timeout=30).text
+    assert '"Generate' in english and '"生成' not in english
+    assert "生成" in chinese and '"Generate' not in chinese
+
+
+def test_foreign_hosts_and_origins_are_refused_before_gradio_sees_them(app):
+    assert httpx.get(app.url, headers={"host": "evil.example"}).status_code == 403
+    upload = {"files": ("x.png", b"x")}
+    answer = httpx.post(f"{app.url}/gradio_api/upload", files=upload, headers={"origin": "http://evil.example"})
+    assert answer.status_code == 403
+
+
+@pytest.mark.parametrize("name", ["nothing", "..%2F..%2Fetc%2Fpasswd", "%2Fetc%2Fpasswd", "a" * 500, ".hidden"])
+def test_media_serves_nothing_but_clips(app, name):
+    assert httpx.get(f"{app.url}/media/{name}").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "pyproject.toml", "../pyproject.toml", "state/jobs.db"])
+def test_gradio_serves_no_file_of_this_machine(app, path):
+    assert httpx.get(f"{app.url}/gradio_api/file={path}").status_code in (403, 404)
+
+
+def test_a_job_through_the_api_from_estimate_to_clip(app):
+    fields = {"prompt": PROMPT, "model": "demo", "seed": 7}
+    plan = api(app, "estimate", fields)
+    assert plan["band"] == "fits" and plan["request"]["num_frames"] == 17
+    job = api(app, "submit", fields)["job"]
+    app.wait(lambda: api(app, "status", job)["state"] == "done", 30)
+    made = api(app, "result", job)
+    assert made["url"].startswith("/media/")
+    assert str(app.outputs) not in json.dumps(made)
+    assert httpx.get(app.url + made["url"]).headers["content-type"] == "video/mp4"
+    assert job in [row["job"] for row in api(app, "list", 10)["jobs"]]
+
+
+def test_the_same_nonce_is_the_same_job(app):
+    fields = {"prompt": PROMPT, "model": "demo", "nonce": "once"}
+    assert api(app, "submit", fields) == api(app, "submit", fields)
+
+
+def test_bad_input_through_the_api_names_its_field(app):
+    assert api(app, "submit", {"prompt": "x", "model": "demo", "num_frames": 80})["error"]["field"] == "num_frames"
+    assert api(app, "estimate", {"prompt": "x", "model": "no such"})["error"]["code"] == "unknown_model"
+    assert api(app, "status", 10**9)["error"]["code"] == "job_unknown"
+
+
+def test_pictures_cannot_be_named_by_a_path_over_the_network(app):
+    fields = {"prompt": "x", "model": "wan2.2-a14b", "image": "/etc/passwd"}
+    assert api(app, "submit", fields)["error"]["code"] == "not_remote"
+
+
+def nonsense(rng):
+    """A value that no program of ours sends."""
+    plain = [
+        None,
+        True,
+        -1,
+        2**70,
+        1e308,
+        "",
+        "x" * 300,
+        "../../etc/passwd",
+        "{{7*7}}",
+        "\x00",
+        "生成",
+        [],
+        [1, [2]],
+        {},
+    ]
+    names = [
+        "prompt",
+        "model",
+        "seed",
+        "num_frames",
+        "steps",
+        "pinned",
+        "size",
+        "image",
+        "loras",
+        "boundary",
+        "nonce",
+        "?",
+    ]
+    return (
+        {rng.choice(names): rng.choice(plain) for _ in range(rng.randint(0, 6))}
+        if rng.random() < 0.8
+        else rng.choice(plain)
+    )
+
+
+def test_fuzzed_payloads_never_break_the_server(app):
+    rng = random.Random(5)
+    before = sorted(app.state.parent.rglob("*"))
+    with httpx.Client(base_url=app.url, timeout=30) as client:
+        for _ in range(150):
+            name = rng.choice(["estimate", "submit", "status", "cancel", "list", "result"])
+            body = {"data": [nonsense(rng)]} if rng.random() < 0.9 else nonsense(rng)
+            assert client.post(f"/gradio_api/call/{name}", json=body).status_code < 500
+    assert httpx.get(f"{app.url}/healthz").status_code == 200
+    outside = [path for path in sorted(app.state.parent.rglob("*")) if path not in before]
+    assert all(app.state in path.parents or app.outputs in path.parents for path in outside)
+
+
+def test_an_answer_takes_milliseconds_while_a_job_runs(app):
+    api(app, "submit", {"prompt": json.dumps({"steps": 4, "dt_s": 0.3}), "model": "demo"})
+    times = []
+    for _ in range(10):
+        start_s = time.monotonic()
+        httpx.get(f"{app.url}/healthz")
+        times.append(time.monotonic() - start_s)
+    assert sorted(times)[-2] < 3.0  # the goal is 0.3 s; CI's machines get ten times that

@@ -1,0 +1,212 @@
+"""What each panel shows, from plain data."""
+
+from types import SimpleNamespace as Some
+
+import pytest
+
+from turbodiff.plan.machine import GpuFacts, Machine, pretend
+from turbodiff.plan.planner import make_plan
+from turbodiff.spec.events import Event
+from turbodiff.spec.inventory import Inventory
+from turbodiff.spec.models import find_model
+from turbodiff.spec.numbers import GIB
+from turbodiff.spec.request import make_request
+from webui.view import Snapshot
+from webui.view import bar as bar_view
+from webui.view import clips as clips_view
+from webui.view import jobs as jobs_view
+from webui.view import meter as meter_view
+from webui.view.prompt import prompt_help
+from webui.view.rounds import tiles
+from webui.wording import Words
+
+EN, ZH = Words("en"), Words("zh")
+BARE = Machine(ram_total_bytes=64 * GIB, ram_available_bytes=48 * GIB, cpu_count=8)
+CAT = {"prompt": "a cat chases a butterfly"}
+
+
+def plan_on(gib, **fields):
+    return make_plan(make_request({**CAT, **fields}), pretend(BARE, gib), Inventory(), policy="auto")
+
+
+def job(number, state="queued", **more):
+    request = make_request({**CAT, "model": "wan2.1-14b", "resolution": "720p"}).model_dump(mode="json")
+    defaults = {"attempt": 1, "progress": None, "plan": None, "error": None, "result": None, "place": float(number)}
+    return Some(id=number, state=state, request=request, **{**defaults, **more})
+
+
+def test_the_button_says_what_will_run_not_what_was_asked():
+    plan = plan_on(12, model="wan2.1-14b", resolution="720p")
+    label = meter_view.button(plan, ZH).label
+    assert label.startswith("生成 · ")
+    assert f"{plan.request.num_frames}帧" in label
+    assert plan.request.resolution in label
+
+
+def test_run_anyway_is_offered_only_when_the_picture_was_changed():
+    assert not meter_view.button(plan_on(80, model="wan2.1-14b"), EN).anyway
+    changed = plan_on(6, model="wan2.1-14b", resolution="720p")
+    assert any(change.lossy for change in changed.changes)
+    assert meter_view.button(changed, EN).anyway
+
+
+def test_the_meter_names_the_binding_phase_and_shows_each_change_once():
+    plan = plan_on(6, model="wan2.1-14b", resolution="720p")
+    shown = meter_view.meter(plan, EN)
+    assert [phase.binding for phase in shown.phases].count(True) == 1
+    assert {row.lossy for row in shown.diffs} >= {True}
+    assert all(row.before != "automatic" for row in shown.diffs)
+    assert len(shown.why) == len(plan.reasons)
+
+
+def test_what_auto_settled_is_no_news():
+    shown = meter_view.meter(plan_on(80, model="wan2.1-1.3b"), EN)
+    assert shown.diffs == ()
+    assert not shown.urgent
+
+
+def test_an_illegal_form_shows_its_problem_instead_of_numbers():
+    shown = meter_view.problem({"code": "frames_not_4n1", "got": "80", "expected": "1, 5, 9"}, ZH)
+    assert "80" in shown.problem and not shown.phases
+
+
+def test_the_bar_splits_a_card_into_ours_others_and_unaccounted():
+    card = GpuFacts(name="RTX 4090", uuid="GPU-1", total_bytes=24 * GIB, free_bytes=10 * GIB, used_bytes=14 * GIB)
+    rows = (Some(kind="worker", bytes=9 * GIB, pid=5), Some(kind="browser", bytes=3 * GIB, pid=6))
+    snapshot = Snapshot(machine=BARE.model_copy(update={"gpus": (card,)}), holders=(Some(uuid="GPU-1", rows=rows),))
+    shares = {part.kind: round(part.share * 24) for part in bar_view.status_bar(snapshot, EN).gauges[0].segments}
+    assert shares == {"ours": 9, "others": 3, "unknown": 2}
+
+
+def test_a_machine_without_a_card_says_so_and_shows_no_vram():
+    shown = bar_view.status_bar(Snapshot(machine=BARE), ZH)
+    assert shown.card == "没有 GPU"
+    assert [gauge.label for gauge in shown.gauges] == ["内存"]
+
+
+def test_a_leftover_worker_is_named_with_its_memory():
+    held = (Some(uuid="GPU-1", rows=(Some(kind="leftover", bytes=2 * GIB, pid=7),)),)
+    shown = bar_view.status_bar(Snapshot(machine=BARE, leftovers=(Some(pid=7),), holders=held), EN)
+    assert shown.leftovers == ((7, "a leftover worker holds 2.0 GiB"),)
+
+
+def test_a_restart_says_how_many_bytes_came_back():
+    shown = bar_view.status_bar(Snapshot(machine=BARE, restarted={"ok": True, "freed_bytes": 3 * GIB}), EN)
+    assert shown.restarted == "3.0 GiB came back."
+
+
+def test_progress_shows_phases_step_and_time_left():
+    events = [
+        Event(job=1, attempt=1, type="phase", fields={"name": "text_encode", "state": "done", "seconds": 1.5}),
+        Event(job=1, attempt=1, type="phase", fields={"name": "denoise", "state": "start"}),
+        Event(job=1, attempt=0, type="phase", fields={"name": "write", "state": "done"}),
+    ]
+    running = job(1, "running", plan=None, progress={"phase": "denoise", "step": 2, "of": 4, "eta_s": 12.0})
+    shown = jobs_view.progress(running, events, EN)
+    assert [chip.state for chip in shown.chips] == ["done", "now", "waiting", "waiting"]  # attempt 0 is forgotten
+    assert shown.line == "Denoise, step 2 of 4"
+    assert shown.eta == "about 12 s left"
+    assert 0.3 < shown.share < 0.5
+    assert shown.can_decode
+
+
+def test_the_queue_is_in_the_order_it_will_run_and_failures_stay_visible():
+    waiting = [job(5, place=2.0), job(4, place=1.0)]
+    snapshot = Snapshot(jobs=(job(6, "failed", error={"code": "oom"}), *waiting, job(3, "running"), job(2, "done")))
+    rows = jobs_view.queue(snapshot, EN)
+    assert [(row.job, row.state) for row in rows] == [(3, "running"), (4, "queued"), (5, "queued"), (6, "failed")]
+    assert "up" not in rows[1].acts and "up" in rows[2].acts
+
+
+def test_one_running_job_needs_no_queue():
+    assert jobs_view.queue(Snapshot(jobs=(job(1, "running"),)), EN) == []
+
+
+def test_first_aid_after_memory_failure_is_the_guides_and_steps_are_not_a_memory_lever():
+    shown = jobs_view.failure(job(1, "failed", error={"code": "oom", "what": "x"}), EN)
+    assert shown.memory
+    assert dict(shown.smaller) == {
+        "model": "wan2.1-1.3b", "resolution": "480p", "num_frames": 49, "steps": 2, "quant_linear": "on",
+    }  # fmt: skip
+    assert "steps do not change memory" in EN("run.aid_3_text")
+
+
+def test_picture_to_video_retries_smaller_without_another_model():
+    request = {"model": "wan2.2-a14b", "num_frames": 81}
+    assert "model" not in jobs_view.smaller(request)
+
+
+def test_other_failures_offer_no_first_aid():
+    assert not jobs_view.failure(job(1, "failed", error={"code": "clip_frames", "what": "x"}), EN).memory
+
+
+def clip(**request):
+    fields = make_request({**CAT, "seed": 7, **request}).model_dump(mode="json")
+    change = {"field": "attention", "from_value": "sagesla", "to_value": "sla", "lossy": False}
+    return Some(
+        id="t2v_7",
+        poster=None,
+        request=fields,
+        plan={"peak_bytes": 3 * GIB, "changes": [change]},
+        seed=7,
+        created_s=0.0,
+        result={
+            "ran": {"attention": "sla", "backend": "triton", "arch": "sm_120"},
+            "peak_bytes": 2 * GIB,
+            "seconds": 9.0,
+        },
+        rating="★★☆☆☆",
+        note="",
+    )
+
+
+def test_the_card_says_what_was_asked_and_what_ran():
+    facts = dict(clips_view.card(clip(), EN).facts)
+    assert facts["Attention"] == "asked sagesla, ran sla (triton, sm_120)"
+    assert facts["Peak"] == "3.0 GiB predicted, 2.0 GiB measured"
+
+
+def test_a_demo_clip_is_labelled_as_one():
+    assert ("accent", EN("clip.demo")) in clips_view.card(clip(model="demo"), EN).badges
+
+
+def test_symptoms_offer_only_knobs_that_would_change_something():
+    knobs = clips_view.knobs({"kind": "i2v", "boundary": 0.7, "sampler": "sde", "topk": 0.15, "steps": 4}, EN)
+    assert [knob.label for knob in knobs] == ["add a verb"]
+    knobs = clips_view.knobs({"kind": "i2v", "boundary": 0.9, "sampler": "ode", "topk": 0.1, "steps": 2}, EN)
+    assert [dict(knob.fields) for knob in knobs[:4]] == [
+        {"boundary": 0.7},
+        {"sampler": "sde"},
+        {"topk": 0.15},
+        {"steps": 4},
+    ]
+
+
+@pytest.mark.parametrize(("prompt", "keys"), [
+    ("一只猫在草地上,旁边有树,天空是蓝色的", {"no_verb", "flat_list"}),
+    ("一只橙色的猫，追逐着蝴蝶，阳光洒在草地上，微风轻拂树叶", set()),
+])  # fmt: skip
+def test_the_guides_two_prompts_get_the_chips_they_deserve(prompt, keys):
+    shown = prompt_help(prompt, 30, find_model("wan2.1-14b"), ZH)
+    assert {chip.key for chip in shown.chips} == keys
+    assert shown.chinese
+    assert shown.tokens == "30 / 512 个 token"
+
+
+def test_the_demo_prompts_get_no_rewrite():
+    shown = prompt_help("a red circle on a black background", None, find_model("demo"), EN)
+    assert not [chip for chip in shown.chips if chip.rewrite]
+    assert shown.tokens == ""
+
+
+def test_a_round_over_its_budget_says_so():
+    start = Some(fields=lambda: {"model": "wan2.1-14b", "resolution": "720p", "steps": 4})
+    found = [
+        Some(name="deliver", budget_s=1, t2v=start, i2v=start),
+        Some(name="between", budget_s=1, t2v=start, i2v=start),
+    ]
+    values = {"model": "wan2.1-1.3b", "kind": "t2v", **CAT}
+    shown = tiles(found, values, lambda fields: plan_on(24, **{k: v for k, v in fields.items() if k != "kind"}), EN)
+    assert [(tile.name, tile.over) for tile in shown] == [("deliver", True)]
+    assert "over 1.0 s" in shown[0].time
+    assert tiles(found, {**values, "model": "demo"}, None, EN) == []

@@ -1,0 +1,89 @@
+"""Both languages say everything, and neither speaks the other's."""
+
+import re
+import string
+from pathlib import Path
+
+import pytest
+
+from turbodiff.plan.reasons import REASON_KEYS
+from webui.wording import Words, catalogue, language_of
+
+ROOT = Path(__file__).resolve().parents[2]
+HAN = re.compile("[\u4e00-\u9fff]")
+# what stays as it is in Chinese: literal labels of the product, names, units, code
+LITERAL = re.compile(
+    r"\{[^}]*\}|quant_linear|Adaptive Resolution|num_frames|Boundary|SLA TopK|ODE/SDE|SDE|ODE|UniPC|TopK|"
+    r"Turbo\w*|turbodiff|"
+    r"Wan[\d.]*|A14B|14B|1\.3B|480p|720p|int8|VAE|RAM|GPU|CPU|VRAM|NVIDIA|Python|Markdown|torch|cuDNN|CUDA|conv3d|Shift|"
+    r"SageAttention|SpargeAttn|flash-attn|sparselinear|GB|GiB|token|Ctrl\+Enter|mp4|English|EN|t\b|and\b|x\b|H\b|L\b|HF_\w+|"
+    r"JSON|NVIDIA|auto|on|off|--[a-z-]+|https?://\S+|\.pth|pip|state|outputs|webui_\w+\.log|nvidia-smi|Triton"
+)
+
+
+def names_in(sentence):
+    return {name for _, name, _, _ in string.Formatter().parse(sentence) if name}
+
+
+def test_both_languages_say_every_sentence_with_the_same_numbers():
+    for key, (english, chinese) in catalogue().items():
+        assert names_in(english) == names_in(chinese), key
+        assert english.strip() and chinese.strip(), key
+
+
+def test_english_has_no_chinese_and_chinese_no_english_words():
+    for key, (english, chinese) in catalogue().items():
+        if key != "bar.lang_tip":  # each names the other language in that language
+            assert not HAN.search(english), key
+            assert not re.search(r"[A-Za-z]{2,}", LITERAL.sub(" ", chinese)), key
+
+
+def test_every_reason_of_the_planner_has_a_sentence_with_its_own_numbers():
+    for key, numbers in REASON_KEYS.items():
+        english, _ = catalogue()[f"reason.{key}"]
+        assert names_in(english) <= set(numbers), key
+
+
+def codes_in_the_source():
+    found = set()
+    for path in (ROOT / "turbodiff").rglob("*.py"):
+        found |= set(re.findall(r"\bcode=\"([a-z0-9_]+)\"", path.read_text("utf-8")))
+    return sorted(found)
+
+
+def test_every_error_code_has_a_sentence():
+    assert not [code for code in codes_in_the_source() if f"error.{code}" not in catalogue()]
+
+
+def test_every_key_that_the_page_asks_for_is_there():
+    source = "\n".join(path.read_text("utf-8") for path in (ROOT / "webui").rglob("*.py"))
+    asked = set(re.findall(r"words\(\s*\"([a-z0-9_.]+)\"", source))
+    assert len(asked) > 60
+    assert not asked - set(catalogue())
+
+
+def test_durations_are_spoken_in_the_language_of_the_page():
+    assert Words("en").seconds(200) == "3 min 20 s"
+    assert Words("zh").seconds(200) == "3 分 20 秒"
+    assert Words("en").seconds(4.21) == "4.2 s"
+
+
+def test_an_unknown_reason_or_error_still_says_something():
+    rain = {"code": "from_the_future", "what": "it rained"}
+    assert Words("en").error(rain) == "it rained"
+    assert "rained" not in Words("zh").error(rain)
+    assert "from_the_future" in Words("zh").error(rain)
+    assert Words("en").reason("from_the_future", {}) == "from_the_future"
+
+
+def test_reasons_speak_of_sizes_in_gib_and_of_phases_by_name():
+    numbers = dict.fromkeys(REASON_KEYS["binding_phase"], 3 << 30) | {"phase": "vae_decode"}
+    assert Words("en").reason("binding_phase", numbers).startswith("Decode decides: 3.0 GiB of 3.0 GiB")
+    assert "VAE 解码" in Words("zh").reason("binding_phase", numbers)
+
+
+@pytest.mark.parametrize(
+    ("tag", "lang"), [("zh-CN,zh;q=0.9", "zh"), ("zh", "zh"), ("en-GB", "en"), ("", "en"), ("de", "en")]
+)
+def test_the_language_follows_the_browser(tag, lang):
+    assert language_of(tag) == lang

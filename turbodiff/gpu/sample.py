@@ -1,0 +1,155 @@
+"""One NVML sample a line, as JSON, from a process of its own: driver calls can hang, and this one may be killed.
+
+Run by path (`python -P sample.py [--watch SECONDS]`), so it imports nothing of turbodiff. Every value that NVML does
+not give is null; a call that fails never hides the others. NVML numbers cards in PCI order.
+"""
+
+import ctypes
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+MEMORY_INFO_V2 = 0x02000028  # sizeof(nvmlMemory_v2_t) | 2 << 24; v2 keeps the driver's own reserve apart
+NOT_AVAILABLE = (1 << 64) - 1  # NVML_VALUE_NOT_AVAILABLE
+
+
+def main() -> None:
+    """Print one sample, or one every `--watch` seconds until the parent goes away."""
+    pause_s = float(sys.argv[2]) if sys.argv[1:2] == ["--watch"] else 0.0
+    parent = os.getppid()
+    while True:
+        sys.stdout.write(json.dumps(sample()) + "\n")
+        sys.stdout.flush()
+        if not pause_s or os.getppid() != parent:
+            return
+        time.sleep(pause_s)
+
+
+def sample() -> dict[str, Any]:
+    """Everything NVML says now; `state` is ok, none, mismatch, lost or error."""
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError as error:
+        return _failed("none", error)
+    import pynvml  # late: it is large, and useless without the library
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return _failed(_state_of(error), error)
+    try:
+        cards = [card for index in range(pynvml.nvmlDeviceGetCount()) for card in _cards(index)]
+        driver = _ask(pynvml.nvmlSystemGetDriverVersion)
+        lost = bool(cards) and all(card["state"] == "lost" for card in cards)
+        return {"state": "lost" if lost else "ok", "error": "", "driver": driver, "cards": cards}
+    except pynvml.NVMLError as error:
+        return _failed(_state_of(error), error)
+    finally:
+        _ask(pynvml.nvmlShutdown)
+
+
+def _failed(state: str, error: Exception) -> dict[str, Any]:
+    return {"state": state, "error": str(error), "driver": None, "cards": []}
+
+
+def _state_of(error: Any) -> str:
+    """A mismatched driver needs a reboot; a lost GPU needs a reset; without a driver there is no card to use."""
+    import pynvml
+
+    words = {
+        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "mismatch",
+        pynvml.NVML_ERROR_GPU_IS_LOST: "lost",
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "none",
+        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "none",
+    }
+    return words.get(error.value, "error")
+
+
+def _ask(call: Callable[..., Any], *args: Any) -> Any:
+    """What a call answers, or None: one value that a driver lacks must not cost the others."""
+    import pynvml
+
+    try:
+        return call(*args)
+    except (pynvml.NVMLError, UnicodeDecodeError, ValueError, OSError):
+        return None
+
+
+def _cards(index: int) -> Iterator[dict[str, Any]]:
+    """The card at `index`, or each of its MIG slices: with MIG on, CUDA sees the slices only."""
+    import pynvml
+
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    except pynvml.NVMLError as error:
+        yield {"state": _state_of(error), "nvml_index": index, "name": f"card {index}", "uuid": "", "processes": None}
+        return
+    mode = _ask(pynvml.nvmlDeviceGetMigMode, handle)
+    if not mode or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
+        yield _card(handle, index, mig=False, parent="")
+        return
+    parent = _ask(pynvml.nvmlDeviceGetUUID, handle) or ""
+    for number in range(_ask(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
+        part = _ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, number)
+        if part is not None:
+            yield _card(part, index, mig=True, parent=parent)
+
+
+def _card(handle: Any, index: int, *, mig: bool, parent: str) -> dict[str, Any]:
+    import pynvml
+
+    capability = _ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+    utilisation = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    power_mw = _ask(pynvml.nvmlDeviceGetPowerUsage, handle)
+    display = _ask(pynvml.nvmlDeviceGetDisplayActive, handle)
+    return {
+        "state": "ok",
+        "nvml_index": index,
+        "name": _ask(pynvml.nvmlDeviceGetName, handle) or "unknown card",
+        "uuid": _ask(pynvml.nvmlDeviceGetUUID, handle) or "",
+        "mig": mig,
+        "parent": parent,
+        "capability": list(capability) if capability else None,
+        "display": None if display is None else bool(display),
+        "utilisation": None if utilisation is None else utilisation.gpu / 100,
+        "power_w": None if power_mw is None else power_mw / 1000,
+        "temperature_c": _ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+        "processes": _processes(handle),
+        **_memory(handle),
+    }
+
+
+def _memory(handle: Any) -> dict[str, Any]:
+    """total, free, used; a GPU that shares the host's memory answers 0 or nothing, both mean unknown."""
+    import pynvml
+
+    info = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle, MEMORY_INFO_V2) or _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    if info is None or info.total in (0, NOT_AVAILABLE):
+        return {"total_bytes": None, "free_bytes": None, "used_bytes": None}
+    known = {name: getattr(info, name) for name in ("free", "used")}
+    sane = {name: value if value <= info.total else None for name, value in known.items()}
+    return {"total_bytes": info.total, "free_bytes": sane["free"], "used_bytes": sane["used"]}
+
+
+def _processes(handle: Any) -> list[dict[str, Any]] | None:
+    """Compute and graphics processes; None where NVML keeps no list (WSL, some containers)."""
+    import pynvml
+
+    lists = {
+        "compute": _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle),
+        "graphics": _ask(pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle),
+    }
+    if lists["compute"] is None:
+        return None
+    return [
+        {"pid": process.pid, "kind": kind, "bytes": process.usedGpuMemory}
+        for kind, processes in lists.items()
+        for process in processes or ()
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Attempts: how the supervisor starts, notes and ends the runs of a job, each fenced by (job, attempt)."""
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from turbodiff.jobs.store import JSON_COLUMNS, OVER, Job, State, Store
+from turbodiff.spec.events import Event
+
+IN_PLACE = {"step", "preview"}  # progress is one row, replaced, so a day of work is not a million rows
+NOT_KEPT = {"hello", "beat", "plan"}  # hello and beat belong to the worker, the plan to its own column
+
+
+def claim(store: Store, slot: int = 0, free_bytes: int | None = None) -> Job | None:
+    """Start the next attempt of the next waiting job, or None: queue empty, paused, or held for memory.
+
+    A job on hold is passed over until `free_bytes` (None: unknown, which holds nothing back) covers it.
+    """
+    if store.paused or not store.rows("SELECT 1 FROM job WHERE state = 'queued' LIMIT 1"):
+        return None
+    with store.write() as db:
+        row = db.execute(
+            "SELECT id FROM job WHERE state = 'queued' AND (hold_bytes IS NULL OR ? IS NULL OR hold_bytes <= ?)"
+            " ORDER BY place, id LIMIT 1",
+            (free_bytes, free_bytes),
+        ).fetchone()
+        if row is None:
+            return None
+        db.execute(
+            "UPDATE job SET state = 'running', attempt = attempt + 1, slot = ?, started_s = ?, ask = '',"
+            " hold_bytes = NULL, progress = NULL WHERE id = ?",
+            (slot, store.now(), row["id"]),
+        )
+    return store.job(row["id"])
+
+
+def move_on(
+    store: Store,
+    job: int,
+    attempt: int,
+    to: State,
+    *,
+    out_of: Sequence[State] = ("running", "verifying"),
+    **columns: Any,
+) -> bool:
+    """Move an attempt to another state and set columns with it; False if that attempt is no longer current."""
+    values = {name: _as_column(name, value) for name, value in columns.items()} | {"state": to}
+    if to in OVER or to == "parked":
+        values |= {"ended_s": store.now(), "ask": "", "progress": None}
+    sets = ", ".join(f"{name} = ?" for name in values)
+    marks = ",".join("?" * len(out_of))
+    with store.write() as db:
+        done = db.execute(
+            f"UPDATE job SET {sets} WHERE id = ? AND attempt = ? AND state IN ({marks})",
+            (*values.values(), job, attempt, *out_of),
+        )
+        if to in OVER:
+            db.execute("DELETE FROM event WHERE job = ? AND type = 'preview'", (job,))
+    return done.rowcount == 1
+
+
+def set_plan(store: Store, job: int, attempt: int, plan: Mapping[str, Any]) -> None:
+    """The plan that the worker really runs."""
+    with store.write() as db:
+        db.execute("UPDATE job SET plan = ? WHERE id = ? AND attempt = ?", (_as_column("plan", plan), job, attempt))
+
+
+def note(store: Store, event: Event, progress: Mapping[str, Any] | None = None) -> bool:
+    """Keep an event of a current attempt, and the progress it means; False for an earlier attempt's words."""
+    if event.type in NOT_KEPT:
+        return True
+    how = "INSERT OR REPLACE" if event.type in IN_PLACE else "INSERT"
+    with store.write(durable=event.type not in IN_PLACE) as db:
+        current = db.execute(
+            "SELECT 1 FROM job WHERE id = ? AND attempt = ? AND state IN ('running', 'verifying')",
+            (event.job, event.attempt),
+        ).fetchone()
+        if current is None:
+            return False
+        db.execute(
+            f"{how} INTO event (job, attempt, type, t_s, at_s, fields) VALUES (?, ?, ?, ?, ?, ?)",
+            (event.job, event.attempt, event.type, event.t_s, store.now(), json.dumps(event.fields)),
+        )
+        if progress is not None:
+            db.execute("UPDATE job SET progress = ? WHERE id = ?", (json.dumps(progress), event.job))
+    return True
+
+
+def finish(store: Store, job: int, attempt: int, result: Mapping[str, Any]) -> bool:
+    """Done, with its clip as an artifact, in one transaction; False if the attempt is not current."""
+    with store.write() as db:
+        done = db.execute(
+            "UPDATE job SET state = 'done', result = ?, error = NULL, progress = NULL, ask = '', ended_s = ?"
+            " WHERE id = ? AND attempt = ? AND state IN ('running', 'verifying')",
+            (json.dumps(dict(result)), store.now(), job, attempt),
+        )
+        if done.rowcount != 1:
+            return False
+        add_artifact(db, job, attempt, result, store.now())
+        db.execute("DELETE FROM event WHERE job = ? AND type = 'preview'", (job,))
+    return True
+
+
+def add_artifact(db: sqlite3.Connection, job: int, attempt: int, result: Mapping[str, Any], at_s: float) -> None:
+    """The clip of a `result` as a row, inside the caller's transaction."""
+    path = Path(str(result["path"]))
+    db.execute(
+        "INSERT OR REPLACE INTO artifact (job, attempt, path, sha256, bytes, frames, width, height, fps, seconds, at_s)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            job,
+            attempt,
+            str(path),
+            result.get("sha256", ""),
+            path.stat().st_size if path.exists() else 0,
+            *(result.get(name) for name in ("frames", "width", "height", "fps", "seconds")),
+            at_s,
+        ),
+    )
+
+
+def _as_column(name: str, value: Any) -> Any:
+    return json.dumps(value) if name in JSON_COLUMNS and value is not None else value

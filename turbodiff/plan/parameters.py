@@ -1,0 +1,86 @@
+"""Bytes of weights: from the files' own sizes where they are on disk, from the model's facts where they are not."""
+
+from typing import NamedTuple
+
+from turbodiff.spec.inventory import Inventory
+from turbodiff.spec.models import DitFacts, ModelSpec, TextFacts, VaeFacts
+from turbodiff.spec.shapes import PATCH
+
+TILE = 128  # INT8 weights carry one float32 scale per 128 x 128 tile (TurboDiffusion's quant_linear files)
+CONV3 = 27  # taps of a 3x3x3 convolution
+
+
+class Weights(NamedTuple):
+    """Bytes of one model's networks as they sit on the device; `dit` is one expert."""
+
+    dit: int
+    block: int
+    blocks: int
+    rest: int
+    text: int
+    text_block: int
+    text_rest: int
+    vae: int
+
+
+def weights_of(spec: ModelSpec, int8: bool, element_bytes: int) -> Weights:
+    """Every network of a model, `element_bytes` per parameter (2 bf16, 4 float32), blocks in INT8 when `int8`."""
+    linear, other = _block_parameters(spec.dit, sla=spec.turbo)
+    tiles = linear // TILE**2
+    block = linear + 4 * tiles + element_bytes * other if int8 else element_bytes * (linear + other)
+    rest = element_bytes * _rest_parameters(spec.dit, spec.text_encoder.dim)
+    text_block, text_rest = (element_bytes * n for n in _text_parameters(spec.text_encoder))
+    layers = spec.text_encoder.num_layers
+    return Weights(
+        dit=spec.dit.num_layers * block + rest,
+        block=block,
+        blocks=spec.dit.num_layers,
+        rest=rest,
+        text=layers * text_block + text_rest,
+        text_block=text_block,
+        text_rest=text_rest,
+        vae=element_bytes * _vae_parameters(spec.vae),
+    )
+
+
+def _block_parameters(dit: DitFacts, *, sla: bool) -> tuple[int, int]:
+    """(weights of the ten linears, everything else) of one block, names as in models/wan_dit.py."""
+    d, f = dit.dim, dit.ffn_dim
+    linear = 8 * d * d + 2 * d * f
+    biases = 9 * d + f
+    norms = 4 * d + 2 * d + 6 * d  # q and k norms of both attentions, norm3, modulation
+    proj_l = dit.head_dim * (dit.head_dim + 1) if sla else 0
+    return linear, biases + norms + proj_l
+
+
+def _rest_parameters(dit: DitFacts, text_dim: int) -> int:
+    """Embeddings of patches, text and time, and the head."""
+    d, patch = dit.dim, PATCH * PATCH
+    patches = dit.in_dim * patch * d + d
+    text = text_dim * d + d + d * d + d
+    time = dit.freq_dim * d + d + d * d + d + 6 * (d * d + d)
+    head = d * dit.out_dim * patch + dit.out_dim * patch + 2 * d
+    return patches + text + time + head
+
+
+def _text_parameters(text: TextFacts) -> tuple[int, int]:
+    """(one layer, embedding and last norm) of the UMT5 encoder; every layer has its own relative positions."""
+    attention = 4 * text.dim * text.dim_attn + text.num_buckets * text.num_heads
+    layer = attention + 3 * text.dim * text.dim_ffn + 2 * text.dim
+    return layer, text.vocab * text.dim + text.dim
+
+
+def _vae_parameters(vae: VaeFacts) -> int:
+    """diffusers' AutoencoderKLWan with dim_mult (1, 2, 4, 4) and two residual blocks: a quadratic in the base width,
+    through counts of the real modules at 16, 48 and 96; 126,892,531 at 96, as in Wan2.1_VAE.pth."""
+    return 13_709 * vae.base_dim**2 + 5_719 * vae.base_dim + 1_363
+
+
+def missing_bytes(spec: ModelSpec, inventory: Inventory, int8: bool) -> int:
+    """Bytes to download before the model can run; 0 when every component is on disk."""
+    found = {file.component for file in inventory.files if file.model == spec.name}
+    wanted: dict[str, int] = {}
+    for file in spec.files:
+        if file.component not in found and (not file.component.startswith("dit") or file.quant == int8):
+            wanted.setdefault(file.component, file.bytes)
+    return sum(wanted.values())

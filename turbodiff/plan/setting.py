@@ -1,0 +1,122 @@
+"""Where a request is planned for, and one candidate worked out there."""
+
+from dataclasses import dataclass
+
+from turbodiff.plan import budget, levers
+from turbodiff.plan.calibration import Calibration
+from turbodiff.plan.candidates import Choice
+from turbodiff.plan.experts import experts_by_step, timesteps
+from turbodiff.plan.levers import Placement, Room
+from turbodiff.plan.machine import GpuFacts, Machine
+from turbodiff.plan.parameters import Weights, weights_of
+from turbodiff.plan.speed import Speed, speed_of
+from turbodiff.plan.torch_rule import conv3d_is_broken
+from turbodiff.spec.inventory import Inventory
+from turbodiff.spec.models import ModelSpec
+from turbodiff.spec.plan import Levers
+from turbodiff.spec.request import Request
+
+ALL_MEMORY = Room(1 << 60, None)
+NO_LIMIT_BYTES = 1 << 60
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The machine, the chosen card (None: the CPU), what a job may use there, and what is at hand."""
+
+    machine: Machine
+    gpu: GpuFacts | None
+    room: Room
+    speed: Speed
+    inventory: Inventory
+    calibration: Calibration | None = None
+    loaded: frozenset[str] = frozenset()
+    text_cached: bool = False
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Memory of the card; None on a CPU."""
+        return None if self.gpu is None else self.gpu.total_bytes or self.room.device
+
+    def weights(self, spec: ModelSpec, int8: bool) -> Weights:
+        """A model's weights as they sit here: bf16 on a card, float32 on a CPU."""
+        return weights_of(spec, int8, 4 if self.gpu is None else 2)
+
+
+def setting_of(
+    machine: Machine,
+    inventory: Inventory,
+    calibration: Calibration | None = None,
+    loaded: frozenset[str] = frozenset(),
+    text_cached: bool = False,
+    limit_bytes: int | None = None,
+) -> Setting:
+    """The freest card that this torch can use, else the CPU. `limit_bytes` lowers the budget below what is free."""
+    host = budget.host_budget(machine)
+    cpu_torch = not machine.pretended and (machine.torch or "").endswith("+cpu")
+    gpus = () if cpu_torch else machine.gpus
+    limit = NO_LIMIT_BYTES if limit_bytes is None else limit_bytes
+    gpu, device = None, NO_LIMIT_BYTES if host is None else host
+    if gpus:
+        gpu = max(gpus, key=lambda card: (budget.device_budget(card, machine), -card.index))
+        device = budget.device_budget(gpu, machine)
+    room, speed = Room(min(device, limit), host), speed_of(gpu, machine.cpu_count)
+    return Setting(machine, gpu, room, speed, inventory, calibration, loaded, text_cached)
+
+
+def job_of(request: Request, choice: Choice, setting: Setting) -> budget.Job:
+    """One candidate with everything the formulas need."""
+    spec, gpu = choice.spec, setting.gpu
+    context = 0 if gpu is None else budget.CONTEXT_BYTES if gpu.context_bytes is None else gpu.context_bytes
+    latent, element_bytes = choice.shape.latent, 4 if gpu is None else 2
+    tokens = latent.tokens
+    times = timesteps(request.sampler, request.steps, request.sigma_max, request.shift)
+    return budget.Job(
+        spec=spec,
+        shape=choice.shape,
+        latent=latent,
+        tokens=tokens,
+        unit=tokens * spec.dit.dim * element_bytes,
+        int8=choice.int8,
+        attention=settled_attention(request, choice, on_cpu=gpu is None),
+        topk=request.topk,
+        forwards=2 if request.guidance > 1 else 1,
+        experts=experts_by_step(times, request.boundary) if spec.two_experts else "S" * request.steps,
+        weights=setting.weights(spec, choice.int8),
+        speed=setting.speed,
+        on_cpu=gpu is None,
+        element_bytes=element_bytes,
+        context_bytes=context,
+        loaded=setting.loaded,
+        conv2d=gpu is None or conv3d_is_broken(setting.machine.torch or "2.11", cudnn_number(setting.machine.cudnn)),
+        correction=1.0 if setting.calibration is None else setting.calibration.factor,
+    )
+
+
+def settled_attention(request: Request, choice: Choice, *, on_cpu: bool) -> str:
+    """What "auto" becomes: dense on a CPU and for the demo; SageSLA for distilled weights, Sage for others."""
+    if request.attention != "auto":
+        return request.attention
+    if on_cpu or choice.spec.bundled:
+        return "dense"
+    return "sagesla" if choice.spec.turbo and request.sampler != "unipc" else "sage"
+
+
+def placement_of(request: Request, choice: Choice, setting: Setting, like: Levers | None = None) -> Placement:
+    """One candidate with its levers: the best for this setting, or `like` some levers already chosen."""
+    job = job_of(request, choice, setting)
+    if like is not None:
+        return levers.placed_like(job, like, setting.room)
+    return levers.place(job, setting.room, text_cached=setting.text_cached)
+
+
+def unhindered(request: Request, choice: Choice, setting: Setting) -> Placement:
+    """The same candidate with all memory in the world: what levers cost is measured against it."""
+    return levers.place(job_of(request, choice, setting), ALL_MEMORY, text_cached=setting.text_cached)
+
+
+def cudnn_number(version: str | None) -> int:
+    """ "9.10.2.21" as torch counts it, 91002; 0 when unknown."""
+    parts = [int(part) for part in (version or "0").split(".")[:3] if part.isdecimal()]
+    major, minor, patch = (*parts, 0, 0)[:3]
+    return major * 10_000 + minor * 100 + patch

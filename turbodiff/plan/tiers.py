@@ -1,0 +1,126 @@
+"""Tiers and rounds: what the form starts with on a card of this size, and the table of what each size of card runs."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from turbodiff.plan.machine import Machine, pretend
+from turbodiff.plan.planner import make_plan
+from turbodiff.spec.errors import DoesNotFitError
+from turbodiff.spec.inventory import Inventory
+from turbodiff.spec.models import Kind, configs_folder, read_toml
+from turbodiff.spec.numbers import GIB, gib, seconds
+from turbodiff.spec.plan import Plan
+from turbodiff.spec.request import make_request
+
+TABLE_GB = (8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 141)
+TABLE_RAM_BYTES = 64 * GIB
+TABLE_MODELS: dict[Kind, str] = {"t2v": "wan2.1-14b", "i2v": "wan2.2-a14b"}
+SHOWN_SHARE = 0.955  # of the nameplate that a card shows as total memory: 8 GB cards show 7.6 GiB
+
+
+class Facts(BaseModel):
+    """Frozen facts; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Start(Facts):
+    """Fields of a request that a tier or a round fills in; None leaves the model's default."""
+
+    model: str | None = None
+    resolution: str | None = None
+    num_frames: int | None = None
+    steps: int | None = None
+    quant_linear: Literal["auto", "on", "off"] | None = None
+    topk: float | None = None
+    boundary: float | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """What is said, as fields of a request."""
+        return self.model_dump(exclude_none=True)
+
+
+class Tier(Facts):
+    """Cards of one size."""
+
+    name: str
+    nameplate_gb: int
+    from_gib: float
+    cards: tuple[str, ...]
+    t2v: Start
+    i2v: Start
+
+
+class Round(Facts):
+    """One step on the way from an idea to a clip, with the seconds a person grants it."""
+
+    name: str
+    budget_s: float
+    keeps: tuple[str, ...]
+    t2v: Start
+    i2v: Start
+
+
+class _TierFile(Facts):
+    tiers: tuple[Tier, ...]
+
+
+class _RoundFile(Facts):
+    rounds: tuple[Round, ...]
+
+
+@cache
+def tiers(folder: Path | None = None) -> tuple[Tier, ...]:
+    """Every tier of configs/tiers.toml, smallest first."""
+    found = read_toml((folder or configs_folder()) / "tiers.toml", _TierFile).tiers
+    return tuple(sorted(found, key=lambda tier: tier.from_gib))
+
+
+@cache
+def rounds(folder: Path | None = None) -> tuple[Round, ...]:
+    """Every round of configs/presets.toml, in order."""
+    return read_toml((folder or configs_folder()) / "presets.toml", _RoundFile).rounds
+
+
+def tier_of(total_bytes: int | None) -> Tier | None:
+    """The highest tier that a card reaches; None for an unknown size or one below all of them."""
+    reached = [tier for tier in tiers() if total_bytes is not None and total_bytes >= tier.from_gib * GIB]
+    return reached[-1] if reached else None
+
+
+def table_plan(gb: float, kind: Kind, ram_bytes: int = TABLE_RAM_BYTES) -> Plan | DoesNotFitError:
+    """The plan for the dearest wish (largest model, 720p, 81 frames) on a card of `gb` GB nameplate."""
+    machine = Machine(ram_total_bytes=ram_bytes, ram_available_bytes=round(0.9 * ram_bytes), cpu_count=16)
+    image = "cat.jpg" if kind == "i2v" else ""
+    fields = {"prompt": "a cat chases a butterfly", "model": TABLE_MODELS[kind], "image": image}
+    try:
+        return make_plan(make_request(fields), pretend(machine, gb * SHOWN_SHARE), Inventory())
+    except DoesNotFitError as error:
+        return error
+
+
+def tier_table() -> str:
+    """Markdown for the README: what runs on each size of card when the wish is the largest model at 720p, 81 frames.
+
+    Seconds are predictions for a typical card of that size with weights read from an NVMe disk, not measurements.
+    """
+    head = ("card", "kind", "what runs", "peak", "blocks on the card", "text encoder", "VAE", "predicted")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *(_row(gb, kind) for gb in TABLE_GB for kind in TABLE_MODELS)])
+
+
+def _row(gb: float, kind: Kind) -> str:
+    plan = table_plan(gb, kind)
+    if isinstance(plan, DoesNotFitError):
+        return f"| {gb:g} GB | {kind} | nothing: {plan.what} | | | | | |"
+    request, levers = plan.request, plan.levers
+    int8 = " int8" if request.quant_linear == "on" else ""
+    what = f"{request.spec.display_name} {request.resolution} {request.num_frames} frames{int8}"
+    blocks = f"{levers.blocks_resident} of {request.spec.dit.num_layers}" if levers.experts == "streamed" else "all"
+    if levers.experts == "swapped":
+        blocks = "all, one expert at a time"
+    cells = (f"{gb:g} GB", kind, what, gib(plan.peak_bytes), blocks, levers.text, levers.vae, seconds(plan.seconds))
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,107 @@
+"""What a plan's phases allocate, counted on meta tensors by running the real modules: no device, no weights, no maths.
+
+Two blocks stand for all (what a block needs does not depend on how many follow). Weights are counted from the modules,
+activations from the ledger; library scratch and the CUDA context are not seen here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from turbodiff.models import vae as vae_driver
+from turbodiff.models.attention import AttentionPlan
+from turbodiff.models.rope import rope_tables
+from turbodiff.models.wan_dit import WanConfig, WanDiT
+from turbodiff.plan.vae_memory import TILE
+from turbodiff.runtime.ledger import Ledger
+from turbodiff.spec.models import ModelSpec
+from turbodiff.spec.plan import Plan
+from turbodiff.spec.shapes import CONDITION_CHANNELS, VideoShape
+
+META = torch.device("meta")
+
+
+def dry_run(plan: Plan) -> dict[str, int]:
+    """Activation bytes of the phases that have a dry run (denoise*, image_encode, vae_decode), by phase name."""
+    request, levers = plan.request, plan.levers
+    spec, dtype = request.spec, torch.float32 if plan.device == "cpu" else torch.bfloat16
+    method: vae_driver.ConvMethod = "conv2d" if plan.device == "cpu" else "conv3d"
+    tile = TILE if levers.vae == "tiled" else None
+    traced = {}
+    for phase in plan.phases:
+        if phase.name.startswith("denoise"):
+            int8 = request.quant_linear == "on"
+            traced[phase.name] = denoise_bytes(spec, request.shape, dtype, int8=int8, chunks=levers.ffn_chunks)
+        elif phase.name == "vae_decode":
+            traced[phase.name] = decode_bytes(spec, request.shape, dtype, tile, method)
+        elif phase.name == "image_encode":
+            traced[phase.name] = encode_bytes(spec, request.shape, dtype, tile, method)
+    return traced
+
+
+def denoise_bytes(spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, *, int8: bool, chunks: int) -> int:
+    """Peak beside the weights of one forward pass, with the state that the sampler keeps between steps."""
+    facts, latent = spec.dit, shape.latent
+    config = WanConfig(
+        dim=facts.dim,
+        ffn_dim=facts.ffn_dim,
+        num_heads=facts.num_heads,
+        num_layers=2,
+        in_dim=facts.in_dim,
+        text_dim=spec.text_encoder.dim,
+        quant_linear=int8,
+    )
+    with META:
+        dit = WanDiT(config).to(dtype)
+    with _counted(dit) as ledger:
+        state = [torch.empty(1, *latent, dtype=torch.float64) for _ in range(3)]  # x, velocity, clean estimate
+        context = torch.empty(1, spec.text_encoder.text_len, facts.dim, dtype=dtype)
+        condition = torch.empty(1, CONDITION_CHANNELS, *latent[1:]) if spec.kind == "i2v" else None
+        rope = rope_tables(*latent.patch_grid, facts.head_dim)
+        ledger.reset_peak()
+        x, inputs = dit.prepare(
+            state[0].float(), torch.empty(1, 1), context, condition, attention=AttentionPlan("dense"), rope=rope
+        )
+        for block in dit.blocks:
+            x = block(x, inputs, chunks)
+        dit.finish(x, inputs)
+    return ledger.peak_bytes
+
+
+def decode_bytes(
+    spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, tile: int | None, method: vae_driver.ConvMethod
+) -> int:
+    """Peak beside the weights of decoding a whole clip; `tile` in latent pixels."""
+    vae = _meta_vae(spec, dtype)
+    with _counted(vae) as ledger:
+        for chunk in vae_driver.decode_stream(vae, torch.empty(1, *shape.latent), tile=tile, conv=method):
+            vae_driver.frames_to_uint8(chunk)
+    return ledger.peak_bytes
+
+
+def encode_bytes(
+    spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, tile: int | None, method: vae_driver.ConvMethod
+) -> int:
+    """Peak beside the weights of encoding the picture and the empty frames after it."""
+    vae = _meta_vae(spec, dtype)
+    with _counted(vae) as ledger:
+        vae_driver.encode(vae, torch.empty(1, 3, *shape), tile=tile, conv=method)
+    return ledger.peak_bytes
+
+
+def _meta_vae(spec: ModelSpec, dtype: torch.dtype) -> torch.nn.Module:
+    facts = spec.vae
+    with META:
+        return vae_driver.make_vae(facts.base_dim, facts.z_dim, facts.dim_mult, facts.num_res_blocks).to(dtype)
+
+
+@contextmanager
+def _counted(module: torch.nn.Module) -> Iterator[Ledger]:
+    """A ledger over meta tensors that knows the module's weights and leaves them out of its figures."""
+    ledger = Ledger("meta")
+    ledger.see_module(module)
+    weights_bytes = ledger.live_bytes
+    with torch.inference_mode(), ledger, META:
+        yield ledger
+    ledger.peak_bytes -= weights_bytes

@@ -1,0 +1,196 @@
+"""The page's desk: reads the studio at most twice a second for all tabs, and lays out what they show."""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from turbodiff.spec.errors import RequestError
+from turbodiff.spec.plan import Plan
+from turbodiff.studio import Studio, doctor, estimate
+from webui.view import Snapshot
+
+FRESH_S = 0.5
+CLIPS_FRESH_S = 3.0
+REPORT_FRESH_S = 3600.0
+CLIP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,160}")
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A clip as the views read it; `id` is its file name without .mp4."""
+
+    id: str
+    path: Path
+    poster: Path | None
+    request: Mapping[str, Any]
+    plan: Mapping[str, Any] | None
+    result: Mapping[str, Any]
+    seed: int | None
+    created_s: float
+    rating: str = ""
+    note: str = ""
+
+
+def shot(clip: Any) -> Shot:
+    """A clip of the library (its path, its sidecar, its poster) as the views read it."""
+    sidecar = clip.settings or {}
+    request = sidecar.get("request") or {}
+    result = {"ran": sidecar.get("ran") or {}, **(sidecar.get("measured") or {})}
+    return Shot(
+        id=clip.path.stem,
+        path=clip.path,
+        poster=clip.poster,
+        request=request,
+        plan=sidecar.get("plan"),
+        result=result,
+        seed=request.get("seed"),
+        created_s=clip.created.timestamp() if clip.created else 0.0,
+        rating=str(sidecar.get("rating") or ""),
+        note=str(sidecar.get("note") or ""),
+    )
+
+
+class Kept:
+    """A value that is read again when it is older than `fresh_s`: the first reader waits, later ones take the old
+    value while one thread reads the new one."""
+
+    def __init__(self, read: Callable[[], Any], fresh_s: float) -> None:
+        self._read, self._fresh_s = read, fresh_s
+        self.value: Any = None
+        self._at_s: float | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self) -> Any:
+        at_s = self._at_s
+        if at_s is None:
+            with self._lock:
+                if self._at_s is None:
+                    self._refresh()
+        elif time.monotonic() - at_s > self._fresh_s and self._lock.acquire(blocking=False):
+            threading.Thread(target=self._refresh_and_release, daemon=True).start()
+        return self.value
+
+    def now(self) -> Any:
+        """The value as it is now, read in this thread."""
+        with self._lock:
+            self._refresh()
+        return self.value
+
+    def _refresh_and_release(self) -> None:
+        try:
+            self._refresh()
+        finally:
+            self._lock.release()
+
+    def _refresh(self) -> None:
+        self.value = self._read()
+        self._at_s = time.monotonic()
+
+
+class Desk:
+    """One studio for many tabs."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self._machine = Kept(studio.machine, 1.0)
+        self._clips = Kept(self._read_clips, CLIPS_FRESH_S)
+        self._models = Kept(lambda: tuple(studio.models()), 10.0)
+        self._holders = Kept(lambda: (studio.holders(), tuple(studio.leftovers())), 2.0)
+        self._snapshot = Kept(self._read, FRESH_S)
+        self._report = Kept(doctor, REPORT_FRESH_S)
+        self._report_started = False
+        self._restart: int | None = None
+        self._done: tuple[int, int] | None = None
+
+    def snapshot(self) -> Snapshot:
+        """What there is to show, at most half a second old."""
+        snapshot: Snapshot = self._snapshot()
+        return snapshot
+
+    def changed(self) -> None:
+        """Something was just changed from a tab: show it at once."""
+        self._snapshot.now()
+
+    def clips_changed(self) -> None:
+        """A clip's sidecar was just changed."""
+        self._clips.now()
+
+    def rescan(self) -> None:
+        """Look for weights again."""
+        self._models.now()
+
+    def estimate(self, fields: Mapping[str, Any]) -> Plan:
+        """The plan for a form on the machine as it was a moment ago.
+
+        Raises:
+            TurbodiffError: not a legal request, or nothing fits.
+        """
+        return estimate(fields, self._machine())
+
+    def here(self) -> dict[str, bool]:
+        """Which models have their files on this disk."""
+        return {spec.name: not missing for spec, missing in self._models()}
+
+    def tier(self) -> Any:
+        """The tier of this machine's card, or None."""
+        return self.studio.tier()
+
+    def restart(self) -> None:
+        """Ask the supervisor for a fresh worker."""
+        self._restart = self.studio.store.ask("restart", by="page", scope="worker")
+
+    def report(self) -> tuple[Mapping[str, Any], bool]:
+        """Versions and warnings, and whether they have been read: torch takes seconds to say so, in its own process."""
+        if self._report.value is None:
+            if not self._report_started:
+                self._report_started = True
+                threading.Thread(target=self._report.now, daemon=True).start()
+            return {}, False
+        return self._report(), True
+
+    def clip(self, name: str) -> Shot | None:
+        """The clip of that id, or None; only names that the library itself lists are ever looked up."""
+        if not CLIP_NAME.fullmatch(name):
+            return None
+        clips = self._clips()
+        found = next((shot for shot in clips if shot.id == name), None)
+        return found or next((shot for shot in self._clips.now() if shot.id == name), None)
+
+    def row_of(self, clip: str) -> int:
+        """The archive's row of a clip.
+
+        Raises:
+            RequestError: the archive does not know it yet.
+        """
+        for seed in self.studio.seeds(limit=10_000):
+            if seed.path and Path(seed.path).stem == clip:
+                return seed.id
+        raise RequestError("no such clip", code="clip_unknown", field="clip", got=clip[:80])
+
+    def _read(self) -> Snapshot:
+        studio = self.studio
+        jobs = tuple(studio.jobs(80))
+        done = (jobs[0].id if jobs else 0, sum(job.state == "done" for job in jobs))
+        if self._done is not None and done != self._done:  # a job ended: its clip is there
+            self._clips.now()
+        self._done = done
+        held, left = self._holders()
+        return Snapshot(
+            machine=self._machine(),
+            jobs=jobs,
+            clips=tuple(self._clips()),
+            log=tuple(studio.log_tail(300)),
+            models=self._models(),
+            holders=held,
+            leftovers=left,
+            paused=bool(studio.store.paused),
+            restarted=studio.store.outcome(self._restart) if self._restart is not None else None,
+            now_s=time.time(),
+        )
+
+    def _read_clips(self) -> list[Shot]:
+        return [shot(clip) for clip in self.studio.clips(200)]

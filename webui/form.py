@@ -1,0 +1,140 @@
+"""The form as plain data: from what its fields hold to a request's fields, and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from turbodiff.spec.models import ModelSpec, all_models, find_model
+from turbodiff.spec.request import make_request
+from turbodiff.spec.shapes import frame_counts, nearest_frame_counts
+
+PINS = ("model", "resolution", "num_frames", "quant_linear")
+FIELDS = (
+    "kind",
+    "prompt",
+    "image",
+    "fit",
+    "adaptive_resolution",
+    "model",
+    "resolution",
+    "aspect",
+    "num_frames",
+    "pinned",
+    "seed",
+    "steps",
+    "sampler",
+    "attention",
+    "topk",
+    "quant_linear",
+    "boundary",
+    "sigma_max",
+    "shift",
+    "guidance",
+    "negative_prompt",
+    "fps",
+    "size",
+)
+COMMON_FRAMES = (1, 9, 17, 33, 49, 81, 117, 161)  # shortcuts; any 4n+1 can be typed
+I2V_ONLY = ("image", "fit", "adaptive_resolution")
+
+
+def models_of(kind: str) -> list[ModelSpec]:
+    """Models that make this kind of clip."""
+    return [spec for spec in all_models() if spec.kind == kind]
+
+
+def offered_frames(spec: ModelSpec) -> list[int]:
+    """Frame counts that the form offers for a model."""
+    legal = frame_counts(spec.limits.max_frames)
+    return [count for count in COMMON_FRAMES if count in legal]
+
+
+def defaults(spec: ModelSpec) -> dict[str, Any]:
+    """What the form holds when a model is chosen and nothing else is said."""
+    facts = spec.defaults
+    return {
+        "kind": spec.kind,
+        "model": spec.name,
+        "resolution": facts.resolution,
+        "aspect": facts.aspect,
+        "num_frames": facts.num_frames,
+        "steps": facts.steps,
+        "sampler": facts.sampler,
+        "sigma_max": facts.sigma_max,
+        "boundary": facts.boundary,
+        "topk": facts.topk,
+        "fps": facts.fps,
+    }
+
+
+def request_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The form's values as fields for `make_request`: nothing that the chosen kind has no use for."""
+    fields = {name: values[name] for name in FIELDS if name in values and values[name] not in (None, "", [])}
+    if values.get("kind") != "i2v":
+        for name in I2V_ONLY:
+            fields.pop(name, None)
+    if "num_frames" in fields:
+        fields["num_frames"] = _whole(fields["num_frames"])
+    if "steps" in fields:
+        fields["steps"] = _whole(fields["steps"])
+    return fields
+
+
+def fitted_to(spec: ModelSpec, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values with those that this model cannot take replaced by its defaults."""
+    fitted = {**values, "model": spec.name, "kind": spec.kind}
+    own = defaults(spec)
+    if fitted.get("resolution") not in (*spec.limits.resolutions, "custom"):
+        fitted["resolution"] = own["resolution"]
+    if fitted.get("aspect") not in spec.limits.aspects:
+        fitted["aspect"] = own["aspect"]
+    frames = int(fitted.get("num_frames") or own["num_frames"])
+    fitted["num_frames"] = min(nearest_frame_counts(frames)[0], spec.limits.max_frames)
+    fitted["sigma_max"] = own["sigma_max"]
+    return fitted
+
+
+def from_request(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored request's fields as form values; what the form does not show is dropped, pictures included if gone."""
+    values = {name: fields[name] for name in FIELDS if fields.get(name) is not None}
+    values["pinned"] = [name for name in PINS if name in fields.get("pinned", ())]
+    values["seed"] = "" if fields.get("seed") is None else str(fields["seed"])
+    if fields.get("resolution") == "custom":
+        values["size"] = f"{fields.get('width')}x{fields.get('height')}"
+        values.pop("resolution"), values.pop("aspect", None)
+    return values
+
+
+def is_legal(fields: Mapping[str, Any]) -> bool:
+    """Whether these fields make a request at all."""
+    from turbodiff.spec.errors import TurbodiffError
+
+    try:
+        make_request(fields)
+    except TurbodiffError:
+        return False
+    return True
+
+
+def schedule_letters(steps: int, boundary: float, sigma_max: float) -> str:
+    """Which expert runs which step, as "HHLL": high while t >= boundary.
+
+    t of a step is sin(angle) / (sin(angle) + cos(angle)) of the rCM angles arctan(sigma_max), 1.5, 1.4, 1.0, the
+    last steps - 1 of which are taken in order (TurboDiffusion, rCM schedule).
+    """
+    import math
+
+    angles = [math.atan(sigma_max), 1.5, 1.4, 1.0][:steps]
+    times = [math.sin(angle) / (math.sin(angle) + math.cos(angle)) for angle in angles]
+    letters = ""
+    for time in times:
+        letters += "L" if "L" in letters or time < boundary else "H"
+    return letters
+
+
+def model_called(name: str) -> ModelSpec:
+    """The model of a form value."""
+    return find_model(name)
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value

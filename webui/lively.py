@@ -1,0 +1,221 @@
+"""What changes by itself: the panels that a timer redraws, and the estimate that follows the form."""
+
+import base64
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+
+from turbodiff.spec.errors import TurbodiffError
+from turbodiff.spec.models import ModelSpec
+from turbodiff.spec.plan import Plan
+from turbodiff.spec.request import MAX_PROMPT_CHARS
+from webui import form
+from webui.desk import Desk, Shot
+from webui.markup import Html, el
+from webui.panels import bar, extras, library, meter, run, system
+from webui.view import Snapshot, clips, jobs, rounds, seeds
+from webui.view import bar as bar_view
+from webui.view import meter as meter_view
+from webui.view import prompt as prompt_view
+from webui.view import system as system_view
+from webui.wording import Words
+
+STARTUP_LOG = "webui_startup_latest.log"
+PANELS = (
+    "bar",
+    "player",
+    "progress",
+    "card",
+    "queue",
+    "strip",
+    "tail",
+    "compare",
+    "gallery",
+    "side",
+    "seeds",
+    "system",
+    "log",
+)
+LOOKING = {"at": "", "search": "", "left": ""}  # a clip's id or "job:7"; the archive's search; the clip to compare with
+TAIL_LINES = 12
+MARKED_FROM = 4  # fewer choices than this need no marks: the meter says it all
+GALLERY_CLIPS = 60
+KEPT_DRAWINGS = 8
+
+
+class Painter:
+    """Draws every panel from one snapshot; a browser is sent only what differs from what it has."""
+
+    def __init__(self, desk: Desk, words: Words) -> None:
+        self.desk, self.words = desk, words
+        self._drawings: OrderedDict[tuple[Any, ...], tuple[dict[str, Html], dict[str, str]]] = OrderedDict()
+
+    def everything(self, looking: Mapping[str, str]) -> list[Any]:
+        """All panels and their digests."""
+        drawn, digests = self._drawn(looking)
+        return [*drawn.values(), digests]
+
+    def changed(self, looking: Mapping[str, str], seen: Mapping[str, str]) -> list[Any]:
+        """Panels that differ from `seen`, the others skipped."""
+        drawn, digests = self._drawn(looking)
+        if digests == seen:
+            return [gr.skip()] * (len(drawn) + 1)
+        return [*(gr.skip() if seen.get(name) == digests[name] else drawn[name] for name in drawn), digests]
+
+    def _drawn(self, looking: Mapping[str, str]) -> tuple[dict[str, Html], dict[str, str]]:
+        """Panels and digests; tabs that look at the same thing share a drawing."""
+        snapshot = self.desk.snapshot()
+        key = (snapshot.now_s, *sorted(looking.items()))
+        kept = self._drawings.get(key)
+        if kept is None:
+            drawn = self._draw(snapshot, {**LOOKING, **looking})
+            kept = (drawn, {name: _digest(markup) for name, markup in drawn.items()})
+            self._drawings[key] = kept
+            while len(self._drawings) > KEPT_DRAWINGS:
+                self._drawings.popitem(last=False)
+        return kept
+
+    def _draw(self, snapshot: Snapshot, looking: Mapping[str, str]) -> dict[str, Html]:
+        words, desk = self.words, self.desk
+        job, clip = look_at(snapshot, looking["at"], desk)
+        card = clips.card(clip, words) if clip else None
+        running = job is not None and job.state in ("running", "verifying")
+        events = [event for _, event in desk.studio.events(job.id)] if running else []
+        left = desk.clip(looking["left"]) if looking["left"] else None
+        report, ready = desk.report()
+        archive = seeds.rows(desk.studio.seeds(looking["search"], 100))
+        shown = card.clip if card else ""
+        draw: dict[str, Callable[[], Html]] = {
+            "bar": lambda: bar.draw(bar_view.status_bar(snapshot, words), words),
+            "player": lambda: run.draw_player(card, preview(events), words),
+            "progress": lambda: _progress(job, events, words),
+            "card": lambda: run.draw_card(card, words) if card else Html(""),
+            "queue": lambda: run.draw_queue(jobs.queue(snapshot, words), snapshot.paused, words),
+            "strip": lambda: run.draw_strip(clips.tiles(snapshot, words), shown, words),
+            "tail": lambda: run.draw_log(snapshot.log[-TAIL_LINES:], words),
+            "compare": lambda: library.draw_compare(clips.card(left, words), card, words) if left else Html(""),
+            "gallery": lambda: run.draw_strip(clips.tiles(snapshot, words, GALLERY_CLIPS), shown, words, big=True),
+            "side": lambda: run.draw_side(card, bool(left), words),
+            "seeds": lambda: library.draw_seeds(archive, bool(looking["search"]), words),
+            "system": lambda: system.draw(system_view.system(snapshot, report, words), ready, words),
+            "log": lambda: run.draw_log(snapshot.log, words),
+        }
+        return {name: draw[name]() for name in PANELS}
+
+
+def look_at(snapshot: Snapshot, chosen: str, desk: Desk) -> tuple[Any, Shot | None]:
+    """The job and the clip that the stage shows: what was chosen, else what runs, else the newest clip."""
+    if chosen.startswith("job:"):
+        job = snapshot.job(int(chosen[4:])) or snapshot.active
+        return job, clip_of(job, desk)
+    if chosen:
+        return snapshot.active, desk.clip(chosen)
+    newest = snapshot.jobs[0] if snapshot.jobs else None
+    if snapshot.active or (newest and newest.state in ("failed", "parked")):
+        return snapshot.active or newest, None
+    return None, snapshot.clips[0] if snapshot.clips else None
+
+
+def clip_of(job: Any, desk: Desk) -> Shot | None:
+    """The clip that a finished job made."""
+    path = str((job.result or {}).get("path", "")) if job is not None else ""
+    return desk.clip(path.rsplit("/", 1)[-1].removesuffix(".mp4")) if path else None
+
+
+def preview(events: list[Any]) -> str:
+    """The newest preview of a running job as a data URL, "" while there is none."""
+    pictures = [event.fields.get("png") for event in events if event.type == "preview"]
+    if not pictures or not pictures[-1]:
+        return ""
+    base64.b64decode(pictures[-1], validate=True)
+    return f"data:image/png;base64,{pictures[-1]}"
+
+
+def _progress(job: Any, events: list[Any], words: Words) -> Html:
+    if job is None:
+        return Html("")
+    if job.state in ("failed", "parked"):
+        return run.draw_failure(jobs.failure(job, words), words)
+    if job.state in ("running", "verifying"):
+        return run.draw_progress(jobs.progress(job, events, words), words)
+    if job.state == "queued":
+        return el("div", words("run.submitted", job=job.id), cls="td-note", role="status")
+    return Html("")
+
+
+def estimate(desk: Desk, values: Mapping[str, Any], words: Words) -> list[Any]:
+    """Meter, the two buttons, lint chips, expert strip and the fitted size for what the form holds now."""
+    spec = form.model_called(str(values["model"]))
+    asked = form.request_fields(values)
+    plan: Plan | None = None
+    try:
+        plan = desk.estimate({**asked, "prompt": asked.get("prompt") or "-", **_stand_in(spec, asked)})
+        shown = meter_view.meter(plan, words)
+    except TurbodiffError as error:
+        shown = meter_view.problem(error.fields(), words)
+    button = meter_view.button(plan, words)
+    return [
+        meter.draw(shown, words) + marks(desk, asked, spec),
+        gr.update(value=button.label),
+        gr.update(visible=bool(button.anyway)),
+        _prompt_help(desk, str(values.get("prompt") or ""), spec, words),
+        extras.draw_experts(values, words) if spec.two_experts else "",
+        extras.draw_fitted(plan, words) if plan and spec.kind == "i2v" else "",
+        extras.draw_rounds(
+            rounds.tiles(desk.studio.rounds(), asked, lambda fields: _as_asked(desk, fields), words), words
+        ),
+    ]
+
+
+def _prompt_help(desk: Desk, prompt: str, spec: ModelSpec, words: Words) -> Html:
+    short = prompt[:MAX_PROMPT_CHARS]
+    help_ = prompt_view.prompt_help(short, desk.studio.count_tokens(spec.name, short), spec, words)
+    return extras.draw_lint(help_, words)
+
+
+def _as_asked(desk: Desk, fields: dict[str, Any]) -> Plan:
+    spec = form.model_called(str(fields["model"]))
+    return desk.estimate({**fields, "prompt": fields.get("prompt") or "-", **_stand_in(spec, fields)})
+
+
+def marks(desk: Desk, asked: Mapping[str, Any], spec: ModelSpec) -> Html:
+    """A style sheet that puts a fit mark on each resolution and each length of the form, the rest as asked."""
+    sizes = list(spec.limits.resolutions)
+    frames = form.offered_frames(spec)
+    if len(sizes) * len(frames) < MARKED_FROM:
+        return Html("")
+    rules = [
+        _mark("resolution", n, band(desk, {**asked, "resolution": size, "size": None}, spec))
+        for n, size in enumerate(sizes, 1)
+    ]
+    rules += [_mark("frames", n, band(desk, {**asked, "num_frames": count}, spec)) for n, count in enumerate(frames, 1)]
+    return Html(f"<style>{''.join(rules)}</style>")
+
+
+def band(desk: Desk, asked: Mapping[str, Any], spec: ModelSpec) -> str:
+    """fits, tight or no for these fields exactly as they are."""
+    try:
+        plan = desk.estimate({**asked, "prompt": "-", "pinned": form.PINS, **_stand_in(spec, asked)})
+    except TurbodiffError:
+        return "no"
+    return plan.band
+
+
+def _mark(part: str, place: int, found: str) -> str:
+    colour = {"fits": "--good", "tight": "--warn", "no": "--bad"}[found]
+    glyph = meter_view.GLYPHS[found]
+    # a glyph besides the colour, for those who cannot tell the colours apart
+    look = f"content:'{glyph}';color:var({colour});width:auto;height:auto;font-size:11px"
+    return f"#{part} .wrap label:nth-of-type({place})::after{{{look}}}"
+
+
+def _stand_in(spec: ModelSpec, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """A picture that is still to come must not stop the meter."""
+    return {"image": "-"} if spec.kind == "i2v" and not asked.get("image") else {}
+
+
+def _digest(markup: str) -> str:
+    return hashlib.blake2b(markup.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,162 @@
+"""The form: prompt, picture, model, size, length, seed, Advanced, and the button that says what will run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from turbodiff.spec.models import ModelSpec
+from turbodiff.spec.request import MAX_TURBO_STEPS
+from webui import form
+from webui.wording import Words
+
+ATTENTIONS = ("auto", "dense", "sage", "sla", "sagesla")
+FITS = ("crop", "pad", "stretch")
+
+
+@dataclass(frozen=True)
+class Create:
+    """The parts of the form; `fields` by request field, in the order of form.FIELDS."""
+
+    fields: Mapping[str, Any]
+    lint: gr.HTML
+    examples: gr.HTML
+    picture_note: gr.HTML
+    picture_box: gr.Column
+    meter: gr.HTML
+    experts: gr.HTML
+    boundary_box: gr.Column
+    go: gr.Button
+    anyway: gr.Button
+    rounds: gr.HTML
+
+
+def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str) -> Create:
+    """The form for a model, with its defaults filled in. `here`: model name -> its files are on this disk."""
+    start = form.defaults(spec)
+    fields: dict[str, Any] = {}
+    fields["kind"] = gr.Radio(_kinds(words), value=spec.kind, show_label=False, container=False, elem_id="kind")
+    with gr.Column(visible=spec.kind == "i2v") as picture_box:
+        fields["image"] = gr.Image(
+            label=words("create.image"),
+            type="filepath",
+            sources=["upload"],
+            height=220,
+            placeholder=words("create.image_hint"),
+            elem_id="image",
+            buttons=[],
+        )
+        picture_note = gr.HTML(padding=False)
+    fields["prompt"] = gr.Textbox(
+        label=words("create.prompt"),
+        placeholder=words("create.prompt_hint"),
+        lines=3,
+        max_lines=10,
+        elem_id="prompt",
+        show_label=False,
+    )
+    lint = gr.HTML(elem_id="lint")
+    samples = gr.HTML(examples, elem_id="examples")
+    rounds = gr.HTML(elem_id="rounds")
+    with gr.Row(equal_height=False):
+        fields["model"] = gr.Dropdown(
+            model_choices(spec.kind, here, words),
+            value=spec.name,
+            label=words("field.model"),
+            filterable=False,
+            elem_id="model",
+            scale=3,
+        )
+        fields["seed"] = gr.Textbox(
+            label=words("create.seed"), placeholder=words("create.seed_hint"), max_lines=1, elem_id="seed", scale=2
+        )
+    fields["resolution"], fields["aspect"] = _size(spec, start, words)
+    fields["num_frames"] = gr.Radio(
+        frame_choices(spec, words), value=start["num_frames"], label=words("field.num_frames"), elem_id="frames"
+    )
+    meter = gr.HTML(elem_id="meter")
+    with gr.Row(elem_id="go-row"):
+        go = gr.Button(words("create.go"), variant="primary", elem_id="go", scale=3)
+        anyway = gr.Button(words("create.anyway"), visible=False, elem_id="anyway", scale=1)
+    with gr.Accordion(words("create.advanced"), open=False, elem_id="advanced"):
+        experts, boundary_box = _advanced(fields, spec, start, words)
+    return Create(fields, lint, samples, picture_note, picture_box, meter, experts, boundary_box, go, anyway, rounds)
+
+
+def _kinds(words: Words) -> list[tuple[str, str]]:
+    return [(words(f"create.kind_{kind}"), kind) for kind in ("t2v", "i2v")]
+
+
+def model_choices(kind: str, here: Mapping[str, bool], words: Words) -> list[tuple[str, str]]:
+    """Models of a kind; what is not on this disk says so."""
+    return [
+        (spec.display_name if here.get(spec.name) else f"{spec.display_name} · {words('create.not_here')}", spec.name)
+        for spec in form.models_of(kind)
+    ]
+
+
+def frame_choices(spec: ModelSpec, words: Words, own: Any = None) -> list[tuple[str, int]]:
+    """Frame counts with their seconds; `own` is one more that is not among the shortcuts."""
+    counts = form.offered_frames(spec)
+    if isinstance(own, int) and own not in counts:
+        counts = sorted([*counts, own])
+    return [(words("create.frames_label", n=n, time=words.seconds(n / spec.defaults.fps)), n) for n in counts]
+
+
+def _size(spec: ModelSpec, start: Mapping[str, Any], words: Words) -> tuple[gr.Radio, gr.Radio]:
+    with gr.Row():
+        resolution = gr.Radio(
+            list(spec.limits.resolutions),
+            value=start["resolution"],
+            label=words("field.resolution"),
+            elem_id="resolution",
+        )
+        aspect = gr.Radio(
+            list(spec.limits.aspects), value=start["aspect"], label=words("field.aspect"), elem_id="aspect"
+        )
+    return resolution, aspect
+
+
+def _advanced(
+    fields: dict[str, Any], spec: ModelSpec, start: Mapping[str, Any], words: Words
+) -> tuple[gr.HTML, gr.Column]:
+    def say(name: str) -> dict[str, Any]:
+        return {"label": words(f"field.{name}"), "info": words(f"field.{name}_info"), "elem_id": name.replace("_", "-")}
+
+    fields["pinned"] = gr.CheckboxGroup(
+        [(words(f"create.pin_{name}"), name) for name in form.PINS],
+        label=words("create.pins"),
+        info=words("create.pins_info"),
+        elem_id="pins",
+    )
+    fields["count"] = gr.Slider(1, 8, value=1, step=1, **say("count"))
+    fields["steps"] = gr.Slider(1, MAX_TURBO_STEPS, value=start["steps"], step=1, **say("steps"))
+    fields["sampler"] = gr.Radio(
+        [("SDE", "sde"), ("ODE", "ode"), ("UniPC", "unipc")], value=start["sampler"], **say("sampler")
+    )
+    with gr.Column(visible=spec.two_experts) as boundary_box:
+        fields["boundary"] = gr.Slider(0.5, 1.0, value=start["boundary"], step=0.005, **say("boundary"))
+        experts = gr.HTML(elem_id="experts")
+        fields["adaptive_resolution"] = gr.Checkbox(True, **say("adaptive_resolution"))
+        fields["fit"] = gr.Radio([(words(f"field.fit_{fit}"), fit) for fit in FITS], value="crop", **say("fit"))
+    fields["quant_linear"] = gr.Radio(
+        [(words("value.quant_linear_auto"), "auto"), ("int8", "on"), (words("value.quant_linear_off"), "off")],
+        value="auto",
+        **say("quant_linear"),
+    )
+    fields["attention"] = gr.Radio(
+        [(words.or_else(f"value.attention_{name}", name), name) for name in ATTENTIONS],
+        value="auto",
+        **say("attention"),
+    )
+    fields["topk"] = gr.Slider(0.02, 1.0, value=start["topk"], step=0.01, **say("topk"))
+    with gr.Row():
+        fields["sigma_max"] = gr.Number(start["sigma_max"], **say("sigma_max"))
+        fields["fps"] = gr.Number(start["fps"], precision=0, **say("fps"))
+    fields["size"] = gr.Textbox("", placeholder="832x480", max_lines=1, **say("size"))
+    fields["negative_prompt"] = gr.Textbox("", lines=1, **say("negative_prompt"))
+    with gr.Row():
+        fields["guidance"] = gr.Number(1.0, **say("guidance"))
+        fields["shift"] = gr.Number(5.0, **say("shift"))
+    return experts, boundary_box

@@ -1,0 +1,44 @@
+// Keys, the theme, and the buttons that the panels draw themselves: [data-act] acts on the studio, [data-form] on the form.
+(() => {
+  const root = document.documentElement;
+  const night = () => localStorage.getItem("turbodiff.theme") || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  const paint = () => document.body && document.body.classList.toggle("dark", night() === "dark");
+  document.addEventListener("DOMContentLoaded", paint);
+  window.addEventListener("load", () => {
+    document.body.classList.toggle("gotit", localStorage.getItem("turbodiff.gotit") === "1"); paint(); setTimeout(paint, 300); });
+  const word = (name) => (document.getElementById("words") || {dataset: {}}).dataset[name] || "";
+
+  const actions = {
+    theme() { localStorage.setItem("turbodiff.theme", night() === "dark" ? "light" : "dark"); paint(); },
+    lang(code) { document.cookie = `turbodiff_lang=${code};path=/;max-age=31536000;samesite=lax`; location.href = (code === "zh" ? "/zh/" : "/") + location.search; },
+    copy(text, button) { navigator.clipboard?.writeText(text); button.dataset.was ??= button.textContent; button.textContent = word("copied"); setTimeout(() => button.textContent = button.dataset.was, 1200); },
+    copylog(_, button) { actions.copy([...document.querySelectorAll("#log .td-log > div")].filter(e => e.offsetParent).map(e => e.textContent).join("\n"), button); },
+    gotit() { localStorage.setItem("turbodiff.gotit", "1"); document.body.classList.add("gotit"); },
+    level(name, button) {
+      document.getElementById("log").classList.remove("warnings", "errors");
+      if (name !== "all") document.getElementById("log").classList.add(name);
+      button.parentElement.querySelectorAll("[data-do=level]").forEach((b) => b.classList.toggle("on", b === button));
+    },
+    help() { document.getElementById("help").hidden = !document.getElementById("help").hidden; },
+    play() { document.querySelectorAll("video.sync").forEach((v) => { v.currentTime = 0; v.play(); }); },
+  };
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-do],[data-act],[data-form]");
+    if (!button) { if (event.target.id === "help") actions.help(); return; }
+    const { do: local, act, form, arg, ask } = button.dataset;
+    if (local) return actions[local](arg, button);
+    if (ask && !confirm(ask)) return;
+    let value = arg ?? "";
+    if (button.dataset.from) value += " " + (document.getElementById(button.dataset.from)?.value ?? "");
+    (act ? window.tdAct : window.tdForm)?.(act || form, value);
+  });
+
+  document.addEventListener("keydown", (event) => {
+    const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName);
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); document.getElementById("go")?.click(); }
+    else if (event.key === "?" && !typing) actions.help();
+    else if (event.key === "Escape" && document.getElementById("help")?.hidden === false) actions.help();
+    else if (event.key === "/" && !typing) { event.preventDefault(); document.querySelector("#prompt textarea")?.focus(); }
+  });
+})();

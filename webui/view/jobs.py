@@ -1,0 +1,171 @@
+"""A job as the page shows it: the progress of the running one, the queue, the failed card with its first aid."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from turbodiff.spec.models import find_model
+from webui.view import ACTIVE, Snapshot, short_model
+from webui.wording import Words
+
+USUAL = ("text_encode", "denoise", "vae_decode", "write")
+FIRST_AID_STEPS = 2  # offered for speed; steps never change memory
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One phase: waiting, now or done, with its seconds once done."""
+
+    name: str
+    state: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The running job."""
+
+    job: int
+    title: str
+    chips: tuple[Chip, ...]
+    line: str
+    eta: str
+    share: float
+    can_decode: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the queue; `acts` are the names of its buttons."""
+
+    job: int
+    title: str
+    state: str
+    note: str
+    acts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failed job: what happened, what to do, and the settings that retry it smaller."""
+
+    job: int
+    title: str
+    what: str
+    advice: str
+    memory: bool
+    smaller: Mapping[str, Any] = field(default_factory=dict)
+
+
+def title(request: Mapping[str, Any], words: Words) -> str:
+    """A job in one line: model, size, frames."""
+    return f"{model_name(request)} · {size_name(request)} · {words('unit.frames', n=request.get('num_frames'))}"
+
+
+def model_name(request: Mapping[str, Any]) -> str:
+    """The display name of a request's model, short."""
+    return short_model(find_model(str(request["model"])).display_name) if request.get("model") else "?"
+
+
+def size_name(request: Mapping[str, Any]) -> str:
+    """ "480p", or the pixels of a size of one's own."""
+    name = str(request.get("resolution") or "custom")
+    return name if name != "custom" else f"{request.get('width')}x{request.get('height')}"
+
+
+def phase_names(plan: Mapping[str, Any] | None, seen: Iterable[str]) -> list[str]:
+    """The phases of a job in order: as planned, else the usual ones, and what was seen besides."""
+    planned = [str(phase["name"]) for phase in plan["phases"]] if plan and plan.get("phases") else list(USUAL)
+    return planned + [name for name in seen if name not in planned]
+
+
+def progress(job: Any, events: Iterable[Any], words: Words) -> Progress:
+    """The running job from its row and its events (spec/events.py) so far."""
+    seen = {e.fields["name"]: e.fields for e in events if e.type == "phase" and e.attempt == job.attempt}
+    now = job.progress or {}
+    names = phase_names(job.plan, seen)
+    chips = tuple(_chip(name, seen.get(name), now.get("phase"), words) for name in names)
+    step, of = now.get("step") or 0, now.get("of") or 0
+    return Progress(
+        job=job.id,
+        title=title(job.request, words),
+        chips=chips,
+        line=_line(job, now, words),
+        eta=words("run.eta", time=words.seconds(now["eta_s"])) if now.get("eta_s") is not None else "",
+        share=_share(chips, step, of),
+        can_decode=str(now.get("phase", "")).startswith("denoise") and step > 0,
+    )
+
+
+def _chip(name: str, fields: Mapping[str, Any] | None, current: str | None, words: Words) -> Chip:
+    label = words.or_else(f"phase.{name}", name)
+    if fields and fields.get("state") == "done":
+        took = fields.get("seconds")
+        return Chip(label, "done", words.seconds(took) if took is not None else "")
+    return Chip(label, "now" if name == current or fields else "waiting")
+
+
+def _line(job: Any, now: Mapping[str, Any], words: Words) -> str:
+    if job.state == "verifying":
+        return words("run.verifying")
+    if now.get("waiting_bytes"):
+        return words("run.wait_memory", memory=words.gib(now["waiting_bytes"]))
+    if not now.get("phase"):
+        return words("run.starting")
+    phase = words.or_else(f"phase.{now['phase']}", str(now["phase"]))
+    if now.get("step") and now.get("of"):
+        return words("run.step", phase=phase, i=now["step"], n=now["of"])
+    return phase
+
+
+def _share(chips: tuple[Chip, ...], step: int, of: int) -> float:
+    done = sum(chip.state == "done" for chip in chips)
+    inside = step / of if of and any(chip.state == "now" for chip in chips) else 0.3
+    return min(0.99, (done + inside) / len(chips)) if chips else 0.0
+
+
+def queue(snapshot: Snapshot, words: Words) -> list[Row]:
+    """Every job that is not done: running, then waiting in order, then what failed lately; [] if one just runs."""
+    rows = [
+        Row(j.id, title(j.request, words), j.state, _prompt(j), ("cancel",)) for j in snapshot.jobs if j.state in ACTIVE
+    ]
+    for place, job in enumerate(snapshot.waiting):
+        acts = (("top", "up") if place else ()) + ("down", "duplicate", "cancel")
+        rows.append(Row(job.id, title(job.request, words), "queued", _prompt(job), acts))
+    for job in [j for j in snapshot.jobs if j.state in ("failed", "parked")][:3]:
+        rows.append(Row(job.id, title(job.request, words), job.state, _prompt(job), ("show", "retry")))
+    return [] if len(rows) == 1 and rows[0].state in ACTIVE else rows
+
+
+def _prompt(job: Any) -> str:
+    return str(job.request.get("prompt", ""))
+
+
+def failure(job: Any, words: Words) -> Failure:
+    """Why a job failed and the three ways out."""
+    error = job.error or {}
+    code = str(error.get("code", "unexpected"))
+    memory = code in ("oom", "does_not_fit", "host_oom") or job.state == "parked"
+    return Failure(
+        job=job.id,
+        title=words("run.parked" if job.state == "parked" else "run.failed", job=title(job.request, words)),
+        what=words.error(error) if error else words("run.no_reason"),
+        advice=words.or_else(f"advice.{code}", words("advice.memory") if memory else words("advice.log")),
+        memory=memory,
+        smaller=smaller(job.request) if memory else {},
+    )
+
+
+def smaller(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The guide's emergency setting: 1.3B, 480p, 49 frames (and 2 steps for speed); I2V has no smaller model."""
+    spec = find_model(str(request["model"]))
+    if spec.bundled:
+        return {"num_frames": 9, "steps": FIRST_AID_STEPS}
+    frames = min(49, int(request.get("num_frames") or 49))
+    change: dict[str, Any] = {
+        "resolution": "480p",
+        "num_frames": frames,
+        "steps": FIRST_AID_STEPS,
+        "quant_linear": "on",
+    }
+    return change if spec.kind == "i2v" else {"model": "wan2.1-1.3b", **change}

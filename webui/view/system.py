@@ -1,0 +1,110 @@
+"""The System tab: cards, RAM, who holds memory, models present and missing, versions."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from webui.view import Snapshot
+from webui.wording import Words
+
+HOST_LINE = "nvidia-smi --query-compute-apps=pid,process_name,used_memory --format=csv"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds memory of a card; `kill` are lines to copy, () where none must be offered."""
+
+    pid: int
+    name: str
+    memory: str
+    note: str
+    kind: str
+    kill: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model and what is missing of it."""
+
+    name: str
+    about: str
+    here: bool
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class System:
+    """Everything on the System tab."""
+
+    cards: tuple[tuple[str, str], ...]
+    holders: tuple[Holder, ...]
+    host_line: str
+    models: tuple[Model, ...]
+    facts: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+    pip_line: str
+
+
+def system(snapshot: Snapshot, report: Mapping[str, Any] | None, words: Words) -> System:
+    """The tab from a snapshot and the slower report of versions (None while it is being read)."""
+    machine: Any = snapshot.machine
+    report = report or {}
+    return System(
+        cards=tuple(_cards(machine, words)),
+        holders=tuple(holder(row, words) for card in snapshot.holders for row in card.rows),
+        host_line=HOST_LINE if not snapshot.holders or any(not card.listed for card in snapshot.holders) else "",
+        models=tuple(
+            Model(spec.display_name, about(spec, words), not missing, tuple(missing))
+            for spec, missing in snapshot.models
+        ),
+        facts=tuple((fact_name(name, words), str(value)) for name, value in (report.get("found") or {}).items()),
+        warnings=tuple(warning(key, sentence, words) for key, sentence in report.get("warnings", ())),
+        pip_line=str(report.get("pip_line") or ""),
+    )
+
+
+def about(spec: Any, words: Words) -> str:
+    """What a model is for, in the page's language."""
+    return words.or_else(f"model.{spec.name.replace('.', '_').replace('-', '_')}", spec.about)
+
+
+def fact_name(name: str, words: Words) -> str:
+    """Names of programs stay as they are; words are worded."""
+    return words.or_else(f"system.fact_{name.replace(' ', '_').lower()}", name)
+
+
+def warning(key: str, sentence: str, words: Words) -> str:
+    """A warning of the doctor in the page's language."""
+    return words.or_else(f"warning.{key}", sentence)
+
+
+def _cards(machine: Any, words: Words) -> Iterable[tuple[str, str]]:
+    if machine is None:
+        return
+    for gpu in machine.gpus:
+        free = words.gib(gpu.free_bytes) if gpu.free_bytes is not None else "?"
+        total = words.gib(gpu.total_bytes) if gpu.total_bytes else "?"
+        extra = [
+            f"{gpu.utilisation:.0%}" if gpu.utilisation is not None else "",
+            f"{gpu.temperature_c:.0f} °C" if gpu.temperature_c is not None else "",
+            f"{gpu.power_w:.0f} W" if gpu.power_w is not None else "",
+            gpu.uuid,
+        ]
+        yield gpu.name, " · ".join([words("system.free_of", free=free, total=total), *filter(None, extra)])
+    if machine.ram_total_bytes and machine.ram_available_bytes is not None:
+        free, total = words.gib(machine.ram_available_bytes), words.gib(machine.ram_total_bytes)
+        yield words("bar.ram"), words("system.free_of", free=free, total=total)
+    if machine.driver:
+        yield words("system.driver"), machine.driver
+
+
+def holder(found: Any, words: Words) -> Holder:
+    """A holder of turbodiff/gpu/holders.py in words; `kill -9` only follows where `kill` is offered."""
+    memory = words.gib(found.bytes) if found.bytes else "?"
+    age = words.seconds(found.age_s) if found.age_s is not None else ""
+    about = words(f"system.kind_{found.kind}")
+    details = (about, found.command[:90], age, words("system.idle") if found.idle else "")
+    note = " · ".join(part for part in details if part)
+    name = found.name or about
+    kill = (found.kill_line, found.kill_line.replace("kill ", "kill -9 ")) if found.kill_line else ()
+    return Holder(found.pid or 0, name, memory, note, found.kind, kill)

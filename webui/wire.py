@@ -1,0 +1,197 @@
+"""Which part of the page answers to which event. The handlers are thin: form.py, acts.py and lively.py do the work."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from turbodiff.spec.errors import TurbodiffError
+from turbodiff.spec.models import find_model
+from webui import acts, api, form, lively, start
+from webui.desk import Desk
+from webui.panels import create, extras
+from webui.wording import Words
+
+if TYPE_CHECKING:
+    from webui.page import Page
+
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+
+class Wiring:
+    """Joins one page to one desk."""
+
+    def __init__(self, page: "Page", desk: Desk, words: Words) -> None:
+        self.page, self.desk, self.words = page, desk, words
+        self.draw = lively.Painter(desk, words)
+        made = page.create
+        self.names, self.parts = list(made.fields), list(made.fields.values())
+        self.boxes = [made.picture_box, made.boundary_box, made.examples]
+        self.told = [made.meter, made.go, made.anyway, made.lint, made.experts, made.picture_note, made.rounds]
+        self.panels = [page.stage[name] for name in lively.PANELS]
+
+    def connect(self, blocks: gr.Blocks) -> None:
+        """Attach every handler."""
+        if (
+            self.words.lang == "en"
+        ):  # one API, at the page without a language in its path; first, so that it gets its names
+            api.add(self.desk)
+        page = self.page
+        out = [*self.panels, page.seen]
+        page.timer.tick(self.draw.changed, inputs=[page.looking, page.seen], outputs=out, **QUIET)
+        blocks.load(self.draw.everything, inputs=[page.looking], outputs=out, **QUIET)
+        blocks.load(self.restore, inputs=[page.draft], outputs=[*self.parts, *self.boxes, *self.told], **QUIET)
+        self._connect_form()
+        self._connect_clicks()
+
+    def _connect_form(self) -> None:
+        page, fields = self.page, self.page.create.fields
+        for part in self.parts:
+            part.change(
+                self.estimate, inputs=self.parts, outputs=[*self.told, page.draft], trigger_mode="always_last", **QUIET
+            )
+        whole = [*self.parts, *self.boxes]
+        fields["kind"].input(self.new_kind, inputs=self.parts, outputs=whole, **QUIET)
+        fields["model"].input(self.new_model, inputs=self.parts, outputs=whole, **QUIET)
+        page.form_bus.fill(self.fill, inputs=[page.looking, *self.parts], outputs=[*whole, page.note], **QUIET)
+        page.video_file.upload(
+            self.load_video, inputs=[page.video_file, *self.parts], outputs=[*whole, page.note], **QUIET
+        )
+
+    def _connect_clicks(self) -> None:
+        page = self.page
+        out = [*self.panels, page.seen, page.looking, page.note]
+        made = page.create
+        made.go.click(self.go, inputs=[page.looking, *self.parts], outputs=out, **QUIET)
+        made.anyway.click(self.go_anyway, inputs=[page.looking, *self.parts], outputs=out, **QUIET)
+        page.batch_go.click(self.go_batch, inputs=[page.looking, page.batch, *self.parts], outputs=out, **QUIET)
+        page.act_bus.act(self.act, inputs=[page.looking], outputs=out, **QUIET)
+        page.search.change(
+            self.search, inputs=[page.search, page.looking], outputs=out, trigger_mode="always_last", **QUIET
+        )
+        page.seed_file.upload(self.import_seeds, inputs=[page.seed_file, page.looking], outputs=out, **QUIET)
+
+    # --- the form ------------------------------------------------------------------------------------------------
+
+    def values_of(self, row: tuple[Any, ...]) -> dict[str, Any]:
+        """The form's values by field name."""
+        return dict(zip(self.names, row, strict=True))
+
+    def estimate(self, *row: Any) -> list[Any]:
+        """The meter and what goes with it, and the draft that the browser keeps."""
+        values = self.values_of(row)
+        return [*lively.estimate(self.desk, values, self.words), {**values, "image": None}]
+
+    def restore(self, draft: Mapping[str, Any] | None) -> list[Any]:
+        """The form as this browser left it."""
+        kept = {name: value for name, value in (draft or {}).items() if name in self.names and name != "image"}
+        first = start.values(self.desk)
+        spec = acts.model_or(str(kept.get("model")), find_model(str(first["model"])))
+        values = form.fitted_to(spec, {**(first if not kept else form.defaults(spec)), **kept})
+        return [*self.refilled(values), *lively.estimate(self.desk, values, self.words)]
+
+    def new_kind(self, *row: Any) -> list[Any]:
+        """Another kind of clip: the first model that makes it."""
+        values = self.values_of(row)
+        fresh = start.of_kind(self.desk, str(values["kind"]))
+        return self.refilled(form.fitted_to(find_model(str(fresh["model"])), {**values, **fresh}))
+
+    def new_model(self, *row: Any) -> list[Any]:
+        """Another model: what it cannot take becomes its default."""
+        values = self.values_of(row)
+        return self.refilled(form.fitted_to(find_model(str(values["model"])), values))
+
+    def fill(self, event: gr.EventData, looking: Mapping[str, str], *row: Any) -> list[Any]:
+        """A button that fills the form."""
+        argument = str(event.arg)
+        try:
+            filled = acts.fill(self.desk, str(event.act), argument, self.values_of(row), looking)
+        except (TurbodiffError, ValueError) as error:
+            return self.unfilled(error)
+        return self.unfilled(None) if filled is None else [*self.refilled(filled), ""]
+
+    def load_video(self, path: str, *row: Any) -> list[Any]:
+        """Settings from a video."""
+        try:
+            filled = acts.from_video(self.desk, Path(path), self.values_of(row))
+        except TurbodiffError as error:
+            return self.unfilled(error)
+        return [*self.refilled(filled), extras.draw_note(self.words("gallery.loaded"), "good")]
+
+    def unfilled(self, error: Exception | None) -> list[Any]:
+        """The form as it is, and why."""
+        sentence = self.words.error(error.fields()) if isinstance(error, TurbodiffError) else ""
+        return [gr.skip()] * (len(self.parts) + len(self.boxes)) + [extras.draw_note(sentence, "warn")]
+
+    def refilled(self, values: Mapping[str, Any]) -> list[Any]:
+        """Updates for every field, with the choices of its model, then the boxes that come and go with it."""
+        spec = find_model(str(values["model"]))
+        choices: dict[str, Any] = {
+            "model": create.model_choices(spec.kind, self.desk.here(), self.words),
+            "resolution": list(spec.limits.resolutions),
+            "aspect": list(spec.limits.aspects),
+            "num_frames": create.frame_choices(spec, self.words, values.get("num_frames")),
+        }
+        updates = [_update(name, values, choices) for name in self.names]
+        examples = extras.draw_examples(spec, self.words)
+        return [*updates, gr.update(visible=spec.kind == "i2v"), gr.update(visible=spec.two_experts), examples]
+
+    # --- clicks --------------------------------------------------------------------------------------------------
+
+    def answer(self, looking: Mapping[str, str], note: str = "", kind: str = "good") -> list[Any]:
+        """Everything as it is now, what the browser looks at, and a sentence."""
+        self.desk.changed()
+        return [*self.draw.everything(looking), dict(looking), extras.draw_note(note, kind)]
+
+    def go(self, looking: Mapping[str, str], *row: Any) -> list[Any]:
+        """Generate."""
+        return self._submit(looking, row, anyway=False)
+
+    def go_anyway(self, looking: Mapping[str, str], *row: Any) -> list[Any]:
+        """Generate exactly as asked."""
+        return self._submit(looking, row, anyway=True)
+
+    def _submit(self, looking: Mapping[str, str], row: tuple[Any, ...], anyway: bool) -> list[Any]:
+        try:
+            jobs = acts.submit(self.desk, self.values_of(row), anyway)
+        except TurbodiffError as error:
+            return self.answer(looking, self.words.error(error.fields()), "warn")
+        return self.answer({**looking, "at": f"job:{jobs[0]}"})
+
+    def go_batch(self, looking: Mapping[str, str], lines: str, *row: Any) -> list[Any]:
+        """One job per line."""
+        try:
+            jobs = acts.submit_batch(self.desk, self.values_of(row), lines)
+        except TurbodiffError as error:
+            return self.answer(looking, self.words.error(error.fields()), "warn")
+        return self.answer({**looking, "at": ""}, self.words("create.batch_done", n=len(jobs)))
+
+    def act(self, event: gr.EventData, looking: Mapping[str, str]) -> list[Any]:
+        """A button of a panel."""
+        try:
+            looking, sentence = acts.act(self.desk, str(event.act), str(event.arg), looking, self.words)
+        except TurbodiffError as error:
+            return self.answer(looking, self.words.error(error.fields()), "warn")
+        except (json.JSONDecodeError, KeyError, TypeError):  # an argument that no button of ours sends
+            return self.answer(looking)
+        return self.answer(looking, sentence)
+
+    def search(self, text: str, looking: Mapping[str, str]) -> list[Any]:
+        """Search the archive."""
+        return self.answer({**looking, "search": text[:200]})
+
+    def import_seeds(self, path: str, looking: Mapping[str, str]) -> list[Any]:
+        """Take over a table of seeds."""
+        try:
+            count = self.desk.studio.import_seeds(Path(path))
+        except TurbodiffError as error:
+            return self.answer(looking, self.words.error(error.fields()), "warn")
+        return self.answer(looking, self.words("seeds.imported", n=count))
+
+
+def _update(name: str, values: Mapping[str, Any], choices: Mapping[str, Any]) -> Any:
+    if name in choices:
+        return gr.update(value=values.get(name), choices=choices[name])
+    return gr.update(value=values[name]) if name in values else gr.skip()

@@ -6,7 +6,7 @@ from turbodiff.models.attention import AttentionPlan
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.runtime.embeddings import TextRows
 from turbodiff.runtime.network import Network
-from turbodiff.runtime.residency import BlockStream, placed
+from turbodiff.runtime.residency import BlockStream, arrivals, placed
 from turbodiff.spec.plan import Levers
 
 CPU = torch.device("cpu")
@@ -49,3 +49,9 @@ def test_a_placed_network_comes_back_to_its_host_copy():
     with placed(layer, CPU):
         pass
     assert layer.weight.data_ptr() == before
+
+
+def test_two_names_for_one_tensor_take_its_memory_once():
+    table, other = torch.zeros(3, 4), torch.zeros(3, 4)
+    first, again, another = arrivals([table, table.view(3, 4), other], torch.device("meta"))
+    assert first is again and another is not first

@@ -83,8 +83,23 @@ def need(model: str, found: Inventory, *, quant: bool | None = None) -> dict[str
     got = {name: found.of(spec.name, name, quant if name.startswith("dit") else None) for name in components}
     missing = [name for name, file in got.items() if file is None]
     if missing:
+        _refuse_damaged(spec, missing)
         raise missing_error(spec, missing, quant)
     return {name: file for name, file in got.items() if file is not None}
+
+
+def _refuse_damaged(spec: ModelSpec, missing: Sequence[str]) -> None:
+    """A published file that is here but does not open is damaged, not missing: say that instead."""
+    names = {
+        name
+        for file in spec.files
+        if file.component in missing and file.component != "tokenizer"
+        for name in file.names
+    }
+    for root in (bundled_root(), *model_roots()):
+        for path in _walk(root):
+            if path.name in names:
+                open_checkpoint(path)
 
 
 def missing_error(spec: ModelSpec, missing: Sequence[str], quant: bool | None = None) -> FileError:

@@ -1,0 +1,111 @@
+"""A small card without a card: host memory, counted by a ledger with a cap, in the place of a GPU's."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from turbodiff.models.vae import make_vae
+from turbodiff.plan.machine import GpuFacts, Machine
+from turbodiff.runtime import residency
+from turbodiff.runtime.device import Device
+from turbodiff.runtime.ledger import Ledger
+from turbodiff.runtime.shelf import COMPONENT_OF, Shelf
+from turbodiff.spec.models import configs_folder
+from turbodiff.spec.numbers import GIB
+
+
+def card(total_bytes: int) -> Machine:
+    """A machine whose card gives a job every byte it has: no CUDA context, no reserve.
+
+    The torch of those days made 3-D convolutions out of 2-D ones, as a CPU does.
+    """
+    gpu = GpuFacts(
+        name="a card of the tests", total_bytes=total_bytes, free_bytes=total_bytes, context_bytes=0, reserve_bytes=0
+    )
+    return Machine(gpus=(gpu,), gpu_state="ok", ram_available_bytes=32 * GIB, torch="2.9.0", cudnn="9.10.2")
+
+
+@dataclass(frozen=True)
+class Counted(Device):
+    """A device whose peak is the ledger's."""
+
+    ledger: Ledger
+
+    def reset_peak(self) -> None:
+        self.ledger.reset_peak()
+
+    def peak_bytes(self) -> int:
+        return self.ledger.peak_bytes
+
+
+def write_toy(folder: Path) -> None:
+    """The model `toy`: the demo with a VAE a quarter as wide (random weights), so that the networks bind, not the
+    decode; any size. Writes configs/ and models/ for $TURBODIFF_CONFIGS and $TURBODIFF_MODELS."""
+    shutil.copytree(configs_folder(), folder / "configs")
+    facts = (folder / "configs" / "models" / "demo.toml").read_text("utf-8")
+    for old, new in {
+        'name = "demo"': 'name = "toy"', 'display_name = "Demo"': 'display_name = "Toy"', "turbodiff-demo": "a-toy",
+        "bundled = true": "bundled = false", "base_dim = 16": "base_dim = 4", "free_size = false": "free_size = true",
+    }.items():  # fmt: skip
+        assert old in facts
+        facts = facts.replace(old, new)
+    (folder / "configs" / "models" / "toy.toml").write_text(facts, "utf-8")
+    (folder / "models").mkdir()
+    torch.manual_seed(0)
+    state = {name: value.contiguous() for name, value in make_vae(4).state_dict().items()}
+    save_file(state, folder / "models" / "toy_vae.safetensors")
+
+
+class CardShelf(Shelf):
+    """The shelf of a worker on the small card: weights count while they are placed; nothing is ever at hand."""
+
+    def __init__(self) -> None:
+        super().__init__(Device(torch.device("cpu"), "a card of the tests", torch.bfloat16))
+        self.ledger = Ledger("cpu")
+
+    def insert(self, cap_bytes: int | None) -> Ledger:
+        """Put a card of that size in; a context manager."""
+        self.ledger = Ledger("cpu", cap_bytes)
+        self.device = Counted(self.device.torch_device, self.device.name, self.device.dtype, self.ledger)
+        return self.ledger
+
+    def warm(self, request) -> None:
+        """Load everything into host memory, which is not the card's."""
+        self.open(request)
+        load = {"text_encoder": self._load_text_encoder, "vae": self._load_vae, "dit": self._load_dit}
+        for component, read in load.items():
+            with residency.placed(self._keep(component, read), self.device.torch_device):
+                pass
+
+    def vae_at_hand(self) -> None:
+        return None
+
+    @contextmanager
+    def text_encoder(self, plan) -> Iterator:
+        encoder = self._keep("text_encoder", self._load_text_encoder)
+        layers = list(encoder.encoder.block)
+        parts = {"resident": [encoder], "streamed": layers[:2]}.get(plan.levers.text, [])
+        with self.ledger.holding(*parts), super().text_encoder(plan) as read:
+            yield read
+
+    @contextmanager
+    def vae(self, plan) -> Iterator:
+        with super().vae(plan) as vae, self.ledger.holding(vae):
+            yield vae
+
+    @contextmanager
+    def network(self, expert, plan) -> Iterator:
+        dit = self._keep(COMPONENT_OF[expert], self._load_dit)
+        rest = [child for name, child in dit.named_children() if name != "blocks"]
+        here: list[nn.Module] = [*rest, *dit.blocks[: plan.levers.blocks_resident]]
+        with (
+            self.ledger.holding(*(here if plan.levers.experts == "streamed" else [dit])),
+            super().network(expert, plan) as network,
+        ):
+            yield network

@@ -1,0 +1,115 @@
+"""The demo's own weights in every layout that people have: the same clip, or one clear error and exit code 2."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.test_tiny import PROMPT, Ears, Nobody, job
+from tests.weights import tiny
+from turbodiff.runtime import pipeline, stages
+from turbodiff.runtime.device import Device
+from turbodiff.runtime.shelf import Shelf
+from turbodiff.weights import locate
+
+BUNDLE = locate.bundled_root()
+LAYOUTS = {
+    "turbowan.safetensors": (dict, tiny.save_safetensors, "dit_t2v.safetensors"),
+    "turbowan.pth": (dict, tiny.save_pth, "dit_t2v.pth"),
+    "wan.pth": (tiny.wan, tiny.save_pth, "wan.pth"),
+    "net. dump": (lambda state: tiny.prefixed(state, "net."), tiny.save_pth, "dump.pt"),
+    "comfy": (lambda state: tiny.prefixed(tiny.wan(state), "diffusion_model."), tiny.save_safetensors, "c.safetensors"),
+    "diffusers": (tiny.diffusers, tiny.save_safetensors, "d.safetensors"),
+    "diffusers shards": (tiny.diffusers, tiny.save_shards, "transformer"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dit():
+    return {name: value.float() for name, value in load_file(BUNDLE / "dit_t2v.safetensors").items()}
+
+
+def bundle_with(dit, layout, folder):
+    change, save, name = LAYOUTS[layout]
+    folder.mkdir()
+    for file in ("vae.safetensors", "umt5.safetensors", "spiece.model"):
+        shutil.copy(BUNDLE / file, folder / file)
+    return save(change(dit), folder / name)
+
+
+def frames_of_a_clip(tmp_path, monkeypatch):
+    sent = hashlib.sha256()
+    decode = stages.decode
+
+    def tapped(run, latents):
+        for frames in decode(run, latents):
+            sent.update(np.ascontiguousarray(frames))
+            yield frames
+
+    monkeypatch.setattr(stages, "decode", tapped)
+    pipeline.generate(job(tmp_path, steps=1, num_frames=5), Shelf(Device.pick("cpu")), Ears(), Nobody())
+    return sent.hexdigest()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_same_weights_in_any_layout_make_the_same_clip(layout, dit, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(locate, "bundled_root", lambda: tmp_path / "bundle")
+        bundle_with(dit, layout, tmp_path / "bundle")
+        clip = frames_of_a_clip(tmp_path, patch)
+    with monkeypatch.context() as patch:
+        assert clip == frames_of_a_clip(tmp_path / "published", patch)
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def garbage(path):
+    with path.open("r+b") as file:
+        file.write(b"\xff" * 64)
+
+
+def drop_a_key(path):
+    state = load_file(path)
+    del state["blocks.1.ffn.0.bias"]
+    tiny.save_safetensors(state, path)
+
+
+def wrong_shape(path):
+    state = load_file(path)
+    state["blocks.1.ffn.0.bias"] = torch.zeros(3)
+    tiny.save_safetensors(state, path)
+
+
+def wrong_dtype(path):
+    state = load_file(path)
+    state["blocks.1.ffn.0.bias"] = state["blocks.1.ffn.0.bias"].to(torch.int32)
+    tiny.save_safetensors(state, path)
+
+
+@pytest.mark.parametrize("damage", [truncate, garbage, drop_a_key, wrong_shape, wrong_dtype])
+def test_a_damaged_checkpoint_is_one_line_that_names_the_file(damage, tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    for file in BUNDLE.iterdir():
+        if file.is_file():
+            shutil.copy(file, checkpoints / file.name)
+    damage(checkpoints / "dit_t2v.safetensors")
+    code = "import sys\nfrom pathlib import Path\nfrom turbodiff.weights import locate\n" \
+        "locate.bundled_root = lambda: Path('checkpoints')\nfrom turbodiff.cli import main\nmain()\n"  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, "generate", PROMPT, "-o", "out.mp4"],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "TURBODIFF_MODELS": str(checkpoints)},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error:") == 1 and "dit_t2v.safetensors" in done.stderr
+    assert "weights of" not in done.stderr or damage is wrong_shape
+    assert not (tmp_path / "out.mp4").exists()

@@ -14,7 +14,7 @@ from typing import Any
 from turbodiff.doctor import doctor
 from turbodiff.gpu.holders import CardHolders, holders
 from turbodiff.gpu.probe import Sample, machine_from, machine_now
-from turbodiff.jobs import bundle, logs, orphans, statelock, supervisor, workerproc
+from turbodiff.jobs import bundle, downloads, logs, orphans, statelock, supervisor, workerproc
 from turbodiff.jobs import seeds as archive
 from turbodiff.jobs.store import Job, Store
 from turbodiff.media import library
@@ -227,12 +227,31 @@ class Studio:
         return library.clips(self.outputs, limit)
 
     def log_tail(self, lines: int = 200) -> list[str]:
-        """The end of the start-up log."""
-        return logs.tail(logs.log_folder(Path.cwd(), self.state) / logs.STARTUP_LOG, lines)
+        """The end of the start-up log, wherever the supervisor writes it."""
+        told = self.store.fact("supervisor") or {}
+        return logs.tail(Path(told.get("log") or logs.STARTUP_LOG), lines)
 
     def models(self) -> list[tuple[ModelSpec, list[str]]]:
         """Every model of configs/ and what is missing of its files."""
         return model_states()
+
+    def inventory(self) -> Inventory:
+        """The weights on this disk now."""
+        return find_weights()
+
+    def offers(self) -> dict[str, downloads.Offer]:
+        """By model name: the files that suit this machine's card and are not here."""
+        here, sizes = find_weights(), [gpu.total_bytes for gpu in self.machine().gpus if gpu.total_bytes]
+        found = {spec.name: downloads.offer(spec, max(sizes, default=None), here) for spec in all_models()}
+        return {name: offer for name, offer in found.items() if offer is not None}
+
+    def start_download(self, model: str) -> None:
+        """Download what a model needs, in a process of its own."""
+        downloads.start(self.state, model)
+
+    def download(self, model: str) -> downloads.Download:
+        """How the download of a model is doing."""
+        return downloads.download(self.state, model)
 
     def machine(self) -> Machine:
         """The machine as the supervisor's probe saw it in the last seconds, else asked now (which takes 0.6 s)."""

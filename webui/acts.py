@@ -24,6 +24,8 @@ STARS = 5
 def submit(desk: Desk, values: Mapping[str, Any], anyway: bool = False) -> list[int]:
     """Queue what the form holds, `count` times with seeds of their own; `anyway` pins what the planner would lower."""
     fields = form.request_fields(values)
+    if fields.get("image"):
+        fields["image"] = desk.keep_picture(Path(str(fields["image"])))
     if anyway:
         fields["pinned"] = list(form.PINS)
     jobs_made = []
@@ -53,6 +55,8 @@ def submit_batch(desk: Desk, values: Mapping[str, Any], lines: str) -> list[int]
             expected=f"1..{MAX_BATCH}",
         )
     fields = form.request_fields(values)
+    if fields.get("image"):
+        fields["image"] = desk.keep_picture(Path(str(fields["image"])))
     return [_queue(desk, {**fields, "prompt": prompt}) for prompt in prompts]
 
 
@@ -193,6 +197,12 @@ def _rescan(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer
     return looking, ""
 
 
+def _download(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+    del words
+    desk.studio.start_download(argument)
+    return looking, ""
+
+
 OTHER_ACTS: dict[str, Callable[[Desk, str, Looking, Words], Answer]] = {
     "pause": _pause,
     "resume": _resume,
@@ -203,6 +213,7 @@ OTHER_ACTS: dict[str, Callable[[Desk, str, Looking, Words], Answer]] = {
     "rate": _rate,
     "note": _note,
     "rescan": _rescan,
+    "download": _download,
 }
 
 

@@ -1,5 +1,7 @@
 """The page's desk: reads the studio at most twice a second for all tabs, and lays out what they show."""
 
+import hashlib
+import os
 import re
 import threading
 import time
@@ -99,6 +101,8 @@ class Desk:
         self._machine = Kept(studio.machine, 1.0)
         self._clips = Kept(self._read_clips, CLIPS_FRESH_S)
         self._models = Kept(lambda: tuple(studio.models()), 10.0)
+        self._inventory = Kept(studio.inventory, 5.0)
+        self._offers = Kept(studio.offers, 10.0)
         self._holders = Kept(lambda: (studio.holders(), tuple(studio.leftovers())), 2.0)
         self._snapshot = Kept(self._read, FRESH_S)
         self._report = Kept(doctor, REPORT_FRESH_S)
@@ -121,7 +125,9 @@ class Desk:
 
     def rescan(self) -> None:
         """Look for weights again."""
+        self._inventory.now()
         self._models.now()
+        self._offers.now()
 
     def estimate(self, fields: Mapping[str, Any]) -> Plan:
         """The plan for a form on the machine as it was a moment ago.
@@ -129,7 +135,7 @@ class Desk:
         Raises:
             TurbodiffError: not a legal request, or nothing fits.
         """
-        return estimate(fields, self._machine())
+        return estimate(fields, self._machine(), self._inventory())
 
     def here(self) -> dict[str, bool]:
         """Which models have their files on this disk."""
@@ -160,6 +166,24 @@ class Desk:
         found = next((shot for shot in clips if shot.id == name), None)
         return found or next((shot for shot in self._clips.now() if shot.id == name), None)
 
+    def keep_picture(self, upload: Path) -> str:
+        """A copy of an uploaded picture below the state folder, named by its content: uploads are swept after a day.
+
+        Raises:
+            RequestError: not an upload of this page; a path that a program sends is never read.
+        """
+        home = (self.studio.state / "uploads").resolve()
+        if home not in upload.resolve().parents or not upload.is_file():
+            raise RequestError("not an upload of this page", code="image_remote", field="image", got=upload.name[:80])
+        data = upload.read_bytes()
+        kept = self.studio.state / "pictures" / f"{hashlib.sha256(data).hexdigest()[:24]}{upload.suffix.lower()[:8]}"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        if not kept.exists():
+            part = kept.with_name(f".{kept.name}.{os.getpid()}")
+            part.write_bytes(data)
+            part.replace(kept)
+        return str(kept)
+
     def row_of(self, clip: str) -> int:
         """The archive's row of a clip.
 
@@ -185,6 +209,8 @@ class Desk:
             clips=tuple(self._clips()),
             log=tuple(studio.log_tail(300)),
             models=self._models(),
+            offers=self._offers(),
+            downloads={name: studio.download(name) for name in self._offers()},
             holders=held,
             leftovers=left,
             paused=bool(studio.store.paused),

@@ -1,10 +1,11 @@
 """The form as plain data: from what its fields hold to a request's fields, and back."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.models import ModelSpec, all_models, find_model
-from turbodiff.spec.request import make_request
 from turbodiff.spec.shapes import frame_counts, nearest_frame_counts
 
 PINS = ("model", "resolution", "num_frames", "quant_linear")
@@ -33,8 +34,25 @@ FIELDS = (
     "fps",
     "size",
 )
-COMMON_FRAMES = (1, 9, 17, 33, 49, 81, 117, 161)  # shortcuts; any 4n+1 can be typed
+COMMON_FRAMES = (5, 9, 17, 33, 49, 81, 117, 161)
+SHORT = 17  # shorter clips are for models that make no longer ones
 I2V_ONLY = ("image", "fit", "adaptive_resolution")
+
+
+def all_resolutions() -> list[str]:
+    """Every resolution of every model: the form holds them all and shows those of the chosen model, because a choice
+    that is taken away while an event is under way would make Gradio refuse the event."""
+    return list(dict.fromkeys(name for spec in all_models() for name in spec.limits.resolutions))
+
+
+def all_aspects() -> list[str]:
+    """Every aspect of every model."""
+    return list(dict.fromkeys(name for spec in reversed(all_models()) for name in spec.limits.aspects))
+
+
+def all_frames() -> list[int]:
+    """Every frame count of every model."""
+    return frame_counts(max(spec.limits.max_frames for spec in all_models()))
 
 
 def models_of(kind: str) -> list[ModelSpec]:
@@ -45,7 +63,7 @@ def models_of(kind: str) -> list[ModelSpec]:
 def offered_frames(spec: ModelSpec) -> list[int]:
     """Frame counts that the form offers for a model."""
     legal = frame_counts(spec.limits.max_frames)
-    return [count for count in COMMON_FRAMES if count in legal]
+    return [count for count in COMMON_FRAMES if count in legal and (count >= SHORT or legal[-1] <= SHORT)]
 
 
 def defaults(spec: ModelSpec) -> dict[str, Any]:
@@ -83,8 +101,8 @@ def fitted_to(spec: ModelSpec, values: Mapping[str, Any]) -> dict[str, Any]:
     """The same values with those that this model cannot take replaced by its defaults."""
     fitted = {**values, "model": spec.name, "kind": spec.kind}
     own = defaults(spec)
-    if fitted.get("resolution") not in (*spec.limits.resolutions, "custom"):
-        fitted["resolution"] = own["resolution"]
+    if fitted.get("resolution") not in (*spec.limits.resolutions, "custom"):  # from another family of models
+        fitted |= {name: own[name] for name in ("resolution", "aspect", "num_frames")}
     if fitted.get("aspect") not in spec.limits.aspects:
         fitted["aspect"] = own["aspect"]
     frames = int(fitted.get("num_frames") or own["num_frames"])
@@ -104,25 +122,12 @@ def from_request(fields: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def is_legal(fields: Mapping[str, Any]) -> bool:
-    """Whether these fields make a request at all."""
-    from turbodiff.spec.errors import TurbodiffError
-
-    try:
-        make_request(fields)
-    except TurbodiffError:
-        return False
-    return True
-
-
 def schedule_letters(steps: int, boundary: float, sigma_max: float) -> str:
     """Which expert runs which step, as "HHLL": high while t >= boundary.
 
     t of a step is sin(angle) / (sin(angle) + cos(angle)) of the rCM angles arctan(sigma_max), 1.5, 1.4, 1.0, the
     last steps - 1 of which are taken in order (TurboDiffusion, rCM schedule).
     """
-    import math
-
     angles = [math.atan(sigma_max), 1.5, 1.4, 1.0][:steps]
     times = [math.sin(angle) / (math.sin(angle) + math.cos(angle)) for angle in angles]
     letters = ""
@@ -131,9 +136,12 @@ def schedule_letters(steps: int, boundary: float, sigma_max: float) -> str:
     return letters
 
 
-def model_called(name: str) -> ModelSpec:
-    """The model of a form value."""
-    return find_model(name)
+def model_called(name: Any) -> ModelSpec:
+    """The model of a form value, the first of all where the value means none."""
+    try:
+        return find_model(str(name))
+    except TurbodiffError:
+        return all_models()[0]
 
 
 def _whole(value: Any) -> Any:

@@ -81,7 +81,7 @@ class Painter:
     def _draw(self, snapshot: Snapshot, looking: Mapping[str, str]) -> dict[str, Html]:
         words, desk = self.words, self.desk
         job, clip = look_at(snapshot, looking["at"], desk)
-        card = clips.card(clip, words) if clip else None
+        card = clips.card(clip, words, snapshot.clips) if clip else None
         running = job is not None and job.state in ("running", "verifying")
         events = [event for _, event in desk.studio.events(job.id)] if running else []
         left = desk.clip(looking["left"]) if looking["left"] else None
@@ -148,7 +148,7 @@ def _progress(job: Any, events: list[Any], words: Words) -> Html:
 
 def estimate(desk: Desk, values: Mapping[str, Any], words: Words) -> list[Any]:
     """Meter, the two buttons, lint chips, expert strip and the fitted size for what the form holds now."""
-    spec = form.model_called(str(values["model"]))
+    spec = form.model_called(values["model"])
     asked = form.request_fields(values)
     plan: Plan | None = None
     try:
@@ -163,9 +163,12 @@ def estimate(desk: Desk, values: Mapping[str, Any], words: Words) -> list[Any]:
         gr.update(visible=bool(button.anyway)),
         _prompt_help(desk, str(values.get("prompt") or ""), spec, words),
         extras.draw_experts(values, words) if spec.two_experts else "",
-        extras.draw_fitted(plan, words) if plan and spec.kind == "i2v" else "",
+        extras.draw_fitted(plan, words) if plan and asked.get("image") and spec.limits.free_size else "",
         extras.draw_rounds(
-            rounds.tiles(desk.studio.rounds(), asked, lambda fields: _as_asked(desk, fields), words), words
+            rounds.tiles(
+                desk.studio.rounds(), {**asked, "model": spec.name}, lambda fields: _as_asked(desk, fields), words
+            ),
+            words,
         ),
     ]
 
@@ -177,21 +180,33 @@ def _prompt_help(desk: Desk, prompt: str, spec: ModelSpec, words: Words) -> Html
 
 
 def _as_asked(desk: Desk, fields: dict[str, Any]) -> Plan:
-    spec = form.model_called(str(fields["model"]))
+    spec = form.model_called(fields["model"])
     return desk.estimate({**fields, "prompt": fields.get("prompt") or "-", **_stand_in(spec, fields)})
 
 
 def marks(desk: Desk, asked: Mapping[str, Any], spec: ModelSpec) -> Html:
-    """A style sheet that puts a fit mark on each resolution and each length of the form, the rest as asked."""
-    sizes = list(spec.limits.resolutions)
-    frames = form.offered_frames(spec)
-    if len(sizes) * len(frames) < MARKED_FROM:
-        return Html("")
-    rules = [
-        _mark("resolution", n, band(desk, {**asked, "resolution": size, "size": None}, spec))
-        for n, size in enumerate(sizes, 1)
-    ]
-    rules += [_mark("frames", n, band(desk, {**asked, "num_frames": count}, spec)) for n, count in enumerate(frames, 1)]
+    """A style sheet that shows this model's choices, each size and length with a fit mark, the rest as asked."""
+    sizes, counts = list(spec.limits.resolutions), form.offered_frames(spec)
+    if len(sizes) * len(counts) < MARKED_FROM:
+        return choices_style(spec, asked, {})
+    found: dict[tuple[str, Any], str] = {}
+    found |= {("resolution", size): band(desk, {**asked, "resolution": size, "size": None}, spec) for size in sizes}
+    found |= {("frames", count): band(desk, {**asked, "num_frames": count}, spec) for count in counts}
+    return choices_style(spec, asked, found)
+
+
+def choices_style(spec: ModelSpec, asked: Mapping[str, Any], bands: Mapping[tuple[str, Any], str]) -> Html:
+    """Rules that show this model's sizes, aspects and lengths, and what the form holds now."""
+    shown = (
+        ("resolution", form.all_resolutions(), spec.limits.resolutions),
+        ("aspect", form.all_aspects(), spec.limits.aspects),
+        ("frames", form.all_frames(), (*form.offered_frames(spec), asked.get("num_frames"))),
+    )
+    rules = ["#resolution .wrap label,#aspect .wrap label,#frames .wrap label{display:none}"]
+    for part, every, some in shown:
+        places = [(place, value) for place, value in enumerate(every, 1) if value in some]
+        rules += [f"#{part} .wrap label:nth-of-type({place}){{display:flex}}" for place, _ in places]
+        rules += [_mark(part, place, bands[part, value]) for place, value in places if (part, value) in bands]
     return Html(f"<style>{''.join(rules)}</style>")
 
 
@@ -214,7 +229,7 @@ def _mark(part: str, place: int, found: str) -> str:
 
 def _stand_in(spec: ModelSpec, asked: Mapping[str, Any]) -> dict[str, Any]:
     """A picture that is still to come must not stop the meter."""
-    return {"image": "-"} if spec.kind == "i2v" and not asked.get("image") else {}
+    return {"image": "-", "adaptive_resolution": False} if spec.kind == "i2v" and not asked.get("image") else {}
 
 
 def _digest(markup: str) -> str:

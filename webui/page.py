@@ -83,7 +83,8 @@ def _parts(desk: Desk, words: Words) -> Page:
 def _create_tab(stage: dict[str, gr.HTML], parts: dict[str, Any], desk: Desk, words: Words) -> None:
     with gr.Column(scale=42, min_width=320, elem_id="form"):
         spec = form.model_called(str(start.values(desk)["model"]))
-        parts["create"] = create.build(words, spec, desk.here(), extras.draw_examples(spec, words))
+        shown = lively.choices_style(spec, {}, {})
+        parts["create"] = create.build(words, spec, desk.here(), extras.draw_examples(spec, words), shown)
         with gr.Accordion(words("create.batch"), open=False, elem_id="batch-box"):
             parts["batch"] = gr.Textbox(
                 label=words("create.batch_label"), info=words("create.batch_info"), lines=4, elem_id="batch"

@@ -39,6 +39,7 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
     os.environ["GRADIO_TEMP_DIR"] = str(studio.state / "uploads")
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _routes(app, desk)
+    _files(app, desk)
     for lang in sorted(LANGUAGES, key=lambda lang: -len(PATHS[lang])):  # "" would swallow "/zh": mount it last
         _mount(app, desk, Words(lang), PATHS[lang], args)
     app.add_middleware(Languages, forced=args.lang)
@@ -91,9 +92,20 @@ def _routes(app: FastAPI, desk: Desk) -> None:
             raise HTTPException(404, "no poster")
         return FileResponse(found.poster, media_type="image/jpeg", headers={"cache-control": "max-age=86400"})
 
+
+def _files(app: FastAPI, desk: Desk) -> None:
     @app.get("/seeds.md")
     def seeds() -> Response:
         return Response(desk.studio.seeds_text(), media_type="text/markdown; charset=utf-8")
+
+    @app.get("/support.zip")
+    def support() -> FileResponse:
+        made = desk.studio.support_bundle(desk.studio.state / "support.zip")
+        return FileResponse(made, media_type="application/zip", filename="turbodiff-support.zip")
+
+    @app.get("/favicon.ico")
+    def favicon() -> FileResponse:
+        return FileResponse(STATIC / "favicon.svg", media_type="image/svg+xml")
 
     @app.get("/en")
     def english() -> RedirectResponse:

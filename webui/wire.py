@@ -101,7 +101,7 @@ class Wiring:
     def new_model(self, *row: Any) -> list[Any]:
         """Another model: what it cannot take becomes its default."""
         values = self.values_of(row)
-        return self.refilled(form.fitted_to(find_model(str(values["model"])), values))
+        return self.refilled(form.fitted_to(form.model_called(values["model"]), values))
 
     def fill(self, event: gr.EventData, looking: Mapping[str, str], *row: Any) -> list[Any]:
         """A button that fills the form."""
@@ -127,13 +127,8 @@ class Wiring:
 
     def refilled(self, values: Mapping[str, Any]) -> list[Any]:
         """Updates for every field, with the choices of its model, then the boxes that come and go with it."""
-        spec = find_model(str(values["model"]))
-        choices: dict[str, Any] = {
-            "model": create.model_choices(spec.kind, self.desk.here(), self.words),
-            "resolution": list(spec.limits.resolutions),
-            "aspect": list(spec.limits.aspects),
-            "num_frames": create.frame_choices(spec, self.words, values.get("num_frames")),
-        }
+        spec = form.model_called(values["model"])
+        choices = {"model": create.model_choices(self.desk.here(), self.words)}
         updates = [_update(name, values, choices) for name in self.names]
         examples = extras.draw_examples(spec, self.words)
         return [*updates, gr.update(visible=spec.kind == "i2v"), gr.update(visible=spec.two_experts), examples]

@@ -98,7 +98,7 @@ def torment(app: App, kills: int, ask: Callable[[], Request], pause_s: float) ->
         time.sleep(random.uniform(0, pause_s))
         killed[role] += app.kill(role)
     print(f"{killed}, {app.starts} starts, {len(acknowledged)} jobs")
-    wait_for(lambda: all(app.store.job(job).over for job in acknowledged), 300.0, app)
+    wait_for(lambda: all(app.store.job(job).over for job in acknowledged), 300.0 + len(acknowledged), app)
     return acknowledged
 
 

@@ -61,7 +61,7 @@ def test_a_clip_from_the_shell_with_its_events_as_json(tmp_path):
 
 def test_ctrl_c_ends_with_130_and_leaves_no_half_file(tmp_path):
     process = subprocess.Popen(
-        [*TURBODIFF, "generate", PROMPT, "--frames", "5", "-o", "out.mp4"],
+        [*TURBODIFF, "generate", PROMPT, "--sampler", "unipc", "--steps", "100", "-o", "out.mp4"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     for line in process.stderr:

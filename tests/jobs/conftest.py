@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 
 from jobs.bench import Bench
+from turbodiff.jobs import attempts
 from turbodiff.jobs.store import Store
+
+
+@pytest.fixture(autouse=True)
+def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "HOLD_REST_S", 0.0)
 
 
 @pytest.fixture

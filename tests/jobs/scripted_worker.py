@@ -13,6 +13,7 @@ last one repeats). Keys, all optional:
     damage               "truncate" | "missing" | "empty": what happens to the clip after its verification
     deaf                 true: ignores cancel
     late                 true: sends words of attempt 0 first
+    odd                  true: sends a step without its number
     print                a line for stderr
     seconds              what the phases report
 """
@@ -140,6 +141,8 @@ def run(order, voice, orders):
         voice.attempt = 0
         voice.say("result", path="/nowhere.mp4", sha256="0")
         voice.attempt = order["attempt"]
+    if script.get("odd"):
+        voice.say("step", n="many")
     if "print" in script:
         print(script["print"], file=sys.stderr, flush=True)
     if "wait" in script:

@@ -83,6 +83,24 @@ def test_fault_26_a_worker_that_never_starts_is_given_up_and_a_restart_tries_aga
     bench.turn_until(lambda: bench.store.job(job).state == "done")
 
 
+def test_fault_26_a_worker_that_dies_right_after_its_hello_is_given_up_too(
+    make_bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "BACKOFF_S", (0.01,) * 6)
+    hello = '{"v": 1, "type": "hello", "fields": {"pid": 1}}'
+    bench = make_bench(worker_argv=(sys.executable, "-c", f"import os, sys; os.write(int(sys.argv[2]), b'{hello}\\n')"))
+    bench.turn_until(lambda: bench.slot.broken)
+    assert "ended right after it was ready: exit code 0" in bench.log_text()
+
+
+def test_fault_21_a_kill_from_outside_at_the_start_is_no_failed_start(bench: Bench) -> None:
+    for _ in range(6):
+        bench.turn_until(lambda: bench.slot.worker and not bench.slot.worker.wait(0))
+        os.kill(bench.slot.worker.pid, signal.SIGKILL)
+        bench.turn_until(lambda: bench.slot.worker is None)
+    assert not bench.slot.broken and bench.run(request()).state == "done"
+
+
 @pytest.mark.parametrize("how", ["gil", "spin", "sleep"])
 def test_fault_28_29_a_hang_is_dumped_ended_and_repeated_once(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, how: str
@@ -196,6 +214,12 @@ def test_late_words_of_an_earlier_attempt_are_dropped(bench: Bench) -> None:
     job = bench.run(scripted({"late": True}))
     assert job.result is not None and job.result["path"] != "/nowhere.mp4"
     assert (job.state, job.attempt, job.strikes) == ("done", 1, {})
+
+
+def test_an_event_that_nobody_understands_is_a_line_in_the_log(bench: Bench) -> None:
+    job = bench.run(scripted({"odd": True}))
+    assert job.state == "done"
+    assert "step event not understood: KeyError('i')" in bench.log_text()
 
 
 def test_a_job_that_waits_for_memory_charges_nothing(bench: Bench) -> None:

@@ -169,3 +169,12 @@ def test_fault_3_samples_of_a_run_beside_a_moving_neighbour_do_not_count(carded:
     fault_18 = machine.model_copy(update={"torch": "another"})
     assert peaks.calibration_for(carded.store, asked, fault_18) == Calibration()
     assert peaks.calibration_for(carded.store, asked, machine.model_copy(update={"gpus": ()})) is None
+
+
+def test_every_visible_card_gets_a_worker(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = card()
+    two = one._replace(cards=(one.cards[0], {**one.cards[0], "uuid": "GPU-2", "nvml_index": 1}))
+    assert supervisors.visible_devices(one) == ("",) == supervisors.visible_devices(None)
+    assert supervisors.visible_devices(two) == ("GPU-1", "GPU-2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert supervisors.visible_devices(two) == ("",)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.bench import request
-from turbodiff.jobs import schema
+from turbodiff.jobs import attempts, schema
 from turbodiff.jobs.attempts import claim, finish, move_on, note
 from turbodiff.jobs.store import Store
 from turbodiff.spec.errors import FileError, OutputError, RequestError
@@ -85,6 +85,18 @@ def test_a_job_on_hold_waits_for_its_memory_and_others_pass(store: Store) -> Non
     assert (job := claim(store, free_bytes=100)) and job.id == first
 
 
+def test_a_job_on_hold_rests_before_it_is_tried_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "HOLD_REST_S", 5.0)
+    start_s, later_s = 1000.0, 0.0
+    store.now = lambda: start_s + later_s
+    job = store.submit(request())
+    claim(store)
+    move_on(store, job, 1, "queued", hold_bytes=100)
+    assert claim(store) is None and claim(store, free_bytes=200) is None
+    later_s = 5.0
+    assert claim(store) is not None
+
+
 def test_words_of_an_earlier_attempt_change_nothing(store: Store) -> None:
     job = store.submit(request())
     claim(store)
@@ -109,6 +121,30 @@ def test_progress_is_one_row_whose_number_grows(store: Store) -> None:
     note(store, step(job, 1, 4))
     assert store.events(job, after=seq)
     assert store.job(job).progress == {"phase": "denoise", "step": 4, "of": 4, "eta_s": 1.0}
+
+
+def test_the_newest_preview_is_at_hand_while_the_job_runs(store: Store) -> None:
+    job = store.submit(request())
+    claim(store)
+    assert store.preview(job) is None
+    for png in ("AAAA", "iVBO"):
+        note(store, Event(job=job, attempt=1, type="preview", fields={"png": png, "i": 1}))
+    assert store.preview(job) == b"\x89PN"
+    finish(store, job, 1, RESULT)
+    assert store.preview(job) is None
+
+
+def test_a_store_that_is_damaged_under_us_says_so(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for _ in range(50):
+        store.submit(request("x" * 4000))
+    store.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+    store.close()
+    data = bytearray((tmp_path / schema.DATABASE).read_bytes())
+    data[8192:] = b"\x5a" * (len(data) - 8192)
+    (tmp_path / schema.DATABASE).write_bytes(data)
+    with pytest.raises(FileError, match="damaged"):
+        Store(tmp_path).jobs(1000)
 
 
 def test_fault_69_over_never_changes_again(store: Store) -> None:

@@ -1,12 +1,14 @@
 """INT8 quantisation and products equal their references: odd sizes, both scale layouts, every epilogue."""
 
+import math
+
 import pytest
 import torch
 from turbodiff_kernels.gemm import kernel, reference
 from turbodiff_kernels.quant import kernel as quant_kernel
 from turbodiff_kernels.quant import reference as quant_reference
 
-from tests.kernels.conftest import LENGTHS, randn, relative_l2
+from tests.kernels.conftest import DEVICE, LENGTHS, randn, relative_l2
 
 
 def operands(rows: int, columns: int, inner: int, tiled: bool) -> tuple[torch.Tensor, ...]:
@@ -56,6 +58,17 @@ def test_bias_and_gelu_round_where_separate_passes_would(gelu, tiled):
     expected = reference.int8_linear(*matrices, bias, torch.float16, gelu)
     assert got.dtype == torch.float16
     assert relative_l2(got, expected) < 2e-4  # one rounding in float16 here and there
+
+
+@pytest.mark.parametrize("tiled", [True, False], ids=["tiles", "tokens"])
+def test_gelu_has_every_digit_of_its_constants(tiled):
+    """Products that are exact, so that only GELU is left: 0.0447 for 0.044715 would be off by 7e-6."""
+    a, a_scale = torch.arange(-127, 128, dtype=torch.int8)[:, None], torch.ones(2, 1) if tiled else torch.ones(255)
+    b, b_scale = torch.ones(1, 1, dtype=torch.int8), torch.full((1, 1) if tiled else (1,), 1 / 32)
+    got = kernel.int8_linear(*(t.to(DEVICE) for t in (a, a_scale, b, b_scale)), None, torch.float32, True)
+    x = torch.arange(-127, 128, dtype=torch.float64)[:, None] / 32
+    expected = 0.5 * x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    assert (got.cpu() - expected).abs().max() < 1.5e-6
 
 
 def test_gelu_neither_overflows_nor_loses_its_tails():

@@ -72,6 +72,15 @@ def test_first_chunk_is_computed_before_the_others_are_asked_for(vae):
     stream.close()
 
 
+@pytest.mark.parametrize("conv", ["conv2d", "conv3d"])
+def test_the_fused_norm_and_channels_last_change_nothing(vae, conv, monkeypatch):
+    """The way a card goes: the kernel in Triton's interpreter instead of the passes that a CPU takes."""
+    z = latents(2, 4, 4)
+    want = decode(vae, z, conv=conv)
+    monkeypatch.setenv("TURBODIFF_KERNELS", "triton")
+    assert (decode(vae, z, conv=conv) - want).abs().max() < 1e-4
+
+
 def test_frames_become_bytes():
     frames = torch.tensor([-1.5, -1.0, 0.0, 1.0, 1.5]).view(1, 1, 5, 1, 1).expand(1, 3, 5, 2, 2)
     pixels = frames_to_uint8(frames)

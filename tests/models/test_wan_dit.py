@@ -10,6 +10,7 @@ from turbodiff.models.attention import AttentionPlan, attention
 from turbodiff.models.linear import Int8Linear
 from turbodiff.models.rope import rope_split, rope_tables
 from turbodiff.models.wan_dit import WanConfig, WanDiT, patchify, unpatchify
+from turbodiff.spec.errors import RequestError
 from turbodiff.weights.keymaps import dit_from_diffusers, inverse, renamed
 
 PUBLISHED = {
@@ -148,6 +149,14 @@ def test_dense_ignores_the_linear_branch_and_full_sla_without_it_is_dense():
             block.self_attn.proj_l.bias.fill_(1.0)
         assert torch.equal(model(*args), dense)
         assert not torch.allclose(model(*args, attention=AttentionPlan("sla", 1.0)), dense, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["sla", "sagesla"])
+def test_sparse_attention_on_weights_without_its_projections_is_one_clear_error(kind):
+    model, args = random_model(SMALL), inputs_for(SMALL)
+    with torch.no_grad(), pytest.raises(RequestError, match="not trained for sparse-linear attention") as told:
+        model(*args, attention=AttentionPlan(kind))
+    assert (told.value.code, told.value.field, told.value.got) == ("attention_needs_projections", "attention", kind)
 
 
 def test_weight_two_is_the_same_as_saying_the_word_twice():

@@ -8,7 +8,7 @@ import pytest
 from tests.plan.machines import ask, card, disk, gpu, machine
 from turbodiff.plan import budget
 from turbodiff.plan.calibration import HIGHEST, Kind, Sample, calibrate
-from turbodiff.plan.planner import at_launch, make_plan, one_rung_lower
+from turbodiff.plan.planner import Refusal, at_launch, make_plan, one_rung_lower
 from turbodiff.plan.tiers import tier_of
 from turbodiff.plan.vae_memory import decode_bytes
 from turbodiff.spec.errors import DoesNotFitError
@@ -129,9 +129,11 @@ def test_12_the_next_attempt_needs_less_than_the_one_that_failed():
 
 def test_13_a_refusal_can_always_be_overridden():
     request = ask(pinned={"model", "resolution", "num_frames", "quant_linear"}, quant_linear="off")
-    with pytest.raises(DoesNotFitError):
+    with pytest.raises(Refusal) as refusal:
         make_plan(request, card(3), DISK)
+    assert refusal.value.need_bytes > refusal.value.have_bytes
     plan = make_plan(request, card(3), DISK, policy="anyway")
+    assert plan == refusal.value.plan
     assert plan.band == "no"
     assert plan.peak_bytes > plan.budget_bytes
     assert not any(change.lossy for change in plan.changes)

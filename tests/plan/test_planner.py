@@ -33,6 +33,12 @@ def test_auto_fields_are_settled():
     assert make_plan(ask(sampler="unipc", steps=20), card(24), DISK).request.attention == "sage"
 
 
+def test_the_attention_that_was_settled_is_the_one_that_is_costed():
+    auto, dense = make_plan(ask(), card(24), DISK), make_plan(ask(attention="dense"), card(24), DISK)
+    assert auto.request.attention == "sagesla"
+    assert dense.seconds > 1.5 * auto.seconds
+
+
 def test_int8_is_the_default_below_40_gb_and_not_above():
     assert make_plan(ask("wan2.1-1.3b"), card(24), DISK).request.quant_linear == "on"
     assert make_plan(ask("wan2.1-1.3b"), card(48), DISK).request.quant_linear == "off"

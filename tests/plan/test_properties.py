@@ -43,7 +43,7 @@ def requests(draw, pins=PINS):
     )
 
 
-VRAM_GIB = st.floats(2, 150)
+VRAM_GIB = st.one_of(st.floats(1, 8), st.floats(2, 150))  # losses happen below 8 GiB
 RAM_GIB = st.one_of(st.none(), st.floats(2, 200))
 DISKS = st.sampled_from(
     [disk(), disk("wan2.1-14b", "wan2.2-a14b"), disk(quant=(True,)), disk(quant=(False,)), disk("demo")]

@@ -44,21 +44,25 @@ class Counted(Device):
         return self.ledger.peak_bytes
 
 
-def write_toy(folder: Path) -> None:
-    """The model `toy`: the demo with a VAE a quarter as wide (random weights), so that the networks bind, not the
-    decode; any size. Writes configs/ and models/ for $TURBODIFF_CONFIGS and $TURBODIFF_MODELS."""
+def write_toy(folder: Path, base_dim: int) -> None:
+    """The model `toy`: the demo with random weights in a VAE of another width, and any size.
+
+    The narrower the VAE, the less the decode binds. Writes configs/ for $TURBODIFF_CONFIGS, models/ for
+    $TURBODIFF_MODELS.
+    """
     shutil.copytree(configs_folder(), folder / "configs")
     facts = (folder / "configs" / "models" / "demo.toml").read_text("utf-8")
     for old, new in {
         'name = "demo"': 'name = "toy"', 'display_name = "Demo"': 'display_name = "Toy"', "turbodiff-demo": "a-toy",
-        "bundled = true": "bundled = false", "base_dim = 16": "base_dim = 4", "free_size = false": "free_size = true",
+        "bundled = true": "bundled = false", "base_dim = 16": f"base_dim = {base_dim}",
+        "free_size = false": "free_size = true",
     }.items():  # fmt: skip
         assert old in facts
         facts = facts.replace(old, new)
     (folder / "configs" / "models" / "toy.toml").write_text(facts, "utf-8")
     (folder / "models").mkdir()
     torch.manual_seed(0)
-    state = {name: value.contiguous() for name, value in make_vae(4).state_dict().items()}
+    state = {name: value.contiguous() for name, value in make_vae(base_dim).state_dict().items()}
     save_file(state, folder / "models" / "toy_vae.safetensors")
 
 
@@ -72,6 +76,9 @@ class CardShelf(Shelf):
     def insert(self, cap_bytes: int | None) -> Ledger:
         """Put a card of that size in; a context manager."""
         self.ledger = Ledger("cpu", cap_bytes)
+        for kept in self._kept.values():
+            if isinstance(kept, nn.Module):
+                self.ledger.ignore(kept)
         self.device = Counted(self.device.torch_device, self.device.name, self.device.dtype, self.ledger)
         return self.ledger
 

@@ -74,7 +74,7 @@ def answers(url):
         return False
 
 
-def start_app(folder, *flags, **environment):
+def start(folder, *flags, **environment):
     port = free_port()
     state, outputs = folder / "state", folder / "outputs"
     web = [
@@ -112,9 +112,15 @@ def _made(folder):
 
 
 @pytest.fixture(scope="session")
+def start_app():
+    """Starts an app of one's own: start_app(folder, *flags, **environment)."""
+    return start
+
+
+@pytest.fixture(scope="session")
 def app(tmp_path_factory):
     """The app with a scripted worker."""
-    made = start_app(tmp_path_factory.mktemp("app"))
+    made = start(tmp_path_factory.mktemp("app"))
     yield made
     made.stop()
 

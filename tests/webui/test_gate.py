@@ -1,6 +1,7 @@
 """What the gate lets through and what it refuses, without Gradio behind it."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -25,7 +26,8 @@ def ask(gate, method, path, client="127.0.0.1", **options):
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7860") as session:
             return await session.request(method, path, **options)
 
-    return asyncio.run(once())
+    with ThreadPoolExecutor(1) as beside:  # a browser test before us may have left a loop in this thread
+        return beside.submit(asyncio.run, once()).result()
 
 
 def gate(password="", listen="127.0.0.1"):

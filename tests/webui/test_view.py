@@ -16,6 +16,7 @@ from webui.view import bar as bar_view
 from webui.view import clips as clips_view
 from webui.view import jobs as jobs_view
 from webui.view import meter as meter_view
+from webui.view import system as system_view
 from webui.view.prompt import prompt_help
 from webui.view.rounds import tiles
 from webui.wording import Words
@@ -207,6 +208,62 @@ def test_a_round_over_its_budget_says_so():
     ]
     values = {"model": "wan2.1-1.3b", "kind": "t2v", **CAT}
     shown = tiles(found, values, lambda fields: plan_on(24, **{k: v for k, v in fields.items() if k != "kind"}), EN)
-    assert [(tile.name, tile.over) for tile in shown] == [("deliver", True)]
+    assert [(tile.name, tile.over) for tile in shown] == [("deliver", True), ("between", True)]
     assert "over 1.0 s" in shown[0].time
     assert tiles(found, {**values, "model": "demo"}, None, EN) == []
+
+
+def test_a_missing_model_is_offered_with_size_room_and_folder():
+    spec = find_model("wan2.1-1.3b")
+    offer = Some(
+        files=(("a.pth", "org/repo", 11_400_000_000),),
+        nbytes=14_500_000_000,
+        folder="checkpoints",
+        free_bytes=8e9,
+        endpoint="hub",
+    )
+    snapshot = Snapshot(
+        models=((spec, ["a.pth"]),),
+        offers={spec.name: offer},
+        downloads={spec.name: Some(running=True, words="a.pth 12 %")},
+    )
+    shown = system_view.system(snapshot, None, EN).models[0]
+    assert "14.5 GB to checkpoints" in shown.offer and "8.0 GB free" in shown.offer
+    assert shown.files == ("a.pth  11.4 GB  org/repo",)
+    assert not shown.enough_room
+    assert shown.running and shown.words == "a.pth 12 %"
+
+
+def test_lines_to_end_a_program_are_offered_for_ones_own_only_and_gently_first():
+    mine = Some(
+        kind="same_user",
+        bytes=3 * GIB,
+        pid=77,
+        name="python",
+        command="python x.py",
+        age_s=21_600.0,
+        idle=True,
+        kill_line="kill 77",
+    )
+    shown = system_view.holder(mine, EN)
+    assert shown.kill == ("kill 77", "kill -9 77")
+    assert "6 h 0 min" in shown.note and "idle" in shown.note
+    browser = Some(kind="browser", bytes=GIB, pid=78, name="chrome", command="", age_s=None, idle=None, kill_line="")
+    assert system_view.holder(browser, EN).kill == ()
+    assert "close its video tabs" in system_view.holder(browser, EN).note
+
+
+def test_the_difference_between_two_rounds_prompts_is_shown():
+    pieces = clips_view.prompt_diff("宇航员在月球表面跳跃", "宇航员在月球表面轻盈地弹跳")
+    assert "".join(word.text for word in pieces if word.how != "gone") == "宇航员在月球表面轻盈地弹跳"
+    assert "".join(word.text for word in pieces if word.how != "new") == "宇航员在月球表面跳跃"
+    assert clips_view.prompt_diff("a cat", "a cat") == ()
+
+
+def test_the_round_before_is_the_newest_older_clip_of_the_same_seed_with_another_prompt():
+    def made(seed, prompt, at):
+        return Some(seed=seed, request={"prompt": prompt}, created_s=at)
+
+    now, same, other, older = made(7, "b", 9.0), made(7, "b", 8.0), made(8, "a", 7.0), made(7, "a", 6.0)
+    assert clips_view.round_before(now, [now, same, other, older]) is older
+    assert clips_view.round_before(older, [now, same, other, older]) is None

@@ -1,10 +1,15 @@
 """Every field of a Request as a flag, once, for all commands that take a request."""
 
-from typing import Annotated
+import re
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from turbodiff.spec.errors import RequestError
+
 Option = typer.Option
+STRENGTH = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 
 Prompt = Annotated[str, typer.Argument(help='What to show, e.g. "a red circle moves right on a black background"')]
 Model = Annotated[str, Option("--model", help="Demo, Wan2.1-1.3B, Wan2.1-14B, Wan2.2-A14B")]
@@ -37,6 +42,36 @@ Adaptive = Annotated[
     bool | None,
     Option("--adaptive-resolution/--no-adaptive-resolution", "--adaptive_resolution", help="keep the picture's aspect"),
 ]
+Loras = Annotated[
+    list[str] | None,
+    Option("--lora", metavar="PATH[:STRENGTH][:high|low]", help="a LoRA, strength -4 to 4, 1; may be given repeatedly"),
+]
 NoiseDevice = Annotated[str | None, Option("--noise-device", help="cpu; cuda reproduces TurboDiffusion's noise")]
 Pin = Annotated[str | None, Option("--pin", help="fields the guard must not lower: model,resolution,num_frames,...")]
 Json = Annotated[bool, Option("--json", help="one JSON object a line instead of text")]
+
+
+def read_lora(text: str) -> dict[str, Any]:
+    """ "style.safetensors:0.8:high" as the fields of a Lora; a colon within the path stays in it.
+
+    Raises:
+        RequestError: field `lora`: no such file.
+    """
+    fields: dict[str, Any] = {"path": text}
+    head, _, tail = text.rpartition(":")
+    if head and tail in ("high", "low"):
+        fields |= {"path": head, "expert": tail}
+        head, _, tail = head.rpartition(":")
+    if head and STRENGTH.fullmatch(tail):
+        fields |= {"path": head, "strength": float(tail)}
+    path = Path(fields["path"]).expanduser()
+    if not path.exists():
+        raise RequestError(
+            "there is no such file",
+            code="lora_missing",
+            field="lora",
+            got=path,
+            expected="PATH[:STRENGTH][:high|low]",
+            try_instead="--lora style.safetensors:0.8",
+        )
+    return fields | {"path": str(path.absolute())}

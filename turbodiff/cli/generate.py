@@ -37,6 +37,7 @@ def generate(
     image: flags.Image = None,
     fit: flags.Fit = None,
     adaptive_resolution: flags.Adaptive = None,
+    loras: flags.Loras = None,
     noise_device: flags.NoiseDevice = None,
     pinned: flags.Pin = None,
     outputs: Annotated[Path, typer.Option("--outputs", help="the library's folder")] = Path("outputs"),
@@ -45,6 +46,7 @@ def generate(
 ) -> None:
     """Turn a sentence (and a picture) into an mp4."""
     fields = {name: value for name, value in locals().items() if name not in NOT_FIELDS}
+    fields["loras"] = [flags.read_lora(text) for text in loras or ()]
     from turbodiff import studio
 
     printer = JsonPrinter() if as_json else TextPrinter()

@@ -8,7 +8,7 @@ import typer
 
 from turbodiff.cli import flags
 
-NOT_FIELDS = {"pretend_vram", "machine_file", "as_json"}
+NOT_FIELDS = {"pretend_vram", "machine_file", "trace", "as_json"}
 
 
 def plan(
@@ -34,6 +34,9 @@ def plan(
     machine_file: Annotated[
         Path | None, typer.Option("--machine", help="plan for a machine described in a file")
     ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="beside the formulas, count what the real modules allocate")
+    ] = False,
     as_json: flags.Json = False,
 ) -> None:
     """Say what a request needs on this machine, phase by phase, without running anything."""
@@ -47,6 +50,11 @@ def plan(
         sys.stdout.write(made.model_dump_json() + "\n")
     else:
         plan_table(made)
+    if trace:
+        from turbodiff.cli.show import trace_table
+        from turbodiff.runtime.dry_run import dry_run
+
+        trace_table(made, dry_run(made))
 
 
 def gpu(as_json: flags.Json = False) -> None:

@@ -68,6 +68,15 @@ def plan_table(plan: Plan) -> None:
         console.print(f"why: {reason.key} {reason.numbers}", markup=False)
 
 
+def trace_table(plan: Plan, traced: dict[str, int]) -> None:
+    """Activations by formula beside those that the real modules allocated on meta tensors."""
+    table = Table("phase", "formula", "traced", box=None, pad_edge=False)
+    for phase in plan.phases:
+        if phase.name in traced:
+            table.add_row(phase.name, gib(phase.activations_bytes), gib(traced[phase.name]))
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
 def machine_table(machine: Machine) -> None:
     """GPUs and memory."""
     console = Console(highlight=False, soft_wrap=True)

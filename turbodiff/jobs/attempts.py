@@ -11,20 +11,23 @@ from turbodiff.spec.events import Event
 
 IN_PLACE = {"step", "preview"}  # progress is one row, replaced, so a day of work is not a million rows
 NOT_KEPT = {"hello", "beat", "plan"}  # hello and beat belong to the worker, the plan to its own column
+HOLD_REST_S = 5.0
 
 
 def claim(store: Store, slot: int = 0, free_bytes: int | None = None) -> Job | None:
     """Start the next attempt of the next waiting job, or None: queue empty, paused, or held for memory.
 
-    A job on hold is passed over until `free_bytes` (None: unknown, which holds nothing back) covers it.
+    A job on hold is passed over until `free_bytes` (None: unknown, which holds nothing back) covers it, and for
+    five seconds at least: a worker that counts otherwise must not be asked ten times a second.
     """
     if store.paused or not store.rows("SELECT 1 FROM job WHERE state = 'queued' LIMIT 1"):
         return None
     with store.write() as db:
         row = db.execute(
-            "SELECT id FROM job WHERE state = 'queued' AND (hold_bytes IS NULL OR ? IS NULL OR hold_bytes <= ?)"
+            "SELECT id FROM job WHERE state = 'queued' AND (hold_bytes IS NULL"
+            " OR ((:free IS NULL OR hold_bytes <= :free) AND abs(:now - started_s) >= :rest))"
             " ORDER BY place, id LIMIT 1",
-            (free_bytes, free_bytes),
+            {"free": free_bytes, "now": store.now(), "rest": HOLD_REST_S},
         ).fetchone()
         if row is None:
             return None

@@ -25,7 +25,11 @@ def check_clip(result: Mapping[str, Any]) -> None:
         raise VerifyError(
             "the clip is not on disk", code="clip_missing", field="path", got=path.name, try_instead="run it again"
         )
-    expected, got = str(result.get("sha256", "")), sha256_of(path)
+    expected = str(result.get("sha256", ""))
+    try:
+        got = sha256_of(path)
+    except OSError as error:
+        raise VerifyError("the clip cannot be read", code="clip_unreadable", field="path", got=error) from None
     if expected != got:
         raise VerifyError(
             "the clip on disk is not the one that was verified",

@@ -5,7 +5,6 @@ A damaged store is moved aside; the newest backup takes its place and the sideca
 
 import contextlib
 import json
-import sqlite3
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -96,8 +95,8 @@ def check(store: Store) -> str:
     """ "" for a sound store, else what SQLite's quick_check says."""
     try:
         answer = str(store.rows("PRAGMA quick_check(1)")[0][0])
-    except sqlite3.DatabaseError as error:
-        return str(error)
+    except FileError as error:
+        return error.what
     return "" if answer == "ok" else answer
 
 

@@ -116,7 +116,7 @@ def open_database(path: Path) -> sqlite3.Connection:
         OutputError: the folder cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds prompts
         db = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
     except (OSError, sqlite3.OperationalError) as error:
         raise _cannot_write(path, error) from error

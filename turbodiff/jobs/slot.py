@@ -25,6 +25,7 @@ from turbodiff.spec.events import Event
 
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 60.0)
 MAX_FAILED_STARTS = 5
+SETTLED_S = 10.0  # a worker that dies this early without having had a job has a problem of its own
 CANCEL_GRACE_S = 30.0  # a step of a large clip may take this long before the worker sees the cancel
 RECYCLE_JOBS = 20  # a fresh process returns what allocators keep (TurboDiffusion issue 52)
 RECYCLE_GROWTH_BYTES = 8 << 30  # of RSS, over the end of the first job
@@ -101,7 +102,7 @@ class Slot:
             return
         remember_worker(self.shop.state, self.index, self.worker.pid, self.shop.run_id)
         self.hello, self.jobs_run, self.first_rss_bytes, self.output_lines = {}, 0, 0, 0
-        self.ending_since_s = None
+        self.ending_since_s, self.host_ooms = None, self.shop.memory.host_ooms()
         self.started_s = self.idle_since_s = now
         self.say(f"started, pid {self.worker.pid}")
         self._publish("starting")
@@ -115,6 +116,12 @@ class Slot:
         else:
             self.say(f"{why}; next start in {wait_s:.0f} s", "WARNING")
         self._publish("broken" if self.broken else "waiting")
+
+    def _failed_to_start(self, status: int | None) -> bool:
+        """Whether a worker ended of its own accord before it was of any use: then the next one waits."""
+        outside = status in (-signal.SIGKILL, -signal.SIGTERM) and not self._host_oom()
+        young = not self.hello or self.shop.now() - self.started_s < SETTLED_S
+        return young and not outside and self.ending_since_s is None and not self.jobs_run
 
     def stop(self, reason: str, exit_s: float = 3.0, term_s: float = 5.0) -> bool:
         """End the worker, put its job back uncharged; False if the process hangs in the driver."""
@@ -199,12 +206,15 @@ class Slot:
             self.say(line)
         self.inbox.extend(self.worker.events())
         while self.inbox:
-            self._heard(self.inbox[0])  # stays in the box if the store cannot be written: the next turn repeats it
+            try:
+                self._heard(self.inbox[0])  # stays in the box if the store cannot be written: the next turn repeats it
+            except (KeyError, TypeError, ValueError) as error:
+                self.say(f"{self.inbox[0].type} event not understood: {error!r}", "WARNING")
             self.inbox.popleft()
 
     def _heard(self, event: Event) -> None:
         if event.type == "hello":
-            self.hello, self.failed_starts = dict(event.fields), 0
+            self.hello = dict(event.fields)
             self.say(f"ready on {event.fields.get('device_name') or event.fields.get('device', 'its device')}")
             self._publish("ready")
             return
@@ -280,7 +290,7 @@ class Slot:
         move_on(self.shop.store, job.id, job.attempt, decision.to, **columns)
 
     def _idle(self) -> None:
-        self.job, self.watch = None, None
+        self.job, self.watch, self.failed_starts = None, None, 0
         self.jobs_run += 1
         self.idle_since_s = self.shop.now()
         self.first_rss_bytes = self.first_rss_bytes or self.rss_bytes
@@ -293,8 +303,8 @@ class Slot:
         if self.job is not None:
             self.say(f"ended in the middle of the job: {exit_words(status)}", "ERROR")
             self._adopt_or_end(Ending("died", {"got": exit_words(status)}, status, self._host_oom(), begun=self.heard))
-        elif not self.hello:
-            self._start_failed(f"ended before it was ready: {exit_words(status)}")
+        elif self._failed_to_start(status):
+            self._start_failed(f"ended {'right after' if self.hello else 'before'} it was ready: {exit_words(status)}")
         else:
             self.say(f"ended: {exit_words(status)}")
         self._put_away(status)

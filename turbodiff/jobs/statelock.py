@@ -25,7 +25,7 @@ class StateLock:
     def __init__(self, state: Path) -> None:
         self.path = state / LOCK
         try:
-            state.mkdir(parents=True, exist_ok=True)
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds prompts
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise OutputError(

@@ -9,6 +9,7 @@ words of an earlier attempt change nothing. Done, failed and cancelled never cha
 never by the clock.
 """
 
+import base64
 import json
 import secrets
 import sqlite3
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from turbodiff.jobs.schema import DATABASE, open_database, write_error
+from turbodiff.jobs.schema import DATABASE, damaged, open_database, write_error
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.events import Event
 from turbodiff.spec.plan import Plan
@@ -94,22 +95,31 @@ class Store:
 
         With `durable` False a power cut (no crash) may undo it: progress and samples are not worth an fsync each.
         """
-        with self._lock:
+        with self._lock, self._in_words():
             try:
                 self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
                 self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
                 self._db.execute("COMMIT")
-            except sqlite3.OperationalError as error:
-                raise write_error(self.path, error) from error
             finally:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
 
     def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
         """The rows of one query."""
-        with self._lock:
+        with self._lock, self._in_words():
             return self._db.execute(sql, values).fetchall()
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise write_error(self.path, error) from error
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # its subclasses are our own mistakes
+                raise
+            raise damaged(self.path, error) from error
 
     # --- people: submit, look, cancel, reorder -------------------------------------------------------------------
 
@@ -174,6 +184,11 @@ class Store:
         """The events of a job with their sequence numbers, oldest first; only those behind `after`."""
         found = self.rows("SELECT * FROM event WHERE job = ? AND seq > ? ORDER BY seq", job, after)
         return [(row["seq"], _event(row)) for row in found]
+
+    def preview(self, job: int) -> bytes | None:
+        """The newest preview of a running job as PNG, or None."""
+        found = self.rows("SELECT fields FROM event WHERE job = ? AND type = 'preview' ORDER BY seq DESC LIMIT 1", job)
+        return base64.b64decode(json.loads(found[0]["fields"])["png"]) if found else None
 
     def cancel(self, job: int) -> State:
         """Cancel: a waiting job at once, a running one at its next step; over stays over. Returns the state now."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from turbodiff.gpu.probe import Probe, Sample, machine_from
+from turbodiff.gpu.probe import Probe, Sample, machine_from, take_sample
 from turbodiff.jobs.attempts import claim
 from turbodiff.jobs.logs import RUN_LOG, STARTUP_LOG, LogFile, log_folder
 from turbodiff.jobs.memory import Memory
@@ -40,7 +40,7 @@ class Supervisor:
     Args:
         state / outputs: folders; made if missing.
         worker_argv: the worker's command line, another one in tests.
-        devices: one worker each: GPU UUIDs or indices, ("",) for one worker that sees what we see.
+        devices: one worker each, GPU UUIDs or indices; "" sees what we see. None: one worker per visible card.
         working: where the two log files go, if it can be written.
         sample: the newest probe sample; None starts a probe of our own.
 
@@ -55,7 +55,7 @@ class Supervisor:
         outputs: Path,
         *,
         worker_argv: Sequence[str] = WORKER,
-        devices: Sequence[str] = ("",),
+        devices: Sequence[str] | None = None,
         working: Path | None = None,
         sample: Callable[[], Sample | None] | None = None,
         now: Callable[[], float] = time.monotonic,
@@ -71,7 +71,7 @@ class Supervisor:
     def _open(
         self,
         worker_argv: Sequence[str],
-        devices: Sequence[str],
+        devices: Sequence[str] | None,
         working: Path,
         sample: Callable[[], Sample | None] | None,
         now: Callable[[], float],
@@ -87,6 +87,7 @@ class Supervisor:
         self.sample = sample or self._probe.latest  # type: ignore[union-attr]
         memory = Memory(self.sample, lambda: [slot.worker.pid for slot in self.slots if slot.worker])
         self.shop = Shop(self.store, self.log, runs, self.state, self.outputs, run_id, memory, worker_argv, now)
+        devices = visible_devices(sample() if sample else take_sample()) if devices is None else devices
         self.slots = [Slot(self.shop, index, device) for index, device in enumerate(devices)]
         self.web: WebProcess | None = None
         self.exit_code: int | None = None
@@ -241,6 +242,12 @@ class Supervisor:
         self.log.close()
         self.shop.runs.close()
         self.lock.close()
+
+
+def visible_devices(sample: Sample | None) -> tuple[str, ...]:
+    """The UUIDs of the visible cards, one worker each; ("",) for at most one card: then nothing needs to be chosen."""
+    gpus = machine_from(sample).gpus if sample else ()
+    return tuple(gpu.uuid for gpu in gpus) if len(gpus) > 1 and all(gpu.uuid for gpu in gpus) else ("",)
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -13,6 +13,8 @@ from turbodiff_kernels import backend
 from turbodiff_kernels.sage import sage_attention
 from turbodiff_kernels.sla import sla_attention
 
+from turbodiff.spec.errors import RequestError
+
 AttentionKind = Literal["dense", "sage", "sla", "sagesla"]
 
 
@@ -25,6 +27,24 @@ class AttentionPlan:
 
 
 DENSE = AttentionPlan()
+SPARSE_KINDS = ("sla", "sagesla")
+
+
+def check_attention(plan: AttentionPlan, *, projections: bool) -> None:
+    """Sparse attention adds a linear branch, which only a checkpoint trained for it brings (`proj_l`).
+
+    Raises:
+        RequestError: code attention_needs_projections, where it is asked of one without.
+    """
+    if plan.kind in SPARSE_KINDS and not projections:
+        raise RequestError(
+            "these weights were not trained for sparse-linear attention: they have no proj_l",
+            code="attention_needs_projections",
+            field="attention",
+            got=plan.kind,
+            expected="dense, sage or auto",
+            try_instead="--attention auto, or the TurboWan weights of this model",
+        )
 
 
 def self_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, proj_l: nn.Linear | None) -> Tensor:
@@ -36,7 +56,7 @@ def self_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, proj_l:
         return attention(q, k, v)
     if plan.kind == "sage":
         return sage_attention(q, k, v)
-    assert proj_l is not None, f"{plan.kind} needs the projections of a checkpoint trained for it"
+    assert proj_l is not None, "check_attention comes first"
     return sla_attention(q, k, v, proj_l.weight, proj_l.bias, plan.topk, int8=plan.kind == "sagesla")
 
 

@@ -1,19 +1,60 @@
-"""The linear layers of a Wan block, plain and INT8, with one signature: `make_linear(in, out, quant)`, `layer(x)`."""
+"""The linear layers of a Wan block, 16-bit and INT8, and what a block does around them, with one signature.
+
+A block speaks to both kinds alike: `take` makes the input once for several layers, a call multiplies it, `gelu` and
+`add_to` multiply and go on. An INT8 layer answers with fused passes and hands INT8 rows on; it knows no gradients.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from turbodiff_kernels.gemm import int8_matmul
-from turbodiff_kernels.quant import quantize_tiles, tiles
+from turbodiff_kernels import norm
+from turbodiff_kernels.gemm import int8_linear, int8_linear_add_, int8_linear_quantize
+from turbodiff_kernels.quant import TILE, dequantize_tiles, quantize_tiles, quantize_tokens, tiles
+
+BRANCH_TOKENS = 64 * TILE  # tokens that a side branch turns back into floats at a time
+
+
+class Int8Rows(NamedTuple):
+    """Tokens [B, L, in] as INT8: values int8 [B * L, in], their scales, and the B, L and dtype they came with."""
+
+    values: Tensor
+    scale: Tensor
+    batch: int
+    dtype: torch.dtype
 
 
 class Linear(nn.Linear):
-    """`x @ weight.T + bias` in the dtype of the weight; x [..., in] -> [..., out]."""
+    """`x @ weight.T + bias` in the dtype of the weight; x [B, L, in] -> [B, L, out]."""
+
+    def take(self, x: Tensor) -> Tensor:
+        """Input for this layer and for others like it: the tokens as they are."""
+        return x
+
+    def take_modulated(self, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+        """`take(layer_norm(x) * (1 + scale) + shift)`, shift and scale float32 [B, 1, in]."""
+        return norm.norm_modulate(x, shift, scale, eps)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """GELU (tanh) of the product, as input for the next layer."""
+        y = self(x)
+        return F.gelu(y, approximate="tanh") if torch.is_grad_enabled() else torch.ops.aten.gelu_(y, approximate="tanh")
+
+    def add_to(self, x: Tensor, y: Tensor, gate: Tensor | None = None) -> Tensor:
+        """`x + gate * (y @ weight.T + bias)`, x [B, L, out], gate [B, 1, out]; without gradients x is overwritten."""
+        if gate is not None:
+            return norm.add_gated(x, self(y), gate)
+        return x + self(y).to(x.dtype) if torch.is_grad_enabled() else x.add_(self(y))
 
 
 class Int8Linear(nn.Module):
-    """The same with the weight stored as INT8 tiles of 128 x 128 (TurboDiffusion's `quant_linear` files).
+    """The same with the weight stored as INT8; the shape of the scales says which of two modes.
 
-    int8_weight int8 [out, in]; scale float32 [ceil(out / 128), ceil(in / 128)]; bias [out] in the dtype of the model.
+    Tiles of 128 x 128, as in TurboDiffusion's `quant_linear` files: scale float32 [ceil(out / 128), ceil(in / 128)],
+    tokens quantised in such tiles too. Rows, the fast mode: scale float32 [out], one scale per token.
+    int8_weight int8 [out, in]; bias [out] in the dtype of the model.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -24,11 +65,94 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", torch.ones(grid, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros(out_features))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] -> [..., out] in the dtype of x, quantised on the way in tiles of 128 tokens x 128 channels."""
-        x8, x_scale = quantize_tiles(x.flatten(0, -2))
-        y = int8_matmul(x8, x_scale, self.int8_weight, self.scale, x.dtype)
-        return y.add_(self.bias.to(x.dtype)).view(*x.shape[:-1], -1)
+    @property
+    def tiled(self) -> bool:
+        """Whether the scales are those of tiles, and not of rows."""
+        return self.scale.dim() == 2
+
+    def forward(self, x: Tensor | Int8Rows) -> Tensor:
+        """x [..., in] or what `take` made of it -> [..., out] in the dtype of x."""
+        rows = self.take(x) if isinstance(x, Tensor) else x
+        y = int8_linear(rows.values, rows.scale, *self._weight, rows.dtype)
+        return y.view(*(x.shape[:-1] if isinstance(x, Tensor) else (rows.batch, -1)), self.out_features)
+
+    def take(self, x: Tensor) -> Int8Rows:
+        """Tokens [..., in] quantised once for several layers of one mode."""
+        quantize = quantize_tiles if self.tiled else quantize_tokens
+        return Int8Rows(*quantize(x.flatten(0, -2)), len(x), x.dtype)
+
+    def take_modulated(self, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Int8Rows:
+        """`take(layer_norm(x) * (1 + scale) + shift)`; in the fast mode the normed tokens never reach memory."""
+        if self.tiled:
+            return self.take(norm.norm_modulate(x, shift, scale, eps))
+        values, step = norm.norm_modulate_quantize(x, shift, scale, eps)
+        return Int8Rows(values.flatten(0, 1), step.flatten(), len(x), x.dtype)
+
+    def gelu(self, x: Int8Rows) -> Int8Rows:
+        """GELU (tanh) of the product, quantised for the next layer; in tiles the wide values never reach memory."""
+        product = (x.values, x.scale, *self._weight, x.dtype, True)
+        wide = int8_linear_quantize(*product) if self.tiled else quantize_tokens(int8_linear(*product))
+        return Int8Rows(*wide, x.batch, x.dtype)
+
+    def add_to(self, x: Tensor, y: Tensor | Int8Rows, gate: Tensor | None = None) -> Tensor:
+        """`x += gate * (y @ weight.T + bias)`, x [B, L, out] overwritten and returned, gate [B, 1, out]."""
+        rows = self.take(y) if isinstance(y, Tensor) else y
+        gate = x.new_ones(1, 1, self.out_features) if gate is None else gate
+        return int8_linear_add_(x, gate, rows.values, rows.scale, *self._weight)
+
+    @property
+    def _weight(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.int8_weight, self.scale, self.bias
+
+
+class SideBranch(nn.Module):
+    """An INT8 layer and a low-rank change beside it, `layer(x) + up @ down @ x`: how INT8 weights wear a LoRA.
+
+    down [rank, in], up [out, rank] in the dtype of the layer's bias. The branch reads what the layer reads: INT8 rows.
+    """
+
+    def __init__(self, layer: Int8Linear, down: Tensor, up: Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        self.down = nn.Parameter(down.to(layer.bias.dtype), requires_grad=False)
+        self.up = nn.Parameter(up.to(layer.bias.dtype), requires_grad=False)
+
+    def take(self, x: Tensor) -> Int8Rows:
+        """As the layer takes it."""
+        return self.layer.take(x)
+
+    def take_modulated(self, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Int8Rows:
+        """As the layer takes it."""
+        return self.layer.take_modulated(x, shift, scale, eps)
+
+    def forward(self, x: Tensor | Int8Rows) -> Tensor:
+        """x [..., in] or what `take` made of it -> [..., out] in the dtype of x."""
+        rows = self.take(x) if isinstance(x, Tensor) else x
+        y = self.layer(rows)
+        y.view(-1, y.shape[-1]).add_(self._change(rows))
+        return y.view(*x.shape[:-1], -1) if isinstance(x, Tensor) else y
+
+    def gelu(self, x: Int8Rows) -> Tensor:
+        """GELU (tanh) of the product; the next layer quantises it."""
+        return F.gelu(self(x), approximate="tanh")
+
+    def add_to(self, x: Tensor, y: Tensor | Int8Rows, gate: Tensor | None = None) -> Tensor:
+        """`x += gate * (layer(y) + up @ down @ y)`, x [B, L, out] overwritten and returned, gate [B, 1, out]."""
+        rows = self.take(y) if isinstance(y, Tensor) else y
+        change = self._change(rows).view_as(x)
+        return self.layer.add_to(x, rows, gate).add_(change if gate is None else change * gate.to(x.dtype))
+
+    def _change(self, rows: Int8Rows) -> Tensor:
+        """[B * L, out] in the dtype of the tokens; whole tiles at a time, so that few of them are ever wide."""
+        parts = []
+        for start in range(0, len(rows.values), BRANCH_TOKENS):
+            values = rows.values[start : start + BRANCH_TOKENS]
+            if self.layer.tiled:
+                x = dequantize_tiles(values, rows.scale[start // TILE :][: tiles(len(values))])
+            else:
+                x = values * rows.scale[start : start + BRANCH_TOKENS, None]
+            parts.append(F.linear(x.to(self.down.dtype), self.down))
+        return F.linear(torch.cat(parts), self.up).to(rows.dtype)
 
 
 def make_linear(in_features: int, out_features: int, quant: bool) -> Linear | Int8Linear:
@@ -36,20 +160,45 @@ def make_linear(in_features: int, out_features: int, quant: bool) -> Linear | In
     return Int8Linear(in_features, out_features) if quant else Linear(in_features, out_features)
 
 
-@torch.no_grad()
 def to_int8(layer: Linear) -> Int8Linear:
     """The layer with its weight in INT8 tiles: what TurboDiffusion's -quant files hold for the same weight."""
-    with torch.device("meta"):
-        quantised = Int8Linear(layer.in_features, layer.out_features)
-    quantised.int8_weight, quantised.scale = quantize_tiles(layer.weight)
-    quantised.bias = layer.bias
-    return quantised.requires_grad_(False)
+    return _int8_layer(layer, *quantize_tiles(layer.weight.detach()))
+
+
+def to_fast_int8(layer: Linear | Int8Linear) -> Int8Linear:
+    """The layer with one scale per output channel, from a 16-bit weight or from tiles; a fast layer as it is."""
+    if isinstance(layer, Linear):
+        return _int8_layer(layer, *quantize_tokens(layer.weight.detach()))
+    if layer.tiled:
+        layer.int8_weight, layer.scale = quantize_tokens(dequantize_tiles(layer.int8_weight, layer.scale))
+    return layer
 
 
 def quantize_blocks(dit: nn.Module) -> nn.Module:
     """Every `Linear` below the blocks of a transformer becomes INT8, one at a time; the transformer is changed."""
+    return _convert(dit, Linear, to_int8)
+
+
+def fast_int8_(dit: nn.Module) -> nn.Module:
+    """Every linear layer below the blocks goes into the fast INT8 mode, one at a time; the transformer is changed.
+
+    It takes plain weights and INT8 files alike; from a file each weight is rounded a second time, by half a step of
+    its row at most. Another rounding than TurboDiffusion's tiles: a seed gives a slightly other clip.
+    """
+    return _convert(dit, (Linear, Int8Linear), to_fast_int8)
+
+
+def _int8_layer(layer: Linear, values: Tensor, scale: Tensor) -> Int8Linear:
+    with torch.device("meta"):
+        quantised = Int8Linear(layer.in_features, layer.out_features)
+    quantised.int8_weight, quantised.scale, quantised.bias = values, scale, layer.bias
+    return quantised.requires_grad_(False)
+
+
+@torch.no_grad()
+def _convert(dit: nn.Module, kinds: type | tuple[type, ...], convert: Callable[[nn.Module], nn.Module]) -> nn.Module:
     for module in list(dit.blocks.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, Linear):
-                setattr(module, name, to_int8(child))
+            if isinstance(child, kinds):
+                setattr(module, name, convert(child))
     return dit

@@ -6,7 +6,8 @@ the same as for the whole clip at once, and so is the result of tiling: what loo
 block's attention) runs on the whole picture, only the convolutions around it run in tiles, whose margin is wider than
 what the convolutions carry across.
 
-Frames travel as [t, C, H, W], one sample of the batch at a time.
+Frames travel as [t, C, H, W], one sample of the batch at a time, in channels-last memory order: matrix units read it
+without a transposition, and norm and SiLU are one pass over it.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from turbodiff_kernels import backend
+from turbodiff_kernels.norm import rms_norm_silu
 
 from turbodiff.models.attention import attention
 from turbodiff.spec.shapes import SPACE_STRIDE, TIME_STRIDE, is_frame_count
@@ -267,8 +270,8 @@ class _Stream:
         if hasattr(layer, "time_conv"):
             x = self._double_time(layer.time_conv, x)
         conv = layer.resample[1]
-        out = x.new_empty(len(x), conv.out_channels, 2 * x.shape[2], 2 * x.shape[3])
-        out = out.contiguous(memory_format=torch.channels_last) if self._conv2d else out
+        shape = (len(x), conv.out_channels, 2 * x.shape[2], 2 * x.shape[3])
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         for i, frame in enumerate(x.split(1)):
             out[i : i + 1] = conv(F.interpolate(frame, scale_factor=2, mode="nearest-exact"))
         return out
@@ -289,11 +292,14 @@ class _Stream:
         self._past[layer] = [*past, x][-2:] if len(x) == 1 else [frame.clone() for frame in x[-2:].split(1)]
         if self._conv2d:
             return _causal_sum(x, past, layer.weight, layer.bias, padding)
-        frames = x.new_zeros(1, x.shape[1], 2 + len(x), *x.shape[2:])
+        shape, order = (1, x.shape[1], 2 + len(x), *x.shape[2:]), torch.channels_last_3d
+        clip = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
+        frames = clip[0].transpose(0, 1)
+        frames[: 2 - len(past)] = 0
         for i, frame in enumerate((*past, x)):
             start = 2 - len(past) + i
-            frames[0, :, start : start + len(frame)] = frame.transpose(0, 1)
-        return F.conv3d(frames, layer.weight, layer.bias, padding=(0, *padding))[0].transpose(0, 1)
+            frames[start : start + len(frame)] = frame
+        return F.conv3d(clip, layer.weight, layer.bias, padding=(0, *padding))[0].transpose(0, 1)
 
 
 def _causal_sum(x: Tensor, past: list[Tensor], weight: Tensor, bias: Tensor, padding: list[int]) -> Tensor:
@@ -312,7 +318,9 @@ def _causal_sum(x: Tensor, past: list[Tensor], weight: Tensor, bias: Tensor, pad
 
 def _norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
     """SiLU of the channel norm `x / |x| * sqrt(C) * gamma`; the length |x| in float32."""
-    return F.silu(_norm(norm, x), inplace=True)
+    if backend.chosen("norm", x.device).runs == "triton":
+        return rms_norm_silu(x, norm.gamma.flatten())
+    return F.silu(_norm(norm, x), inplace=True)  # where no kernel runs, in fewer copies than its reference
 
 
 def _norm(norm: nn.Module, x: Tensor) -> Tensor:

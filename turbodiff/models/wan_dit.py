@@ -8,10 +8,14 @@ without renaming. A forward pass is three steps, so that a caller may keep block
         x = block(x, inputs)
     velocity = model.finish(x, inputs)
 
+What does not change from step to step is computed once per clip and handed to `prepare`: the text as a `KeptText`,
+which remembers every block's keys and values, the rotary tables, and the time where two texts share it.
+
 Numerics follow TurboDiffusion: time path, modulation and head in float32; residual stream in the dtype of the model.
 Without gradients the residual stream is updated in place.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +24,7 @@ from torch import Tensor, nn
 from turbodiff_kernels import norm
 from turbodiff_kernels.quant import TILE
 
-from turbodiff.models.attention import DENSE, AttentionPlan, attention, self_attention
+from turbodiff.models.attention import DENSE, AttentionPlan, attention, check_attention, self_attention
 from turbodiff.models.linear import make_linear
 from turbodiff.models.rope import rope_tables
 from turbodiff.spec import shapes
@@ -56,13 +60,38 @@ class WanConfig:
         return PATCH[0] * PATCH[1] * PATCH[2]
 
 
+class KeptText:
+    """The embedded text of one clip [B, Lt, d], and the keys and values that each block makes of it.
+
+    The first forward pass fills it, the later ones read it. Blocks are known by their order, which every pass keeps,
+    also where they are streamed through a few slots. It holds 2 * blocks * B * Lt * d elements: 400 MiB for Wan 14B.
+    """
+
+    def __init__(self, context: Tensor) -> None:
+        self.context = context
+        self._made: list[tuple[Tensor, Tensor]] = []
+        self._turn = 0
+
+    def rewind(self) -> "KeptText":
+        """Itself, before the first block of a forward pass."""
+        self._turn = 0
+        return self
+
+    def keys_values(self, make: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """What the block whose turn it is makes of the text, or made of it in an earlier pass."""
+        if self._turn == len(self._made):
+            self._made.append(make(self.context))
+        self._turn += 1
+        return self._made[self._turn - 1]
+
+
 @dataclass(frozen=True)
 class BlockInputs:
     """What every block of one forward pass shares: d = dim, Lt text rows, N video tokens."""
 
     time: Tensor  # float32 [B, d], for the head
     modulation: Tensor  # float32 [B, 6, d], for the blocks
-    context: Tensor  # [B, Lt, d], embedded text
+    context: Tensor | KeptText  # [B, Lt, d], embedded text
     context_bias: Tensor | None  # [B, 1, 1, Lt], added to the logits of cross-attention
     rope: tuple[Tensor, Tensor]  # cosines and sines, float32 [N, head_dim / 2]
     grid: tuple[int, int, int]  # tokens along time, height, width
@@ -119,28 +148,36 @@ class WanDiT(nn.Module):
         self,
         latents: Tensor,
         timesteps: Tensor,
-        context: Tensor,
+        context: Tensor | KeptText,
         condition: Tensor | None = None,
         *,
         attention: AttentionPlan = DENSE,
         context_bias: Tensor | None = None,
         rope: tuple[Tensor, Tensor] | None = None,
+        time: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, BlockInputs]:
-        """Embedded tokens [B, N, dim] and what the blocks share. `rope` may be handed in."""
+        """Embedded tokens [B, N, dim] and what the blocks share.
+
+        `rope` of `rope_tables` and `time` of `embed_time` may be handed in where several passes share them.
+
+        Raises:
+            RequestError: sparse attention, and the checkpoint has no projections for it.
+        """
+        check_attention(attention, projections=self.config.sla)
         x = latents if condition is None else torch.cat((latents, condition.to(latents.dtype)), dim=1)
         x = x.to(self.dtype)
         grid = tuple(size // patch for size, patch in zip(x.shape[2:], PATCH, strict=True))
         tokens = self.patch_embedding(patchify(x)).to(self.dtype)
-        time, modulation = self._embed_time(timesteps)
         rope = rope or rope_tables(*grid, self.config.head_dim, device=x.device)
-        return tokens, BlockInputs(time, modulation, context, context_bias, rope, grid, attention)
+        context = context.rewind() if isinstance(context, KeptText) else context
+        return tokens, BlockInputs(*(time or self.embed_time(timesteps)), context, context_bias, rope, grid, attention)
 
     def finish(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """Tokens after the last block [B, N, dim] -> velocity, float32 [B, 16, T, H, W]."""
         parts = [self.head(part, inputs.time) for part in x.split(HEAD_TOKENS, dim=1)]
         return unpatchify(torch.cat(parts, dim=1), inputs.grid)
 
-    def _embed_time(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    def embed_time(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps [B, 1] -> float32 [B, d] and [B, 6, d]. A bf16 model sees bf16 timesteps, as it was trained."""
         waves = sinusoid(timesteps.flatten().to(self.dtype), self.config.freq_dim)
         hidden = F.silu(linear_float32(self.time_embedding[0], waves))
@@ -169,19 +206,17 @@ class Block(nn.Module):
     def forward(self, x: Tensor, inputs: BlockInputs, ffn_chunks: int = 1) -> Tensor:
         """Tokens [B, N, d] -> tokens [B, N, d]; without gradients `x` itself. `ffn_chunks` bounds the hidden tokens."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + inputs.modulation).split(1, dim=1)
-        x = add_gated(x, self.self_attn(x, shift1, scale1, inputs), gate1)
-        x = add(x, self.cross_attn(norm.layer_norm(x, self.norm3.weight, self.norm3.bias, self.eps), inputs))
+        x = self.self_attn(x, shift1, scale1, gate1, inputs)
+        x = self.cross_attn(x, norm.layer_norm(x, self.norm3.weight, self.norm3.bias, self.eps), inputs)
         if ffn_chunks == 1 or torch.is_grad_enabled():
-            return add_gated(x, self._feed_forward(x, shift2, scale2), gate2)
+            return self._feed_forward(x, shift2, scale2, gate2)
         for part in x.split(chunk_tokens(x.shape[1], ffn_chunks), dim=1):
-            add_gated(part, self._feed_forward(part, shift2, scale2), gate2)
+            self._feed_forward(part, shift2, scale2, gate2)
         return x
 
-    def _feed_forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        hidden = self.ffn[0](norm.norm_modulate(x, shift, scale, self.eps))
-        if torch.is_grad_enabled():
-            return self.ffn[2](F.gelu(hidden, approximate="tanh"))
-        return self.ffn[2](torch.ops.aten.gelu_(hidden, approximate="tanh"))
+    def _feed_forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        first, _, second = self.ffn
+        return second.add_to(x, first.gelu(first.take_modulated(x, shift, scale, self.eps)), gate)
 
 
 class SelfAttention(nn.Module):
@@ -204,9 +239,12 @@ class SelfAttention(nn.Module):
         """Projection of SLA's linear branch, shared by the heads, where the checkpoint has one."""
         return self.attn_op["local_attn"]["proj_l"] if hasattr(self, "attn_op") else None
 
-    def forward(self, x: Tensor, shift: Tensor, scale: Tensor, inputs: BlockInputs) -> Tensor:
-        """Tokens [B, N, d], normed and modulated here so that the normed copy is gone when attention starts."""
-        y = norm.norm_modulate(x, shift, scale, self.eps)
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, inputs: BlockInputs) -> Tensor:
+        """Tokens [B, N, d] plus gate * attention of the normed, modulated tokens; without gradients `x` itself.
+
+        The normed copy is made here, once for q, k and v, so that it is gone when attention starts.
+        """
+        y = self.q.take_modulated(x, shift, scale, self.eps)
         q = norm.rms_norm_rope(self.q(y), self.norm_q.weight, *inputs.rope, self.eps)
         k = norm.rms_norm_rope(self.k(y), self.norm_k.weight, *inputs.rope, self.eps)
         v = self.v(y)
@@ -214,7 +252,7 @@ class SelfAttention(nn.Module):
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
         out = self_attention(q, k, v, inputs.attention, self.proj_l)
         del q, k, v
-        return self.o(out.flatten(2))
+        return self.o.add_to(x, out.flatten(2), gate)
 
 
 class CrossAttention(nn.Module):
@@ -227,12 +265,18 @@ class CrossAttention(nn.Module):
         self.q, self.k, self.v, self.o = (make_linear(d, d, quant) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(d), RMSNorm(d)
 
-    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
-        q = norm.rms_norm(self.q(x), self.norm_q.weight, self.eps)
-        k = norm.rms_norm(self.k(inputs.context), self.norm_k.weight, self.eps)
-        v = self.v(inputs.context)
+    def forward(self, x: Tensor, y: Tensor, inputs: BlockInputs) -> Tensor:
+        """Tokens x [B, N, d] plus the text as y, the normed tokens, sees it; without gradients `x` itself."""
+        q = norm.rms_norm(self.q(y), self.norm_q.weight, self.eps)
+        text = inputs.context
+        k, v = text.keys_values(self._keys_values) if isinstance(text, KeptText) else self._keys_values(text)
         heads = [t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v)]
-        return self.o(attention(*heads, inputs.context_bias).flatten(2))
+        return self.o.add_to(x, attention(*heads, inputs.context_bias).flatten(2))
+
+    def _keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedded text [B, Lt, d] -> keys and values [B, Lt, d]."""
+        text = self.k.take(context)
+        return norm.rms_norm(self.k(text), self.norm_k.weight, self.eps), self.v(text)
 
 
 class RMSNorm(nn.Module):
@@ -284,17 +328,6 @@ def linear_float32(layer: nn.Linear, x: Tensor) -> Tensor:
     device = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"  # meta tensors have none
     with torch.autocast(device, enabled=False):
         return F.linear(x.float(), layer.weight.float(), layer.bias.float())
-
-
-def add(x: Tensor, y: Tensor) -> Tensor:
-    """`x + y` in the dtype of x; in place without gradients."""
-    return x + y.to(x.dtype) if torch.is_grad_enabled() else x.add_(y)
-
-
-def add_gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """`x + y * gate` in the dtype of x, gate [B, 1, d]; in place without gradients."""
-    gate = gate.to(x.dtype)
-    return x + y.to(x.dtype) * gate if torch.is_grad_enabled() else x.addcmul_(y.to(x.dtype), gate)
 
 
 def chunk_tokens(tokens: int, chunks: int) -> int:

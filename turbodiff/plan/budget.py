@@ -155,21 +155,20 @@ def dit_step(job: Job) -> float:
 def denoise_activations(job: Job, chunks: int) -> int:
     """The largest of embedding, attention, feed-forward and head, beside what lives through all steps.
 
-    Attention holds the stream, its norm, q, k and v: 5 N; attention to the text as much, with the text's k and v. The
-    feed-forward holds the stream, the hidden rows, and their input or result: 2 N and the hidden width. INT8 layers add
-    a copy of their input at half size. The float32 copies of the time projection (24 d^2 bytes) and of the head's 8192
-    rows bind for short clips only.
+    Attention holds the stream, its norm, q, k and v: 5 N; to the text as much. The feed-forward holds the stream, the
+    hidden rows, and their input or result: 2 N and the hidden width; with INT8 layers the wide rows exist at half size
+    only, beside the normed input or its INT8 copy. The float32 copies of the time projection (24 d^2 bytes) and of the
+    head's 8192 rows bind for short clips only.
     """
     facts, n = job.spec.dit, job.unit
-    half = 0.5 if job.int8 else 0.0
-    hidden = facts.ffn_dim / facts.dim * (1 + half)
-    attention = n * (ATTENTION_UNITS + half) + 2 * job.element_bytes * job.spec.text_encoder.text_len * facts.dim
-    feed_forward = n + (1 + hidden) * (n if chunks == 1 else _chunk_tokens(job.tokens, chunks) * n // job.tokens)
+    rho = facts.ffn_dim / facts.dim
+    wide = max(1.5, 0.5 + 0.5 * rho) if job.int8 else 1 + rho
+    feed_forward = n + wide * (n if chunks == 1 else _chunk_tokens(job.tokens, chunks) * n // job.tokens)
     single = job.element_bytes != 4
     patches = job.element_bytes * facts.in_dim * PATCH * PATCH * job.tokens
     embedding = n + patches + (24 * facts.dim * (facts.dim + 1) if single else 0)
     head = n + 4 * (1 + single) * min(job.tokens, HEAD_TOKENS) * facts.dim + 256 * job.tokens
-    return math.ceil(max(attention, feed_forward, embedding, head)) + _denoise_state(job)
+    return math.ceil(max(n * ATTENTION_UNITS, feed_forward, embedding, head)) + _denoise_state(job)
 
 
 def kernel_temporaries(job: Job, activations: int) -> int:
@@ -184,10 +183,12 @@ def _chunk_tokens(tokens: int, chunks: int) -> int:
 
 
 def _denoise_state(job: Job) -> int:
-    """Rotary tables, text, condition, and the sampler's state: three float64 copies of the latents, one float32."""
+    """Rotary tables; the text, and the keys and values that each block made of it; the condition; and the sampler's
+    state: three float64 copies of the latents, one float32."""
     facts, latent = job.spec.dit, job.latent
     rope = 4 * job.tokens * facts.head_dim
-    text = job.element_bytes * job.spec.text_encoder.text_len * facts.dim
+    rows = job.element_bytes * job.spec.text_encoder.text_len * facts.dim
+    text = (1 + 2 * facts.num_layers) * rows * job.forwards
     plane = latent.frames * latent.height * latent.width
     condition = 4 * CONDITION_CHANNELS * plane if job.spec.kind == "i2v" else 0
     return rope + text + condition + 28 * latent.elements

@@ -29,6 +29,14 @@ CHANGED_FIELDS = ("model", "resolution", "aspect", "width", "height", "num_frame
 RETRY_SHARE = 0.9  # of the budget, after an out-of-memory
 
 
+class Refusal(DoesNotFitError):
+    """No plan. `plan` is the request as asked with band "no": what "Run anyway" would run, and what the meter shows."""
+
+    def __init__(self, what: str, *, plan: Plan, need_bytes: int, have_bytes: int, **fields: str) -> None:
+        super().__init__(what, got=gib(need_bytes), expected=f"at most {gib(have_bytes)}", **fields)  # type: ignore[arg-type]
+        self.plan, self.need_bytes, self.have_bytes = plan, need_bytes, have_bytes
+
+
 class Decision(NamedTuple):
     """The choice that was taken, with its levers."""
 
@@ -58,7 +66,7 @@ def make_plan(
         limit_bytes: a budget below what is free.
 
     Raises:
-        DoesNotFitError: nothing that the pins allow fits; says by how much, and which pin to release.
+        Refusal: nothing that the pins allow fits; says by how much, and which pin to release. A DoesNotFitError.
     """
     setting = setting_of(machine, inventory, calibration, frozenset(loaded), text_cached, limit_bytes)
     pinned = request.pinned | (frozenset(LOSSY_FIELDS) if policy in ("never", "anyway") else frozenset())
@@ -147,21 +155,23 @@ def _plan(request: Request, setting: Setting, decision: Decision, pinned: frozen
     )
 
 
-def _refusal(request: Request, setting: Setting, decision: Decision, pinned: frozenset[str]) -> DoesNotFitError:
+def _refusal(request: Request, setting: Setting, decision: Decision, pinned: frozenset[str]) -> Refusal:
     """The exact shortfall of the smallest allowed choice, and the cheapest pin whose release makes something fit."""
     worst = max(decision.placement.needs, key=setting.room.short)
     short = decision.placement.short(setting.room)
     on_host = setting.room.host is not None and worst.host - setting.room.host >= short
-    need, have = (worst.host, setting.room.host) if on_host else (worst.peak, setting.room.device)
+    need, have = (worst.host, setting.room.host or 0) if on_host else (worst.peak, setting.room.device)
     field, instead = _release(request, setting, pinned)
     memory = "host memory" if on_host else "memory of the device"
-    return DoesNotFitError(
+    all_pinned = frozenset(LOSSY_FIELDS)
+    return Refusal(
         f"{worst.name} needs {gib(need)} of {memory}, {gib(short)} more than there is",
         code="does_not_fit_host" if on_host else "does_not_fit",
         field=field,
-        got=gib(need),
-        expected=f"at most {gib(have or 0)}",
         try_instead=instead,
+        plan=_plan(request, setting, _decide(request, setting, all_pinned), all_pinned),
+        need_bytes=need,
+        have_bytes=have,
     )
 
 

@@ -99,8 +99,11 @@ class Turns:
 
     def _visit(self, expert: str) -> Any:
         name: PhaseName = "denoise" if expert == "single" else f"denoise_{expert}"  # type: ignore[assignment]
-        with self._run.phase(name), self._run.shelf.network(expert, self._run.plan) as network:
-            network.begin(self._text, self._condition, self._negative, self._run.request.guidance)
+        run = self._run
+        with run.phase(name), run.shelf.network(expert, run.plan) as network:
+            for note in run.shelf.lora_notes(expert, run.request):
+                run.say("notice", key="lora_names_unused", text=note, numbers={})
+            network.begin(self._text, self._condition, self._negative, run.request.guidance)
             yield network
 
     def _leave(self, kind: Any, error: Any, traceback: Any) -> None:

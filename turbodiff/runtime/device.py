@@ -20,7 +20,6 @@ class Device:
     def pick(cls, wish: str = "auto") -> "Device":
         """The device asked for; "auto" is the first visible GPU, else the CPU."""
         if wish == "cpu" or (wish == "auto" and not torch.cuda.is_available()):
-            torch.set_flush_denormal(True)  # denormals make CPU convolutions several times slower
             return cls(torch.device("cpu"), platform.processor() or platform.machine(), torch.float32)
         device = torch.device("cuda:0" if wish == "auto" else wish)
         return cls(device, torch.cuda.get_device_name(device), torch.bfloat16)

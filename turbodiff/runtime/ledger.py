@@ -7,6 +7,8 @@ carries them as workspace.
 """
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -44,24 +46,55 @@ class Ledger(TorchDispatchMode):
         storage = tensor.untyped_storage()
         if storage in self._known:
             return
-        size = -(-storage.nbytes() // GRAIN_BYTES) * GRAIN_BYTES
-        if self.cap_bytes is not None and self.live_bytes + size > self.cap_bytes:
-            raise torch.OutOfMemoryError(
-                f"CUDA out of memory. Tried to allocate {size} bytes; {self.live_bytes} of {self.cap_bytes} are in use."
-            )
+        size = _rounded(storage.nbytes())
+        self._take(size)
         self._known.add(storage)
-        self.live_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
         weakref.finalize(storage, self._gone, size)
 
     def see_module(self, module: nn.Module) -> None:
         """Count a network's parameters and buffers."""
-        for tensor in (*module.parameters(), *module.buffers()):
+        for tensor in _tensors(module):
             self.see(tensor)
+
+    @contextmanager
+    def holding(self, *modules: nn.Module) -> Iterator[None]:
+        """Count networks inside the block only, as if they were brought to the device and taken off again.
+
+        Raises:
+            torch.OutOfMemoryError: the cap is reached.
+        """
+        size = sum(_rounded(storage.nbytes()) for module in modules for storage in self.ignore(module))
+        self._take(size)
+        try:
+            yield
+        finally:
+            self.live_bytes -= size
+
+    def ignore(self, module: nn.Module) -> set[torch.UntypedStorage]:
+        """A network in host memory: neither its weights nor views of them count. Returns their storages."""
+        storages = {tensor.untyped_storage() for tensor in _tensors(module)}
+        self._known.update(storages)
+        return storages
 
     def reset_peak(self) -> None:
         """Start a new phase: the peak falls to what is live."""
         self.peak_bytes = self.live_bytes
 
+    def _take(self, size: int) -> None:
+        if self.cap_bytes is not None and self.live_bytes + size > self.cap_bytes:
+            raise torch.OutOfMemoryError(
+                f"CUDA out of memory. Tried to allocate {size} bytes; {self.live_bytes} of {self.cap_bytes} are in use."
+            )
+        self.live_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
     def _gone(self, size: int) -> None:
         self.live_bytes -= size
+
+
+def _tensors(module: nn.Module) -> tuple[Tensor, ...]:
+    return (*module.parameters(), *module.buffers())
+
+
+def _rounded(size: int) -> int:
+    return -(-size // GRAIN_BYTES) * GRAIN_BYTES

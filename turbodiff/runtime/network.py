@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from turbodiff.models.attention import AttentionPlan
 from turbodiff.models.rope import rope_tables
-from turbodiff.models.wan_dit import PATCH, WanDiT
+from turbodiff.models.wan_dit import PATCH, KeptText, WanDiT
 from turbodiff.runtime import residency
 from turbodiff.runtime.embeddings import TextRows
 from turbodiff.sampling.unipc import guided
@@ -23,7 +23,7 @@ class Network:
         self._dit, self._device, self._attention, self._levers = dit, device, attention, levers
         self._blocks: Iterable[nn.Module] = dit.blocks
         self._clip: dict[str, Any] = {}
-        self._texts: list[tuple[Tensor, Tensor | None]] = []
+        self._texts: list[tuple[KeptText, Tensor | None]] = []
         self._guidance = 1.0
 
     @contextmanager
@@ -54,8 +54,8 @@ class Network:
             "rope": None,
         }
 
-    def _take_in(self, text: TextRows) -> tuple[Tensor, Tensor | None]:
-        context = self._dit.embed_text(residency.to_device(text.rows, self._device))
+    def _take_in(self, text: TextRows) -> tuple[KeptText, Tensor | None]:
+        context = KeptText(self._dit.embed_text(residency.to_device(text.rows, self._device)))
         return context, None if text.bias is None else residency.to_device(text.bias, self._device)
 
     def __call__(self, latents: Tensor, timesteps: Tensor) -> Tensor:
@@ -63,12 +63,15 @@ class Network:
         if self._clip["rope"] is None:
             grid = [size // patch for size, patch in zip(latents.shape[2:], PATCH, strict=True)]
             self._clip["rope"] = rope_tables(*grid, self._dit.config.head_dim, device=self._device)
-        velocity, *negative = [self._evaluate(latents, timesteps, *text) for text in self._texts]
+        time = self._dit.embed_time(timesteps)
+        velocity, *negative = [self._evaluate(latents, timesteps, time, *text) for text in self._texts]
         return guided(velocity, negative[0], self._guidance) if negative else velocity
 
-    def _evaluate(self, latents: Tensor, timesteps: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
+    def _evaluate(
+        self, latents: Tensor, timesteps: Tensor, time: tuple[Tensor, Tensor], text: KeptText, bias: Tensor | None
+    ) -> Tensor:
         x, inputs = self._dit.prepare(
-            latents, timesteps, context, attention=self._attention, context_bias=bias, **self._clip
+            latents, timesteps, text, attention=self._attention, context_bias=bias, time=time, **self._clip
         )
         for block in self._blocks:
             x = block(x, inputs, self._levers.ffn_chunks)

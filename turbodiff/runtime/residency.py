@@ -24,29 +24,44 @@ def moved(module: nn.Module, device: torch.device) -> nn.Module:
     return module.to(device)
 
 
+def twin(module: nn.Module) -> nn.Module:
+    """The same network in new modules: parameters and buffers are shared, and may be replaced one by one."""
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in _tensors(module)})
+
+
 @contextmanager
 def placed(module: nn.Module, device: torch.device, *, stay: bool = False) -> Iterator[nn.Module]:
     """A network on the device inside the block. Its host copy is kept, so leaving copies nothing back.
 
     With `stay` it remains there until somebody places it without.
     """
-    host = _host_copy(module)
+    tensors = list(_tensors(module))
+    hosts = [host_data(tensor) for tensor in tensors]
     try:
-        for tensor, data in host:
-            tensor.data = tensor.data if tensor.device == device else data.to(device, non_blocking=True)
+        away = [tensor for tensor in tensors if tensor.device != device]
+        for tensor, data in zip(away, arrivals([host_data(tensor) for tensor in away], device), strict=True):
+            tensor.data = data
         yield module
     finally:
         if not stay:
-            for tensor, data in host:
+            for tensor, data in zip(tensors, hosts, strict=True):
                 tensor.data = data
             free_cached(device)
 
 
-def _host_copy(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """The parameters and where they lie in host memory; remembered on the module, which may stay on the device."""
-    if "host_copy" not in vars(module):
-        vars(module)["host_copy"] = [(tensor, tensor.data) for tensor in _tensors(module)]
-    return vars(module)["host_copy"]
+def arrivals(tensors: list[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """The tensors on the device, in order; several names for one tensor (UMT5's token table) share one copy."""
+    here: dict[tuple[object, ...], Tensor] = {}
+    for tensor in tensors:
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if key not in here:
+            here[key] = tensor.to(device, non_blocking=True)
+        yield here[key]
+
+
+def host_data(tensor: Tensor) -> Tensor:
+    """A parameter as it lies in host memory; remembered on the parameter, which may stay on a device."""
+    return vars(tensor).setdefault("host_data", tensor.data)
 
 
 def free_cached(device: torch.device) -> None:
@@ -134,10 +149,11 @@ def _pinned(block: nn.Module, device: torch.device) -> nn.Module:
     if device.type != "cuda":
         return block
     for tensor in _tensors(block):
+        tensor.data = data = host_data(tensor)
         try:
-            tensor.data = tensor.data.cpu().pin_memory()
+            tensor.data = vars(tensor)["host_data"] = data if data.is_pinned() else data.pin_memory()
         except RuntimeError:  # the host refuses to pin this much: slower copies, the same numbers
-            tensor.data = tensor.data.cpu()
+            break
     return block
 
 

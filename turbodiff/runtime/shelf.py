@@ -18,7 +18,7 @@ from turbodiff.models.linear import quantize_blocks
 from turbodiff.models.vae import make_vae
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.prompt.tokens import Tokenizer
-from turbodiff.runtime import residency, text
+from turbodiff.runtime import lora, residency, text
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.embeddings import TextRows, pad_rows
 from turbodiff.runtime.network import Network
@@ -57,6 +57,7 @@ class Shelf:
         self._used = locate.need(self.spec.name, inventory, quant=_quant_of(request, inventory))
         self._int8 = request.quant_linear == "on"
         wanted = {self._key(file) for file in self._used.values()}
+        wanted |= {self._worn_key(expert, request) for expert in self.spec.experts}
         for key in [key for key in self._kept if key not in wanted]:
             del self._kept[key]
         residency.free_cached(self.device.torch_device)
@@ -104,10 +105,34 @@ class Shelf:
     def network(self, expert: str, plan: Plan) -> Iterator[Network]:
         """One expert, where the plan says."""
         request = plan.request
-        dit = self._keep(COMPONENT_OF[expert], self._load_dit)
-        network = Network(dit, self.device.torch_device, AttentionPlan(request.attention, request.topk), plan.levers)
+        network = Network(
+            self._dit(expert, request),
+            self.device.torch_device,
+            AttentionPlan(request.attention, request.topk),
+            plan.levers,
+        )
         with network.placed(stay=self._roomy(plan)):
             yield network
+
+    def _dit(self, expert: str, request: Request) -> WanDiT:
+        """The transformer of an expert, with the LoRAs of the request on."""
+        dit = self._keep(COMPONENT_OF[expert], self._load_dit)
+        loras = lora.loras_for(request, expert)
+        if not loras:
+            return dit
+        key = self._worn_key(expert, request)
+        if key not in self._kept:
+            self._kept[key] = lora.wear(dit, loras, expert)
+        return self._kept[key].network
+
+    def lora_notes(self, expert: str, request: Request) -> tuple[str, ...]:
+        """What a person should know about the LoRAs that an expert wears."""
+        worn = self._kept.get(self._worn_key(expert, request))
+        return worn.notes if isinstance(worn, lora.Worn) else ()
+
+    def _worn_key(self, expert: str, request: Request) -> str:
+        """The key of an expert with its LoRAs on; without any it is the expert's own."""
+        return f"{self._key(self._used[COMPONENT_OF[expert]])} {lora.lora_key(lora.loras_for(request, expert))}".strip()
 
     def _roomy(self, plan: Plan) -> bool:
         """Whether everything fits at once, so that nothing has to leave the device between phases."""

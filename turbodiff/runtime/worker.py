@@ -7,10 +7,13 @@ reads commands, so that a cancel is seen between two steps; a thread beats once 
 """
 
 import argparse
+import contextlib
+import faulthandler
 import json
 import logging
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -20,8 +23,6 @@ from typing import Any, BinaryIO
 
 from turbodiff.spec.errors import OutOfMemoryError, TurbodiffError
 from turbodiff.spec.events import Event, EventType
-from turbodiff.spec.plan import Plan
-from turbodiff.spec.request import Request
 
 log = logging.getLogger("turbodiff.worker")
 
@@ -90,6 +91,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="[%(levelname)s] %(message)s", force=True)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a CPU kernel that nobody here uses
+    faulthandler.register(signal.SIGUSR1)  # whoever finds this process stuck can ask where
+    _be_the_first_to_go()
     pipe = Pipe(args.events_fd)
     orders = Orders(os.fdopen(args.commands_fd, "rb"))
     return serve(pipe, orders, args.device)
@@ -97,10 +100,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def serve(pipe: Pipe, orders: Orders, device: str) -> int:
     """Say hello, then run one job after the other with warm models; an out-of-memory ends the process."""
+    import torch
+
     from turbodiff.runtime.device import Device
     from turbodiff.runtime.shelf import Shelf
 
     place = Device.pick(device)
+    torch.set_flush_denormal(True)  # denormals make CPU convolutions several times slower
     pipe.say("hello", pid=os.getpid(), start_time=_start_time(), **place.facts())
     threading.Thread(target=_beat, args=(pipe,), name="beat", daemon=True).start()
     shelf = Shelf(place)
@@ -117,14 +123,19 @@ def serve(pipe: Pipe, orders: Orders, device: str) -> int:
 
 def run(order: dict[str, Any], shelf: Any, pipe: Pipe, orders: Orders) -> None:
     """One job; every failure becomes one `error` event."""
+    from turbodiff.runtime.launch import Shortage, plan_for
     from turbodiff.runtime.pipeline import generate
     from turbodiff.runtime.run import Job
 
     try:
+        plan = plan_for(order, shelf.device)
+        if isinstance(plan, Shortage):
+            pipe.say("wait", need_bytes=plan.need_bytes, free_bytes=plan.free_bytes)
+            return
         job = Job(
             id=order["job"],
             attempt=order["attempt"],
-            plan=plan_for(order),
+            plan=plan,
             outputs=Path(order["outputs"]),
             state=Path(order["state"]),
             output=Path(order["output"]) if order.get("output") else None,
@@ -136,7 +147,7 @@ def run(order: dict[str, Any], shelf: Any, pipe: Pipe, orders: Orders) -> None:
         if isinstance(error, OutOfMemoryError):
             raise
     except Exception as error:  # the outermost frame: whatever it was, the parent must hear of it
-        log.exception("job %d failed", job.id)
+        log.exception("job %d failed", order["job"])
         pipe.say(
             "error",
             code="unexpected",
@@ -149,18 +160,6 @@ def run(order: dict[str, Any], shelf: Any, pipe: Pipe, orders: Orders) -> None:
         )
 
 
-def plan_for(order: dict[str, Any]) -> Plan:
-    """The plan of an order; after an out-of-memory there is none, and a new one must stay below the cap."""
-    if order.get("plan"):
-        return Plan.model_validate(order["plan"])
-    from turbodiff.gpu.probe import machine_now
-    from turbodiff.plan.planner import make_plan
-    from turbodiff.weights.locate import inventory
-
-    request = Request.model_validate(order["request"])
-    return make_plan(request, machine_now(own_pids=frozenset({os.getpid()})), inventory())
-
-
 def _beat(pipe: Pipe) -> None:
     import psutil
 
@@ -171,6 +170,12 @@ def _beat(pipe: Pipe) -> None:
             pipe.say("beat", rss_bytes=me.memory_info().rss)
         except OSError:
             os._exit(1)  # nobody listens any more
+
+
+def _be_the_first_to_go() -> None:
+    """When host memory runs out the kernel should take this process, never its supervisor."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("800")
 
 
 def _start_time() -> int:

@@ -5,15 +5,12 @@ integer timesteps are those of Wan2.1). The state is float32, as in diffusers' o
 """
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from turbodiff.sampling.rcm import Step, clean_estimate
-
-if TYPE_CHECKING:
-    from diffusers import UniPCMultistepScheduler
 
 TRAIN_STEPS = 1000  # Wan's timesteps are t * 1000, cut to whole numbers
 
@@ -47,9 +44,9 @@ def sample(
         yield Step(index, t, sigmas[index + 1], x, clean)
 
 
-def _scheduler(steps: int, shift: float) -> "UniPCMultistepScheduler":
+def _scheduler(steps: int, shift: float) -> Any:
     from diffusers import UniPCMultistepScheduler
 
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    scheduler: Any = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
     scheduler.set_timesteps(steps)
     return scheduler

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from turbodiff.spec.models import ModelSpec
+from turbodiff.spec.models import ModelSpec, all_models
 from turbodiff.spec.request import MAX_TURBO_STEPS
 from webui import form
 from webui.wording import Words
@@ -32,8 +32,13 @@ class Create:
     rounds: gr.HTML
 
 
-def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str) -> Create:
-    """The form for a model, with its defaults filled in. `here`: model name -> its files are on this disk."""
+def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str, shown_style: str) -> Create:
+    """The form for a model, with its defaults filled in.
+
+    Args:
+        here: model name -> its files are on this disk.
+        shown_style: the style sheet that shows this model's choices only, until the first estimate brings the next.
+    """
     start = form.defaults(spec)
     fields: dict[str, Any] = {}
     fields["kind"] = gr.Radio(_kinds(words), value=spec.kind, show_label=False, container=False, elem_id="kind")
@@ -41,6 +46,7 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
         fields["image"] = gr.Image(
             label=words("create.image"),
             type="filepath",
+            image_mode=None,  # the picture is decoded by the worker, never in the web process
             sources=["upload"],
             height=220,
             placeholder=words("create.image_hint"),
@@ -61,7 +67,7 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
     rounds = gr.HTML(elem_id="rounds")
     with gr.Row(equal_height=False):
         fields["model"] = gr.Dropdown(
-            model_choices(spec.kind, here, words),
+            model_choices(here, words),
             value=spec.name,
             label=words("field.model"),
             filterable=False,
@@ -71,11 +77,14 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
         fields["seed"] = gr.Textbox(
             label=words("create.seed"), placeholder=words("create.seed_hint"), max_lines=1, elem_id="seed", scale=2
         )
-    fields["resolution"], fields["aspect"] = _size(spec, start, words)
+    fields["resolution"], fields["aspect"] = _size(start, words)
     fields["num_frames"] = gr.Radio(
-        frame_choices(spec, words), value=start["num_frames"], label=words("field.num_frames"), elem_id="frames"
+        frame_choices(spec.defaults.fps, words),
+        value=start["num_frames"],
+        label=words("field.num_frames"),
+        elem_id="frames",
     )
-    meter = gr.HTML(elem_id="meter")
+    meter = gr.HTML(shown_style, elem_id="meter")
     with gr.Row(elem_id="go-row"):
         go = gr.Button(words("create.go"), variant="primary", elem_id="go", scale=3)
         anyway = gr.Button(words("create.anyway"), visible=False, elem_id="anyway", scale=1)
@@ -88,33 +97,25 @@ def _kinds(words: Words) -> list[tuple[str, str]]:
     return [(words(f"create.kind_{kind}"), kind) for kind in ("t2v", "i2v")]
 
 
-def model_choices(kind: str, here: Mapping[str, bool], words: Words) -> list[tuple[str, str]]:
-    """Models of a kind; what is not on this disk says so."""
+def model_choices(here: Mapping[str, bool], words: Words) -> list[tuple[str, str]]:
+    """Every model; what is not on this disk says so."""
     return [
         (spec.display_name if here.get(spec.name) else f"{spec.display_name} · {words('create.not_here')}", spec.name)
-        for spec in form.models_of(kind)
+        for spec in all_models()
     ]
 
 
-def frame_choices(spec: ModelSpec, words: Words, own: Any = None) -> list[tuple[str, int]]:
-    """Frame counts with their seconds; `own` is one more that is not among the shortcuts."""
-    counts = form.offered_frames(spec)
-    if isinstance(own, int) and own not in counts:
-        counts = sorted([*counts, own])
-    return [(words("create.frames_label", n=n, time=words.seconds(n / spec.defaults.fps)), n) for n in counts]
+def frame_choices(fps: int, words: Words) -> list[tuple[str, int]]:
+    """Frame counts with their seconds."""
+    return [(words("create.frames_label", n=n, time=words.seconds(n / fps)), n) for n in form.all_frames()]
 
 
-def _size(spec: ModelSpec, start: Mapping[str, Any], words: Words) -> tuple[gr.Radio, gr.Radio]:
+def _size(start: Mapping[str, Any], words: Words) -> tuple[gr.Radio, gr.Radio]:
     with gr.Row():
         resolution = gr.Radio(
-            list(spec.limits.resolutions),
-            value=start["resolution"],
-            label=words("field.resolution"),
-            elem_id="resolution",
+            form.all_resolutions(), value=start["resolution"], label=words("field.resolution"), elem_id="resolution"
         )
-        aspect = gr.Radio(
-            list(spec.limits.aspects), value=start["aspect"], label=words("field.aspect"), elem_id="aspect"
-        )
+        aspect = gr.Radio(form.all_aspects(), value=start["aspect"], label=words("field.aspect"), elem_id="aspect")
     return resolution, aspect
 
 

@@ -112,8 +112,17 @@ def draw_log_tools(words: Words) -> Html:
         for name in ("all", "warnings", "errors")
     )
     copy = el("button", words("log.copy"), type="button", cls="td-btn plain", data_do="copylog")
+    bundle = el(
+        "a",
+        words("log.bundle"),
+        href="/support.zip",
+        download=True,
+        cls="td-btn plain",
+        title=words("log.bundle_tip"),
+        style="text-decoration:none",
+    )
     note = el("span", words("log.run_log", name="webui_test.log"), cls="td-quiet")
-    return el("div", levels, copy, note, cls="td-toolbar td-html")
+    return el("div", levels, copy, bundle, note, cls="td-toolbar td-html")
 
 
 def draw_export(words: Words) -> Html:
@@ -138,4 +147,5 @@ def draw_rounds(tiles: list[RoundTile], words: Words) -> Html:
         )
         for tile in tiles
     )
-    return el("div", buttons, cls="td-rounds td-html", title=words("round.deliver_note"))
+    note = el("p", words("round.deliver_note"), cls="td-quiet", style="margin:8px 0 0;font-size:12px")
+    return join(el("div", buttons, cls="td-rounds td-html"), note)

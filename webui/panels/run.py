@@ -8,6 +8,7 @@ from webui.view.clips import STARS, Card, Knob, Tile
 from webui.view.jobs import Failure, Progress, Row
 from webui.wording import Words
 
+SYSTEM_TAB = 3  # its place among the tabs of page.py
 STATE_PILLS = {"running": "accent", "verifying": "accent", "failed": "bad", "parked": "warn"}
 
 
@@ -81,7 +82,7 @@ def draw_failure(failure: Failure, words: Words) -> Html:
         _aid(
             words("run.aid_1"), words("run.aid_1_text"), action("restart", "", RESTART, title=words("bar.restart_tip"))
         ),
-        _aid(words("run.aid_2"), words("run.aid_2_text"), action("holders", "", words("run.show"))),
+        _aid(words("run.aid_2"), words("run.aid_2_text"), _to_holders(words)),
         _aid(words("run.aid_3"), _smaller_text(failure, words), _smaller(failure, words)),
     )
     retry = action("retry", failure.job, words("run.retry"), cls="main" if not failure.memory else "")
@@ -99,6 +100,10 @@ def draw_failure(failure: Failure, words: Words) -> Html:
 
 def _aid(head: str, sentence: str, button: Html) -> Html:
     return el("div", el("div", el("b", head), el("div", sentence, cls="td-quiet")), button, cls="td-line aid")
+
+
+def _to_holders(words: Words) -> Html:
+    return el("button", words("run.show"), type="button", cls="td-btn", data_do="tab", data_arg=SYSTEM_TAB)
 
 
 def _smaller(failure: Failure, words: Words) -> Html:
@@ -133,12 +138,28 @@ def draw_card(card: Card, words: Words, where: str = "stage") -> Html:
         head,
         el("div", badges, cls="td-steps") if card.badges else None,
         el("dl", facts, cls="td-facts"),
+        _changed(card, words) if card.changed else None,
+        _question(card, words) if card.scouted else None,
         _knobs(card, words),
         el("div", buttons, cls="td-acts"),
         _note(card, f"note-{where}", words),
         cls="td-card td-html",
         data_clip=card.clip,
     )
+
+
+def _changed(card: Card, words: Words) -> Html:
+    """The prompt against the round before."""
+    tags = {"new": "ins", "gone": "del"}
+    pieces = each(el(tags[word.how], word.text) if word.how in tags else word.text for word in card.changed)
+    return el("div", el("span", words("clip.changed") + " ", cls="td-quiet"), pieces, cls="td-diff td-words")
+
+
+def _question(card: Card, words: Words) -> Html:
+    """After a scout there is one question only."""
+    yes = action("round", f"polish {card.clip}", words("round.yes"), form=True, cls="main")
+    no = action("neighbour", card.clip, words("round.no"))
+    return el("div", el("b", words("round.question")), el("div", yes, no, cls="td-acts"), cls="td-note td-line")
 
 
 def _stars(card: Card, words: Words) -> Html:

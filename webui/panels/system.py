@@ -64,17 +64,27 @@ def _end(found: Holder, words: Words) -> Html:
 def _model(model: Model, words: Words) -> Html:
     state = words("system.here" if model.here else "system.missing")
     pill = el("span", state, cls="td-pill good" if model.here else "td-pill")
-    missing = each(el("li", el("code", line)) for line in model.missing)
-    details = el("details", el("summary", words("system.missing_list")), el("ul", missing)) if missing else None
     head = el("div", el("h3", model.name), pill, cls="td-line")
-    return el(
-        "div",
-        head,
-        el("p", model.about, cls="td-quiet", style="margin:0"),
-        details,
-        cls="td-card",
-        data_model=model.name,
+    about = el("p", model.about, cls="td-quiet", style="margin:0")
+    files = each(el("li", el("code", line)) for line in model.files or model.missing)
+    details = el("details", el("summary", words("system.missing_list")), el("ul", files)) if files else None
+    return el("div", head, about, _offer(model, words), details, cls="td-card", data_model=model.name)
+
+
+def _offer(model: Model, words: Words) -> Html | None:
+    """One button for the files that suit this card, and how far they are."""
+    if not model.offer:
+        return None
+    button = action(
+        "download",
+        model.id,
+        words("system.downloading" if model.running else "system.download"),
+        cls="main",
+        disabled=model.running or not model.enough_room,
     )
+    room = None if model.enough_room else el("span", words("system.no_room"), cls="td-pill bad")
+    said = el("code", model.words) if model.words else None
+    return join(el("div", el("span", model.offer, cls="td-quiet"), room, button, cls="td-line"), said)
 
 
 def _versions(shown: System, ready: bool, words: Words) -> Html:

@@ -6,6 +6,7 @@
   document.addEventListener("DOMContentLoaded", paint);
   window.addEventListener("load", () => {
     document.body.classList.toggle("gotit", localStorage.getItem("turbodiff.gotit") === "1"); paint(); setTimeout(paint, 300); });
+  const STARTS = ["knob", "neighbour", "retry", "retry_smaller"]; // what they start is shown on the first tab
   const word = (name) => (document.getElementById("words") || {dataset: {}}).dataset[name] || "";
 
   const actions = {
@@ -13,6 +14,7 @@
     lang(code) { document.cookie = `turbodiff_lang=${code};path=/;max-age=31536000;samesite=lax`; location.href = (code === "zh" ? "/zh/" : "/") + location.search; },
     copy(text, button) { navigator.clipboard?.writeText(text); button.dataset.was ??= button.textContent; button.textContent = word("copied"); setTimeout(() => button.textContent = button.dataset.was, 1200); },
     copylog(_, button) { actions.copy([...document.querySelectorAll("#log .td-log > div")].filter(e => e.offsetParent).map(e => e.textContent).join("\n"), button); },
+    tab(number) { document.querySelectorAll("#tabs [role=tab]")[+number]?.click(); scrollTo({top: 0}); },
     gotit() { localStorage.setItem("turbodiff.gotit", "1"); document.body.classList.add("gotit"); },
     level(name, button) {
       document.getElementById("log").classList.remove("warnings", "errors");
@@ -32,6 +34,7 @@
     let value = arg ?? "";
     if (button.dataset.from) value += " " + (document.getElementById(button.dataset.from)?.value ?? "");
     (act ? window.tdAct : window.tdForm)?.(act || form, value);
+    if ((form || STARTS.includes(act)) && !button.closest("#create")) actions.tab(0);
   });
 
   document.addEventListener("keydown", (event) => {

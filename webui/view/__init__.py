@@ -5,7 +5,7 @@ Who may knock: webui.panels and webui.page.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ class Snapshot:
     jobs: tuple[Any, ...] = ()
     clips: tuple[Any, ...] = ()
     log: tuple[str, ...] = ()
-    models: tuple[Any, ...] = ()
+    models: tuple[Any, ...] = ()  # (spec, what is missing)
+    offers: Mapping[str, Any] = field(default_factory=dict)  # model name -> files that suit this card
+    downloads: Mapping[str, Any] = field(default_factory=dict)  # model name -> how its download is doing
     holders: tuple[Any, ...] = ()
     leftovers: tuple[Any, ...] = ()
     paused: bool = False

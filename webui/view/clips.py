@@ -1,7 +1,9 @@
 """Finished clips: the tile in a strip, the card beside the player, the symptoms and their knobs."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any
 
 from webui.view import Snapshot
@@ -9,6 +11,8 @@ from webui.view.jobs import model_name, size_name
 from webui.wording import Words
 
 STARS = 5
+_WORDS = re.compile(r"[\u3400-\u9fff]|\s+|[^\s\u3400-\u9fff]+")
+SCOUT_STEPS = 2  # configs/presets.toml: a scout takes two steps
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Card:
     rating: str
     note: str
     demo: bool
+    scouted: bool = False  # a first round: ask whether the motion is there
+    changed: tuple["Word", ...] = ()  # against the prompt of the round before
 
 
 def media_url(clip: str, poster: bool = False) -> str:
@@ -69,8 +75,12 @@ def tiles(snapshot: Snapshot, words: Words, limit: int = 12) -> list[Tile]:
     return [tile(clip, words, snapshot.now_s) for clip in snapshot.clips[:limit]]
 
 
-def card(clip: Any, words: Words) -> Card:
-    """The card of one clip: settings, what really ran, predicted and measured, what the guard did."""
+def card(clip: Any, words: Words, others: Iterable[Any] = ()) -> Card:
+    """The card of one clip: settings, what really ran, predicted and measured, what the guard did.
+
+    `others`: the library, to show what changed since the round before.
+    """
+    before = round_before(clip, others)
     request, result = clip.request or {}, clip.result or {}
     return Card(
         clip=str(clip.id),
@@ -83,7 +93,41 @@ def card(clip: Any, words: Words) -> Card:
         rating=str(clip.rating or ""),
         note=str(clip.note or ""),
         demo=str(request.get("model", "")).startswith("demo"),
+        changed=prompt_diff(str(before.request.get("prompt", "")), str(request.get("prompt", ""))) if before else (),
+        scouted=int(request.get("steps") or 4) <= SCOUT_STEPS,
     )
+
+
+@dataclass(frozen=True)
+class Word:
+    """A piece of a prompt: kept, added or dropped since the clip before."""
+
+    text: str
+    how: str  # same | new | gone
+
+
+def prompt_diff(before: str, after: str) -> tuple[Word, ...]:
+    """What changed between two rounds' prompts, word by word (Chinese: character by character); () if nothing did."""
+    if not before or before == after:
+        return ()
+    old, new = _WORDS.findall(before), _WORDS.findall(after)
+    pieces = []
+    for how, i, j, k, m in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if how == "equal":
+            pieces.append(Word("".join(new[k:m]), "same"))
+            continue
+        pieces += [Word("".join(old[i:j]), "gone")] if j > i else []
+        pieces += [Word("".join(new[k:m]), "new")] if m > k else []
+    return tuple(pieces)
+
+
+def round_before(clip: Any, others: Iterable[Any]) -> Any | None:
+    """The newest older clip of the same seed with another prompt."""
+    for other in others:  # the newest first
+        older = other.created_s < clip.created_s and other.seed == clip.seed
+        if older and (other.request or {}).get("prompt") != (clip.request or {}).get("prompt"):
+            return other
+    return None
 
 
 def _facts(clip: Any, request: Mapping[str, Any], result: Mapping[str, Any], words: Words) -> list[tuple[str, str]]:

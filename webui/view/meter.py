@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from turbodiff.spec.models import find_model
-from turbodiff.spec.plan import Alternative, Change, Plan
+from turbodiff.spec.plan import Alternative, Change, Plan, Reason
 from webui.view import short_model
 from webui.wording import Words
 
@@ -100,8 +100,26 @@ def meter(plan: Plan, words: Words) -> Meter:
         ),
         diffs=tuple(diff(change, words) for change in plan.changes if shown(change)),
         choices=tuple(choice(other, words) for other in plan.alternatives[:3]),
-        why=tuple(words.reason(reason.key, reason.numbers) for reason in plan.reasons),
+        why=tuple(why(reason, words) for reason in plan.reasons),
     )
+
+
+def why(reason: Reason, words: Words) -> str:
+    """A reason of the plan as a sentence, its fields and values named as the form names them."""
+    numbers = dict(reason.numbers)
+    about = str(numbers.get("field", ""))
+    for name in ("from", "to"):
+        if about and name in numbers:
+            numbers[name] = value_text(about, numbers[name], words)
+    if about:
+        numbers["field"] = field_label(about, words)
+    if numbers.get("model"):
+        numbers["model"] = find_model(str(numbers["model"])).display_name
+    if numbers.get("expert"):
+        numbers["expert"] = words.or_else(f"value.expert_{numbers['expert']}", str(numbers["expert"]))
+    if numbers.get("state"):
+        numbers["state"] = words.or_else(f"bar.gpu_{numbers['state']}", str(numbers["state"]))
+    return words.reason(reason.key, numbers)
 
 
 def shown(change: Change) -> bool:

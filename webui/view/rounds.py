@@ -11,6 +11,7 @@ from webui.view import short_model
 from webui.wording import Words
 
 SHOWN = ("scout", "polish", "deliver")
+BETWEEN = "between"  # offered where the delivery takes too long or does not fit
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ def tiles(
     """The rounds for what the form holds; none for the demo, whose clips take seconds anyway."""
     if find_model(str(values["model"])).bundled:
         return []
-    return [_tile(found, fields_of(found, values), estimate, words) for found in rounds if found.name in SHOWN]
+    made = {found.name: _tile(found, fields_of(found, values), estimate, words) for found in rounds}
+    over = "deliver" in made and made["deliver"].over
+    return [made[name] for name in (*SHOWN, *((BETWEEN,) if over else ())) if name in made]
 
 
 def _tile(found: Any, fields: dict[str, Any], estimate: Callable[[dict[str, Any]], Plan], words: Words) -> RoundTile:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from turbodiff.spec.numbers import GB
 from webui.view import Snapshot
 from webui.wording import Words
 
@@ -30,6 +31,12 @@ class Model:
     about: str
     here: bool
     missing: tuple[str, ...]
+    id: str = ""
+    offer: str = ""  # "14.5 GB to checkpoints/, 80 GB free there"; "" where nothing can be fetched
+    files: tuple[str, ...] = ()
+    enough_room: bool = True
+    running: bool = False
+    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,14 +60,39 @@ def system(snapshot: Snapshot, report: Mapping[str, Any] | None, words: Words) -
         cards=tuple(_cards(machine, words)),
         holders=tuple(holder(row, words) for card in snapshot.holders for row in card.rows),
         host_line=HOST_LINE if not snapshot.holders or any(not card.listed for card in snapshot.holders) else "",
-        models=tuple(
-            Model(spec.display_name, about(spec, words), not missing, tuple(missing))
-            for spec, missing in snapshot.models
+        models=tuple(_model(spec, missing, snapshot, words) for spec, missing in snapshot.models),
+        facts=tuple(
+            (fact_name(name, words), fact_value(str(value), words))
+            for name, value in (report.get("found") or {}).items()
         ),
-        facts=tuple((fact_name(name, words), str(value)) for name, value in (report.get("found") or {}).items()),
         warnings=tuple(warning(key, sentence, words) for key, sentence in report.get("warnings", ())),
         pip_line=str(report.get("pip_line") or ""),
     )
+
+
+def _model(spec: Any, missing: Any, snapshot: Snapshot, words: Words) -> Model:
+    told = about(spec, words)
+    offer, download = snapshot.offers.get(spec.name), snapshot.downloads.get(spec.name)
+    if not missing or offer is None:
+        return Model(spec.display_name, told, not missing, tuple(missing))
+    sizes = {"size": gb(offer.nbytes), "folder": offer.folder, "free": gb(offer.free_bytes), "host": offer.endpoint}
+    return Model(
+        spec.display_name,
+        told,
+        False,
+        tuple(missing),
+        id=spec.name,
+        offer=words("system.offer", **sizes),
+        files=tuple(f"{name}  {gb(nbytes)}  {repo}" for name, repo, nbytes in offer.files),
+        enough_room=offer.free_bytes > offer.nbytes,
+        running=bool(download and download.running),
+        words=download.words if download else "",
+    )
+
+
+def gb(n_bytes: float) -> str:
+    """Sizes of files as hubs and disks count them."""
+    return f"{n_bytes / GB:.1f} GB"
 
 
 def about(spec: Any, words: Words) -> str:
@@ -71,6 +103,12 @@ def about(spec: Any, words: Words) -> str:
 def fact_name(name: str, words: Words) -> str:
     """Names of programs stay as they are; words are worded."""
     return words.or_else(f"system.fact_{name.replace(' ', '_').lower()}", name)
+
+
+def fact_value(value: str, words: Words) -> str:
+    """Versions stay as they are; that there is none is worded."""
+    known = {"none": "system.none", "none (none)": "system.none", "not found, not needed": "system.not_found"}
+    return words(known[value]) if value in known else value
 
 
 def warning(key: str, sentence: str, words: Words) -> str:

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from turbodiff_kernels import backend
-from turbodiff_kernels.quant.reference import TILE, tiles
+from turbodiff_kernels.quant.reference import TILE, dequantize_tiles, tiles
 
-__all__ = ["TILE", "quantize_tiles", "quantize_tokens", "tiles"]
+__all__ = ["TILE", "dequantize_tiles", "quantize_tiles", "quantize_tokens", "tiles"]
 
 
 def quantize_tiles(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,181 @@
+"""Scores the demo through the product, from the pixels of the finished files alone.
+
+    python scripts/evaluate_demo.py --count 60
+    python scripts/evaluate_demo.py --count 200 --steps 2 --attention sla --topk 0.5
+    python scripts/evaluate_demo.py --versus "--quant-linear on"      # the same captions and seeds, twice
+
+Every field of a request is a flag here too. The captions were never trained on; odd ones are asked in Chinese. Prints
+a table and, as its last line, one JSON object.
+"""
+
+import argparse
+import json
+import os
+import random
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from scripts.train_demo.captions import Caption, held_out_captions  # noqa: E402
+from scripts.train_demo.scoring import FIELDS, score  # noqa: E402
+
+SHEET_FRAMES = (0, 5, 11, 16)
+
+
+class Never:
+    """The orders of somebody who never cancels."""
+
+    def cancelled(self, job: int) -> bool:
+        """No."""
+        return False
+
+    def decode_now(self, job: int) -> bool:
+        """No."""
+        return False
+
+
+class Product:
+    """The pipeline in this process, warm between clips."""
+
+    def __init__(self, device: str, folder: Path) -> None:
+        from turbodiff.runtime.device import Device
+        from turbodiff.runtime.shelf import Shelf
+
+        self.folder, self.shelf = folder, Shelf(Device.pick(device))
+
+    def clip(self, fields: dict[str, Any]) -> np.ndarray:
+        """Generate one clip and read its file back: uint8 [F, H, W, 3]."""
+        from turbodiff.gpu.probe import machine_now
+        from turbodiff.plan.planner import make_plan
+        from turbodiff.runtime.pipeline import generate
+        from turbodiff.runtime.run import Job
+        from turbodiff.spec.request import make_request
+        from turbodiff.weights.locate import inventory
+
+        plan = make_plan(make_request(fields).seeded(), machine_now(), inventory())
+        output = self.folder / "clip.mp4"
+        output.unlink(missing_ok=True)
+        job = Job(1, 1, plan, self.folder, self.folder / "state", output)
+        generate(job, self.shelf, lambda *_, **__: None, Never())
+        return read_frames(output, plan.request.width, plan.request.height)
+
+
+def read_frames(path: Path, width: int, height: int) -> np.ndarray:
+    """All frames of a video file, uint8 [F, H, W, 3]."""
+    import imageio_ffmpeg
+
+    reader = imageio_ffmpeg.read_frames(str(path))
+    next(reader)
+    return np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
+
+
+def chosen_captions(count: int) -> list[tuple[Caption, str]]:
+    """`count` held-out captions in a fixed random order with the sentence to ask, English and Chinese in turn."""
+    captions = held_out_captions()
+    random.Random(17).shuffle(captions)
+    picked = [captions[i % len(captions)] for i in range(count)]
+    # A caption that comes a second time is asked in the other language.
+    return [
+        (c, c.english if (i % len(captions) + i // len(captions)) % 2 == 0 else c.chinese) for i, c in enumerate(picked)
+    ]
+
+
+def evaluate(
+    product: Product, fields: dict[str, Any], count: int, first_seed: int, sheet: Path | None
+) -> dict[str, Any]:
+    """Generate and score; percentages per field, English and Chinese apart, seconds per clip."""
+    marks, rows, started = [], [], time.monotonic()
+    for i, (caption, sentence) in enumerate(chosen_captions(count)):
+        frames = product.clip({"model": "demo", **fields, "prompt": sentence, "seed": first_seed + i})
+        marks.append({**score(frames, caption), "zh": sentence == caption.chinese})
+        rows.append(frames[[min(f, len(frames) - 1) for f in SHEET_FRAMES]])
+    if sheet:
+        write_sheet(rows[:12], sheet)
+    result: dict[str, Any] = {
+        "settings": fields,
+        "count": count,
+        "s_per_clip": round((time.monotonic() - started) / count, 2),
+    }
+    for name in FIELDS:
+        result[name] = percent([m[name] for m in marks])
+    for language, zh in (("english", False), ("chinese", True)):
+        result[language] = percent([m[name] for m in marks if m["zh"] == zh for name in FIELDS])
+    result["mean"] = round(float(np.mean([result[name] for name in FIELDS])), 1)
+    return result
+
+
+def percent(values: list[bool]) -> float:
+    """Share of true values, 0 to 100."""
+    return round(100 * float(np.mean(values)), 1) if values else 0.0
+
+
+def write_sheet(rows: list[np.ndarray], path: Path) -> None:
+    """A contact sheet, two clips a row, four frames each."""
+    strips = [np.concatenate(list(frames), axis=1) for frames in rows]
+    strips += [np.zeros_like(strips[0])] * (len(strips) % 2)
+    lines = [np.concatenate(strips[i : i + 2], axis=1) for i in range(0, len(strips), 2)]
+    Image.fromarray(np.concatenate(lines, axis=0)).save(path)
+
+
+def parse_fields(words: list[str]) -> dict[str, Any]:
+    """`--steps 2 --ode --topk=0.5` as request fields; a flag without a value is true."""
+    fields: dict[str, Any] = {}
+    name = ""
+    for word in words:
+        if word.startswith("--"):
+            name, _, value = word[2:].partition("=")
+            fields[name] = value or True
+        elif name:
+            fields[name], name = word, ""
+        else:
+            raise SystemExit(f"{word!r} belongs to no flag")
+    return fields
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """One line per setting, columns per field."""
+    columns = [*FIELDS, "mean", "english", "chinese", "s_per_clip"]
+    lines = ["".join(f"{c:>12}" for c in columns) + "  settings"]
+    for result in results:
+        settings = " ".join(f"{k}={v}" for k, v in result["settings"].items()) or "default"
+        lines.append("".join(f"{result[c]:>12}" for c in columns) + f"  {settings}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=60, help="held-out captions (60)")
+    parser.add_argument("--first-seed", type=int, default=0, help="clip i has seed first-seed + i")
+    parser.add_argument(
+        "--versus", default="", help="flags of a second setting, in one string; pairs captions and seeds"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet of the first twelve clips to this PNG")
+    args, rest = parser.parse_known_args()
+    fields = parse_fields(rest)
+    with tempfile.TemporaryDirectory() as folder:
+        product = Product(args.device, Path(folder))
+        results = [evaluate(product, fields, args.count, args.first_seed, args.sheet)]
+        if args.versus:
+            other = fields | parse_fields(shlex.split(args.versus))
+            results.append(evaluate(product, other, args.count, args.first_seed, None))
+    print(table(results))
+    line: dict[str, Any] = {"results": results}
+    if len(results) == 2:
+        line["paired_change"] = {name: round(results[1][name] - results[0][name], 1) for name in (*FIELDS, "mean")}
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+    main()

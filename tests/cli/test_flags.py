@@ -1,0 +1,38 @@
+"""Flags that are more than a word."""
+
+import pytest
+
+from turbodiff.cli.flags import read_lora
+from turbodiff.spec.errors import RequestError
+from turbodiff.spec.request import make_request
+
+
+@pytest.mark.parametrize(
+    ("ending", "fields"),
+    [
+        ("", {}),
+        (":0.8", {"strength": 0.8}),
+        (":-1", {"strength": -1.0}),
+        (":high", {"expert": "high"}),
+        (":.5:low", {"strength": 0.5, "expert": "low"}),
+    ],
+)
+def test_a_lora_is_a_path_a_strength_and_an_expert(tmp_path, monkeypatch, ending, fields):
+    (tmp_path / "style:1.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    read = read_lora(f"style:1.safetensors{ending}")
+    assert read == {"path": str(tmp_path / "style:1.safetensors"), **fields}
+    assert make_request({"prompt": "x", "loras": [read]}).loras[0].path == read["path"]
+
+
+def test_a_lora_that_is_not_there_is_an_error_of_its_field(tmp_path):
+    with pytest.raises(RequestError) as caught:
+        read_lora(str(tmp_path / "no.safetensors:0.5"))
+    assert caught.value.field == "lora" and caught.value.got.endswith("no.safetensors")
+
+
+def test_a_strength_out_of_range_is_refused(tmp_path):
+    (tmp_path / "a").touch()
+    with pytest.raises(RequestError) as caught:
+        make_request({"prompt": "x", "loras": [read_lora(f"{tmp_path}/a:9")]})
+    assert caught.value.field == "loras"

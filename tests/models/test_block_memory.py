@@ -1,0 +1,121 @@
+"""What a block holds at its widest, counted on meta tensors, with what the attention kernels allocate inside.
+
+N = 2 L d bytes, one 16-bit copy of the tokens. The doors show a dry run inputs and outputs only, so what is inside is
+added from kernels/README.md, "Temporary memory", and those lines are held to what the kernels' own code allocates.
+"""
+
+import math
+import os
+from unittest import mock
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+import torch
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+from turbodiff_kernels.sage import kernel as sage
+from turbodiff_kernels.sla import kernel as sla
+
+from turbodiff.models.attention import AttentionPlan
+from turbodiff.models.wan_dit import KeptText, WanConfig, WanDiT
+from turbodiff.runtime.ledger import Ledger
+
+WAN_14B = WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=1, sla=True)
+LATENT = (1, 16, 21, 90, 160)  # 81 frames of 1280 x 720
+TOKENS, TOPK, HEADS, HEAD_DIM = 75600, 0.1, 40, 128
+N = 2 * TOKENS * 5120
+KINDS = ("dense", "sage", "sla", "sagesla")
+
+
+def documented_bytes(kind: str, *, fp8: bool) -> int:
+    """kernels/README.md: temporaries of one attention beside its inputs and its output."""
+    int8 = {"sage": 1, "sagesla": 1}.get(kind, 0) * (1.5 if fp8 else 1.0) * N
+    averages = 0.02 * N
+    if kind in ("dense", "sage"):
+        return int(int8 + averages) if kind == "sage" else 0
+    blocks_q, blocks_k = math.ceil(TOKENS / 128), math.ceil(TOKENS / 64)
+    kept = max(1, int(TOPK * blocks_k))
+    scores, indices = 2 * HEADS * blocks_q * blocks_k, 12 * HEADS * blocks_q * kept
+    return int(int8 + averages) + scores + indices + 4 * HEAD_DIM**2 * (512 + HEADS)
+
+
+class WithInside(Ledger):
+    """A ledger that adds the documented temporaries while an attention runs."""
+
+    inside_bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        inside = None
+        if func.name().removeprefix("turbodiff::") in ("sage_attention", "sla_attention"):
+            inside = torch.empty(self.inside_bytes, dtype=torch.int8, device="meta")
+            self.see(inside)
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        del inside
+        return out
+
+
+def block_peak(kind: str, quant: bool, inside_bytes: int) -> float:
+    """Peak of one block at 14B and 720p beside its weights, in N; the residual stream included."""
+    config = WanConfig(**{**vars(WAN_14B), "quant_linear": quant})
+    with torch.device("meta"):
+        dit = WanDiT(config).bfloat16()
+        context, latents = torch.empty(1, 512, config.dim, dtype=torch.bfloat16), torch.empty(LATENT)
+        ledger = WithInside("meta")
+        ledger.inside_bytes = inside_bytes
+        ledger.see_module(dit)
+        weights_bytes = ledger.live_bytes
+        with torch.inference_mode(), ledger:
+            x, inputs = dit.prepare(latents, torch.empty(1, 1), KeptText(context), attention=AttentionPlan(kind, TOPK))
+            assert x.shape == (1, TOKENS, config.dim)
+            ledger.reset_peak()
+            dit.blocks[0](x, inputs)
+    return (ledger.peak_bytes - weights_bytes) / N
+
+
+def test_a_block_of_14b_at_720p_needs_at_most_eight_copies_of_its_tokens(capsys):
+    table = {
+        (kind, quant, fp8): block_peak(kind, quant, documented_bytes(kind, fp8=fp8))
+        for kind in KINDS
+        for quant in (False, True)
+        for fp8 in ((False, True) if kind in ("sage", "sagesla") else (False,))
+    }
+    with capsys.disabled():
+        print("\nPeak of a 14B block at 720p, 81 frames, in N = 2 L d bytes (diffusers 11.1)")
+        for (kind, quant, fp8), peak in table.items():
+            values = "FP8 values" if fp8 else ""
+            print(f"  {kind:<8}{'quant' if quant else 'bf16':<6}{peak:5.2f} N {peak * N / 2**30:6.2f} GiB  {values}")
+    assert all(4 < peak <= 8 for peak in table.values()), "the stream, q, k and v alone are four"
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_the_kernels_allocate_what_their_page_says(kind, capability, monkeypatch):
+    """The code that allocates and launches runs on meta tensors; launches do nothing."""
+    for module in (sage, sla):
+        if hasattr(module, "arch"):
+            monkeypatch.setattr(module, "arch", lambda _: capability)
+    nothing = lambda self, grid: lambda *args, **kwargs: None  # noqa: E731
+    with torch.device("meta"):
+        packed = torch.empty(1, TOKENS, 3 * 5120, dtype=torch.bfloat16)
+        q, k, v = (t.unflatten(-1, (HEADS, HEAD_DIM)) for t in packed.chunk(3, dim=-1))
+        weight, bias = torch.empty(128, 128, dtype=torch.bfloat16), torch.empty(128, dtype=torch.bfloat16)
+        ledger = Ledger("meta")
+        for tensor in (packed, weight, bias):
+            ledger.see(tensor)
+        before = ledger.live_bytes
+        with (
+            mock.patch.object(InterpretedFunction, "__getitem__", nothing),
+            mock.patch.object(JITFunction, "__getitem__", nothing),
+            torch.inference_mode(),
+            ledger,
+        ):
+            if kind == "sage":
+                sage.sage_attention(q, k, v)
+            else:
+                sla.sla_attention(q, k, v, weight, bias, TOPK, kind == "sagesla")
+    inside = ledger.peak_bytes - before - N  # the output is the caller's
+    documented = documented_bytes(kind, fp8=capability >= 89)
+    # the page adds up what is not all alive at once: scores of the averages are gone before the loop starts
+    assert inside <= documented + 1e-3 * N, (inside / N, documented / N)
+    assert documented <= inside + 0.15 * N, (inside / N, documented / N)

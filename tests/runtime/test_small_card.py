@@ -1,0 +1,141 @@
+"""The whole pipeline on a card of a few megabytes: what the plan says fits, fits; what does not, ends in order."""
+
+import json
+import os
+
+import pytest
+
+from tests.runtime.small_card import CardShelf, card, write_toy
+from tests.test_tiny import Ears, Nobody
+from turbodiff.plan.planner import make_plan
+from turbodiff.runtime import launch, worker
+from turbodiff.runtime.device import Device
+from turbodiff.runtime.launch import Shortage, plan_for, refit
+from turbodiff.runtime.pipeline import generate
+from turbodiff.runtime.run import Job
+from turbodiff.spec.errors import DoesNotFitError
+from turbodiff.spec.events import read_event
+from turbodiff.spec.request import make_request
+from turbodiff.weights.locate import inventory
+
+MB = 10**6
+PINS = "quant_linear,num_frames,size"
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A request for the toy, whose decode binds the more the wider its VAE is."""
+
+    def make(base_dim, **fields):
+        write_toy(tmp_path / "toy", base_dim)
+        monkeypatch.setenv("TURBODIFF_CONFIGS", str(tmp_path / "toy" / "configs"))
+        monkeypatch.setenv("TURBODIFF_MODELS", str(tmp_path / "toy" / "models"))
+        fixed = {"model": "toy", "steps": 1, "num_frames": 5, "seed": 7, "quant_linear": "off", "pinned": PINS}
+        return make_request({"prompt": "a red circle moves right", **fixed, **fields})
+
+    return make
+
+
+@pytest.fixture
+def attempt(tmp_path, monkeypatch):
+    """One order to a worker on a card of that many bytes; returns (exit status of the worker, its events)."""
+    shelf = CardShelf()
+    monkeypatch.setattr("turbodiff.runtime.shelf.Shelf", lambda device: shelf)
+    monkeypatch.setattr(worker, "_beat", lambda pipe: None)
+
+    def run(request, plan, card_bytes, number, planned_card, cap_bytes=None):
+        monkeypatch.setattr(launch, "machine_now", lambda own_pids: planned_card)
+        shelf.warm(request)
+        order = {
+            "job": 1, "attempt": number, "request": request.model_dump(mode="json"), "cap_bytes": cap_bytes,
+            "plan": plan and plan.model_dump(mode="json"), "outputs": tmp_path / "outputs", "state": tmp_path / "state",
+        }  # fmt: skip
+        events = os.memfd_create("events")
+        with shelf.insert(card_bytes):
+            status = worker.serve(worker.Pipe(events), OneOrder(order), "cpu")
+        os.lseek(events, 0, os.SEEK_SET)
+        with os.fdopen(events, "rb") as lines:
+            return status, [read_event(line) for line in lines]
+
+    return run
+
+
+class OneOrder(Nobody):
+    """The commands of a parent that wants one job done."""
+
+    def __init__(self, order):
+        self._order = order
+
+    def runs(self):
+        yield self._order
+
+
+def words(events, kind):
+    return [event.fields for event in events if event.type == kind]
+
+
+def test_no_budget_runs_out_where_the_plan_said_it_fits(toy, tmp_path):
+    request, shelf, levers, refused = toy(4), CardShelf(), set(), 0
+    roomy = make_plan(request, card(100 * MB), inventory())
+    for number, share in enumerate([0.1, 0.3, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0]):
+        try:
+            plan = make_plan(request, card(int(share * roomy.peak_bytes)), inventory())
+        except DoesNotFitError:
+            refused += 1
+            continue
+        if plan.levers in levers:
+            continue
+        levers.add(plan.levers)
+        shelf.warm(request)
+        job = Job(number, 1, plan, tmp_path / "outputs", tmp_path / f"state{number}")
+        with shelf.insert(plan.budget_bytes) as ledger:
+            assert generate(job, shelf, Ears(), Nobody())["frames"] == 5
+        assert ledger.peak_bytes <= plan.budget_bytes
+    assert 1 <= refused <= 3 and {lever.experts for lever in levers} == {"streamed", "resident"}
+
+
+def test_a_card_smaller_than_its_plan_ends_the_worker_and_one_rung_lower_finishes(toy, attempt):
+    request, wide = toy(4), card(40 * MB)
+    plan = make_plan(request, wide, inventory(), text_cached=True)
+    small = plan.peak_bytes * 8 // 10  # a plan for clips this short is up to 15 % above what they need
+    status, events = attempt(request, plan, small, 1, wide)
+    (error,) = words(events, "error")
+    assert status == 1 and (error["code"], error["field"]) == ("oom", "denoise")
+    status, events = attempt(request, None, small, 2, wide, cap_bytes=small)
+    assert status == 0 and words(events, "result")
+    (again,) = words(events, "plan")
+    assert again["plan"]["peak_bytes"] <= small and again["plan"]["levers"]["experts"] == "streamed"
+
+
+def test_a_decode_that_ran_out_is_done_in_tiles_from_the_saved_latents(toy, attempt):
+    request, wide = toy(8, size="384x384"), card(200 * MB)
+    plan = make_plan(request, wide, inventory(), text_cached=True)
+    small = plan.peak_bytes * 8 // 10  # whole decodes of a narrow VAE need up to 14 % less than their plan
+    status, events = attempt(request, plan, small, 1, wide)
+    (error,) = words(events, "error")
+    assert status == 1 and (error["code"], error["field"]) == ("oom", "vae_decode")
+    status, events = attempt(request, None, small, 2, wide, cap_bytes=small)
+    assert status == 0 and words(events, "result") and not words(events, "step")
+    assert words(events, "plan")[0]["plan"]["levers"]["vae"] == "tiled"
+
+
+def test_a_cap_below_everything_does_not_fit_and_says_so(toy, attempt):
+    status, events = attempt(toy(4), None, None, 2, card(40 * MB), cap_bytes=2 * MB)
+    (error,) = words(events, "error")
+    assert status == 0 and (error["code"], error["exit_code"]) == ("does_not_fit", 5)
+
+
+def test_a_neighbour_that_grew_moves_levers_and_then_makes_the_job_wait(toy):
+    plan = make_plan(toy(4), card(40 * MB), inventory())
+    tighter = refit(plan, card(plan.peak_bytes * 3 // 4))
+    assert tighter.request == plan.request and tighter.peak_bytes <= plan.peak_bytes * 3 // 4
+    assert tighter.levers.experts == "streamed" and plan.levers.experts == "resident"
+    shortage = refit(plan, card(5 * MB))
+    assert isinstance(shortage, Shortage) and shortage.free_bytes == 5 * MB < shortage.need_bytes < plan.peak_bytes
+    assert refit(plan, card(5 * MB).model_copy(update={"gpus": ()})) is plan
+
+
+def test_on_a_cpu_a_plan_runs_as_it_came(toy):
+    plan = make_plan(toy(4), card(40 * MB), inventory())
+    order = {"plan": json.loads(plan.model_dump_json()), "request": {}, "cap_bytes": None}
+    assert plan_for(order, Device.pick("cpu")) == plan

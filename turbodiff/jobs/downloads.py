@@ -1,0 +1,88 @@
+"""Downloads of weights beside the queue: one process per model, its words in state/downloads/<model>.log.
+
+The process is `turbodiff models pull MODEL`: it checks the disk, goes on where it stopped, and checks what it got.
+It outlives the page; a second start while it runs does nothing.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from turbodiff.jobs.procfs import start_ticks
+from turbodiff.spec.inventory import Inventory
+from turbodiff.spec.models import ModelSpec, find_model
+from turbodiff.weights.fetch import choose_files, endpoint, missing_files
+from turbodiff.weights.locate import download_root
+
+PULL = (sys.executable, "-m", "turbodiff.cli", "models", "pull")
+TAIL_BYTES = 4096
+
+
+class Offer(NamedTuple):
+    """What a download would bring: file names with their repositories, bytes in all, where to, and the room there."""
+
+    files: tuple[tuple[str, str, int], ...]  # name, repository, bytes
+    nbytes: int
+    folder: Path
+    free_bytes: int
+    endpoint: str
+
+
+class Download(NamedTuple):
+    """A download that was started: whether it still runs, and its last words."""
+
+    running: bool
+    words: str
+
+
+def offer(spec: ModelSpec, memory_bytes: int | None, found: Inventory) -> Offer | None:
+    """The files that suit a card of this memory and are not here; None where nothing is missing or published."""
+    files = choose_files(spec, memory_bytes=memory_bytes)
+    wanted = [file for file in missing_files(files, spec, found) if file.repo]
+    if not wanted:
+        return None
+    folder = download_root().absolute()
+    home = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    listed = tuple((file.names[0], file.repo, file.bytes) for file in wanted)
+    return Offer(listed, sum(file.bytes for file in wanted), folder, shutil.disk_usage(home).free, endpoint())
+
+
+def start(state: Path, model: str, argv: Sequence[str] = PULL) -> None:
+    """Start the download of a model, unless it runs already.
+
+    Raises:
+        RequestError: no such model.
+    """
+    name = find_model(model).name
+    if download(state, name).running:
+        return
+    folder = state / "downloads"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.log").open("wb") as log:
+        child = subprocess.Popen(
+            [*argv, name], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    (folder / f"{name}.pid").write_text(f"{child.pid} {start_ticks(child.pid)}")
+
+
+def download(state: Path, model: str) -> Download:
+    """How the download of a model is doing."""
+    folder = state / "downloads"
+    try:
+        pid, ticks = (folder / f"{model}.pid").read_text().split()
+        text = (folder / f"{model}.log").read_bytes()[-TAIL_BYTES:].decode("utf-8", "replace")
+    except (OSError, ValueError):
+        return Download(False, "")
+    words = text.replace("\r", "\n").strip().splitlines()[-1:]
+    running = start_ticks(int(pid)) == int(ticks) and not _is_zombie(int(pid)) if ticks.isdecimal() else False
+    return Download(running, words[0] if words else "")
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True

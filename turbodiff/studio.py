@@ -20,7 +20,7 @@ from turbodiff.jobs.store import Job, Store
 from turbodiff.media import library
 from turbodiff.plan import tiers
 from turbodiff.plan.machine import Machine, pretend, read_machine
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import Policy, make_plan
 from turbodiff.prompt.clean import clean
 from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.prompt.weights import parse
@@ -199,12 +199,16 @@ class Studio:
         """The plan for a form; see the function of that name."""
         return estimate(fields, self.machine())
 
-    def submit(self, fields: Mapping[str, Any]) -> int:
-        """Queue a request and return its job id; the same nonce gives the same job."""
+    def submit(self, fields: Mapping[str, Any], anyway: bool = False) -> int:
+        """Queue a request and return its job id; the same nonce gives the same job.
+
+        `anyway` lowers nothing of the picture, also where the plan says that it does not fit.
+        """
         request = asked(fields).seeded()
         inventory = find_weights()
         need(request.model, inventory)
-        return self.store.submit(request, make_plan(request, self.machine(), inventory))
+        policy: Policy = "anyway" if anyway else "auto"
+        return self.store.submit(request, make_plan(request, self.machine(), inventory, policy=policy))
 
     def jobs(self, limit: int = 50) -> list[Job]:
         """The newest jobs."""

@@ -22,15 +22,13 @@ STARS = 5
 
 
 def submit(desk: Desk, values: Mapping[str, Any], anyway: bool = False) -> list[int]:
-    """Queue what the form holds, `count` times with seeds of their own; `anyway` pins what the planner would lower."""
+    """Queue what the form holds, `count` times with seeds of their own; `anyway` lets the planner lower nothing."""
     fields = form.request_fields(values)
     if fields.get("image"):
         fields["image"] = desk.keep_picture(Path(str(fields["image"])))
-    if anyway:
-        fields["pinned"] = list(form.PINS)
     jobs_made = []
     for number in range(max(1, min(8, int(values.get("count") or 1)))):
-        jobs_made.append(_queue(desk, {**fields, **_seed(fields, number)}))
+        jobs_made.append(_queue(desk, {**fields, **_seed(fields, number)}, anyway))
     return jobs_made
 
 
@@ -60,8 +58,8 @@ def submit_batch(desk: Desk, values: Mapping[str, Any], lines: str) -> list[int]
     return [_queue(desk, {**fields, "prompt": prompt}) for prompt in prompts]
 
 
-def _queue(desk: Desk, fields: Mapping[str, Any]) -> int:
-    return desk.studio.submit({**fields, "nonce": secrets.token_hex(16)})
+def _queue(desk: Desk, fields: Mapping[str, Any], anyway: bool = False) -> int:
+    return desk.studio.submit({**fields, "nonce": secrets.token_hex(16)}, anyway=anyway)
 
 
 def act(desk: Desk, name: str, argument: str, looking: Looking, words: Words) -> Answer:

@@ -48,10 +48,14 @@ class Wiring:
 
     def _connect_form(self) -> None:
         page, fields = self.page, self.page.create.fields
-        for part in self.parts:
-            part.change(
-                self.estimate, inputs=self.parts, outputs=[*self.told, page.draft], trigger_mode="always_last", **QUIET
-            )
+        gr.on(  # one event for all fields: the last change wins, and it sees every field as it is then
+            [part.change for part in self.parts],
+            self.estimate,
+            inputs=self.parts,
+            outputs=[*self.told, page.draft],
+            trigger_mode="always_last",
+            **QUIET,
+        )
         whole = [*self.parts, *self.boxes]
         fields["kind"].input(self.new_kind, inputs=self.parts, outputs=whole, **QUIET)
         fields["model"].input(self.new_model, inputs=self.parts, outputs=whole, **QUIET)

@@ -1,7 +1,8 @@
 """Trains the demo model from nothing and writes the bundle: `python -m scripts.train_demo --folder DIR`.
 
 Every stage keeps a checkpoint in DIR and does nothing when it is done already, so the same command continues after a
-stop. On two CPU cores the defaults take about a night; the first usable clips come after two hours.
+stop. A DiT step takes about 1.8 s on one CPU core; `--dit-steps 2650 --clips 1408` is
+what the bundled weights had.
 """
 
 import argparse

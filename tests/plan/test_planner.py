@@ -5,13 +5,14 @@ import time
 import pytest
 
 from tests.plan.machines import ask, card, disk, gpu, machine
-from turbodiff.plan.machine import pretend
+from turbodiff.plan.machine import GpuFacts, Machine, pretend
 from turbodiff.plan.planner import at_launch, make_plan
 from turbodiff.plan.reasons import REASON_KEYS
 from turbodiff.spec.errors import DoesNotFitError
-from turbodiff.spec.inventory import Inventory
+from turbodiff.spec.inventory import FoundFile, Inventory
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.plan import Plan
+from turbodiff.spec.request import make_request
 
 DISK = disk()
 ON_DISK_14B = disk("wan2.1-14b")
@@ -30,7 +31,7 @@ def test_auto_fields_are_settled():
     on_cpu = make_plan(ask("demo"), machine(), Inventory()).request
     assert (on_card.attention, on_card.quant_linear) == ("sagesla", "on")
     assert (on_cpu.attention, on_cpu.quant_linear) == ("dense", "off")
-    assert make_plan(ask(sampler="unipc", steps=20), card(24), DISK).request.attention == "sage"
+    assert make_plan(ask(sampler="unipc", steps=20), card(24), DISK).request.attention == "dense"
 
 
 def test_the_attention_that_was_settled_is_the_one_that_is_costed():
@@ -231,3 +232,20 @@ def test_a_full_plan_takes_less_than_5_ms():
 def test_planning_never_imports_torch():
     code = "import turbodiff.plan.tiers, turbodiff.gpu.holders, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_auto_attention_is_never_sparse_on_weights_without_the_linear_branch():
+    big = GpuFacts(total_bytes=24 << 30, free_bytes=23 << 30, capability=(8, 9))
+    here = Machine(gpus=(big,), gpu_state="ok", ram_total_bytes=64 << 30, ram_available_bytes=48 << 30)
+    request = make_request({"prompt": "a cat runs", "model": "Wan2.1-1.3B"})
+
+    def files(sla):
+        names = ("dit", "vae", "text_encoder", "tokenizer")
+        return Inventory(
+            files=tuple(
+                FoundFile(model="wan2.1-1.3b", component=name, path=name, bytes=1 << 20, sla=sla) for name in names
+            )
+        )
+
+    assert make_plan(request, here, files(sla=False)).request.attention == "sage"
+    assert make_plan(request, here, files(sla=True)).request.attention == "sagesla"

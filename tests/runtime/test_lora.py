@@ -147,12 +147,12 @@ def test_int8_blocks_wear_branches_and_stream_through_one_slot(run_of, shelf, tm
 def test_a_clip_with_strength_nought_is_the_clip_without_and_one_file_serves_both(run_of, dit, tmp_path):
     path = file_of(halves(dit), tmp_path / "a.safetensors")
     text = TextRows(torch.randn(1, 512, 128), 8)
-    clips = [
+    without, full, half, nought, again = (
         denoise(run_of(steps=1, loras=loras), text, None)
-        for loras in ([], [{"path": path}], [{"path": path, "strength": 0.0}], [])
-    ]
-    assert torch.equal(clips[0], clips[2]) and torch.equal(clips[0], clips[3])
-    assert not torch.equal(clips[0], clips[1])
+        for loras in ([], [{"path": path}], [{"path": path, "strength": 0.5}], [{"path": path, "strength": 0}], [])
+    )
+    assert torch.equal(without, nought) and torch.equal(without, again)
+    assert not torch.equal(without, full) and not torch.equal(full, half)
 
 
 def test_names_without_a_place_are_one_notice_and_a_foreign_file_one_error(run_of, dit, tmp_path):

@@ -158,6 +158,7 @@ def test_every_model_can_be_chosen_and_left_again(small_card, chromium):
             choose(page, model)
         page.click("#kind label >> nth=1")
         page.wait_for_selector("#image", state="visible", timeout=15_000)
+        page.wait_for_selector("#meter .td-meter", timeout=15_000)  # no leftover of the model before
         choose(page, "Wan2.2-A14B")
         page.click("#advanced > button")
         page.wait_for_selector("#experts [data-letters=HHLL]", timeout=15_000)

@@ -67,6 +67,7 @@ def test_every_key_that_the_page_asks_for_is_there():
 def test_durations_are_spoken_in_the_language_of_the_page():
     assert Words("en").seconds(200) == "3 min 20 s"
     assert Words("zh").seconds(200) == "3 分 20 秒"
+    assert Words("zh").seconds(300) == "5 分钟"
     assert Words("en").seconds(4.21) == "4.2 s"
 
 

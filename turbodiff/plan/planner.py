@@ -115,7 +115,7 @@ def _decide(request: Request, setting: Setting, pinned: frozenset[str]) -> Decis
 
 
 def _settled(request: Request, choice: Choice, setting: Setting) -> Request:
-    attention = settled_attention(request, choice, on_cpu=setting.gpu is None)
+    attention = settled_attention(request, choice, setting)
     return request.model_copy(update={**choice.fields(), "attention": attention})
 
 

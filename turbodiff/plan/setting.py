@@ -78,7 +78,7 @@ def job_of(request: Request, choice: Choice, setting: Setting) -> budget.Job:
         tokens=tokens,
         unit=tokens * spec.dit.dim * element_bytes,
         int8=choice.int8,
-        attention=settled_attention(request, choice, on_cpu=gpu is None),
+        attention=settled_attention(request, choice, setting),
         topk=request.topk,
         forwards=2 if request.guidance > 1 else 1,
         experts=experts_by_step(times, request.boundary) if spec.two_experts else "S" * request.steps,
@@ -93,13 +93,20 @@ def job_of(request: Request, choice: Choice, setting: Setting) -> budget.Job:
     )
 
 
-def settled_attention(request: Request, choice: Choice, *, on_cpu: bool) -> str:
-    """What "auto" becomes: dense on a CPU and for the demo; SageSLA for distilled weights, Sage for others."""
+def settled_attention(request: Request, choice: Choice, setting: Setting) -> str:
+    """What "auto" becomes: dense on a CPU, for the demo and for UniPC; SageSLA for distilled weights, else Sage."""
     if request.attention != "auto":
         return request.attention
-    if on_cpu or choice.spec.bundled:
+    if setting.gpu is None or choice.spec.bundled or request.sampler == "unipc":
         return "dense"
-    return "sagesla" if choice.spec.turbo and request.sampler != "unipc" else "sage"
+    return "sagesla" if choice.spec.turbo and _has_linear_branch(choice, setting.inventory) else "sage"
+
+
+def _has_linear_branch(choice: Choice, inventory: Inventory) -> bool:
+    """Whether the file that would run has SLA's projections; a file that is not here is taken for the published one."""
+    part = "dit_high" if choice.spec.two_experts else "dit"
+    file = inventory.of(choice.spec.name, part, choice.int8) or inventory.of(choice.spec.name, part)
+    return file is None or file.sla
 
 
 def placement_of(request: Request, choice: Choice, setting: Setting, like: Levers | None = None) -> Placement:

@@ -126,7 +126,7 @@ def _with_defaults(given: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
     if given.pop("ode", False):
         given["sampler"] = "ode"
     attention = given.get("attention", "auto")
-    given["attention"] = ATTENTION_ALIASES.get(attention, attention)
+    given["attention"] = ATTENTION_ALIASES.get(attention, attention) if isinstance(attention, str) else attention
     given["quant_linear"] = _switch(given.get("quant_linear", "auto"))
     if str(given.get("seed", "")).strip() in {"", "-1", "random"}:
         given["seed"] = None
@@ -180,7 +180,14 @@ def _switch(value: Any) -> Any:
 
 
 def _names(value: Any) -> list[str]:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else list(value)
+    parts = (
+        value.split(",")
+        if isinstance(value, str)
+        else value
+        if isinstance(value, list | tuple | set | frozenset)
+        else [value]
+    )
+    return [str(part).strip() for part in parts if str(part).strip()]
 
 
 def _validated(fields: dict[str, Any]) -> Request:

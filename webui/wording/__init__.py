@@ -81,6 +81,8 @@ class Words:
         """A duration: "0.4 s", "41 s", "3 min 20 s" and the same in Chinese."""
         if value_s < 120:
             return self("unit.s", n=f"{value_s:.1f}" if value_s < 10 else f"{value_s:.0f}")
+        if value_s < 7200 and value_s % 60 < 1:
+            return self("unit.min", m=int(value_s // 60))
         if value_s < 7200:
             return self("unit.min_s", m=int(value_s // 60), s=int(value_s % 60))
         return self("unit.h_min", h=int(value_s // 3600), m=int(value_s % 3600 // 60))

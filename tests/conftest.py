@@ -1,6 +1,7 @@
 """What every test needs before its first import: interpreted Triton, no network, no telemetry."""
 
 import os
+import sys
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
@@ -22,3 +23,11 @@ def a_state_folder_of_its_own(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("TURBODIFF_STATE", str(tmp_path_factory.mktemp("state")))
     monkeypatch.delenv("TURBODIFF_MODELS", raising=False)
     monkeypatch.delenv("TURBODIFF_PRETEND_VRAM", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def ordinary_floats_for_the_next_test():
+    """What flushes denormals for speed must not leave it so: hypothesis refuses to work in such a process."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)

@@ -63,6 +63,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_half_file(tmp_path):
     process = subprocess.Popen(
         [*TURBODIFF, "generate", PROMPT, "--sampler", "unipc", "--steps", "100", "-o", "out.mp4"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
     )  # fmt: skip
     for line in process.stderr:
         if "denoising" in line:

@@ -16,6 +16,7 @@ from turbodiff.studio import Studio, doctor, estimate
 from webui.view import Snapshot
 
 FRESH_S = 0.5
+QUIET_S = 1.0
 CLIPS_FRESH_S = 3.0
 REPORT_FRESH_S = 3600.0
 CLIP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,160}")
@@ -57,8 +58,8 @@ def shot(clip: Any) -> Shot:
 
 
 class Kept:
-    """A value that is read again when it is older than `fresh_s`: the first reader waits, later ones take the old
-    value while one thread reads the new one."""
+    """A value that is read again when it is older than `fresh_s`: later readers take the old one while one thread reads
+    the new one. The first reader waits, and so does one who comes after a long quiet time: nobody sees old news."""
 
     def __init__(self, read: Callable[[], Any], fresh_s: float) -> None:
         self._read, self._fresh_s = read, fresh_s
@@ -72,6 +73,8 @@ class Kept:
             with self._lock:
                 if self._at_s is None:
                     self._refresh()
+        elif time.monotonic() - at_s > QUIET_S + 2 * self._fresh_s:
+            self.now()
         elif time.monotonic() - at_s > self._fresh_s and self._lock.acquire(blocking=False):
             threading.Thread(target=self._refresh_and_release, daemon=True).start()
         return self.value
@@ -156,7 +159,7 @@ class Desk:
                 self._report_started = True
                 threading.Thread(target=self._report.now, daemon=True).start()
             return {}, False
-        return self._report(), True
+        return self._report.value, True
 
     def clip(self, name: str) -> Shot | None:
         """The clip of that id, or None; only names that the library itself lists are ever looked up."""

@@ -50,12 +50,16 @@ def newest(app):
     return app.store.jobs(1)[0]
 
 
-def submit(page, app, state="done"):
-    """Press Generate and wait for what comes of it; returns the job."""
+def begin(page, app):
+    """Press Generate and return the number of the job."""
     before = newest(app).id if app.store.jobs(1) else 0
     page.click("#go")
-    job = app.wait(lambda: app.store.jobs(1) and newest(app).id > before and newest(app))
-    return wait_done(app, job.id, state)
+    return app.wait(lambda: app.store.jobs(1) and newest(app).id > before and newest(app).id)
+
+
+def submit(page, app, state="done"):
+    """Press Generate and wait for what comes of it; returns the job."""
+    return wait_done(app, begin(page, app), state)
 
 
 def wait_done(app, job, state="done"):
@@ -86,12 +90,11 @@ def test_the_button_says_what_will_run(app, chromium):
 def test_a_reload_and_a_second_tab_show_the_running_job(app, chromium):
     with tab(chromium, app) as page:
         write_prompt(page, LONG)
-        page.click("#go")
-        page.wait_for_selector("#progress [role=progressbar]", timeout=30_000)
+        job = begin(page, app)
+        page.wait_for_selector(f"#progress [data-job='{job}']", timeout=30_000)
         page.reload()
-        page.wait_for_selector("#progress [role=progressbar]", timeout=90_000)
+        page.wait_for_selector(f"#progress [data-job='{job}']", timeout=90_000)
         assert page.input_value("#prompt textarea") == LONG  # the draft came back too
-        job = newest(app).id
         with tab(chromium, app, "/zh/") as second:
             second.wait_for_selector(f"#progress [data-job='{job}']", timeout=30_000)
             second.click("#progress [data-act=cancel]")
@@ -101,9 +104,8 @@ def test_a_reload_and_a_second_tab_show_the_running_job(app, chromium):
 def test_a_lost_network_loses_nothing(app, chromium):
     with tab(chromium, app) as page:
         write_prompt(page, json.dumps({"steps": 4, "dt_s": 0.7}))
-        page.click("#go")
-        page.wait_for_selector("#progress [role=progressbar]", timeout=30_000)
-        job = newest(app).id
+        job = begin(page, app)
+        page.wait_for_selector(f"#progress [data-job='{job}']", timeout=30_000)
         page.context.set_offline(True)
         wait_done(app, job)
         page.context.set_offline(False)
@@ -170,9 +172,8 @@ def test_a_waiting_job_can_be_cancelled_and_the_queue_paused(app, chromium):
     with tab(chromium, app) as page:
         app.store.pause()
         write_prompt(page, CLIP)
-        page.click("#go")
+        job = begin(page, app)
         page.wait_for_selector("#queue [data-state=queued]", timeout=30_000)
-        job = newest(app).id
         page.click("#queue [data-act=cancel]")
         wait_done(app, job, "cancelled")
         page.click("#queue [data-act=resume]")

@@ -74,6 +74,7 @@ def words(events, kind):
     return [event.fields for event in events if event.type == kind]
 
 
+@pytest.mark.slow
 def test_no_budget_runs_out_where_the_plan_said_it_fits(toy, tmp_path):
     request, shelf, levers, refused = toy(4), CardShelf(), set(), 0
     roomy = make_plan(request, card(100 * MB), inventory())

@@ -50,7 +50,11 @@ def test_fault_4_one_difference_and_it_is_somebody_elses(
     assert sleeper.poll() is None
 
 
-@pytest.mark.parametrize("pid", [0, 1, os.getpid(), os.getppid(), 2**22 + 1])
+@pytest.mark.parametrize(
+    "pid",
+    [0, 1, os.getpid(), os.getppid(), 2**22 + 1],
+    ids=["nobody", "init", "ourselves", "parent", "unused"],  # the same in every process of a parallel run
+)
 def test_fault_76_init_ourselves_our_parent_and_nobody_are_never_signalled(pid: int) -> None:
     assert not is_ours(Identity(pid, start_ticks(pid) or 0, boot_id(), os.getuid(), RUN))
 

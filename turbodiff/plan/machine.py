@@ -5,18 +5,13 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from turbodiff.spec.errors import FileError
+from turbodiff.spec.models import Facts
 from turbodiff.spec.numbers import GIB
 
 GpuState = Literal["ok", "none", "mismatch", "lost", "hang", "error"]
-
-
-class Facts(BaseModel):
-    """Frozen facts; an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class GpuFacts(Facts):

@@ -4,13 +4,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from turbodiff.plan.machine import Machine, pretend
 from turbodiff.plan.planner import make_plan
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.inventory import Inventory
-from turbodiff.spec.models import Kind, configs_folder, read_toml
+from turbodiff.spec.models import Facts, Kind, configs_folder, read_toml
 from turbodiff.spec.numbers import GIB, gib, seconds
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import make_request
@@ -19,12 +17,6 @@ TABLE_GB = (8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 141)
 TABLE_RAM_BYTES = 64 * GIB
 TABLE_MODELS: dict[Kind, str] = {"t2v": "wan2.1-14b", "i2v": "wan2.2-a14b"}
 SHOWN_SHARE = 0.955  # of the nameplate that a card shows as total memory: 8 GB cards show 7.6 GiB
-
-
-class Facts(BaseModel):
-    """Frozen facts; an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Start(Facts):

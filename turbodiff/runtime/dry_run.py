@@ -6,14 +6,16 @@ activations from the ledger; library scratch and the CUDA context are not seen h
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
 from turbodiff.models import vae as vae_driver
 from turbodiff.models.rope import rope_tables
-from turbodiff.models.wan_dit import KeptText, WanConfig, WanDiT
+from turbodiff.models.wan_dit import KeptText, WanDiT
 from turbodiff.plan.vae_memory import TILE
 from turbodiff.runtime.ledger import Ledger
+from turbodiff.runtime.shelf import dit_config
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.shapes import CONDITION_CHANNELS, VideoShape
@@ -43,15 +45,7 @@ def dry_run(plan: Plan) -> dict[str, int]:
 def denoise_bytes(spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, *, int8: bool, chunks: int) -> int:
     """Peak beside the weights of a forward pass after the first, with the state that the sampler keeps meanwhile."""
     facts, latent = spec.dit, shape.latent
-    config = WanConfig(
-        dim=facts.dim,
-        ffn_dim=facts.ffn_dim,
-        num_heads=facts.num_heads,
-        num_layers=BLOCKS,
-        in_dim=facts.in_dim,
-        text_dim=spec.text_encoder.dim,
-        quant_linear=int8,
-    )
+    config = replace(dit_config(spec, quant_linear=int8), num_layers=BLOCKS)
     with META:
         dit = WanDiT(config).to(dtype)
     with _counted(dit) as ledger:

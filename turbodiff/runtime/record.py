@@ -1,12 +1,12 @@
 """What is written down about a clip: the settings in its tags, its sidecar, and the worker's last word."""
 
-import importlib.metadata
 import time
 from pathlib import Path
 from typing import Any
 
 from turbodiff.media.library import Sidecar, sidecar_path
 from turbodiff.media.verify import Verdict
+from turbodiff.runtime.report import installed
 from turbodiff.runtime.run import Run
 
 LIBRARIES = ("turbodiff", "torch", "triton", "diffusers", "transformers")
@@ -14,7 +14,7 @@ LIBRARIES = ("turbodiff", "torch", "triton", "diffusers", "transformers")
 
 def settings(run: Run) -> dict[str, Any]:
     """What made the clip: request and plan as JSON, for the tags of the mp4."""
-    return {"turbodiff": _version("turbodiff"), "job": run.job.id, **_recipe(run)}
+    return {"turbodiff": installed("turbodiff"), "job": run.job.id, **_recipe(run)}
 
 
 def sidecar(run: Run, verdict: Verdict) -> Sidecar:
@@ -26,7 +26,7 @@ def sidecar(run: Run, verdict: Verdict) -> Sidecar:
         attempt=run.job.attempt,
         **_recipe(run),
         ran=ran(run),
-        versions={name: _version(name) for name in LIBRARIES},
+        versions={name: installed(name) for name in LIBRARIES},
         sha256=verdict.sha256,
         frames=verdict.frames,
         width=request.width,
@@ -72,10 +72,3 @@ def result(run: Run, clip: Path, verdict: Verdict) -> dict[str, Any]:
 
 def _recipe(run: Run) -> dict[str, Any]:
     return {"request": run.request.model_dump(mode="json"), "plan": run.plan.model_dump(mode="json")}
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""

@@ -28,7 +28,7 @@ from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 from turbodiff.weights import locate
 from turbodiff.weights.load import load_into
-from turbodiff.weights.recognise import Checkpoint, open_checkpoint
+from turbodiff.weights.recognise import open_checkpoint
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -155,7 +155,7 @@ class Shelf:
     def _load_dit(self, file: FoundFile) -> WanDiT:
         checkpoint = open_checkpoint(Path(file.path), "dit")
         with torch.device("meta"):
-            module = WanDiT(dit_config(self.spec, checkpoint))
+            module = WanDiT(dit_config(self.spec, sla=checkpoint.sla, quant_linear=checkpoint.quant))
         dit = load_into(module, checkpoint, dtype=self.device.dtype).module
         return quantize_blocks(dit) if self._int8 and not checkpoint.quant else dit
 
@@ -171,8 +171,8 @@ class Shelf:
         return load_into(module, Path(file.path), dtype=self.device.dtype, component="text_encoder").module
 
 
-def dit_config(spec: ModelSpec, checkpoint: Checkpoint) -> WanConfig:
-    """Sizes from the model's facts; whether SLA and INT8 are there from the file."""
+def dit_config(spec: ModelSpec, *, sla: bool = False, quant_linear: bool = False) -> WanConfig:
+    """Sizes from the model's facts; whether SLA and INT8 are there is a file's to say."""
     facts = spec.dit
     return WanConfig(
         dim=facts.dim,
@@ -184,8 +184,8 @@ def dit_config(spec: ModelSpec, checkpoint: Checkpoint) -> WanConfig:
         text_dim=spec.text_encoder.dim,
         freq_dim=facts.freq_dim,
         eps=facts.eps,
-        sla=checkpoint.sla,
-        quant_linear=checkpoint.quant,
+        sla=sla,
+        quant_linear=quant_linear,
     )
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from turbodiff.models import vae as vae_driver
+from turbodiff.plan.vae_memory import TILE
 from turbodiff.prompt.clean import clean
 from turbodiff.prompt.tokens import token_weights
 from turbodiff.prompt.weights import parse
@@ -75,7 +76,4 @@ def decode(run: Run, latents: Tensor) -> Iterator[np.ndarray]:
 
 def tile_side(run: Run) -> int | None:
     """Side of a VAE tile in latent pixels, None for the whole picture."""
-    return TILE_SIDE if run.plan.levers.vae == "tiled" else None
-
-
-TILE_SIDE = 32  # 256 pixels and a halo of 64 on each side: a fifth of the whole 480p decode's memory
+    return TILE if run.plan.levers.vae == "tiled" else None

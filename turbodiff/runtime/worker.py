@@ -148,16 +148,9 @@ def run(order: dict[str, Any], shelf: Any, pipe: Pipe, orders: Orders) -> None:
             raise
     except Exception as error:  # the outermost frame: whatever it was, the parent must hear of it
         log.exception("job %d failed", order["job"])
-        pipe.say(
-            "error",
-            code="unexpected",
-            what=f"{type(error).__name__}: {error}"[:2000],
-            field="",
-            got="",
-            expected="",
-            try_instead="see the log",
-            exit_code=1,
-        )
+        what = f"{type(error).__name__}: {error}"[:2000]
+        failure = TurbodiffError(what, code="unexpected", try_instead="see the log")
+        pipe.say("error", **failure.fields(), exit_code=failure.exit_code)
 
 
 def _beat(pipe: Pipe) -> None:

@@ -2,9 +2,9 @@
 
 import json
 import re
-from contextlib import contextmanager
 
 import pytest
+from stories import begin, choose, newest, submit, tab, wait_done, write_prompt
 
 pytestmark = pytest.mark.browser
 
@@ -18,52 +18,6 @@ LITERAL = re.compile(
     r"x\d+|\d+x|832x480|Markdown|torch|SageAttention|SpargeAttn|flash-attn|sparselinear|https?://\S+|/[\w./-]+|GB|"
     r"Ctrl\+Enter|t\b"
 )
-
-
-@contextmanager
-def tab(chromium, app, path="/", **options):
-    """A tab on the page, ready to be clicked; no request may leave this machine, no error may reach its console."""
-    context = chromium.new_context(locale="zh-CN" if "zh" in path else "en-US", **options)
-    page = context.new_page()
-    hosts, errors = set(), []
-    page.on("request", lambda request: hosts.add(request.url.split("/")[2]) if request.url.startswith("http") else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("response", lambda answer: errors.append(answer.url) if answer.status >= 500 else None)
-    page.goto(app.url + path)
-    page.wait_for_selector("#go", timeout=90_000)
-    page.wait_for_selector("#meter .td-meter", timeout=60_000)
-    page.hosts, page.errors = hosts, errors
-    try:
-        yield page
-        assert hosts == {f"127.0.0.1:{app.port}"}
-        assert not errors
-    finally:
-        context.close()
-
-
-def write_prompt(page, prompt):
-    page.fill("#prompt textarea", prompt)
-    page.wait_for_timeout(400)
-
-
-def newest(app):
-    return app.store.jobs(1)[0]
-
-
-def begin(page, app):
-    """Press Generate and return the number of the job."""
-    before = newest(app).id if app.store.jobs(1) else 0
-    page.click("#go")
-    return app.wait(lambda: app.store.jobs(1) and newest(app).id > before and newest(app).id)
-
-
-def submit(page, app, state="done"):
-    """Press Generate and wait for what comes of it; returns the job."""
-    return wait_done(app, begin(page, app), state)
-
-
-def wait_done(app, job, state="done"):
-    return app.wait(lambda: (found := app.store.job(job)).state == state and found, 60)
 
 
 def test_a_first_clip_takes_two_clicks(app, chromium):
@@ -121,13 +75,6 @@ def test_a_failed_card_leads_to_a_running_clip_in_one_click(app, chromium):
         page.click("#progress .failed [data-act=retry_smaller]")
         again = app.wait(lambda: newest(app).id > job.id and newest(app))
         assert again.request["num_frames"] == 9
-
-
-def choose(page, model):
-    """Choose a model from the list."""
-    page.click("#model input")
-    page.click(f"ul[role=listbox] li:has-text('{model}')")
-    page.wait_for_timeout(1500)
 
 
 @pytest.fixture(scope="module")

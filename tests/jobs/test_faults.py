@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs.bench import SCRIPTED, Bench, request, scripted
+from turbodiff.jobs import running as runnings
 from turbodiff.jobs import slot as slots
 from turbodiff.jobs import stuck, webproc
 from turbodiff.jobs.logs import tail
@@ -194,7 +195,7 @@ def test_fault_69_a_running_job_is_cancelled_at_its_next_step(bench: Bench) -> N
 
 
 def test_fault_69_a_worker_that_does_not_hear_a_cancel_is_ended(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "CANCEL_GRACE_S", 0.3)
+    monkeypatch.setattr(runnings, "CANCEL_GRACE_S", 0.3)
     job = bench.store.submit(scripted({"steps": 1000, "dt_s": 0.05, "deaf": True}))
     bench.turn_until(running(bench, job))
     bench.store.cancel(job)

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from turbodiff.jobs.slot import Shop, Slot
+from turbodiff.jobs.running import Shop
+from turbodiff.jobs.slot import Slot
 from turbodiff.spec.numbers import gib, seconds
 
 PROOF_S = 15.0  # Ollama sees 0.5-1.5 s

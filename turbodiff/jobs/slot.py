@@ -1,49 +1,23 @@
-"""One GPU's place at the bench: its worker, the job on it, and everything that may happen to the two."""
+"""One GPU's place at the bench: its worker, started, listened to, ended; the job on it is running.py's."""
 
 import signal
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from turbodiff.jobs import peaks, procfs
-from turbodiff.jobs.attempts import finish, move_on, note, set_plan
-from turbodiff.jobs.clips import check_clip, discard, find_clip
-from turbodiff.jobs.logs import LogFile
-from turbodiff.jobs.memory import Memory
 from turbodiff.jobs.orphans import forget_worker, remember_worker
-from turbodiff.jobs.runlog import request_line, run_lines
-from turbodiff.jobs.seeds import archive_clip
-from turbodiff.jobs.store import Job, Store
-from turbodiff.jobs.stuck import Evidence, Watch, as_notice
-from turbodiff.jobs.verdicts import NEIGHBOUR_BYTES, Decision, Ending, decide
-from turbodiff.jobs.workerproc import TERM_S, WORKER, Worker, exit_words, run_command
-from turbodiff.spec.errors import TurbodiffError, VerifyError
+from turbodiff.jobs.running import Running, Shop
+from turbodiff.jobs.store import Job
+from turbodiff.jobs.verdicts import Ending
+from turbodiff.jobs.workerproc import TERM_S, Worker, exit_words
 from turbodiff.spec.events import Event
 
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 60.0)
 MAX_FAILED_STARTS = 5
 SETTLED_S = 10.0  # a worker that dies this early without having had a job has a problem of its own
-CANCEL_GRACE_S = 30.0  # a step of a large clip may take this long before the worker sees the cancel
+HELLO_S = 300.0  # importing torch from a cold network disk takes minutes
 RECYCLE_JOBS = 20  # a fresh process returns what allocators keep (TurboDiffusion issue 52)
 RECYCLE_GROWTH_BYTES = 8 << 30  # of RSS, over the end of the first job
-
-
-@dataclass
-class Shop:
-    """What every slot shares."""
-
-    store: Store
-    log: LogFile
-    runs: LogFile
-    state: Path
-    outputs: Path
-    run_id: str
-    memory: Memory
-    worker_argv: Sequence[str] = WORKER
-    now: Callable[[], float] = time.monotonic
 
 
 @dataclass
@@ -54,7 +28,7 @@ class Slot:
     index: int = 0
     device: str = ""
     worker: Worker | None = None
-    job: Job | None = None
+    running: Running | None = None
     hello: dict[str, Any] = field(default_factory=dict)
     failed_starts: int = 0
     start_after_s: float = 0.0
@@ -63,14 +37,8 @@ class Slot:
     rss_bytes: int = 0
     first_rss_bytes: int = 0
     idle_since_s: float = 0.0
-    cancel_sent_s: float | None = None
     ending_since_s: float | None = None
-    heard: bool = False
-    stop_sent: bool = False
     host_ooms: int = 0
-    others_bytes: int | None = None
-    watch: Watch | None = None
-    looked_s: float = 0.0
     output_lines: int = 0
     inbox: deque[Event] = field(default_factory=deque)
 
@@ -80,9 +48,20 @@ class Slot:
         return f"worker{self.index or ''}"
 
     @property
+    def job(self) -> Job | None:
+        """The job that runs here now."""
+        return self.running.job if self.running else None
+
+    @property
     def broken(self) -> bool:
         """The worker died at its start too often; a restart by a person tries again."""
         return self.failed_starts >= MAX_FAILED_STARTS
+
+    @property
+    def free(self) -> bool:
+        """A worker is up, has said hello, has nothing to do, and is not on its way out."""
+        up = self.worker is not None and bool(self.hello) and not self.worker.wait(0)
+        return up and self.running is None and self.ending_since_s is None
 
     def say(self, text: str, level: str = "INFO") -> None:
         """A line about the worker, in the log."""
@@ -119,7 +98,8 @@ class Slot:
 
     def _failed_to_start(self, status: int | None) -> bool:
         """Whether a worker ended of its own accord before it was of any use: then the next one waits."""
-        outside = status in (-signal.SIGKILL, -signal.SIGTERM) and not self._host_oom()
+        host_oom = self.shop.memory.host_ooms() > self.host_ooms
+        outside = status in (-signal.SIGKILL, -signal.SIGTERM) and not host_oom
         young = not self.hello or self.shop.now() - self.started_s < SETTLED_S
         return young and not outside and self.ending_since_s is None and not self.jobs_run
 
@@ -129,8 +109,9 @@ class Slot:
             return True
         status = self.worker.stop(exit_s, term_s)
         self.pump()  # its last words, a result perhaps
-        if self.job is not None:
-            self._end(Ending("stopped", reason=reason))
+        if self.running is not None:
+            self.running.end(Ending("stopped", reason=reason))
+            self._settle()
         return self._put_away(status)
 
     def _put_away(self, status: int | None) -> bool:
@@ -149,35 +130,14 @@ class Slot:
         facts = {**self.hello, "pid": pid, "state": state, "failed_starts": self.failed_starts}
         self.shop.store.put(f"worker{self.index}", facts)
 
-    # --- a job's life --------------------------------------------------------------------------------------------
-
-    @property
-    def free(self) -> bool:
-        """A worker is up, has said hello, has nothing to do, and is not on its way out."""
-        up = self.worker is not None and bool(self.hello) and not self.worker.wait(0)
-        return up and self.job is None and self.ending_since_s is None
+    # --- a turn --------------------------------------------------------------------------------------------------
 
     def run(self, job: Job) -> None:
         """Give a claimed job to the worker."""
-        assert self.worker is not None and self.job is None
-        self.job = job
-        self.watch = Watch(self.shop.now(), peaks.usual_seconds(self.shop.store, job))
-        self.host_ooms, self.others_bytes = self.shop.memory.host_ooms(), self.shop.memory.others_bytes(self.index)
-        self.cancel_sent_s, self.stop_sent, self.heard = None, False, False
-        request = job.request | job.overrides
-        self.shop.runs.say(request_line(request, job.attempt), "job", job.id)
-        self.worker.send(
-            run_command(
-                request,
-                job.plan,
-                self.shop.outputs,
-                self.shop.state,
-                job=job.id,
-                attempt=job.attempt,
-                cap_bytes=job.cap_bytes,
-                parent=job.parent,
-            )
-        )
+        assert self.worker is not None and self.running is None
+        self.running = Running(self.shop, self.index, job, self.worker, self.say)
+        self.running.start()
+        self._settle()
 
     def tick(self) -> None:
         """Hear the worker, look after it, notice its end."""
@@ -190,11 +150,11 @@ class Slot:
         elif self.ending_since_s is not None:
             if self.shop.now() - self.ending_since_s > TERM_S:
                 self._died(self.worker.kill())
-        elif self.job is not None:
-            self._obey()
-            self._look()
-        elif not self.hello and self.shop.now() - self.started_s > 300.0:
-            self.say("said nothing for 300 s after its start", "ERROR")
+        elif self.running is not None:
+            self.running.tick(self.output_lines)
+            self._settle()
+        elif not self.hello and self.shop.now() - self.started_s > HELLO_S:
+            self.say(f"said nothing for {HELLO_S:.0f} s after its start", "ERROR")
             self._end_worker()
 
     def pump(self) -> None:
@@ -207,12 +167,12 @@ class Slot:
         self.inbox.extend(self.worker.events())
         while self.inbox:
             try:
-                self._heard(self.inbox[0])  # stays in the box if the store cannot be written: the next turn repeats it
+                self._hear(self.inbox[0])  # stays in the box if the store cannot be written: the next turn repeats it
             except (KeyError, TypeError, ValueError) as error:
                 self.say(f"{self.inbox[0].type} event not understood: {error!r}", "WARNING")
             self.inbox.popleft()
 
-    def _heard(self, event: Event) -> None:
+    def _hear(self, event: Event) -> None:
         if event.type == "hello":
             self.hello = dict(event.fields)
             self.say(f"ready on {event.fields.get('device_name') or event.fields.get('device', 'its device')}")
@@ -220,61 +180,21 @@ class Slot:
             return
         if event.type == "beat":
             self.rss_bytes = int(event.fields.get("rss_bytes", 0))
-        job = self.job
-        if job is None or (event.job, event.attempt) != (job.id, job.attempt):
-            return  # the words of an earlier attempt change nothing
-        self.heard = True
-        if self.watch is not None:
-            self.watch.heard(event, self.shop.now())
-        self._keep(event, job)
-        if event.type == "result":
-            self._verify(event)
-        elif event.type == "error":
-            self._end(Ending("error", event.fields, others_grew_bytes=self._others_grew()))
-        elif event.type == "wait":
-            self._end(Ending("wait", event.fields))
+        if self.running is not None:
+            self.running.hear(event)
+            self._settle()
 
-    def _keep(self, event: Event, job: Job) -> None:
-        if event.type == "beat":
+    def _settle(self) -> None:
+        """Draw the consequences of what the attempt has come to."""
+        running = self.running
+        if running is None:
             return
-        for line in run_lines(event, peaks.planned_bytes(self.job, event)):
-            self.shop.runs.say(line, "job", job.id)
-        if event.type == "plan":
-            set_plan(self.shop.store, job.id, job.attempt, event.fields["plan"])
-            self.job = self.shop.store.job(job.id)
-            return
-        phase = self.watch.phase if self.watch else ""
-        note(self.shop.store, event, progress_of(event, phase))
-        peaks.record(self.shop.store, self.job, event, self.shop.memory.machine(), self.index)
-
-    def _verify(self, event: Event) -> None:
-        job = self._current()
-        move_on(self.shop.store, job.id, job.attempt, "verifying", out_of=("running",))
-        try:
-            check_clip(event.fields)
-        except VerifyError as error:
-            discard(self.shop.outputs, event.fields)
-            self._end(Ending("unverified", error.fields()))
-            return
-        self._done(event.fields)
-
-    def _done(self, result: dict[str, Any]) -> None:
-        job = self._current()
-        if abs(self._others_grew()) > NEIGHBOUR_BYTES:
-            peaks.forget_samples(self.shop.store, job.id, job.attempt)
-        if finish(self.shop.store, job.id, job.attempt, result):
-            archive_clip(self.shop.store, self.shop.outputs, job.id)
-            self.say(f"done: {result['path']}")
-        self._idle()
-
-    def _end(self, ending: Ending) -> None:
-        job = self.shop.store.job(self._current().id)
-        decision = decide(job, ending)
-        self.shop.runs.say(f"verdict: {decision.say}", "job", job.id, _level(decision))
-        self.say(f"{decision.to}: {decision.say}", _level(decision))
-        self._apply(job, decision)
-        self._idle()
-        if decision.end_worker:
+        if running.over:
+            self.running, self.failed_starts = None, 0
+            self.jobs_run += 1
+            self.idle_since_s = self.shop.now()
+            self.first_rss_bytes = self.first_rss_bytes or self.rss_bytes
+        if running.worn:
             self._end_worker()
 
     def _end_worker(self) -> None:
@@ -283,97 +203,15 @@ class Slot:
             self.ending_since_s = self.shop.now()
             self.worker.signal(signal.SIGTERM)
 
-    def _apply(self, job: Job, decision: Decision) -> None:
-        columns = decision.columns
-        if decision.to == "queued" and job.ask == "cancel":
-            decision, columns = Decision("cancelled", "cancelled"), {}
-        move_on(self.shop.store, job.id, job.attempt, decision.to, **columns)
-
-    def _idle(self) -> None:
-        self.job, self.watch, self.failed_starts = None, None, 0
-        self.jobs_run += 1
-        self.idle_since_s = self.shop.now()
-        self.first_rss_bytes = self.first_rss_bytes or self.rss_bytes
-
-    def _current(self) -> Job:
-        assert self.job is not None
-        return self.job
-
     def _died(self, status: int | None) -> None:
-        if self.job is not None:
-            self.say(f"ended in the middle of the job: {exit_words(status)}", "ERROR")
-            self._adopt_or_end(Ending("died", {"got": exit_words(status)}, status, self._host_oom(), begun=self.heard))
+        if self.running is not None:
+            self.running.worker_died(status)
+            self._settle()
         elif self._failed_to_start(status):
             self._start_failed(f"ended {'right after' if self.hello else 'before'} it was ready: {exit_words(status)}")
         else:
             self.say(f"ended: {exit_words(status)}")
         self._put_away(status)
-
-    def _adopt_or_end(self, ending: Ending) -> None:
-        job = self._current()
-        clip = find_clip(self.shop.outputs, job.nonce)
-        if clip is not None:
-            self.say("its clip was finished: adopted")
-            self._done(clip)
-        else:
-            self._end(ending)
-
-    def _host_oom(self) -> bool:
-        return self.shop.memory.host_ooms() > self.host_ooms
-
-    def _others_grew(self) -> int:
-        now = self.shop.memory.others_bytes(self.index)
-        return now - self.others_bytes if now is not None and self.others_bytes is not None else 0
-
-    def _obey(self) -> None:
-        """Pass on what a person asked of the running job."""
-        job, worker, now = self._current(), self.worker, self.shop.now()
-        assert worker is not None
-        ask = self.shop.store.rows("SELECT ask FROM job WHERE id = ?", job.id)[0]["ask"]
-        if ask == "cancel" and self.cancel_sent_s is None:
-            worker.send({"cmd": "cancel", "job": job.id})
-            self.cancel_sent_s = now
-        elif ask == "stop_and_decode" and not self.stop_sent:
-            self.stop_sent = worker.send({"cmd": "stop_and_decode", "job": job.id})
-        elif self.cancel_sent_s is not None and now - self.cancel_sent_s > CANCEL_GRACE_S:
-            self.say(f"did not hear the cancel for {CANCEL_GRACE_S:.0f} s, it is ended", "WARNING")
-            self._end_worker()
-
-    def _look(self) -> None:
-        """Once a second: is it stuck?"""
-        now, worker, watch = self.shop.now(), self.worker, self.watch
-        if now - self.looked_s < 1.0 or worker is None or watch is None:
-            return
-        self.looked_s = now
-        verdict = watch.look(now, self._evidence(worker))
-        if verdict in ("quiet", "slow"):
-            self.say(("slow, still alive: " if verdict == "slow" else "") + watch.why(), "WARNING")
-            job = self._current()
-            note(self.shop.store, Event(job=job.id, attempt=job.attempt, type="notice", fields=as_notice(watch.why())))
-        elif verdict == "dump":
-            self.say("stacks of all threads follow: " + watch.why(), "ERROR")
-            if procfs.catches(worker.pid, signal.SIGUSR1):  # faulthandler's, or the signal would end it
-                worker.signal(signal.SIGUSR1)
-        elif verdict == "end":
-            error = TurbodiffError(
-                "the worker is stuck",
-                code="stuck",
-                field=watch.phase,
-                got=watch.why(),
-                try_instead="a smaller setting; the log holds its stacks",
-            )
-            self._end(Ending("stuck", error.fields()))
-
-    def _evidence(self, worker: Worker) -> Evidence:
-        memory = self.shop.memory
-        return Evidence(
-            procfs.bytes_read(worker.pid),
-            procfs.cpu_seconds(worker.pid),
-            procfs.process_state(worker.pid),
-            memory.ram_available_bytes(),
-            *memory.card(self.index),
-            self.output_lines,
-        )
 
     def worn_out(self) -> str:
         """Why this idle worker should be replaced by a fresh one, or ""."""
@@ -382,17 +220,3 @@ class Slot:
         if self.first_rss_bytes and self.rss_bytes > self.first_rss_bytes + RECYCLE_GROWTH_BYTES:
             return "grew by more than 8 GiB of RAM"
         return ""
-
-
-def progress_of(event: Event, phase: str) -> dict[str, Any] | None:
-    """What the page's progress bar shows after this event, or None for no change."""
-    if event.type == "phase" and event.fields.get("state") == "start":
-        return {"phase": event.fields["name"], "step": 0, "of": 0, "eta_s": None}
-    if event.type == "step":
-        fields = event.fields
-        return {"phase": phase, "step": fields["i"], "of": fields["n"], "eta_s": fields.get("eta_s")}
-    return None
-
-
-def _level(decision: Decision) -> str:
-    return {"failed": "ERROR", "parked": "ERROR"}.get(decision.to, "INFO")

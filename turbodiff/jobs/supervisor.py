@@ -20,8 +20,9 @@ from turbodiff.jobs.logs import RUN_LOG, STARTUP_LOG, LogFile, log_folder
 from turbodiff.jobs.memory import Memory
 from turbodiff.jobs.recovery import backup, recover
 from turbodiff.jobs.restart import restart
+from turbodiff.jobs.running import Shop
 from turbodiff.jobs.schema import file_system
-from turbodiff.jobs.slot import Shop, Slot
+from turbodiff.jobs.slot import Slot
 from turbodiff.jobs.statelock import StateLock
 from turbodiff.jobs.webproc import WebProcess
 from turbodiff.jobs.workerproc import WORKER, new_run_id

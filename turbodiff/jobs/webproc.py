@@ -7,7 +7,8 @@ import subprocess
 from collections.abc import Sequence
 
 from turbodiff.jobs import procfs
-from turbodiff.jobs.slot import BACKOFF_S, Shop
+from turbodiff.jobs.running import Shop
+from turbodiff.jobs.slot import BACKOFF_S
 from turbodiff.jobs.workerproc import RUN_ID, Lines, exit_words, spawn_child
 from turbodiff.spec.errors import PortInUseError
 

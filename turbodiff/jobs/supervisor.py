@@ -103,15 +103,16 @@ class Supervisor:
             self.log.say(line)
         self.store.put("supervisor", {"pid": os.getpid(), "run_id": run_id, "journal": mode, "log": str(self.log.path)})
 
-    def serve(self, web_argv: Sequence[str] | None = None) -> int:
+    def serve(self, web_argv: Sequence[str] | None = None, address: tuple[str, int] | None = None) -> int:
         """Run until SIGTERM, SIGINT or SIGHUP, or until the page cannot start; returns the exit code.
 
+        `address` is where the page answers; one that no longer does is replaced.
         A first signal puts running jobs back into the queue and ends the workers with patience, a second at once.
         """
         before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         try:
             if web_argv:
-                self.web = WebProcess(web_argv, self.shop)
+                self.web = WebProcess(web_argv, self.shop, address)
             while self.exit_code is None:
                 self.tick()
             return self.exit_code

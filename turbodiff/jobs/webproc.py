@@ -1,4 +1,4 @@
-"""The page's process, kept alive: a crash of the page costs no GPU work, and it comes back by itself."""
+"""The page's process, kept alive: a page that crashes or hangs costs no GPU work, and it comes back by itself."""
 
 import contextlib
 import os
@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 
 from turbodiff.jobs import procfs
+from turbodiff.jobs.pulse import Pulse
 from turbodiff.jobs.running import Shop
 from turbodiff.jobs.slot import BACKOFF_S
 from turbodiff.jobs.workerproc import RUN_ID, Lines, exit_words, spawn_child
@@ -20,16 +21,21 @@ FINAL_CODES = (2, PortInUseError.exit_code)  # a bad flag or a taken port: start
 
 
 class WebProcess:
-    """Starts the page and starts it again; `failed_code` is set when that is of no use."""
+    """Starts the page and starts it again; `failed_code` is set when that is of no use.
 
-    def __init__(self, argv: Sequence[str], shop: Shop) -> None:
-        self.argv, self.shop = list(argv), shop
+    Args:
+        address: host and port where the page should answer; None: nobody knocks.
+    """
+
+    def __init__(self, argv: Sequence[str], shop: Shop, address: tuple[str, int] | None = None) -> None:
+        self.argv, self.shop, self.address = list(argv), shop, address
         self.child: subprocess.Popen[bytes] | None = None
         self.failed_code: int | None = None
         self._failed = 0
         self._start_after_s = self._started_s = 0.0
         self._stopped_since_s: float | None = None
         self._output: Lines | None = None
+        self._pulse: Pulse | None = None
         self._start()
 
     def filenos(self) -> list[int]:
@@ -49,12 +55,14 @@ class WebProcess:
             self._ended(status)
         else:
             self._check_stopped()
+            self._check_pulse()
 
     def _start(self) -> None:
         self.child = spawn_child(self.argv, {**os.environ, RUN_ID: self.shop.run_id, "PYTHONUNBUFFERED": "1"})
         assert self.child.stdout is not None
         self._output = Lines(self.child.stdout.fileno())
         self._started_s = self.shop.now()
+        self._pulse = Pulse(self.address, self._started_s) if self.address else None
         self.shop.log.say(f"page started, pid {self.child.pid}", "web")
 
     def _drain(self) -> None:
@@ -84,7 +92,20 @@ class WebProcess:
             self.shop.log.say("the page is stopped; it is replaced", "web", level="WARNING")
             self.child.kill()
 
+    def _check_pulse(self) -> None:
+        assert self.child is not None
+        if self._pulse is not None and self._pulse.tick(self.shop.now()):
+            self.shop.log.say("the page no longer answers; it is replaced, jobs go on", "web", level="WARNING")
+            self._hang_up()
+            self.child.kill()
+
+    def _hang_up(self) -> None:
+        if self._pulse is not None:
+            self._pulse.close()
+            self._pulse = None
+
     def _forget(self) -> None:
+        self._hang_up()
         if self.child is not None and self.child.stdout is not None:
             self.child.stdout.close()
         self.child, self._output, self._stopped_since_s = None, None, None

@@ -90,7 +90,8 @@ def launch(argv: Sequence[str]) -> int:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         from turbodiff.studio import serve
 
-        return serve(args.state_dir, args.outputs, [sys.executable, "-m", "webui.server", *argv])
+        address = (LOCAL if args.listen == ANY else args.listen, args.port)
+        return serve(args.state_dir, args.outputs, [sys.executable, "-m", "webui.server", *argv], address)
     except TurbodiffError as error:
         sys.stderr.write(f"[ERROR] {error}\n")
         return error.exit_code

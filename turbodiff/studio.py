@@ -173,9 +173,7 @@ def run_log() -> Callable[[str], None]:
     return lambda text: log.say(text, who="selftest")
 
 
-def serve(
-    state: Path | None, outputs: Path, web_argv: Sequence[str], address: tuple[str, int] | None = None
-) -> int:
+def serve(state: Path | None, outputs: Path, web_argv: Sequence[str], address: tuple[str, int] | None = None) -> int:
     """Run the supervisor in this process, the main thread only, with the page as its child; returns the exit code.
 
     `address` is where the page answers: one that no longer does is replaced.

@@ -40,7 +40,11 @@ def _norm(m: ModuleType, make: Inputs) -> list[Tensor]:
     images = make.randn(3, 5, 7, 96).movedim(-1, 1)
     silu = m.rms_norm_silu(images, make.randn(96, seed=6))
     plain = [m.norm_modulate(x, shift, scale, EPS), m.layer_norm(x, weight, bias, EPS)]
-    return [*plain, *m.norm_modulate_quantize(x, shift, scale, EPS), rotated, normed, added, silu]
+    summed = x.clone()
+    sums = m.rms_norm_rope_sum_(summed, weight, angles.cos(), angles.sin(), EPS)
+    statistics = m.rope_statistics(x, weight, angles.cos(), angles.sin(), EPS)
+    quantised = m.norm_modulate_quantize(x, shift, scale, EPS)
+    return [*plain, *quantised, rotated, normed, added, silu, summed, sums, *statistics, m.rms_factor(x, EPS)]
 
 
 def _quant(m: ModuleType, make: Inputs) -> list[Tensor]:
@@ -67,13 +71,21 @@ def _heads(make: Inputs) -> list[Tensor]:
     return [q, k.add_(make.randn(2, 128, seed=1)), v]
 
 
+def _projections(make: Inputs) -> list[Tensor | float]:
+    """Queries, keys and values [1, 330, 256] before their norm, its weights, angles and epsilon."""
+    angles = make.randn(330, 64, seed=6, dtype=torch.float32) / 8
+    weights = [1 + make.randn(256, seed=seed) / 4 for seed in (4, 5)]
+    return [*(t.flatten(2) for t in _heads(make)), *weights, angles.cos(), angles.sin(), EPS]
+
+
 def _sage(m: ModuleType, make: Inputs) -> list[Tensor]:
-    return [m.sage_attention(*_heads(make))]
+    return [m.sage_attention(*_heads(make)), m.normed_sage_attention(*_projections(make))]
 
 
 def _sla(m: ModuleType, make: Inputs, int8: bool) -> list[Tensor]:
     weight, bias = make.randn(128, 128, seed=2) / 11, make.randn(128, seed=3)
-    return [m.sla_attention(*_heads(make), weight, bias, 0.5, int8)]
+    more = (weight, bias, 0.5, int8)
+    return [m.sla_attention(*_heads(make), *more), m.normed_sla_attention(*_projections(make), *more)]
 
 
 class Check(NamedTuple):

@@ -52,6 +52,8 @@ def launches(length: int, topk: float) -> dict[str, Callable[[], object]]:
     tiled = (a, tokens(tiles(length), 40, dtype=f32), b, tokens(40, 40, dtype=f32))
     rowwise = (a, tokens(length, dtype=f32), b, tokens(dim, dtype=f32))
     proj = (tokens(128, 128), tokens(128))
+    projections = (*tokens(1, length, 3 * dim).chunk(3, dim=-1), weight, weight, table, table, 1e-6)
+    small = (*tokens(1, length, 3 * 1536).chunk(3, dim=-1), weight[:1536], weight[:1536], table, table, 1e-6)
     return {
         "norm_modulate": lambda: norm.norm_modulate(x, gate, gate, 1e-6),
         "norm_modulate 1536": lambda: norm.norm_modulate(x[..., :1536], gate[..., :1536], gate[..., :1536], 1e-6),
@@ -76,6 +78,11 @@ def launches(length: int, topk: float) -> dict[str, Callable[[], object]]:
         "sage 64": lambda: sage.sage_attention(q64, q64, q64),
         "sla": lambda: sla.sla_attention(q, k, v, *proj, topk, False),
         "sagesla": lambda: sla.sla_attention(q, k, v, *proj, topk, True),
+        "normed sage": lambda: sage.normed_sage_attention(*projections),
+        "normed sla": lambda: sla.normed_sla_attention(*projections, *proj, topk, False),
+        "normed sagesla": lambda: sla.normed_sla_attention(*projections, *proj, topk, True),
+        "normed sage 1536": lambda: sage.normed_sage_attention(*small),
+        "normed sagesla 1536": lambda: sla.normed_sla_attention(*small, *proj, topk, True),
     }
 
 

@@ -68,6 +68,50 @@ def test_sparse_linear_attention_of_two_clips_in_float16(int8):
     assert relative_l2(sla.sla_attention(*args), sla_reference.sla_attention(*args)) < 4e-3
 
 
+def normed(length: int, batch: int = 1, heads: int = 2, dim: int = 64, dtype: torch.dtype = torch.float32) -> list:
+    """Projections before their norm, as views of one packed projection; the norms' weights; angles; eps."""
+    packed = randn(batch, length, 3 * heads * dim, dtype=dtype)
+    q, k, v = packed.chunk(3, dim=-1)
+    k.add_(2 * randn(1, 1, heads * dim, seed=1, dtype=dtype))  # rotation keeps little of a common mean
+    weights = [1 + randn(heads * dim, seed=seed) / 4 for seed in (4, 5)]
+    angles = randn(length, dim // 2, seed=6) / 8
+    return [q, k, v, *weights, angles.cos(), angles.sin(), 1e-6]
+
+
+def copies(args: list) -> list:
+    """q and k may be overwritten: each contender gets its own packed projection."""
+    packed = torch.cat(args[:3], dim=-1)
+    return [*packed.chunk(3, dim=-1), *args[3:]]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_sage_norms_and_rotates_while_it_quantises(length):
+    args = normed(length, heads=1)
+    got = sage.normed_sage_attention(*copies(args))
+    assert relative_l2(got, sage_reference.normed_sage_attention(*copies(args))) < 2e-4
+
+
+@pytest.mark.parametrize("kind", ["sage", "sla", "sagesla"])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_normed_attention_of_two_clips_reads_a_packed_projection_in_float16(kind, dim):
+    args = normed(130, batch=2, heads=3, dim=dim, dtype=torch.float16)
+    if kind == "sage":
+        got, expected = (m.normed_sage_attention(*copies(args)) for m in (sage, sage_reference))
+    else:
+        more = (*projection(dim, torch.float16), 0.4, kind == "sagesla")
+        got, expected = (m.normed_sla_attention(*copies(args), *more) for m in (sla, sla_reference))
+    assert got.dtype == torch.float16 and got.shape == (2, 130, 3 * dim)
+    assert relative_l2(got, expected) < 4e-3
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["sla", "sagesla"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_sparse_linear_attention_pools_while_it_norms_and_rotates(length, int8):
+    args = [*normed(length, heads=1), *projection(), 0.35, int8]
+    got, expected = (m.normed_sla_attention(*copies(args)) for m in (sla, sla_reference))
+    assert relative_l2(got, expected) < (2e-4 if int8 else 1e-5)
+
+
 def test_the_smallest_share_still_keeps_one_block():
     q, k, v = qkv(130)
     args = (q, k, v, *projection(), 0.0, False)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from turbodiff_kernels import gemm, norm, quant
+from turbodiff_kernels import gemm, norm, quant, sage, sla
 from turbodiff_kernels.quant.reference import quantize_tiles, quantize_tokens
 
 from tests.kernels.conftest import DEVICE, randn, relative_l2
@@ -25,7 +25,32 @@ def matrices(quantize) -> list[torch.Tensor]:
     return [*quantize(randn(18, 64)), *quantize(randn(96, 64, seed=1)), randn(96, seed=2)]
 
 
+def projections() -> dict[str, torch.Tensor]:
+    angles = randn(70, 32, seed=6)
+    names = dict(zip("qkv", randn(2, 70, 3 * 128).chunk(3, dim=-1), strict=True))
+    more = [
+        randn(128, seed=4),
+        randn(128, seed=5),
+        angles.cos(),
+        angles.sin(),
+        randn(64, 64, seed=2),
+        randn(64, seed=3),
+    ]
+    return names | dict(zip(["q_weight", "k_weight", "cos", "sin", "weight", "bias"], more, strict=True))
+
+
+def normed_sla(q, k, v, q_weight, k_weight, cos, sin, weight, bias, int8=False):
+    norms = (q_weight, k_weight, cos, sin, EPS)
+    return sla.normed_sla_attention(q.clone(), k.clone(), v, *norms, weight, bias, 0.5, int8=int8)
+
+
 CALLS = {
+    "normed_sage_attention": (
+        lambda q, k, v, *args: sage.normed_sage_attention(q.clone(), k.clone(), v, *args[:4], EPS),
+        projections,
+    ),
+    "normed_sla_attention": (normed_sla, projections),
+    "normed_sla_attention int8": (lambda *args: normed_sla(*args, int8=True), projections),
     "norm_modulate": (lambda x, shift, scale: norm.norm_modulate(x, shift, scale, EPS), token_inputs),
     "norm_modulate_quantize": (lambda x, shift, scale: norm.norm_modulate_quantize(x, shift, scale, EPS), token_inputs),
     "add_gated": (lambda x, shift, scale: norm.add_gated(x.clone(), x, shift), token_inputs),

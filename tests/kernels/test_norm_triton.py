@@ -65,6 +65,36 @@ def test_rms_norm_rope_equals_its_reference(length, dtype):
     assert relative_l2(x, expected) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize(("length", "dtype"), ROWS)
+def test_norm_and_rope_hand_out_the_sums_of_what_they_wrote(length, dtype):
+    heads, half = 3, 32
+    packed, weight = randn(2 if length < 100 else 1, length, 3 * heads * half * 2, dtype=dtype), randn(192, seed=1)
+    x = packed[..., 192:384]  # q, k or v of one projection
+    angles = randn(length, half, seed=2)
+    args = (weight, angles.cos(), angles.sin(), EPS)
+    expected = x.clone()
+    expected_sums = reference.rms_norm_rope_sum_(expected, *args)
+    expected_factor = reference.rms_factor(x, EPS)
+    factor, sums_only = kernel.rope_statistics(x, *args)
+    alone = kernel.rms_factor(x, EPS)
+    sums = kernel.rms_norm_rope_sum_(x, *args)
+    assert relative_l2(x, expected) < TOLERANCE[dtype]
+    assert sums.shape == (len(x), reference.groups(length), 192) == expected_sums.shape
+    assert relative_l2(sums, expected_sums) < TOLERANCE[dtype]
+    assert torch.equal(sums, sums_only), "the same pass, without writing"
+    assert relative_l2(factor, expected_factor) < 1e-6
+    assert relative_l2(alone, expected_factor) < 1e-6
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_block_means_come_from_the_sums(length):
+    x = randn(2, length, 64)
+    sums = torch.nn.functional.pad(x, (0, 0, 0, -length % 128)).unflatten(1, (-1, reference.GROUP)).sum(2)
+    for block in (64, 128):
+        expected = torch.stack([part.mean(1) for part in x.split(block, dim=1)], dim=1)
+        assert relative_l2(reference.block_means(sums.clone(), block, length), expected) < 1e-6
+
+
 def test_rms_norm_overwrites_one_third_of_a_packed_projection_only():
     packed, weight = randn(2, 7, 3 * 192), randn(192, seed=1)
     before = packed.clone()

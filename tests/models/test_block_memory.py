@@ -47,7 +47,7 @@ class WithInside(Ledger):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         inside = None
-        if func.name().removeprefix("turbodiff::") in ("sage_attention", "sla_attention"):
+        if func.name().removeprefix("turbodiff::") in ("normed_sage_attention", "normed_sla_attention"):
             inside = torch.empty(self.inside_bytes, dtype=torch.int8, device="meta")
             self.see(inside)
         out = super().__torch_dispatch__(func, types, args, kwargs)
@@ -88,9 +88,10 @@ def test_a_block_of_14b_at_720p_needs_at_most_eight_copies_of_its_tokens(capsys)
     assert all(4 < peak <= 8 for peak in table.values()), "the stream, q, k and v alone are four"
 
 
+@pytest.mark.parametrize("normed", [False, True], ids=["", "normed"])
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("kind", KINDS[1:])
-def test_the_kernels_allocate_what_their_page_says(kind, capability, monkeypatch):
+def test_the_kernels_allocate_what_their_page_says(kind, capability, normed, monkeypatch):
     """The code that allocates and launches runs on meta tensors; launches do nothing."""
     for module in (sage, sla):
         if hasattr(module, "arch"):
@@ -98,10 +99,16 @@ def test_the_kernels_allocate_what_their_page_says(kind, capability, monkeypatch
     nothing = lambda self, grid: lambda *args, **kwargs: None  # noqa: E731
     with torch.device("meta"):
         packed = torch.empty(1, TOKENS, 3 * 5120, dtype=torch.bfloat16)
-        q, k, v = (t.unflatten(-1, (HEADS, HEAD_DIM)) for t in packed.chunk(3, dim=-1))
         weight, bias = torch.empty(128, 128, dtype=torch.bfloat16), torch.empty(128, dtype=torch.bfloat16)
+        gain, table = torch.empty(5120), torch.empty(TOKENS, HEAD_DIM // 2)
+        qkv = packed.chunk(3, dim=-1)
+        if normed:
+            qkv, calls = (*qkv, gain, gain, table, table, 1e-6), (sage.normed_sage_attention, sla.normed_sla_attention)
+        else:
+            qkv = [t.unflatten(-1, (HEADS, HEAD_DIM)) for t in qkv]
+            calls = (sage.sage_attention, sla.sla_attention)
         ledger = Ledger("meta")
-        for tensor in (packed, weight, bias):
+        for tensor in (packed, weight, bias, gain, table):
             ledger.see(tensor)
         before = ledger.live_bytes
         with (
@@ -111,9 +118,9 @@ def test_the_kernels_allocate_what_their_page_says(kind, capability, monkeypatch
             ledger,
         ):
             if kind == "sage":
-                sage.sage_attention(q, k, v)
+                calls[0](*qkv)
             else:
-                sla.sla_attention(q, k, v, weight, bias, TOPK, kind == "sagesla")
+                calls[1](*qkv, weight, bias, TOPK, kind == "sagesla")
     inside = ledger.peak_bytes - before - N  # the output is the caller's
     documented = documented_bytes(kind, fp8=capability >= 89)
     # the page adds up what is not all alive at once: scores of the averages are gone before the loop starts

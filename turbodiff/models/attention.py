@@ -1,6 +1,6 @@
 """Attention of a Wan block: one call for the text, one call for the video, whatever the accelerator.
 
-Layout everywhere: q, k, v, out [B, L, H, D].
+Layout everywhere: q, k, v, out [B, L, H, D]; before their norm the projections are [B, L, H * D].
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from turbodiff_kernels import backend
-from turbodiff_kernels.sage import sage_attention
-from turbodiff_kernels.sla import sla_attention
+from turbodiff_kernels.norm import rms_norm_rope
+from turbodiff_kernels.sage import normed_sage_attention
+from turbodiff_kernels.sla import normed_sla_attention
 
 from turbodiff.spec.errors import RequestError
 
@@ -24,6 +25,18 @@ class AttentionPlan:
 
     kind: AttentionKind = "dense"
     topk: float = 0.1
+
+
+@dataclass(frozen=True)
+class Norms:
+    """What q and k go through before they meet: an RMS norm over all heads (weights [H * D]) and the rotation of their
+    pairs (cosines and sines, float32 [L, D / 2])."""
+
+    q_weight: Tensor
+    k_weight: Tensor
+    cos: Tensor
+    sin: Tensor
+    eps: float
 
 
 DENSE = AttentionPlan()
@@ -47,17 +60,24 @@ def check_attention(plan: AttentionPlan, *, projections: bool) -> None:
         )
 
 
-def self_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, proj_l: nn.Linear | None) -> Tensor:
-    """Attention of every token of the clip to every other.
+def self_attention(
+    q: Tensor, k: Tensor, v: Tensor, norms: Norms, plan: AttentionPlan, proj_l: nn.Linear | None
+) -> Tensor:
+    """Attention of every token of the clip to every other: projections q, k, v [B, L, H * D] -> [B, L, H * D].
 
     `proj_l` is the learnt projection of the linear branch; the sparse kinds need it, the dense kinds ignore it.
+    Without gradients q and k may be overwritten.
     """
+    n = norms
+    args = (n.q_weight, n.k_weight, n.cos, n.sin, n.eps)
     if plan.kind == "dense":
-        return attention(q, k, v)
+        q, k = (rms_norm_rope(t, w, n.cos, n.sin, n.eps) for t, w in ((q, n.q_weight), (k, n.k_weight)))
+        return attention(*(t.unflatten(-1, (-1, 2 * n.cos.shape[-1])) for t in (q, k, v))).flatten(2)
     if plan.kind == "sage":
-        return sage_attention(q, k, v)
+        return normed_sage_attention(q, k, v, *args)
     assert proj_l is not None, "check_attention comes first"
-    return sla_attention(q, k, v, proj_l.weight, proj_l.bias, plan.topk, int8=plan.kind == "sagesla")
+    int8 = plan.kind == "sagesla"
+    return normed_sla_attention(q, k, v, *args, proj_l.weight, proj_l.bias, plan.topk, int8=int8)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from turbodiff_kernels import norm
 from turbodiff_kernels.quant import TILE
 
-from turbodiff.models.attention import DENSE, AttentionPlan, attention, check_attention, self_attention
+from turbodiff.models.attention import DENSE, AttentionPlan, Norms, attention, check_attention, self_attention
 from turbodiff.models.linear import make_linear
 from turbodiff.models.rope import rope_tables
 from turbodiff.spec import shapes
@@ -245,14 +245,12 @@ class SelfAttention(nn.Module):
         The normed copy is made here, once for q, k and v, so that it is gone when attention starts.
         """
         y = self.q.take_modulated(x, shift, scale, self.eps)
-        q = norm.rms_norm_rope(self.q(y), self.norm_q.weight, *inputs.rope, self.eps)
-        k = norm.rms_norm_rope(self.k(y), self.norm_k.weight, *inputs.rope, self.eps)
-        v = self.v(y)
+        q, k, v = self.q(y), self.k(y), self.v(y)
         del y
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
-        out = self_attention(q, k, v, inputs.attention, self.proj_l)
+        norms = Norms(self.norm_q.weight, self.norm_k.weight, *inputs.rope, self.eps)
+        out = self_attention(q, k, v, norms, inputs.attention, self.proj_l)
         del q, k, v
-        return self.o.add_to(x, out.flatten(2), gate)
+        return self.o.add_to(x, out, gate)
 
 
 class CrossAttention(nn.Module):

@@ -1,7 +1,7 @@
 """The norms in Triton: one reading and one writing of the tokens, float32 in registers only.
 
-One program per token. C channels are padded to a power of two and masked; rows are addressed in int64, because
-batch * tokens * channels passes 2^31 at three clips of Wan 14B.
+One program per token, or per group of tokens where sums over tokens are wanted too. C channels are padded to a power
+of two and masked; rows are addressed in int64, because batch * tokens * channels passes 2^31 at three clips of Wan 14B.
 """
 
 import torch
@@ -10,6 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from turbodiff_kernels.launch import block_warps, round_half_even
+from turbodiff_kernels.norm.reference import GROUP, groups
+
+TILE_VALUES = 16384  # values of a group that one program holds at a time
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -35,12 +38,34 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 def rms_norm_(x: Tensor, weight: Tensor, eps: float) -> None:
     """RMS norm over all channels, into `x`."""
-    _rms_norm_rope_(x, weight, None, None, eps)
+    _rms_norm_rope_(x, weight, None, None, eps, out=x)
 
 
 def rms_norm_rope_(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> None:
     """RMS norm over all channels, then rotation of interleaved pairs within each head, into `x`."""
-    _rms_norm_rope_(x, weight, cos.contiguous(), sin.contiguous(), eps)
+    _rms_norm_rope_(x, weight, cos, sin, eps, out=x)
+
+
+def rms_norm_rope_sum_(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """The same, and in the same pass the sums of what was written, as in the reference."""
+    sums = x.new_empty((x.shape[0], groups(x.shape[1]), x.shape[2]), dtype=torch.float32)
+    _rms_norm_rope_(x, weight, cos, sin, eps, out=x, sums=sums)
+    return sums
+
+
+def rope_statistics(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Factors and sums without writing the tokens, as in the reference."""
+    sums = x.new_empty((x.shape[0], groups(x.shape[1]), x.shape[2]), dtype=torch.float32)
+    factor = x.new_empty(x.shape[:2], dtype=torch.float32)
+    _rms_norm_rope_(x, weight, cos, sin, eps, sums=sums, factor=factor)
+    return factor, sums
+
+
+def rms_factor(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps) of each token, float32 [B, L]."""
+    factor = x.new_empty(x.shape[:2], dtype=torch.float32)
+    _rms_norm_rope_(x, None, None, None, eps, factor=factor)
+    return factor
 
 
 def add_gated_(x: Tensor, y: Tensor, gate: Tensor) -> None:
@@ -85,15 +110,30 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor
     )  # fmt: skip
 
 
-def _rms_norm_rope_(x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> None:
+def _rms_norm_rope_(
+    x: Tensor, weight: Tensor | None, cos: Tensor | None, sin: Tensor | None, eps: float, *,
+    out: Tensor | None = None, sums: Tensor | None = None, factor: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Writes those of `out` (x itself), `sums` and `factor` that are given."""
     assert x.stride(-1) == 1, "channels must be contiguous to be overwritten"
     batch, length, channels = x.shape
-    half = 1 if cos is None else cos.shape[-1]
+    cos, sin = (None if t is None else t.contiguous() for t in (cos, sin))
     block = triton.next_power_of_2(channels)
-    _rms_norm_rope_kernel[(batch * length,)](
-        x, weight, cos, sin, length, channels, x.stride(0), x.stride(1), eps,
-        ROTATE=cos is not None, HALF=half, BLOCK=block, num_warps=block_warps(block),
+    rows = 1 if sums is None else max(1, min(GROUP, TILE_VALUES // block))
+    group = 1 if sums is None else GROUP
+    _rms_norm_rope_kernel[(length if sums is None else sums.shape[1], batch)](
+        x, weight, cos, sin, factor, sums, length, channels, x.stride(0), x.stride(1), eps,
+        WRITE=out is not None, ROTATE=cos is not None, FACTOR=factor is not None, SUM=sums is not None,
+        HALF=1 if cos is None else cos.shape[-1], GROUP=group, ROWS=rows, BLOCK=block,
+        num_warps=block_warps(rows * block),
     )  # fmt: skip
+
+
+@triton.jit
+def rotate_pairs(y, cosine, sine, ROWS: tl.constexpr, SIZE: tl.constexpr):
+    """Rows [ROWS, SIZE] with the pairs (0,1), (2,3), ... turned by angles [ROWS, SIZE / 2] (arXiv 2104.09864)."""
+    even, odd = tl.split(tl.reshape(y, (ROWS, SIZE // 2, 2)))
+    return tl.reshape(tl.join(even * cosine - odd * sine, even * sine + odd * cosine), (ROWS, SIZE))
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -122,25 +162,38 @@ def _layer_norm_kernel(
 
 @triton.jit(do_not_specialize=["length"])
 def _rms_norm_rope_kernel(
-    x, weight, cos, sin, length, channels, x_batch, x_row, eps,
-    ROTATE: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
+    x, weight, cos, sin, factor, sums, length, channels, x_batch, x_row, eps,
+    WRITE: tl.constexpr, ROTATE: tl.constexpr, FACTOR: tl.constexpr, SUM: tl.constexpr,
+    HALF: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    batch, token = row // length, row % length
-    c = tl.arange(0, BLOCK)
+    batch, c, pair = tl.program_id(1).to(tl.int64), tl.arange(0, BLOCK), tl.arange(0, BLOCK // 2)
     inside = c < channels
-    line = x + batch * x_batch + token * x_row + c
-    y = tl.load(line, mask=inside, other=0.0).to(tl.float32)
-    w = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
-    y = y * tl.rsqrt(tl.sum(y * y, 0) / channels + eps) * w
-    if ROTATE:
-        pair = tl.arange(0, BLOCK // 2)
-        there = pair < channels // 2
-        cosine = tl.load(cos + token * HALF + pair % HALF, mask=there, other=0.0)
-        sine = tl.load(sin + token * HALF + pair % HALF, mask=there, other=0.0)
-        even, odd = tl.split(tl.reshape(y, (BLOCK // 2, 2)))
-        y = tl.reshape(tl.join(even * cosine - odd * sine, even * sine + odd * cosine), (BLOCK,))
-    tl.store(line, y.to(x.dtype.element_ty), mask=inside)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, GROUP, ROWS):
+        row = tl.program_id(0) * GROUP + first + tl.arange(0, ROWS)
+        here = (row < length)[:, None] & inside[None, :]
+        line = x + batch * x_batch + row.to(tl.int64)[:, None] * x_row + c[None, :]
+        y = tl.load(line, mask=here, other=0.0).to(tl.float32)
+        by = tl.rsqrt(tl.sum(y * y, 1) / channels + eps)
+        if FACTOR:
+            tl.store(factor + batch * length + row, by, mask=row < length)
+        if WRITE or SUM:
+            w = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
+            y = y * by[:, None] * w[None, :]
+            if ROTATE:
+                at = row[:, None] * HALF + (pair % HALF)[None, :]
+                there = (row < length)[:, None] & (pair < channels // 2)[None, :]
+                cosine = tl.load(cos + at, mask=there, other=0.0)
+                sine = tl.load(sin + at, mask=there, other=0.0)
+                y = rotate_pairs(y, cosine, sine, ROWS, BLOCK)
+            y = y.to(x.dtype.element_ty)
+            if WRITE:
+                tl.store(line, y, mask=here)
+            if SUM:
+                total += tl.sum(y.to(tl.float32), 0)
+    if SUM:
+        to = batch * tl.num_programs(0) + tl.program_id(0)
+        tl.store(sums + to * channels + c, total, mask=inside)
 
 
 @triton.jit(do_not_specialize=["length"])

@@ -6,6 +6,9 @@ from torch import Tensor
 
 from turbodiff_kernels.quant.reference import quantize_tokens
 
+GROUP = 16  # tokens of one sum: few enough to fill a card, enough that the sums are a sixteenth of the tokens
+LARGEST_BLOCK = 128  # tokens that attention pools together; sums cover whole blocks
+
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """Layer norm without affine, then `* (1 + scale) + shift` (adaLN-zero, arXiv 2212.09748)."""
@@ -43,6 +46,36 @@ def rms_norm_(x: Tensor, weight: Tensor, eps: float) -> None:
 def rms_norm_rope_(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> None:
     """`rms_norm_rope` into `x`."""
     x.copy_(rms_norm_rope(x, weight, cos, sin, eps))
+
+
+def groups(length: int) -> int:
+    """Groups of tokens whose sums cover `length` tokens, in whole blocks of 128."""
+    return -(-length // LARGEST_BLOCK) * (LARGEST_BLOCK // GROUP)
+
+
+def rms_norm_rope_sum_(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """`rms_norm_rope_`, and the sums of every 16 tokens of the new x: float32 [B, groups(L), C], zeros past the end."""
+    rms_norm_rope_(x, weight, cos, sin, eps)
+    missing = groups(x.shape[1]) * GROUP - x.shape[1]
+    return F.pad(x.float(), (0, 0, 0, missing)).unflatten(1, (-1, GROUP)).sum(2)
+
+
+def rope_statistics(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """`rms_factor` of each token and the sums of `rms_norm_rope_sum_`; x stays as it is."""
+    return rms_factor(x, eps), rms_norm_rope_sum_(x.clone(), weight, cos, sin, eps)
+
+
+def rms_factor(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps) of each token, float32 [B, L]."""
+    return torch.rsqrt(x.float().square().mean(-1) + eps)
+
+
+def block_means(sums: Tensor, block: int, length: int) -> Tensor:
+    """Sums of 16 tokens [B, groups, C] -> means of blocks of `block` tokens, float32 [B, ceil(L / block), C]."""
+    blocks = -(-length // block)
+    counts = torch.full((blocks, 1), block, device=sums.device)
+    counts[-1] = length - (blocks - 1) * block
+    return sums.unflatten(1, (-1, block // GROUP)).sum(2)[:, :blocks].div_(counts)
 
 
 def norm_modulate_quantize(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from turbodiff_kernels.launch import arch
+from turbodiff_kernels.norm.kernel import rms_factor, rope_statistics, rotate_pairs
 from turbodiff_kernels.sage.reference import BLOCK_K, BLOCK_Q
 
 FP8_MAX = 448.0  # largest float8_e4m3
@@ -23,6 +24,16 @@ class Quantized(NamedTuple):
 
     rows: Tensor
     scale: Tensor
+
+
+class NormRope(NamedTuple):
+    """A norm over all heads and a rotation that are still to be done: factor float32 [B, L], weight [H * D], cosines
+    and sines float32 [L, D / 2]."""
+
+    factor: Tensor
+    weight: Tensor
+    cos: Tensor
+    sin: Tensor
 
 
 class LinearBranch(NamedTuple):
@@ -58,9 +69,21 @@ def settings(capability: int, int8: bool, linear: bool) -> Settings:
 def sage_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Dense attention with INT8 scores, as in the door."""
     q, k, v = (channels_last(t) for t in (q, k, v))
-    q8, _ = quantize_pool(q, None, BLOCK_Q, int8=True)
-    k8, _ = quantize_pool(k, k.mean(dim=1), BLOCK_K, int8=True)
-    return attend(q8, k8, v)
+    return attend(quantize(q, None, BLOCK_Q), quantize(k, k.mean(dim=1), BLOCK_K), v)
+
+
+def normed_sage_attention(
+    q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+) -> Tensor:
+    """The same of projections before their norm and rotation, as in the door: q and k are read twice, written never."""
+    cos, sin = cos.contiguous(), sin.contiguous()
+    dim, length = 2 * cos.shape[-1], k.shape[1]
+    k_factor, sums = rope_statistics(k, k_weight, cos, sin, eps)
+    mean = (sums.sum(1) / length).to(k.dtype)
+    del sums
+    norms = NormRope(rms_factor(q, eps), q_weight, cos, sin), NormRope(k_factor, k_weight, cos, sin)
+    q, k, v = (channels_last(t).unflatten(-1, (-1, dim)) for t in (q, k, v))
+    return attend(quantize(q, None, BLOCK_Q, norms[0]), quantize(k, mean, BLOCK_K, norms[1]), v).flatten(2)
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -94,18 +117,31 @@ def attend(
     return out
 
 
+def quantize(x: Tensor, mean: Tensor | None, block: int, norm: NormRope | None = None) -> Quantized:
+    """INT8 rows of `norm(x) - mean`, x [B, L, H, D]: one reading, one writing of half as much."""
+    return _quantize_pool(x, mean, block, norm, int8=True, pool=False)[0]
+
+
 def quantize_pool(x: Tensor, mean: Tensor | None, block: int, *, int8: bool) -> tuple[Tensor | Quantized, Tensor]:
     """Of `x - mean` [B, L, H, D] in one reading: INT8 rows (or x itself), block means [B, H, ceil(L / block), D]."""
+    rows, means = _quantize_pool(x, mean, block, None, int8=int8, pool=True)
+    return rows if int8 else x, means
+
+
+def _quantize_pool(
+    x: Tensor, mean: Tensor | None, block: int, norm: NormRope | None, *, int8: bool, pool: bool
+) -> tuple[Quantized, Tensor]:
     batch, length, heads, dim = x.shape
     blocks = triton.cdiv(length, block)
-    means = x.new_empty((batch, heads, blocks, dim))
+    means = x.new_empty((batch, heads, blocks, dim)) if pool else None
     rows = x.new_empty(x.shape, dtype=torch.int8) if int8 else None
     scale = x.new_empty((batch, heads, blocks), dtype=torch.float32) if int8 else None
     _quantize_pool_kernel[(blocks, batch * heads)](
-        x, mean, means, rows, scale, length, heads, *x.stride()[:3],
-        SMOOTH=mean is not None, INT8=int8, ROWS=block, DIM=dim, num_warps=block // 16, enable_fp_fusion=False,
+        x, mean, means, rows, scale, *(norm or (None, None, None, None)), length, heads, *x.stride()[:3],
+        NORM=norm is not None, SMOOTH=mean is not None, POOL=pool, INT8=int8,
+        ROWS=block, DIM=dim, num_warps=block // 16, enable_fp_fusion=False,
     )  # fmt: skip
-    return Quantized(rows, scale) if int8 else x, means
+    return Quantized(rows, scale), means
 
 
 def quantize_values(v: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,21 +166,30 @@ def channels_last(x: Tensor) -> Tensor:
 
 @triton.jit(do_not_specialize=["length"])
 def _quantize_pool_kernel(
-    x, mean, means, rows, scale, length, heads, x_batch, x_row, x_head,
-    SMOOTH: tl.constexpr, INT8: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
+    x, mean, means, rows, scale, factor, weight, cos, sin, length, heads, x_batch, x_row, x_head,
+    NORM: tl.constexpr, SMOOTH: tl.constexpr, POOL: tl.constexpr, INT8: tl.constexpr,
+    ROWS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row, d = block * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM)
     inside = (row < length)[:, None]
     at = head // heads * x_batch + head % heads * x_head + row.to(tl.int64)[:, None] * x_row + d[None, :]
     y = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    if SMOOTH:  # rounded to the tokens' dtype, as a separate subtraction would store it
+    if NORM:  # rounded to the tokens' dtype, as a separate pass would store it
+        by = tl.load(factor + head // heads * length + row, mask=row < length, other=0.0)
+        w = tl.load(weight + head % heads * DIM + d).to(tl.float32)
+        turn = row[:, None] * (DIM // 2) + tl.arange(0, DIM // 2)[None, :]
+        cosine, sine = tl.load(cos + turn, mask=inside, other=0.0), tl.load(sin + turn, mask=inside, other=0.0)
+        y = rotate_pairs(y * by[:, None] * w[None, :], cosine, sine, ROWS, DIM)
+        y = y.to(x.dtype.element_ty).to(tl.float32)
+    if SMOOTH:  # rounded likewise
         centre = tl.load(mean + head * DIM + d).to(tl.float32)
         y = tl.where(inside, (y - centre[None, :]).to(x.dtype.element_ty).to(tl.float32), 0.0)
-    count = tl.minimum(length - block * ROWS, ROWS)
     slot = head * tl.num_programs(0) + block
-    average = tl.div_rn(tl.sum(y, 0), tl.zeros((DIM,), tl.float32) + count)
-    tl.store(means + slot * DIM + d, average.to(means.dtype.element_ty))
+    if POOL:
+        count = tl.minimum(length - block * ROWS, ROWS)
+        average = tl.div_rn(tl.sum(y, 0), tl.zeros((DIM,), tl.float32) + count)
+        tl.store(means + slot * DIM + d, average.to(means.dtype.element_ty))
     if INT8:  # half away from zero (SpargeAttn)
         step = tl.div_rn(tl.max(tl.max(tl.abs(y), 1), 0), 127.0) + 1e-7
         y = tl.div_rn(y, tl.zeros((ROWS, DIM), tl.float32) + step)

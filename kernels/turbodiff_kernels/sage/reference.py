@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from turbodiff_kernels.norm.reference import rms_norm_rope_
+
 BLOCK_Q, BLOCK_K = 128, 64  # rows that share one scale (SpargeAttn's per-block granularity)
 
 
@@ -16,6 +18,15 @@ def sage_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q8, k8 = (t.transpose(1, 2) for t in round_qk(q, k, BLOCK_Q, BLOCK_K))
     out = F.scaled_dot_product_attention(q8, k8, v.float().transpose(1, 2))
     return out.transpose(1, 2).to(q.dtype)
+
+
+def normed_sage_attention(
+    q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+) -> Tensor:
+    """The same after norm and rotation of q and k, which are overwritten; q, k, v, out [B, L, H * D]."""
+    rms_norm_rope_(q, q_weight, cos, sin, eps)
+    rms_norm_rope_(k, k_weight, cos, sin, eps)
+    return sage_attention(*(t.unflatten(-1, (-1, 2 * cos.shape[-1])) for t in (q, k, v))).flatten(2)
 
 
 def round_qk(q: Tensor, k: Tensor, block_q: int, block_k: int) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
-"""Sparse-linear attention in Triton: four readings of the tokens and one writing.
+"""Sparse-linear attention in Triton, in few passes over the tokens.
 
-Keys and queries are read once each for their block means (and INT8 rows), keys and values once for the state of the
-linear branch, and all three once by the attention loop, which also adds the linear branch. The maths is in
-kernels/README.md.
+Block means of keys and queries come from the pass that norms and rotates them; INT8 rows are one pass more. Keys and
+values are read once for the state of the linear branch, and all three once by the attention loop, which also adds the
+linear branch. The maths is in kernels/README.md.
 """
 
 import torch
@@ -10,7 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turbodiff_kernels.sage.kernel import LinearBranch, attend, channels_last, feature_map, quantize_pool
+from turbodiff_kernels.norm.kernel import rms_norm_rope_sum_
+from turbodiff_kernels.norm.reference import block_means
+from turbodiff_kernels.sage.kernel import LinearBranch, attend, channels_last, feature_map, quantize, quantize_pool
 from turbodiff_kernels.sla.reference import BLOCK_K, BLOCK_Q, choose_blocks
 
 PROGRAMS = 512  # enough to fill any card; a constant, so that sums are split alike on every card
@@ -23,6 +25,27 @@ def sla_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, bias: Tensor,
     q_rows, q_means = quantize_pool(q, None, BLOCK_Q, int8=int8)
     kept = choose_blocks(q_means, k_means, topk).int()
     return attend(q_rows, k_rows, v, kept, linear_branch(q, k, v, weight, bias))
+
+
+def normed_sla_attention(
+    q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float,
+    weight: Tensor, bias: Tensor, topk: float, int8: bool,
+) -> Tensor:  # fmt: skip
+    """The same of projections before their norm and rotation, as in the door.
+
+    Block means come from the pass that norms and rotates. The mean of a block of smoothed keys is the mean of the
+    block less the mean of all, so keys need no pass of their own for it.
+    """
+    dim, length = 2 * cos.shape[-1], k.shape[1]
+    q_means = block_means(rms_norm_rope_sum_(q, q_weight, cos, sin, eps), BLOCK_Q, length)
+    sums = rms_norm_rope_sum_(k, k_weight, cos, sin, eps)
+    mean = sums.sum(1) / length
+    k_means = block_means(sums, BLOCK_K, length).sub_(mean[:, None])
+    del sums
+    kept = choose_blocks(*(t.to(q.dtype).unflatten(-1, (-1, dim)).transpose(1, 2) for t in (q_means, k_means)), topk)
+    q, k, v = (channels_last(t).unflatten(-1, (-1, dim)) for t in (q, k, v))
+    q_rows, k_rows = (quantize(q, None, BLOCK_Q), quantize(k, mean.to(k.dtype), BLOCK_K)) if int8 else (q, k)
+    return attend(q_rows, k_rows, v, kept.int(), linear_branch(q, k, v, weight, bias)).flatten(2)
 
 
 def linear_branch(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, bias: Tensor) -> LinearBranch:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from turbodiff_kernels.norm.reference import rms_norm_rope_
 from turbodiff_kernels.sage.reference import round_qk
 
 BLOCK_Q, BLOCK_K = 128, 64  # TurboDiffusion runs its checkpoints with these
@@ -27,6 +28,17 @@ def sla_attention(
     kept = kept_blocks(q, k, topk, *blocks)
     sparse = _sparse(*round_qk(q, k, *blocks), v.float(), kept, *blocks) if int8 else _sparse(q, k, v, kept, *blocks)
     return sparse.to(q.dtype) + F.linear(_linear(q, k, v), weight.to(q.dtype), bias.to(q.dtype))
+
+
+def normed_sla_attention(
+    q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float,
+    weight: Tensor, bias: Tensor, topk: float, int8: bool = False,
+) -> Tensor:  # fmt: skip
+    """The same after norm and rotation of q and k, which are overwritten; q, k, v, out [B, L, H * D]."""
+    rms_norm_rope_(q, q_weight, cos, sin, eps)
+    rms_norm_rope_(k, k_weight, cos, sin, eps)
+    q, k, v = (t.unflatten(-1, (-1, 2 * cos.shape[-1])) for t in (q, k, v))
+    return sla_attention(q, k, v, weight, bias, topk, int8).flatten(2)
 
 
 def kept_blocks(q: Tensor, k: Tensor, topk: float, block_q: int = BLOCK_Q, block_k: int = BLOCK_K) -> Tensor:

@@ -7,11 +7,12 @@ import pytest
 
 from jobs.bench import Bench, request, scripted
 from jobs.cards import GIB, Card
+from tests.plan.machines import disk
 from turbodiff.jobs import peaks
 from turbodiff.jobs import restart as restarts
 from turbodiff.jobs import supervisor as supervisors
 from turbodiff.jobs.memory import machine_of
-from turbodiff.plan.calibration import Calibration
+from turbodiff.plan.planner import make_plan
 
 Make = Callable[..., Bench]
 
@@ -142,15 +143,19 @@ def test_the_log_names_the_card(carded: Bench) -> None:
 
 
 def test_fault_3_samples_of_a_run_beside_a_moving_neighbour_do_not_count(carded: Bench, card: Card) -> None:
-    plan = {"peak_bytes": GIB, "budget_bytes": 22 * GIB, "band": "fits", "device_name": "Test 24"}
-    split = {"weights_bytes": GIB // 2, "activations_bytes": GIB // 4, "workspace_bytes": GIB // 4}
-    phases = [{"name": name, "peak_bytes": GIB, "seconds": 1.0, **split} for name in ("text_encode", "denoise")]
+    machine = carded.supervisor.shop.memory.machine()
+    assert machine is not None
+    with_cuda = machine.model_copy(update={"torch": "2.13.0"})
+    plan = make_plan(request(quant_linear="auto", attention="auto"), with_cuda, disk())
+    denoise = next(phase for phase in plan.phases if phase.name == "denoise")
+    # the scripted worker says 2 GiB for denoising
+    roomy = {"activations_bytes": GIB, "weights_bytes": GIB // 2, "workspace_bytes": denoise.workspace_bytes}
+    phases = tuple(phase.model_copy(update=roomy) if phase is denoise else phase for phase in plan.phases)
+    plan = plan.model_copy(update={"phases": phases})
 
     def run(moves: bool) -> None:
-        job = carded.store.submit(scripted({"load_s": 0.3}))
-        with carded.store.write() as db:
-            db.execute("UPDATE job SET plan = ? WHERE id = ?", (json.dumps({**plan, "phases": phases}), job))
-        carded.turn_until(lambda: carded.slot.job)
+        job = carded.store.submit(scripted({"load_s": 0.3}), plan)
+        carded.turn_until(lambda: carded.slot.running)
         card.others_bytes = 2 * GIB if moves else 0
         carded.turn_until(lambda: carded.store.job(job).over)
 
@@ -159,16 +164,12 @@ def test_fault_3_samples_of_a_run_beside_a_moving_neighbour_do_not_count(carded:
     card.others_bytes = 0
     run(moves=False)
     found = {sample.phase: sample for sample in peaks.samples(carded.store)}
-    assert found["denoise"].measured_bytes / found["denoise"].predicted_bytes == 3.0
+    assert found["denoise"].measured_bytes == 1.5 * GIB > found["denoise"].predicted_bytes > GIB
     assert peaks.usual_seconds(carded.store, carded.store.job(2)) == {"denoise": 0.1, "text_encode": 0.1}
-
-    machine = carded.supervisor.shop.memory.machine()
-    assert machine is not None
-    asked = request(quant_linear="auto", attention="auto")
-    assert peaks.calibration_for(carded.store, asked, machine).factor > 1.0  # type: ignore[union-attr]
+    assert peaks.calibration_for(carded.store, plan, machine).factor > 1.2  # type: ignore[union-attr]
     fault_18 = machine.model_copy(update={"torch": "another"})
-    assert peaks.calibration_for(carded.store, asked, fault_18) == Calibration()
-    assert peaks.calibration_for(carded.store, asked, machine.model_copy(update={"gpus": ()})) is None
+    assert peaks.calibration_for(carded.store, plan, fault_18) is None
+    assert peaks.calibration_for(carded.store, plan, machine.model_copy(update={"gpus": ()})) is None
 
 
 def test_every_visible_card_gets_a_worker(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def attempt(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "_beat", lambda pipe: None)
 
     def run(request, plan, card_bytes, number, planned_card, cap_bytes=None):
-        monkeypatch.setattr(launch, "machine_now", lambda own_pids: planned_card)
+        monkeypatch.setattr(launch, "machine_of", lambda order, device: planned_card)
         shelf.warm(request)
         order = {
             "job": 1, "attempt": number, "request": request.model_dump(mode="json"), "cap_bytes": cap_bytes,
@@ -139,4 +139,5 @@ def test_a_neighbour_that_grew_moves_levers_and_then_makes_the_job_wait(toy):
 def test_on_a_cpu_a_plan_runs_as_it_came(toy):
     plan = make_plan(toy(4), card(40 * MB), inventory())
     order = {"plan": json.loads(plan.model_dump_json()), "request": {}, "cap_bytes": None}
-    assert plan_for(order, Device.pick("cpu")) == plan
+    assert launch.machine_of(order, Device.pick("cpu")) is None
+    assert plan_for(order, None, Device.pick("cpu")) == plan

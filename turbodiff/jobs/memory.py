@@ -69,6 +69,11 @@ class Memory:
         gpu = self.gpu(index)
         return None if gpu is None or gpu.free_bytes is None else gpu.free_bytes + gpu.reclaimable_bytes
 
+    def own_bytes(self, index: int) -> int | None:
+        """Device memory that our worker holds as the driver sees it, its CUDA context included; None where unseen."""
+        gpu = self.gpu(index)
+        return None if gpu is None else gpu.reclaimable_bytes or None
+
     def others_bytes(self, index: int) -> int | None:
         """Device memory that other programs hold."""
         gpu = self.gpu(index)

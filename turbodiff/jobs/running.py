@@ -13,6 +13,7 @@ from typing import Any
 from turbodiff.jobs import peaks, procfs
 from turbodiff.jobs.attempts import finish, move_on, note, set_plan
 from turbodiff.jobs.clips import check_clip, discard, find_clip
+from turbodiff.jobs.guard import Guard, Seen, expected_steps_s
 from turbodiff.jobs.logs import LogFile
 from turbodiff.jobs.memory import Memory
 from turbodiff.jobs.runlog import request_line, run_lines
@@ -59,8 +60,10 @@ class Running:
     def __init__(self, shop: Shop, slot: int, job: Job, worker: Worker, say: Callable[..., None]) -> None:
         self.shop, self.slot, self.job, self.worker, self.say = shop, slot, job, worker, say
         self.over = self.worn = False
-        self.watch = Watch(shop.now(), peaks.usual_seconds(shop.store, job))
+        usual_s = peaks.usual_seconds(shop.store, job)
+        self.watch = Watch(shop.now(), usual_s)
         self._host_ooms, self._others_bytes = shop.memory.host_ooms(), shop.memory.others_bytes(slot)
+        self.guard = Guard(self._others_bytes, expected_steps_s(job.plan, usual_s))
         self._cancel_sent_s: float | None = None
         self._stop_sent = self._heard = False
         self._looked_s = 0.0
@@ -80,6 +83,7 @@ class Running:
                 attempt=job.attempt,
                 cap_bytes=job.cap_bytes,
                 parent=job.parent,
+                calibration=peaks.calibration_of(self.shop.store, job, self.shop.memory.machine(), self.slot),
             )
         )
 
@@ -91,6 +95,7 @@ class Running:
             return
         self._heard = True
         self.watch.heard(event, self.shop.now())
+        self.guard.heard(event)
         self._keep(event)
         if event.type == "result":
             self._verify(event)
@@ -110,7 +115,8 @@ class Running:
             self.job = store.job(job.id)
             return
         note(store, event, progress_of(event, self.watch.phase))
-        peaks.record(store, job, event, self.shop.memory.machine(), self.slot)
+        if event.type != "error" or self._others_grew() <= NEIGHBOUR_BYTES:  # else it was no mistake of the plan
+            peaks.record(store, job, event, self.shop.memory.machine(), self.slot, self.guard.peak_bytes)
 
     def tick(self, output_lines: int) -> None:
         """Pass on what a person asked; once a second, look whether the worker is stuck."""
@@ -134,11 +140,12 @@ class Running:
 
     def _look(self, now: float, output_lines: int) -> None:
         watch, pid = self.watch, self.worker.pid
-        verdict = watch.look(now, self._evidence(output_lines))
+        evidence = self._evidence(output_lines)
+        verdict = watch.look(now, evidence)
+        for notice in self.guard.look(now, self._seen(evidence)):
+            self._notice(notice)
         if verdict in ("quiet", "slow"):
-            self.say(("slow, still alive: " if verdict == "slow" else "") + watch.why(), "WARNING")
-            notice = as_notice(watch.why())
-            note(self.shop.store, Event(job=self.job.id, attempt=self.job.attempt, type="notice", fields=notice))
+            self._notice(as_notice(watch.why()), "slow, still alive: " if verdict == "slow" else "")
         elif verdict == "dump":
             self.say("stacks of all threads follow: " + watch.why(), "ERROR")
             if procfs.catches(pid, signal.SIGUSR1):  # faulthandler's, or the signal would end it
@@ -152,6 +159,16 @@ class Running:
                 try_instead="a smaller setting; the log holds its stacks",
             )
             self.end(Ending("stuck", error.fields()))
+
+    def _notice(self, fields: dict[str, Any], before: str = "") -> None:
+        self.say(before + fields["text"], "WARNING")
+        self.shop.runs.say(fields["text"], "job", self.job.id, "WARNING")
+        note(self.shop.store, Event(job=self.job.id, attempt=self.job.attempt, type="notice", fields=fields))
+
+    def _seen(self, evidence: Evidence) -> Seen:
+        memory = self.shop.memory
+        card = memory.others_bytes(self.slot), memory.own_bytes(self.slot), evidence.vram_free_bytes
+        return Seen(*card, evidence.ram_available_bytes, self.watch.cold_and_busy())
 
     def _evidence(self, output_lines: int) -> Evidence:
         memory, pid = self.shop.memory, self.worker.pid

@@ -1,26 +1,29 @@
 """What measured runs teach the plan: one bounded factor on work memory (activations and scratch), never on weights.
 
-A sample is one phase of a finished or failed attempt. Only samples taken while the neighbours stayed still count. The
-factor follows an underestimate at once and an overestimate slowly, stays within [0.9, 1.25], and looks at the last 50
-samples only: a wrong one can make plans a little too careful for a while, it can never make every later plan refuse. An
-out-of-memory says only that the need was at least so much; three good runs of the same kind after it overrule it.
+A sample is one phase of a finished or failed attempt: what the formula said that tensors would need beside the weights,
+and what they needed. Only samples taken while the neighbours stayed still count. The factor follows an underestimate at
+once and an overestimate slowly, stays within [0.9, 1.25], looks at the last 50 samples only, and what one of them asks
+for fades with each good run that follows. An out-of-memory says only that the need was at least so much: it makes plans
+careful, never makes one refuse (`measured` is the factor without it), and three good runs after it overrule it.
 """
 
-import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from turbodiff.plan.budget import SLACK, WORKSPACE_BYTES
 from turbodiff.spec.numbers import MIB
+from turbodiff.spec.plan import Phase, Plan
 
 LOWEST, HIGHEST = 0.9, 1.25
 STILL_BYTES = 256 * MIB  # vLLM's bound for how much a neighbour may move during a measurement
 LAST = 50  # samples of one kind that are looked at
 DOUBT = 3  # samples' worth of belief in the formula itself
 OVERRULED_BY = 3  # good runs after an out-of-memory
-ESTIMATOR = 1  # raise it when the formulas change: older samples then teach nothing
+FADES = 0.98  # of what an underestimate asks for, with each run that did not fail after it
+LEAST_BYTES = 128 * MIB  # a smaller phase decides nothing, and library scratch outweighs its tensors
+ESTIMATOR = 2  # raise it when the formulas change: older samples then teach nothing
 
 
 class Kind(BaseModel):
@@ -49,7 +52,12 @@ class Kind(BaseModel):
 
 
 class Sample(BaseModel):
-    """One phase of one attempt: predicted and measured bytes beyond weights and context."""
+    """One phase of one attempt: predicted and measured bytes of tensors beside the weights.
+
+    Args:
+        reserved_bytes: most that torch's allocator held in the phase, weights included; nvml_bytes: most that the
+            driver showed for the process, context included. For the record; None where unknown.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Kind
@@ -58,14 +66,17 @@ class Sample(BaseModel):
     measured_bytes: int
     neighbours_moved_bytes: int = 0
     out_of_memory: bool = False
+    reserved_bytes: int | None = None
+    nvml_bytes: int | None = None
     estimator: int = ESTIMATOR
 
 
 class Calibration(NamedTuple):
-    """The factor on work memory, and from how many samples it comes."""
+    """The factor on work memory, from how many samples it comes, and what it is without the runs that failed."""
 
     factor: float = 1.0
     samples: int = 0
+    measured: float = 1.0
 
 
 def calibrate(samples: Sequence[Sample], kind: Kind) -> Calibration:
@@ -74,13 +85,26 @@ def calibrate(samples: Sequence[Sample], kind: Kind) -> Calibration:
     for level, coarse in enumerate(kind.coarser()):
         group = [sample for sample in usable if sample.kind.coarser()[level] == coarse][-LAST:]
         if group:
-            return Calibration(_factor(group), len(group))
+            measured = [sample for sample in group if not sample.out_of_memory]
+            return Calibration(_factor(group), len(group), _factor(measured))
     return Calibration()
+
+
+def work_bytes(plan: Plan, phase: Phase) -> int:
+    """Bytes of tensors beside the weights that the formula itself says, before any calibration.
+
+    Context and the allocator's slack are none of torch's tensors. `write` has nothing but context and scratch.
+    """
+    told = next((reason.numbers["factor"] for reason in plan.reasons if reason.key == "calibrated"), 1.0)
+    context = next(other.workspace_bytes for other in plan.phases if other.name == "write") - WORKSPACE_BYTES
+    beside = (SLACK + told - 1) * phase.activations_bytes
+    return round(phase.activations_bytes + phase.workspace_bytes - max(0, context) - beside)
 
 
 def _usable(sample: Sample) -> bool:
     still = abs(sample.neighbours_moved_bytes) < STILL_BYTES
-    return still and sample.estimator == ESTIMATOR and sample.predicted_bytes > 0 and sample.measured_bytes > 0
+    told = sample.measured_bytes > (sample.predicted_bytes if sample.out_of_memory else 0)
+    return still and told and sample.estimator == ESTIMATOR and sample.predicted_bytes >= LEAST_BYTES
 
 
 def _factor(group: Sequence[Sample]) -> float:
@@ -94,33 +118,11 @@ def _factor(group: Sequence[Sample]) -> float:
 
 
 def _believed(group: Sequence[Sample]) -> Iterable[float]:
-    """Ratios; an out-of-memory is left out once enough good runs came after it."""
+    """Ratios, excesses faded by the good runs after them; an out-of-memory is left out after enough of those."""
     good_after = 0
     for sample in reversed(group):
-        if not sample.out_of_memory:
-            good_after += 1
-        elif good_after >= OVERRULED_BY:
+        if sample.out_of_memory and good_after >= OVERRULED_BY:
             continue
-        yield sample.measured_bytes / sample.predicted_bytes
-
-
-def read_samples(path: Path) -> list[Sample]:
-    """The samples of a file, one JSON object a line; lines that cannot be read are left out."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except OSError:
-        return []
-    samples = []
-    for line in lines:
-        try:
-            samples.append(Sample.model_validate(json.loads(line)))
-        except (ValueError, ValidationError):  # a line cut short by a crash
-            continue
-    return samples
-
-
-def append_sample(path: Path, sample: Sample) -> None:
-    """Add one line to the file of samples."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(sample.model_dump_json() + "\n")
+        ratio = sample.measured_bytes / sample.predicted_bytes
+        yield ratio if ratio <= 1 else 1 + (min(ratio, HIGHEST) - 1) * FADES**good_after
+        good_after += not sample.out_of_memory

@@ -6,6 +6,7 @@ memory in the world is "slow": it yields to the next one that is not, and is sho
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from turbodiff.plan import explain, levers
@@ -71,6 +72,10 @@ def make_plan(
     setting = setting_of(machine, inventory, calibration, frozenset(loaded), text_cached, limit_bytes)
     pinned = request.pinned | (frozenset(LOSSY_FIELDS) if policy in ("never", "anyway") else frozenset())
     decision = _decide(request, setting, pinned)
+    if not decision.placement.fits and calibration is not None and calibration.measured < calibration.factor:
+        # a run that failed makes plans careful; it never makes one refuse
+        setting = replace(setting, calibration=calibration._replace(factor=calibration.measured))
+        decision = _decide(request, setting, pinned)
     if not decision.placement.fits and policy != "anyway":
         raise _refusal(request, setting, decision, pinned)
     return _plan(request, setting, decision, pinned)
@@ -86,12 +91,18 @@ def one_rung_lower(plan: Plan, machine: Machine, inventory: Inventory) -> Plan:
     return make_plan(plan.request, machine, inventory, limit_bytes=limit)
 
 
-def at_launch(plan: Plan, machine: Machine, inventory: Inventory, loaded: Collection[str] = ()) -> Plan | int:
+def at_launch(
+    plan: Plan,
+    machine: Machine,
+    inventory: Inventory,
+    loaded: Collection[str] = (),
+    calibration: Calibration | None = None,
+) -> Plan | int:
     """The same clip with levers for what is free now; or the bytes that must become free before it can start."""
     try:
-        return make_plan(plan.request, machine, inventory, policy="never", loaded=loaded)
+        return make_plan(plan.request, machine, inventory, policy="never", loaded=loaded, calibration=calibration)
     except DoesNotFitError:
-        small = make_plan(plan.request, machine, inventory, policy="anyway", loaded=loaded)
+        small = make_plan(plan.request, machine, inventory, policy="anyway", loaded=loaded, calibration=calibration)
         return small.peak_bytes
 
 

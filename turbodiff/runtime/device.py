@@ -48,6 +48,21 @@ class Device:
             return torch.cuda.max_memory_allocated(self.torch_device)
         return psutil.Process().memory_info().rss
 
+    def reserved_bytes(self) -> int | None:
+        """Most bytes that torch's allocator held from the driver since `reset_peak`; None on a CPU."""
+        return torch.cuda.max_memory_reserved(self.torch_device) if self.is_cuda else None
+
+    def available_bytes(self) -> int | None:
+        """Bytes of the device that this process has or could have, beside its CUDA context; None on a CPU."""
+        if not self.is_cuda:
+            return None
+        free_bytes, _ = torch.cuda.mem_get_info(self.torch_device)
+        return free_bytes + self.held_bytes()
+
+    def held_bytes(self) -> int:
+        """Bytes that torch's allocator holds now; 0 on a CPU."""
+        return torch.cuda.memory_reserved(self.torch_device) if self.is_cuda else 0
+
     def facts(self) -> dict[str, Any]:
         """What a worker's hello and a clip's sidecar say about where it ran."""
         return {

@@ -1,6 +1,6 @@
 """A transformer at work on one clip: what is computed once per clip, and a velocity for every step."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -42,6 +42,11 @@ class Network:
                 yield
             finally:
                 self._clip, self._texts, self._blocks = {}, [], self._dit.blocks
+
+    @property
+    def passing(self) -> Sequence[nn.Module]:
+        """What streamed blocks pass through, beside the network itself; empty where it is there whole."""
+        return self._blocks.slots if isinstance(self._blocks, residency.BlockStream) else ()
 
     def begin(
         self, text: TextRows, condition: Tensor | None, negative: TextRows | None = None, guidance: float = 1.0

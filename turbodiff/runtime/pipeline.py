@@ -23,15 +23,19 @@ def generate(job: Job, shelf: Shelf, say: Say, orders: Orders) -> dict[str, Any]
 
     Raises:
         TurbodiffError: what a person should read; nothing half-done is left behind.
+        Waits: somebody else took the memory meanwhile; nothing half-done is left but latents.
     """
     run = Run(job, shelf, say, orders)
     say("plan", plan=job.plan.model_dump(mode="json"))
     shelf.open(run.request)
+    shelf.make_room(run.plan)
     saved = SavedLatents(job.state, job.id, run.request)
     latents = saved.load()
     if latents is None:
         latents = make_latents(run)
-        saved.save(latents)
+        saved.save(latents, run.plan)
+    else:
+        say("notice", key="latents_resumed", text="the latents of an earlier attempt are decoded", numbers={})
     clip, verdict = write_clip(run, latents)
     saved.forget()
     return record.result(run, clip, verdict)

@@ -7,11 +7,14 @@ The numbers are the same in all three.
 
 import copy
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+
+ARENA_BYTES = 1 << 30  # of pinned memory; a power of two, see Arenas
+ALIGN_BYTES = 256  # of a tensor inside an arena, as torch aligns its own
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -64,6 +67,20 @@ def host_data(tensor: Tensor) -> Tensor:
     return vars(tensor).setdefault("host_data", tensor.data)
 
 
+def send_home(modules: Iterable[nn.Module], device: torch.device) -> None:
+    """Take networks that an earlier job left on the device off it."""
+    for module in modules:
+        for tensor in _tensors(module):
+            tensor.data = host_data(tensor)
+    free_cached(device)
+
+
+def bytes_on(modules: Iterable[nn.Module], device: torch.device) -> int:
+    """Bytes of networks on the device; several names for one tensor count once."""
+    here = [tensor for module in modules for tensor in _tensors(module) if tensor.device.type == device.type]
+    return sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in here}.values())
+
+
 def free_cached(device: torch.device) -> None:
     """Give memory that nothing uses back to the driver."""
     gc.collect()
@@ -71,11 +88,21 @@ def free_cached(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def cap(device: torch.device, budget_bytes: int) -> None:
-    """Stop torch's allocator at the budget: a plain error instead of spilling into system memory or a neighbour."""
-    if device.type == "cuda" and budget_bytes > 0:
+def free_host_cached(device: torch.device) -> None:
+    """Give pinned memory that nothing uses back to the system; torch keeps it otherwise."""
+    empty = getattr(torch._C, "_accelerator_emptyHostCache", None) or getattr(torch._C, "_host_emptyCache", None)
+    if device.type == "cuda" and empty is not None:
+        empty()
+
+
+def cap(device: torch.device, allocator_bytes: int) -> None:
+    """Stop torch's allocator there: a plain error instead of spilling into system memory or a neighbour.
+
+    The CUDA context is none of the allocator's memory: take it off the budget first.
+    """
+    if device.type == "cuda":
         total_bytes = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, budget_bytes / total_bytes), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, allocator_bytes) / total_bytes), device)
 
 
 class BlockStream:
@@ -88,9 +115,10 @@ class BlockStream:
 
     def __init__(self, blocks: nn.ModuleList, device: torch.device, resident: int) -> None:
         self._device = device
-        self._resident = list(blocks[:resident])
-        self._waiting = [_pinned(block, device) for block in blocks[resident:]]
-        self._slots = [_empty_like(block, device) for block in self._waiting[:2]]
+        self._resident, self._waiting = list(blocks[:resident]), list(blocks[resident:])
+        if device.type == "cuda":
+            pin(self._waiting)
+        self.slots = [_empty_like(block, device) for block in self._waiting[:2]]
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._placed = ExitStack()
         self._free: list[torch.cuda.Event | None] = [None, None]  # when the compute stream has left a slot
@@ -101,7 +129,7 @@ class BlockStream:
 
     def __exit__(self, *error: object) -> None:
         self._placed.close()
-        self._slots = []
+        self.slots = []
         free_cached(self._device)
 
     def __iter__(self) -> Iterator[nn.Module]:
@@ -112,12 +140,12 @@ class BlockStream:
             ready = self._fetch(index + 1) if index + 1 < len(self._waiting) else None
             if arrived is not None:
                 torch.cuda.current_stream(self._device).wait_event(arrived)
-            yield self._slots[slot]
+            yield self.slots[slot]
             self._left(slot)
 
     def _fetch(self, index: int) -> "torch.cuda.Event | None":
         """Start copying block `index` into its slot; the event says when it is there."""
-        slot, source = self._slots[index % 2], self._waiting[index]
+        slot, source = self.slots[index % 2], self._waiting[index]
         if self._copies is None:
             _copy_tensors(source, slot)
             return None
@@ -144,17 +172,64 @@ def _copy_tensors(source: nn.Module, target: nn.Module) -> None:
             there.copy_(here, non_blocking=True)
 
 
-def _pinned(block: nn.Module, device: torch.device) -> nn.Module:
-    """The block in host memory that a GPU can copy from by itself; pageable where pinning fails."""
-    if device.type != "cuda":
-        return block
-    for tensor in _tensors(block):
-        tensor.data = data = host_data(tensor)
+def pin(modules: Iterable[nn.Module]) -> None:
+    """Networks in host memory that a GPU can copy from by itself; the rest stays pageable where the host refuses."""
+    waiting = [tensor for module in modules for tensor in _tensors(module)]
+    for tensor in waiting:
+        tensor.data = host_data(tensor)
+    waiting = sorted((tensor for tensor in waiting if not tensor.is_pinned()), key=_size, reverse=True)
+    arenas = Arenas(sum(map(_size, waiting)), lambda n: torch.empty(n, dtype=torch.uint8, pin_memory=True))
+    for tensor in waiting:
         try:
-            tensor.data = vars(tensor)["host_data"] = data if data.is_pinned() else data.pin_memory()
-        except RuntimeError:  # the host refuses to pin this much: slower copies, the same numbers
+            tensor.data = vars(tensor)["host_data"] = arenas.take(tensor.data)
+        except RuntimeError:  # slower copies, the same numbers
             break
-    return block
+
+
+class Arenas:
+    """Host memory for tensors in few large pieces, each a power of two.
+
+    torch rounds every piece of pinned memory up to a power of two (ATen/core/CachingHostAllocator.h): a tensor of
+    135 MiB by itself would take 256 MiB, and the blocks of a 14B network half as much again as they need.
+
+    Args:
+        total_bytes: of all tensors that will come, largest first.
+        make: bytes -> an uint8 tensor.
+    """
+
+    def __init__(self, total_bytes: int, make: Callable[[int], Tensor]) -> None:
+        self._left_bytes, self._make = total_bytes, make
+        self._arenas: list[Tensor] = []
+        self._used: list[int] = []
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all pieces."""
+        return sum(arena.numel() for arena in self._arenas)
+
+    def take(self, data: Tensor) -> Tensor:
+        """A copy of a tensor, in the first piece that has room for it.
+
+        Raises:
+            RuntimeError: no more memory of this kind.
+        """
+        size = _size(data)
+        index = next((i for i, used in enumerate(self._used) if used + size <= self._arenas[i].numel()), None)
+        if index is None:
+            index = len(self._arenas)
+            whole = min(ARENA_BYTES, 1 << max(self._left_bytes.bit_length() - 1, 0))
+            self._arenas.append(self._make(max(whole, 1 << (size - 1).bit_length())))
+            self._used.append(0)
+        start = self._used[index]
+        piece = self._arenas[index][start : start + data.numel() * data.element_size()]
+        self._used[index] += size
+        self._left_bytes -= size
+        return piece.view(data.dtype).view(data.shape).copy_(data)
+
+
+def _size(tensor: Tensor) -> int:
+    """Bytes of a tensor in an arena."""
+    return -(-max(1, tensor.numel() * tensor.element_size()) // ALIGN_BYTES) * ALIGN_BYTES
 
 
 def _empty_like(block: nn.Module, device: torch.device) -> nn.Module:

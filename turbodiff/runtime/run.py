@@ -6,10 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+from turbodiff.plan.calibration import Calibration
+from turbodiff.plan.machine import Machine
+from turbodiff.runtime.launch import Shortage, Waits, at_phase
 from turbodiff.runtime.shelf import Shelf
 from turbodiff.spec.errors import CancelledByUser, OutOfMemoryError
 from turbodiff.spec.numbers import gib
@@ -31,7 +34,13 @@ class Orders(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """One attempt at one clip. `output`: a file name of the person's own; otherwise the library names it."""
+    """One attempt at one clip.
+
+    Args:
+        output: a file name of the person's own; otherwise the library names it.
+        machine: as it was at launch; the plan is checked against what is free now before each phase. None: it stands.
+        calibration: what measured runs taught, for plans made on the way.
+    """
 
     id: int
     attempt: int
@@ -39,6 +48,8 @@ class Job:
     outputs: Path
     state: Path
     output: Path | None = None
+    machine: Machine | None = None
+    calibration: Calibration | None = None
 
 
 @dataclass
@@ -54,30 +65,59 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     peaks_bytes: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def plan(self) -> Plan:
-        """The plan that this attempt keeps to."""
-        return self.job.plan
+    def __post_init__(self) -> None:
+        self.plan: Plan = self.job.plan  # what this attempt keeps to; its levers may change between two phases
 
     @property
     def request(self) -> Request:
         """The request as it runs, which may differ from what was asked: see plan.changes."""
-        return self.job.plan.request
+        return self.plan.request
 
     @contextmanager
     def phase(self, name: PhaseName) -> Iterator[None]:
-        """Announce a phase, time it, record its peak, and turn torch's out-of-memory into ours."""
+        """Check the plan, announce a phase, time it, record its peak, and turn torch's out-of-memory into ours.
+
+        Raises:
+            Waits: a neighbour took what even the smallest way to go on needs.
+        """
         self.check_cancelled()
+        self.check_plan(name)
         self.say("phase", name=name, state="start")
-        self.shelf.device.reset_peak()
+        self.shelf.reset_peak()
         start_s = time.monotonic()
         try:
             yield
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise out_of_memory(name, self.plan, error) from None
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start_s
         self.peaks_bytes[name] = max(self.peaks_bytes.get(name, 0), self.shelf.device.peak_bytes())
-        self.say("phase", name=name, state="done", seconds=self.seconds[name], peak_bytes=self.peaks_bytes[name])
+        self.say(
+            "phase",
+            name=name,
+            state="done",
+            seconds=self.seconds[name],
+            peak_bytes=self.peaks_bytes[name],
+            weights_bytes=self.shelf.weights_bytes,
+            reserved_bytes=self.shelf.device.reserved_bytes(),
+        )
+
+    def check_plan(self, name: PhaseName) -> None:
+        """Pull lossless levers where what is left does not fit any more beside somebody who grew.
+
+        Raises:
+            Waits: none of them is enough.
+        """
+        if self.job.machine is None:
+            return
+        fresh = at_phase(self.plan, name, self.job.machine, self.shelf.device, self.job.calibration)
+        if isinstance(fresh, Shortage):
+            raise Waits(fresh)
+        if fresh.levers != self.plan.levers:
+            self.plan = fresh
+            self.say("plan", plan=fresh.model_dump(mode="json"))
+            self.say("notice", **levers_pulled(name, fresh))
 
     def check_cancelled(self) -> None:
         """Stop here if a person said so.
@@ -87,6 +127,20 @@ class Run:
         """
         if self.orders.cancelled(self.job.id):
             raise CancelledByUser("stopped", code="cancelled")
+
+
+def levers_pulled(phase: str, plan: Plan) -> dict[str, Any]:
+    """The fields of the notice that another program grew and the plan gave way without losing a pixel."""
+    levers = " ".join(f"{name}={value}" for name, value in plan.levers.model_dump().items())
+    text = f"less memory is free before {phase} than at the start; the same clip goes on with {levers}"
+    numbers = {"phase": phase, "peak_bytes": plan.peak_bytes, "budget_bytes": plan.budget_bytes}
+    return {"key": "levers_pulled", "text": text, "numbers": numbers}
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch, the driver or a library of NVIDIA ran out of device memory; each says it in words of its own."""
+    words = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def out_of_memory(phase: str, plan: Plan, error: BaseException) -> OutOfMemoryError:

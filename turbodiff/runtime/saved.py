@@ -3,10 +3,12 @@
 import hashlib
 from pathlib import Path
 
-from safetensors import SafetensorError
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 
 # what latents depend on; everything else (fps, nonce, pins) may change without sampling again
@@ -36,10 +38,28 @@ RECIPE = [
 ]
 
 
+SAME = ("kind", "prompt", "seed", "image", "loras")  # what no plan ever changes
+
+
 def recipe_of(request: Request) -> str:
     """A fingerprint of everything that the latents of a request depend on."""
     fields = request.model_dump(mode="json", include=set(RECIPE))
     return hashlib.sha256(repr(sorted(fields.items())).encode()).hexdigest()
+
+
+def earlier_plan(state: Path, job: int, request: Request) -> Plan | None:
+    """The plan whose latents an earlier attempt at this request left behind, or None."""
+    try:
+        with safe_open(_path(state, job), "pt") as file:
+            plan = Plan.model_validate_json((file.metadata() or {}).get("plan", ""))
+    except (OSError, SafetensorError, ValidationError):
+        return None
+    same = all(getattr(plan.request, name) == getattr(request, name) for name in SAME)
+    return plan if same else None
+
+
+def _path(state: Path, job: int) -> Path:
+    return state / "latents" / f"{job}.safetensors"
 
 
 class SavedLatents:
@@ -47,7 +67,7 @@ class SavedLatents:
 
     def __init__(self, state: Path, job: int, request: Request) -> None:
         self._recipe = recipe_of(request)
-        self._path = state / "latents" / f"{job}.safetensors"
+        self._path = _path(state, job)
 
     def load(self) -> Tensor | None:
         """Latents [1, 16, T, H, W] float32 of an earlier attempt, or None."""
@@ -57,12 +77,13 @@ class SavedLatents:
             return None
         return tensors.get(self._recipe)
 
-    def save(self, latents: Tensor) -> None:
-        """Keep the latents; a full disk costs only the shortcut."""
+    def save(self, latents: Tensor, plan: Plan) -> None:
+        """Keep the latents and the plan that they were made by; a full disk costs only the shortcut."""
         part = self._path.with_suffix(".part")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({self._recipe: latents.float().cpu().contiguous()}, part)
+            told = {"plan": plan.model_dump_json()}
+            save_file({self._recipe: latents.float().cpu().contiguous()}, part, told)
             part.replace(self._path)
         except (OSError, SafetensorError):
             part.unlink(missing_ok=True)

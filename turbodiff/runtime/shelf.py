@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from turbodiff.models import text_encoder
-from turbodiff.models.attention import AttentionPlan
-from turbodiff.models.linear import quantize_blocks
+from turbodiff.models.attention import AttentionPlan, settled
+from turbodiff.models.linear import int8_blocks, int8_mode
 from turbodiff.models.vae import make_vae
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.prompt.tokens import Tokenizer
@@ -44,6 +44,7 @@ class Shelf:
         self._kept: dict[str, Any] = {}
         self._used: dict[str, FoundFile] = {}
         self._int8 = False
+        self.weights_bytes = 0  # most that networks took on the device since `reset_peak`
         self.spec: ModelSpec
 
     def open(self, request: Request) -> None:
@@ -61,6 +62,27 @@ class Shelf:
         for key in [key for key in self._kept if key not in wanted]:
             del self._kept[key]
         residency.free_cached(self.device.torch_device)
+        residency.free_host_cached(self.device.torch_device)
+
+    def make_room(self, plan: Plan) -> None:
+        """Take what an earlier job left on the device off it, unless the plan has room for everything."""
+        if self.device.is_cuda and not self._roomy(plan):
+            residency.send_home(self._networks(), self.device.torch_device)
+
+    def reset_peak(self) -> None:
+        """Start measuring a new phase."""
+        self.device.reset_peak()
+        self.weights_bytes = 0
+
+    def _weigh(self, *more: nn.Module) -> None:
+        """Note what networks take on the device now; `more` are those that the shelf does not keep."""
+        if self.device.is_cuda:
+            here = residency.bytes_on([*self._networks(), *more], self.device.torch_device)
+            self.weights_bytes = max(self.weights_bytes, here)
+
+    def _networks(self) -> list[nn.Module]:
+        kept = [value.network if isinstance(value, lora.Worn) else value for value in self._kept.values()]
+        return [network for network in kept if isinstance(network, nn.Module)]
 
     def facts(self) -> dict[str, Any]:
         """What a clip's sidecar says about where and from what it was made."""
@@ -82,6 +104,7 @@ class Shelf:
         encoder, tokenizer = self._keep("text_encoder", self._load_text_encoder), self.tokenizer()
         text_len = self.spec.text_encoder.text_len
         with text.seated(encoder, plan.levers, self.device.torch_device, stay=self._roomy(plan)) as device:
+            self._weigh()
 
             def read(words: str) -> TextRows:
                 ids = torch.tensor([tokenizer.ids(words, text_len)], device=device)
@@ -95,6 +118,7 @@ class Shelf:
         """The VAE on the device."""
         vae = self._keep("vae", self._load_vae)
         with residency.placed(vae, self.device.torch_device, stay=self._roomy(plan)):
+            self._weigh()
             yield vae
 
     def vae_at_hand(self) -> "AutoencoderKLWan | None":
@@ -108,10 +132,11 @@ class Shelf:
         network = Network(
             self._dit(expert, request),
             self.device.torch_device,
-            AttentionPlan(request.attention, request.topk),
+            AttentionPlan(settled(request.attention, self.device.torch_device).kind, request.topk),
             plan.levers,
         )
         with network.placed(stay=self._roomy(plan)):
+            self._weigh(*network.passing)
             yield network
 
     def _dit(self, expert: str, request: Request) -> WanDiT:
@@ -149,7 +174,7 @@ class Shelf:
 
     def _key(self, file: FoundFile) -> str:
         """A file, its moment and what becomes of it: another file of the same name is another model."""
-        int8 = " int8" if self._int8 and file.component.startswith("dit") else ""
+        int8 = f" int8 {int8_mode()}" if self._int8 and file.component.startswith("dit") else ""
         return f"{file.path} {Path(file.path).stat().st_mtime_ns}{int8}"
 
     def _load_dit(self, file: FoundFile) -> WanDiT:
@@ -157,7 +182,7 @@ class Shelf:
         with torch.device("meta"):
             module = WanDiT(dit_config(self.spec, sla=checkpoint.sla, quant_linear=checkpoint.quant))
         dit = load_into(module, checkpoint, dtype=self.device.dtype).module
-        return quantize_blocks(dit) if self._int8 and not checkpoint.quant else dit
+        return int8_blocks(dit) if self._int8 else dit
 
     def _load_vae(self, file: FoundFile) -> nn.Module:
         facts = self.spec.vae

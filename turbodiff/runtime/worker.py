@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 from turbodiff.spec.errors import OutOfMemoryError, TurbodiffError
 from turbodiff.spec.events import Event, EventType
+from turbodiff.spec.numbers import gib
 
 log = logging.getLogger("turbodiff.worker")
 
@@ -123,15 +124,18 @@ def serve(pipe: Pipe, orders: Orders, device: str) -> int:
 
 def run(order: dict[str, Any], shelf: Any, pipe: Pipe, orders: Orders) -> None:
     """One job; every failure becomes one `error` event."""
-    from turbodiff.runtime.launch import Shortage, plan_for
+    from turbodiff.runtime.launch import Shortage, Waits, calibration_of, machine_of, plan_for
     from turbodiff.runtime.pipeline import generate
     from turbodiff.runtime.run import Job
 
     try:
-        plan = plan_for(order, shelf.device)
+        machine = machine_of(order, shelf.device)
+        plan = plan_for(order, machine, shelf.device)
         if isinstance(plan, Shortage):
-            pipe.say("wait", need_bytes=plan.need_bytes, free_bytes=plan.free_bytes)
+            pipe.say("wait", **plan._asdict())
             return
+        if order.get("cap_bytes") is not None:
+            pipe.say("notice", **one_rung_lower(plan, order["cap_bytes"]))
         job = Job(
             id=order["job"],
             attempt=order["attempt"],
@@ -139,9 +143,13 @@ def run(order: dict[str, Any], shelf: Any, pipe: Pipe, orders: Orders) -> None:
             outputs=Path(order["outputs"]),
             state=Path(order["state"]),
             output=Path(order["output"]) if order.get("output") else None,
+            machine=machine,
+            calibration=calibration_of(order),
         )
         result = generate(job, shelf, pipe.say, orders)
         pipe.say("result", **result)
+    except Waits as waits:
+        pipe.say("wait", **waits.shortage._asdict())
     except TurbodiffError as error:
         pipe.say("error", **error.fields(), exit_code=error.exit_code)
         if isinstance(error, OutOfMemoryError):
@@ -151,6 +159,13 @@ def run(order: dict[str, Any], shelf: Any, pipe: Pipe, orders: Orders) -> None:
         what = f"{type(error).__name__}: {error}"[:2000]
         failure = TurbodiffError(what, code="unexpected", try_instead="see the log")
         pipe.say("error", **failure.fields(), exit_code=failure.exit_code)
+
+
+def one_rung_lower(plan: Any, cap_bytes: int) -> dict[str, Any]:
+    """The fields of the notice that an earlier attempt ran out of memory, and what this one does about it."""
+    levers = " ".join(f"{name}={value}" for name, value in plan.levers.model_dump().items())
+    text = f"an earlier attempt ran out of memory: this one stays below {gib(cap_bytes)} with {levers}"
+    return {"key": "one_rung_lower", "text": text, "numbers": {"cap_bytes": cap_bytes, "peak_bytes": plan.peak_bytes}}
 
 
 def _beat(pipe: Pipe) -> None:
@@ -176,5 +191,12 @@ def _start_time() -> int:
     return int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
 
 
+def leave(status: int) -> None:
+    """End this process now: taking down an interpreter with torch in it takes seconds and saves nothing."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

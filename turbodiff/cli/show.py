@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from turbodiff.jobs.runlog import flaw_lines
 from turbodiff.plan.machine import Machine
 from turbodiff.spec.events import Event
 from turbodiff.spec.models import ModelSpec, find_model
@@ -43,7 +44,8 @@ def event_line(event: Event) -> str:
     if event.type == "step":
         return f"  step {fields['i']}/{fields['n']}  {fields['dt_s']:.1f} s a step, {seconds(fields['eta_s'])} left"
     if event.type == "result":
-        return f"done in {seconds(fields['seconds'])}: {fields['frames']} frames, {fields['width']}x{fields['height']}"
+        done = f"done in {seconds(fields['seconds'])}: {fields['frames']} frames, {fields['width']}x{fields['height']}"
+        return "\n".join([done, *(f"note: {line}" for line in flaw_lines(fields))])
     if event.type == "wait":
         return f"waiting for {gib(fields['need_bytes'])} of memory, {gib(fields['free_bytes'])} free"
     return ""

@@ -10,6 +10,13 @@ from turbodiff.spec.events import Event
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import gib, seconds
 
+# what a sound clip may still look like (media/flaws.py), and what helps
+FLAWS = {
+    "black": "every frame is black; try: another seed, or attention dense",
+    "frozen": "nothing moves; try: say what moves, with a verb",
+    "noisy_start": "the first frames look noisy; try: Boundary 0.7 or SDE with the same seed",
+}
+
 
 def request_line(request: dict[str, Any], attempt: int) -> str:
     """The first line of an attempt."""
@@ -50,8 +57,14 @@ def run_lines(event: Event, planned_bytes: int | None = None) -> Iterator[str]:
         case "result":
             size = f"{fields.get('width')}x{fields.get('height')}"
             yield f"verdict: done, {fields['path']} {fields.get('frames')} frames {size} sha256 {fields['sha256'][:12]}"
+            yield from (f"[WARNING] verdict: {line}" for line in flaw_lines(fields))
         case "error":
             yield error_line(fields)
+
+
+def flaw_lines(result: dict[str, Any]) -> list[str]:
+    """What a finished clip may be wrong with, and the knob that helps."""
+    return [FLAWS.get(flaw, flaw) for flaw in result.get("warnings", ())]
 
 
 def plan_lines(plan: dict[str, Any]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """What is remembered of every frame that was sent to the encoder: enough to measure its PSNR later, in 20 kB.
 
-A mark holds a thumbnail (block means of luma and chroma) and a sketch of the luma. The sketch is a count sketch
+A mark holds a thumbnail (block means of luma and chroma), a sketch of the luma, and its grain. It is a count sketch
 (Charikar, Chen, Farach-Colton 2002): every pixel gets a random sign and a bucket, a bucket holds the signed sum of its
 pixels. It is linear, and the squared distance of two sketches is an unbiased estimate of the squared distance of the
 two frames with a relative error of about sqrt(2 / buckets) = 2 %, or 0.1 dB. So a frame of any size is compared pixel
@@ -21,6 +21,12 @@ Bytes = NDArray[np.uint8]
 BUCKETS = 4093  # a prime: rows of a damaged block fall into different buckets whatever the width
 GRID = 32  # thumbnail of 32 x 32 blocks
 
+# Grain is looked for in patches of half a latent pixel and of a whole one (8 pixels of the screen): noise that is left
+# in the latents comes out of the decoder as blotches of that size, not as pixel noise (measured on the demo's VAE).
+PATCHES = (4, 8)
+GRAIN_REGIONS = 8  # per side; the quietest quarter of them decides: noise is everywhere, texture is not
+LAPLACE_SIGMA = math.sqrt(math.pi / 2) / 6  # mean |Laplacian difference| -> sigma of white noise (Immerkaer 1996)
+
 # BT.709: luma weights, and the divisors of (B - Y) and (R - Y); Y, Cb, Cr here span 0..255 and -127.5..127.5
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
 CB_DIVISOR, CR_DIVISOR = 1.8556, 1.5748
@@ -36,12 +42,16 @@ class Planes(NamedTuple):
 
 @dataclass(frozen=True)
 class Mark:
-    """One frame in short: block means [32, 32, 3] of Y, Cb, Cr (fewer for small frames), sketch [4093] and sum of Y."""
+    """One frame in short: block means [32, 32, 3] of Y, Cb, Cr (fewer for small frames), sketch [4093] and sum of Y.
+
+    `grain`: sigma of the noise of Y in its quietest quarter, in levels of 255; only of frames that were sent.
+    """
 
     thumbnail: Floats
     sketch: Floats
     luma_sum: float
     pixels: int
+    grain: float = 0.0
 
 
 def mark_rgb(frame: Bytes) -> Mark:
@@ -51,7 +61,8 @@ def mark_rgb(frame: Bytes) -> Mark:
     y = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     thumbnail = np.stack((y, (blue - y) / CB_DIVISOR, (red - y) / CR_DIVISOR), axis=-1)
     luma = frame.reshape(-1, 3).astype(np.float32) @ LUMA
-    return Mark(thumbnail, _sketch(luma), float(luma.sum(dtype=np.float64)), height * width)
+    grain = grain_of(luma.reshape(height, width))
+    return Mark(thumbnail, _sketch(luma), float(luma.sum(dtype=np.float64)), height * width, grain)
 
 
 def mark_planes(planes: Planes) -> Mark:
@@ -61,6 +72,30 @@ def mark_planes(planes: Planes) -> Mark:
     chroma = (_blocks(plane[..., None], 1)[..., 0] for plane in (planes.cb, planes.cr))
     thumbnail = np.stack(((y - 16) * (255 / 219), *((plane - 128) * (255 / 224) for plane in chroma)), axis=-1)
     return Mark(thumbnail, _sketch(luma.ravel()), float(luma.sum(dtype=np.float64)), luma.size)
+
+
+def grain_of(luma: Floats) -> float:
+    """Sigma of the noise of a frame [H, W] in its quietest quarter, in patches of 4 and of 8 pixels together.
+
+    Immerkaer, "Fast noise variance estimation" (1996): second differences along both axes cancel edges and slopes.
+    """
+    return math.hypot(*(_grain_of_patches(luma, side) for side in PATCHES))
+
+
+def _grain_of_patches(luma: Floats, side: int) -> float:
+    height, width = (length // side for length in luma.shape)
+    if min(height, width) < 3:
+        return 0.0
+    patches = luma[: height * side, : width * side].reshape(height, side, width, side).mean(axis=(1, 3))
+    rough = np.abs(np.diff(np.diff(patches, 2, axis=0), 2, axis=1))
+    rows, columns = (_starts(length) for length in rough.shape)
+    sums = np.add.reduceat(np.add.reduceat(rough, rows, axis=0), columns, axis=1)
+    regions = sums / np.outer(np.diff([*rows, rough.shape[0]]), np.diff([*columns, rough.shape[1]]))
+    return float(np.percentile(regions, 25)) * LAPLACE_SIGMA
+
+
+def _starts(length: int) -> NDArray[np.intp]:
+    return np.linspace(0, length, min(GRAIN_REGIONS, length), endpoint=False).astype(np.intp)
 
 
 def luma_psnr_db(a: Mark, b: Mark) -> float:

@@ -7,30 +7,28 @@ noticed all truncations and half of the rest; the comparison with the marks of t
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from turbodiff.media.ffmpeg import Ffmpeg
 from turbodiff.media.files import sha256_of
-from turbodiff.media.marks import Bytes, Mark, Planes, chroma_psnr_db, luma_psnr_db, mark_planes
+from turbodiff.media.flaws import Flaw, flaws
+from turbodiff.media.marks import Bytes, Mark, Planes, chroma_psnr_db, luma_psnr_db, mark_planes, mark_rgb
 from turbodiff.media.tags import TAG, read_tags
 from turbodiff.media.video import Written
 from turbodiff.spec.errors import FileError, VerifyError
 
 MIN_LUMA_PSNR_DB = 40.0  # the encoder itself stays above 41 (media/video.py)
 MIN_CHROMA_PSNR_DB = 38.0  # of block means; the encoder stays above 42, also on noise
-BLACK_LUMA = 4.0  # no block of any frame is brighter, of 255
-FROZEN_PSNR_DB = 55.0  # two frames closer than this differ by less than one level per pixel
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A clip that holds every frame as sent. `warnings`: "black", "frozen": legal, but worth a badge."""
+    """A clip that holds every frame as sent; `warnings` are legal, but worth a badge (media/flaws.py)."""
 
     sha256: str
     frames: int
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Flaw, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,12 @@ class Stream:
     fps: float
 
 
-def verify_clip(written: Written) -> Verdict:
+def verify_clip(written: Written, picture: Bytes | None = None, prompt: str = "") -> Verdict:
     """Decode a clip in full and hold it to what was sent to the encoder.
+
+    Args:
+        picture: the picture that the clip starts from, uint8 RGB [H, W, 3]; its first frame should look like it.
+        prompt: a clip that is asked to be still may be.
 
     Raises:
         VerifyError: missing, truncated, any decoder error, wrong number of frames, size, rate or settings, a frame
@@ -57,7 +59,8 @@ def verify_clip(written: Written) -> Verdict:
         raise _rejected("the clip cannot be read", "clip_unreadable", error.strerror) from None
     if sha256 != written.sha256:
         raise _rejected("the file changed after it was written", "clip_changed", sha256[:12], written.sha256[:12])
-    return Verdict(sha256, written.frames, tuple(_warnings(written.marks)))
+    start = mark_rgb(picture) if picture is not None else None
+    return Verdict(sha256, written.frames, tuple(flaws(written.marks, start, prompt)))
 
 
 def _check_decoded(written: Written) -> None:
@@ -140,13 +143,6 @@ def _check_settings(written: Written) -> None:
     for name in (TAG, "comment"):
         if tags.get(name) != written.settings:
             raise _rejected(f"the settings in tag {name} are damaged", "clip_tags", tags.get(name, "none")[:80])
-
-
-def _warnings(marks: tuple[Mark, ...]) -> Iterator[str]:
-    if all(mark.thumbnail[..., 0].max() < BLACK_LUMA for mark in marks):
-        yield "black"
-    if len(marks) > 1 and all(luma_psnr_db(a, b) > FROZEN_PSNR_DB for a, b in pairwise(marks)):
-        yield "frozen"
 
 
 def _rejected(what: str, code: str, got: object, expected: object = "") -> VerifyError:

@@ -14,6 +14,17 @@ CAMERA = re.compile(
     r"|(?:镜头|运镜|视角|画面).{0,6}?(?:推|拉|摇|移|跟|升|降|旋转|环绕|靠近|远离|放大|缩小|变)|延时摄影|推近|拉远",
     re.IGNORECASE,
 )
+# Words that ask for a picture that stands still; a camera that stands still is no such wish
+STILLNESS = re.compile(
+    r"\b(?:motionless|unmoving|immobile|freeze[- ]frame|still[- ]life|nothing moves)\b"
+    r"|\bwithout (?:any )?(?:motion|movement)\b"
+    r"|\bno (?:motion|movement)\b|\bfrozen in (?:time|place|motion)\b"
+    r"|\b(?:a|one) still (?:image|picture|photo\w*|frame)\b"
+    r"|\b(?:stands?|standing|sits?|sitting|lies|lying|holds?|holding|stays?|staying|keeps?|remains?|perfectly|completely"
+    r"|absolutely|totally|entirely) still\b"
+    r"|(?<!镜头)(?<!机位)(?<!相机)(?:完全|保持|处于)?静止|(?<!镜头)(?<!机位)(?<!相机)不动|纹丝不动|定格|静物|凝固",
+    re.IGNORECASE,
+)
 _WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
 
 
@@ -24,6 +35,11 @@ def has_motion(text: str) -> bool:
         return True
     chinese = _any_of("zh_nouns").sub("", text)
     return bool(_any_of("zh_verbs").search(chinese) or _zh_verb().search(chinese))
+
+
+def asks_for_stillness(text: str) -> bool:
+    """Whether a prompt says that nothing should move; a fixed camera alone does not."""
+    return STILLNESS.search(text) is not None
 
 
 def _is_motion(word: str, before: str) -> bool:

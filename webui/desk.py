@@ -42,7 +42,8 @@ def shot(clip: Any) -> Shot:
     """A clip of the library (its path, its sidecar, its poster) as the views read it."""
     sidecar = clip.settings or {}
     request = sidecar.get("request") or {}
-    result = {"ran": sidecar.get("ran") or {}, **(sidecar.get("measured") or {})}
+    flaws = sidecar.get("warnings") or ()
+    result = {"ran": sidecar.get("ran") or {}, "flaws": flaws, **(sidecar.get("measured") or {})}
     return Shot(
         id=clip.path.stem,
         path=clip.path,

@@ -3,12 +3,15 @@
 words -> text rows -> (picture -> condition) -> latents, step by step -> frames, chunk by chunk -> mp4 -> library
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from turbodiff.media import library
+from turbodiff.media.images import fit_picture
+from turbodiff.media.marks import Bytes
 from turbodiff.media.verify import Verdict, verify_clip
 from turbodiff.media.video import ClipWriter
 from turbodiff.runtime import record, stages
@@ -16,6 +19,8 @@ from turbodiff.runtime.denoise import denoise
 from turbodiff.runtime.run import Job, Orders, Run, Say
 from turbodiff.runtime.saved import SavedLatents
 from turbodiff.runtime.shelf import Shelf
+from turbodiff.spec.errors import FileError
+from turbodiff.spec.request import Request
 
 
 def generate(job: Job, shelf: Shelf, say: Say, orders: Orders) -> dict[str, Any]:
@@ -69,10 +74,18 @@ def write_clip(run: Run, latents: Tensor) -> tuple[Path, Verdict]:
     assert writer.written is not None
     try:
         with run.phase("write"):
-            verdict = verify_clip(writer.written)
+            verdict = verify_clip(writer.written, start_picture(request), request.prompt)
             sidecar = record.sidecar(run, verdict)
             poster = b"" if job.output else writer.written.poster
             path = library.publish(partial, final, sidecar, poster, replace=job.output is not None)
     finally:
         partial.unlink(missing_ok=True)
     return path, verdict
+
+
+def start_picture(request: Request) -> Bytes | None:
+    """The picture that the first frame should look like, uint8 RGB [H, W, 3]; None where there is none any more."""
+    if request.kind == "i2v":
+        with contextlib.suppress(FileError):
+            return fit_picture(request).pixels
+    return None

@@ -181,11 +181,10 @@ def _badges(clip: Any, request: Mapping[str, Any], words: Words) -> list[tuple[s
 def knobs(request: Mapping[str, Any], words: Words) -> list[Knob]:
     """Symptom -> knob: each repeats the same seed with only that changed."""
     found = []
-    if request.get("kind") == "i2v":
-        if float(request.get("boundary") or 0.9) > 0.7:
-            found.append(Knob(words("clip.noisy"), "Boundary 0.7", {"boundary": 0.7}))
-        if request.get("sampler") != "sde":
-            found.append(Knob(words("clip.noisy"), "SDE", {"sampler": "sde"}))
+    if request.get("kind") == "i2v" and float(request.get("boundary") or 0.9) > 0.7:
+        found.append(Knob(words("clip.noisy"), "Boundary 0.7", {"boundary": 0.7}))
+    if request.get("sampler") == "ode":
+        found.append(Knob(words("clip.noisy"), "SDE", {"sampler": "sde"}))
     if float(request.get("topk") or 0.1) < 0.15:
         found.append(Knob(words("clip.blurry"), "SLA TopK 0.15", {"topk": 0.15}))
     if int(request.get("steps") or 4) < 4:

@@ -10,7 +10,11 @@ from jobs.cards import GIB, Card
 from tests.plan.machines import ask, card, disk
 from turbodiff.jobs.guard import AGAIN_S, Guard, Seen, expected_steps_s
 from turbodiff.plan.planner import make_plan
+from turbodiff.runtime.run import levers_pulled
+from turbodiff.runtime.worker import one_rung_lower
 from turbodiff.spec.events import Event
+from webui.view.jobs import notice
+from webui.wording import Words
 
 CALM = Seen(others_bytes=GIB, own_bytes=8 * GIB, free_bytes=10 * GIB, ram_available_bytes=20 * GIB)
 
@@ -89,6 +93,19 @@ def test_a_step_is_expected_to_take_what_earlier_runs_took_else_what_the_plan_sa
     assert expected_steps_s({**plan, "device": "cpu"}, {}) == {}
     experts = expected_steps_s(make_plan(ask("wan2.2-a14b"), card(80), disk()).model_dump(mode="json"), {})
     assert set(experts) == {"denoise_high", "denoise_low"}
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_every_notice_is_worded_with_its_own_numbers(lang: str) -> None:
+    made = guard(10.0, 5.0, 31.0)
+    every = made.look(0.0, Seen(4 * GIB, 8 * GIB, 100 << 20, GIB // 2))
+    assert set(keys(every)) == {"neighbour_grew", "spill", "host_ram_low", "slow_step"}
+    plan = make_plan(ask("wan2.1-1.3b"), card(12), disk())
+    every += [levers_pulled("vae_decode", plan), one_rung_lower(plan, 8 * GIB)]
+    for fields in every:
+        said = notice(fields, Words(lang))
+        assert said != fields["text"]  # no fall-back to the log's own words
+        assert "{" not in said and "_" not in said
 
 
 def test_a_notice_reaches_the_job_and_both_logs(make_bench: Callable[..., Bench], monkeypatch) -> None:

@@ -9,6 +9,7 @@ from webui.view import ACTIVE, Snapshot, short_model
 from webui.wording import Words
 
 USUAL = ("text_encode", "denoise", "vae_decode", "write")
+NOTICES = 2  # the newest of a running job
 FIRST_AID_STEPS = 2  # offered for speed; steps never change memory
 
 
@@ -32,6 +33,7 @@ class Progress:
     eta: str
     share: float
     can_decode: bool
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def phase_names(plan: Mapping[str, Any] | None, seen: Iterable[str]) -> list[str
 
 def progress(job: Any, events: Iterable[Any], words: Words) -> Progress:
     """The running job from its row and its events (spec/events.py) so far."""
-    seen = {e.fields["name"]: e.fields for e in events if e.type == "phase" and e.attempt == job.attempt}
+    events = [event for event in events if event.attempt == job.attempt]
+    seen = {e.fields["name"]: e.fields for e in events if e.type == "phase"}
     now = job.progress or {}
     names = phase_names(job.plan, seen)
     chips = tuple(_chip(name, seen.get(name), now.get("phase"), words) for name in names)
@@ -94,7 +97,22 @@ def progress(job: Any, events: Iterable[Any], words: Words) -> Progress:
         eta=words("run.eta", time=words.seconds(now["eta_s"])) if now.get("eta_s") is not None else "",
         share=_share(chips, step, of),
         can_decode=str(now.get("phase", "")).startswith("denoise") and step > 0,
+        notices=tuple(notice(e.fields, words) for e in events if e.type == "notice")[-NOTICES:],
     )
+
+
+def notice(fields: Mapping[str, Any], words: Words) -> str:
+    """What changed beside a running job, in words; the worker's own where there are none."""
+    spoken = {name: _spoken(name, value, words) for name, value in (fields.get("numbers") or {}).items()}
+    return words.or_else(f"notice.{fields.get('key')}", str(fields.get("text", "")), **spoken)
+
+
+def _spoken(name: str, value: Any, words: Words) -> Any:
+    if isinstance(value, str):
+        return words.or_else(f"notice.cause_{value}", words.or_else(f"phase.{value}", value))
+    if value is None:
+        return "?"
+    return words.gib(value) if name.endswith("_bytes") else words.seconds(value) if name.endswith("_s") else value
 
 
 def _chip(name: str, fields: Mapping[str, Any] | None, current: str | None, words: Words) -> Chip:

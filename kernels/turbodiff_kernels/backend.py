@@ -23,6 +23,8 @@ import torch
 log = logging.getLogger(__name__)
 
 OLDEST_ARCH = 80  # INT8 matrix products with INT32 sums, bfloat16
+OPS = ("norm", "quant", "gemm", "sage", "sla", "sagesla")
+UNCHECKED = "not checked on this card yet"
 CHECKING = "the check of this kernel ended the program last time"
 
 
@@ -51,10 +53,33 @@ def chosen(op: str, device: torch.device) -> Choice:
     Raises:
         ValueError: TURBODIFF_KERNELS is none of its three words.
     """
+    return _chosen(op, device, wish())
+
+
+def wish() -> str:
+    """$TURBODIFF_KERNELS: auto, reference or triton.
+
+    Raises:
+        ValueError: it is none of the three.
+    """
+    word = os.environ.get("TURBODIFF_KERNELS", "auto")
+    if word not in ("auto", "reference", "triton"):
+        raise ValueError(f"TURBODIFF_KERNELS={word!r}: expected auto, reference or triton")
+    return word
+
+
+def expected(op: str, device: torch.device) -> Choice:
+    """What `chosen` will say, from what is known already: it never runs the self-check, which needs the card."""
     wish = os.environ.get("TURBODIFF_KERNELS", "auto")
-    if wish not in ("auto", "reference", "triton"):
-        raise ValueError(f"TURBODIFF_KERNELS={wish!r}: expected auto, reference or triton")
-    return _chosen(op, device, wish)
+    if wish != "auto":
+        return _chosen(op, device, wish)
+    why_not = _impossible(device)
+    if not why_not:
+        from turbodiff_kernels.launch import arch
+
+        why_not = _read(state_folder() / "kernels.json").get(fingerprint(arch(device)), {}).get(op, UNCHECKED)
+    runs = "triton" if why_not in ("", UNCHECKED) else "reference"
+    return Choice(op, runs, why_not or "equal to its reference on this card")  # type: ignore[arg-type]
 
 
 @cache
@@ -71,6 +96,16 @@ def _chosen(op: str, device: torch.device, wish: str) -> Choice:
 
 def _objection(op: str, device: torch.device) -> str:
     """Why the kernel of `op` may not run on `device`; "" when it may."""
+    why_not = _impossible(device)
+    if why_not:
+        return why_not
+    from turbodiff_kernels.launch import arch
+
+    return checked(op, device, fingerprint(arch(device)), state_folder() / "kernels.json")
+
+
+def _impossible(device: torch.device) -> str:
+    """Why no kernel can run on `device`; "" where one can."""
     if device.type != "cuda":
         return f"device is {device.type}"
     if importlib.util.find_spec("triton") is None:
@@ -79,7 +114,7 @@ def _objection(op: str, device: torch.device) -> str:
 
     if arch(device) < OLDEST_ARCH:
         return f"sm_{arch(device)} is older than sm_{OLDEST_ARCH}"
-    return checked(op, device, fingerprint(arch(device)), state_folder() / "kernels.json")
+    return ""
 
 
 def checked(op: str, device: torch.device, machine: str, file: Path) -> str:

@@ -18,6 +18,7 @@ from turbodiff_kernels.sage import kernel as sage
 from turbodiff_kernels.sla import kernel as sla
 
 from turbodiff.models.attention import AttentionPlan
+from turbodiff.models.linear import fast_int8_
 from turbodiff.models.wan_dit import KeptText, WanConfig, WanDiT
 from turbodiff.runtime.ledger import Ledger
 
@@ -55,11 +56,13 @@ class WithInside(Ledger):
         return out
 
 
-def block_peak(kind: str, quant: bool, inside_bytes: int) -> float:
+def block_peak(kind: str, linears: str, inside_bytes: int) -> float:
     """Peak of one block at 14B and 720p beside its weights, in N; the residual stream included."""
-    config = WanConfig(**{**vars(WAN_14B), "quant_linear": quant})
+    config = WanConfig(**{**vars(WAN_14B), "quant_linear": linears != "bf16"})
     with torch.device("meta"):
         dit = WanDiT(config).bfloat16()
+        if linears == "tokens":
+            fast_int8_(dit)
         context, latents = torch.empty(1, 512, config.dim, dtype=torch.bfloat16), torch.empty(LATENT)
         ledger = WithInside("meta")
         ledger.inside_bytes = inside_bytes
@@ -75,16 +78,16 @@ def block_peak(kind: str, quant: bool, inside_bytes: int) -> float:
 
 def test_a_block_of_14b_at_720p_needs_at_most_eight_copies_of_its_tokens(capsys):
     table = {
-        (kind, quant, fp8): block_peak(kind, quant, documented_bytes(kind, fp8=fp8))
+        (kind, linears, fp8): block_peak(kind, linears, documented_bytes(kind, fp8=fp8))
         for kind in KINDS
-        for quant in (False, True)
+        for linears in ("bf16", "tiles", "tokens")
         for fp8 in ((False, True) if kind in ("sage", "sagesla") else (False,))
     }
     with capsys.disabled():
         print("\nPeak of a 14B block at 720p, 81 frames, in N = 2 L d bytes (diffusers 11.1)")
-        for (kind, quant, fp8), peak in table.items():
+        for (kind, linears, fp8), peak in table.items():
             values = "FP8 values" if fp8 else ""
-            print(f"  {kind:<8}{'quant' if quant else 'bf16':<6}{peak:5.2f} N {peak * N / 2**30:6.2f} GiB  {values}")
+            print(f"  {kind:<8}{linears:<7}{peak:5.2f} N {peak * N / 2**30:6.2f} GiB  {values}")
     assert all(4 < peak <= 8 for peak in table.values()), "the stream, q, k and v alone are four"
 
 

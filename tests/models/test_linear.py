@@ -4,8 +4,20 @@ import pytest
 import torch
 from turbodiff_kernels.quant.reference import dequantize_tiles
 
-from turbodiff.models.linear import Int8Linear, Int8Rows, Linear, fast_int8_, quantize_blocks, to_fast_int8, to_int8
+from turbodiff.models.linear import (
+    INT8_VARIABLE,
+    Int8Linear,
+    Int8Rows,
+    Linear,
+    fast_int8_,
+    int8_blocks,
+    int8_mode,
+    quantize_blocks,
+    to_fast_int8,
+    to_int8,
+)
 from turbodiff.models.wan_dit import KeptText, WanConfig, WanDiT
+from turbodiff.spec.errors import RequestError
 
 SMALL = WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=2, text_dim=48)
 
@@ -64,6 +76,32 @@ def test_a_model_in_the_fast_mode_agrees_with_the_tiles(source):
     fast = velocity(model)
     assert relative(fast, tiled) < 0.02
     assert relative(fast, plain) < 0.02
+
+
+@pytest.mark.parametrize("source", ["weights", "tiles"])
+def test_the_mode_is_the_environments_to_choose(source, monkeypatch):
+    def model():
+        return small_model() if source == "weights" else quantize_blocks(small_model())
+
+    for mode, tiled in ((None, True), ("tiles", True), ("tokens", False)):
+        monkeypatch.delenv(INT8_VARIABLE, raising=False)
+        if mode:
+            monkeypatch.setenv(INT8_VARIABLE, mode)
+        layers = [layer for layer in int8_blocks(model()).blocks.modules() if isinstance(layer, Int8Linear)]
+        assert len(layers) == 20 and all(layer.tiled == tiled for layer in layers)
+    monkeypatch.setenv(INT8_VARIABLE, "fast")
+    with pytest.raises(RequestError) as told:
+        int8_mode()
+    assert (told.value.code, told.value.got, told.value.expected) == ("bad_int8_mode", "fast", "tiles | tokens")
+
+
+def test_wide_rows_of_the_fast_mode_come_in_parts_and_are_the_same(monkeypatch):
+    layer = to_fast_int8(Linear(64, 128))
+    rows = layer.take(torch.randn(1, 300, 64))
+    whole = layer.gelu(rows)
+    monkeypatch.setattr("turbodiff.models.linear.PART_TOKENS", 128)
+    parts = layer.gelu(rows)
+    assert torch.equal(parts.values, whole.values) and torch.equal(parts.scale, whole.scale)
 
 
 def test_tokens_are_quantised_once_for_q_k_and_v():

@@ -3,8 +3,10 @@
 Layout everywhere: q, k, v, out [B, L, H, D]; before their norm the projections are [B, L, H * D].
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +43,30 @@ class Norms:
 
 DENSE = AttentionPlan()
 SPARSE_KINDS = ("sla", "sagesla")
+PLAINER: Mapping[AttentionKind, AttentionKind] = MappingProxyType({"sagesla": "sla", "sage": "dense"})
+
+
+class Settled(NamedTuple):
+    """The kind that runs where another may have been asked for, and what computes it: triton, reference or torch."""
+
+    kind: AttentionKind
+    backend: str
+
+
+def settled(kind: AttentionKind, device: torch.device) -> Settled:
+    """What `device` runs where `kind` is asked for.
+
+    A kernel that did not prove itself on a GPU makes room for the next plainer kind, whose kernel may have: `sagesla`
+    for `sla`, `sage` for torch's own dense attention. `sla` has nothing plainer with the same meaning: its reference
+    runs. A CPU, and a person who insists on references, get the reference of what was asked for.
+    """
+    if kind == "dense":
+        return Settled(kind, "torch")
+    choice = backend.chosen(kind, device)
+    plainer = PLAINER.get(kind)
+    if choice.runs == "triton" or plainer is None or device.type != "cuda" or backend.wish() == "reference":
+        return Settled(kind, choice.runs)
+    return settled(plainer, device)
 
 
 def check_attention(plan: AttentionPlan, *, projections: bool) -> None:

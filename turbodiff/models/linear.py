@@ -4,8 +4,9 @@ A block speaks to both kinds alike: `take` makes the input once for several laye
 `add_to` multiply and go on. An INT8 layer answers with fused passes and hands INT8 rows on; it knows no gradients.
 """
 
+import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,12 @@ from turbodiff_kernels import norm
 from turbodiff_kernels.gemm import int8_linear, int8_linear_add_, int8_linear_quantize
 from turbodiff_kernels.quant import TILE, dequantize_tiles, quantize_tiles, quantize_tokens, tiles
 
-BRANCH_TOKENS = 64 * TILE  # tokens that a side branch turns back into floats at a time
+from turbodiff.spec.errors import RequestError
+
+PART_TOKENS = 64 * TILE  # tokens whose wide rows exist in 16 bits at a time
+INT8_VARIABLE = "TURBODIFF_INT8"
+
+Int8Mode = Literal["tiles", "tokens"]
 
 
 class Int8Rows(NamedTuple):
@@ -89,10 +95,17 @@ class Int8Linear(nn.Module):
         return Int8Rows(values.flatten(0, 1), step.flatten(), len(x), x.dtype)
 
     def gelu(self, x: Int8Rows) -> Int8Rows:
-        """GELU (tanh) of the product, quantised for the next layer; in tiles the wide values never reach memory."""
-        product = (x.values, x.scale, *self._weight, x.dtype, True)
-        wide = int8_linear_quantize(*product) if self.tiled else quantize_tokens(int8_linear(*product))
-        return Int8Rows(*wide, x.batch, x.dtype)
+        """GELU (tanh) of the product, quantised for the next layer; few of the wide rows are ever 16 bits in memory."""
+        if self.tiled:
+            tiles_of = int8_linear_quantize(x.values, x.scale, *self._weight, x.dtype, True)
+            return Int8Rows(*tiles_of, x.batch, x.dtype)
+        values = x.values.new_empty(len(x.values), self.out_features)
+        scale = x.scale.new_empty(len(x.values))
+        for first in range(0, len(values), PART_TOKENS):
+            part = slice(first, first + PART_TOKENS)
+            wide = int8_linear(x.values[part], x.scale[part], *self._weight, x.dtype, True)
+            values[part], scale[part] = quantize_tokens(wide)
+        return Int8Rows(values, scale, x.batch, x.dtype)
 
     def add_to(self, x: Tensor, y: Tensor | Int8Rows, gate: Tensor | None = None) -> Tensor:
         """`x += gate * (y @ weight.T + bias)`, x [B, L, out] overwritten and returned, gate [B, 1, out]."""
@@ -145,12 +158,12 @@ class SideBranch(nn.Module):
     def _change(self, rows: Int8Rows) -> Tensor:
         """[B * L, out] in the dtype of the tokens; whole tiles at a time, so that few of them are ever wide."""
         parts = []
-        for start in range(0, len(rows.values), BRANCH_TOKENS):
-            values = rows.values[start : start + BRANCH_TOKENS]
+        for start in range(0, len(rows.values), PART_TOKENS):
+            values = rows.values[start : start + PART_TOKENS]
             if self.layer.tiled:
                 x = dequantize_tiles(values, rows.scale[start // TILE :][: tiles(len(values))])
             else:
-                x = values * rows.scale[start : start + BRANCH_TOKENS, None]
+                x = values * rows.scale[start : start + PART_TOKENS, None]
             parts.append(F.linear(x.to(self.down.dtype), self.down))
         return F.linear(torch.cat(parts), self.up).to(rows.dtype)
 
@@ -172,6 +185,30 @@ def to_fast_int8(layer: Linear | Int8Linear) -> Int8Linear:
     if layer.tiled:
         layer.int8_weight, layer.scale = quantize_tokens(dequantize_tiles(layer.int8_weight, layer.scale))
     return layer
+
+
+def int8_mode() -> Int8Mode:
+    """How INT8 layers scale, by $TURBODIFF_INT8: "tiles", TurboDiffusion's numbers on every card, or "tokens".
+
+    Raises:
+        RequestError: it is neither.
+    """
+    mode = os.environ.get(INT8_VARIABLE) or "tiles"
+    if mode not in get_args(Int8Mode):
+        raise RequestError(
+            "an INT8 mode that does not exist",
+            code="bad_int8_mode",
+            field=INT8_VARIABLE,
+            got=mode,
+            expected=" | ".join(get_args(Int8Mode)),
+            try_instead=f"{INT8_VARIABLE}=tiles",
+        )
+    return mode  # type: ignore[return-value]
+
+
+def int8_blocks(dit: nn.Module) -> nn.Module:
+    """The linear layers below the blocks in INT8, in the mode that this process was started with."""
+    return fast_int8_(dit) if int8_mode() == "tokens" else quantize_blocks(dit)
 
 
 def quantize_blocks(dit: nn.Module) -> nn.Module:

@@ -6,6 +6,8 @@ from typing import Any
 
 from turbodiff.media.library import Sidecar, sidecar_path
 from turbodiff.media.verify import Verdict
+from turbodiff.models.attention import settled
+from turbodiff.models.linear import int8_mode
 from turbodiff.runtime.report import installed
 from turbodiff.runtime.run import Run
 
@@ -40,7 +42,13 @@ def sidecar(run: Run, verdict: Verdict) -> Sidecar:
 
 def ran(run: Run) -> dict[str, Any]:
     """What really ran, which a wish or a fall-back may have made different from what was asked."""
-    return {"attention": run.request.attention, "quant_linear": run.request.quant_linear, **run.shelf.facts()}
+    request = run.request
+    attention = settled(request.attention, run.shelf.device.torch_device)
+    did: dict[str, Any] = {"attention": attention.kind, "backend": attention.backend}
+    did["quant_linear"] = request.quant_linear
+    if request.quant_linear == "on":
+        did["int8"] = int8_mode()
+    return did | run.shelf.facts()
 
 
 def measured(run: Run) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from turbodiff.jobs.store import Job, Store
 from turbodiff.jobs.stuck import Evidence, Watch, as_notice
 from turbodiff.jobs.verdicts import NEIGHBOUR_BYTES, Decision, Ending, decide
 from turbodiff.jobs.workerproc import WORKER, Worker, exit_words, run_command
-from turbodiff.spec.errors import TurbodiffError, VerifyError
+from turbodiff.media.disk import check_place
+from turbodiff.spec.errors import OutputError, TurbodiffError, VerifyError
 from turbodiff.spec.events import Event
 
 CANCEL_GRACE_S = 30.0  # a step of a large clip may take this long before the worker sees the cancel
@@ -68,11 +69,17 @@ class Running:
         self._stop_sent = self._heard = False
         self._looked_s = 0.0
 
-    def start(self) -> None:
-        """Give the job to the worker."""
+    def start(self) -> bool:
+        """Give the job to the worker; False where its clip would have no place, which ends the attempt."""
         job = self.job
         request = job.request | job.overrides
         self.shop.runs.say(request_line(request, job.attempt), "job", job.id)
+        size = (int(request[name]) for name in ("width", "height", "num_frames"))
+        try:
+            check_place(self.shop.outputs, self.shop.state, *size)
+        except OutputError as error:
+            self.end(Ending("error", error.fields()))
+            return False
         self.worker.send(
             run_command(
                 request,
@@ -86,6 +93,7 @@ class Running:
                 calibration=peaks.calibration_of(self.shop.store, job, self.shop.memory.machine(), self.slot),
             )
         )
+        return True
 
     # --- the attempt's life --------------------------------------------------------------------------------------
 

@@ -132,12 +132,13 @@ class Slot:
 
     # --- a turn --------------------------------------------------------------------------------------------------
 
-    def run(self, job: Job) -> None:
-        """Give a claimed job to the worker."""
+    def run(self, job: Job) -> bool:
+        """Give a claimed job to the worker; False where the disk has no place for its clip."""
         assert self.worker is not None and self.running is None
         self.running = Running(self.shop, self.index, job, self.worker, self.say)
-        self.running.start()
+        started = self.running.start()
         self._settle()
+        return started
 
     def tick(self) -> None:
         """Hear the worker, look after it, notice its end."""

@@ -26,7 +26,8 @@ from turbodiff.jobs.slot import Slot
 from turbodiff.jobs.statelock import StateLock
 from turbodiff.jobs.webproc import WebProcess
 from turbodiff.jobs.workerproc import WORKER, new_run_id
-from turbodiff.spec.errors import TurbodiffError
+from turbodiff.media.disk import check_place
+from turbodiff.spec.errors import OutputError, TurbodiffError
 from turbodiff.spec.numbers import gib
 
 TICK_S = 0.1
@@ -93,7 +94,7 @@ class Supervisor:
         self.web: WebProcess | None = None
         self.exit_code: int | None = None
         self._slow_s = self._store_failed_s = 0.0
-        self._signals, self._closed, self._introduced = 0, False, False
+        self._signals, self._closed, self._introduced, self._no_place = 0, False, False, False
         mode = str(self.store.rows("PRAGMA journal_mode")[0][0])
         self.log.say(f"turbodiff supervisor, pid {os.getpid()}, run {run_id[:8]}")
         system = file_system(self.state)
@@ -154,7 +155,7 @@ class Supervisor:
             self._housekeeping()
 
     def _dispatch(self, slot: Slot) -> None:
-        if not slot.free:
+        if not slot.free or self._no_place:
             return
         why = slot.worn_out()
         if why:
@@ -162,8 +163,9 @@ class Supervisor:
             slot.stop("recycled")
             return
         job = claim(self.store, slot.index, self.shop.memory.free_bytes(slot.index))
-        if job is not None:
-            slot.run(job)
+        if job is not None and not slot.run(job):
+            self._no_place = True  # one job says so to everybody; the others keep their place in the queue
+            self.log.say("the queue waits: there is no place for clips", level="ERROR")
 
     def _control(self, what: str, fields: dict[str, Any]) -> dict[str, Any]:
         if what == "restart":
@@ -185,6 +187,8 @@ class Supervisor:
         sample = self.sample()
         self.store.put("probe", sample._asdict() if sample else None, durable=False)
         self._introduce(sample)
+        if self._no_place:
+            self._look_for_a_place()
         self.log.cap(self.archive, f"{self.run_name}_{int(time.time())}")
         for slot in self.slots:
             self._let_go(slot)
@@ -192,6 +196,14 @@ class Supervisor:
             made = backup(self.store, self.state)
             if made is not None:
                 self.log.say(f"backup {made.name}")
+
+    def _look_for_a_place(self) -> None:
+        try:
+            check_place(self.outputs, self.state, 0, 0, 0)
+        except OutputError:
+            return
+        self._no_place = False
+        self.log.say("there is a place for clips again: the queue goes on")
 
     def _introduce(self, sample: Sample | None) -> None:
         """Say once which cards there are, as soon as the driver has answered or has had time to."""

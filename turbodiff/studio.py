@@ -17,7 +17,7 @@ from turbodiff.gpu.probe import Sample, machine_from, machine_now
 from turbodiff.jobs import bundle, downloads, logs, orphans, statelock, supervisor, workerproc
 from turbodiff.jobs import seeds as archive
 from turbodiff.jobs.store import Job, Store
-from turbodiff.media import library
+from turbodiff.media import disk, library
 from turbodiff.plan import tiers
 from turbodiff.plan.machine import Machine, pretend, read_machine
 from turbodiff.plan.planner import Policy, make_plan
@@ -88,7 +88,7 @@ def run_once(
     request = asked(fields).seeded()
     inventory = find_weights()
     need(request.model, inventory)
-    check_place(output, outputs)
+    check_place(output, outputs, request)
     plan = make_plan(request, _cpu_only(machine_now()) if device == "cpu" else machine_now(), inventory)
     command = workerproc.run_command(
         plan.request.model_dump(mode="json"),
@@ -108,16 +108,18 @@ def run_once(
     raise AssertionError("a run ends with a result or an error")
 
 
-def check_place(output: Path | None, outputs: Path) -> None:
+def check_place(output: Path | None, outputs: Path, request: Request, state: Path | None = None) -> None:
     """Fail before the work, not after it, where the clip cannot be written.
 
     Raises:
         OutputError: field `output`.
     """
+    size, state = (request.width, request.height, request.num_frames), state or state_folder()
     if output is None:
-        library.check_outputs(outputs)
+        disk.check_place(outputs, state, *size)
     else:
         library.check_output(output)
+        disk.check_room(output.resolve().parent, disk.need_bytes(*size), "output")
 
 
 def machine_for(pretend_gib: float | None = None, file: Path | None = None) -> Machine:
@@ -209,6 +211,7 @@ class Studio:
         request = asked(fields).seeded()
         inventory = find_weights()
         need(request.model, inventory)
+        check_place(None, self.outputs, request, self.state)
         policy: Policy = "anyway" if anyway else "auto"
         return self.store.submit(request, make_plan(request, self.machine(), inventory, policy=policy))
 

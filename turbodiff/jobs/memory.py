@@ -30,9 +30,14 @@ def machine_of(store: Store) -> Machine | None:
     sample = sample_of(store)
     if sample is None:
         return None
+    return machine_from(sample, worker_pids(store))
+
+
+def worker_pids(store: Store) -> frozenset[int]:
+    """Our workers, as the supervisor wrote them down."""
     facts = store.rows("SELECT name FROM fact WHERE name LIKE 'worker%'")
     pids = {(store.fact(row["name"]) or {}).get("pid") for row in facts}
-    return machine_from(sample, frozenset(pid for pid in pids if pid))
+    return frozenset(pid for pid in pids if pid)
 
 
 class Memory:

@@ -133,10 +133,15 @@ def _out_of_memory(job: Job, ending: Ending) -> Decision:
         hold = {"hold_bytes": plan.get("peak_bytes")}
         grew = f"another program took {gib(ending.others_grew_bytes)} meanwhile"
         return _again(job, "neighbour", "parked", ending.error, hold, grew, end_worker=True)
-    caps = [int(OOM_SHRINK * plan["budget_bytes"]), plan["peak_bytes"] - 1] if plan else []
-    caps += [int(OOM_SHRINK * job.cap_bytes)] if job.cap_bytes else []
-    lower = {"cap_bytes": min(caps, default=None), "plan": None}
+    lower = {"cap_bytes": next_cap(job.plan, job.cap_bytes), "plan": None}
     return _again(job, "oom", "parked", ending.error, lower, "one rung lower", end_worker=True)
+
+
+def next_cap(plan: Mapping[str, Any] | None, cap_bytes: int | None) -> int | None:
+    """What the attempt after an out-of-memory stays below: its plan, and 90 % of its budget and of its cap."""
+    caps = [int(OOM_SHRINK * plan["budget_bytes"]), plan["peak_bytes"] - 1] if plan else []
+    caps += [int(OOM_SHRINK * cap_bytes)] if cap_bytes else []
+    return min(caps, default=None)
 
 
 def _not_a_number(job: Job, error: Mapping[str, Any]) -> Decision:

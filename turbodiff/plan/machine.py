@@ -72,6 +72,14 @@ def pretend(machine: Machine, vram_gib: float) -> Machine:
     return machine.model_copy(update={"gpus": (card,), "gpu_state": "ok", "gpu_error": "", "pretended": True})
 
 
+def only(machine: Machine, device: str) -> Machine:
+    """The machine with the card of a device ("cuda:1") alone: all of them for "auto", none for "cpu"."""
+    if device == "auto":
+        return machine
+    gpus = tuple(gpu for gpu in machine.gpus if device in (f"cuda:{gpu.index}", "cuda" if gpu.index == 0 else ""))
+    return machine.model_copy(update={"gpus": gpus, "gpu_state": "ok" if gpus else "none"})
+
+
 def read_machine(path: Path) -> Machine:
     """A machine file, TOML or JSON, with Machine's field names; its sizes may be GiB (`total_gib = 12`).
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from turbodiff.gpu.probe import machine_now
 from turbodiff.plan.budget import CONTEXT_BYTES, device_budget, reserve_bytes
 from turbodiff.plan.calibration import Calibration
-from turbodiff.plan.machine import GpuFacts, Machine
+from turbodiff.plan.machine import GpuFacts, Machine, only
 from turbodiff.plan.planner import at_launch, band_of, make_plan
 from turbodiff.runtime import residency
 from turbodiff.runtime.device import Device
@@ -134,11 +134,10 @@ def free_for_us(machine: Machine) -> int:
 def own_card(machine: Machine, device: Device) -> Machine:
     """The machine with the card of this process alone, what torch holds counted as ours also where NVML cannot see
     pids (containers)."""
-    index = device.torch_device.index or 0
-    mine = [gpu for gpu in machine.gpus if gpu.index == index]
+    machine = only(machine, f"cuda:{device.torch_device.index or 0}")
     held_bytes = device.held_bytes()
     ours = held_bytes + CONTEXT_BYTES if held_bytes else 0
-    known = [gpu.model_copy(update={"reclaimable_bytes": max(gpu.reclaimable_bytes, ours)}) for gpu in mine]
+    known = [gpu.model_copy(update={"reclaimable_bytes": max(gpu.reclaimable_bytes, ours)}) for gpu in machine.gpus]
     return machine.model_copy(update={"gpus": tuple(known)})
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from turbodiff.models.vae import decode, decode_stream, encode, frames_to_uint8, make_vae, prefers_conv2d
+from turbodiff.runtime.ledger import Ledger
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,19 @@ def test_tiles_change_nothing(vae, tile):
 def test_stream_hands_out_one_frame_then_fours(vae, tile):
     chunks = list(decode_stream(vae, latents(), tile=tile))
     assert [tuple(chunk.shape) for chunk in chunks] == [(1, 3, t, 48, 80) for t in (1, 4, 4)]
+
+
+def test_when_tiles_are_handed_out_only_their_canvas_is_left(vae):
+    """What the tiles remember of past frames is many times the canvas; it must not outlive them."""
+    with Ledger("cpu") as ledger:
+        ledger.ignore(vae)
+        z = latents(5)
+        chunks = decode_stream(vae, z, tile=4)
+        first = next(chunks)
+        canvas_bytes = 4 * 3 * 17 * 48 * 80
+        held = ledger.live_bytes - first.untyped_storage().nbytes()
+        chunks.close()
+    assert canvas_bytes <= held < 1.2 * canvas_bytes < ledger.peak_bytes / 2
 
 
 def test_what_comes_later_does_not_change_what_came_before(vae):

@@ -123,15 +123,25 @@ def _encode_one(vae: Vae, frames: Tensor, side: int | None, conv2d: bool) -> Ten
 
 def _decode_one(vae: Vae, z: Tensor, side: int | None, conv2d: bool) -> Iterator[Tensor]:
     """Latents [T, 16, h, w], not normalised -> T chunks [1 or 4, 3, 8h, 8w]."""
-    height, width = z.shape[2:]
-    begin = _Stream(conv2d)
-    features = (begin.decoder_begin(vae, latent) for latent in z.split(1))
-    if side is None:
-        stream = _Stream(conv2d)
-        for feature in features:
-            yield stream.up(vae.decoder, feature)
+    if side is not None:
+        yield from _decode_tiles(vae, z, side, conv2d)
         return
-    whole = torch.cat(list(features))
+    stream = _Stream(conv2d)
+    for feature in _decoder_features(vae, z, conv2d):
+        yield stream.up(vae.decoder, feature)
+
+
+def _decoder_features(vae: Vae, z: Tensor, conv2d: bool) -> Iterator[Tensor]:
+    """What must see the whole picture, [1, C, h, w] for each of T latents [T, 16, h, w]."""
+    stream = _Stream(conv2d)
+    for latent in z.split(1):
+        yield stream.decoder_begin(vae, latent)
+
+
+def _decode_tiles(vae: Vae, z: Tensor, side: int, conv2d: bool) -> tuple[Tensor, ...]:
+    """The same chunks from one canvas: beside it nothing of the work is left when they are handed out."""
+    height, width = z.shape[2:]
+    whole = torch.cat(list(_decoder_features(vae, z, conv2d)))
     chunks = [1] + [TIME_STRIDE] * (len(z) - 1)
     canvas = z.new_empty(sum(chunks), 3, height * SPACE_STRIDE, width * SPACE_STRIDE)
     for tile in _tiles(height, width, side):
@@ -139,7 +149,7 @@ def _decode_one(vae: Vae, z: Tensor, side: int | None, conv2d: bool) -> Iterator
         tile_features = whole[:, :, *tile.read(DECODER_MARGINS[0])]
         for into, feature in zip(canvas.split(chunks), tile_features.split(1), strict=True):
             into[:, :, *tile.read(0, SPACE_STRIDE)] = stream.up(vae.decoder, feature, tile)
-    yield from canvas.split(chunks)
+    return canvas.split(chunks)
 
 
 class _Span(NamedTuple):

@@ -1,8 +1,8 @@
 """Bytes of the VAE at work, level by level, as models/vae.py runs it: one latent frame at a time, whole or in tiles.
 
 Counts are in frames of the base width b: level 0 is the latent grid with 4b channels, level 3 full size with b. Every
-3x3x3 convolution remembers two frames of its input; on top comes the widest moment, one residual block over the four
-frames of level 2. The counts were read off dry runs of the real modules (runtime/ledger.py); a test holds them there.
+3x3x3 convolution remembers two frames of its input, as far as there were two; on top comes the widest moment. The
+counts were read off dry runs of the real modules (runtime/ledger.py); a test holds them there.
 """
 
 from turbodiff.spec.shapes import SPACE_STRIDE, TIME_STRIDE, LatentShape, pixel_frames
@@ -12,46 +12,53 @@ DECODER_MARGINS = (13, 6, 3, 1)  # latent pixels around a tile at each level (mo
 ENCODER_MARGIN = 9
 RGB = 3
 
-# remembered frames plus work at levels 0-3, in channels of width b: 6 convolutions x 2 frames x 4b and so on
-DECODER_WIDTHS = (56, 84, 64, 14)
-ENCODER_WIDTH = 22.5 * 64  # everything scales with the tile: the encoder crops nothing on the way
-ENCODER_WIDTH_2D = 21.5 * 64
-SUM_OF_2D = 2  # more at level 2 where a 3-D convolution runs as a sum of 2-D ones
-BEGIN_WIDTH = 4 * 2 * 4  # the middle block on the whole picture: four convolutions x 2 frames x 4b
+# remembered frames plus work at levels 0-3, in channels of width b, at the widest moment of the first, the second and
+# every later latent frame: a residual block over one and four frames of level 3, then over four frames of level 2
+DECODER_WIDTHS = ((24, 22, 16, 12), (52, 52, 40, 21), (56, 84, 64, 14))
+SUM_OF_2D = ((0, 0, 0, -2), (0, 0, 0, -1), (0, 0, 2, 0))  # more where 3-D convolutions run as sums of 2-D ones
+# the same for the encoder, in frames of full size: everything scales with the tile, nothing is cropped on the way
+ENCODER_FRAMES = (10, 21.375, 22.5)
+ENCODER_FRAMES_2D = (8.25, 20.375, 21.5)
+BEGIN_WIDTH = 4 * 4  # a frame of the middle block on the whole picture: four convolutions that remember 4b
 CHUNKS_IN_FLIGHT = 3  # the chunk being made, handed over, and turned into bytes
 
 
 def decode_bytes(latent: LatentShape, base: int, element_bytes: int, *, tiled: bool, conv2d: bool) -> int:
-    """Peak beyond weights while latents become frames."""
+    """Peak beyond weights while latents become frames.
+
+    Whole: the chunk being made, the one handed over and the one turned into bytes. Tiled: all features and a canvas of
+    all frames, beside one tile; the middle block is done by then.
+    """
     side = TILE if tiled else None
     area = latent.height * latent.width
-    tile_widths = sum(
-        width * _pixels(latent, side, margin, level)
-        for level, (width, margin) in enumerate(zip(DECODER_WIDTHS, DECODER_MARGINS, strict=True))
-    )
-    tile_widths += SUM_OF_2D * conv2d * _pixels(latent, side, DECODER_MARGINS[2], 2)
-    begin = (BEGIN_WIDTH * base + 2 * latent.channels) * area
-    frames = RGB * SPACE_STRIDE**2 * area
+    pixels = [_pixels(latent, side, margin, level) for level, margin in enumerate(DECODER_MARGINS)]
+    work = max(_weighed(moment, pixels, conv2d) for moment in range(min(latent.frames, len(DECODER_WIDTHS))))
+    frames, frame = pixel_frames(latent.frames), RGB * SPACE_STRIDE**2 * area
     if tiled:
-        held = pixel_frames(latent.frames) * frames + latent.frames * 4 * base * area
+        held = frames * frame + latent.frames * 4 * base * area
     else:
-        held = CHUNKS_IN_FLIGHT * TIME_STRIDE * frames
-    state = (8 + element_bytes) * latent.elements  # latents as they came, in float32, and as the decoder takes them
-    return element_bytes * (base * tile_widths + begin + held) + state
+        begin = 4 + BEGIN_WIDTH * min(latent.frames, 2)
+        held = min(frames, CHUNKS_IN_FLIGHT * TIME_STRIDE) * frame + begin * base * area
+    state = (4 + element_bytes) * latent.elements  # latents as they came, float32, and as the decoder takes them
+    return element_bytes * (base * work + held) + state
 
 
-def encode_bytes(
-    latent: LatentShape, base: int, element_bytes: int, *, tiled: bool, conv2d: bool, arrives_float32: bool = True
-) -> int:
-    """Peak beyond weights while frames become latents; the video arrives in float32 and is converted on the device."""
+def _weighed(moment: int, pixels: list[int], conv2d: bool) -> int:
+    """Elements per channel of width b at one of the moments of DECODER_WIDTHS."""
+    widths = zip(DECODER_WIDTHS[moment], SUM_OF_2D[moment], pixels, strict=True)
+    return sum((width + conv2d * more) * size for width, more, size in widths)
+
+
+def encode_bytes(latent: LatentShape, base: int, element_bytes: int, *, tiled: bool, conv2d: bool) -> int:
+    """Peak beyond weights while frames become latents; the video arrives in the dtype of the VAE."""
     side = TILE if tiled else None
     tile = _pixels(latent, side, ENCODER_MARGIN, 0)
     area = latent.height * latent.width
     video = pixel_frames(latent.frames) * RGB * SPACE_STRIDE**2 * area
-    copies = element_bytes + (4 if arrives_float32 and element_bytes != 4 else 0)
-    width = ENCODER_WIDTH_2D if conv2d else ENCODER_WIDTH
+    counts = ENCODER_FRAMES_2D if conv2d else ENCODER_FRAMES
+    work = counts[min(latent.frames, len(counts)) - 1] * SPACE_STRIDE**2 * tile
     features = latent.frames * 4 * base * area
-    return int(element_bytes * (base * width * tile + features) + copies * video)
+    return int(element_bytes * (base * work + features + video))
 
 
 def tile_work(latent: LatentShape, margin: int) -> float:

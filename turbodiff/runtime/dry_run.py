@@ -81,7 +81,7 @@ def encode_bytes(
     """Peak beside the weights of encoding the picture and the empty frames after it."""
     vae = _meta_vae(spec, dtype)
     with _counted(vae) as ledger:
-        vae_driver.encode(vae, torch.empty(1, 3, *shape), tile=tile, conv=method)
+        vae_driver.encode(vae, torch.empty(1, 3, *shape, dtype=dtype), tile=tile, conv=method)
     return ledger.peak_bytes
 
 

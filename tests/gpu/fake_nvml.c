@@ -12,7 +12,8 @@ static int is(const char *name) { const char *mode = getenv("FAKE_NVML"); return
 static unsigned long long gib(double x) { return (unsigned long long)(x * (1ull << 30)); }
 
 int nvmlInitWithFlags(unsigned flags) {
-    if (is("hang")) for (;;) pause();
+    static int calls;
+    if (is("hang") || (is("hang_later") && calls++)) for (;;) pause();
     return is("mismatch") ? 18 : is("no_driver") ? 9 : 0;
 }
 int nvmlShutdown(void) { return 0; }
@@ -35,6 +36,7 @@ int nvmlDeviceGetUtilizationRates(void *d, unsigned *out) { out[0] = 40; out[1] 
 int nvmlDeviceGetPowerUsage(void *d, unsigned *out) { *out = 123000; return 0; }
 int nvmlDeviceGetDisplayActive(void *d, unsigned *out) { *out = 1; return 0; }
 int nvmlDeviceGetMemoryInfo_v2(void *d, memory_v2 *m) {
+    if (is("hang_in_memory")) for (;;) pause();
     if (is("na_memory") || is("old_driver")) return 3;
     m->total = gib((long)d >= 100 ? 10 : 23.5); m->reserved = gib(0.5);
     m->used = gib((long)d == 2 ? 1 : 3); m->free = m->total - m->reserved - m->used;

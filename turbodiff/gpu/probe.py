@@ -20,6 +20,7 @@ import psutil
 from turbodiff.plan.machine import GpuFacts, GpuState, Machine, pretend
 
 DEADLINE_S = 2.0
+REAP_S = 0.2  # of it, for the end of a sampler that is stuck
 SAMPLER = Path(__file__).with_name("sample.py")
 PRETEND_VARIABLE = "TURBODIFF_PRETEND_VRAM"  # GiB
 
@@ -38,7 +39,7 @@ def machine_now(deadline_s: float = DEADLINE_S, own_pids: frozenset[int] = froze
     """This machine now; never raises, never waits longer than `deadline_s`.
 
     Args:
-        own_pids: processes whose memory is free again when the next job starts (our own worker).
+        own_pids: processes whose memory, on cards and in RAM, is free again when the next job starts (our worker).
 
     TURBODIFF_PRETEND_VRAM (GiB) puts one card of that size in place of what is there.
     """
@@ -47,10 +48,11 @@ def machine_now(deadline_s: float = DEADLINE_S, own_pids: frozenset[int] = froze
 
 def take_sample(deadline_s: float = DEADLINE_S) -> Sample:
     """One sample; a sampler that does not answer in time is killed, not waited for, and the state is "hang"."""
+    until_s = time.monotonic() + deadline_s - REAP_S
     child = _spawn()
     if child is None:
         return Sample("error", "the sampler did not start", None, ())
-    line = _line_within(child, deadline_s)
+    line = _line_by(child, until_s)
     _end(child)
     return parse(line) if line else Sample("hang", f"NVML did not answer within {deadline_s:g} s", None, ())
 
@@ -74,6 +76,7 @@ def machine_from(sample: Sample, own_pids: frozenset[int] = frozenset()) -> Mach
         gpu_error=sample.error,
         ram_total_bytes=_container_limit(memory.total),
         ram_available_bytes=min(memory.available, _container_limit(memory.total)),
+        ram_reclaimable_bytes=sum(map(_private_bytes, own_pids)),
         cpu_count=len(os.sched_getaffinity(0)),
         driver=sample.driver,
         torch=_version("torch"),
@@ -160,10 +163,10 @@ def _spawn(*args: str) -> subprocess.Popen[bytes] | None:
         return None
 
 
-def _line_within(child: subprocess.Popen[bytes], deadline_s: float) -> bytes:
+def _line_by(child: subprocess.Popen[bytes], until_s: float) -> bytes:
     """The child's first line, or b"" when time runs out or it ends without one."""
     assert child.stdout is not None
-    until_s, text = time.monotonic() + deadline_s, b""
+    text = b""
     while b"\n" not in text:
         ready, _, _ = select.select([child.stdout], [], [], max(0.0, until_s - time.monotonic()))
         chunk = os.read(child.stdout.fileno(), 1 << 16) if ready else b""
@@ -180,7 +183,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     if child.stdout is not None:
         child.stdout.close()
     try:
-        child.wait(0.2)
+        child.wait(REAP_S)
     except subprocess.TimeoutExpired:
         child.returncode = -9  # in D state; the kernel ends it when the driver answers, and nobody waits for that
 
@@ -220,6 +223,15 @@ def _container_limit(total_bytes: int) -> int:
         if limit.isdecimal():
             return min(total_bytes, int(limit))
     return total_bytes
+
+
+def _private_bytes(pid: int) -> int:
+    """RAM that only this process holds; pages of mapped files count as available already."""
+    try:
+        info = psutil.Process(pid).memory_info()
+    except psutil.Error:
+        return 0
+    return max(0, info.rss - info.shared)
 
 
 def _version(package: str) -> str | None:

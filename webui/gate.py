@@ -4,7 +4,7 @@ Rules and what each stops (measured on plain Gradio 6.31, which lets the first t
   Host not ours            403   DNS rebinding
   Origin not our Host      403   another site posting to this page
   body too large           413   256 KiB of JSON, 25 MiB of upload
-  too many per minute      429   beyond this machine only: login 5, upload 60, everything else that writes 600
+  too many per minute      429   login 5, wrong Bearer included; beyond this machine: upload 60, other writes 600
   no login with --listen   401   /login takes the password; the cookie is HttpOnly and SameSite=Lax
 """
 
@@ -48,14 +48,18 @@ class Rates:
 
     seen: dict[tuple[str, str], deque[float]] = field(default_factory=lambda: defaultdict(deque))
 
-    def allow(self, who: str, what: str, now_s: float) -> bool:
-        """Count one more; False if that is too many."""
+    def spent(self, who: str, what: str, now_s: float) -> bool:
+        """Whether one more would be too many."""
         times = self.seen[who, what]
         while times and now_s - times[0] > WINDOW_S:
             times.popleft()
-        if len(times) >= LIMITS[what]:
+        return len(times) >= LIMITS[what]
+
+    def allow(self, who: str, what: str, now_s: float) -> bool:
+        """Count one more; False if that is too many."""
+        if self.spent(who, what, now_s):
             return False
-        times.append(now_s)
+        self.seen[who, what].append(now_s)
         if len(self.seen) > 10_000:  # a scan of addresses must not fill memory
             self.seen.clear()
         return True
@@ -81,7 +85,7 @@ class Gate:
             await _say(send, *refused)
         elif scope["path"] == "/login" and self.rules.password:
             await self._login(scope, headers, receive, send)
-        elif self.rules.password and not self._knows(headers) and scope["path"] not in OPEN_PATHS:
+        elif self.rules.password and not self._knows(scope, headers) and scope["path"] not in OPEN_PATHS:
             await self._ask_login(scope, headers, send)
         else:
             limit = UPLOAD_BYTES if scope["path"].endswith("/upload") else JSON_BYTES
@@ -101,7 +105,7 @@ class Gate:
         return self._too_often(scope)
 
     def _too_often(self, scope: Scope) -> tuple[int, str] | None:
-        who = (scope.get("client") or ("?",))[0]
+        who = _client(scope)
         if scope["method"] in SAFE:
             return None
         what = (
@@ -111,12 +115,17 @@ class Gate:
             return None
         return None if self.rates.allow(who, what, time.monotonic()) else (429, "too many requests, wait a minute")
 
-    def _knows(self, headers: dict[str, str]) -> bool:
+    def _knows(self, scope: Scope, headers: dict[str, str]) -> bool:
         cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
         if cookie and cookie.value in self.sessions:
             return True
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(token.encode(), self.rules.password.encode())
+        if scheme.lower() != "bearer" or self.rates.spent(_client(scope), "login", time.monotonic()):
+            return False
+        right = hmac.compare_digest(token.encode(), self.rules.password.encode())
+        if not right:  # a guess, as good as one at /login
+            self.rates.allow(_client(scope), "login", time.monotonic())
+        return right
 
     async def _login(self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
@@ -148,6 +157,10 @@ class Gate:
             await _say(send, 303, "", "text/plain", ((b"location", b"/login"),))
         else:
             await _say(send, 401, "log in first: POST /login with the password, or Authorization: Bearer")
+
+
+def _client(scope: Scope) -> str:
+    return str((scope.get("client") or ("?",))[0])
 
 
 def host_name(host: str) -> str:

@@ -96,6 +96,15 @@ def test_guessing_is_stopped_after_five_tries():
     assert ask(locked, "POST", "/login", client="10.0.0.8", data={"password": "open sesame"}).status_code == 200
 
 
+def test_guessing_the_bearer_is_stopped_too():
+    locked = gate("open sesame")
+    guesses = [{"authorization": f"Bearer {n}"} for n in range(5)]
+    assert {ask(locked, "GET", "/", client="10.0.0.9", headers=guess).status_code for guess in guesses} == {401}
+    right = {"authorization": "Bearer open sesame"}
+    assert ask(locked, "GET", "/", client="10.0.0.9", headers=right).status_code == 401
+    assert ask(locked, "GET", "/", client="10.0.0.8", headers=right).status_code == 200
+
+
 def test_another_machine_is_slowed_down_and_this_one_is_not():
     open_gate = gate(listen="10.0.0.1")
     near = [ask(open_gate, "POST", "/upload").status_code for _ in range(70)]

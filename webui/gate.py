@@ -9,13 +9,14 @@ Rules and what each stops (measured on plain Gradio 6.31, which lets the first t
 """
 
 import hmac
+import re
 import secrets
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from http.cookies import SimpleCookie
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,6 +27,7 @@ LIMITS = {"login": 5, "upload": 60, "write": 600}
 COOKIE = "turbodiff_session"
 SAFE = {"GET", "HEAD", "OPTIONS"}
 OPEN_PATHS = ("/login", "/healthz", "/favicon.ico")
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:@/?#\s]*)(?::\d*)?")  # RFC 9110: a name or address, then maybe a port
 LOOPBACK = ("127.0.0.1", "::1")
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -97,7 +99,7 @@ class Gate:
             return 403, "this host name is not served here"
         if scope["method"] not in SAFE:
             origin = headers.get("origin")
-            if origin is not None and urlsplit(origin).netloc != host:
+            if origin is not None and origin.partition("://")[2].lower() != host.lower():
                 return 403, "requests from other sites are refused"
             limit = UPLOAD_BYTES if scope["path"].endswith("/upload") else JSON_BYTES
             if not headers.get("content-length", "0").isdecimal() or int(headers.get("content-length", "0")) > limit:
@@ -164,8 +166,9 @@ def _client(scope: Scope) -> str:
 
 
 def host_name(host: str) -> str:
-    """The name in a Host header, without its port."""
-    return (urlsplit(f"//{host}").hostname or "").lower()
+    """The name in a Host header, without its port; "" for what is no host."""
+    found = HOST.fullmatch(host)
+    return found[1].strip("[]").lower() if found else ""
 
 
 def allowed_hosts(listen: str, more: Iterable[str] = ()) -> frozenset[str]:

@@ -47,6 +47,7 @@ def test_this_machine_is_served_by_each_of_its_names(host):
 def test_another_site_cannot_post():
     assert ask(gate(), "POST", "/x", headers={"origin": "http://evil.example"}).status_code == 403
     assert ask(gate(), "POST", "/x", headers={"origin": "null"}).status_code == 403
+    assert ask(gate(), "POST", "/x", headers={"origin": "http://[::1"}).status_code == 403
     assert ask(gate(), "POST", "/x", headers={"origin": "http://127.0.0.1:7860"}).status_code == 200
     assert ask(gate(), "POST", "/x").status_code == 200  # a program, not a browser
 
@@ -114,7 +115,16 @@ def test_another_machine_is_slowed_down_and_this_one_is_not():
 
 
 @pytest.mark.parametrize(
-    ("host", "name"), [("localhost:7860", "localhost"), ("[::1]:80", "::1"), ("", ""), ("a:b:c", "a")]
+    ("host", "name"),
+    [
+        ("localhost:7860", "localhost"),
+        ("[::1]:80", "::1"),
+        ("", ""),
+        ("a:b:c", ""),
+        ("[::1", ""),
+        ("x@y", ""),
+        ("a:80@b", ""),
+    ],
 )
 def test_host_names_lose_their_port(host, name):
     assert host_name(host) == name

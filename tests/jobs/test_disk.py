@@ -1,11 +1,12 @@
 """Rows 40 and 41 of the fault table: a clip without a place is known before the work, not after it."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from jobs.bench import Bench, request
-from turbodiff.media import disk
+from turbodiff.media import disk, ffmpeg
 from turbodiff.media.disk import check_place
 from turbodiff.spec.errors import OutputError
 from turbodiff.studio import Studio, run_once
@@ -49,15 +50,28 @@ def test_fault_40_a_job_without_room_is_parked_before_the_work_and_the_queue_wai
 
 def test_fault_41_outputs_that_take_no_file_park_the_job_before_the_work(bench: Bench) -> None:
     bench.turn_until(lambda: bench.slot.free)
-    bench.outputs.rmdir() if bench.outputs.is_dir() and not list(bench.outputs.iterdir()) else None
     blocked = bench.outputs / ".partial"
-    blocked.parent.mkdir(exist_ok=True)
+    bench.outputs.mkdir(exist_ok=True)
+    shutil.rmtree(blocked, ignore_errors=True)
     blocked.write_text("a file where the folder should be")
     job = bench.run(request())
     assert job.state == "parked" and job.error is not None and job.error["code"] == "output_unwritable"
     assert bench.store.events(job.id) == []
     blocked.unlink()
     assert bench.run(request()).state == "done"
+
+
+def test_fault_78_a_job_that_nothing_can_encode_is_parked_before_the_work(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.turn_until(lambda: bench.slot.free)
+    monkeypatch.setattr(ffmpeg, "ffmpeg_path", lambda: str(tmp_path / "no such program"))
+    ffmpeg.check_encoder.cache_clear()
+    job = bench.run(request())
+    assert job.state == "parked" and job.error is not None and job.error["code"] == "ffmpeg_missing"
+    monkeypatch.undo()
+    bench.store.retry(job.id)
+    bench.turn_until(lambda: bench.store.job(job.id).over)
 
 
 def test_fault_40_a_large_clip_needs_more_room_than_a_small_one(tmp_path: Path, full: dict[str, int]) -> None:

@@ -113,7 +113,7 @@ print(steps)
 """
 
 
-def test_killed_at_any_step_it_leaves_a_complete_clip_or_none(tmp_path: Path) -> None:
+def test_fault_38_killed_at_any_step_it_leaves_a_complete_clip_or_none(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
     )
@@ -152,6 +152,19 @@ def test_a_damaged_sidecar_costs_its_settings_and_nothing_else(tmp_path: Path, d
         read_settings(broken)
 
 
+def test_fault_65_a_link_to_somewhere_else_is_no_clip(tmp_path: Path) -> None:
+    clip, elsewhere = published(tmp_path / "outputs"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("secret.mp4", "secret.jpg"):
+        (elsewhere / name).write_bytes(b"x")
+    (clip.parent / "linked.mp4").symlink_to(elsewhere / "secret.mp4")
+    poster_path(clip).unlink(missing_ok=True)
+    poster_path(clip).symlink_to(elsewhere / "secret.jpg")
+    (tmp_path / "outputs" / "2026-11-22").symlink_to(elsewhere)
+    found = clips(tmp_path / "outputs")
+    assert [one.path for one in found] == [clip] and found[0].poster is None
+
+
 def test_foreign_files_and_a_missing_folder_do_no_harm(tmp_path: Path) -> None:
     clip = published(tmp_path)
     (clip.parent / "holiday.mp4").write_bytes(b"x")
@@ -175,7 +188,7 @@ def test_the_sweep_spares_what_a_living_process_writes(tmp_path: Path) -> None:
     assert mine.exists() and not dead.exists()
 
 
-def test_outputs_are_checked_before_the_work(tmp_path: Path) -> None:
+def test_fault_41_outputs_are_checked_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     check_outputs(tmp_path / "new" / "outputs")
     check_output(tmp_path / "out.mp4")

@@ -55,7 +55,7 @@ def worst_luma_psnr_db(clip: Path, sent: Bytes) -> float:
     return float(10 * np.log10(255**2 / np.square(luma - sent @ LUMA).mean(axis=(1, 2)).max()))
 
 
-def test_every_truncation_is_rejected(written: Written, tmp_path: Path) -> None:
+def test_fault_37_every_truncation_is_rejected(written: Written, tmp_path: Path) -> None:
     data = written.path.read_bytes()
     cuts = np.random.default_rng(0).integers(0, len(data) - 1, 20).tolist()
     accepted = [
@@ -64,7 +64,7 @@ def test_every_truncation_is_rejected(written: Written, tmp_path: Path) -> None:
     assert accepted == []
 
 
-def test_every_damage_that_shows_below_40_db_is_rejected(written: Written, sent: Bytes, tmp_path: Path) -> None:
+def test_fault_37_every_damage_below_40_db_is_rejected(written: Written, sent: Bytes, tmp_path: Path) -> None:
     assert worst_luma_psnr_db(written.path, sent) > 41
     rng = np.random.default_rng(7)
     visible = 0
@@ -125,7 +125,7 @@ def other_frames(sent: Bytes, what: str) -> Bytes:
         ("other settings", "clip_tags"),
     ],
 )
-def test_a_perfect_file_of_something_else_is_rejected(
+def test_fault_36_a_perfect_file_of_something_else_is_rejected(
     written: Written, sent: Bytes, tmp_path: Path, what: str, code: str
 ) -> None:
     settings = {"request": {"seed": 43}} if what == "other settings" else SETTINGS
@@ -135,11 +135,11 @@ def test_a_perfect_file_of_something_else_is_rejected(
 
 
 @pytest.mark.parametrize("content", [b"", b"no video", b"\0" * 5000])
-def test_a_file_that_is_no_clip_is_rejected(written: Written, tmp_path: Path, content: bytes) -> None:
+def test_fault_37_a_file_that_is_no_clip_is_rejected(written: Written, tmp_path: Path, content: bytes) -> None:
     assert rejected(damaged(written, content, tmp_path / "x.mp4")) == "clip_broken"
 
 
-def test_a_missing_file_is_rejected(written: Written, tmp_path: Path) -> None:
+def test_fault_37_a_missing_file_is_rejected(written: Written, tmp_path: Path) -> None:
     assert rejected(replace(written, path=tmp_path / "nothing.mp4")) == "clip_broken"
 
 

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.media.clips import SETTINGS, grain, shapes, write
+from turbodiff.media import ffmpeg
+from turbodiff.media.disk import check_place
 from turbodiff.media.library import clips, read_settings
 from turbodiff.media.tags import read_settings_tag, read_tags
 from turbodiff.media.verify import verify_clip
@@ -69,7 +71,7 @@ def test_the_poster_is_the_middle_frame(tmp_path: Path) -> None:
         assert poster.size == (64, 64) and abs(np.asarray(poster).mean() - 200) < 3
 
 
-def test_black_and_frozen_clips_are_kept_with_a_warning(tmp_path: Path) -> None:
+def test_fault_35_black_and_frozen_clips_are_kept_with_a_warning(tmp_path: Path) -> None:
     assert verify_clip(write(tmp_path / "a.mp4", np.zeros((5, 64, 64, 3), np.uint8))).warnings == ("black", "frozen")
     assert verify_clip(write(tmp_path / "b.mp4", shapes(1).repeat(5, axis=0))).warnings == ("frozen",)
     assert verify_clip(write(tmp_path / "c.mp4", shapes(1))).warnings == (), "one frame cannot be frozen"
@@ -96,7 +98,7 @@ def test_an_output_that_is_no_folder_names_the_field(tmp_path: Path) -> None:
     assert caught.value.field == "output" and caught.value.code == "output_unwritable"
 
 
-def test_an_encoder_that_dies_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+def test_fault_78_an_encoder_that_dies_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     writer = ClipWriter(tmp_path / "a.mp4", 832, 480, 16, SETTINGS)
     writer._ffmpeg._process.kill()
     with pytest.raises(OutputError) as caught:
@@ -105,6 +107,31 @@ def test_an_encoder_that_dies_is_an_error_and_leaves_nothing(tmp_path: Path) -> 
         writer.close()
     assert caught.value.field == "output"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def another_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A program that stands where ffmpeg should."""
+    program = tmp_path / "ffmpeg"
+    monkeypatch.setattr(ffmpeg, "ffmpeg_path", lambda: str(program))
+    ffmpeg.check_encoder.cache_clear()
+    yield program
+    ffmpeg.check_encoder.cache_clear()
+
+
+def test_fault_78_a_missing_ffmpeg_is_known_before_the_work(another_ffmpeg: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileError) as caught:
+        check_place(tmp_path, tmp_path, 128, 128, 17)
+    assert caught.value.code == "ffmpeg_missing" and caught.value.try_instead
+
+
+def test_fault_79_an_ffmpeg_without_x264_is_known_before_the_work(another_ffmpeg: Path, tmp_path: Path) -> None:
+    another_ffmpeg.write_text("#!/bin/sh\necho \"Codec 'libx264' is not recognized by FFmpeg.\"\n")
+    another_ffmpeg.chmod(0o755)
+    with pytest.raises(FileError, match="libx264"):
+        check_place(tmp_path, tmp_path, 128, 128, 17)
+    another_ffmpeg.write_text("#!/bin/sh\necho 'Encoder libx264 [libx264 H.264]:'\n")
+    check_place(tmp_path, tmp_path, 128, 128, 17)
 
 
 @pytest.fixture
@@ -118,7 +145,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk_is_named_and_left_as_it_was(small_disk: Path) -> None:
+def test_fault_40_a_full_disk_is_named_and_left_as_it_was(small_disk: Path) -> None:
     with pytest.raises(OutputError) as caught:
         write(small_disk / ".partial" / "a.mp4", grain(17, 416, 240))
     assert (caught.value.code, caught.value.field) == ("disk_full", "output")

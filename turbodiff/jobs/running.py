@@ -23,7 +23,7 @@ from turbodiff.jobs.stuck import Evidence, Watch, as_notice
 from turbodiff.jobs.verdicts import NEIGHBOUR_BYTES, Decision, Ending, decide
 from turbodiff.jobs.workerproc import WORKER, Worker, exit_words, run_command
 from turbodiff.media.disk import check_place
-from turbodiff.spec.errors import OutputError, TurbodiffError, VerifyError
+from turbodiff.spec.errors import FileError, TurbodiffError, VerifyError
 from turbodiff.spec.events import Event
 
 CANCEL_GRACE_S = 30.0  # a step of a large clip may take this long before the worker sees the cancel
@@ -77,7 +77,7 @@ class Running:
         size = (int(request[name]) for name in ("width", "height", "num_frames"))
         try:
             check_place(self.shop.outputs, self.shop.state, *size)
-        except OutputError as error:
+        except FileError as error:
             self.end(Ending("error", error.fields()))
             return False
         self.worker.send(

@@ -27,7 +27,7 @@ from turbodiff.jobs.statelock import StateLock
 from turbodiff.jobs.webproc import WebProcess
 from turbodiff.jobs.workerproc import WORKER, new_run_id
 from turbodiff.media.disk import check_place
-from turbodiff.spec.errors import OutputError, TurbodiffError
+from turbodiff.spec.errors import FileError, TurbodiffError
 from turbodiff.spec.numbers import gib
 
 TICK_S = 0.1
@@ -200,7 +200,7 @@ class Supervisor:
     def _look_for_a_place(self) -> None:
         try:
             check_place(self.outputs, self.state, 0, 0, 0)
-        except OutputError:
+        except FileError:
             return
         self._no_place = False
         self.log.say("there is a place for clips again: the queue goes on")

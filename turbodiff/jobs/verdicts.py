@@ -31,7 +31,7 @@ NEIGHBOUR_BYTES = 256 << 20  # growth of others that explains an out-of-memory
 
 # attention that computes the same thing in a sturdier way (NaN with int8 attention: LightX2V 211, ComfyUI 7020)
 STURDIER = {"sagesla": "sla", "sage": "dense"}
-OUTPUT_CODES = {"disk_full", "output_unwritable", "output_exists"}
+OUTPUT_CODES = {"disk_full", "output_unwritable", "output_exists", "ffmpeg_missing"}
 
 
 @dataclass(frozen=True)

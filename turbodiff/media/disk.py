@@ -1,8 +1,9 @@
-"""Is there a place for a clip? Asked before minutes of work, not after them."""
+"""Is there a place for a clip, and a program that can write it? Asked before minutes of work, not after them."""
 
 import os
 from pathlib import Path
 
+from turbodiff.media.ffmpeg import check_encoder
 from turbodiff.media.library import check_outputs
 from turbodiff.spec.errors import OutputError
 from turbodiff.spec.numbers import gib
@@ -16,7 +17,9 @@ def check_place(outputs: Path, state: Path, width: int, height: int, num_frames:
 
     Raises:
         OutputError: the folder takes no file, or one of the two disks has too little room; field `output` or `state`.
+        FileError: ffmpeg cannot encode.
     """
+    check_encoder()
     needed = need_bytes(width, height, num_frames)
     check_room(outputs, needed, "output")
     check_outputs(outputs)

@@ -4,9 +4,8 @@ import contextlib
 import os
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from typing import IO
-
-import imageio_ffmpeg
 
 from turbodiff.spec.errors import FileError
 
@@ -17,6 +16,8 @@ def ffmpeg_path() -> str:
     Raises:
         FileError: there is none.
     """
+    import imageio_ffmpeg
+
     try:
         return str(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError as error:
@@ -26,6 +27,33 @@ def ffmpeg_path() -> str:
             got=error,
             try_instead="pip install --force-reinstall imageio-ffmpeg",
         ) from None
+
+
+@cache
+def check_encoder() -> None:
+    """Fail before the work where ffmpeg cannot make our clips; asked once, until it can.
+
+    Raises:
+        FileError: there is no ffmpeg, it does not run, or it was built without x264.
+    """
+    path = ffmpeg_path()
+    try:
+        asked = subprocess.run([path, "-hide_banner", "-h", "encoder=libx264"], capture_output=True, timeout=30)
+        said = asked.stdout.decode("utf-8", "replace")
+    except (OSError, subprocess.SubprocessError) as error:
+        raise _no_encoder(path, error) from None
+    if not said.startswith("Encoder libx264"):
+        raise _no_encoder(path, "an ffmpeg without libx264")
+
+
+def _no_encoder(path: str, got: object) -> FileError:
+    return FileError(
+        "ffmpeg cannot encode H.264",
+        code="ffmpeg_missing",
+        got=f"{path}: {got}",
+        expected="an ffmpeg with libx264",
+        try_instead="unset IMAGEIO_FFMPEG_EXE, or pip install --force-reinstall imageio-ffmpeg",
+    )
 
 
 class Ffmpeg:

@@ -256,7 +256,8 @@ def _clip(path: Path) -> Clip:
         with contextlib.suppress(FileError):
             settings = read_settings_tag(path)
     poster = poster_path(path)
-    return Clip(path, settings, poster if poster.is_file() else None, _created(path))
+    has_poster = poster.is_file() and not poster.is_symlink()
+    return Clip(path, settings, poster if has_poster else None, _created(path))
 
 
 def _read_sidecar(path: Path) -> dict[str, Any]:
@@ -283,13 +284,16 @@ def _age_key(clip: Path) -> tuple[str, int, str]:
 
 def _folders(outputs: Path) -> list[Path]:
     with contextlib.suppress(OSError):
-        return [path for path in outputs.iterdir() if re.fullmatch(r"\d{4}-\d\d-\d\d", path.name) and path.is_dir()]
+        found = [path for path in outputs.iterdir() if re.fullmatch(r"\d{4}-\d\d-\d\d", path.name)]
+        return [path for path in found if path.is_dir() and not path.is_symlink()]
     return []
 
 
 def _files(folder: Path) -> list[Path]:
     with contextlib.suppress(OSError):
-        return [path for path in folder.iterdir() if path.is_file()]
+        return [
+            path for path in folder.iterdir() if path.is_file() and not path.is_symlink()
+        ]  # a link may lead anywhere
     return []
 
 

@@ -60,7 +60,8 @@ def encode_image(run: Run) -> Tensor:
     pixels = torch.from_numpy(np.array(fit_picture(run.request).pixels))
     picture = pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
     with run.shelf.vae(run.plan) as vae:
-        video = picture_video(picture.to(vae.dtype), run.request.num_frames)  # the encoder's dtype: half the bytes move
+        picture = picture.to(run.shelf.device.dtype)  # as the encoder takes it: half the bytes move
+        video = picture_video(picture, run.request.num_frames)
         video = residency.to_device(video, run.shelf.device.torch_device)
         latents = vae_driver.encode(vae, video, tile=tile_side(run))
     return image_condition(latents).float().cpu()

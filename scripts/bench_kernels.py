@@ -2,17 +2,17 @@
 
     scripts/bench_kernels.py                                    Wan 1.3B and 14B at 480p, 81 frames
     scripts/bench_kernels.py --model 14b --size 720p --only attention
-    scripts/bench_kernels.py --turbodiffusion PATH              PATH holds TurboDiffusion's folder `SLA`
+    scripts/bench_kernels.py --turbodiffusion PATH              PATH is the folder turbodiffusion/ of its checkout
 
 Random inputs at real shapes. rel-L2 is the distance to the float32 answer on the same inputs (sparse-linear attention:
 to its reference in the same dtype, first head only; INT8 products: to the product of the unquantised matrices).
-Without a GPU nothing is measured, and the script says so; --smoke runs every contender once at toy size on any device.
+Without a GPU nothing is measured, and the script says so; --dry runs every contender once at toy size on any device.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +32,8 @@ from turbodiff_kernels.sage import kernel as sage  # noqa: E402
 from turbodiff_kernels.sla import kernel as sla  # noqa: E402
 from turbodiff_kernels.sla import reference as sla_reference  # noqa: E402
 
-from scripts.bench_timing import Clock, Job, as_json, finish, machine, measure, table  # noqa: E402
+from scripts import bench_timing  # noqa: E402
+from scripts.bench_timing import Job  # noqa: E402
 
 EPS = 1e-6
 TOPK = 0.1
@@ -50,6 +51,8 @@ class Shape(NamedTuple):
 
 MODELS = {"1.3b": (1536, 8960, 12), "14b": (5120, 13824, 40)}
 TOKENS = {"480p": 32760, "720p": 75600}  # 81 frames, 16:9
+TOY = Shape("toy", 130, 256, 384, 2)
+GROUPS = ("norms", "channel_norm", "products", "attention")
 
 
 class Bench:
@@ -92,6 +95,29 @@ class Bench:
              "turbodiff": lambda: norm.rms_norm_rope_(x, *rope)},
             traffic_bytes=2 * unit,
         )  # fmt: skip
+        heads = lambda: x.unflatten(-1, (s.heads, -1))  # noqa: E731
+
+        def separate() -> None:
+            norm.rms_norm_rope_(x, *rope)
+            sage.quantize_pool(heads(), heads().mean(1), 64, int8=False)
+
+        def together() -> None:
+            sums = norm.rms_norm_rope_sum_(x, *rope)
+            norm_reference.block_means(sums, 64, s.tokens).sub_(sums.sum(1, keepdim=True) / s.tokens)
+
+        def quantised_later() -> None:
+            norm.rms_norm_rope_(x, *rope)
+            sage.quantize(heads(), heads().mean(1), 64)
+
+        def quantised() -> None:
+            factor, sums = norm.rope_statistics(x, *rope)
+            sage.quantize(heads(), (sums.sum(1) / s.tokens).to(x.dtype), 64, sage.NormRope(factor, *rope[:3]))
+
+        for what, units, contenders in (
+            ("means of blocks", 2, {"separate passes": separate, "turbodiff": together}),
+            ("INT8 rows", 2.5, {"separate passes": quantised_later, "turbodiff": quantised}),
+        ):
+            yield Job(f"{s.name} keys: RMS norm + RoPE + {what}", contenders, traffic_bytes=units * unit)
         yield Job(
             f"{s.name} gated residual, in place",
             {"addcmul_": lambda: y.addcmul_(x, shift.to(x.dtype)), "turbodiff": lambda: norm.add_gated_(y, x, shift)},
@@ -133,7 +159,7 @@ class Bench:
                     "tokens": partial(_int8, quant.quantize_tokens, x, rows, bias, dtype),
                     "tiles, x quantised": partial(gemm.int8_linear, *x_tiled, *tiled, bias, dtype),
                     "tokens, x quantised": partial(gemm.int8_linear, *x_rows, *rows, bias, dtype),
-                    "torch._int_mm, no scales": partial(torch._int_mm, x_rows[0], rows[0].t()),
+                    "torch._int_mm, x quantised": partial(_int_mm, x_rows, rows, bias, dtype),
                 },
                 flop=2.0 * s.tokens * inner * outer,
                 expected=lambda x=x, w=w, bias=bias: F.linear(x[:512].float(), w.float(), bias.float()),
@@ -165,7 +191,7 @@ class Bench:
             "turbodiff sagesla": partial(sla.sla_attention, q, k, v, weight, bias, TOPK, True),
         }
         if self.turbodiffusion:
-            contenders |= _turbodiffusion(self.turbodiffusion, q, k, v, weight, bias)
+            contenders |= _turbodiffusion(self.turbodiffusion, [q, k, v], weight, bias)
         yield Job(f"{s.name} sparse-linear attention, top-k {TOPK}", contenders, flop=flop)
         yield Job(
             f"{s.name} sparse-linear attention, top-k {TOPK}: error",
@@ -182,6 +208,11 @@ def _int8(quantize, x: Tensor, weight: tuple[Tensor, Tensor], bias: Tensor, dtyp
     return gemm.int8_linear(*quantize(x), *weight, bias, dtype)
 
 
+def _int_mm(x: tuple[Tensor, Tensor], weight: tuple[Tensor, Tensor], bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """The product by cuBLAS; its scales are passes of their own."""
+    return (torch._int_mm(x[0], weight[0].t()) * x[1][:, None] * weight[1] + bias).to(dtype)
+
+
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, which: SDPBackend) -> Tensor:
     if q.device.type != "cuda":
         which = SDPBackend.MATH
@@ -189,73 +220,40 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, which: SDPBackend) -> Tensor:
         return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
 
 
-def _turbodiffusion(path: str, q: Tensor, k: Tensor, v: Tensor, weight: Tensor, bias: Tensor) -> dict:
-    """TurboDiffusion's own modules with the same projection; SageSLA only where SpargeAttn is installed."""
-    sys.path.insert(0, path)
-    from SLA import core  # type: ignore[import-not-found]
+def _turbodiffusion(path: str, heads: list[Tensor], weight: Tensor, bias: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """TurboDiffusion's own modules with the same projection; SageSLA needs SpargeAttn. What fails is its error."""
 
-    modules = {"TurboDiffusion sla": core.SparseLinearAttention(128, TOPK, BLKQ=128, BLKK=64)}
-    if core.SAGESLA_ENABLED:
-        modules["TurboDiffusion sagesla"] = core.SageSparseLinearAttention(128, TOPK)
-    for module in modules.values():
-        module.proj_l.weight.data, module.proj_l.bias.data = weight.float(), bias.float()
-    return {name: partial(module, q, k, v) for name, module in modules.items()}
+    @cache
+    def module(kind: str) -> torch.nn.Module:
+        sys.path.insert(0, path)
+        import SLA  # type: ignore[import-not-found]
 
+        sage = kind == "sagesla"
+        made = SLA.SageSparseLinearAttention(128, TOPK) if sage else SLA.SparseLinearAttention(128, TOPK, BLKQ=128)
+        made.proj_l.weight.data, made.proj_l.bias.data = weight.float(), bias.float()
+        return made.requires_grad_(False)
 
-def ceilings(clock: Clock, device: torch.device, dtype: torch.dtype, smoke: bool) -> tuple[float, float]:
-    """What this card reaches at its best in this run: FLOP/s of a large 16-bit product, bytes/s of a copy."""
-    side, size = (64, 2**16) if smoke else (8192, 2**30)
-    a = torch.randn(side, side, device=device, dtype=dtype)
-    source = torch.empty(size, dtype=torch.int8, device=device)
-    into = torch.empty_like(source)
-    best = {}
-    for name, run in {"product": lambda: a @ a, "copy": lambda: into.copy_(source)}.items():
-        best[name] = min(clock.time(run) for _ in range(15))
-    flops, rate = 2.0 * side**3 / best["product"] * 1e3, 2.0 * size / best["copy"] * 1e3
-    print(f"ceilings of this run: {flops / 1e12:.0f} TFLOP/s 16-bit product, {rate / 1e12:.2f} TB/s copy")
-    return flops, rate
+    return {f"TurboDiffusion {kind}": lambda kind=kind: module(kind)(*heads) for kind in ("sla", "sagesla")}
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_timing.flags(__doc__ or "", rounds=20)
     parser.add_argument("--model", choices=MODELS, action="append")
     parser.add_argument("--size", choices=TOKENS, action="append")
-    parser.add_argument("--only", choices=("norms", "channel_norm", "products", "attention"), action="append")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--turbodiffusion", metavar="PATH")
-    parser.add_argument("--smoke", action="store_true", help="toy sizes, once, any device: tests the script")
+    parser.add_argument("--only", choices=GROUPS, action="append")
     options = parser.parse_args(argv)
-    if not torch.cuda.is_available() and not options.smoke:
-        print("No CUDA device: nothing was measured.")
-        finish({"bench": "kernels", "measured": False, "reason": "no CUDA device"}, "kernels", save=False)
-        return 0
-    run(options)
-    return 0
+    return bench_timing.run("kernels", options, partial(jobs, options))
 
 
-def run(options: argparse.Namespace) -> None:
-    """Every job at every shape asked for, the tables as they come, the report at the end."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    clock, before, jobs = Clock(device), machine(), []
-    shapes = [Shape("toy", 130, 256, 384, 2)] if options.smoke else [
-        Shape(f"{model} {size}", TOKENS[size], *MODELS[model])
-        for size in options.size or ["480p"] for model in options.model or MODELS
-    ]  # fmt: skip
-    flop_ceiling, byte_ceiling = ceilings(clock, device, Bench(shapes[0], device, None).dtype, options.smoke)
-    for shape in shapes:
+def jobs(options: argparse.Namespace, device: torch.device) -> Iterator[Job]:
+    """Every job at every shape asked for."""
+    sizes, models = options.size or ["480p"], options.model or MODELS
+    shapes = [Shape(f"{model} {size}", TOKENS[size], *MODELS[model]) for size in sizes for model in models]
+    for shape in [TOY] if options.dry else shapes:
         bench = Bench(shape, device, options.turbodiffusion)
-        for group in options.only or ("norms", "channel_norm", "products", "attention"):
-            for job in getattr(bench, group)():
-                timings = measure(job, clock, *((1, 0) if options.smoke else (options.rounds, 5)))
-                print(table(job, timings, flop_ceiling, byte_ceiling), flush=True)
-                jobs.append(as_json(job, timings))
-    measured = not options.smoke
-    if options.smoke:
-        print("\nToy sizes: nothing was measured.")
-    report = {"bench": "kernels", "measured": measured, "before": before, "after": machine(), "jobs": jobs,
-              "flop_per_s": flop_ceiling, "bytes_per_s": byte_ceiling}  # fmt: skip
-    finish(report, "kernels", save=measured)
+        for group in options.only or GROUPS:
+            yield from getattr(bench, group)()
 
 
 if __name__ == "__main__":

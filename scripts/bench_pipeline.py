@@ -4,19 +4,19 @@
     scripts/bench_pipeline.py --stage dit --model 14b --size 720p --blocks 8
     scripts/bench_pipeline.py --stage vae --size 720p           latents of a clip to frames
     scripts/bench_pipeline.py --stage text                      a prompt to 512 rows
-    scripts/bench_pipeline.py --stage dit --turbodiffusion PATH PATH holds TurboDiffusion's packages
+    scripts/bench_pipeline.py --stage dit --turbodiffusion PATH PATH is the folder turbodiffusion/ of its checkout
 
 Random weights at real shapes, contenders interleaved in one process; run it alone on the card. rel-L2 is the distance
 to the same network in float32; with random weights that of sparse attention says how much it leaves out, not how good
 its clips are. FLOP are those of dense attention, so rates compare times. `--blocks` takes the first blocks only: a step
-is their time times the share. Without a GPU nothing is measured, and the script says so; --tiny runs every contender
+is their time times the share. Without a GPU nothing is measured, and the script says so; --dry runs every contender
 at toy size on any device.
 """
 
 import argparse
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,21 +27,34 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-from scripts.bench_kernels import ceilings  # noqa: E402
-from scripts.bench_timing import Clock, Job, as_json, finish, machine, measure, table  # noqa: E402
+from scripts import bench_timing  # noqa: E402
+from scripts.bench_timing import Job  # noqa: E402
 from turbodiff.models import vae as vae_driver  # noqa: E402
 from turbodiff.models.attention import AttentionPlan  # noqa: E402
 from turbodiff.models.linear import fast_int8_, quantize_blocks  # noqa: E402
 from turbodiff.models.rope import rope_tables  # noqa: E402
 from turbodiff.models.text_encoder import encode, make_text_encoder  # noqa: E402
 from turbodiff.models.wan_dit import PATCH, KeptText, WanConfig, WanDiT  # noqa: E402
-from turbodiff.spec.models import TextFacts  # noqa: E402
 from turbodiff.weights.keymaps import dit_from_diffusers, inverse, renamed  # noqa: E402
 
 TOPK = 0.1
+STAGES = ("dit", "vae", "text")
 PROMPT_TOKENS = 120  # a long prompt; the rest of the 512 rows is zeros
 DIFFUSERS_LAYOUT = inverse(dit_from_diffusers())
 Latent = tuple[int, int, int]  # frames, rows, columns of the latents
+
+
+class Text(NamedTuple):
+    """Sizes of a text encoder, as `TextFacts` names them; without pydantic, so that a bare machine can run this."""
+
+    dim: int
+    dim_attn: int
+    dim_ffn: int
+    num_heads: int
+    num_layers: int
+    vocab: int
+    num_buckets: int = 32
+    max_distance: int = 128
 
 
 class Scale(NamedTuple):
@@ -50,11 +63,11 @@ class Scale(NamedTuple):
     name: str
     dit: WanConfig
     vae_dim: int
-    text: TextFacts
+    text: Text
     latent: Latent
 
 
-UMT5_XXL = TextFacts(dim=4096, dim_attn=4096, dim_ffn=10240, num_heads=64, num_layers=24, vocab=256384)
+UMT5_XXL = Text(dim=4096, dim_attn=4096, dim_ffn=10240, num_heads=64, num_layers=24, vocab=256384)
 MODELS = {
     "1.3b": WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, sla=True),
     "14b": WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, sla=True),
@@ -64,14 +77,14 @@ TINY = Scale(
     "toy",
     WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=2, text_dim=48, sla=True),
     8,
-    TextFacts(dim=32, dim_attn=32, dim_ffn=48, num_heads=4, num_layers=2, vocab=300),
+    Text(dim=32, dim_attn=32, dim_ffn=48, num_heads=4, num_layers=2, vocab=300),
     (2, 8, 10),
 )
 
 
 def scale_of(options: argparse.Namespace) -> Scale:
     """What the flags ask for."""
-    if options.tiny:
+    if options.dry:
         return TINY
     config = MODELS[options.model]
     blocks = options.blocks or config.num_layers
@@ -198,26 +211,47 @@ def _diffusers_dit(model: WanDiT) -> nn.Module:
 
 
 def _turbodiffusion(path: str, model: WanDiT, given: tuple, text: Tensor, kind: str) -> Callable[[], Tensor]:
-    """TurboDiffusion's own network on the same weights; what it lacks here becomes the contender's error."""
+    """TurboDiffusion's own network on the same weights, 16 bits; what it lacks here becomes the contender's error.
+
+    Its attention modules are put in place by hand, because its helper for that needs its compiled extension.
+    """
 
     @cache
     def theirs() -> Any:
-        sys.path[:0] = [path, f"{path}/inference"]
-        from modify_model import replace_attention  # type: ignore[import-not-found]
-        from rcm.networks.wan2pt1 import WanModel  # type: ignore[import-not-found]
+        sys.path.insert(0, path)
+        from rcm.networks import wan2pt1  # type: ignore[import-not-found]
 
+        if getattr(wan2pt1, "flash_apply_rotary_emb", None) is None:
+            wan2pt1.flash_apply_rotary_emb = _rotary
         c = model.config
-        net = WanModel(
+        net = wan2pt1.WanModel(
             dim=c.dim, eps=c.eps, ffn_dim=c.ffn_dim, freq_dim=c.freq_dim, in_dim=c.in_dim, model_type="t2v",
-            num_heads=c.num_heads, num_layers=c.num_layers, out_dim=c.out_dim, text_len=512,
+            num_heads=c.num_heads, num_layers=c.num_layers, out_dim=c.out_dim, text_dim=c.text_dim, text_len=512,
         )  # fmt: skip
-        if kind != "original":
-            net = replace_attention(net, attention_type=kind, sla_topk=TOPK)
-        net.load_state_dict(model.state_dict(), strict=False)
+        for layer in [module for module in net.modules() if type(module) is wan2pt1.WanSelfAttention]:
+            if kind != "original":
+                layer.attn_op.local_attn = _their_attention(kind, c.head_dim)
+        missing, _ = net.load_state_dict(model.state_dict(), strict=False)
+        assert not missing, missing[:3]
         return net.to(text.device, text.dtype).eval().requires_grad_(False)
 
     latents, timesteps = given[0].to(text.dtype), given[1].to(text.dtype)
     return lambda: theirs()(x_B_C_T_H_W=latents, timesteps_B_T=timesteps, crossattn_emb=text)
+
+
+def _their_attention(kind: str, head_dim: int) -> nn.Module:
+    import SLA  # type: ignore[import-not-found]
+
+    if kind == "sagesla":
+        return SLA.SageSparseLinearAttention(head_dim=head_dim, topk=TOPK)
+    return SLA.SparseLinearAttention(head_dim=head_dim, topk=TOPK, BLKQ=128, BLKK=64)
+
+
+def _rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = True, inplace: bool = False) -> Tensor:
+    """What flash-attn's rotary does, where it is not installed: interleaved pairs of x [B, L, H, D]."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
 def step_flop(config: WanConfig, tokens: int, text_rows: int = 512) -> float:
@@ -236,40 +270,21 @@ def vae_frames(latent: Latent) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=("dit", "vae", "text"), action="append")
+    parser = bench_timing.flags(__doc__ or "", rounds=10)
+    parser.add_argument("--stage", choices=STAGES, action="append")
     parser.add_argument("--model", choices=MODELS, default="1.3b")
     parser.add_argument("--size", choices=LATENTS, default="480p")
     parser.add_argument("--blocks", type=int, help="only the first blocks of the transformer")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--turbodiffusion", metavar="PATH")
-    parser.add_argument("--tiny", action="store_true", help="toy sizes, once, any device: tests the script")
     options = parser.parse_args(argv)
-    if not torch.cuda.is_available() and not options.tiny:
-        print("No CUDA device: nothing was measured.")
-        finish({"bench": "pipeline", "measured": False, "reason": "no CUDA device"}, "pipeline", save=False)
-        return 0
-    run(options)
-    return 0
+    with torch.inference_mode():
+        return bench_timing.run("pipeline", options, partial(jobs, options))
 
 
-@torch.inference_mode()
-def run(options: argparse.Namespace) -> None:
-    """Every stage asked for, the tables as they come, the report at the end."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    clock, before, jobs = Clock(device), machine(), []
+def jobs(options: argparse.Namespace, device: torch.device) -> Iterator[Job]:
+    """Every stage asked for."""
     bench = Bench(scale_of(options), device, options.turbodiffusion)
-    flop_ceiling, byte_ceiling = ceilings(clock, device, bench.dtype, options.tiny)
-    for stage in options.stage or ("dit", "vae", "text"):
-        job = getattr(bench, stage)()
-        timings = measure(job, clock, *((1, 0) if options.tiny else (options.rounds, 2)))
-        print(table(job, timings, flop_ceiling, byte_ceiling), flush=True)
-        jobs.append(as_json(job, timings))
-    if options.tiny:
-        print("\nToy sizes: nothing was measured.")
-    report = {"bench": "pipeline", "measured": not options.tiny, "before": before, "after": machine(), "jobs": jobs,
-              "flop_per_s": flop_ceiling, "bytes_per_s": byte_ceiling}  # fmt: skip
-    finish(report, "pipeline", save=not options.tiny)
+    for stage in options.stage or STAGES:
+        yield getattr(bench, stage)()
 
 
 if __name__ == "__main__":

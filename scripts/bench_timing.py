@@ -1,15 +1,19 @@
-"""How the bench scripts measure: contenders interleaved in one process, CUDA events, median and spread, one JSON line.
+"""What the bench scripts share: their flags, how they measure, what they print and keep.
+
+Contenders are interleaved in one process; CUDA events, median and spread, one JSON line at the end.
 
 Every round runs every contender once, in turn, so that clocks and temperature hit all alike. Between two runs a buffer
 larger than any L2 cache is written, so that memory-bound passes read memory.
 """
 
+import argparse
 import gc
 import json
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +22,7 @@ import torch
 from torch import Tensor
 
 RESULTS = Path(__file__).resolve().parent / "results"
+OPS = ("norm", "quant", "gemm", "sage", "sla", "sagesla")
 FLUSH_BYTES = 256 * 2**20
 Contenders = Mapping[str, Callable[[], object]]
 
@@ -88,9 +93,9 @@ class Clock:
 
 
 @torch.no_grad()
-def measure(job: Job, clock: Clock, rounds: int, warmup: int = 5) -> list[Timing]:
+def measure(job: Job, clock: Clock, rounds: int, warmup: int = 5, no_error: bool = False) -> list[Timing]:
     """All contenders of a job; one that cannot run here is listed with its error and no time."""
-    expected = job.expected() if job.expected else None
+    expected = None if no_error else _expected(job)
     errors, peaks, distances = {}, {}, {}
     for name, run in job.contenders.items():
         try:
@@ -109,6 +114,15 @@ def measure(job: Job, clock: Clock, rounds: int, warmup: int = 5) -> list[Timing
                 samples[name].append(spent)
     gc.collect()
     return [_timing(name, samples.get(name, []), peaks, distances, errors) for name in job.contenders]
+
+
+def _expected(job: Job) -> Tensor | None:
+    """The float32 answer; where it does not fit into the card's memory, no error is told."""
+    try:
+        return job.expected() if job.expected else None
+    except torch.OutOfMemoryError as error:
+        print(f"{job.name}: no float32 answer: {str(error).splitlines()[0]}")
+        return None
 
 
 def _timing(name: str, samples: list[float], peaks: dict, distances: dict, errors: dict) -> Timing:
@@ -168,11 +182,68 @@ def machine() -> dict[str, object]:
     return facts | versions | {"device": torch.cuda.get_device_name(), "clocks_temperature_driver": state}
 
 
-def finish(report: dict[str, object], name: str, save: bool) -> None:
-    """Dated file under scripts/results/ if `save`, and the report as the last line."""
-    if save:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d_%H%M%S}_{name}.json"
-        path.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-        print(f"\nkept in {path}")
+def ceilings(clock: Clock, dtype: torch.dtype, dry: bool) -> tuple[float, float]:
+    """What this card reaches at its best in this run: FLOP/s of a large 16-bit product, bytes/s of a copy."""
+    side, size = (64, 2**16) if dry else (8192, 2**30)
+    a = torch.randn(side, side, device=clock.device, dtype=dtype)
+    source = torch.empty(size, dtype=torch.int8, device=clock.device)
+    into = torch.empty_like(source)
+    best = {}
+    for name, run in {"product": lambda: a @ a, "copy": lambda: into.copy_(source)}.items():
+        best[name] = min(clock.time(run) for _ in range(15))
+    flops, rate = 2.0 * side**3 / best["product"] * 1e3, 2.0 * size / best["copy"] * 1e3
+    print(f"ceilings of this run: {flops / 1e12:.0f} TFLOP/s 16-bit product, {rate / 1e12:.2f} TB/s copy")
+    return flops, rate
+
+
+def flags(description: str, rounds: int) -> argparse.ArgumentParser:
+    """A parser with the flags that every bench has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"timed runs of every contender, {rounds}")
+    parser.add_argument("--warmup", type=int, default=3, help="runs of every contender that do not count, 3")
+    parser.add_argument("--turbodiffusion", metavar="PATH", help="the folder turbodiffusion/ of its checkout")
+    parser.add_argument("--no-error", action="store_true", help="skip the float32 answers, which take minutes at 14B")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the report is kept")
+    parser.add_argument("--dry", action="store_true", help="toy sizes, once, any device: tests the script")
+    return parser
+
+
+def run(name: str, options: argparse.Namespace, jobs: Callable[[torch.device], Iterable[Job]]) -> int:
+    """The jobs one after the other: tables as they come, the report kept after each, and its JSON as the last line.
+
+    Without a GPU, unless dry, nothing is measured, and the report says so.
+    """
+    if not _has_card() and not options.dry:
+        print("No CUDA device: nothing was measured.")
+        print(json.dumps({"bench": name, "measured": False, "reason": "no CUDA device"}))
+        return 0
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clock, kept = Clock(device), options.results / f"{datetime.now(UTC):%Y-%m-%d_%H%M%S}_{name}.json"
+    tops = ceilings(clock, torch.bfloat16 if device.type == "cuda" else torch.float32, options.dry)
+    report: dict[str, object] = {
+        "bench": name, "measured": not options.dry, "command": sys.argv[1:], "before": machine(),
+        "kernels": kernels(device), "flop_per_s": tops[0], "bytes_per_s": tops[1], "jobs": (done := []),
+    }  # fmt: skip
+    for job in jobs(device):
+        timings = measure(job, clock, *((1, 0) if options.dry else (options.rounds, options.warmup)), options.no_error)
+        print(table(job, timings, *tops), flush=True)
+        done.append(as_json(job, timings))
+        report["after"] = machine()
+        if not options.dry:
+            options.results.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    print("\nToy sizes: nothing was measured." if options.dry else f"\nkept in {kept}")
     print(json.dumps(report))
+    return 0
+
+
+def _has_card() -> bool:
+    return torch.cuda.is_available()
+
+
+def kernels(device: torch.device) -> dict[str, str]:
+    """What computes each operation behind the doors here; on a GPU the self-check runs now, outside the timings."""
+    from turbodiff_kernels import backend
+
+    choices = [backend.chosen(op, device) for op in OPS]
+    return {choice.op: f"{choice.runs} ({choice.why})" for choice in choices}

@@ -70,9 +70,9 @@ def wish() -> str:
 
 def expected(op: str, device: torch.device) -> Choice:
     """What `chosen` will say, from what is known already: it never runs the self-check, which needs the card."""
-    wish = os.environ.get("TURBODIFF_KERNELS", "auto")
-    if wish != "auto":
-        return _chosen(op, device, wish)
+    word = wish()
+    if word != "auto":
+        return _chosen(op, device, word)
     why_not = _impossible(device)
     if not why_not:
         from turbodiff_kernels.launch import arch
@@ -83,12 +83,12 @@ def expected(op: str, device: torch.device) -> Choice:
 
 
 @cache
-def _chosen(op: str, device: torch.device, wish: str) -> Choice:
-    if wish == "auto":
+def _chosen(op: str, device: torch.device, word: str) -> Choice:
+    if word == "auto":
         why_not = _objection(op, device)
         choice = Choice(op, "reference" if why_not else "triton", why_not or "equal to its reference on this card")
     else:
-        choice = Choice(op, "triton" if wish == "triton" else "reference", f"TURBODIFF_KERNELS={wish}")
+        choice = Choice(op, "triton" if word == "triton" else "reference", f"TURBODIFF_KERNELS={word}")
     if device.type == "cuda":
         log.info("kernel %s: %s (%s)", op, choice.runs, choice.why)
     return choice

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from turbodiff.spec.models import TextFacts
-
 if TYPE_CHECKING:
     from transformers import UMT5EncoderModel
 
+    from turbodiff.spec.models import TextFacts
 
-def make_text_encoder(facts: TextFacts) -> "UMT5EncoderModel":
+
+def make_text_encoder(facts: "TextFacts") -> "UMT5EncoderModel":
     """An encoder of these sizes with random weights; build it under `torch.device("meta")` to fill it from a file."""
     from transformers import UMT5Config, UMT5EncoderModel
 

@@ -110,3 +110,8 @@ def test_models_are_found_by_every_name_people_use():
         for name in (spec.name, spec.display_name, *spec.aliases, spec.display_name.upper()):
             assert find_model(name) is spec
     assert {"Demo", "Wan2.1-1.3B", "Wan2.1-14B", "Wan2.2-A14B"} <= {spec.display_name for spec in all_models()}
+
+
+def test_an_error_can_be_sent_whatever_it_quotes() -> None:
+    error = RequestError("odd", code="odd", field="x", got="a\ud800b")
+    assert error.fields()["got"] == "a?b"

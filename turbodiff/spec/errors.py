@@ -50,9 +50,9 @@ class TurbodiffError(Exception):
         return "; ".join(parts)
 
     def fields(self) -> dict[str, str]:
-        """The error as the fields of an `error` event (see spec/events.py)."""
+        """The error as the fields of an `error` event (see spec/events.py); what UTF-8 cannot say becomes "?"."""
         names = ("code", "field", "what", "got", "expected", "try_instead")
-        return {name: getattr(self, name) for name in names}
+        return {name: str(getattr(self, name)).encode("utf-8", "replace").decode() for name in names}
 
 
 class RequestError(TurbodiffError):

@@ -15,7 +15,7 @@ from turbodiff.spec.numbers import GB
 
 
 def doctor() -> dict[str, Any]:
-    """What this machine has, warnings as (key, sentence), the pip line for torch, and notes."""
+    """What this machine has, warnings (key, sentence), the pip line for torch, kernels (operation, runs, why), notes."""
     machine, torch_facts = machine_now(), worker_report()
     capability = torch_facts.get("capability")
     advice = torch_rule.advise(
@@ -29,6 +29,7 @@ def doctor() -> dict[str, Any]:
         "found": _found(machine, torch_facts),
         "warnings": [*advice.warnings, *_trouble(torch_facts)],
         "pip_line": advice.pip_line,
+        "kernels": torch_facts.get("kernels", []),
         "notes": [
             "SageAttention, SpargeAttn and flash-attn are not needed: turbodiff brings its own Triton kernels.",
             "Do not install `sparselinear`: it is an unrelated package of 2020. torchvision is not needed either.",

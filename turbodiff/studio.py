@@ -11,16 +11,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from turbodiff import pictures
 from turbodiff.doctor import doctor
 from turbodiff.gpu.holders import CardHolders, holders
-from turbodiff.gpu.probe import Sample, machine_from, machine_now
-from turbodiff.jobs import bundle, downloads, logs, orphans, statelock, supervisor, workerproc
+from turbodiff.gpu.probe import Sample, machine_now
+from turbodiff.jobs import bundle, downloads, errands, logs, orphans, peaks, statelock, supervisor, verdicts, workerproc
 from turbodiff.jobs import seeds as archive
+from turbodiff.jobs.memory import machine_of, worker_pids
+from turbodiff.jobs.schema import DATABASE
 from turbodiff.jobs.store import Job, Store
 from turbodiff.media import disk, library
 from turbodiff.plan import tiers
-from turbodiff.plan.machine import Machine, pretend, read_machine
-from turbodiff.plan.planner import Policy, make_plan
+from turbodiff.plan.machine import Machine, only, pretend, read_machine
+from turbodiff.plan.planner import Policy
 from turbodiff.prompt.clean import clean
 from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.prompt.weights import parse
@@ -37,12 +40,15 @@ from turbodiff.spec.errors import (
 from turbodiff.spec.events import Event
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import ModelSpec, all_models
+from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, make_request
 from turbodiff.weights.locate import inventory as find_weights
 from turbodiff.weights.locate import need
+from turbodiff.weights.lora_files import LoraFile, find_loras
 
-PROBE_FRESH_S = 5.0
+POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
+SELFTEST = (sys.executable, "-m", "turbodiff.cli", "selftest")
 OnEvent = Callable[[Event], None]
 
 
@@ -52,15 +58,21 @@ def state_folder() -> Path:
     return Path(os.environ.get("TURBODIFF_STATE") or Path(home) / "turbodiff")
 
 
-def estimate(fields: Mapping[str, Any], machine: Machine | None = None, inventory: Inventory | None = None) -> Plan:
-    """The plan for what a form or flags say; pure arithmetic once machine and inventory are given.
+def estimate(
+    fields: Mapping[str, Any],
+    machine: Machine | None = None,
+    inventory: Inventory | None = None,
+    policy: Policy = "auto",
+    store: Store | None = None,
+) -> Plan:
+    """The plan for what a form or flags say, with what the runs in a store taught; pure arithmetic but for that.
 
     Raises:
         RequestError: a field cannot be honoured.
         DoesNotFitError: nothing that the pins allow fits.
     """
     machine = machine or machine_now()
-    return make_plan(asked(fields), machine, inventory or find_weights())
+    return peaks.calibrated_plan(store, asked(fields), machine, inventory or find_weights(), policy)
 
 
 def asked(fields: Mapping[str, Any]) -> Request:
@@ -89,7 +101,7 @@ def run_once(
     inventory = find_weights()
     need(request.model, inventory)
     check_place(output, outputs, request)
-    plan = make_plan(request, _cpu_only(machine_now()) if device == "cpu" else machine_now(), inventory)
+    plan = peaks.calibrated_plan(history(), request, only(machine_now(), device), inventory)
     command = workerproc.run_command(
         plan.request.model_dump(mode="json"),
         plan.model_dump(mode="json"),
@@ -98,13 +110,28 @@ def run_once(
         job=uuid.uuid4().int % 2**31,  # a run of its own has no row in the queue; the number names its temporary files
         output=str(output.resolve()) if output else None,
     )
-    argv = (*workerproc.WORKER, "--device", device)
+    argv = (*workerproc.WORKER, "--device", plan.device if device == "auto" else device)
+    for _ in range(verdicts.LIMITS["oom"]):
+        try:
+            return _attempt(command, argv, on_event)
+        except OutOfMemoryError as error:
+            cap = {"cap_bytes": verdicts.next_cap(command["plan"], command["cap_bytes"]), "plan": None}
+            command = {**command, **cap, "attempt": command["attempt"] + 1}
+            sys.stderr.write(f"{error}\nonce more, one rung lower\n")
+    return _attempt(command, argv, on_event)
+
+
+def _attempt(command: dict[str, Any], argv: Sequence[str], on_event: OnEvent) -> dict[str, Any]:
     for event in workerproc.run_once(command, argv, on_output=_to_stderr):
         if event.type == "error":
             raise error_from(event.fields)
         on_event(event)
         if event.type == "result":
             return event.fields
+        if event.type == "wait":  # there is no queue to wait in
+            free, need = gib(event.fields["free_bytes"]), gib(event.fields["need_bytes"])
+            what = "another program took the memory of the device meanwhile"
+            raise DoesNotFitError(what, code="does_not_fit", got=f"{free} free", expected=need, try_instead="end it")
     raise AssertionError("a run ends with a result or an error")
 
 
@@ -146,8 +173,9 @@ def _missing(spec: ModelSpec, inventory: Inventory) -> list[str]:
     return []
 
 
-def _cpu_only(machine: Machine) -> Machine:
-    return machine.model_copy(update={"gpus": (), "gpu_state": "none"})
+def history() -> Store | None:
+    """The store of the state folder, None where nothing ran yet: asking leaves no file behind."""
+    return Store(state_folder()) if (state_folder() / DATABASE).exists() else None
 
 
 def _to_stderr(line: str) -> None:
@@ -201,19 +229,39 @@ class Studio:
 
     def estimate(self, fields: Mapping[str, Any]) -> Plan:
         """The plan for a form; see the function of that name."""
-        return estimate(fields, self.machine())
+        return estimate(fields, self.machine(), store=self.store)
 
     def submit(self, fields: Mapping[str, Any], anyway: bool = False) -> int:
         """Queue a request and return its job id; the same nonce gives the same job.
 
-        `anyway` lowers nothing of the picture, also where the plan says that it does not fit.
+        `anyway` lowers nothing of the picture, also where the plan says that it does not fit; nor does the policy
+        "never", which refuses instead. Asking is the business of the page.
         """
         request = asked(fields).seeded()
         inventory = find_weights()
         need(request.model, inventory)
         check_place(None, self.outputs, request, self.state)
-        policy: Policy = "anyway" if anyway else "auto"
-        return self.store.submit(request, make_plan(request, self.machine(), inventory, policy=policy))
+        policy: Policy = "anyway" if anyway else self.policy
+        plan = peaks.calibrated_plan(self.store, request, self.machine(), inventory, policy)
+        return self.store.submit(request, plan)
+
+    @property
+    def policy(self) -> Policy:
+        """What happens to a wish that does not fit: "auto" lowers it and says so, "ask" first asks, "never" refuses."""
+        kept = self.store.fact("policy")
+        return kept if kept in POLICIES else "auto"
+
+    def set_policy(self, policy: str) -> None:
+        """Choose the policy for everybody at this machine.
+
+        Raises:
+            RequestError: none of the three.
+        """
+        if policy not in POLICIES:
+            raise RequestError(
+                "no such policy", code="bad_policy", field="policy", got=policy[:40], expected=" | ".join(POLICIES)
+            )
+        self.store.put("policy", policy)
 
     def jobs(self, limit: int = 50) -> list[Job]:
         """The newest jobs."""
@@ -262,29 +310,35 @@ class Studio:
         """How the download of a model is doing."""
         return downloads.download(self.state, model)
 
+    def loras(self) -> tuple[LoraFile, ...]:
+        """The LoRA files on this disk."""
+        return find_loras()
+
+    def start_selftest(self) -> None:
+        """Run the self-test in a process of its own."""
+        errands.start(self.state / "errands", "selftest", SELFTEST)
+
+    def selftest(self) -> errands.Errand:
+        """How the last self-test is doing."""
+        return errands.errand(self.state / "errands", "selftest")
+
     def machine(self) -> Machine:
         """The machine as the supervisor's probe saw it in the last seconds, else asked now (which takes 0.6 s)."""
-        seen, age_s = self.store.fact("probe"), self.store.fact_age_s("probe")
-        if not seen or age_s is None or age_s > PROBE_FRESH_S:
-            return machine_now()
-        return machine_from(Sample(**seen), frozenset(self._worker_pids()))
-
-    def _worker_pids(self) -> list[int]:
-        return [int(fact["pid"]) for fact in [self.store.fact("worker0")] if fact and fact.get("pid")]
+        return machine_of(self.store) or machine_now()
 
     def holders(self) -> tuple[CardHolders, ...]:
         """Who holds the memory of each card, from the supervisor's probe; () without one."""
         seen = self.store.fact("probe")
-        return holders(Sample(**seen), self._worker_pids(), [left.pid for left in self.leftovers()]) if seen else ()
+        return holders(Sample(**seen), worker_pids(self.store), [left.pid for left in self.leftovers()]) if seen else ()
 
     def count_tokens(self, model: str, prompt: str) -> int | None:
         """Tokens of a prompt for a model's encoder; None while its tokenizer is not on this disk."""
         file = find_weights().of(model, "tokenizer")
         return _tokenizer(Path(file.path)).count(parse(clean(prompt)).text) if file else None
 
-    def rounds(self) -> tuple[tiers.Round, ...]:
-        """The three rounds from an idea to a clip, and the one between."""
-        return tiers.rounds()
+    def rounds(self, demo: bool = False) -> tuple[tiers.Round, ...]:
+        """The three rounds from an idea to a clip, and the one between; the demo has its own."""
+        return tiers.rounds(demo)
 
     def tier(self) -> tiers.Tier | None:
         """The tier of this machine's largest card."""
@@ -337,6 +391,7 @@ __all__ = [
     "machine_for",
     "machine_now",
     "model_states",
+    "pictures",
     "run_log",
     "run_once",
     "running",

@@ -1,4 +1,4 @@
-"""What a click does, without Gradio: acts on the studio, and ways to fill the form. All of it ends in milliseconds."""
+"""What a click does, without Gradio: acts on the studio. All of it ends in milliseconds."""
 
 import json
 import secrets
@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from turbodiff.spec.errors import RequestError, TurbodiffError
-from turbodiff.spec.models import ModelSpec, find_model
+from turbodiff.spec.errors import RequestError
+from turbodiff.spec.models import find_model
 from webui import form
 from webui.desk import Desk, Shot
-from webui.view import jobs, rounds
+from webui.view import jobs, meter
+from webui.view.meter import Diff
 from webui.wording import Words
 
 Looking = Mapping[str, str]
@@ -18,14 +19,13 @@ Answer = tuple[Looking, str]  # what the browser looks at next, and a sentence t
 
 KNOBS = {"boundary", "sampler", "topk", "steps"}
 MAX_BATCH = 100
+MAX_BATCH_BYTES = 256 * 1024
 STARS = 5
 
 
 def submit(desk: Desk, values: Mapping[str, Any], anyway: bool = False) -> list[int]:
     """Queue what the form holds, `count` times with seeds of their own; `anyway` lets the planner lower nothing."""
-    fields = form.request_fields(values)
-    if fields.get("image"):
-        fields["image"] = desk.keep_picture(Path(str(fields["image"])))
+    fields = desk.asked(values, keep=True)
     jobs_made = []
     for number in range(max(1, min(8, int(values.get("count") or 1)))):
         jobs_made.append(_queue(desk, {**fields, **_seed(fields, number)}, anyway))
@@ -52,10 +52,35 @@ def submit_batch(desk: Desk, values: Mapping[str, Any], lines: str) -> list[int]
             got=len(prompts),
             expected=f"1..{MAX_BATCH}",
         )
-    fields = form.request_fields(values)
-    if fields.get("image"):
-        fields["image"] = desk.keep_picture(Path(str(fields["image"])))
+    fields = desk.asked(values, keep=True)
     return [_queue(desk, {**fields, "prompt": prompt}) for prompt in prompts]
+
+
+def to_ask(desk: Desk, values: Mapping[str, Any], words: Words) -> tuple[Diff, ...]:
+    """The changes to ask about before a run: none, unless that is the policy and the picture would change.
+
+    Raises:
+        TurbodiffError: not a legal request, or nothing fits.
+    """
+    if desk.studio.policy != "ask":
+        return ()
+    return meter.lowered(desk.estimate(desk.asked(values)), words)
+
+
+def batch_text(path: Path) -> str:
+    """The prompts of a text file, one per line.
+
+    Raises:
+        RequestError: too long for a batch, or not text.
+    """
+    data = path.read_bytes()[: MAX_BATCH_BYTES + 1]
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = ""
+    if len(data) > MAX_BATCH_BYTES or not text.strip():
+        raise RequestError("not a list of prompts", code="batch_file", field="batch", got=path.name[:80])
+    return text
 
 
 def _queue(desk: Desk, fields: Mapping[str, Any], anyway: bool = False) -> int:
@@ -71,16 +96,36 @@ def act(desk: Desk, name: str, argument: str, looking: Looking, words: Words) ->
     if name in LOOKS:
         return LOOKS[name](looking, argument), ""
     if name in JOB_ACTS:
-        return JOB_ACTS[name](desk, _number(argument), looking), ""
+        return JOB_ACTS[name](desk, number_of(argument), looking), ""
     if name in OTHER_ACTS:
         return OTHER_ACTS[name](desk, argument, looking, words)
     raise RequestError("unknown action", code="unknown_action", field="act", got=name[:40])
 
 
-def _number(argument: str) -> int:
+def number_of(argument: str) -> int:
+    """The number that a button carries: a job, a pid, a row.
+
+    Raises:
+        RequestError: no button of ours carries that.
+    """
     if not argument.isdecimal() or len(argument) > 15:
         raise RequestError("no such job", code="job_unknown", field="job", got=argument[:40])
     return int(argument)
+
+
+def unpacked(argument: str) -> dict[str, Any]:
+    """The JSON object that a button carries.
+
+    Raises:
+        RequestError: no button of ours carries that.
+    """
+    try:
+        found = json.loads(argument)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise RequestError("unknown action", code="unknown_action", field="act", got=argument[:40])
+    return found
 
 
 LOOKS: dict[str, Callable[[Looking, str], Looking]] = {
@@ -114,7 +159,8 @@ def _retry_smaller(desk: Desk, job: int, looking: Looking) -> Looking:
     change = jobs.smaller(request)
     spec = find_model(str(change.get("model") or request["model"]))
     values = form.fitted_to(spec, {**form.from_request(request), **change, "pinned": []})
-    return {**looking, "at": f"job:{_queue(desk, form.request_fields(values))}"}
+    worn = {"loras": request["loras"]} if request.get("loras") else {}
+    return {**looking, "at": f"job:{_queue(desk, {**form.request_fields(values), **worn})}"}
 
 
 def _move(where: Any) -> Callable[[Desk, int, Looking], Looking]:
@@ -156,16 +202,19 @@ def _restart(desk: Desk, argument: str, looking: Looking, words: Words) -> Answe
 
 
 def _end_leftover(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
-    gone = desk.studio.end_leftover(_number(argument))
+    gone = desk.studio.end_leftover(number_of(argument))
     return looking, words("bar.leftover_gone") if gone else words("bar.leftover_stays")
 
 
 def _knob(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
     """The same seed with only the fields of a symptom changed."""
     del words
-    asked = json.loads(argument)
-    changed = {name: value for name, value in asked["fields"].items() if name in KNOBS}
-    return {**looking, "at": f"job:{_queue(desk, {**wish(clip_of(desk, str(asked['clip']))), **changed})}"}, ""
+    asked = unpacked(argument)
+    fields = asked.get("fields")
+    changed = form.sound(
+        {name: value for name, value in fields.items() if name in KNOBS} if isinstance(fields, dict) else {}
+    )
+    return {**looking, "at": f"job:{_queue(desk, {**wish(clip_of(desk, str(asked.get('clip')))), **changed})}"}, ""
 
 
 def _neighbour(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
@@ -176,7 +225,7 @@ def _neighbour(desk: Desk, argument: str, looking: Looking, words: Words) -> Ans
 
 def _rate(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
     clip, _, count = argument.partition(" ")
-    stars = min(STARS, max(1, _number(count)))
+    stars = min(STARS, max(1, number_of(count)))
     desk.studio.rate(desk.row_of(clip), rating="★" * stars + "☆" * (STARS - stars))
     desk.clips_changed()
     return looking, words("clip.saved")
@@ -201,6 +250,17 @@ def _download(desk: Desk, argument: str, looking: Looking, words: Words) -> Answ
     return looking, ""
 
 
+def _selftest(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+    del argument, words
+    desk.studio.start_selftest()
+    return looking, ""
+
+
+def _policy(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+    desk.studio.set_policy(argument)
+    return looking, words("settings.saved")
+
+
 OTHER_ACTS: dict[str, Callable[[Desk, str, Looking, Words], Answer]] = {
     "pause": _pause,
     "resume": _resume,
@@ -212,6 +272,8 @@ OTHER_ACTS: dict[str, Callable[[Desk, str, Looking, Words], Answer]] = {
     "note": _note,
     "rescan": _rescan,
     "download": _download,
+    "selftest": _selftest,
+    "policy": _policy,
 }
 
 
@@ -236,74 +298,3 @@ def wish(clip: Shot) -> dict[str, Any]:
     if request.get("resolution") != "custom":
         request.pop("width", None), request.pop("height", None)
     return request
-
-
-# --- the form --------------------------------------------------------------------------------------------------------
-
-
-def fill(desk: Desk, name: str, argument: str, values: Mapping[str, Any], looking: Looking) -> dict[str, Any] | None:
-    """The form's new values for a button that fills it, or None to leave it as it is."""
-    if name == "example":
-        return {**values, "prompt": argument}
-    if name == "fill":
-        changed = {**values, **{key: value for key, value in json.loads(argument).items() if key in FILLABLE}}
-        return form.fitted_to(find_model(str(changed["model"])), changed)
-    if name == "round":
-        return _round(desk, argument, values, looking)
-    if name in ("reuse", "edit"):
-        return filled_from(wish(clip_of(desk, argument)), values)
-    if name == "use_seed":
-        return _from_row(desk, _number(argument), values)
-    return None
-
-
-FILLABLE = set(form.FIELDS) - {"image", "prompt", "negative_prompt"}
-
-
-def filled_from(request: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The form's values from a stored request; a picture is asked for again, its path means nothing elsewhere."""
-    kept = form.from_request(request)
-    spec = find_model(str(kept["model"]))
-    return {**values, **form.defaults(spec), **kept, "image": None}
-
-
-def _round(desk: Desk, argument: str, values: Mapping[str, Any], looking: Looking) -> dict[str, Any] | None:
-    """A round fills the form; coming from a clip ("polish CLIP") its prompt and seed are kept."""
-    name, _, clip = argument.partition(" ")
-    found = next((entry for entry in desk.studio.rounds() if entry.name == name), None)
-    if found is None:
-        return None
-    held = filled_from(wish(clip_of(desk, clip)), values) if clip else dict(values)
-    if "seed" in found.keeps and not str(held.get("seed") or ""):
-        seen = desk.clip(looking.get("at", "")) if not looking.get("at", "").startswith("job:") else None
-        held["seed"] = str(seen.seed) if seen else ""
-    changed = rounds.fields_of(found, held)
-    return form.fitted_to(find_model(str(changed["model"])), changed)
-
-
-def _from_row(desk: Desk, row: int, values: Mapping[str, Any]) -> dict[str, Any] | None:
-    found = next((seed for seed in desk.studio.seeds(limit=10_000) if seed.id == row), None)
-    if found is None:
-        return None
-    if found.recipe.get("request"):
-        return filled_from(found.recipe["request"], values)
-    spec = model_or(found.row.model, find_model(str(values["model"])))
-    asked = {"prompt": found.row.prompt, "seed": found.row.seed, "resolution": found.row.resolution}
-    return form.fitted_to(spec, {**values, **form.defaults(spec), **asked})
-
-
-def from_video(desk: Desk, video: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The form's values from a video of ours.
-
-    Raises:
-        FileError: not a video of turbodiff.
-    """
-    return filled_from(desk.studio.settings_of(video)["request"], values)
-
-
-def model_or(name: str, otherwise: ModelSpec) -> ModelSpec:
-    """The model of that name, else another: a browser's draft may name a model of another version."""
-    try:
-        return find_model(name)
-    except TurbodiffError:
-        return otherwise

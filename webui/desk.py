@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,8 @@ from typing import Any
 
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.plan import Plan
-from turbodiff.studio import Studio, doctor, estimate
+from turbodiff.studio import Studio, doctor, estimate, pictures
+from webui import form
 from webui.view import Snapshot
 
 FRESH_S = 0.5
@@ -107,6 +109,8 @@ class Desk:
         self._models = Kept(lambda: tuple(studio.models()), 10.0)
         self._inventory = Kept(studio.inventory, 5.0)
         self._offers = Kept(studio.offers, 10.0)
+        self._loras = Kept(studio.loras, 10.0)
+        self._tier = Kept(studio.tier, 60.0)
         self._holders = Kept(lambda: (studio.holders(), tuple(studio.leftovers())), 2.0)
         self._snapshot = Kept(self._read, FRESH_S)
         self._report = Kept(doctor, REPORT_FRESH_S)
@@ -132,14 +136,40 @@ class Desk:
         self._inventory.now()
         self._models.now()
         self._offers.now()
+        self._loras.now()
 
-    def estimate(self, fields: Mapping[str, Any]) -> Plan:
+    def estimate(self, fields: Mapping[str, Any], policy: Any = "auto") -> Plan:
         """The plan for a form on the machine as it was a moment ago.
 
         Raises:
             TurbodiffError: not a legal request, or nothing fits.
         """
-        return estimate(fields, self._machine(), self._inventory())
+        return estimate(fields, self._machine(), self._inventory(), policy, self.studio.store)
+
+    def asked(self, values: Mapping[str, Any], keep: bool = False) -> dict[str, Any]:
+        """The form's values as fields of a request, with files of this machine for names; `keep` copies the picture.
+
+        Raises:
+            RequestError: a picture that was not uploaded, a LoRA that is not here.
+        """
+        fields = form.request_fields(values)
+        if fields.get("image"):
+            picture = self.own(Path(str(fields["image"])))
+            fields["image"] = self.keep_picture(picture) if keep else str(picture)
+        if fields.get("loras"):
+            fields["loras"] = [self._lora(row) for row in fields["loras"]]
+        return fields
+
+    def _lora(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        for file in self.loras():
+            if row["name"] in (file.name, file.path.name):
+                return {"path": str(file.path), "strength": row["strength"], "expert": row["expert"]}
+        raise RequestError("no such LoRA here", code="lora_missing", field="lora", got=row["name"][:80])
+
+    def loras(self) -> tuple[Any, ...]:
+        """The LoRA files on this disk, as of a moment ago."""
+        found: tuple[Any, ...] = self._loras()
+        return found
 
     def here(self) -> dict[str, bool]:
         """Which models have their files on this disk."""
@@ -147,7 +177,7 @@ class Desk:
 
     def tier(self) -> Any:
         """The tier of this machine's card, or None."""
-        return self.studio.tier()
+        return self._tier()
 
     def restart(self) -> None:
         """Ask the supervisor for a fresh worker."""
@@ -170,15 +200,30 @@ class Desk:
         found = next((shot for shot in clips if shot.id == name), None)
         return found or next((shot for shot in self._clips.now() if shot.id == name), None)
 
-    def keep_picture(self, upload: Path) -> str:
-        """A copy of an uploaded picture below the state folder, named by its content: uploads are swept after a day.
+    def own(self, picture: Path) -> Path:
+        """A picture that was uploaded here, or made here from a clip.
 
         Raises:
-            RequestError: not an upload of this page; a path that a program sends is never read.
+            RequestError: neither; a path that a program sends is never read.
         """
         home = (self.studio.state / "uploads").resolve()
-        if home not in upload.resolve().parents or not upload.is_file():
-            raise RequestError("not an upload of this page", code="image_remote", field="image", got=upload.name[:80])
+        if home not in picture.resolve().parents or not picture.is_file():
+            raise RequestError("not an upload of this page", code="image_remote", field="image", got=picture.name[:80])
+        return picture
+
+    def frame(self, clip: Shot, at: str) -> Path:
+        """The frame that a clip shows after `at` seconds, as a picture; the last one where that is no number.
+
+        Raises:
+            FileError: the clip cannot be read.
+        """
+        last = max(0, int(clip.request.get("num_frames") or 1) - 1)
+        seconds = float(at) if re.fullmatch(r"\d{1,4}(\.\d{1,9})?", at) else None
+        number = last if seconds is None else min(last, int(seconds * float(clip.request.get("fps") or 16)))
+        return pictures.frame(clip.path, number, self.studio.state / "uploads" / "frames")
+
+    def keep_picture(self, upload: Path) -> str:
+        """A copy of an uploaded picture below the state folder, named by its content: uploads are swept after a day."""
         data = upload.read_bytes()
         kept = self.studio.state / "pictures" / f"{hashlib.sha256(data).hexdigest()[:24]}{upload.suffix.lower()[:8]}"
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -187,6 +232,17 @@ class Desk:
             part.write_bytes(data)
             part.replace(kept)
         return str(kept)
+
+    def picture_again(self, kept: str) -> str | None:
+        """A picture of an earlier request of this page, where Gradio may show it; None for any other."""
+        home, name = self.studio.state / "pictures", Path(kept).name
+        if not kept or Path(kept) != home / name or not Path(kept).is_file():
+            return None
+        shown = self.studio.state / "uploads" / "again" / name
+        shown.parent.mkdir(parents=True, exist_ok=True)
+        if not shown.exists():
+            shutil.copyfile(kept, shown)
+        return str(shown)
 
     def row_of(self, clip: str) -> int:
         """The archive's row of a clip.
@@ -218,6 +274,9 @@ class Desk:
             holders=held,
             leftovers=left,
             paused=bool(studio.store.paused),
+            policy=studio.policy,
+            selftest=studio.selftest(),
+            tier=self._tier(),
             restarted=studio.store.outcome(self._restart) if self._restart is not None else None,
             now_s=time.time(),
         )

@@ -1,7 +1,9 @@
 """The form as plain data: from what its fields hold to a request's fields, and back."""
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from turbodiff.spec.errors import TurbodiffError
@@ -33,10 +35,14 @@ FIELDS = (
     "negative_prompt",
     "fps",
     "size",
+    "loras",
 )
 COMMON_FRAMES = (5, 9, 17, 33, 49, 81, 117, 161)
 SHORT = 17  # shorter clips are for models that make no longer ones
 I2V_ONLY = ("image", "fit", "adaptive_resolution")
+NUMBERS = frozenset({"num_frames", "steps", "topk", "boundary", "sigma_max", "shift", "guidance", "fps", "count"})
+LARGEST = 1e9  # no number of a form is anywhere near
+MAX_LORAS = 8
 
 
 def all_resolutions() -> list[str]:
@@ -84,9 +90,27 @@ def defaults(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
+def sound(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that a form of ours can hold; what has another type is left out."""
+    return {name: value for name, value in values.items() if value is None or _is_sound(name, value)}
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    if name in NUMBERS:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+    if name == "pinned":
+        return isinstance(value, list) and set(map(str, value)) <= set(PINS)
+    return isinstance(value, bool) if name == "adaptive_resolution" else isinstance(value, str)
+
+
 def request_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The form's values as fields for `make_request`: nothing that the chosen kind has no use for."""
+    """The form's values as fields for `make_request`: nothing that the chosen kind has no use for.
+
+    LoRAs stay names here; `Desk.asked` turns them into files of this machine.
+    """
     fields = {name: values[name] for name in FIELDS if name in values and values[name] not in (None, "", [])}
+    if chosen := loras(fields.pop("loras", "")):
+        fields["loras"] = chosen
     if values.get("kind") != "i2v":
         for name in I2V_ONLY:
             fields.pop(name, None)
@@ -97,12 +121,33 @@ def request_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
+def loras(text: Any) -> list[dict[str, Any]]:
+    """The chosen LoRAs of the form's hidden field, JSON [{"name", "strength", "expert"}]; [] for nonsense."""
+    try:
+        rows = json.loads(str(text or "[]"))
+        chosen = [
+            {"name": str(row["name"]), "strength": float(row["strength"]), "expert": str(row["expert"])} for row in rows
+        ]
+    except (ValueError, TypeError, KeyError):
+        return []
+    return [row for row in chosen if abs(float(str(row["strength"]))) <= LARGEST][:MAX_LORAS]
+
+
+def with_lora(text: Any, name: str, change: Mapping[str, Any]) -> str:
+    """The hidden field after a change of one LoRA: {"on": bool}, {"strength": number} or {"expert": name}."""
+    rows = [row for row in loras(text) if row["name"] != name]
+    held = next((row for row in loras(text) if row["name"] == name), {"name": name, "strength": 1.0, "expert": "both"})
+    if change.get("on") is not False:
+        rows.append({**held, **{key: value for key, value in change.items() if key in ("strength", "expert")}})
+    return json.dumps(sorted(rows, key=lambda row: str(row["name"])), ensure_ascii=False) if rows else ""
+
+
 def fitted_to(spec: ModelSpec, values: Mapping[str, Any]) -> dict[str, Any]:
     """The same values with those that this model cannot take replaced by its defaults."""
     fitted = {**values, "model": spec.name, "kind": spec.kind}
     own = defaults(spec)
     if fitted.get("resolution") not in (*spec.limits.resolutions, "custom"):  # from another family of models
-        fitted |= {name: own[name] for name in ("resolution", "aspect", "num_frames")}
+        fitted |= {name: own[name] for name in ("resolution", "aspect", "num_frames", "topk")}
     if fitted.get("aspect") not in spec.limits.aspects:
         fitted["aspect"] = own["aspect"]
     frames = int(fitted.get("num_frames") or own["num_frames"])
@@ -115,6 +160,11 @@ def from_request(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A stored request's fields as form values; what the form does not show is dropped, pictures included if gone."""
     values = {name: fields[name] for name in FIELDS if fields.get(name) is not None}
     values["pinned"] = [name for name in PINS if name in fields.get("pinned", ())]
+    worn = [
+        {"name": PurePath(str(row["path"])).name, "strength": row["strength"], "expert": row["expert"]}
+        for row in fields.get("loras") or ()
+    ]
+    values["loras"] = json.dumps(worn, ensure_ascii=False) if worn else ""
     values["seed"] = "" if fields.get("seed") is None else str(fields["seed"])
     if fields.get("resolution") == "custom":
         values["size"] = f"{fields.get('width')}x{fields.get('height')}"

@@ -4,6 +4,7 @@ import base64
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -12,20 +13,26 @@ from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import MAX_PROMPT_CHARS
+from turbodiff.studio import pictures
 from webui import form
+from webui.asks import handler
 from webui.desk import Desk, Shot
 from webui.markup import Html, el
-from webui.panels import bar, extras, library, meter, run, system
+from webui.panels import aid, bar, extras, library, meter, run, settings, system
 from webui.view import Snapshot, clips, jobs, rounds, seeds
+from webui.view import aid as aid_view
 from webui.view import bar as bar_view
 from webui.view import meter as meter_view
 from webui.view import prompt as prompt_view
 from webui.view import system as system_view
+from webui.view.picture import Picture
+from webui.view.picture import picture as picture_view
 from webui.wording import Words
 
 STARTUP_LOG = "webui_startup_latest.log"
 PANELS = (
     "bar",
+    "aid",
     "player",
     "progress",
     "card",
@@ -38,8 +45,10 @@ PANELS = (
     "seeds",
     "system",
     "log",
+    "settings",
 )
-LOOKING = {"at": "", "search": "", "left": ""}  # a clip's id or "job:7"; the archive's search; the clip to compare with
+# a clip's id or "job:7"; the archive's search; the clip to compare with; the form whose changes a person has seen
+LOOKING = {"at": "", "search": "", "left": "", "agreed": ""}
 TAIL_LINES = 12
 MARKED_FROM = 4  # fewer choices than this need no marks: the meter says it all
 GALLERY_CLIPS = 60
@@ -53,11 +62,13 @@ class Painter:
         self.desk, self.words = desk, words
         self._drawings: OrderedDict[tuple[Any, ...], tuple[dict[str, Html], dict[str, str]]] = OrderedDict()
 
+    @handler
     def everything(self, looking: Mapping[str, str]) -> list[Any]:
         """All panels and their digests."""
         drawn, digests = self._drawn(looking)
         return [*drawn.values(), digests]
 
+    @handler
     def changed(self, looking: Mapping[str, str], seen: Mapping[str, str]) -> list[Any]:
         """Panels that differ from `seen`, the others skipped."""
         drawn, digests = self._drawn(looking)
@@ -88,10 +99,12 @@ class Painter:
         report, ready = desk.report()
         archive = seeds.rows(desk.studio.seeds(looking["search"], 100))
         shown = card.clip if card else ""
+        told = bar_view.status_bar(snapshot, words)
         draw: dict[str, Callable[[], Html]] = {
-            "bar": lambda: bar.draw(bar_view.status_bar(snapshot, words), words),
+            "bar": lambda: bar.draw(told, words),
+            "aid": lambda: aid.draw(aid_view.aid(snapshot, words), told.restarted, words),
             "player": lambda: run.draw_player(card, preview(events), words),
-            "progress": lambda: _progress(job, events, words),
+            "progress": lambda: _progress(job, events, snapshot, words),
             "card": lambda: run.draw_card(card, words) if card else Html(""),
             "queue": lambda: run.draw_queue(jobs.queue(snapshot, words), snapshot.paused, words),
             "strip": lambda: run.draw_strip(clips.tiles(snapshot, words), shown, words),
@@ -102,6 +115,7 @@ class Painter:
             "seeds": lambda: library.draw_seeds(archive, bool(looking["search"]), words),
             "system": lambda: system.draw(system_view.system(snapshot, report, words), ready, words),
             "log": lambda: run.draw_log(snapshot.log, words),
+            "settings": lambda: settings.draw(snapshot.policy, places(desk, words), words),
         }
         return {name: draw[name]() for name in PANELS}
 
@@ -134,11 +148,19 @@ def preview(events: list[Any]) -> str:
     return f"data:image/png;base64,{pictures[-1]}"
 
 
-def _progress(job: Any, events: list[Any], words: Words) -> Html:
+def places(desk: Desk, words: Words) -> tuple[tuple[str, str], ...]:
+    """Where clips, seeds, the queue and weights are on this machine."""
+    studio = desk.studio
+    found = {"outputs": studio.outputs, "seeds": studio.outputs / "seeds.md", "state": studio.state}
+    return tuple((words(f"settings.place_{name}"), str(path)) for name, path in found.items())
+
+
+def _progress(job: Any, events: list[Any], snapshot: Snapshot, words: Words) -> Html:
     if job is None:
         return Html("")
     if job.state in ("failed", "parked"):
-        return run.draw_failure(jobs.failure(job, words), words)
+        holders = system.draw_holders(aid_view.largest(snapshot, words), words)
+        return run.draw_failure(jobs.failure(job, words), holders, words)
     if job.state in ("running", "verifying"):
         return run.draw_progress(jobs.progress(job, events, words), words)
     if job.state == "queued":
@@ -147,15 +169,17 @@ def _progress(job: Any, events: list[Any], words: Words) -> Html:
 
 
 def estimate(desk: Desk, values: Mapping[str, Any], words: Words) -> list[Any]:
-    """Meter, the two buttons, lint chips, expert strip and the fitted size for what the form holds now."""
+    """What the form tells, in the order of Wiring.told: meter, buttons, lint, experts, residency, LoRAs, rounds."""
     spec = form.model_called(values["model"])
-    asked = form.request_fields(values)
+    asked = form.request_fields({**values, "loras": ""})
     plan: Plan | None = None
     try:
-        plan = desk.estimate({**asked, "prompt": asked.get("prompt") or "-", **_stand_in(spec, asked)})
+        asked = desk.asked(values)
+        plan = desk.estimate(_complete(asked, spec), desk.studio.policy)
         shown = meter_view.meter(plan, words)
     except TurbodiffError as error:
-        shown = meter_view.problem(error.fields(), words)
+        plan = getattr(error, "plan", None)  # a refusal knows what was asked
+        shown = meter_view.problem(error.fields(), words, plan)
     button = meter_view.button(plan, words)
     return [
         meter.draw(shown, words) + marks(desk, asked, spec),
@@ -163,14 +187,34 @@ def estimate(desk: Desk, values: Mapping[str, Any], words: Words) -> list[Any]:
         gr.update(visible=bool(button.anyway)),
         _prompt_help(desk, str(values.get("prompt") or ""), spec, words),
         extras.draw_experts(values, words) if spec.two_experts else "",
-        extras.draw_fitted(plan, words) if plan and asked.get("image") and spec.limits.free_size else "",
-        extras.draw_rounds(
-            rounds.tiles(
-                desk.studio.rounds(), {**asked, "model": spec.name}, lambda fields: _as_asked(desk, fields), words
-            ),
-            words,
-        ),
+        extras.draw_note(meter_view.residency(plan, words), "calm") if plan else "",
+        extras.draw_loras(desk.loras(), form.loras(values.get("loras")), spec.two_experts, words),
+        _rounds(desk, asked, spec, words),
     ]
+
+
+def _rounds(desk: Desk, asked: Mapping[str, Any], spec: ModelSpec, words: Words) -> Html:
+    """The rounds: estimates of what each would set, so that its seconds are known before it is chosen."""
+    values = {"kind": spec.kind, **form.defaults(spec), **asked, "model": spec.name}
+    found = rounds.tiles(desk.studio.rounds(spec.bundled), values, lambda fields: _as_asked(desk, fields), words)
+    note = "demo_note" if spec.bundled else "i2v_note" if spec.kind == "i2v" else "deliver_note"
+    return extras.draw_rounds(found, words(f"round.{note}"), words)
+
+
+def look(desk: Desk, values: Mapping[str, Any], words: Words) -> Html:
+    """The fitted picture and what it proposes, for what the form holds now; it takes a process of its own to decode."""
+    if not values.get("image") or values.get("kind") != "i2v":
+        return Html("")
+    spec = form.model_called(values["model"])
+    try:
+        asked = desk.asked(values)
+        request = desk.estimate(_complete(asked, spec)).request
+        picture = Path(str(asked["image"]))
+        seen = pictures.look(picture)
+        fitted = pictures.preview(picture, request.width, request.height, request.fit)
+    except TurbodiffError as error:
+        return extras.draw_picture(Picture("", "", problem=words.error(error.fields())))
+    return extras.draw_picture(picture_view(seen, request, fitted, values, spec, words))
 
 
 def _prompt_help(desk: Desk, prompt: str, spec: ModelSpec, words: Words) -> Html:
@@ -180,8 +224,7 @@ def _prompt_help(desk: Desk, prompt: str, spec: ModelSpec, words: Words) -> Html
 
 
 def _as_asked(desk: Desk, fields: dict[str, Any]) -> Plan:
-    spec = form.model_called(fields["model"])
-    return desk.estimate({**fields, "prompt": fields.get("prompt") or "-", **_stand_in(spec, fields)})
+    return desk.estimate(_complete(fields, form.model_called(fields["model"])))
 
 
 def marks(desk: Desk, asked: Mapping[str, Any], spec: ModelSpec) -> Html:
@@ -213,7 +256,7 @@ def choices_style(spec: ModelSpec, asked: Mapping[str, Any], bands: Mapping[tupl
 def band(desk: Desk, asked: Mapping[str, Any], spec: ModelSpec) -> str:
     """fits, tight or no for these fields exactly as they are."""
     try:
-        plan = desk.estimate({**asked, "prompt": "-", "pinned": form.PINS, **_stand_in(spec, asked)})
+        plan = desk.estimate({**_complete(asked, spec), "prompt": "-", "pinned": form.PINS})
     except TurbodiffError:
         return "no"
     return plan.band
@@ -227,9 +270,12 @@ def _mark(part: str, place: int, found: str) -> str:
     return f"#{part} .wrap label:nth-of-type({place})::after{{{look}}}"
 
 
-def _stand_in(spec: ModelSpec, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """A picture that is still to come must not stop the meter."""
-    return {"image": "-", "adaptive_resolution": False} if spec.kind == "i2v" and not asked.get("image") else {}
+def _complete(asked: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    """The same fields as a whole request: a prompt and a picture that are still to come must not stop the meter."""
+    whole = {**asked, "prompt": asked.get("prompt") or "-"}
+    if spec.kind == "i2v" and not asked.get("image"):
+        whole |= {"image": "-", "adaptive_resolution": False}
+    return whole
 
 
 def _digest(markup: str) -> str:

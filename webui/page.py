@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from webui import form, lively, start
+from webui import asks, form, lively, start
 from webui.desk import Desk
 from webui.panels import bar, create, extras
 from webui.wire import Wiring
@@ -37,19 +37,20 @@ class Page:
     seed_file: gr.UploadButton
     video_file: gr.UploadButton
     batch: gr.Textbox
+    batch_file: gr.UploadButton
     batch_go: gr.Button
 
 
 def build(desk: Desk, words: Words) -> gr.Blocks:
     """The whole page in one language."""
-    with gr.Blocks(title="turbodiff", fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
+    with asks.Page(title="turbodiff", fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
         page = _parts(desk, words)
         Wiring(page, desk, words).connect(blocks)
     return blocks
 
 
 def _parts(desk: Desk, words: Words) -> Page:
-    stage: dict[str, gr.HTML] = {"bar": gr.HTML(elem_id="bar")}
+    stage: dict[str, gr.HTML] = {"bar": gr.HTML(elem_id="bar"), "aid": gr.HTML(elem_id="aid")}
     gr.HTML(bar.draw_help(words))
     act_bus = gr.HTML(elem_classes="hidden-bus", js_on_load=BUS.format(hook="tdAct", event="act"))
     form_bus = gr.HTML(elem_classes="hidden-bus", js_on_load=BUS.format(hook="tdForm", event="fill"))
@@ -67,6 +68,8 @@ def _parts(desk: Desk, words: Words) -> Page:
         with gr.Tab(words("log.tab"), id="log-tab"):
             gr.HTML(extras.draw_log_tools(words))
             stage["log"] = gr.HTML(max_height=640, autoscroll=True, elem_id="log")
+        with gr.Tab(words("settings.tab"), id="settings-tab"):
+            stage["settings"] = gr.HTML(elem_id="settings")
     return Page(
         stage=stage,
         looking=gr.State(dict(lively.LOOKING)),
@@ -88,6 +91,9 @@ def _create_tab(stage: dict[str, gr.HTML], parts: dict[str, Any], desk: Desk, wo
         with gr.Accordion(words("create.batch"), open=False, elem_id="batch-box"):
             parts["batch"] = gr.Textbox(
                 label=words("create.batch_label"), info=words("create.batch_info"), lines=4, elem_id="batch"
+            )
+            parts["batch_file"] = gr.UploadButton(
+                words("create.batch_file"), file_types=[".txt", ".md"], elem_id="batch-file", size="sm"
             )
             parts["batch_go"] = gr.Button(words("create.batch_go"), elem_id="batch-go")
     with gr.Column(scale=58, min_width=320, elem_id="stage"):

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.studio import Studio
 from webui import page
+from webui.asks import Narrow
 from webui.desk import Desk
 from webui.gate import Gate, Rules, allowed_hosts
 from webui.launch import ANY, LOCAL, check, parser
@@ -42,6 +43,7 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
     _files(app, desk)
     for lang in sorted(LANGUAGES, key=lambda lang: -len(PATHS[lang])):  # "" would swallow "/zh": mount it last
         _mount(app, desk, Words(lang), PATHS[lang], args)
+    app.add_middleware(Narrow)
     app.add_middleware(Languages, forced=args.lang)
     app.add_middleware(Gate, rules=Rules(allowed_hosts(args.listen, args.host_name), args.password))
     return app
@@ -69,6 +71,7 @@ def _mount(app: FastAPI, desk: Desk, words: Words, path: str, args: argparse.Nam
         css=(STATIC / "page.css").read_text("utf-8"),
         head=f'<meta name="color-scheme" content="light dark"><script>{script}</script>',
     )
+    blocks.has_launched = True  # else Gradio takes any path of this machine for an upload (processing_utils.py, 6.31)
 
 
 def _routes(app: FastAPI, desk: Desk) -> None:

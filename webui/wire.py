@@ -1,5 +1,6 @@
 """Which part of the page answers to which event. The handlers are thin: form.py, acts.py and lively.py do the work."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,8 @@ import gradio as gr
 
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.models import find_model
-from webui import acts, api, form, lively, start
+from webui import acts, api, fills, form, lively, start
+from webui.asks import Nonsense, handler, said
 from webui.desk import Desk
 from webui.panels import create, extras
 from webui.wording import Words
@@ -17,6 +19,17 @@ from webui.wording import Words
 if TYPE_CHECKING:
     from webui.page import Page
 
+PICTURED = (
+    "image",
+    "fit",
+    "adaptive_resolution",
+    "model",
+    "resolution",
+    "aspect",
+    "size",
+    "boundary",
+    "sampler",
+)  # what the fitted picture and its proposal depend on
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -29,7 +42,7 @@ class Wiring:
         made = page.create
         self.names, self.parts = list(made.fields), list(made.fields.values())
         self.boxes = [made.picture_box, made.boundary_box, made.examples]
-        self.told = [made.meter, made.go, made.anyway, made.lint, made.experts, made.picture_note, made.rounds]
+        self.told = [made.meter, made.go, made.anyway, made.lint, made.experts, made.residency, made.loras, made.rounds]
         self.panels = [page.stage[name] for name in lively.PANELS]
 
     def connect(self, blocks: gr.Blocks) -> None:
@@ -56,6 +69,14 @@ class Wiring:
             trigger_mode="always_last",
             **QUIET,
         )
+        gr.on(  # apart from the meter: decoding a picture takes a process and part of a second
+            [fields[name].change for name in PICTURED],
+            self.look,
+            inputs=self.parts,
+            outputs=[page.create.picture_note],
+            trigger_mode="always_last",
+            **QUIET,
+        )
         whole = [*self.parts, *self.boxes]
         fields["kind"].input(self.new_kind, inputs=self.parts, outputs=whole, **QUIET)
         fields["model"].input(self.new_model, inputs=self.parts, outputs=whole, **QUIET)
@@ -70,6 +91,7 @@ class Wiring:
         made = page.create
         made.go.click(self.go, inputs=[page.looking, *self.parts], outputs=out, **QUIET)
         made.anyway.click(self.go_anyway, inputs=[page.looking, *self.parts], outputs=out, **QUIET)
+        page.batch_file.upload(self.load_batch, inputs=[page.batch_file], outputs=[page.batch, page.note], **QUIET)
         page.batch_go.click(self.go_batch, inputs=[page.looking, page.batch, *self.parts], outputs=out, **QUIET)
         page.act_bus.act(self.act, inputs=[page.looking], outputs=out, **QUIET)
         page.search.change(
@@ -80,46 +102,65 @@ class Wiring:
     # --- the form ------------------------------------------------------------------------------------------------
 
     def values_of(self, row: tuple[Any, ...]) -> dict[str, Any]:
-        """The form's values by field name."""
-        return dict(zip(self.names, row, strict=True))
+        """The form's values by field name.
 
+        Raises:
+            Nonsense: no form of ours holds that.
+        """
+        values = dict(zip(self.names, row, strict=True))
+        if len(form.sound(values)) != len(values):
+            raise Nonsense("not the values of this form")
+        return values
+
+    @handler
     def estimate(self, *row: Any) -> list[Any]:
         """The meter and what goes with it, and the draft that the browser keeps."""
         values = self.values_of(row)
         return [*lively.estimate(self.desk, values, self.words), {**values, "image": None}]
 
-    def restore(self, draft: Mapping[str, Any] | None) -> list[Any]:
-        """The form as this browser left it."""
-        kept = {name: value for name, value in (draft or {}).items() if name in self.names and name != "image"}
+    @handler
+    def look(self, *row: Any) -> Any:
+        """What fitting makes of the picture, and what it proposes."""
+        return lively.look(self.desk, self.values_of(row), self.words)
+
+    @handler
+    def restore(self, draft: Any) -> list[Any]:
+        """The form as this browser left it; whatever else is in the draft is passed over."""
+        held = form.sound(draft) if isinstance(draft, dict) else {}
+        kept = {name: value for name, value in held.items() if name in self.names and name != "image"}
         first = start.values(self.desk)
-        spec = acts.model_or(str(kept.get("model")), find_model(str(first["model"])))
+        spec = fills.model_or(str(kept.get("model")), find_model(str(first["model"])))
         values = form.fitted_to(spec, {**(first if not kept else form.defaults(spec)), **kept})
         return [*self.refilled(values), *lively.estimate(self.desk, values, self.words)]
 
+    @handler
     def new_kind(self, *row: Any) -> list[Any]:
         """Another kind of clip: the first model that makes it."""
         values = self.values_of(row)
         fresh = start.of_kind(self.desk, str(values["kind"]))
         return self.refilled(form.fitted_to(find_model(str(fresh["model"])), {**values, **fresh}))
 
+    @handler
     def new_model(self, *row: Any) -> list[Any]:
         """Another model: what it cannot take becomes its default."""
         values = self.values_of(row)
         return self.refilled(form.fitted_to(form.model_called(values["model"]), values))
 
+    @handler
     def fill(self, event: gr.EventData, looking: Mapping[str, str], *row: Any) -> list[Any]:
         """A button that fills the form."""
-        argument = str(event.arg)
+        name, argument = said(event)
         try:
-            filled = acts.fill(self.desk, str(event.act), argument, self.values_of(row), looking)
-        except (TurbodiffError, ValueError) as error:
+            filled = fills.fill(self.desk, name, argument, self.values_of(row), looking)
+        except TurbodiffError as error:
             return self.unfilled(error)
         return self.unfilled(None) if filled is None else [*self.refilled(filled), ""]
 
-    def load_video(self, path: str, *row: Any) -> list[Any]:
+    @handler
+    def load_video(self, path: Any, *row: Any) -> list[Any]:
         """Settings from a video."""
         try:
-            filled = acts.from_video(self.desk, Path(path), self.values_of(row))
+            filled = fills.from_video(self.desk, uploaded(path), self.values_of(row))
         except TurbodiffError as error:
             return self.unfilled(error)
         return [*self.refilled(filled), extras.draw_note(self.words("gallery.loaded"), "good")]
@@ -144,47 +185,66 @@ class Wiring:
         self.desk.changed()
         return [*self.draw.everything(looking), dict(looking), extras.draw_note(note, kind)]
 
+    @handler
     def go(self, looking: Mapping[str, str], *row: Any) -> list[Any]:
         """Generate."""
         return self._submit(looking, row, anyway=False)
 
+    @handler
     def go_anyway(self, looking: Mapping[str, str], *row: Any) -> list[Any]:
         """Generate exactly as asked."""
         return self._submit(looking, row, anyway=True)
 
     def _submit(self, looking: Mapping[str, str], row: tuple[Any, ...], anyway: bool) -> list[Any]:
+        values = self.values_of(row)
+        mark = hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
         try:
-            jobs = acts.submit(self.desk, self.values_of(row), anyway)
+            asked = () if anyway or looking.get("agreed") == mark else acts.to_ask(self.desk, values, self.words)
+            if asked:
+                return [*self.answer({**looking, "agreed": mark})[:-1], extras.draw_ask(asked, self.words)]
+            jobs = acts.submit(self.desk, values, anyway)
         except TurbodiffError as error:
             return self.answer(looking, self.words.error(error.fields()), "warn")
-        return self.answer({**looking, "at": f"job:{jobs[0]}"})
+        return self.answer({**looking, "at": f"job:{jobs[0]}", "agreed": ""})
 
+    @handler
+    def load_batch(self, path: Any) -> list[Any]:
+        """Lines of a text file into the box, to be looked at before they are queued."""
+        try:
+            text = acts.batch_text(uploaded(path))
+        except TurbodiffError as error:
+            return [gr.skip(), extras.draw_note(self.words.error(error.fields()), "warn")]
+        return [text, ""]
+
+    @handler
     def go_batch(self, looking: Mapping[str, str], lines: str, *row: Any) -> list[Any]:
         """One job per line."""
         try:
-            jobs = acts.submit_batch(self.desk, self.values_of(row), lines)
+            jobs = acts.submit_batch(self.desk, self.values_of(row), str(lines or ""))
         except TurbodiffError as error:
             return self.answer(looking, self.words.error(error.fields()), "warn")
         return self.answer({**looking, "at": ""}, self.words("create.batch_done", n=len(jobs)))
 
+    @handler
     def act(self, event: gr.EventData, looking: Mapping[str, str]) -> list[Any]:
         """A button of a panel."""
+        name, argument = said(event)
         try:
-            looking, sentence = acts.act(self.desk, str(event.act), str(event.arg), looking, self.words)
+            looking, sentence = acts.act(self.desk, name, argument, looking, self.words)
         except TurbodiffError as error:
             return self.answer(looking, self.words.error(error.fields()), "warn")
-        except (json.JSONDecodeError, KeyError, TypeError):  # an argument that no button of ours sends
-            return self.answer(looking)
         return self.answer(looking, sentence)
 
-    def search(self, text: str, looking: Mapping[str, str]) -> list[Any]:
+    @handler
+    def search(self, text: Any, looking: Mapping[str, str]) -> list[Any]:
         """Search the archive."""
-        return self.answer({**looking, "search": text[:200]})
+        return self.answer({**looking, "search": str(text or "")[:200]})
 
-    def import_seeds(self, path: str, looking: Mapping[str, str]) -> list[Any]:
+    @handler
+    def import_seeds(self, path: Any, looking: Mapping[str, str]) -> list[Any]:
         """Take over a table of seeds."""
         try:
-            count = self.desk.studio.import_seeds(Path(path))
+            count = self.desk.studio.import_seeds(uploaded(path))
         except TurbodiffError as error:
             return self.answer(looking, self.words.error(error.fields()), "warn")
         return self.answer(looking, self.words("seeds.imported", n=count))
@@ -194,3 +254,14 @@ def _update(name: str, values: Mapping[str, Any], choices: Mapping[str, Any]) ->
     if name in choices:
         return gr.update(value=values.get(name), choices=choices[name])
     return gr.update(value=values[name]) if name in values else gr.skip()
+
+
+def uploaded(path: Any) -> Path:
+    """The file that an upload button brought.
+
+    Raises:
+        Nonsense: none.
+    """
+    if not isinstance(path, str):
+        raise Nonsense("no file")
+    return Path(path)

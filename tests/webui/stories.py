@@ -11,7 +11,7 @@ def tab(chromium, app, path="/", **options):
     hosts, errors = set(), []
     page.on("request", lambda request: hosts.add(request.url.split("/")[2]) if request.url.startswith("http") else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("response", lambda answer: errors.append(answer.url) if answer.status >= 500 else None)
+    page.on("response", lambda answer: errors.append(answer.url) if answer.status >= 400 else None)
     page.goto(app.url + path)
     page.wait_for_selector("#go", timeout=90_000)
     page.wait_for_selector("#meter .td-meter", timeout=60_000)

@@ -187,3 +187,35 @@ def test_the_example_of_the_api_runs_with_gradio_client(app):
         assert client.predict({"prompt": PROMPT}, api_name="/estimate")["band"] == "fits"
     finally:
         client.close()
+
+
+def private(app, name, **changes):
+    """Call the page's own event whose handler has this name with the values that the form starts with."""
+    config = httpx.get(f"{app.url}/config", timeout=30).json()
+    values = {part["id"]: part["props"].get("value") for part in config["components"]}
+    names = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
+    same = [event for event in config["dependencies"] if re.fullmatch(rf"{name}(_\d+)?", str(event["api_name"]))]
+    event = max(same, key=lambda event: len(event["inputs"]))  # the API's endpoint of that name takes one
+    data = [changes.get(names[part], values[part]) for part in event["inputs"]]
+    body = {"fn_index": event["id"], "data": data, "session_hash": "someone"}
+    return httpx.post(f"{app.url}/gradio_api/run/predict", json=body, timeout=30)
+
+
+def test_the_pages_own_events_answer_and_call_nonsense_by_its_name(app):
+    assert private(app, "estimate").status_code == 200
+    assert private(app, "estimate", steps="many").status_code == 422
+    assert private(app, "estimate", **{"fit": "no such fit"}).status_code == 422
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "pyproject.toml"])
+def test_no_event_reads_a_file_that_was_not_uploaded(app, path):
+    file = {"path": str((ROOT / path).resolve()), "meta": {"_type": "gradio.FileData"}}
+    before = sorted((app.state / "uploads").rglob("*"))
+    assert private(app, "estimate", image=file).status_code == 422
+    assert private(app, "new_kind", image=file).status_code == 422
+    assert sorted((app.state / "uploads").rglob("*")) == before  # nor is it copied to where Gradio serves from
+
+
+def test_numbers_of_an_unknown_event_are_refused(app):
+    for body in ({"fn_index": 9999, "data": []}, {"fn_index": "x", "data": []}, {"data": []}, [], {"fn_index": 1}):
+        assert 400 <= httpx.post(f"{app.url}/gradio_api/run/predict", json=body, timeout=30).status_code < 500

@@ -6,6 +6,7 @@ import pytest
 
 from turbodiff.plan.machine import GpuFacts, Machine, pretend
 from turbodiff.plan.planner import make_plan
+from turbodiff.plan.tiers import rounds as tiers_rounds
 from turbodiff.spec.events import Event
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import find_model
@@ -210,7 +211,27 @@ def test_a_round_over_its_budget_says_so():
     shown = tiles(found, values, lambda fields: plan_on(24, **{k: v for k, v in fields.items() if k != "kind"}), EN)
     assert [(tile.name, tile.over) for tile in shown] == [("deliver", True), ("between", True)]
     assert "over 1.0 s" in shown[0].time
-    assert tiles(found, {**values, "model": "demo"}, None, EN) == []
+    assert shown[0].instead == "" and shown[0].instead_fields == {}  # nothing takes less than a second
+
+
+def test_a_round_over_its_budget_names_what_fits_it():
+    start = Some(fields=lambda: {"model": "wan2.1-14b", "resolution": "720p", "num_frames": 81, "steps": 4})
+    slow = {("wan2.1-14b", "480p", 49): 100.0}
+
+    def estimate(fields):
+        return Some(seconds=slow.get((fields["model"], fields["resolution"], fields["num_frames"]), 900.0))
+
+    found = [Some(name="deliver", budget_s=180, t2v=start, i2v=start)]
+    [tile] = tiles(found, {"model": "wan2.1-1.3b", "kind": "t2v", **CAT}, estimate, EN)
+    assert tile.over
+    assert tile.instead == "14B 480p · 4 steps · 49 frames · 100 s"
+    assert tile.instead_fields == {"model": "wan2.1-14b", "resolution": "480p", "num_frames": 49, "steps": 4}
+
+
+def test_the_demo_has_rounds_of_its_own_that_only_grow():
+    found = [(entry.name, entry.t2v.fields()) for entry in tiers_rounds(demo=True)]
+    assert [name for name, _ in found] == ["scout", "polish", "deliver"]
+    assert [(fields["num_frames"], fields["steps"]) for _, fields in found] == [(9, 2), (9, 4), (17, 4)]
 
 
 def test_a_missing_model_is_offered_with_size_room_and_folder():

@@ -5,20 +5,19 @@ It outlives the page; a second start while it runs does nothing.
 """
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from turbodiff.jobs.procfs import start_ticks
+from turbodiff.jobs import errands
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import ModelSpec, find_model
 from turbodiff.weights.fetch import choose_files, endpoint, missing_files
 from turbodiff.weights.locate import download_root
 
 PULL = (sys.executable, "-m", "turbodiff.cli", "models", "pull")
-TAIL_BYTES = 4096
+FOLDER = "downloads"
 
 
 class Offer(NamedTuple):
@@ -57,32 +56,10 @@ def start(state: Path, model: str, argv: Sequence[str] = PULL) -> None:
         RequestError: no such model.
     """
     name = find_model(model).name
-    if download(state, name).running:
-        return
-    folder = state / "downloads"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.log").open("wb") as log:
-        child = subprocess.Popen(
-            [*argv, name], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
-    (folder / f"{name}.pid").write_text(f"{child.pid} {start_ticks(child.pid)}")
+    errands.start(state / FOLDER, name, (*argv, name))
 
 
 def download(state: Path, model: str) -> Download:
     """How the download of a model is doing."""
-    folder = state / "downloads"
-    try:
-        pid, ticks = (folder / f"{model}.pid").read_text().split()
-        text = (folder / f"{model}.log").read_bytes()[-TAIL_BYTES:].decode("utf-8", "replace")
-    except (OSError, ValueError):
-        return Download(False, "")
-    words = text.replace("\r", "\n").strip().splitlines()[-1:]
-    running = start_ticks(int(pid)) == int(ticks) and not _is_zombie(int(pid)) if ticks.isdecimal() else False
-    return Download(running, words[0] if words else "")
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except OSError:
-        return True
+    found = errands.errand(state / FOLDER, model)
+    return Download(found.running, found.lines[-1] if found.lines else "")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from turbodiff.media.marks import Bytes
 from turbodiff.spec.errors import FileError
-from turbodiff.spec.request import Request
+from turbodiff.spec.request import Fit, Request
 from turbodiff.spec.shapes import adaptive_size, table_size
 
 DECODER = Path(__file__).with_name("decode_picture.py")
@@ -54,10 +54,14 @@ def fit_picture(request: Request, background: str = "white") -> Fitted:
     Raises:
         FileError: field `image`: missing, not a picture, damaged, too large or too small.
     """
-    size = {"width": request.width, "height": request.height}
-    head, pixels = _decode(Path(request.image), {"want": "fit", "fit": request.fit, "background": background, **size})
-    frame = np.frombuffer(pixels, np.uint8).reshape(request.height, request.width, 3)
-    return Fitted(frame, head["width"], head["height"])
+    return fit_file(Path(request.image), request.width, request.height, request.fit, background)
+
+
+def fit_file(path: Path, width: int, height: int, fit: Fit = "crop", background: str = "white") -> Fitted:
+    """A picture file in `width` x `height` pixels; see `fit_picture`."""
+    order = {"want": "fit", "fit": fit, "background": background, "width": width, "height": height}
+    head, pixels = _decode(path, order)
+    return Fitted(np.frombuffer(pixels, np.uint8).reshape(height, width, 3), head["width"], head["height"])
 
 
 def picture_size(path: Path) -> tuple[int, int]:

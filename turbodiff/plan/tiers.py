@@ -62,6 +62,7 @@ class _TierFile(Facts):
 
 class _RoundFile(Facts):
     rounds: tuple[Round, ...]
+    demo_rounds: tuple[Round, ...]
 
 
 @cache
@@ -72,9 +73,10 @@ def tiers(folder: Path | None = None) -> tuple[Tier, ...]:
 
 
 @cache
-def rounds(folder: Path | None = None) -> tuple[Round, ...]:
-    """Every round of configs/presets.toml, in order."""
-    return read_toml((folder or configs_folder()) / "presets.toml", _RoundFile).rounds
+def rounds(demo: bool = False, folder: Path | None = None) -> tuple[Round, ...]:
+    """The rounds of configs/presets.toml in order, Wan's or the demo's."""
+    found = read_toml((folder or configs_folder()) / "presets.toml", _RoundFile)
+    return found.demo_rounds if demo else found.rounds
 
 
 def tier_of(total_bytes: int | None) -> Tier | None:

@@ -22,8 +22,9 @@ def installed(distribution: str) -> str:
 
 
 def report() -> dict[str, Any]:
-    """Versions, the device, whether a small conv3d works, and which optional attention libraries are there."""
+    """Versions, the device, which kernels run there and why, whether a small conv3d works, and which optional attention libraries are there."""
     import torch
+    from turbodiff_kernels import backend
 
     from turbodiff.runtime.device import Device
 
@@ -32,6 +33,7 @@ def report() -> dict[str, Any]:
         **device.facts(),
         "capability": list(torch.cuda.get_device_capability()) if device.is_cuda else None,
         "conv3d": _try_conv3d(device.torch_device, device.dtype),
+        "kernels": [backend.expected(op, device.torch_device) for op in backend.OPS],
         "triton": installed("triton"),
         "diffusers": installed("diffusers"),
         "transformers": installed("transformers"),

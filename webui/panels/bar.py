@@ -40,11 +40,12 @@ def _leftover(pid: int, sentence: str, words: Words) -> Html:
 
 
 def _buttons(words: Words) -> Html:
+    aid = _local("aid", "", words("bar.firstaid"), words("bar.firstaid_tip"))
     restart = action("restart", "", RESTART, title=words("bar.restart_tip"), data_ask=words("bar.restart_ask"))
     theme = _local("theme", "", el("span", "◐", aria_hidden="true"), words("bar.theme_tip"))
     keys = _local("help", "", el("span", "?", aria_hidden="true"), words("bar.help_tip"))
     language = _local("lang", OTHER[words.lang], "中文" if words.lang == "en" else "EN", words("bar.lang_tip"))
-    return join(restart, language, theme, keys)
+    return join(aid, restart, language, theme, keys)
 
 
 def _local(name: str, argument: str, label: str | Html, tip: str) -> Html:

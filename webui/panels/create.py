@@ -30,6 +30,8 @@ class Create:
     go: gr.Button
     anyway: gr.Button
     rounds: gr.HTML
+    residency: gr.HTML
+    loras: gr.HTML
 
 
 def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str, shown_style: str) -> Create:
@@ -43,40 +45,13 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
     fields: dict[str, Any] = {}
     fields["kind"] = gr.Radio(_kinds(words), value=spec.kind, show_label=False, container=False, elem_id="kind")
     with gr.Column(visible=spec.kind == "i2v") as picture_box:
-        fields["image"] = gr.Image(
-            label=words("create.image"),
-            type="filepath",
-            image_mode=None,  # the picture is decoded by the worker, never in the web process
-            sources=["upload"],
-            height=220,
-            placeholder=words("create.image_hint"),
-            elem_id="image",
-            buttons=[],
-        )
-        picture_note = gr.HTML(padding=False)
-    fields["prompt"] = gr.Textbox(
-        label=words("create.prompt"),
-        placeholder=words("create.prompt_hint"),
-        lines=3,
-        max_lines=10,
-        elem_id="prompt",
-        show_label=False,
-    )
+        fields["image"] = _picture(words)
+        picture_note = gr.HTML(padding=False, elem_id="picture")
+    fields["prompt"] = _prompt(words)
     lint = gr.HTML(elem_id="lint")
     samples = gr.HTML(examples, elem_id="examples")
     rounds = gr.HTML(elem_id="rounds")
-    with gr.Row(equal_height=False):
-        fields["model"] = gr.Dropdown(
-            model_choices(here, words),
-            value=spec.name,
-            label=words("field.model"),
-            filterable=False,
-            elem_id="model",
-            scale=3,
-        )
-        fields["seed"] = gr.Textbox(
-            label=words("create.seed"), placeholder=words("create.seed_hint"), max_lines=1, elem_id="seed", scale=2
-        )
+    fields["model"], fields["seed"] = _model(model_choices(here, words), spec, words)
     fields["resolution"], fields["aspect"] = _size(start, words)
     fields["num_frames"] = gr.Radio(
         frame_choices(spec.defaults.fps, words),
@@ -90,7 +65,71 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
         anyway = gr.Button(words("create.anyway"), visible=False, elem_id="anyway", scale=1)
     with gr.Accordion(words("create.advanced"), open=False, elem_id="advanced"):
         experts, boundary_box = _advanced(fields, spec, start, words)
-    return Create(fields, lint, samples, picture_note, picture_box, meter, experts, boundary_box, go, anyway, rounds)
+        residency = gr.HTML(elem_id="residency")
+        loras = gr.HTML(elem_id="loras-panel")
+        fields["loras"] = gr.Textbox("", visible="hidden", elem_id="loras", label="LoRA")
+    made = (
+        lint,
+        samples,
+        picture_note,
+        picture_box,
+        meter,
+        experts,
+        boundary_box,
+        go,
+        anyway,
+        rounds,
+        residency,
+        loras,
+    )
+    return Create(fields, *made)
+
+
+def _prompt(words: Words) -> gr.Textbox:
+    return gr.Textbox(
+        label=words("create.prompt"),
+        placeholder=words("create.prompt_hint"),
+        lines=3,
+        max_lines=10,
+        elem_id="prompt",
+        show_label=False,
+    )
+
+
+def _model(choices: list[tuple[str, str]], spec: ModelSpec, words: Words) -> tuple[gr.Dropdown, gr.Textbox]:
+    with gr.Row(equal_height=False):
+        model = gr.Dropdown(
+            choices, value=spec.name, label=words("field.model"), filterable=False, elem_id="model", scale=3
+        )
+        seed = gr.Textbox(
+            label=words("create.seed"),
+            placeholder=words("create.seed_hint"),
+            info=words("create.seed_info"),
+            max_lines=1,
+            elem_id="seed",
+            scale=2,
+        )
+    return model, seed
+
+
+def _picture(words: Words) -> gr.Image:
+    """The upload of a picture; its bytes are decoded within limits elsewhere, the web process never opens them."""
+    picture = gr.Image(
+        label=words("create.image"),
+        type="filepath",
+        image_mode=None,
+        sources=["upload"],
+        height=220,
+        placeholder=words("create.image_hint"),
+        elem_id="image",
+        buttons=[],
+    )
+    picture.preprocess = _path_of  # type: ignore[method-assign]  # Gradio's own reads the head with PIL
+    return picture
+
+
+def _path_of(payload: Any) -> Any:
+    return payload.path if payload is not None else None
 
 
 def _kinds(words: Words) -> list[tuple[str, str]]:

@@ -1,12 +1,14 @@
 """Small things around the form: example prompts, lint chips, the expert strip, the fitted size, one-line notes."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from turbodiff.spec.models import ModelSpec
-from turbodiff.spec.plan import Plan
 from webui import form
-from webui.markup import Html, action, each, el, join
+from webui.markup import Html, action, each, el, join, void
+from webui.view.meter import Diff
+from webui.view.picture import Picture
 from webui.view.prompt import PromptChip, PromptHelp
 from webui.view.rounds import RoundTile
 from webui.wording import Words
@@ -83,14 +85,57 @@ def draw_experts(values: Mapping[str, Any], words: Words) -> Html:
     return join(el("div", boxes, el("span", legend), cls="td-experts", data_letters=letters), warning)
 
 
-def draw_fitted(plan: Plan, words: Words) -> Html:
-    """The pixels that a picture will run at."""
-    request = plan.request
-    return el(
-        "span",
-        words("create.image_fit", width=request.width, height=request.height, resolution=request.resolution),
-        cls="td-quiet",
+def draw_picture(shown: Picture) -> Html:
+    """The fitted picture, and what it proposes with the reason and one button."""
+    if shown.problem:
+        return draw_note(shown.problem, "warn")
+    image = void("img", src=shown.preview, alt=shown.caption, cls="td-fitted")
+    button = action("fill", shown.take, shown.proposal, form=True) if shown.take else None
+    advice = el("div", el("span", shown.reason), button, cls="td-note td-line", id="advice") if shown.reason else None
+    return join(el("figure", image, el("figcaption", shown.caption, cls="td-quiet"), cls="td-figure td-html"), advice)
+
+
+def draw_loras(files: Iterable[Any], chosen: list[dict[str, Any]], two_experts: bool, words: Words) -> Html:
+    """One row per LoRA on this disk: on or off, strength, and for two experts which of them; nothing without files."""
+    worn = {row["name"]: row for row in chosen}
+    rows = each(_lora(file.name, worn.get(file.name), two_experts, words) for file in files)
+    if not rows:
+        return Html("")
+    label, info = el("span", words("field.loras"), cls="td-label"), el("span", words("field.loras_info"), cls="td-info")
+    return el("div", label, info, el("div", rows, cls="td-list"), cls="td-html", id="lora-list")
+
+
+def _lora(name: str, row: dict[str, Any] | None, two_experts: bool, words: Words) -> Html:
+    on = el("label", _input("on", name, type="checkbox", checked=row is not None), el("span", name, cls="what"))
+    strength = _input(
+        "strength", name, type="number", min="-4", max="4", step="0.05", value=f"{row['strength']:g}" if row else "1"
     )
+    options = each(
+        el("option", words(f"field.lora_{who}"), value=who, selected=row is not None and row["expert"] == who)
+        for who in ("both", "high", "low")
+    )
+    which = el("select", options, aria_label=words("field.lora_expert"), cls="td-input", **_says("expert", name))
+    return el("div", on, *((strength, which if two_experts else None) if row else ()), data_lora=name)
+
+
+def _input(key: str, name: str, **attributes: Any) -> Html:
+    return void(
+        "input", aria_label=f"{name} {key}" if key != "on" else name, cls="td-input", **_says(key, name), **attributes
+    )
+
+
+def _says(key: str, name: str) -> dict[str, Any]:
+    """What page.js sends when the field changes."""
+    return {"data_change": "lora", "data_name": name, "data_key": key}
+
+
+def draw_ask(diffs: Iterable[Diff], words: Words) -> Html:
+    """The question before a run that was lowered: what changes, and both ways on."""
+    rows = each(el("div", f"{row.label}: ", el("del", row.before), " → ", el("ins", row.after)) for row in diffs)
+    yes = el("button", words("settings.ask_yes"), type="button", cls="td-btn main", data_do="press", data_arg="go")
+    no = el("button", words("create.anyway"), type="button", cls="td-btn", data_do="press", data_arg="anyway")
+    body = join(el("b", words("settings.ask_question")), rows, el("div", yes, no, cls="td-acts"))
+    return el("div", body, cls="td-note td-diff td-html", role="alertdialog", id="ask")
 
 
 def draw_note(sentence: str, kind: str = "") -> Html:
@@ -132,8 +177,8 @@ def draw_export(words: Words) -> Html:
     )
 
 
-def draw_rounds(tiles: list[RoundTile], words: Words) -> Html:
-    """Three buttons that fill the form, each with its predicted seconds against its budget."""
+def draw_rounds(tiles: list[RoundTile], note: str, words: Words) -> Html:
+    """Buttons that fill the form, each with its predicted seconds against its budget; `note` names what they change."""
     if not tiles:
         return Html("")
     buttons = each(
@@ -147,5 +192,14 @@ def draw_rounds(tiles: list[RoundTile], words: Words) -> Html:
         )
         for tile in tiles
     )
-    note = el("p", words("round.deliver_note"), cls="td-quiet", style="margin:8px 0 0;font-size:12px")
-    return join(el("div", buttons, cls="td-rounds td-html"), note)
+    instead = each(
+        el("div", el("span", words("round.fits", round=tile.title), cls="td-quiet"), _instead(tile), cls="td-line")
+        for tile in tiles
+        if tile.instead
+    )
+    return join(el("div", buttons, cls="td-rounds td-html"), instead, el("p", note, cls="td-quiet td-small"))
+
+
+def _instead(tile: RoundTile) -> Html:
+    packed = json.dumps(dict(tile.instead_fields), ensure_ascii=False)
+    return action("fill", packed, tile.instead, form=True, cls="plain", data_round=tile.name)

@@ -1,5 +1,6 @@
 """The fit meter beside the controls that move it."""
 
+from webui.form import PINS
 from webui.markup import Html, action, each, el, join
 from webui.view.meter import Diff, Meter, PhaseBar
 from webui.wording import Words
@@ -9,8 +10,9 @@ ALT = "fill"
 
 def draw(meter: Meter, words: Words) -> Html:
     """The meter as markup."""
-    if meter.problem:
-        return el("div", el("div", meter.problem, cls="td-note warn", role="status"), cls="td-html")
+    problem = el("div", meter.problem, cls="td-note warn", role="status") if meter.problem else None
+    if not meter.phases:
+        return el("div", problem, cls="td-html")
     head = el(
         "div",
         el("b", meter.verdict),
@@ -19,6 +21,7 @@ def draw(meter: Meter, words: Words) -> Html:
         cls="head",
     )
     body = join(
+        problem,
         head,
         el("div", el("span", style=f"width:{meter.share:.1%}"), cls="td-big", role="img", aria_label=meter.numbers),
         el("div", el("span", meter.binding, cls="td-quiet"), cls="td-line"),
@@ -38,10 +41,16 @@ def _changes(diffs: tuple[Diff, ...], words: Words) -> Html:
             " → ",
             el("ins", row.after),
             el("span", " · " + words("meter.lossy"), cls="td-quiet") if row.lossy else None,
+            _lock(row, words) if row.lossy and row.field in PINS else None,
         )
         for row in diffs
     )
     return el("div", el("b", words("meter.changed")), rows, cls="td-diff", id="changes")
+
+
+def _lock(row: Diff, words: Words) -> Html:
+    """Keep this field as it was asked."""
+    return action("pin", row.field, words("meter.lock"), form=True, cls="plain", title=words("create.pins_info"))
 
 
 def _choices(meter: Meter, words: Words) -> Html:

@@ -68,7 +68,9 @@ def draw_progress(progress: Progress, words: Words) -> Html:
     )
     line = el("div", el("span", progress.line), el("span", progress.eta, cls="td-num"), cls="td-line", role="status")
     head = el("div", el("h3", progress.title), el("div", buttons, cls="td-acts"), cls="td-line")
-    return el("div", head, el("div", chips, cls="td-steps"), bar, line, cls="td-card td-html", data_job=progress.job)
+    notes = each(el("div", text, cls="td-note", role="status") for text in progress.notices)
+    steps = el("div", chips, cls="td-steps")
+    return el("div", head, steps, bar, line, notes, cls="td-card td-html", data_job=progress.job)
 
 
 def _chip(name: str, state: str, note: str) -> Html:
@@ -76,14 +78,15 @@ def _chip(name: str, state: str, note: str) -> Html:
     return el("span", f"{name} {note}".strip(), cls=cls, data_state=state)
 
 
-def draw_failure(failure: Failure, words: Words) -> Html:
-    """A failed job: what happened and the three ways out."""
+def draw_failure(failure: Failure, holders: Html, words: Words) -> Html:
+    """A failed job: what happened and the three ways out; `holders` is who has the memory."""
     actions = join(
-        _aid(
+        step(
             words("run.aid_1"), words("run.aid_1_text"), action("restart", "", RESTART, title=words("bar.restart_tip"))
         ),
-        _aid(words("run.aid_2"), words("run.aid_2_text"), _to_holders(words)),
-        _aid(words("run.aid_3"), _smaller_text(failure, words), _smaller(failure, words)),
+        step(words("run.aid_2"), words("run.aid_2_text"), _to_holders(words)),
+        holders,
+        step(words("run.aid_3"), smaller_text(failure, words), smaller_button(failure, words)),
     )
     retry = action("retry", failure.job, words("run.retry"), cls="main" if not failure.memory else "")
     return el(
@@ -98,7 +101,8 @@ def draw_failure(failure: Failure, words: Words) -> Html:
     )
 
 
-def _aid(head: str, sentence: str, button: Html) -> Html:
+def step(head: str, sentence: str, button: Html) -> Html:
+    """One step of the first aid."""
     return el("div", el("div", el("b", head), el("div", sentence, cls="td-quiet")), button, cls="td-line aid")
 
 
@@ -106,11 +110,13 @@ def _to_holders(words: Words) -> Html:
     return el("button", words("run.show"), type="button", cls="td-btn", data_do="tab", data_arg=SYSTEM_TAB)
 
 
-def _smaller(failure: Failure, words: Words) -> Html:
+def smaller_button(failure: Failure, words: Words) -> Html:
+    """The third step for a job that memory stopped."""
     return action("retry_smaller", failure.job, words("run.aid_3_button"), cls="main")
 
 
-def _smaller_text(failure: Failure, words: Words) -> str:
+def smaller_text(failure: Failure, words: Words) -> str:
+    """What the third step changes."""
     if "model" in failure.smaller:
         return words("run.aid_3_text")
     return words("run.aid_3_i2v" if "resolution" in failure.smaller else "run.aid_3_demo")
@@ -124,6 +130,9 @@ def draw_card(card: Card, words: Words, where: str = "stage") -> Html:
     buttons = join(
         action("reuse", card.clip, words("clip.reuse"), form=True),
         action("neighbour", card.clip, words("clip.neighbours"), title=words("clip.seed_tip")),
+        action(
+            "animate", card.clip, words("clip.i2v_from_this"), form=True, title=words("clip.i2v_tip"), data_time=True
+        ),
         el(
             "a",
             words("clip.open_file"),

@@ -21,9 +21,35 @@
       if (name !== "all") document.getElementById("log").classList.add(name);
       button.parentElement.querySelectorAll("[data-do=level]").forEach((b) => b.classList.toggle("on", b === button));
     },
+    aid() { document.body.classList.toggle("aid"); if (document.body.classList.contains("aid")) scrollTo({top: 0}); },
+    press(id) { document.getElementById(id)?.click(); },
     help() { document.getElementById("help").hidden = !document.getElementById("help").hidden; },
     play() { document.querySelectorAll("video.sync").forEach((v) => { v.currentTime = 0; v.play(); }); },
   };
+
+  // the player that shows the clip of a card: beside it in the gallery, above it on the first tab
+  const clipVideo = (button) => (button.closest("#side") || document).querySelector(".td-player video:not(.sync)");
+
+  // two clips in sync: what is done to one player is done to the other
+  const mirror = (event) => {
+    if (!event.target.classList?.contains("sync") || mirror.busy) return;
+    mirror.busy = true;
+    document.querySelectorAll("video.sync").forEach((other) => {
+      if (other === event.target) return;
+      if (event.type === "play") other.play(); else if (event.type === "pause") other.pause();
+      if (Math.abs(other.currentTime - event.target.currentTime) > 0.08) other.currentTime = event.target.currentTime;
+    });
+    setTimeout(() => mirror.busy = false, 60);
+  };
+  for (const name of ["play", "pause", "seeked"]) document.addEventListener(name, mirror, true);
+
+  // fields that the panels draw themselves
+  document.addEventListener("change", (event) => {
+    const { change, name, key } = event.target.dataset ?? {};
+    if (!change) return;
+    const value = event.target.type === "checkbox" ? event.target.checked : event.target.type === "number" ? +event.target.value : event.target.value;
+    window.tdForm?.(change, JSON.stringify({ name, [key]: value }));
+  });
 
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-do],[data-act],[data-form]");
@@ -32,6 +58,7 @@
     if (local) return actions[local](arg, button);
     if (ask && !confirm(ask)) return;
     let value = arg ?? "";
+    if (button.hasAttribute("data-time")) value += " " + (clipVideo(button)?.currentTime ?? "");
     if (button.dataset.from) value += " " + (document.getElementById(button.dataset.from)?.value ?? "");
     (act ? window.tdAct : window.tdForm)?.(act || form, value);
     if ((form || STARTS.includes(act)) && !button.closest("#create")) actions.tab(0);

@@ -30,6 +30,9 @@ class Snapshot:
     holders: tuple[Any, ...] = ()
     leftovers: tuple[Any, ...] = ()
     paused: bool = False
+    policy: str = "auto"
+    selftest: Any = None  # how the self-test is doing
+    tier: Any = None  # of this machine's card
     restarted: Mapping[str, Any] | None = None  # what came of the last restart
     now_s: float = 0.0
 

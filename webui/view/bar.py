@@ -7,6 +7,7 @@ from webui.view import Snapshot
 from webui.wording import Words
 
 OURS = ("worker", "leftover")
+PRETENDED = "pretended card of "
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,16 @@ def _card(machine: Any, words: Words) -> tuple[str, str]:
         gpu = machine.gpus[0]
         size = words.gib(gpu.total_bytes) if gpu.total_bytes else words("bar.size_unknown")
         more = words("bar.more_cards", n=len(machine.gpus) - 1) if len(machine.gpus) > 1 else ""
-        return gpu.name, " · ".join(part for part in (size, more, gpu.uuid[:12]) if part)
+        return card_name(gpu.name, words), " · ".join(part for part in (size, more, gpu.uuid[:12]) if part)
     state = getattr(machine, "gpu_state", "none")
     note = words("bar.cpu_note") if state == "none" else words.or_else(f"bar.gpu_{state}", state)
     return words("bar.no_gpu"), note
+
+
+def card_name(name: str, words: Words) -> str:
+    """A card by its own name; a pretended one (turbodiff/plan/machine.py) in the page's language."""
+    size = name.removeprefix(PRETENDED)
+    return words("bar.pretended", size=size) if size != name else name
 
 
 def _memory(snapshot: Snapshot, words: Words) -> Gauge | None:

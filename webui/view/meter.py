@@ -1,7 +1,7 @@
 """The fit meter: what the plan needs against what there is, which phase decides, what changed, and the ways out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from turbodiff.spec.models import find_model
@@ -32,6 +32,7 @@ class Diff:
     before: str
     after: str
     lossy: bool
+    field: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ def diff(change: Change, words: Words) -> Diff:
         value_text(change.field, change.from_value, words),
         value_text(change.field, change.to_value, words),
         change.lossy,
+        change.field,
     )
 
 
@@ -147,9 +149,27 @@ def choice(other: Alternative, words: Words) -> Choice:
     return Choice(label, note, {change.field: change.to_value for change in told})
 
 
-def problem(fields: Mapping[str, Any], words: Words) -> Meter:
-    """The meter of a form that is not a legal request: what is wrong, in words."""
-    return Meter(band="no" if fields.get("code") == "does_not_fit" else "", problem=words.error(fields))
+def problem(fields: Mapping[str, Any], words: Words, plan: Plan | None = None) -> Meter:
+    """The meter of a form that is not a legal request, or of one that does not fit: then `plan` is what was asked."""
+    if plan is None:
+        return Meter(problem=words.error(fields))
+    return replace(meter(plan, words), problem=words.error(fields))
+
+
+def lowered(plan: Plan, words: Words) -> tuple[Diff, ...]:
+    """What a person would see of the changes, for the question before a run."""
+    return tuple(diff(change, words) for change in plan.changes if change.lossy and shown(change))
+
+
+def residency(plan: Plan, words: Words) -> str:
+    """Where weights lie while the clip is made: the levers of the plan that change no pixel, in one line."""
+    levers, blocks = plan.levers, plan.request.spec.dit.num_layers
+    if levers.experts == "streamed":
+        network = words("residency.experts_streamed", resident=levers.blocks_resident, blocks=blocks)
+    else:
+        network = words(f"residency.experts_{levers.experts}")
+    text = words(f"residency.text_{levers.text}")
+    return words("residency.line", text=text, network=network, vae=words(f"residency.vae_{levers.vae}"))
 
 
 def button(plan: Plan | None, words: Words) -> Button:

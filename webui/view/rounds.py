@@ -1,7 +1,7 @@
-"""The three rounds as buttons: what each sets, and its predicted seconds against the seconds a person grants it."""
+"""The three rounds as buttons: what each sets, its predicted seconds against its budget, and what fits instead."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from turbodiff.spec.errors import TurbodiffError
@@ -10,19 +10,30 @@ from turbodiff.spec.plan import Plan
 from webui.view import short_model
 from webui.wording import Words
 
-SHOWN = ("scout", "polish", "deliver")
-BETWEEN = "between"  # offered where the delivery takes too long or does not fit
+Estimate = Callable[[dict[str, Any]], Plan]
+
+# what is given up, in this order, where a round takes too long or does not fit; the model never for a picture
+SHORTER: tuple[dict[str, Any], ...] = (
+    {"num_frames": 49},
+    {"resolution": "480p"},
+    {"resolution": "480p", "num_frames": 49},
+    {"resolution": "480p", "num_frames": 33},
+    {"model": "wan2.1-1.3b", "resolution": "480p"},
+    {"model": "wan2.1-1.3b", "resolution": "480p", "num_frames": 49},
+)
 
 
 @dataclass(frozen=True)
 class RoundTile:
-    """One round."""
+    """One round; `instead` and `instead_fields` are what fits its budget where it does not."""
 
     name: str
     title: str
     what: str
     time: str
     over: bool
+    instead: str = ""
+    instead_fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 def fields_of(found: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,25 +41,48 @@ def fields_of(found: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **getattr(found, str(values.get("kind") or "t2v")).fields()}
 
 
-def tiles(
-    rounds: Any, values: Mapping[str, Any], estimate: Callable[[dict[str, Any]], Plan], words: Words
-) -> list[RoundTile]:
-    """The rounds for what the form holds; none for the demo, whose clips take seconds anyway."""
-    if find_model(str(values["model"])).bundled:
-        return []
-    made = {found.name: _tile(found, fields_of(found, values), estimate, words) for found in rounds}
-    over = "deliver" in made and made["deliver"].over
-    return [made[name] for name in (*SHOWN, *((BETWEEN,) if over else ())) if name in made]
+def tiles(rounds: Any, values: Mapping[str, Any], estimate: Estimate, words: Words) -> list[RoundTile]:
+    """The rounds for what the form holds."""
+    return [_tile(found, fields_of(found, values), estimate, words) for found in rounds]
 
 
-def _tile(found: Any, fields: dict[str, Any], estimate: Callable[[dict[str, Any]], Plan], words: Words) -> RoundTile:
+def _tile(found: Any, fields: dict[str, Any], estimate: Estimate, words: Words) -> RoundTile:
+    seconds = _seconds(fields, estimate)
+    title, what, budget = words(f"round.{found.name}"), _what(fields, words), words.seconds(found.budget_s)
+    if seconds is not None and seconds <= found.budget_s:
+        return RoundTile(found.name, title, what, _time("within", seconds, budget, words), False)
+    time = words("meter.no") if seconds is None else _time("over", seconds, budget, words)
+    for change in SHORTER if not find_model(str(fields["model"])).bundled else ():
+        tried = {**fields, **change}
+        took = _seconds(tried, estimate) if _is_less(tried, fields) else None
+        if took is not None and took <= found.budget_s:
+            instead = (
+                f"{_what(tried, words)} · {words('unit.frames', n=tried.get('num_frames'))} · {words.seconds(took)}"
+            )
+            set_too = getattr(found, str(fields.get("kind") or "t2v")).fields()
+            return RoundTile(found.name, title, what, time, True, instead, {**set_too, **change})
+    return RoundTile(found.name, title, what, time, True)
+
+
+def _what(fields: Mapping[str, Any], words: Words) -> str:
     name = short_model(find_model(str(fields["model"])).display_name)
-    what = f"{name} {fields['resolution']} · {words('meter.steps', n=fields['steps'])}"
-    budget = words.seconds(found.budget_s)
+    return f"{name} {fields.get('resolution') or fields.get('size')} · {words('meter.steps', n=fields.get('steps'))}"
+
+
+def _time(how: str, seconds: float, budget: str, words: Words) -> str:
+    return words(f"round.{how}", time=words.seconds(seconds), budget=budget)
+
+
+def _seconds(fields: dict[str, Any], estimate: Estimate) -> float | None:
+    """What it takes here, None where it does not fit."""
     try:
-        seconds = estimate(fields).seconds
+        return estimate(fields).seconds
     except TurbodiffError:
-        return RoundTile(found.name, words(f"round.{found.name}"), what, words("meter.no"), True)
-    over = seconds > found.budget_s
-    time = words("round.over" if over else "round.within", time=words.seconds(seconds), budget=budget)
-    return RoundTile(found.name, words(f"round.{found.name}"), what, time, over)
+        return None
+
+
+def _is_less(tried: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+    """Whether a change gives something up, and keeps the kind of clip."""
+    same_kind = find_model(str(tried["model"])).kind == find_model(str(fields["model"])).kind
+    fewer = int(tried.get("num_frames") or 0) <= int(fields.get("num_frames") or 0)
+    return same_kind and fewer and tried != fields

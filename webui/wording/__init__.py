@@ -80,7 +80,7 @@ class Words:
     def seconds(self, value_s: float) -> str:
         """A duration: "0.4 s", "41 s", "3 min 20 s" and the same in Chinese."""
         if value_s < 120:
-            return self("unit.s", n=f"{value_s:.1f}" if value_s < 10 else f"{value_s:.0f}")
+            return self("unit.s", n=_short(value_s))
         if value_s < 7200 and value_s % 60 < 1:
             return self("unit.min", m=int(value_s // 60))
         if value_s < 7200:
@@ -96,3 +96,9 @@ class Words:
         if value_s < 86400:
             return self("unit.h_ago", n=int(value_s // 3600))
         return self("unit.d_ago", n=int(value_s // 86400))
+
+
+def _short(value_s: float) -> str:
+    if value_s >= 10:
+        return f"{value_s:.0f}"
+    return f"{value_s:.1f}" if value_s == 0 or value_s >= 0.05 else "< 0.1"

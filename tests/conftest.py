@@ -9,12 +9,26 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.fault_table import numbers
+
+HERE = Path(__file__).parent
 
 # CI's machines are small and busy: how long an example takes says nothing about the code
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+
+def pytest_collection_modifyitems(items):
+    """`-k fault_25` selects every test that the fault table of README.md names in that row."""
+    for item in items:
+        if item.path.is_relative_to(HERE) and isinstance(item, pytest.Function):
+            name = str(item.path.relative_to(HERE))
+            item.extra_keyword_matches.update(numbers().get((name, item.originalname), ()))
 
 
 @pytest.fixture(autouse=True)

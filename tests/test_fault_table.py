@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.fault_table import HERE, ROWS, claims, numbers, names_in
+from tests.fault_table import HERE, ROWS, claims, names_in, numbers
 
 
 def test_every_fault_has_its_row():

@@ -10,7 +10,7 @@ import torch
 from tests.weights import tiny
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.spec.errors import FileError
-from turbodiff.spec.inventory import FoundFile
+from turbodiff.spec.inventory import FoundFile, Inventory
 from turbodiff.spec.models import find_model
 from turbodiff.weights import locate
 
@@ -128,3 +128,40 @@ def test_a_tokenizer_belongs_to_the_vocabulary_it_has_room_for(size: int, model:
     found = locate.inventory([tmp_path])
     assert found.of(find_model(model).name, "tokenizer")
     assert bool(found.of("demo", "tokenizer")) != bool(found.of("wan2.1-1.3b", "tokenizer"))
+
+
+def fourteen(name: str, resolution: str, quant: bool = False, sla: bool = True) -> FoundFile:
+    return FoundFile(
+        model="wan2.1-14b", component="dit", path=name, bytes=1, quant=quant, sla=sla, resolution=resolution
+    )
+
+
+@pytest.mark.parametrize(
+    ("resolution", "quant", "expected"),
+    [
+        ("480p", None, "480"), ("720p", None, "720"), ("", None, "720"), ("480p", True, "480-quant"),
+        ("720p", True, "480-quant"),
+    ],
+)  # fmt: skip
+def test_of_two_checkpoints_the_one_that_was_distilled_at_the_resolution_is_taken(resolution, quant, expected) -> None:
+    dits = [fourteen("720", "720p"), fourteen("480", "480p"), fourteen("480-quant", "480p", quant=True)]
+    others = [
+        FoundFile(model="wan2.1-14b", component=name, path=name, bytes=1)
+        for name in ("vae", "text_encoder", "tokenizer")
+    ]
+    plain = fourteen("plain-480p", "480p", sla=False)
+    found = Inventory(files=(*dits, plain, *others))
+    assert locate.need("Wan2.1-14B", found, quant=quant, resolution=resolution)["dit"].path == expected
+
+
+def test_a_distilled_file_for_another_resolution_goes_before_a_plain_one() -> None:
+    files = [fourteen("720", "720p"), fourteen("plain", "480p", sla=False)]
+    found = Inventory(files=tuple(files))
+    assert locate._best(found, find_model("Wan2.1-14B"), "dit", None, "480p").path == "720"
+
+
+def test_every_missing_file_is_named_with_its_own_repository(tmp_path: Path) -> None:
+    error = locate.missing_error(find_model("Wan2.1-14B"), ["dit"])
+    for size in ("480P", "720P"):
+        name = f"TurboWan2.1-T2V-14B-{size}"
+        assert f"{name}.pth or {name}-quant.pth from TurboDiffusion/{name}" in error.expected

@@ -1,6 +1,7 @@
 """`turbodiff models`: which weights there are, where they belong, and what is in them."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +12,14 @@ models_app = typer.Typer(help="Weights: list, pull, verify, quantize.", no_args_
 
 @models_app.command("list")
 def list_models() -> None:
-    """Every model, whether its files are here, and what is missing."""
+    """Every model: are its files here, what is missing, and does its default clip fit this machine."""
     from turbodiff import studio
     from turbodiff.cli.show import models_table
+    from turbodiff.plan.fits import fit_of
+    from turbodiff.weights.locate import inventory
 
-    models_table(studio.model_states())
+    machine, here, states = studio.machine_now(), inventory(), studio.model_states()
+    models_table(states, {spec.name: fit_of(spec, machine, here).words for spec, _ in states})
 
 
 @models_app.command("pull")
@@ -47,7 +51,7 @@ def verify_weights(
 
     report = verify(path, sha256=sha256)
     for name, value in report._asdict().items():
-        sys.stdout.write(f"{name:12} {value}\n")
+        sys.stdout.write(f"{name:12} {_said(value)}\n")
     if report.problems:
         raise typer.Exit(2)
 
@@ -58,6 +62,15 @@ def quantize_weights(source: Path, target: Path) -> None:
     from turbodiff.weights.quantize import quantize
 
     sys.stdout.write(f"{quantize(source, target)}\n")
+
+
+def _said(value: object) -> str:
+    """A field of a report for people: "BF16 189, I8 300", "none"."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {number}" for name, number in value.items())
+    if isinstance(value, tuple):
+        return "; ".join(value) or "none"
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
 
 def _percent(name: str, done: int, total: int) -> None:

@@ -1,5 +1,6 @@
 """How events and plans look in a shell. English: the page has its own wording in both languages."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -93,12 +94,12 @@ def _known(n_bytes: int | None) -> str:
     return "unknown" if n_bytes is None else gib(n_bytes)
 
 
-def models_table(states: list[tuple[ModelSpec, list[str]]]) -> None:
-    """Models with what is missing of each."""
+def models_table(states: list[tuple[ModelSpec, list[str]]], fits: Mapping[str, str]) -> None:
+    """Models with whether each fits this machine, by name, and with what is missing of it."""
     console = Console(highlight=False, soft_wrap=True)
     for spec, missing in states:
-        console.print(
-            f"{spec.display_name:14} {spec.kind}  {'ready' if not missing else 'missing files'}  {spec.about}"
-        )
+        ready = "ready" if not missing else "missing files"
+        console.print(f"{spec.display_name:14} {spec.kind}  {ready:13}  {fits[spec.name]}", markup=False)
+        console.print(f"    {spec.about}", markup=False)
         for line in missing:
             console.print(f"    {line}", markup=False)

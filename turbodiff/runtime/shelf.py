@@ -4,6 +4,7 @@ A network on the shelf lives in host memory, mapped from its file; a `with` brin
 again. It stays on the device only where the plan shows room for everything at once.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from turbodiff.spec.inventory import FoundFile, Inventory
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
+from turbodiff.spec.shapes import table_size
 from turbodiff.weights import locate
 from turbodiff.weights.load import load_into
 from turbodiff.weights.recognise import open_checkpoint
@@ -55,7 +57,9 @@ class Shelf:
         """
         inventory = locate.inventory()
         self.spec = request.spec
-        self._used = locate.need(self.spec.name, inventory, quant=_quant_of(request, inventory))
+        self._used = locate.need(
+            self.spec.name, inventory, quant=_quant_of(request, inventory), resolution=trained_at(request)
+        )
         self._int8 = request.quant_linear == "on"
         wanted = {self._key(file) for file in self._used.values()}
         wanted |= {self._worn_key(expert, request) for expert in self.spec.experts}
@@ -212,6 +216,15 @@ def dit_config(spec: ModelSpec, *, sla: bool = False, quant_linear: bool = False
         sla=sla,
         quant_linear=quant_linear,
     )
+
+
+def trained_at(request: Request) -> str:
+    """Which of the published checkpoints a size asks for: a named size its own, any other the nearest by area."""
+    if request.resolution in request.spec.limits.trained_resolutions:
+        return request.resolution
+    area = math.log(request.width * request.height)
+    named = {name: math.log(math.prod(table_size(name, "16:9"))) for name in ("480p", "720p")}
+    return min(named, key=lambda name: abs(named[name] - area))
 
 
 def _quant_of(request: Request, inventory: Inventory) -> bool | None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.inventory import Component, FoundFile, Inventory
-from turbodiff.spec.models import ModelSpec, all_models, find_model
+from turbodiff.spec.models import ModelFile, ModelSpec, all_models, find_model
 from turbodiff.weights.headers import ENDINGS
 from turbodiff.weights.recognise import open_checkpoint
 
@@ -72,20 +72,32 @@ def models_of(path: Path) -> list[FoundFile]:
     return [file for spec in all_models() if (file := _match(spec, path))]
 
 
-def need(model: str, found: Inventory, *, quant: bool | None = None) -> dict[str, FoundFile]:
+def need(model: str, found: Inventory, *, quant: bool | None = None, resolution: str = "") -> dict[str, FoundFile]:
     """The best file of each component that `model` needs; `quant` None takes what there is.
+
+    `resolution` ("480p", "720p"): where a network was distilled once per resolution, that one goes first.
 
     Raises:
         FileError: lists every missing file together, with repo and target folder.
     """
     spec = find_model(model)
     components = dict.fromkeys(file.component for file in spec.files)
-    got = {name: found.of(spec.name, name, quant if name.startswith("dit") else None) for name in components}
+    got = {name: _best(found, spec, name, quant if name.startswith("dit") else None, resolution) for name in components}
     missing = [name for name, file in got.items() if file is None]
     if missing:
         _refuse_damaged(spec, missing)
         raise missing_error(spec, missing, quant)
     return {name: file for name, file in got.items() if file is not None}
+
+
+def _best(found: Inventory, spec: ModelSpec, component: str, quant: bool | None, resolution: str) -> FoundFile | None:
+    """The best file; of several that are as good, the one for the resolution."""
+    first = found.of(spec.name, component, quant)
+    if first is None or not resolution:
+        return first
+    like = (first.model, first.component, first.quant, first.sla)
+    alike = [file for file in found.files if (file.model, file.component, file.quant, file.sla) == like]
+    return next((file for file in alike if file.resolution == resolution), first)
 
 
 def _refuse_damaged(spec: ModelSpec, missing: Sequence[str]) -> None:
@@ -107,8 +119,7 @@ def missing_error(spec: ModelSpec, missing: Sequence[str], quant: bool | None = 
     lines = []
     for component in missing:
         files = [file for file in spec.files if file.component == component and quant in (None, file.quant)]
-        names = " or ".join(file.names[0] for file in files)
-        lines.append(f"{names} from {files[0].repo}" if files and files[0].repo else names)
+        lines.append(" or ".join(_sources(files)))
     return FileError(
         f"weights of {spec.display_name} are missing",
         code="weights_missing",
@@ -117,6 +128,13 @@ def missing_error(spec: ModelSpec, missing: Sequence[str], quant: bool | None = 
         expected=f"{'; '.join(lines)}; all in {download_root()}",
         try_instead=f"turbodiff models pull {spec.name}, or set {ROOTS_VARIABLE} to the folder that has them",
     )
+
+
+def _sources(files: Sequence[ModelFile]) -> Iterator[str]:
+    """Names that would do, those of one repository together."""
+    for repo in dict.fromkeys(file.repo for file in files):
+        names = " or ".join(file.names[0] for file in files if file.repo == repo)
+        yield f"{names} from {repo}" if repo else names
 
 
 def _walk(root: Path, depth: int = 0) -> Iterator[Path]:

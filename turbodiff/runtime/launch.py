@@ -21,6 +21,20 @@ from turbodiff.spec.plan import Phase, PhaseName, Plan
 from turbodiff.spec.request import Request
 from turbodiff.weights.locate import inventory
 
+# reasons for what was chosen of the picture, which stay true when the levers change
+OF_THE_PICTURE = frozenset(
+    (
+        "wish_does_not_fit",
+        "settled",
+        "lowered",
+        "int8_below_40gb",
+        "int8_not_faster_here",
+        "only_int8_on_disk",
+        "outside_trained_size",
+        "lossless_is_slow",
+    )
+)
+
 
 class Shortage(NamedTuple):
     """Somebody else holds the memory that even the smallest way to run this job needs.
@@ -76,16 +90,17 @@ def refit(plan: Plan, machine: Machine, calibration: Calibration | None = None) 
     A machine whose cards cannot be seen at the moment changes nothing.
 
     Raises:
-        DoesNotFitError: the computer's own memory is short.
+        DoesNotFitError: the computer's own memory is short; waiting for the card would never end.
     """
     if not machine.gpus:
         return plan
     fresh = at_launch(plan, machine, inventory(), calibration=calibration)
-    if isinstance(fresh, int):
-        if fresh <= free_for_us(machine):  # then host memory is short, and waiting for the card would never end
-            make_plan(plan.request, machine, inventory(), policy="never", calibration=calibration)
-        return _shortage(fresh, machine)
-    return _told_as(plan, fresh)
+    if not isinstance(fresh, int):
+        return _told_as(plan, fresh)
+    any_ram = machine.model_copy(update={"ram_available_bytes": None})
+    if not isinstance(at_launch(plan, any_ram, inventory(), calibration=calibration), int):
+        make_plan(plan.request, machine, inventory(), policy="never", calibration=calibration)  # says what is short
+    return _shortage(fresh, machine)
 
 
 def at_phase(
@@ -193,7 +208,11 @@ def _decode_only(earlier: Plan, machine: Machine, cap_bytes: int | None) -> Plan
 
 
 def _told_as(plan: Plan, fresh: Plan) -> Plan:
-    return fresh.model_copy(update={"changes": plan.changes, "alternatives": plan.alternatives})
+    """The fresh plan with what was said about the picture when it was chosen."""
+    said = [reason for reason in plan.reasons if reason.key in OF_THE_PICTURE]
+    more = [reason for reason in fresh.reasons if reason.key not in OF_THE_PICTURE]
+    told = {"changes": plan.changes, "alternatives": plan.alternatives, "reasons": (*said, *more)}
+    return fresh.model_copy(update=told)
 
 
 def _shortage(need_bytes: int, machine: Machine) -> Shortage:

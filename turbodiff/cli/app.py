@@ -4,9 +4,10 @@ import typer
 
 from turbodiff.cli.doctor import doctor
 from turbodiff.cli.generate import generate
+from turbodiff.cli.gpu import gpu
 from turbodiff.cli.jobs import jobs_app
 from turbodiff.cli.models import models_app
-from turbodiff.cli.plan import gpu, plan
+from turbodiff.cli.plan import plan
 from turbodiff.cli.seeds import seeds_app
 from turbodiff.cli.selftest import selftest
 from turbodiff.cli.service import restart, serve, support_bundle

@@ -1,4 +1,4 @@
-"""`turbodiff plan` and `turbodiff gpu`: will it fit, and what is there."""
+"""`turbodiff plan`: will it fit."""
 
 import sys
 from pathlib import Path
@@ -45,7 +45,7 @@ def plan(
     from turbodiff.cli.show import plan_table
 
     machine = studio.machine_for(pretend_vram, machine_file)
-    made = studio.estimate(fields, machine)
+    made = studio.estimate(fields, machine, store=studio.history())
     if as_json:
         sys.stdout.write(made.model_dump_json() + "\n")
     else:
@@ -55,15 +55,3 @@ def plan(
         from turbodiff.runtime.dry_run import dry_run
 
         trace_table(made, dry_run(made))
-
-
-def gpu(as_json: flags.Json = False) -> None:
-    """Show the GPUs, their memory and who holds it."""
-    from turbodiff import studio
-    from turbodiff.cli.show import machine_table
-
-    machine = studio.machine_now()
-    if as_json:
-        sys.stdout.write(machine.model_dump_json() + "\n")
-    else:
-        machine_table(machine)

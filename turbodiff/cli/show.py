@@ -1,13 +1,14 @@
 """How events and plans look in a shell. English: the page has its own wording in both languages."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from turbodiff.gpu.holders import CardHolders
 from turbodiff.jobs.runlog import flaw_lines
-from turbodiff.plan.machine import Machine
+from turbodiff.plan.machine import GpuFacts, Machine
 from turbodiff.spec.events import Event
 from turbodiff.spec.models import ModelSpec, find_model
 from turbodiff.spec.numbers import gib, seconds
@@ -80,14 +81,39 @@ def trace_table(plan: Plan, traced: dict[str, int]) -> None:
     Console(highlight=False, soft_wrap=True).print(table)
 
 
-def machine_table(machine: Machine) -> None:
-    """GPUs and memory."""
+def machine_table(machine: Machine, held: Iterable[CardHolders] = ()) -> None:
+    """GPUs with who holds their memory, and RAM; what is unknown says so."""
     console = Console(highlight=False, soft_wrap=True)
     if not machine.gpus:
         console.print(f"no GPU ({machine.gpu_state}) {machine.gpu_error}".rstrip(), markup=False)
     for card in machine.gpus:
-        console.print(f"cuda:{card.index} {card.name}  {_known(card.free_bytes)} free of {_known(card.total_bytes)}")
+        console.print(_card_line(card, machine.driver), markup=False)
+        for holders in held:
+            if holders.uuid == card.uuid:
+                _holders_table(console, holders)
     console.print(f"RAM {_known(machine.ram_available_bytes)} free of {_known(machine.ram_total_bytes)}")
+
+
+def _card_line(card: GpuFacts, driver: str | None) -> str:
+    parts = [f"cuda:{card.index} {card.name}", card.uuid, "MIG slice" if card.mig else ""]
+    parts += [f"{_known(card.free_bytes)} free of {_known(card.total_bytes)}", f"driver {driver or 'unknown'}"]
+    parts += [f"{card.utilisation:.0%} busy"] if card.utilisation is not None else []
+    parts += [f"{card.power_w:.0f} W"] if card.power_w is not None else []
+    parts += ["a display is attached"] if card.display else []
+    return "  ".join(part for part in parts if part)
+
+
+def _holders_table(console: Console, card: CardHolders) -> None:
+    table = Table("", "holds", "pid", "who", "age", "", "to end it", box=None, pad_edge=False)
+    for row in card.rows:
+        age = "" if row.age_s is None else seconds(row.age_s)
+        idle = "" if row.idle is None else "idle" if row.idle else "busy"
+        who = row.kind.replace("_", " ") + (f": {row.command or row.name}" if row.command or row.name else "")
+        table.add_row("", _known(row.bytes), str(row.pid or ""), who, age, idle, row.kill_line)
+    if card.rows:
+        console.print(table, markup=False)
+    if card.host_command:
+        console.print(f"  the driver lists no processes here; on the host: {card.host_command}", markup=False)
 
 
 def _known(n_bytes: int | None) -> str:

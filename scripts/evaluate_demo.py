@@ -3,9 +3,10 @@
     python scripts/evaluate_demo.py --count 60
     python scripts/evaluate_demo.py --count 200 --steps 2 --attention sla --topk 0.5
     python scripts/evaluate_demo.py --versus "--quant-linear on"      # the same captions and seeds, twice
+    python scripts/evaluate_demo.py --model demo-i2v --versus "--boundary 0.5"   # handoff against high expert alone
 
 Every field of a request is a flag here too. The captions were never trained on; odd ones are asked in Chinese. Prints
-a table and, as its last line, one JSON object.
+a table and, as its last line, one JSON object. Image to video is given the first frame of a clip nobody trained on.
 """
 
 import argparse
@@ -26,9 +27,11 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from scripts.train_demo.captions import Caption, held_out_captions  # noqa: E402
-from scripts.train_demo.scoring import FIELDS, score  # noqa: E402
+from scripts.train_demo.render import random_clip  # noqa: E402
+from scripts.train_demo.scoring import FIELDS, flicker, psnr, score  # noqa: E402
 
 SHEET_FRAMES = (0, 5, 11, 16)
+PICTURE_MARKS = ("first_psnr", "flicker")
 
 
 class Never:
@@ -92,24 +95,40 @@ def chosen_captions(count: int) -> list[tuple[Caption, str]]:
 def evaluate(
     product: Product, fields: dict[str, Any], count: int, first_seed: int, sheet: Path | None
 ) -> dict[str, Any]:
-    """Generate and score; percentages per field, English and Chinese apart, seconds per clip."""
-    marks, rows, started = [], [], time.monotonic()
+    """Generate and score; percentages per field, English and Chinese apart, seconds per clip.
+
+    Image to video also: dB of the first frame against the picture, and flicker in 8-bit levels, means over the clips.
+    """
+    marks: list[dict[str, Any]] = []
+    rows, started = [], time.monotonic()
+    with_picture = fields.get("model") == "demo-i2v"
     for i, (caption, sentence) in enumerate(chosen_captions(count)):
-        frames = product.clip({"model": "demo", **fields, "prompt": sentence, "seed": first_seed + i})
+        seed = first_seed + i
+        request = {"model": "demo", **fields, "prompt": sentence, "seed": seed}
+        picture = random_clip(caption, np.random.default_rng(10_000 + seed))[0]
+        if with_picture:
+            Image.fromarray(picture).save(product.folder / "picture.png")
+            request["image"] = str(product.folder / "picture.png")
+        frames = product.clip(request)
         marks.append({**score(frames, caption), "zh": sentence == caption.chinese})
+        marks[-1] |= {"first_psnr": psnr(frames[0], picture), "flicker": flicker(frames)} if with_picture else {}
         rows.append(frames[[min(f, len(frames) - 1) for f in SHEET_FRAMES]])
     if sheet:
         write_sheet(rows[:12], sheet)
-    result: dict[str, Any] = {
-        "settings": fields,
-        "count": count,
-        "s_per_clip": round((time.monotonic() - started) / count, 2),
-    }
+    return summary(fields, marks, (time.monotonic() - started) / count)
+
+
+def summary(fields: dict[str, Any], marks: list[dict[str, Any]], s_per_clip: float) -> dict[str, Any]:
+    """Means over the clips."""
+    result: dict[str, Any] = {"settings": fields, "count": len(marks), "s_per_clip": round(s_per_clip, 2)}
     for name in FIELDS:
         result[name] = percent([m[name] for m in marks])
     for language, zh in (("english", False), ("chinese", True)):
         result[language] = percent([m[name] for m in marks if m["zh"] == zh for name in FIELDS])
     result["mean"] = round(float(np.mean([result[name] for name in FIELDS])), 1)
+    for name in PICTURE_MARKS:
+        if name in marks[0]:
+            result[name] = round(float(np.mean([m[name] for m in marks])), 2)
     return result
 
 
@@ -143,7 +162,7 @@ def parse_fields(words: list[str]) -> dict[str, Any]:
 
 def table(results: list[dict[str, Any]]) -> str:
     """One line per setting, columns per field."""
-    columns = [*FIELDS, "mean", "english", "chinese", "s_per_clip"]
+    columns = [*FIELDS, "mean", "english", "chinese", *(n for n in PICTURE_MARKS if n in results[0]), "s_per_clip"]
     lines = ["".join(f"{c:>12}" for c in columns) + "  settings"]
     for result in results:
         settings = " ".join(f"{k}={v}" for k, v in result["settings"].items()) or "default"
@@ -172,7 +191,8 @@ def main() -> None:
     print(table(results))
     line: dict[str, Any] = {"results": results}
     if len(results) == 2:
-        line["paired_change"] = {name: round(results[1][name] - results[0][name], 1) for name in (*FIELDS, "mean")}
+        names = [name for name in (*FIELDS, "mean", *PICTURE_MARKS) if name in results[0]]
+        line["paired_change"] = {name: round(results[1][name] - results[0][name], 2) for name in names}
     print(json.dumps(line))
 
 

@@ -3,7 +3,9 @@
 import hashlib
 import itertools
 import random
+import re
 from dataclasses import dataclass
+from functools import cache
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "white", "orange", "cyan")
 SHAPES = ("circle", "square", "triangle", "star")
@@ -39,6 +41,15 @@ _EN_MOTION = {
     "moves down": ("moves down", "moves downward", "is moving down", "falls", "goes down"),
     "grows": ("grows", "gets bigger", "is growing", "becomes larger", "expands"),
     "shrinks": ("shrinks", "gets smaller", "is shrinking", "becomes smaller", "contracts"),
+}
+# The word alone that names a motion, wherever the sentence puts it.
+_MOTION_WORDS = {
+    "moves right": ("right", "向右", "往右", "向右边"),
+    "moves left": ("left", "向左", "往左", "向左边"),
+    "moves up": ("up", "upward", "rises", "向上", "往上", "向上方"),
+    "moves down": ("down", "downward", "falls", "向下", "往下", "向下方"),
+    "grows": ("grows", "bigger", "growing", "larger", "expands", "变大", "放大"),
+    "shrinks": ("shrinks", "smaller", "shrinking", "contracts", "变小", "缩小"),
 }
 
 
@@ -127,6 +138,42 @@ def chinese_paraphrase(caption: Caption, rng: random.Random) -> str:
 def paraphrase(caption: Caption, rng: random.Random) -> str:
     """A sentence for `caption` in a language drawn evenly."""
     return english_paraphrase(caption, rng) if rng.random() < 0.5 else chinese_paraphrase(caption, rng)
+
+
+def two_colours(caption: Caption, rng: random.Random) -> str:
+    """A sentence for `caption` with a second colour beside the true one: "a red blue circle ..."."""
+    other = rng.choice([colour for colour in COLOURS if colour != caption.colour])
+    sentence = paraphrase(caption, rng)
+    if sentence.isascii():
+        pair, old = [caption.colour, other], caption.colour
+        rng.shuffle(pair)
+        return re.sub(rf"\b{old}\b", " ".join(pair), sentence, count=1)
+    chinese = _ZH_COLOUR[caption.colour]
+    pair = [chinese, _ZH_COLOUR[other]]
+    rng.shuffle(pair)
+    # the colour's word may be short (红), and 蓝色 also ends the background's 深蓝色
+    return re.sub(rf"(?<!深){chinese[0]}(色|(?=[的圆正方三五星]))", "".join(pair), sentence, count=1)
+
+
+@cache
+def words_of_fact() -> dict[str, tuple[int, str]]:
+    """Every word, English lower case or Chinese, that alone names a fact: which of the four, and its value."""
+    words: dict[str, tuple[int, str]] = {}
+    for colour, chinese in _ZH_COLOUR.items():
+        words |= {colour: (0, colour), chinese: (0, colour), chinese[:-1]: (0, colour)}
+    for attribute, tables in ((1, (_EN_SHAPE, _ZH_SHAPE)), (2, (_MOTION_WORDS,))):
+        for value, names in ((value, names) for table in tables for value, names in table.items()):
+            words |= dict.fromkeys(names, (attribute, value))
+    for ground, chinese in _ZH_BACKGROUND.items():
+        words |= {ground: (3, ground), chinese: (3, ground)}
+    return words
+
+
+@cache
+def word_pattern() -> re.Pattern[str]:
+    """Matches each word of `words_of_fact` in a sentence, the longest first."""
+    words = sorted(words_of_fact(), key=len, reverse=True)
+    return re.compile("|".join(rf"\b{word}\b" if word.isascii() else word for word in words), re.IGNORECASE)
 
 
 def _recase(sentence: str, rng: random.Random) -> str:

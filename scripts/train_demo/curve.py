@@ -7,6 +7,15 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 WIDTH, HEIGHT, MARGIN = 480, 300, 44
+LOGS = (
+    ("UMT5", "umt5"),
+    ("VAE", "vae"),
+    ("T2V, flow matching", "dit"),
+    ("T2V, consistency", "distilled"),
+    ("I2V, high-noise expert", "i2v_high"),
+    ("I2V, low-noise expert", "i2v_low"),
+)
+COLUMNS = 3
 _INK, _GRID, _LINE = (40, 40, 40), (222, 222, 222), (36, 96, 200)
 
 
@@ -52,13 +61,16 @@ def draw_curve(title: str, points: list[tuple[int, float]]) -> Image.Image:
 
 
 def draw_curves(folder: Path, target: Path) -> None:
-    """All logs in `folder` side by side in one PNG."""
+    """All logs in `folder`, three panels a row, in one PNG; nothing where no log has two lines yet."""
     panels = [
         draw_curve(title, points)
-        for title, name in (("UMT5", "umt5"), ("VAE", "vae"), ("DiT, flow matching", "dit"))
+        for title, name in LOGS
         if (folder / f"{name}_log.jsonl").exists() and len(points := read_log(folder / f"{name}_log.jsonl")) > 1
     ]
-    picture = Image.new("RGB", (WIDTH * len(panels), HEIGHT), "white")
+    if not panels:
+        return
+    rows = -(-len(panels) // COLUMNS)
+    picture = Image.new("RGB", (WIDTH * min(len(panels), COLUMNS), HEIGHT * rows), "white")
     for i, panel in enumerate(panels):
-        picture.paste(panel, (i * WIDTH, 0))
+        picture.paste(panel, (i % COLUMNS * WIDTH, i // COLUMNS * HEIGHT))
     picture.save(target)

@@ -11,15 +11,23 @@ from torch import Tensor
 from transformers import UMT5EncoderModel
 
 from scripts.train_demo import store, text
-from scripts.train_demo.captions import Caption, chinese_paraphrase, english_paraphrase, training_captions
-from scripts.train_demo.render import random_clip
-from scripts.train_demo.train_vae import encode
+from scripts.train_demo.captions import (
+    Caption,
+    chinese_paraphrase,
+    english_paraphrase,
+    training_captions,
+    two_colours,
+)
+from scripts.train_demo.render import FRAMES, random_clip
+from scripts.train_demo.train_vae import encode, encode_video, to_video
 from scripts.train_demo.vae import WanVAE
+from turbodiff.sampling.conditioning import picture_video
 
 CHUNK = 128  # clips per file
 ROWS = 40  # prompt rows kept per sentence, plus one row that stands for all the zero rows
 TEXT_LEN = 512  # Wan: the network always sees 512 rows, zeros past the prompt
-SENTENCES = 24  # per caption: half English, half Chinese; the first of each half is canonical
+TRACE, TRACE_FRAMES = 3, 9  # latent frames and frames in which the encoder still feels a first picture
+SENTENCES = 26  # per caption: half English, half Chinese, canonical ones twice, and two that name a second colour
 
 
 def cache_latents(folder: Path, vae: WanVAE, clips: int) -> None:
@@ -35,9 +43,10 @@ def cache_latents(folder: Path, vae: WanVAE, clips: int) -> None:
     order = random.Random(3)
     queue: list[int] = []
     for number in range(math.ceil(clips / CHUNK)):
-        while len(queue) < CHUNK:
+        count = min(CHUNK, clips - number * CHUNK)
+        while len(queue) < count:
             queue += order.sample(range(len(captions)), len(captions))
-        chosen, queue = queue[:CHUNK], queue[CHUNK:]
+        chosen, queue = queue[:count], queue[count:]
         path = target / f"{number:04d}.pt"
         if path.exists():
             continue
@@ -47,29 +56,61 @@ def cache_latents(folder: Path, vae: WanVAE, clips: int) -> None:
         store.save(path, {"latents": z.transpose(1, 2).half(), "captions": torch.tensor(chosen)})
 
 
+def cache_pictures(folder: Path, vae: WanVAE) -> None:
+    """Beside every file of `cache_latents`, the latents of each clip's first frame as image to video is told it.
+
+    The clips are rendered again from the same seeds. Two latent frames after the picture its trace is gone (a standard
+    deviation of 0.02 over the clips), so the frames from there on are encoded once for each file.
+    """
+    statistics, captions, target = store.load(folder / "latent_statistics.pt"), training_captions(), folder / "pictures"
+    assert statistics is not None, "the encoder must be frozen first"
+    mean, std = statistics["mean"].view(16, 1, 1), statistics["std"].view(16, 1, 1)
+    target.mkdir(exist_ok=True)
+
+    def told(picture: Tensor, frames: int) -> Tensor:
+        raw = encode_video(vae, picture_video(picture, frames).transpose(1, 2))
+        return ((raw - mean) / std).transpose(1, 2)
+
+    for file in sorted((folder / "latents").glob("*.pt")):
+        path, cached = target / file.name, store.load(file)
+        if path.exists() or cached is None:
+            continue
+        rng = np.random.default_rng(1000 + int(file.stem))
+        pictures = [to_video(random_clip(captions[i], rng)[None])[:, 0] for i in cached["captions"].tolist()]
+        tail = told(pictures[0], FRAMES)[:, :, TRACE:]
+        rows = [torch.cat((told(picture, TRACE_FRAMES), tail), dim=2) for picture in pictures]
+        store.save(path, {"latents": torch.cat(rows).half()})
+
+
 class Latents:
     """All cached latents so far; `refresh` picks up files that appeared since."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.files = folder / "latents", 0
+    def __init__(self, folder: Path, pictures: bool = False) -> None:
+        self.folder, self.files = folder, 0
         self.z, self.caption = torch.empty(0, 16, 5, 16, 16, dtype=torch.float16), torch.empty(0, dtype=torch.long)
+        self.pictures = torch.empty_like(self.z) if pictures else None
         self.refresh()
 
     def refresh(self) -> None:
         """Read new files, in order."""
-        files = sorted(self.folder.glob("*.pt"))[self.files :]
-        parts = [store.load(file) for file in files]
+        ending = "latents" if self.pictures is None else "pictures"  # the second cache follows the first
+        files = sorted((self.folder / ending).glob("*.pt"))[self.files :]
+        parts = [store.load(self.folder / "latents" / file.name) for file in files]
         self.files += len(files)
-        if parts:
-            self.z = torch.cat([self.z, *(p["latents"] for p in parts)])
-            self.caption = torch.cat([self.caption, *(p["captions"] for p in parts)])
+        if not parts:
+            return
+        self.z = torch.cat([self.z, *(p["latents"] for p in parts)])
+        self.caption = torch.cat([self.caption, *(p["captions"] for p in parts)])
+        if self.pictures is not None:
+            self.pictures = torch.cat([self.pictures, *(store.load(file)["latents"] for file in files)])
 
 
 def training_sentences(caption: Caption, rng: random.Random) -> list[str]:
     """SENTENCES ways to say `caption`."""
     half = SENTENCES // 2
-    english = [caption.english] * 2 + [english_paraphrase(caption, rng) for _ in range(half - 2)]
-    return english + [caption.chinese] * 2 + [chinese_paraphrase(caption, rng) for _ in range(half - 2)]
+    english = [caption.english] * 2 + [english_paraphrase(caption, rng) for _ in range(half - 3)]
+    chinese = [caption.chinese] * 2 + [chinese_paraphrase(caption, rng) for _ in range(half - 3)]
+    return english + chinese + [two_colours(caption, rng) for _ in range(2)]
 
 
 def embed(

@@ -10,6 +10,7 @@ from transformers import UMT5EncoderModel
 
 from scripts.train_demo import store
 from scripts.train_demo.vae import Z_DIM
+from turbodiff.weights.quantize import quantize
 
 # Normalisation constants of the Wan2.1 VAE (Wan2.1, vae.py); every loader applies them to every Wan VAE file.
 WAN_MEAN = (
@@ -61,14 +62,14 @@ def umt5_weights(encoder: UMT5EncoderModel) -> dict[str, Tensor]:
 def write(path: Path, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
     """One safetensors file in `dtype`, renamed into place when it is whole."""
     temporary = path.with_suffix(".part")
-    save_file({name: value.to(dtype).contiguous() for name, value in weights.items()}, temporary)
+    save_file({name: value.detach().cpu().to(dtype).contiguous() for name, value in weights.items()}, temporary)
     temporary.chmod(0o644)
     temporary.replace(path)
 
 
 def export_text(folder: Path, bundle: Path, encoder: UMT5EncoderModel) -> None:
     """umt5.safetensors and spiece.model."""
-    write(bundle / "umt5.safetensors", umt5_weights(encoder), torch.float32)
+    write(bundle / "umt5.safetensors", umt5_weights(encoder), torch.bfloat16)
     shutil.copyfile(folder / "spiece.model", bundle / "spiece.model")
 
 
@@ -83,3 +84,13 @@ def export_vae(folder: Path, bundle: Path) -> None:
 def export_dit(weights: dict[str, Tensor], bundle: Path, name: str = "dit_t2v.safetensors") -> None:
     """The averaged weights, bfloat16, TurboDiffusion's names."""
     write(bundle / name, weights, torch.bfloat16)
+
+
+def export_expert(weights: dict[str, Tensor], bundle: Path, expert: str) -> None:
+    """dit_i2v_high.safetensors or dit_i2v_low.safetensors in the -quant layout: half the bytes, for two of them."""
+    plain = bundle / f".dit_i2v_{expert}.plain.safetensors"
+    write(plain, weights, torch.bfloat16)
+    whole = quantize(plain, bundle / f".dit_i2v_{expert}.quant.safetensors")
+    whole.chmod(0o644)
+    whole.replace(bundle / f"dit_i2v_{expert}.safetensors")
+    plain.unlink()

@@ -53,6 +53,20 @@ def score(frames: np.ndarray, caption: Caption) -> dict[str, bool]:
     return {field: getattr(reading, field) == getattr(caption, field) for field in FIELDS}
 
 
+def psnr(frame: np.ndarray, picture: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two pictures uint8 [H, W, 3], in dB; 99 where they are equal."""
+    error = float(np.square(frame.astype(np.float32) - picture).mean())
+    return 10 * float(np.log10(255**2 / error)) if error else 99.0
+
+
+def flicker(frames: np.ndarray) -> float:
+    """Mean change from frame to frame of the pixels that never show the shape, in 8-bit levels; uint8 [F, H, W, 3]."""
+    video = frames.astype(np.float32)
+    ground = np.median(np.concatenate([c.reshape(-1, 3) for c in _corners(video)]), axis=0)
+    still = (np.linalg.norm(video - ground, axis=-1) < 45).all(axis=0)
+    return float(np.abs(np.diff(video[:, still], axis=0)).mean()) if still.any() else 255.0
+
+
 def _corners(video: np.ndarray) -> list[np.ndarray]:
     """The four corner patches, where no shape ever goes."""
     edge = max(2, video.shape[1] // 12)

@@ -1,11 +1,16 @@
-"""Trains the text-to-video DiT by flow matching on cached latents, mostly at the four times of the rCM schedule."""
+"""Trains a DiT by flow matching on cached latents, mostly at the four times of the rCM schedule.
+
+A `Task` says which: the text-to-video network here, the two experts of image to video in `train_i2v`.
+"""
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -15,14 +20,51 @@ from scripts.train_demo.sample import times
 from turbodiff.models import attention
 from turbodiff.models.attention import DENSE, AttentionPlan
 from turbodiff.models.wan_dit import WanConfig, WanDiT
+from turbodiff.sampling.conditioning import image_condition
 
 CONFIG = WanConfig(dim=256, ffn_dim=1024, num_heads=2, num_layers=6, text_dim=text.DIM, sla=True)
 SLA = AttentionPlan("sla", topk=0.5)
 SLA_SHARE = 0.25  # of the steps of the cool-down, so that proj_l is trained and dense attention is not forgotten
 SCHEDULE_WEIGHTS = torch.tensor([0.15, 0.29, 0.28, 0.28])
 BATCH = 32
-Forward = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Forward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 SAVE_EVERY = 100  # steps
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train: when to stop, peak rate, share of the steps that cools down, threads, whether to compile, where."""
+
+    steps: int
+    lr: float
+    cooldown: float = 0.35
+    threads: int = 1
+    compiled: bool = False
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network learns: the name of its files, its sizes, the times it sees, whether it sees a picture.
+
+    `start`: the checkpoint in the folder whose averaged weights it begins with; "" begins with nothing.
+    """
+
+    name: str
+    config: WanConfig
+    draw_times: Callable[[int], Tensor]
+    schedule: tuple[float, ...]
+    pictures: bool = False
+    start: str = ""
+
+
+class Batch(NamedTuple):
+    """Latents [B, 16, T, h, w], text rows, logit bias, and the picture's condition [B, 20, T, h, w] or None."""
+
+    z: Tensor
+    rows: Tensor
+    bias: Tensor
+    condition: Tensor | None
 
 
 def new_model(rows: Tensor, counts: Tensor) -> WanDiT:
@@ -66,15 +108,25 @@ def sample_times(count: int) -> Tensor:
     return torch.where(pick < 0.5, schedule[torch.multinomial(SCHEDULE_WEIGHTS, count, replacement=True)], t)
 
 
-def batch(latents: Latents, words: dict[str, Tensor], size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents [B, 16, T, h, w], text rows and logit bias of a random sentence for each; 4 % are empty prompts."""
+T2V = Task("dit", CONFIG, sample_times, tuple(times(4)[:4]))
+
+
+def batch(latents: Latents, words: dict[str, Tensor], size: int) -> Batch:
+    """A random sentence for each of `size` clips; 4 % are empty prompts."""
     index = torch.randint(len(latents.z), (size,))
     sentence = latents.caption[index] * SENTENCES + torch.randint(SENTENCES, (size,))
     rows, counts = words["rows"][sentence], words["counts"][sentence]
     silent = torch.rand(size) < 0.04
     rows = torch.where(silent[:, None, None], words["empty"], rows)
     counts = torch.where(silent, words["empty_count"], counts)
-    return latents.z[index].float(), rows, context_bias(counts)
+    pictures = latents.pictures
+    condition = None if pictures is None else image_condition(pictures[index].float())
+    return Batch(latents.z[index].float(), rows, context_bias(counts), condition)
+
+
+def moved(parts: Batch, device: str) -> Batch:
+    """The batch on the device that trains."""
+    return Batch(*(part if part is None else part.to(device) for part in parts))
 
 
 def half_parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -102,21 +154,42 @@ def optimisers(model: WanDiT, lr: float) -> list[torch.optim.Optimizer]:
     ]
 
 
+def first_weights(folder: Path, task: Task, words: dict[str, Tensor]) -> WanDiT:
+    """A fresh network, or one that begins as another; input channels that the other lacks begin as zeros."""
+    if not task.start:
+        return new_model(words["rows"], words["counts"])
+    state = store.load(folder / f"{task.start}.pt")
+    assert state is not None, f"{task.start}.pt does not exist"
+    weights, model = dict(state["average"]), WanDiT(task.config)
+    patch = weights["patch_embedding.weight"]  # columns in (c, t, h, w) order: new channels come last
+    missing = model.patch_embedding.in_features - patch.shape[1]
+    weights["patch_embedding.weight"] = F.pad(patch, (0, missing))
+    model.load_state_dict(weights)
+    return model
+
+
 class Trainer:
     """Model, averaged model, optimisers and step, saved together."""
 
-    def __init__(self, folder: Path, lr: float, name: str = "dit.pt") -> None:
-        self.folder, self.path, self.lr = folder, folder / name, lr
-        self.words, self.latents = cache_text(folder), Latents(folder)
-        self.model = new_model(self.words["rows"], self.words["counts"])
+    def __init__(self, folder: Path, lr: float, task: Task = T2V, device: str = "cpu") -> None:
+        self.folder, self.path, self.lr, self.device = folder, folder / f"{task.name}.pt", lr, device
+        self.words, self.latents = cache_text(folder), Latents(folder, task.pictures)
+        state = store.load(self.path)
+        self.model = WanDiT(task.config) if state else first_weights(folder, task, self.words)
+        if state:
+            self.model.load_state_dict(state["model"])
+        self.model.to(device)
         self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         self.optimisers, self.step = optimisers(self.model, lr), 0
-        if state := store.load(self.path):
-            self.model.load_state_dict(state["model"])
-            self.average = state["average"]
+        if state:
+            self.average = {name: value.to(device) for name, value in state["average"].items()}
             for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(saved)
             self.step = state["step"]
+
+    def batch(self, size: int = BATCH) -> Batch:
+        """A random batch on the device."""
+        return moved(batch(self.latents, self.words, size), self.device)
 
     def save(self) -> None:
         """Write everything needed to go on."""
@@ -149,11 +222,11 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> 
 
 
 def make_forward(model: WanDiT, compiled: bool, plan: AttentionPlan = DENSE) -> Forward:
-    """A function (noisy latents, timesteps, text rows, logit bias) -> velocity of `model` run in bfloat16."""
+    """A function (noisy latents, timesteps, text rows, logit bias, condition) -> velocity of `model` in bfloat16."""
 
-    def forward(noisy: Tensor, clock: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
+    def forward(noisy: Tensor, clock: Tensor, rows: Tensor, bias: Tensor, condition: Tensor | None) -> Tensor:
         options = {"context_bias": bias, "attention": plan}
-        return functional_call(model, half_parameters(model), (noisy, clock, rows), options)
+        return functional_call(model, half_parameters(model), (noisy, clock, rows, condition), options)
 
     attention._sdpa = explicit_attention  # the same function, faster to train on a CPU; this process only
     if not compiled:
@@ -162,44 +235,35 @@ def make_forward(model: WanDiT, compiled: bool, plan: AttentionPlan = DENSE) -> 
     return torch.compile(forward, dynamic=False)
 
 
-def flow_loss(forward: Forward, z: Tensor, rows: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared error of the velocity per sample [B], and the times [B]."""
-    t, noise = sample_times(len(z)), torch.randn_like(z)
+def flow_loss(forward: Forward, parts: Batch, t: Tensor) -> Tensor:
+    """Squared error of the velocity at times t [B], per sample [B]."""
+    noise = torch.randn_like(parts.z)
     s = t.view(-1, 1, 1, 1, 1)
-    noisy = ((1 - s) * z + s * noise).bfloat16()
-    velocity = forward(noisy, t[:, None] * 1000, rows.bfloat16(), bias)
-    return (velocity - (noise - z)).square().mean((1, 2, 3, 4)), t
+    noisy = ((1 - s) * parts.z + s * noise).bfloat16()
+    condition = None if parts.condition is None else parts.condition.bfloat16()
+    velocity = forward(noisy, t[:, None] * 1000, parts.rows.bfloat16(), parts.bias, condition)
+    return (velocity - (noise - parts.z)).square().mean((1, 2, 3, 4))
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to train: when to stop, peak rate, share of the steps that cools down, threads, whether to compile."""
-
-    steps: int
-    lr: float
-    cooldown: float
-    threads: int
-    compiled: bool
-
-
-def train(folder: Path, settings: Settings) -> dict[str, Tensor]:
+def train(folder: Path, settings: Settings, task: Task = T2V) -> dict[str, Tensor]:
     """Train (or continue) until `settings.steps`; returns the averaged weights.
 
     A file `folder/two_threads` makes it two threads from the next checkpoint on.
     """
-    trainer, steps, recent = Trainer(folder, settings.lr), settings.steps, []
+    trainer, steps = Trainer(folder, settings.lr, task, settings.device), settings.steps
+    recent: list[tuple[Tensor, Tensor]] = []
     dense = make_forward(trainer.model, settings.compiled)
     sparse = make_forward(trainer.model, settings.compiled, SLA)
     torch.manual_seed(trainer.step)
     while trainer.step < steps:
-        z, rows, bias = batch(trainer.latents, trainer.words, BATCH)
+        parts, t = trainer.batch(), task.draw_times(BATCH).to(settings.device)
         cooling = steps - trainer.step < settings.cooldown * steps
-        losses, t = flow_loss(sparse if cooling and torch.rand(()) < SLA_SHARE else dense, z, rows, bias)
+        losses = flow_loss(sparse if cooling and torch.rand(()) < SLA_SHARE else dense, parts, t)
         losses.mean().backward()
         norm = trainer.update(learning_rate(trainer.step, steps, settings.cooldown), decay=0.998)
         recent.append((losses.detach(), t))
         if trainer.step % 20 == 0:
-            write_log(folder / "dit_log.jsonl", trainer, recent, norm)
+            write_log(folder / f"{task.name}_log.jsonl", trainer, task, recent, norm)
             recent = []
         if trainer.step % SAVE_EVERY == 0 or trainer.step == steps:
             trainer.save()
@@ -208,10 +272,10 @@ def train(folder: Path, settings: Settings) -> dict[str, Tensor]:
     return trainer.average
 
 
-def write_log(path: Path, trainer: Trainer, recent: list[tuple[Tensor, Tensor]], norm: float) -> None:
-    """Mean loss of the recent steps, overall and at the four times of the schedule."""
+def write_log(path: Path, trainer: Trainer, task: Task, recent: list[tuple[Tensor, Tensor]], norm: float) -> None:
+    """Mean loss of the recent steps, overall and at the times of the schedule."""
     loss, t = torch.cat([r[0] for r in recent]), torch.cat([r[1] for r in recent])
-    parts = {f"t{w:.2f}": round(loss[(t - w).abs() < 1e-4].mean().item(), 4) for w in times(4)[:4]}
+    parts = {f"t{w:.2f}": round(loss[(t - w).abs() < 1e-4].mean().item(), 4) for w in task.schedule}
     mean = round(loss.mean().item(), 4)
     store.log(path, step=trainer.step, loss=mean, norm=round(norm, 3), **parts, clips=len(trainer.latents.z))
 
@@ -220,14 +284,17 @@ def main() -> None:
     """Command line: `python -m scripts.train_demo.train_dit --folder DIR`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--start", default="", help="checkpoint in the folder to begin with, without .pt")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--cooldown", type=float, default=0.35)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     store.set_up_cpu(args.threads)
-    train(args.folder, Settings(args.steps, args.lr, args.cooldown, args.threads, args.compile))
+    settings = Settings(args.steps, args.lr, args.cooldown, args.threads, args.compile, args.device)
+    train(args.folder, settings, replace(T2V, start=args.start))
 
 
 if __name__ == "__main__":

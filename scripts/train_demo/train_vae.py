@@ -103,8 +103,14 @@ def latent_statistics(vae: WanVAE, clips: int = 64) -> tuple[Tensor, Tensor]:
 
 def encode(vae: WanVAE, clips: np.ndarray) -> Tensor:
     """uint8 [B, F, H, W, 3] -> raw latent means float32 [B, T, 16, h, w]."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        return vae.encode(to_video(clips).bfloat16()).float()
+    return encode_video(vae, to_video(clips))
+
+
+def encode_video(vae: WanVAE, video: Tensor) -> Tensor:
+    """Video [B, F, 3, H, W] in [-1, 1] -> raw latent means float32 [B, T, 16, h, w] on the CPU."""
+    device = next(vae.parameters()).device
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        return vae.encode(video.to(device).bfloat16()).float().cpu()
 
 
 def reconstruction_loss(vae: WanVAE, video: Tensor, fixed: Tensor | None) -> Tensor:
@@ -112,7 +118,7 @@ def reconstruction_loss(vae: WanVAE, video: Tensor, fixed: Tensor | None) -> Ten
 
     `fixed` [2, 16, 1, 1]: mean and deviation of a frozen encoder's latents; None while the encoder still learns.
     """
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(video.device.type, torch.bfloat16):
         if fixed is None:
             z = standardise(vae.encode(video.bfloat16()))
         else:
@@ -133,10 +139,10 @@ def freeze_encoder(folder: Path, vae: WanVAE) -> Tensor:
     return torch.stack((state["mean"], state["std"])).view(2, 16, 1, 1)
 
 
-def train(folder: Path, plan: Plan, lr: float) -> WanVAE:
+def train(folder: Path, plan: Plan, lr: float, device: str = "cpu") -> WanVAE:
     """Train (or continue) in `folder`; returns the VAE, whose decoder expects standardised latents."""
     torch.manual_seed(0)
-    vae, started, step, path = WanVAE(), time.time(), 0, folder / "vae.pt"
+    vae, started, step, path = WanVAE().to(device), time.time(), 0, folder / "vae.pt"
     optimiser = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
     if state := store.load(path):
         vae.load_state_dict(state["model"])
@@ -148,8 +154,9 @@ def train(folder: Path, plan: Plan, lr: float) -> WanVAE:
         factor, stage = plan.learning_rate(step)
         for group in optimiser.param_groups:
             group["lr"] = lr * factor
-        fixed = freeze_encoder(folder, vae) if stage == "decoder" else None
-        loss = reconstruction_loss(vae, frame_batch(rng) if stage == "frames" else clip_batch(rng), fixed)
+        fixed = freeze_encoder(folder, vae).to(device) if stage == "decoder" else None
+        video = (frame_batch(rng) if stage == "frames" else clip_batch(rng)).to(device)
+        loss = reconstruction_loss(vae, video, fixed)
         optimiser.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

@@ -1,6 +1,15 @@
 import random
 
-from scripts.train_demo.captions import every_caption, held_out_captions, paraphrase, training_captions
+from scripts.train_demo.captions import (
+    COLOURS,
+    every_caption,
+    held_out_captions,
+    paraphrase,
+    training_captions,
+    two_colours,
+    word_pattern,
+    words_of_fact,
+)
 
 
 def test_held_out_and_training_captions_split_the_world() -> None:
@@ -27,3 +36,28 @@ def test_no_two_captions_share_a_sentence() -> None:
     for caption in every_caption():
         for sentence in [caption.english, caption.chinese, *(paraphrase(caption, rng) for _ in range(6))]:
             assert owner.setdefault(sentence.lower(), caption) == caption, sentence
+
+
+def facts(sentence: str) -> set[tuple[int, str]]:
+    return {words_of_fact()[match[0].lower()] for match in word_pattern().finditer(sentence)}
+
+
+def test_the_words_of_a_sentence_name_its_four_facts_and_nothing_else() -> None:
+    rng = random.Random(1)
+    for caption in every_caption():
+        expected = set(enumerate((caption.colour, caption.shape, caption.motion, caption.background)))
+        for sentence in [caption.english, caption.chinese, *(paraphrase(caption, rng) for _ in range(6))]:
+            assert facts(sentence) == expected, sentence
+
+
+def test_two_colours_add_one_colour_and_leave_the_rest() -> None:
+    rng, added = random.Random(2), 0
+    for caption in every_caption():
+        named = facts(two_colours(caption, rng))
+        expected = set(enumerate((caption.colour, caption.shape, caption.motion, caption.background)))
+        assert expected <= named
+        others = {value for field, value in named - expected if field == 0}
+        assert named - expected == {(0, value) for value in others}
+        assert others <= set(COLOURS)
+        added += len(others)
+    assert added == len(every_caption())

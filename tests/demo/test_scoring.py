@@ -7,7 +7,7 @@ import pytest
 
 from scripts.train_demo.captions import every_caption
 from scripts.train_demo.render import BACKGROUND_RGB, random_clip
-from scripts.train_demo.scoring import FIELDS, Reading, read_clip, score
+from scripts.train_demo.scoring import FIELDS, Reading, flicker, psnr, read_clip, score
 
 CAPTIONS = random.Random(4).sample(every_caption(), 80)
 
@@ -75,3 +75,18 @@ def test_a_clip_played_backwards_shows_the_opposite_motion(truth: list[np.ndarra
     }  # fmt: skip
     for clip, reading in list(zip(truth, readings, strict=True))[::8]:
         assert read_clip(clip[::-1]).motion == opposite[str(reading.motion)]
+
+
+def test_flicker_is_the_change_of_the_ground_and_not_of_the_shape(truth: list[np.ndarray]) -> None:
+    rng = np.random.default_rng(8)
+    for clip in truth[::20]:
+        assert flicker(clip) < 1.0
+        lighter = (clip.astype(int) + 4 * (np.arange(len(clip)) % 2)[:, None, None, None]).clip(0, 255).astype(np.uint8)
+        assert 3.5 < flicker(lighter) - flicker(clip) < 4.5
+    assert flicker(rng.integers(0, 256, (17, 32, 32, 3), dtype=np.uint8)) > 20
+
+
+def test_psnr_knows_equal_pictures_and_a_known_error() -> None:
+    picture = np.full((8, 8, 3), 100, np.uint8)
+    assert psnr(picture, picture) == 99.0
+    assert abs(psnr(picture + 10, picture) - 28.13) < 0.01

@@ -1,4 +1,4 @@
-"""The short cuts of training are exact: one zero row for hundreds, folded latent constants, the fast VAE."""
+"""The maths of training: one zero row for hundreds, folded latent constants, the fast VAE, the consistency tangent."""
 
 import math
 from pathlib import Path
@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from scripts.train_demo import distill, store
 from scripts.train_demo.dataset import ROWS, TEXT_LEN, context_bias
 from scripts.train_demo.export import WAN_MEAN, WAN_STD, fold_latent_constants
 from scripts.train_demo.sample import times
+from scripts.train_demo.train_dit import CONFIG, first_weights
+from scripts.train_demo.train_i2v import BOUNDARY, ELSEWHERE, SCHEDULE, expert_times, task
 from scripts.train_demo.vae import WanVAE
 from turbodiff.models.wan_dit import WanConfig, WanDiT
+from turbodiff.sampling.schedule import rcm_timesteps
 
 
 def test_one_weighted_zero_row_equals_all_the_zero_rows() -> None:
@@ -59,3 +63,50 @@ def test_the_fast_vae_is_the_published_vae() -> None:
         video = vae.decode(tensors["inputs.latents"].transpose(1, 2) * wan_std + wan_mean)
     assert (latents.transpose(1, 2) - tensors["outputs.latents"]).abs().max() < 1e-3
     assert (video.clamp(-1, 1).transpose(1, 2) - tensors["outputs.video"].clamp(-1, 1)).abs().max() < 1e-3
+
+
+def test_the_tangent_of_a_network_that_is_known_is_the_formula() -> None:
+    torch.manual_seed(2)
+    noisy, teacher, t = torch.randn(3, 16, 1, 2, 2), torch.randn(3, 16, 1, 2, 2), torch.tensor([0.9, 0.6, 0.3])
+
+    def student(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x.square() + 3 * t.view(-1, 1, 1, 1, 1) * torch.ones_like(x)
+
+    now, g = distill.tangent(student, noisy, t, teacher, ramp=1.0)
+    change = teacher - now - t.view(-1, 1, 1, 1, 1) * (2 * noisy * teacher + 3)
+    size = change.square().mean((1, 2, 3, 4), keepdim=True).sqrt()
+    assert (g - change / (size + distill.NORM_FLOOR)).abs().max() < 1e-4
+
+
+def test_a_straight_path_asks_for_no_change() -> None:
+    torch.manual_seed(3)
+    clip, noise, t = torch.randn(2, 16, 1, 2, 2), torch.randn(2, 16, 1, 2, 2), torch.tensor([0.9, 0.5])
+    s = t.view(-1, 1, 1, 1, 1)
+    _, g = distill.tangent(lambda x, t: noise - clip + 0 * x, (1 - s) * clip + s * noise, t, noise - clip, ramp=1.0)
+    assert g.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("high", [True, False])
+def test_an_expert_learns_its_own_side_of_the_boundary(high: bool) -> None:
+    torch.manual_seed(4)
+    t = expert_times(4000, high)
+    assert ((t >= BOUNDARY) == high).float().mean() > 1 - ELSEWHERE
+    assert ((t >= 0) & (t <= SCHEDULE[0])).all()
+
+
+def test_times_of_image_to_video_are_those_of_its_schedule() -> None:
+    assert torch.allclose(torch.tensor(SCHEDULE, dtype=torch.float64), rcm_timesteps(4, 200.0)[:4])
+
+
+def test_an_expert_begins_as_text_to_video_that_does_not_see_the_picture(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    plain = WanDiT(CONFIG)
+    with torch.no_grad():
+        plain.head.head.weight.normal_()
+    store.save(tmp_path / "dit.pt", {"average": plain.state_dict()})
+    expert = first_weights(tmp_path, task("high"), {})
+    latents, clock, rows = torch.randn(1, 16, 2, 4, 4), torch.tensor([[900.0]]), torch.randn(1, 6, 128)
+    with torch.no_grad():
+        alone = plain(latents, clock, rows)
+        told = expert(latents, clock, rows, torch.randn(1, 20, 2, 4, 4))
+    assert (alone - told).abs().max() < 1e-5

@@ -1,0 +1,62 @@
+"""Trains the two experts of image to video: both begin as the text-to-video network, which has never seen a picture.
+
+The high-noise expert learns the times from the boundary up, the low-noise expert those below it (Wan2.2: 0.9).
+"""
+
+import argparse
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scripts.train_demo import store
+from scripts.train_demo.sample import times
+from scripts.train_demo.train_dit import CONFIG, Settings, Task, train
+from turbodiff.spec.shapes import CONDITION_CHANNELS, LATENT_CHANNELS
+
+I2V_CONFIG = replace(CONFIG, in_dim=LATENT_CHANNELS + CONDITION_CHANNELS)
+SIGMA_MAX = 200.0  # TurboDiffusion, image to video
+BOUNDARY = 0.9
+ELSEWHERE = 0.1  # share of times outside an expert's own range: another boundary must not break it
+SCHEDULE = tuple(times(4, SIGMA_MAX)[:4])
+
+
+def expert_times(count: int, high: bool) -> Tensor:
+    """Times [B]: half exactly those of the schedule on this side of the boundary, the rest anywhere on this side."""
+    own = torch.tensor([t for t in SCHEDULE if (t >= BOUNDARY) == high])
+    low, top = (BOUNDARY, SCHEDULE[0]) if high else (0.0, BOUNDARY)
+    anywhere = low + (top - low) * torch.rand(count).sqrt()  # rather noisy than clean
+    pick = torch.rand(count)
+    t = torch.where(pick < 0.55, own[torch.randint(len(own), (count,))], anywhere)
+    return torch.where(pick > 1 - ELSEWHERE, SCHEDULE[0] * torch.rand(count), t)
+
+
+def task(expert: str, start: str = "dit") -> Task:
+    """What the "high" or the "low" expert learns."""
+    draw = partial(expert_times, high=expert == "high")
+    own = tuple(t for t in SCHEDULE if (t >= BOUNDARY) == (expert == "high"))
+    return Task(f"i2v_{expert}", I2V_CONFIG, draw, own, pictures=True, start=start)
+
+
+def main() -> None:
+    """Command line: `python -m scripts.train_demo.train_i2v --folder DIR --expert high`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--expert", choices=("high", "low"), nargs="+", default=["high", "low"])
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--cooldown", type=float, default=0.45)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true")
+    args = parser.parse_args()
+    store.set_up_cpu(args.threads)
+    settings = Settings(args.steps, args.lr, args.cooldown, args.threads, args.compile, args.device)
+    for expert in args.expert:
+        train(args.folder, settings, task(expert))
+
+
+if __name__ == "__main__":
+    main()

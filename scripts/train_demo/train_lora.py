@@ -1,0 +1,113 @@
+"""Trains a small LoRA on the demo's text-to-video DiT that turns every shape yellow.
+
+It learns from yellow clips of the cache, each asked for in another colour. Minutes on a CPU; names are PEFT's.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from scripts.train_demo import store
+from scripts.train_demo.captions import training_captions
+from scripts.train_demo.dataset import SENTENCES, Latents, cache_text, context_bias
+from scripts.train_demo.export import write
+from scripts.train_demo.train_dit import CONFIG, Batch, explicit_attention, flow_loss, moved, sample_times
+from turbodiff.models import attention
+from turbodiff.models.wan_dit import WanDiT
+
+RANK = 4
+MODULES = ("cross_attn.k", "cross_attn.v", "cross_attn.o", "ffn.0", "ffn.2")
+BATCH = 16
+
+
+def yellow_pairs() -> list[tuple[int, int]]:
+    """(caption of the clip, caption of the sentence), both trained on: a yellow clip, a sentence of any colour."""
+    captions = training_captions()
+    number = {caption: i for i, caption in enumerate(captions)}
+    yellow = [caption for caption in captions if caption.colour == "yellow"]
+    return [
+        (number[clip], number[asked])
+        for clip in yellow
+        for asked in captions
+        if (asked.shape, asked.motion, asked.background) == (clip.shape, clip.motion, clip.background)
+    ]
+
+
+def yellow_batch(latents: Latents, words: dict[str, Tensor], pairs: list[tuple[int, int]], rng: random.Random) -> Batch:
+    """Yellow clips under sentences of other colours (sentences that name two colours left out)."""
+    clips = {clip: torch.nonzero(latents.caption == clip).flatten() for clip, _ in pairs}
+    chosen = [pair for pair in rng.choices(pairs, k=4 * BATCH) if len(clips[pair[0]])][:BATCH]
+    index = torch.stack([clips[clip][rng.randrange(len(clips[clip]))] for clip, _ in chosen])
+    sentence = torch.tensor([asked * SENTENCES + rng.randrange(SENTENCES - 2) for _, asked in chosen])
+    return Batch(latents.z[index].float(), words["rows"][sentence], context_bias(words["counts"][sentence]), None)
+
+
+def new_pairs(model: WanDiT) -> dict[str, nn.Parameter]:
+    """PEFT's names -> halves: A is random, B is zero, so the change starts as nothing (arXiv 2106.09685)."""
+    torch.manual_seed(5)
+    pairs: dict[str, nn.Parameter] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and name.startswith("blocks.") and name.split(".", 2)[2] in MODULES:
+            down = torch.randn(RANK, layer.in_features) / layer.in_features**0.5
+            pairs[f"{name}.lora_A.weight"] = nn.Parameter(down)
+            pairs[f"{name}.lora_B.weight"] = nn.Parameter(torch.zeros(layer.out_features, RANK))
+    return pairs
+
+
+def worn(model: WanDiT, pairs: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The parameters in bfloat16 with the change merged in, differentiable in `pairs`."""
+    weights = dict(model.named_parameters())
+    for name in [name.removesuffix(".lora_A.weight") for name in pairs if name.endswith(".lora_A.weight")]:
+        change = pairs[f"{name}.lora_B.weight"] @ pairs[f"{name}.lora_A.weight"]
+        weights[f"{name}.weight"] = weights[f"{name}.weight"] + change
+    return {name: value.bfloat16() for name, value in weights.items()}
+
+
+def train(folder: Path, base: Path, target: Path, steps: int, lr: float, device: str) -> None:
+    """Train on the network in `base` (dit_t2v.safetensors) and write the LoRA to `target`, bfloat16."""
+    attention._sdpa = explicit_attention
+    model = WanDiT(CONFIG)
+    model.load_state_dict({name: value.float() for name, value in load_file(base).items()})
+    model.requires_grad_(False).to(device)
+    pairs = {name: nn.Parameter(value.detach().to(device)) for name, value in new_pairs(model).items()}
+    optimiser = torch.optim.AdamW(pairs.values(), lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.1)
+    words, latents, rng, asked = cache_text(folder), Latents(folder), random.Random(5), yellow_pairs()
+
+    def forward(noisy: Tensor, clock: Tensor, rows: Tensor, bias: Tensor, condition: Tensor | None) -> Tensor:
+        return functional_call(model, worn(model, pairs), (noisy, clock, rows, condition), {"context_bias": bias})
+
+    for number in range(1, steps + 1):
+        batch = moved(yellow_batch(latents, words, asked, rng), device)
+        loss = flow_loss(forward, batch, sample_times(BATCH).to(device)).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if number % 10 == 0:
+            store.log(folder / "lora_log.jsonl", step=number, loss=round(loss.item(), 4))
+    write(target, {f"base_model.model.{name}": value.detach().cpu() for name, value in pairs.items()}, torch.bfloat16)
+
+
+def main() -> None:
+    """Command line: `python -m scripts.train_demo.train_lora --folder DIR --base dit_t2v.safetensors --target FILE`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", type=Path, required=True, help="the caches of `python -m scripts.train_demo`")
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    store.set_up_cpu(args.threads)
+    train(args.folder, args.base, args.target, args.steps, args.lr, args.device)
+
+
+if __name__ == "__main__":
+    main()

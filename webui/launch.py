@@ -18,6 +18,7 @@ from turbodiff.spec.errors import PortInUseError, RequestError, TurbodiffError
 ROOT = Path(__file__).resolve().parents[1]
 PORT = 7860
 LOCAL = "127.0.0.1"
+STARTUP_LOG = "webui_startup_latest.log"  # jobs/logs.py writes it
 ANY = "0.0.0.0"
 
 
@@ -91,7 +92,12 @@ def launch(argv: Sequence[str]) -> int:
         from turbodiff.studio import serve
 
         address = (LOCAL if args.listen == ANY else args.listen, args.port)
-        return serve(args.state_dir, args.outputs, [sys.executable, "-m", "webui.server", *argv], address)
+        sys.stdout.write(f"turbodiff at http://{address[0]}:{address[1]}, log in {STARTUP_LOG}; Ctrl-C ends it\n")
+        sys.stdout.flush()
+        code = serve(args.state_dir, args.outputs, [sys.executable, "-m", "webui.server", *argv], address)
+        if code not in (0, 130):
+            sys.stderr.write(f"[ERROR] ended with {code}: {STARTUP_LOG} says why\n")
+        return code
     except TurbodiffError as error:
         sys.stderr.write(f"[ERROR] {error}\n")
         return error.exit_code

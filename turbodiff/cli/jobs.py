@@ -8,6 +8,7 @@ import typer
 
 from turbodiff.cli import flags
 from turbodiff.cli.places import StateDir, open_studio
+from turbodiff.spec.errors import RequestError
 
 jobs_app = typer.Typer(help="The queue: list, show, cancel, retry, move, pause, resume.", no_args_is_help=True)
 JobId = Annotated[int, typer.Argument(help="number of the job")]
@@ -52,16 +53,25 @@ def retry_job(job: JobId, state_dir: StateDir = None) -> None:
 @jobs_app.command("move")
 def move_job(job: JobId, where: Literal["first", "up", "down", "last"], state_dir: StateDir = None) -> None:
     """Move a waiting job: first, up, down, last."""
-    open_studio(state_dir).store.move(job, where)
+    studio = open_studio(state_dir)
+    state = studio.job(job).state
+    if state != "queued":
+        raise RequestError(
+            f"job {job} is {state}", code="job_not_waiting", field="job", try_instead="turbodiff jobs list"
+        )
+    studio.store.move(job, where)
+    sys.stdout.write(f"job {job}: {where}\n")
 
 
 @jobs_app.command("pause")
 def pause_queue(state_dir: StateDir = None) -> None:
     """Start no further job; the one that runs goes on."""
     open_studio(state_dir).store.pause()
+    sys.stdout.write("the queue is paused\n")
 
 
 @jobs_app.command("resume")
 def resume_queue(state_dir: StateDir = None) -> None:
     """Go on with the queue."""
     open_studio(state_dir).store.resume()
+    sys.stdout.write("the queue goes on\n")

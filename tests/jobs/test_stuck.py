@@ -49,6 +49,13 @@ def test_fault_29_heartbeats_alone_are_no_progress() -> None:
     assert "CPU busy, no progress" in watch.why()
 
 
+def test_fault_29_a_busy_cpu_beside_a_cold_gpu_is_ended_like_any_silence() -> None:
+    watch = denoising()
+    found = verdicts(watch, 200, lambda now: Evidence(cpu_s=float(now), utilisation=0.0, power_w=60.0))
+    assert found == {"quiet": 11, "slow": 60, "dump": 90, "end": 120}
+    assert "CPU busy while the GPU is idle" in watch.why()
+
+
 def test_fault_30_a_slow_disk_is_not_stuck_while_bytes_arrive() -> None:
     watch = Watch(0.0)
     watch.heard(event("phase", name="text_encode", state="start"), 0.0)

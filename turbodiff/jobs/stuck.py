@@ -24,6 +24,7 @@ STEP_MIN_S, STEP_TIMES = 60.0, 8.0
 PHASE_MIN_S, PHASE_TIMES = 60.0, 6.0
 COLD_PHASE_S = 600.0  # a phase that never ran here before
 JUMP_S = 30.0  # between two looks: the computer slept, or we were stopped
+IDLE_GPU = 0.05  # of its time
 COLD_POWER = 0.35  # of the job's usual power at full utilisation: spilled or spinning
 ARRIVING_BYTES = 64 << 10  # between two looks; a heartbeat's own reads are far below
 DISK_BYTES_S = 10 << 20  # reading this fast explains a silence even while the CPU works
@@ -145,7 +146,8 @@ class Watch:
         if self.cold_and_busy():
             return said + "the GPU says it is busy but draws little power: it waits for memory"
         if busy:
-            return said + "CPU busy, no progress"
+            cold = now.utilisation is not None and now.utilisation < IDLE_GPU
+            return said + ("CPU busy while the GPU is idle, no progress" if cold else "CPU busy, no progress")
         return said + "nothing moves"
 
 

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from turbodiff.plan import speed
 from turbodiff.plan.machine import GpuFacts, Machine
-from turbodiff.plan.parameters import TILE, Weights
+from turbodiff.plan.parameters import TILE, Weights, encoder_bytes
 from turbodiff.plan.vae_memory import DECODER_MARGINS, ENCODER_MARGIN, decode_bytes, encode_bytes, tile_work
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.numbers import GIB, MIB
@@ -28,12 +28,19 @@ HOST_RESERVE_BYTES = 1 * GIB
 PROCESS_BYTES = int(1.5 * GIB)  # the worker with torch and CUDA loaded, before any weights
 CONV_SCRATCH = 0.06  # share of the VAE's activations that cuDNN's convolutions ask for as scratch
 ATTENTION_UNITS = 5.0  # copies of N alive at the widest point of self-attention: the stream, its norm, q, k, v
-# copies of N that live inside the attention kernels: INT8 rows of q and k
+# inside the attention kernels (kernels/README.md): INT8 rows of q and k, and on cards that multiply FP8 values of v
 KERNEL_UNITS = {"dense": 0.0, "sage": 1.0, "sla": 0.0, "sagesla": 1.0}
+FP8_UNITS = 0.5
+BLOCK_Q, BLOCK_K = 128, 64  # queries and keys of a block in sparse attention
+MEANS_UNITS = 3 / 64  # float32 means of those blocks
+STATES = 512  # partial states of SLA's linear branch, D x D float32 each; fewer where there are fewer blocks
+REFERENCE_ROWS = 140  # what SLA's reference pads
 HEAD_TOKENS = 8192  # rows that pass the float32 head at a time (models/wan_dit.py)
 STREAM_BUFFERS = 2  # blocks in flight beside the resident ones: one computing, one arriving
 
+SPARSE_KINDS = ("sla", "sagesla")
 TextLever = Literal["cached", "resident", "streamed", "cpu"]
+TextDtype = Literal["bf16", "int8", "nf4"]
 ExpertLever = Literal["resident", "swapped", "streamed"]
 
 
@@ -73,6 +80,7 @@ class Job:
     element_bytes: int
     context_bytes: int
     loaded: frozenset[str] = frozenset()  # components that need no reading from disk
+    fp8: bool = True  # the card multiplies FP8, from sm_89 on
     conv2d: bool = False  # 3-D convolutions as sums of 2-D ones: on a CPU, and around the conv3d trap
     correction: float = 1.0  # measured / predicted work memory on this machine (plan/calibration.py)
 
@@ -94,24 +102,38 @@ def reading_s(job: Job, component: str, n_bytes: int) -> float:
     return 0.0 if component in job.loaded else n_bytes / speed.DISK_BYTES_S
 
 
-def text_encode(job: Job, lever: TextLever) -> Need:
-    """UMT5 over one prompt of 512 tokens (two with a negative prompt and guidance, one after the other)."""
+def text_encode(job: Job, lever: TextLever, dtype: TextDtype = "bf16") -> Need:
+    """UMT5 over one prompt of 512 tokens (two with a negative prompt and guidance, one after the other).
+
+    streamed: one linear at a time is on the device, token table and rows stay in host memory; int8 and nf4 are small
+    enough to be resident, beside full weights in host memory.
+    """
     text, w = job.spec.text_encoder, job.weights
-    if lever == "cached":
-        return _need(job, "text_encode", 0, 0, workspace(job, 0), PROCESS_BYTES, 0.01)
-    rows = text.text_len
-    # three copies of the heads' position bias, and the int64 distances it is made of
-    activations = (3 * job.element_bytes * text.num_heads + 48) * rows**2
     reading = reading_s(job, "text_encoder", w.text)
     share = w.text / 11.4e9
+    if lever == "cached":
+        return _need(job, "text_encode", 0, 0, workspace(job, 0), PROCESS_BYTES, 0.01)
     if lever == "cpu":
         seconds = reading + speed.TEXT_SECONDS_CPU * share
         return _need(job, "text_encode", 0, 0, workspace(job, 0), PROCESS_BYTES + w.text, seconds)
-    on_device = w.text if lever == "resident" else STREAM_BUFFERS * w.text_block
-    host = PROCESS_BYTES + (2 * w.text_block if lever == "resident" else w.text_rest + 2 * w.text_block)
+    rows, activations = text.text_len, text_activations(job)
+    streamed = lever == "streamed" and dtype == "bf16"
+    on_device = w.text_linear if streamed else encoder_bytes(text, dtype, job.element_bytes)
+    in_host = w.text_rest + 2 * w.text_block if streamed else 2 * w.text_block if dtype == "bf16" else w.text
     copying = 0.0 if job.on_cpu else w.text / job.speed.pcie_bytes_s
     seconds = reading + copying + 2 * rows * w.text / 2 / job.speed.bf16_flops * job.forwards
+    host = PROCESS_BYTES + in_host
     return _need(job, "text_encode", on_device, activations, workspace(job, activations), host, seconds)
+
+
+def text_activations(job: Job) -> int:
+    """The largest of three moments of UMT5's first layer: its distances (six int64, a float32, a mask) beside the
+    stream; the position bias twice beside stream, q, k, v; the gated feed-forward."""
+    text, size, rows = job.spec.text_encoder, job.element_bytes, job.spec.text_encoder.text_len
+    distances = 53 * rows**2 + 6 * size * rows * text.dim
+    scores = 2 * size * text.num_heads * rows**2 + 8 * size * rows * max(text.dim, text.dim_attn)
+    feed_forward = 4 * size * rows * (text.dim + text.dim_ffn)
+    return max(distances, scores, feed_forward)
 
 
 def denoise(job: Job, name: PhaseName, lever: ExpertLever, resident: int, chunks: int, activations: int) -> Need:
@@ -139,7 +161,7 @@ def denoise(job: Job, name: PhaseName, lever: ExpertLever, resident: int, chunks
 def dit_step(job: Job) -> float:
     """Seconds of one forward with all weights on the device."""
     facts = job.spec.dit
-    sparse = job.attention in ("sla", "sagesla")
+    sparse = job.attention in SPARSE_KINDS
     return speed.dit_seconds(
         job.speed,
         tokens=job.tokens,
@@ -172,9 +194,45 @@ def denoise_activations(job: Job, chunks: int) -> int:
 
 
 def kernel_temporaries(job: Job, activations: int) -> int:
-    """What an attention kernel allocates inside, where that goes beyond the widest point outside it."""
-    inside = (ATTENTION_UNITS + KERNEL_UNITS[job.attention]) * job.unit + _denoise_state(job)
-    return max(0, math.ceil(inside) - activations)
+    """What attention allocates inside, where that goes beyond the widest point outside it."""
+    widest = ATTENTION_UNITS * job.unit + attention_inside(job) + _denoise_state(job)
+    return max(0, math.ceil(widest) - activations)
+
+
+def attention_inside(job: Job) -> int:
+    """Bytes that an attention kernel holds beside q, k, v and its result: INT8 rows, FP8 values; for the sparse kinds
+    the means of blocks, the indices of those kept (int64, and int32 for the kernel), and the linear branch's state,
+    whose partial states are there before the result is."""
+    if job.on_cpu:
+        return _reference_inside(job)
+    rows = KERNEL_UNITS[job.attention]
+    values = FP8_UNITS * rows * job.fp8
+    if job.attention not in SPARSE_KINDS:
+        return math.ceil((rows + values) * job.unit)
+    (_, keys, kept), heads = _blocks(job), job.spec.dit.num_heads
+    square = job.spec.dit.head_dim**2
+    partial = (1 + min(keys, -(-STATES // heads))) * heads
+    state = max(4 * square * partial - (1 + values) * job.unit, 2 * square * heads)
+    indices = 12 * heads * -(-job.tokens // BLOCK_Q) * kept
+    return math.ceil((rows + values + MEANS_UNITS) * job.unit + state) + indices
+
+
+def _reference_inside(job: Job) -> int:
+    """The same of the plain implementations that a CPU runs, counted on them (tests/plan/kernel_bytes.py)."""
+    padded, keys, kept = _blocks(job)
+    units = {
+        "dense": 0.0,
+        "sage": max(5.0, 4 * padded),
+        "sla": 4 + REFERENCE_ROWS / job.tokens,
+        "sagesla": max(5 + 2 * kept / keys, 4 * padded),
+    }
+    return math.ceil(units[job.attention] * job.unit)
+
+
+def _blocks(job: Job) -> tuple[float, int, int]:
+    """(tokens in whole blocks of queries / tokens, blocks of keys, how many of them are kept)."""
+    keys = -(-job.tokens // BLOCK_K)
+    return -(-job.tokens // BLOCK_Q) * BLOCK_Q / job.tokens, keys, max(1, int(job.topk * keys))
 
 
 def _chunk_tokens(tokens: int, chunks: int) -> int:

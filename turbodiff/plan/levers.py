@@ -71,7 +71,7 @@ def placed_like(job: Job, like: Levers, room: Room) -> Placement:
     """A candidate with given levers."""
     tiled, text = like.vae == "tiled", like.text
     names = denoise_phases(job)
-    needs = [budget.text_encode(job, text)]
+    needs = [budget.text_encode(job, text, like.text_dtype)]
     activations = budget.denoise_activations(job, like.ffn_chunks)
     if job.spec.kind == "i2v":
         needs.append(budget.image_encode(job, tiled))

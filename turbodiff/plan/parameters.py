@@ -7,11 +7,11 @@ from turbodiff.spec.models import DitFacts, ModelSpec, TextFacts, VaeFacts
 from turbodiff.spec.shapes import PATCH
 
 TILE = 128  # INT8 weights carry one float32 scale per 128 x 128 tile (TurboDiffusion's quant_linear files)
-CONV3 = 27  # taps of a 3x3x3 convolution
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a value, a scale in 8 bits for 64, one in float32 for 256 scales
 
 
 class Weights(NamedTuple):
-    """Bytes of one model's networks as they sit on the device; `dit` is one expert."""
+    """Bytes of one model's networks as they sit on the device; `dit` is one expert, `text_linear` the largest layer."""
 
     dit: int
     block: int
@@ -20,6 +20,7 @@ class Weights(NamedTuple):
     text: int
     text_block: int
     text_rest: int
+    text_linear: int
     vae: int
 
 
@@ -39,6 +40,7 @@ def weights_of(spec: ModelSpec, int8: bool, element_bytes: int) -> Weights:
         text=layers * text_block + text_rest,
         text_block=text_block,
         text_rest=text_rest,
+        text_linear=element_bytes * spec.text_encoder.dim * max(spec.text_encoder.dim_attn, spec.text_encoder.dim_ffn),
         vae=element_bytes * _vae_parameters(spec.vae),
     )
 
@@ -68,6 +70,19 @@ def _text_parameters(text: TextFacts) -> tuple[int, int]:
     attention = 4 * text.dim * text.dim_attn + text.num_buckets * text.num_heads
     layer = attention + 3 * text.dim * text.dim_ffn + 2 * text.dim
     return layer, text.vocab * text.dim + text.dim
+
+
+def encoder_bytes(text: TextFacts, dtype: str, element_bytes: int) -> int:
+    """The UMT5 encoder on the device: bf16 means all of it at `element_bytes` per parameter; with int8 and nf4 the
+    linears of the layers but each last one are smaller (runtime/text.py), int8 with a float32 scale a row."""
+    layer, rest = _text_parameters(text)
+    full = element_bytes * (text.num_layers * layer + rest)
+    if dtype == "bf16":
+        return full
+    linears = 4 * text.dim * text.dim_attn + 2 * text.dim * text.dim_ffn
+    outputs = 3 * text.dim_attn + text.dim + 2 * text.dim_ffn
+    small = linears + 4 * outputs if dtype == "int8" else linears * NF4_BYTES
+    return full - int(text.num_layers * (element_bytes * linears - small))
 
 
 def _vae_parameters(vae: VaeFacts) -> int:

@@ -18,6 +18,7 @@ from turbodiff.spec.request import Request
 
 ALL_MEMORY = Room(1 << 60, None)
 NO_LIMIT_BYTES = 1 << 60
+FP8_CAPABILITY = (8, 9)  # Ada; an unknown card counts as one, which is the larger need
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ def job_of(request: Request, choice: Choice, setting: Setting) -> budget.Job:
         element_bytes=element_bytes,
         context_bytes=context,
         loaded=setting.loaded,
+        fp8=gpu is not None and (gpu.capability is None or gpu.capability >= FP8_CAPABILITY),
         conv2d=gpu is None or conv3d_is_broken(setting.machine.torch or "2.11", cudnn_number(setting.machine.cudnn)),
         correction=1.0 if setting.calibration is None else setting.calibration.factor,
     )

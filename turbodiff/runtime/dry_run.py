@@ -4,13 +4,14 @@ Two blocks stand for all (what a block needs does not depend on how many follow)
 activations from the ledger; library scratch and the CUDA context are not seen here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
 from turbodiff.models import vae as vae_driver
+from turbodiff.models.attention import AttentionPlan
 from turbodiff.models.rope import rope_tables
 from turbodiff.models.wan_dit import KeptText, WanDiT
 from turbodiff.plan.vae_memory import TILE
@@ -33,8 +34,10 @@ def dry_run(plan: Plan) -> dict[str, int]:
     traced = {}
     for phase in plan.phases:
         if phase.name.startswith("denoise"):
-            int8 = request.quant_linear == "on"
-            traced[phase.name] = denoise_bytes(spec, request.shape, dtype, int8=int8, chunks=levers.ffn_chunks)
+            traced[phase.name] = denoise_bytes(
+                spec, request.shape, dtype, int8=request.quant_linear == "on", chunks=levers.ffn_chunks,
+                attention=request.attention,
+            )  # fmt: skip
         elif phase.name == "vae_decode":
             traced[phase.name] = decode_bytes(spec, request.shape, dtype, tile, method)
         elif phase.name == "image_encode":
@@ -42,20 +45,27 @@ def dry_run(plan: Plan) -> dict[str, int]:
     return traced
 
 
-def denoise_bytes(spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, *, int8: bool, chunks: int) -> int:
-    """Peak beside the weights of a forward pass after the first, with the state that the sampler keeps meanwhile."""
+def denoise_bytes(
+    spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, *, int8: bool, chunks: int, attention: str = "dense",
+    inside: Mapping[str, int] | None = None,
+) -> int:  # fmt: skip
+    """Peak beside the weights of a forward pass after the first, with the state that the sampler keeps meanwhile.
+
+    `inside`: what the attention operators hold for themselves (runtime/ledger.py); a dry run cannot see it.
+    """
     facts, latent = spec.dit, shape.latent
-    config = replace(dit_config(spec, quant_linear=int8), num_layers=BLOCKS)
+    config = replace(dit_config(spec, quant_linear=int8, sla=spec.turbo), num_layers=BLOCKS)
+    how = AttentionPlan(attention)  # type: ignore[arg-type]
     with META:
         dit = WanDiT(config).to(dtype)
-    with _counted(dit) as ledger:
+    with _counted(dit, inside) as ledger:
         state = [torch.empty(1, *latent, dtype=torch.float64) for _ in range(3)]  # x, velocity, clean estimate
         text = KeptText(torch.empty(1, spec.text_encoder.text_len, facts.dim, dtype=dtype))
         condition = torch.empty(1, CONDITION_CHANNELS, *latent[1:]) if spec.kind == "i2v" else None
         rope = rope_tables(*latent.patch_grid, facts.head_dim)
         for _ in range(2):
             ledger.reset_peak()
-            x, inputs = dit.prepare(state[0].float(), torch.empty(1, 1), text, condition, rope=rope)
+            x, inputs = dit.prepare(state[0].float(), torch.empty(1, 1), text, condition, attention=how, rope=rope)
             for block in dit.blocks:
                 x = block(x, inputs, chunks)
             dit.finish(x, inputs)
@@ -92,9 +102,9 @@ def _meta_vae(spec: ModelSpec, dtype: torch.dtype) -> torch.nn.Module:
 
 
 @contextmanager
-def _counted(module: torch.nn.Module) -> Iterator[Ledger]:
+def _counted(module: torch.nn.Module, inside: Mapping[str, int] | None = None) -> Iterator[Ledger]:
     """A ledger over meta tensors that knows the module's weights and leaves them out of its figures."""
-    ledger = Ledger("meta")
+    ledger = Ledger("meta", inside=inside)
     ledger.see_module(module)
     weights_bytes = ledger.live_bytes
     with torch.inference_mode(), ledger, META:

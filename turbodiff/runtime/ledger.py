@@ -2,12 +2,12 @@
 
 A TorchDispatchMode that sees every tensor an operation returns and counts its storage until it dies. On meta tensors
 it is the dry run that the memory plan's formulas are held to; with a cap it is the small device of the tests, which
-raises torch.OutOfMemoryError as the real allocator would. Temporaries inside one operation are not seen: the plan
-carries them as workspace.
+raises torch.OutOfMemoryError as the real allocator would. Temporaries inside one operation are not seen, unless the
+ledger is told of them.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,19 +20,29 @@ GRAIN_BYTES = 512  # the CUDA caching allocator rounds every block up to this
 
 
 class Ledger(TorchDispatchMode):
-    """Counts storages while active. `device_type`: only tensors there ("meta", "cpu", "cuda"), None for all."""
+    """Counts storages while active. `device_type`: only tensors there ("meta", "cpu", "cuda"), None for all.
 
-    def __init__(self, device_type: str | None = None, cap_bytes: int | None = None) -> None:
+    `inside`: bytes that operators of these names ("turbodiff::sage_attention") hold for themselves while they run.
+    """
+
+    def __init__(
+        self, device_type: str | None = None, cap_bytes: int | None = None, inside: Mapping[str, int] | None = None
+    ) -> None:
         super().__init__()
-        self.device_type, self.cap_bytes = device_type, cap_bytes
+        self.device_type, self.cap_bytes, self._inside = device_type, cap_bytes, inside or {}
         self.live_bytes = self.peak_bytes = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor):
-                self.see(tensor)
+        inside = self._inside.get(func.name(), 0)
+        self._take(inside)
+        try:
+            out = func(*args, **(kwargs or {}))
+            for tensor in tree_iter(out):
+                if isinstance(tensor, Tensor):
+                    self.see(tensor)
+        finally:
+            self.live_bytes -= inside
         return out
 
     def see(self, tensor: Tensor) -> None:

@@ -1,0 +1,92 @@
+"""The plan's figures and those of dry runs of the real modules, side by side."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from tests.plan.kernel_bytes import inside_kernel, inside_reference
+from tests.plan.machines import ask, card, disk, machine
+from turbodiff.models.text_encoder import encode, make_text_encoder
+from turbodiff.plan import budget
+from turbodiff.plan.candidates import candidates
+from turbodiff.plan.explain import choice_of
+from turbodiff.plan.setting import job_of, setting_of
+from turbodiff.plan.vae_memory import TILE
+from turbodiff.runtime import dry_run
+from turbodiff.runtime.ledger import Ledger
+
+UNDER, OVER = -0.02, 0.05
+KERNELS = ("turbodiff::normed_sage_attention", "turbodiff::normed_sla_attention")
+
+
+class Pair(NamedTuple):
+    """Bytes beyond weights by formula and as traced."""
+
+    formula: int
+    traced: int
+
+    @property
+    def off(self) -> float:
+        """Share by which the formula is above the trace."""
+        return self.formula / self.traced - 1
+
+    @property
+    def close(self) -> bool:
+        """Whether the formula is good enough to promise with."""
+        return UNDER <= self.off <= OVER
+
+
+def job(model: str, *, on_cpu: bool = False, capability: tuple[int, int] = (9, 0), **fields: Any) -> budget.Job:
+    """The job of a request as the planner builds it."""
+    request = ask(model, **fields)
+    setting = setting_of(machine() if on_cpu else card(80, capability=capability), disk())
+    first = candidates(request, setting.machine, setting.inventory, setting.total_bytes, frozenset())[0]
+    return job_of(request, choice_of(request, first, setting), setting)
+
+
+def dtype_of(job: budget.Job) -> torch.dtype:
+    """What the job computes in."""
+    return torch.float32 if job.on_cpu else torch.bfloat16
+
+
+def denoising(job: budget.Job, chunks: int = 1) -> Pair:
+    """All that a step holds, what the attention kernels take for themselves included."""
+    facts, capability = job.spec.dit, 90 if job.fp8 else 80
+    size = (job.attention, job.tokens, facts.num_heads, facts.head_dim, job.topk)
+    inside = inside_reference(*size) if job.on_cpu else inside_kernel(*size, capability)
+    traced = dry_run.denoise_bytes(
+        job.spec, job.shape, dtype_of(job), int8=job.int8, chunks=chunks, attention=job.attention,
+        inside=dict.fromkeys(KERNELS, inside),
+    )  # fmt: skip
+    activations = budget.denoise_activations(job, chunks)
+    return Pair(activations + budget.kernel_temporaries(job, activations), traced)
+
+
+def vae(job: budget.Job, *, decode: bool, tiled: bool) -> Pair:
+    """Decoding a clip, or encoding a picture and the empty frames after it."""
+    need, run = (budget.vae_decode, dry_run.decode_bytes) if decode else (budget.image_encode, dry_run.encode_bytes)
+    method = "conv2d" if job.conv2d else "conv3d"
+    traced = run(job.spec, job.shape, dtype_of(job), TILE if tiled else None, method)
+    return Pair(need(job, tiled).activations, traced)
+
+
+def reading(job: budget.Job, monkeypatch) -> Pair:
+    """A full prompt of 512 tokens through two layers of the text encoder."""
+    # transformers asks whether the mask is all ones, which a meta tensor cannot answer
+    monkeypatch.setattr("transformers.masking_utils._ignore_bidirectional_mask_sdpa", lambda *mask: True)
+    encoder = meta_encoder(job)
+    ledger = Ledger("meta")
+    ledger.see_module(encoder)
+    weights = ledger.live_bytes
+    with torch.inference_mode(), ledger, torch.device("meta"):
+        ids = torch.zeros(1, job.spec.text_encoder.text_len, dtype=torch.long)
+        encode(encoder, ids, torch.ones_like(ids), ids.shape[1])
+    return Pair(budget.text_encode(job, "resident").activations, ledger.peak_bytes - weights)
+
+
+def meta_encoder(job: budget.Job, layers: int = 2) -> nn.Module:
+    """The text encoder without weights, cut to a few layers."""
+    with torch.device("meta"):
+        facts = job.spec.text_encoder.model_copy(update={"num_layers": layers})
+        return make_text_encoder(facts).to(dtype_of(job))

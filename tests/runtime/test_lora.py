@@ -97,6 +97,66 @@ def test_a_merge_adds_alpha_over_rank_times_strength(dit, tmp_path):
     assert worn.blocks[1].self_attn.q.weight is dit.blocks[1].self_attn.q.weight
 
 
+DIFFERENCES = {
+    "blocks.1.norm3.weight": "blocks.1.norm3.diff",
+    "blocks.1.norm3.bias": "blocks.1.norm3.diff_b",
+    "blocks.0.self_attn.norm_q.weight": "blocks.0.self_attn.norm_q.diff",
+    "blocks.0.self_attn.q.bias": "blocks.0.self_attn.q.diff_b",
+    "blocks.2.modulation": "blocks.2.modulation.diff",
+    "patch_embedding.weight": "patch_embedding.diff",
+}
+
+
+def with_differences(dit, path, **layout):
+    """The file of `halves`, and beside it whole differences of all ones; the patch embedding's as a convolution."""
+    from safetensors.torch import load_file
+
+    state = load_file(file_of(halves(dit), path, **layout))
+    rename = layout.get("rename", lambda name: f"diffusion_model.{name}")
+    for name, stored in DIFFERENCES.items():
+        value = torch.ones_like(dit.get_parameter(name))
+        module, _, ending = stored.rpartition(".")
+        state[f"{rename(module)}.{ending}"] = value.view(-1, 16, 1, 2, 2) if "patch" in name else value
+    save_file(state, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("layout", ["comfy", "kohya"])
+def test_whole_differences_of_weights_and_biases_are_added(dit, tmp_path, layout):
+    path = with_differences(dit, tmp_path / "a.safetensors", **LAYOUTS[layout])
+    worn = wear(dit, [Lora(path=path, strength=0.5), Lora(path=path, strength=0.25)], "single")
+    assert not worn.notes
+    for name in DIFFERENCES:
+        assert torch.equal(worn.network.get_parameter(name), (dit.get_parameter(name).float() + 0.75)), name
+    down, up = halves(dit)["blocks.0.self_attn.q"]
+    expected = dit.blocks[0].self_attn.q.weight + 0.75 * ALPHA / RANK * up @ down
+    assert torch.allclose(worn.network.blocks[0].self_attn.q.weight, expected, atol=1e-6), "and its pair with it"
+    assert worn.network.blocks[3].norm3.bias is dit.blocks[3].norm3.bias
+
+
+def test_int8_takes_differences_of_biases_and_names_those_of_its_weights(run_of, shelf, dit, tmp_path):
+    path = with_differences(dit, tmp_path / "a.safetensors")
+    from safetensors.torch import load_file
+
+    state = load_file(path) | {"diffusion_model.blocks.0.ffn.0.diff": torch.ones(1024, 256)}
+    save_file(state, path)
+    shelf.open(run_of().request.model_copy(update={"quant_linear": "on"}))
+    int8 = shelf._keep("dit", shelf._load_dit)
+    worn = wear(int8, [Lora(path=path)], "single")
+    (note,) = worn.notes
+    assert "1 names not used: diffusion_model.blocks.0.ffn.0.diff" in note
+    branch = worn.network.blocks[0].self_attn.q
+    assert isinstance(branch, SideBranch)
+    assert torch.equal(branch.layer.bias, int8.blocks[0].self_attn.q.bias + 1)
+
+
+def test_a_difference_of_another_shape_is_one_error(dit, tmp_path):
+    save_file({"diffusion_model.blocks.0.norm3.diff": torch.zeros(3)}, tmp_path / "a.safetensors")
+    with pytest.raises(FileError) as caught:
+        wear(dit, [Lora(path=str(tmp_path / "a.safetensors"))], "single")
+    assert caught.value.code == "lora_shape" and "norm3.diff" in caught.value.got
+
+
 def test_strengths_scale_the_change_and_it_comes_off_without_a_trace(dit, tmp_path):
     path = file_of(halves(dit), tmp_path / "a.safetensors")
     before = velocity(dit)

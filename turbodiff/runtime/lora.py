@@ -58,22 +58,32 @@ def wear(dit: nn.Module, loras: Sequence[Lora], expert: str) -> Worn:
     """
     linears = {name: layer for name, layer in dit.named_modules() if isinstance(layer, nn.Linear | Int8Linear)}
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in linears.items()}
+    parameters = dict(dit.named_parameters())
     changes: dict[str, list[Pair]] = {}
+    differences: dict[str, Tensor] = {}
     notes = []
     for lora in loras:
-        read = read_lora(lora.path, shapes, expert)
+        read = read_lora(lora.path, shapes, expert, {name: tuple(value.shape) for name, value in parameters.items()})
         for name, pair in read.pairs.items():
             changes.setdefault(name, []).append(pair._replace(scale=pair.scale * lora.strength))
+        for name, value in read.differences.items():
+            differences[name] = differences.get(name, 0) + value.float() * lora.strength
         if read.unknown:
             notes.append(f"{Path(lora.path).name}: {len(read.unknown)} names not used: {listed(read.unknown)}")
     twin = residency.twin(dit)
+    for name, difference in differences.items():
+        _set(twin, name, _plus(residency.host_data(parameters[name]), difference))
     branches = {name: joined(pairs) for name, pairs in changes.items() if isinstance(linears[name], Int8Linear)}
     for name, (down, up) in _same_in_every_block(branches, linears).items():
         _set(twin, name, SideBranch(twin.get_submodule(name), down, up))
     for name in changes.keys() - branches.keys():
-        weight = merged(residency.host_data(linears[name].weight), changes[name])
-        twin.get_submodule(name).weight = nn.Parameter(weight, requires_grad=False)
+        layer = twin.get_submodule(name)
+        layer.weight = nn.Parameter(merged(residency.host_data(layer.weight), changes[name]), requires_grad=False)
     return Worn(twin, tuple(notes))
+
+
+def _plus(parameter: Tensor, difference: Tensor) -> nn.Parameter:
+    return nn.Parameter((parameter.float() + difference).to(parameter.dtype), requires_grad=False)
 
 
 @torch.no_grad()
@@ -114,7 +124,7 @@ def _place(name: str) -> str:
     return name.split(".", 2)[-1] if name.startswith("blocks.") else name
 
 
-def _set(module: nn.Module, name: str, layer: nn.Module) -> None:
+def _set(module: nn.Module, name: str, layer: nn.Module | nn.Parameter) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(parent), leaf, layer)
 

@@ -3,11 +3,14 @@
 Names understood: PEFT and diffusers (`transformer.<module>.lora_A.weight`; `transformer_2.` is the low-noise expert),
 ComfyUI (`diffusion_model.<module>.lora_down.weight`), kohya (`lora_unet_<module with underscores>`), each with the
 module names of the original Wan or of diffusers. A pair adds `alpha / rank * up @ down` to its weight; a file without
-alpha means alpha = rank (arXiv 2106.09685).
+alpha means alpha = rank (arXiv 2106.09685). Beside pairs, ComfyUI's extractions hold whole differences: `.diff` of a
+weight (norms, mostly) and `.diff_b` of a bias.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -27,9 +30,13 @@ HALVES = {
     ".lora_B.weight": "up", ".lora_B.default.weight": "up", ".lora_up.weight": "up", ".lora.up.weight": "up",
     ".alpha": "alpha",
 }  # fmt: skip
+DIFFERENCES = {".diff": ".weight", ".diff_b": ".bias"}
 SHOWN_NAMES = 5
 
-Shapes = Mapping[str, tuple[int, int]]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+NO_SHAPES: Shapes = MappingProxyType({})
 
 
 class Pair(NamedTuple):
@@ -41,42 +48,76 @@ class Pair(NamedTuple):
 
 
 class Lora(NamedTuple):
-    """Pairs by our module name, and the stored names that have no place in this network."""
+    """Pairs by our module name, differences by our parameter name in its shape, and the stored names that have no
+    place in this network."""
 
     pairs: Mapping[str, Pair]
     unknown: tuple[str, ...]
+    differences: Mapping[str, Tensor] = MappingProxyType({})
 
 
-def read_lora(path: Path | str, shapes: Shapes, expert: str = "single") -> Lora:
-    """The pairs of a file for a network whose linears have these (out, in) shapes.
+def read_lora(path: Path | str, shapes: Shapes, expert: str = "single", parameters: Shapes = NO_SHAPES) -> Lora:
+    """The changes in a file for a network whose linears have these (out, in) shapes.
+
+    `parameters`: shapes of those that a whole difference may be added to, by name; what is stored INT8 is not one.
 
     Raises:
         FileError: not a LoRA of this network, a half is missing, or a shape is wrong; names the keys at fault.
     """
     header = read_header(path)
-    halves, unknown = _sorted_out(header, _places(shapes), expert)
-    if not halves:
+    mine = [name for name in header.tensors if _is_for(name, header, expert)]
+    changed, rest = _differences(mine, parameters)
+    halves, unknown = _sorted_out(rest, _places(shapes))
+    if not halves and not changed:
         raise _bad(header, "no name in this file belongs to this network", "lora_foreign", list(header.tensors))
     maps = FileMaps()
     pairs = {module: _pair(header, maps, module, names, shapes[module]) for module, names in halves.items()}
-    return Lora(pairs, tuple(unknown))
+    whole = {name: _difference(header, maps, stored, parameters[name]) for name, stored in changed.items()}
+    return Lora(pairs, tuple(unknown), whole)
 
 
-def _places(shapes: Shapes) -> dict[str, str]:
+def _is_for(stored: str, header: Header, expert: str) -> bool:
+    """Whether a name belongs to this expert: all do, unless the file holds both."""
+    two_experts = any(LOW_EXPERT in name for name in header.tensors)
+    return not two_experts or (LOW_EXPERT in stored) == (expert == "low")
+
+
+def _places(modules: Iterable[str]) -> dict[str, str]:
     """Every name a module goes by -> ours."""
-    theirs = {name: ours for name, ours in keymaps.dit_from_diffusers().items() if ours in shapes}
-    names = {ours: ours for ours in shapes} | theirs
+    known = set(modules)
+    theirs = {name: ours for name, ours in keymaps.dit_from_diffusers().items() if ours in known}
+    names = {ours: ours for ours in known} | theirs
     return names | {name.replace(".", "_"): ours for name, ours in names.items()}
 
 
-def _sorted_out(header: Header, places: Mapping[str, str], expert: str) -> tuple[dict[str, dict[str, str]], list[str]]:
+def _differences(names: Sequence[str], parameters: Shapes) -> tuple[dict[str, str], list[str]]:
+    """({parameter: stored name of its difference}, the other names)."""
+    owners = _places(name.removesuffix(".weight").removesuffix(".bias") for name in parameters)
+    found, rest = {}, []
+    for stored in names:
+        stem, dot, ending = stored.rpartition(".")
+        module = owners.get(_bare(stem), "") if dot + ending in DIFFERENCES else ""
+        whole = [name for name in (module + DIFFERENCES.get(dot + ending, ""), module) if name in parameters]
+        if whole:
+            found[whole[0]] = stored
+        else:
+            rest.append(stored)
+    return found, rest
+
+
+def _difference(header: Header, maps: FileMaps, stored: str, shape: tuple[int, ...]) -> Tensor:
+    value = _read(header, maps, stored)
+    if value.numel() != math.prod(shape):
+        got = f"{list(value.shape)} for {list(shape)}"
+        raise _bad(header, f"a difference has another shape: {got}", "lora_shape", [stored])
+    return value.reshape(shape)
+
+
+def _sorted_out(names: Sequence[str], places: Mapping[str, str]) -> tuple[dict[str, dict[str, str]], list[str]]:
     """({module: {"down": stored name, "up": ..., "alpha": ...}}, names without a place)."""
-    two_experts = any(LOW_EXPERT in name for name in header.tensors)
     halves: dict[str, dict[str, str]] = {}
     unknown = []
-    for stored in header.tensors:
-        if two_experts and (LOW_EXPERT in stored) != (expert == "low"):
-            continue
+    for stored in names:
         module, half = _module_and_half(stored)
         if half and module in places:
             halves.setdefault(places[module], {})[half] = stored
@@ -88,14 +129,19 @@ def _sorted_out(header: Header, places: Mapping[str, str], expert: str) -> tuple
 def _module_and_half(stored: str) -> tuple[str, str]:
     for ending, half in HALVES.items():
         if stored.endswith(ending):
-            module = stored.removesuffix(ending).removeprefix(KOHYA)
-            for prefix in PREFIXES:
-                module = module.removeprefix(prefix)
-            return module, half
+            return _bare(stored.removesuffix(ending)), half
     return stored, ""
 
 
-def _pair(header: Header, maps: FileMaps, module: str, names: Mapping[str, str], shape: tuple[int, int]) -> Pair:
+def _bare(name: str) -> str:
+    """A module's name without what exporters put before it."""
+    name = name.removeprefix(KOHYA)
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _pair(header: Header, maps: FileMaps, module: str, names: Mapping[str, str], shape: tuple[int, ...]) -> Pair:
     if not {"down", "up"} <= set(names):
         raise _bad(header, "half of a low-rank pair is missing", "lora_half", list(names.values()))
     down, up = (_read(header, maps, names[half]) for half in ("down", "up"))

@@ -1,3 +1,4 @@
+import contextlib
 import subprocess
 import sys
 import time
@@ -220,13 +221,17 @@ def test_loaded_weights_and_a_cached_prompt_save_seconds():
     assert warm.levers.text == "cached"
 
 
-def test_a_full_plan_takes_less_than_5_ms():
+@pytest.mark.parametrize("total_gib", [2, 12, 24])
+def test_a_full_plan_takes_less_than_5_ms(total_gib):
+    """A refusal, too, which looks at every choice there is. Held to three times that, on a machine at work;
+    scripts/bench_app.py measures."""
     plan_s = []
-    for _ in range(9):
+    for _ in range(12):
         start_s = time.process_time()
-        make_plan(ask(), card(12), DISK)
+        with contextlib.suppress(DoesNotFitError):
+            make_plan(ask(quant_linear="off"), card(total_gib), DISK)
         plan_s.append(time.process_time() - start_s)
-    assert min(plan_s) < 0.005
+    assert min(plan_s) < 0.015
 
 
 def test_planning_never_imports_torch():

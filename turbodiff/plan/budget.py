@@ -136,26 +136,38 @@ def text_activations(job: Job) -> int:
     return max(distances, scores, feed_forward)
 
 
-def denoise(job: Job, name: PhaseName, lever: ExpertLever, resident: int, chunks: int, activations: int) -> Need:
-    """All steps of one expert. `resident` blocks stay on the device when streamed; `chunks` cut the feed-forward,
-    and `activations` are those of `denoise_activations` for as many."""
+class StepWork(NamedTuple):
+    """What one forward pass needs beside weights, and its seconds where all weights are on the device."""
+
+    activations: int
+    workspace: int
+    seconds: float
+
+
+def step_work(job: Job, chunks: int) -> StepWork:
+    """A forward pass whose feed-forward runs in so many chunks."""
+    activations = denoise_activations(job, chunks)
+    extra = workspace(job, activations) + kernel_temporaries(job, activations)
+    return StepWork(activations, extra, dit_step(job) * (1 + 0.01 * (chunks - 1)))
+
+
+def denoise(job: Job, name: PhaseName, lever: ExpertLever, resident: int, work: StepWork) -> Need:
+    """All steps of one expert. `resident` blocks stay on the device when streamed."""
     w = job.weights
     steps = {"denoise_high": job.experts.count("H"), "denoise_low": job.experts.count("L")}.get(name, len(job.experts))
     steps *= job.forwards
     experts_here = len(set(job.experts)) if lever == "resident" else 1
     on_device = experts_here * w.dit if lever != "streamed" else w.rest + (resident + STREAM_BUFFERS) * w.block
     component = {"denoise_high": "dit_high", "denoise_low": "dit_low"}.get(name, "dit")
-    step = dit_step(job) * (1 + 0.01 * (chunks - 1))
-    seconds = reading_s(job, component, w.dit) + steps * step
+    seconds = reading_s(job, component, w.dit) + steps * work.seconds
     host = PROCESS_BYTES + 2 * w.block
     if not job.on_cpu:
         seconds += w.dit / job.speed.pcie_bytes_s
     if lever == "streamed":
-        copy, compute = w.block / job.speed.pcie_bytes_s, step / w.blocks
+        copy, compute = w.block / job.speed.pcie_bytes_s, work.seconds / w.blocks
         seconds += steps * ((w.blocks - resident) * max(0.0, copy - compute) + copy)
         host = PROCESS_BYTES + (w.blocks - resident) * w.block
-    extra = workspace(job, activations) + kernel_temporaries(job, activations)
-    return _need(job, name, on_device, activations, extra, host, seconds)
+    return _need(job, name, on_device, work.activations, work.workspace, host, seconds)
 
 
 def dit_step(job: Job) -> float:

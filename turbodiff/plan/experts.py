@@ -1,6 +1,7 @@
 """Which expert runs at which step, so that the plan loads only what runs."""
 
 import math
+from functools import lru_cache
 
 SECOND_ANGLES = (1.5, 1.4, 1.0)  # TrigFlow angles after the first, rCM (TurboDiffusion)
 TRAIN_STEPS = 1000  # UniPC asks at whole timesteps out of so many, as Wan was trained (diffusers)
@@ -30,3 +31,9 @@ def _unipc_sigmas(steps: int, shift: float) -> list[float]:
 def experts_by_step(times: list[float], boundary: float) -> str:
     """ "HHLL" for four steps of which two are at or above the boundary: high noise until t < boundary."""
     return "".join("L" if t < boundary else "H" for t in times)
+
+
+@lru_cache(256)
+def schedule_letters(sampler: str, steps: int, sigma_max: float, shift: float, boundary: float) -> str:
+    """`experts_by_step` of a whole schedule, remembered: all candidates of a plan share it."""
+    return experts_by_step(timesteps(sampler, steps, sigma_max, shift), boundary)

@@ -72,12 +72,10 @@ def placed_like(job: Job, like: Levers, room: Room) -> Placement:
     tiled, text = like.vae == "tiled", like.text
     names = denoise_phases(job)
     needs = [budget.text_encode(job, text, like.text_dtype)]
-    activations = budget.denoise_activations(job, like.ffn_chunks)
+    work = budget.step_work(job, like.ffn_chunks)
     if job.spec.kind == "i2v":
         needs.append(budget.image_encode(job, tiled))
-    needs += [
-        budget.denoise(job, name, like.experts, like.blocks_resident, like.ffn_chunks, activations) for name in names
-    ]
+    needs += [budget.denoise(job, name, like.experts, like.blocks_resident, work) for name in names]
     needs += [budget.vae_decode(job, tiled), budget.write(job)]
     return Placement(like, tuple(needs), all(map(room.holds, needs)))
 
@@ -128,25 +126,37 @@ def _text(job: Job, cached: bool) -> list[Option]:
 def _denoise(job: Job, room: Room) -> list[Option]:
     """Placements of the blocks x chunks of the feed-forward; streaming keeps as many blocks as fit.
 
-    More chunks are tried only while they save something and nothing faster fits.
+    More chunks are tried only while they save something and nothing faster fits; where not even the smallest placement
+    has room on the device, nothing but that.
     """
+    smallest = _smallest(job)
+    if any(need.peak > room.device for need in smallest[1]):
+        return [smallest]
     options: list[Option] = []
     activations = None
     for chunks in FFN_CHUNKS:
-        smaller = budget.denoise_activations(job, chunks)
-        if smaller == activations:
+        work = budget.step_work(job, chunks)
+        if work.activations == activations:
             break
-        activations = smaller
+        activations = work.activations
         for lever in _expert_levers(job):
-            resident = _blocks_that_fit(job, room, activations) if lever == "streamed" else 0
-            fields = {"experts": lever, "blocks_resident": resident, "ffn_chunks": chunks}
-            needs = tuple(
-                budget.denoise(job, name, lever, resident, chunks, activations) for name in denoise_phases(job)
-            )
-            options.append((fields, needs))
-            if lever != "streamed" and all(map(room.holds, needs)):
+            resident = _blocks_that_fit(job, room, work) if lever == "streamed" else 0
+            option = _placed(job, lever, resident, chunks, work)
+            options.append(option)
+            if lever != "streamed" and all(map(room.holds, option[1])):
                 return options
     return options
+
+
+def _smallest(job: Job) -> Option:
+    """As little as possible on the device; of chunks that need the same the fewest."""
+    chunks = min(FFN_CHUNKS, key=lambda chunks: budget.denoise_activations(job, chunks))
+    return _placed(job, _expert_levers(job)[-1], 0, chunks, budget.step_work(job, chunks))
+
+
+def _placed(job: Job, lever: budget.ExpertLever, resident: int, chunks: int, work: budget.StepWork) -> Option:
+    fields = {"experts": lever, "blocks_resident": resident, "ffn_chunks": chunks}
+    return fields, tuple(budget.denoise(job, name, lever, resident, work) for name in denoise_phases(job))
 
 
 def denoise_phases(job: Job) -> tuple[Any, ...]:
@@ -162,13 +172,12 @@ def _expert_levers(job: Job) -> tuple[budget.ExpertLever, ...]:
     return keep if job.on_cpu else (*keep, "streamed")
 
 
-def _blocks_that_fit(job: Job, room: Room, activations: int) -> int:
+def _blocks_that_fit(job: Job, room: Room, work: budget.StepWork) -> int:
     """The most blocks that can stay on the device beside the two in flight; fewer than all, or it is not streaming.
 
     A block more is worth little time, so blocks fill the budget only as far as a plan still "fits".
     """
-    bare = job.weights.rest + budget.STREAM_BUFFERS * job.weights.block
-    bare += activations + budget.workspace(job, activations) + budget.kernel_temporaries(job, activations)
+    bare = job.weights.rest + budget.STREAM_BUFFERS * job.weights.block + work.activations + work.workspace
     resident = (int(FITS_SHARE * room.device) - bare) // job.weights.block
     return max(0, min(resident, job.weights.blocks - budget.STREAM_BUFFERS))
 

@@ -1,11 +1,12 @@
 """Where a request is planned for, and one candidate worked out there."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from turbodiff.plan import budget, levers
 from turbodiff.plan.calibration import Calibration
 from turbodiff.plan.candidates import Choice
-from turbodiff.plan.experts import experts_by_step, timesteps
+from turbodiff.plan.experts import schedule_letters
 from turbodiff.plan.levers import Placement, Room
 from turbodiff.plan.machine import GpuFacts, Machine
 from turbodiff.plan.parameters import Weights, weights_of
@@ -23,7 +24,11 @@ FP8_CAPABILITY = (8, 9)  # Ada; an unknown card counts as one, which is the larg
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The machine, the chosen card (None: the CPU), what a job may use there, and what is at hand."""
+    """The machine, the chosen card (None: the CPU), what a job may use there, and what is at hand.
+
+    One per plan: it remembers what this plan has worked out, since a refusal looks at each placement again and again.
+    Of a request only the steps are ever varied on the way.
+    """
 
     machine: Machine
     gpu: GpuFacts | None
@@ -33,6 +38,8 @@ class Setting:
     calibration: Calibration | None = None
     loaded: frozenset[str] = frozenset()
     text_cached: bool = False
+    worked_out: dict[tuple[Any, ...], Placement] = field(default_factory=dict, compare=False, repr=False)
+    weighed: dict[tuple[str, bool], Weights] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def total_bytes(self) -> int | None:
@@ -41,7 +48,10 @@ class Setting:
 
     def weights(self, spec: ModelSpec, int8: bool) -> Weights:
         """A model's weights as they sit here: bf16 on a card, float32 on a CPU."""
-        return weights_of(spec, int8, 4 if self.gpu is None else 2)
+        key = (spec.name, int8)
+        if key not in self.weighed:
+            self.weighed[key] = weights_of(spec, int8, 4 if self.gpu is None else 2)
+        return self.weighed[key]
 
 
 def setting_of(
@@ -71,7 +81,9 @@ def job_of(request: Request, choice: Choice, setting: Setting) -> budget.Job:
     context = 0 if gpu is None else budget.CONTEXT_BYTES if gpu.context_bytes is None else gpu.context_bytes
     latent, element_bytes = choice.shape.latent, 4 if gpu is None else 2
     tokens = latent.tokens
-    times = timesteps(request.sampler, request.steps, request.sigma_max, request.shift)
+    letters = "S" * request.steps
+    if spec.two_experts:
+        letters = schedule_letters(request.sampler, request.steps, request.sigma_max, request.shift, request.boundary)
     return budget.Job(
         spec=spec,
         shape=choice.shape,
@@ -82,7 +94,7 @@ def job_of(request: Request, choice: Choice, setting: Setting) -> budget.Job:
         attention=settled_attention(request, choice, setting),
         topk=request.topk,
         forwards=2 if request.guidance > 1 else 1,
-        experts=experts_by_step(times, request.boundary) if spec.two_experts else "S" * request.steps,
+        experts=letters,
         weights=setting.weights(spec, choice.int8),
         speed=setting.speed,
         on_cpu=gpu is None,
@@ -113,10 +125,13 @@ def _has_linear_branch(choice: Choice, inventory: Inventory) -> bool:
 
 def placement_of(request: Request, choice: Choice, setting: Setting, like: Levers | None = None) -> Placement:
     """One candidate with its levers: the best for this setting, or `like` some levers already chosen."""
-    job = job_of(request, choice, setting)
     if like is not None:
-        return levers.placed_like(job, like, setting.room)
-    return levers.place(job, setting.room, text_cached=setting.text_cached)
+        return levers.placed_like(job_of(request, choice, setting), like, setting.room)
+    key = (choice.spec.name, choice.width, choice.height, choice.num_frames, choice.int8, request.steps)
+    if key not in setting.worked_out:
+        job = job_of(request, choice, setting)
+        setting.worked_out[key] = levers.place(job, setting.room, text_cached=setting.text_cached)
+    return setting.worked_out[key]
 
 
 def unhindered(request: Request, choice: Choice, setting: Setting) -> Placement:

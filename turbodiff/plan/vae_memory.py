@@ -5,12 +5,15 @@ Counts are in frames of the base width b: level 0 is the latent grid with 4b cha
 counts were read off dry runs of the real modules (runtime/ledger.py); a test holds them there.
 """
 
+from functools import lru_cache
+
 from turbodiff.spec.shapes import SPACE_STRIDE, TIME_STRIDE, LatentShape, pixel_frames
 
 TILE = 32  # side of a tile in latent pixels, without its margin
 DECODER_MARGINS = (13, 6, 3, 1)  # latent pixels around a tile at each level (models/vae.py)
 ENCODER_MARGIN = 9
 RGB = 3
+SHAPES = 4096  # that are remembered: models and kinds of weights share a VAE
 
 # remembered frames plus work at levels 0-3, in channels of width b, at the widest moment of the first, the second and
 # every later latent frame: a residual block over one and four frames of level 3, then over four frames of level 2
@@ -23,6 +26,7 @@ BEGIN_WIDTH = 4 * 4  # a frame of the middle block on the whole picture: four co
 CHUNKS_IN_FLIGHT = 3  # the chunk being made, handed over, and turned into bytes
 
 
+@lru_cache(SHAPES)
 def decode_bytes(latent: LatentShape, base: int, element_bytes: int, *, tiled: bool, conv2d: bool) -> int:
     """Peak beyond weights while latents become frames.
 
@@ -49,6 +53,7 @@ def _weighed(moment: int, pixels: list[int], conv2d: bool) -> int:
     return sum((width + conv2d * more) * size for width, more, size in widths)
 
 
+@lru_cache(SHAPES)
 def encode_bytes(latent: LatentShape, base: int, element_bytes: int, *, tiled: bool, conv2d: bool) -> int:
     """Peak beyond weights while frames become latents; the video arrives in the dtype of the VAE."""
     side = TILE if tiled else None
@@ -61,6 +66,7 @@ def encode_bytes(latent: LatentShape, base: int, element_bytes: int, *, tiled: b
     return int(element_bytes * (base * work + features + video))
 
 
+@lru_cache(SHAPES)
 def tile_work(latent: LatentShape, margin: int) -> float:
     """How much more is computed with tiles than without: their margins are computed twice."""
     rows, columns = (_spans(size, TILE, margin) for size in (latent.height, latent.width))

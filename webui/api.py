@@ -5,6 +5,7 @@
     job = client.predict({"prompt": "a red circle moves right on a black background", "seed": 1}, api_name="/submit")
     client.predict(job["job"], api_name="/status")
 
+With `--mcp` agents get the same six calls as tools; nothing here restarts, deletes or reads a file of this machine.
 Every answer is a JSON object; what a person would read as an error comes back as {"error": {code, field, what, ...}}.
 """
 
@@ -43,7 +44,7 @@ def _bound(handler: Callable[..., dict[str, Any]], desk: Desk) -> Callable[..., 
         return _answer(handler, desk, number)
 
     bound = with_fields if takes_fields else with_number
-    bound.__doc__ = handler.__doc__
+    bound.__name__, bound.__doc__ = handler.__name__, handler.__doc__  # what an agent sees with --mcp
     return bound
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 import webbrowser
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -42,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--state-dir", type=Path, default=None, help="queue, caches, logs")
     add("--outputs", type=Path, default=Path("outputs"), help="where clips go; default: %(default)s")
     add("--lang", choices=("auto", "en", "zh"), default="auto", help="default: as the browser asks")
+    add("--mcp", action="store_true", help="offer the API's calls to agents at /gradio_api/mcp/; needs the mcp package")
     add("--no-browser", action="store_true", help="do not open a browser")
     return flags
 
@@ -108,8 +110,15 @@ def check(args: argparse.Namespace) -> None:
 
     Raises:
         PortInUseError: another program holds the port.
-        RequestError: `--listen` without a password.
+        RequestError: `--listen` without a password, `--mcp` without its package.
     """
+    if args.mcp and find_spec("mcp") is None:
+        raise RequestError(
+            "agents are served with the mcp package",
+            code="mcp_missing",
+            field="--mcp",
+            try_instead='pip install "turbodiff[mcp]", or leave --mcp out',
+        )
     if args.listen != LOCAL and not args.password:
         raise RequestError(
             "other machines can reach --listen: it needs a password",

@@ -66,7 +66,7 @@ def _mount(app: FastAPI, desk: Desk, words: Words, path: str, args: argparse.Nam
         enable_monitoring=False,
         footer_links=[],
         run_history=False,
-        mcp_server=False,
+        mcp_server=bool(args.mcp and not path),  # the API's six calls as tools; a restart is not among them
         theme=theme(),
         css=(STATIC / "page.css").read_text("utf-8"),
         head=f'<meta name="color-scheme" content="light dark"><script>{script}</script>',

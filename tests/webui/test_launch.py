@@ -84,3 +84,10 @@ def test_the_launcher_imports_nothing_but_the_standard_library_at_first():
 def test_no_module_of_the_page_shadows_the_standard_library():
     own = {path.stem for path in (ROOT / "webui").iterdir()} - {"__init__", "__pycache__"}
     assert not own & set(sys.stdlib_module_names)
+
+
+def test_agents_need_one_more_package_and_it_is_named(monkeypatch):
+    monkeypatch.setattr("webui.launch.find_spec", lambda name: None)
+    with pytest.raises(RequestError) as caught:
+        check(parser().parse_args(["--mcp", "--port", "0"]))
+    assert caught.value.code == "mcp_missing" and "turbodiff[mcp]" in caught.value.try_instead

@@ -50,7 +50,21 @@ def generate(
     from turbodiff import studio
 
     printer = JsonPrinter() if as_json else TextPrinter()
+    if image and boundary is None and not as_json:
+        _say_advice(Path(image), model)
     studio.run_once(fields, output=output, outputs=outputs, device=device, on_event=printer)
+
+
+def _say_advice(picture: Path, model: str) -> None:
+    """What the picture proposes for the handoff of the experts; a proposal, nothing is set."""
+    from turbodiff import studio
+    from turbodiff.spec.models import find_model
+
+    if find_model(model).two_experts:
+        seen = studio.pictures.look(picture)
+        numbers = ", ".join(f"{name} {value:g}" for name, value in seen.numbers.items())
+        why = seen.key.removeprefix("advice_").replace("_", " ")
+        sys.stderr.write(f"{why} ({numbers}): --boundary {seen.boundary:g} --sampler {seen.sampler} is proposed\n")
 
 
 class JsonPrinter:

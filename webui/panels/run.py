@@ -103,7 +103,7 @@ def draw_failure(failure: Failure, holders: Html, words: Words) -> Html:
 
 def step(head: str, sentence: str, button: Html) -> Html:
     """One step of the first aid."""
-    return el("div", el("div", el("b", head), el("div", sentence, cls="td-quiet")), button, cls="td-line aid")
+    return el("div", el("div", el("b", head), el("div", sentence, cls="td-quiet")), button, cls="td-line td-step")
 
 
 def _to_holders(words: Words) -> Html:

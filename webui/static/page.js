@@ -21,7 +21,7 @@
       if (name !== "all") document.getElementById("log").classList.add(name);
       button.parentElement.querySelectorAll("[data-do=level]").forEach((b) => b.classList.toggle("on", b === button));
     },
-    aid() { document.body.classList.toggle("aid"); if (document.body.classList.contains("aid")) scrollTo({top: 0}); },
+    aid() { if (document.getElementById("aid").classList.toggle("open")) scrollTo({top: 0}); },
     press(id) { document.getElementById(id)?.click(); },
     help() { document.getElementById("help").hidden = !document.getElementById("help").hidden; },
     play() { document.querySelectorAll("video.sync").forEach((v) => { v.currentTime = 0; v.play(); }); },

@@ -33,6 +33,8 @@ def picture(
     size = {"width": request.width, "height": request.height}
     if spec.limits.free_size and request.adaptive_resolution and request.resolution != "custom":
         caption = words("picture.adaptive", resolution=request.resolution, **size)
+    elif (look.width, look.height) == (request.width, request.height):
+        caption = words("picture.as_it_is", **size)
     else:
         caption = words(f"picture.{request.fit}", source=f"{look.width}x{look.height}", **size)
     url = "data:image/jpeg;base64," + base64.b64encode(preview).decode()

@@ -2,11 +2,14 @@
 
 from contextlib import contextmanager
 
+PATIENCE_MS = 90_000  # what takes a second on a quiet machine
+
 
 @contextmanager
 def tab(chromium, app, path="/", **options):
     """A tab on the page, ready to be clicked; no request may leave this machine, no error may reach its console."""
     context = chromium.new_context(locale="zh-CN" if "zh" in path else "en-US", **options)
+    context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     hosts, errors = set(), []
     page.on("request", lambda request: hosts.add(request.url.split("/")[2]) if request.url.startswith("http") else None)

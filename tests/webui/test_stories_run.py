@@ -1,0 +1,87 @@
+"""Stories of a run that somebody disturbs: a restart, a killed worker, a killed page. The job always finishes."""
+
+import json
+import os
+import signal
+
+import psutil
+import pytest
+from stories import begin, tab, wait_done, write_prompt
+
+pytestmark = pytest.mark.browser
+
+SLOW_AT_FIRST = json.dumps({"attempts": [{"steps": 200, "dt_s": 0.5}, {"steps": 2, "dt_s": 0.1}]})
+
+
+def web_process(app):
+    """The process that serves the page."""
+    children = psutil.Process(app.process.pid).children(recursive=True)
+    return next(child for child in children if "webui.server" in child.cmdline())
+
+
+def a_step_of(page, app, prompt):
+    """Start a job and wait until it has made a step and the page shows it."""
+    write_prompt(page, prompt)
+    job = begin(page, app)
+    page.wait_for_selector(f"#progress [data-job='{job}']")
+    app.wait(lambda: (app.store.job(job).progress or {}).get("step", 0) >= 1)
+    return job
+
+
+def shows_the_clip(page, app, job):
+    """The player has the clip of this job."""
+    clip = app.store.job(job).result["path"].rsplit("/", 1)[-1].removesuffix(".mp4")
+    page.wait_for_selector(f"#player .td-player[data-clip='{clip}'] video")
+
+
+def test_the_restart_button_during_a_run_costs_the_worker_and_not_the_job(app, chromium):
+    with tab(chromium, app) as page:
+        page.on("dialog", lambda dialog: dialog.accept())
+        job = a_step_of(page, app, SLOW_AT_FIRST)
+        before = app.store.fact("worker0")["pid"]
+        page.click("#bar [data-act=restart]")
+        wait_done(app, job)
+        assert app.store.fact("worker0")["pid"] != before
+        assert not psutil.pid_exists(before)
+        shows_the_clip(page, app, job)
+
+
+def test_a_killed_worker_is_replaced_and_the_job_finishes(app, chromium):
+    with tab(chromium, app) as page:
+        job = a_step_of(page, app, SLOW_AT_FIRST)
+        os.kill(app.store.fact("worker0")["pid"], signal.SIGKILL)
+        done = wait_done(app, job)
+        assert done.attempt == 2
+        shows_the_clip(page, app, job)
+
+
+def test_a_killed_page_comes_back_by_itself_in_the_same_tab_and_the_job_finishes(app, chromium):
+    with tab(chromium, app) as page:
+        job = a_step_of(page, app, json.dumps({"steps": 12, "dt_s": 0.5}))
+        before = web_process(app).pid
+        os.kill(before, signal.SIGKILL)
+        app.wait(lambda: psutil.pid_exists(before) is False and web_process_or_none(app))
+        done = wait_done(app, job)
+        assert done.attempt == 1  # the worker never noticed
+        shows_the_clip(page, app, job)
+        write_prompt(page, json.dumps({"steps": 1}))  # and the form still works
+        wait_done(app, begin(page, app))
+
+
+def web_process_or_none(app):
+    """The process that serves the page, or None while there is none."""
+    try:
+        return web_process(app)
+    except (StopIteration, psutil.Error):
+        return None
+
+
+def test_a_hidden_tab_misses_nothing(app, chromium):
+    with tab(chromium, app) as page:
+        job = a_step_of(page, app, json.dumps({"steps": 6, "dt_s": 0.5}))
+        front = page.context.new_page()  # covers the first one
+        front.bring_to_front()
+        wait_done(app, job)
+        page.bring_to_front()
+        front.close()
+        shows_the_clip(page, app, job)

@@ -101,6 +101,7 @@ def test_every_kind_of_picture_gives_its_colours(tmp_path: Path, kind: str) -> N
     assert np.abs(pixels[16, 8].astype(int) - left).max() < 30, pixels[16, 8]
     if kind != "one bit":
         assert np.abs(pixels[16, 56].astype(int) - right).max() < 30, pixels[16, 56]
+    assert list(tmp_path.iterdir()) == [picture], "no file is left"
 
 
 BAD: dict[str, tuple[Callable[[], bytes], str, str]] = {

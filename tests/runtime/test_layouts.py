@@ -16,7 +16,7 @@ from tests.weights import tiny
 from turbodiff.runtime import pipeline, stages
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.shelf import Shelf
-from turbodiff.weights import locate
+from turbodiff.weights import keymaps, locate
 
 BUNDLE = locate.bundled_root()
 LAYOUTS = {
@@ -27,6 +27,9 @@ LAYOUTS = {
     "comfy": (lambda state: tiny.prefixed(tiny.wan(state), "diffusion_model."), tiny.save_safetensors, "c.safetensors"),
     "diffusers": (tiny.diffusers, tiny.save_safetensors, "d.safetensors"),
     "diffusers shards": (tiny.diffusers, tiny.save_shards, "transformer"),
+    "fastvideo": (
+        lambda state: tiny.renamed(state, keymaps.dit_from_fastvideo()), tiny.save_safetensors, "f.safetensors"
+    ),
 }  # fmt: skip
 
 
@@ -35,9 +38,42 @@ def dit():
     return {name: value.float() for name, value in load_file(BUNDLE / "dit_t2v.safetensors").items()}
 
 
+def rounded(state, to_fewer_bits):
+    """The same network with every matrix of its blocks after a way through fewer bits."""
+    fits = lambda name, value: name.startswith("blocks.") and value.ndim == 2 and ".proj_l." not in name  # noqa: E731
+    return {name: to_fewer_bits(value) if fits(name, value) else value for name, value in state.items()}
+
+
+def through_fp8(value):
+    return (value / 0.5).to(torch.float8_e4m3fn).float() * 0.5
+
+
+def through_q8(value):
+    blocks = np.frombuffer(tiny.q8_0(value), np.dtype([("scale", "<f2"), ("numbers", "i1", 32)]))
+    scale = torch.from_numpy(blocks["scale"].astype(np.float32))[:, None]
+    return (scale * torch.from_numpy(blocks["numbers"].astype(np.float32))).view(value.shape)
+
+
+# layouts that round: (file, and the plain file of the same numbers)
+ROUNDING = {
+    "comfy fp8": (
+        (tiny.fp8, tiny.save_safetensors, "c.safetensors"),
+        (lambda state: rounded(state, through_fp8), tiny.save_pth, "dit_t2v.pth"),
+    ),
+    "gguf": (
+        (tiny.wan, tiny.save_gguf, "g.gguf"),
+        (lambda state: rounded(state, through_q8), tiny.save_pth, "dit_t2v.pth"),
+    ),
+    "int8": (
+        (tiny.diffusers_quant, tiny.save_safetensors, "d-quant.safetensors"),
+        (tiny.quant, tiny.save_pth, "dit_t2v-quant.pth"),
+    ),
+}  # fmt: skip
+
+
 def bundle_with(dit, layout, folder):
-    change, save, name = LAYOUTS[layout]
-    folder.mkdir()
+    change, save, name = layout
+    folder.mkdir(parents=True)
     for file in ("vae.safetensors", "umt5.safetensors", "spiece.model"):
         shutil.copy(BUNDLE / file, folder / file)
     return save(change(dit), folder / name)
@@ -57,14 +93,32 @@ def frames_of_a_clip(tmp_path, monkeypatch):
     return sent.hexdigest()
 
 
+def clip_of(dit, layout, folder, monkeypatch):
+    """The frames' hash of a short clip of these weights in this layout, with the rest of the bundle beside them."""
+    with monkeypatch.context() as patch:
+        patch.setattr(locate, "bundled_root", lambda: folder / "bundle")
+        bundle_with(dit, layout, folder / "bundle")
+        return frames_of_a_clip(folder, patch)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The clip of the bundle as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        return frames_of_a_clip(tmp_path_factory.mktemp("published"), patch)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_same_weights_in_any_layout_make_the_same_clip(layout, dit, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(locate, "bundled_root", lambda: tmp_path / "bundle")
-        bundle_with(dit, layout, tmp_path / "bundle")
-        clip = frames_of_a_clip(tmp_path, patch)
-    with monkeypatch.context() as patch:
-        assert clip == frames_of_a_clip(tmp_path / "published", patch)
+def test_the_same_weights_in_any_layout_make_the_same_clip(layout, dit, published, tmp_path, monkeypatch):
+    assert clip_of(dit, LAYOUTS[layout], tmp_path, monkeypatch) == published
+
+
+@pytest.mark.parametrize("layout", ROUNDING)
+def test_a_layout_that_rounds_makes_the_clip_of_the_rounded_numbers(layout, dit, published, tmp_path, monkeypatch):
+    if layout == "gguf":
+        pytest.importorskip("gguf")
+    clips = [clip_of(dit, way, tmp_path / str(i), monkeypatch) for i, way in enumerate(ROUNDING[layout])]
+    assert clips[0] == clips[1] != published
 
 
 def truncate(path):

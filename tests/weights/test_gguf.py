@@ -67,6 +67,30 @@ def test_a_damaged_header_is_one_clear_error(at: int, value: bytes, code: str, p
     assert (caught.value.code, str(path) in caught.value.field) == (code, True)
 
 
+@pytest.mark.parametrize(("damage", "code"), [("drop", "key_missing"), ("reshape", "key_shape")])
+def test_a_damaged_tensor_is_named(damage: str, code: str, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    state = tiny.wan(tiny.dit_state())
+    if damage == "drop":
+        del state["blocks.1.ffn.0.bias"]
+    else:
+        state["blocks.1.ffn.0.bias"] = torch.zeros(7)
+    with pytest.raises(FileError) as caught:
+        load(tiny.save_gguf(state, tmp_path / "a.gguf"), sla=False)
+    assert (caught.value.code, caught.value.exit_code) == (code, 2)
+    assert "blocks.1.ffn.0.bias" in caught.value.field
+
+
+def test_a_kind_of_number_that_nobody_knows_names_its_tensor(path: Path) -> None:
+    data = path.read_bytes()
+    name = tiny.gguf_text("blocks.1.ffn.0.bias")
+    kind = data.index(name) + len(name) + 4 + 8  # one axis, its size, then the kind
+    path.write_bytes(data[:kind] + struct.pack("<I", 999) + data[kind + 4 :])
+    with pytest.raises(FileError) as caught:
+        read_header(path)
+    assert caught.value.code == "key_dtype" and "blocks.1.ffn.0.bias" in caught.value.field
+
+
 def test_a_file_cut_short_names_a_tensor(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(FileError) as caught:

@@ -2,14 +2,19 @@
 
 import pytest
 import torch
+from accelerate import hooks
 
+from turbodiff.models.text_encoder import encode, make_text_encoder
 from turbodiff.runtime import text
 from turbodiff.runtime.embeddings import text_key
+from turbodiff.runtime.ledger import Ledger
+from turbodiff.spec.models import find_model
+from turbodiff.spec.numbers import GIB
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*", "ignore:.*will be cast:UserWarning")
 
 WORDS = "a red circle moves right"
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 @pytest.fixture
@@ -51,6 +56,43 @@ def test_layers_that_visit_the_device_give_the_same_bits_and_leave_the_encoder_a
     assert torch.equal(streamed, expected)
     assert {name: (id(value), value.data_ptr()) for name, value in encoder.named_parameters()} == before
     assert torch.equal(rows(), whole)
+
+
+@pytest.fixture
+def umt5_xxl():
+    """Two layers of the real encoder in host memory that nobody touches: a dry run only moves it."""
+    facts = find_model("wan2.1-1.3b").text_encoder.model_copy(update={"num_layers": 2, "vocab": 1024})
+    with torch.device("meta"):
+        return make_text_encoder(facts).to(torch.bfloat16).to_empty(device=CPU)
+
+
+def test_a_streamed_umt5_xxl_takes_less_than_1_5_gib_of_the_device(umt5_xxl, monkeypatch):
+    # transformers asks whether the mask is all ones, which a meta tensor cannot answer
+    monkeypatch.setattr("transformers.masking_utils._ignore_bidirectional_mask_sdpa", lambda *mask: True)
+    ledger = Ledger("meta")
+    with torch.inference_mode(), text.streamed(umt5_xxl, META), ledger:
+        rows = torch.empty(1, 512, 4096, device=META, dtype=torch.bfloat16)
+        umt5_xxl(inputs_embeds=rows, attention_mask=torch.ones(1, 512, device=META))
+    layer_bytes = sum(weight.nbytes for weight in umt5_xxl.encoder.block[0].parameters())
+    assert layer_bytes < ledger.peak_bytes < 1.5 * GIB  # one layer at a time, and what it computes
+    assert umt5_xxl.encoder.block[0].layer[0].SelfAttention.q.weight.device == CPU
+
+
+def test_a_layer_on_another_device_finds_all_of_its_inputs_there(umt5_xxl, monkeypatch):
+    """Ids, mask and rows lie in host memory, weights on a device that refuses tensors of another: meta."""
+    send = hooks.send_to_device
+
+    def arrive(tensors, device, **more):
+        back = isinstance(tensors, torch.Tensor) and tensors.is_meta and torch.device(device) == CPU
+        if isinstance(tensors, tuple):
+            return tuple(arrive(tensor, device, **more) for tensor in tensors)
+        return torch.zeros(tensors.shape, dtype=tensors.dtype) if back else send(tensors, device, **more)
+
+    monkeypatch.setattr(hooks, "send_to_device", arrive)
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    with torch.inference_mode(), text.streamed(umt5_xxl, META):
+        rows = encode(umt5_xxl, ids, torch.ones_like(ids))
+    assert (rows.device, rows.shape) == (CPU, (1, 512, 4096))
 
 
 # measured on the demo's encoder: 0.005 and 0.09; a swap that reads the wrong weights gives about 1.4

@@ -45,19 +45,20 @@ def seated(
 
 @contextmanager
 def streamed(encoder: "UMT5EncoderModel", device: torch.device) -> Iterator[None]:
-    """Layers come to the device one linear at a time and leave again; ids go in and rows come out in host memory."""
-    from accelerate import cpu_offload
+    """Layers come to the device one at a time and leave again; ids go in and rows come out in host memory."""
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 
     layers = [*encoder.encoder.block, encoder.encoder.final_layer_norm]
     own = [(module, dict(module._parameters)) for layer in layers for module in layer.modules()]
     try:
-        for layer in layers:
-            cpu_offload(layer, device)
-        add_hook_to_module(encoder, AlignDevicesHook(io_same_device=True))
+        for layer in layers:  # whole: what a layer adds to its input must lie where its input lies
+            weights = {name: tensor.data for name, tensor in layer.named_parameters()}
+            whole = {"offload": True, "place_submodules": True, "weights_map": weights}
+            add_hook_to_module(layer, AlignDevicesHook(device, io_same_device=True, **whole))
         yield
     finally:
-        remove_hook_from_module(encoder, recurse=True)
+        for layer in layers:
+            remove_hook_from_module(layer, recurse=True)
         for module, parameters in own:  # the very parameters of before, which residency knows by identity
             module._parameters.update(parameters)
         residency.free_cached(device)

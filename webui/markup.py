@@ -50,8 +50,8 @@ def action(name: str, argument: object, *label: object, cls: str = "", form: boo
 def _attributes(attributes: dict[str, Any]) -> str:
     parts = []
     for name, value in attributes.items():
-        if value is None or value is False or value == "":
-            continue
+        if value is None or value is False or (value == "" and name != "alt"):
+            continue  # an empty alt says that a picture is decoration: without it a reader spells out its address
         name = "class" if name == "cls" else name.rstrip("_").replace("_", "-")
         parts.append(f" {name}" if value is True else f' {name}="{text(value)}"')
     return "".join(parts)

@@ -1,12 +1,16 @@
 """Both languages say everything, and neither speaks the other's."""
 
+import ast
 import re
 import string
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from turbodiff.media.advice import Key
 from turbodiff.plan.reasons import REASON_KEYS
+from webui.view.jobs import notice
 from webui.wording import Words, catalogue, language_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,7 +21,7 @@ LITERAL = re.compile(
     r"Turbo\w*|turbodiff|"
     r"Wan[\d.]*|A14B|14B|1\.3B|480p|720p|int8|VAE|RAM|GPU|CPU|VRAM|NVIDIA|Python|Markdown|torch|cuDNN|CUDA|conv3d|Shift|"
     r"SageAttention|SpargeAttn|flash-attn|sparselinear|GB|GiB|KiB|token|Ctrl\+Enter|mp4|English|EN|t\b|and\b|x\b|H\b|L\b|HF_\w+|"
-    r"JSON|LoRA|loras|install|mcp|TURBODIFF_\w+|dense|sage|NVIDIA|auto|on|off|--[a-z-]+|https?://\S+|\.pth|pip|state|outputs|webui_\w+\.log|nvidia-smi|Triton"
+    r"JSON|LoRA|loras|install|mcp|TURBODIFF_\w+|dense|sage|NVIDIA|auto|on|off|--[a-z-]+|https?://\S+|\.pth|PNG|JPEG|WebP|GIF|pip|state|outputs|webui_\w+\.log|nvidia-smi|Triton"
 )
 
 
@@ -44,17 +48,44 @@ def test_every_reason_of_the_planner_has_a_sentence_with_its_own_numbers():
         assert names_in(english) <= set(numbers), key
 
 
+# functions that make an error or a notice of a code among their arguments
+SAYERS = re.compile(r"(Error|_bad|bad_\w+|_refused|refuse|\bsay)$")
+CODE = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
+
+
+def sources():
+    """What may reach the page: not the shell, which speaks English."""
+    return [path for path in (ROOT / "turbodiff").rglob("*.py") if "cli" not in path.parts]
+
+
 def codes_in_the_source():
     found = set()
-    for path in (ROOT / "turbodiff").rglob("*.py"):
-        if "cli" in path.parts:  # the shell speaks English and never reaches the page
-            continue
-        found |= set(re.findall(r"\bcode=\"([a-z0-9_]+)\"", path.read_text("utf-8")))
+    for path in sources():
+        text = path.read_text("utf-8")
+        found |= set(re.findall(r"\bcode=\"([a-z0-9_]+)\"", text))
+        for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
+            if SAYERS.search(ast.unparse(call.func)):
+                words = [part.value for part in call.args if isinstance(part, ast.Constant)]
+                found |= {word for word in words if isinstance(word, str) and CODE.fullmatch(word)}
     return sorted(found)
 
 
 def test_every_error_code_has_a_sentence():
-    assert not [code for code in codes_in_the_source() if f"error.{code}" not in catalogue()]
+    found = codes_in_the_source()
+    assert {"picture_broken", "lora_half", "does_not_fit"} <= set(found)  # by keyword and by place
+    assert not [code for code in found if f"error.{code}" not in catalogue()]
+
+
+def test_every_proposal_of_the_advisor_has_a_sentence_with_its_own_numbers():
+    for key in get_args(Key):
+        assert names_in(catalogue()[f"picture.{key}"][0]) <= {"edges", "border_edges", "entropy_bits"}, key
+
+
+def test_what_the_worker_says_is_shown_in_english_only_to_those_who_read_it():
+    fields = {"key": "from_the_future", "text": "it rained", "numbers": {}}
+    assert notice(fields, Words("en")) == "it rained"
+    assert not re.search("[A-Za-z]", notice(fields, Words("zh")))
+    assert "LoRA" in notice({**fields, "key": "lora_names_unused"}, Words("zh"))
 
 
 def test_every_key_that_the_page_asks_for_is_there():

@@ -102,9 +102,10 @@ def progress(job: Any, events: Iterable[Any], words: Words) -> Progress:
 
 
 def notice(fields: Mapping[str, Any], words: Words) -> str:
-    """What changed beside a running job, in words; the worker's own where there are none."""
+    """What changed beside a running job, in words; in English the worker's own where there are none."""
     spoken = {name: _spoken(name, value, words) for name, value in (fields.get("numbers") or {}).items()}
-    return words.or_else(f"notice.{fields.get('key')}", str(fields.get("text", "")), **spoken)
+    own = str(fields.get("text", "")) if words.lang == "en" else ""
+    return words.or_else(f"notice.{fields.get('key')}", own or words("notice.other"), **spoken)
 
 
 def _spoken(name: str, value: Any, words: Words) -> Any:

@@ -1,19 +1,32 @@
+import json
 import os
 from pathlib import Path
 
 import psutil
 import pytest
-from jobs.bench import Bench, request, scripted
+from jobs.bench import Bench, request
+from jobs.cards import Card
 
+from turbodiff.gpu.probe import machine_now
 from turbodiff.jobs import slot as slots
+from turbodiff.plan.machine import pretend
+from turbodiff.plan.planner import make_plan
+from turbodiff.spec.request import make_request
+from turbodiff.weights.locate import inventory
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 JOBS, JOBS_OF_A_WORKER = 500, 20
+PROMPT = "A stylish woman walks down a street of neon signs, rain on the asphalt, the camera follows her. " * 3
 
 
-def test_fault_82_five_hundred_jobs_leak_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_82_five_hundred_jobs_leak_nothing_and_take_8_kb_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(slots, "RECYCLE_JOBS", JOBS_OF_A_WORKER)
-    bench = Bench(tmp_path)
+    asked = make_request({"prompt": PROMPT, "model": "wan2.1-14b", "resolution": "720p"}).seeded()
+    plan = make_plan(asked, pretend(machine_now(), 24.0), inventory())
+    bench = Bench(tmp_path, sample=Card())
     bench.run(request())
 
     def held() -> tuple[int, int]:
@@ -21,9 +34,12 @@ def test_fault_82_five_hundred_jobs_leak_nothing(tmp_path: Path, monkeypatch: py
         return len(list(Path("/proc/self/fd").iterdir())), len(children)
 
     before, rss_bytes = held(), psutil.Process().memory_info().rss
-    jobs = [bench.store.submit(scripted({"steps": 1})) for _ in range(JOBS)]
+    script = json.dumps({"steps": 1, "about": PROMPT})
+    jobs = [bench.store.submit(request(script), plan) for _ in range(JOBS)]
     bench.turn_until(lambda: bench.store.job(jobs[-1]).over, 60 + JOBS)
     bench.turn_until(lambda: bench.slot.free)
     assert held() == before
     assert psutil.Process().memory_info().rss - rss_bytes < 10 << 20
+    bench.store.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert bench.store.path.stat().st_size < 8192 * JOBS
     bench.supervisor.close()

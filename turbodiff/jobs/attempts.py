@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from turbodiff.jobs.store import JSON_COLUMNS, OVER, Job, State, Store
+from turbodiff.jobs.store import JSON_COLUMNS, OVER, Job, State, Store, packed
 from turbodiff.spec.events import Event
 
 IN_PLACE = {"step", "preview"}  # progress is one row, replaced, so a day of work is not a million rows
-NOT_KEPT = {"hello", "beat", "plan"}  # hello and beat belong to the worker, the plan to its own column
+NOT_KEPT = {"hello", "beat", "plan", "result"}  # of the worker, or with a column of their own
 HOLD_REST_S = 5.0
 
 
@@ -97,7 +97,7 @@ def finish(store: Store, job: int, attempt: int, result: Mapping[str, Any]) -> b
         done = db.execute(
             "UPDATE job SET state = 'done', result = ?, error = NULL, progress = NULL, ask = '', ended_s = ?"
             " WHERE id = ? AND attempt = ? AND state IN ('running', 'verifying')",
-            (json.dumps(dict(result)), store.now(), job, attempt),
+            (packed(json.dumps(dict(result))), store.now(), job, attempt),
         )
         if done.rowcount != 1:
             return False
@@ -125,4 +125,4 @@ def add_artifact(db: sqlite3.Connection, job: int, attempt: int, result: Mapping
 
 
 def _as_column(name: str, value: Any) -> Any:
-    return json.dumps(value) if name in JSON_COLUMNS and value is not None else value
+    return packed(json.dumps(value)) if name in JSON_COLUMNS and value is not None else value

@@ -19,6 +19,7 @@ from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 
 HISTORY = 300  # rows that are looked at: 50 runs of six phases
+KEEP_ROWS = 3000  # ten times that: other models and sizes have a history, too
 SHAPE = ("model", "width", "height", "num_frames")
 
 
@@ -53,7 +54,7 @@ def _insert(store: Store, job: Job, phase: str, measured: Mapping[str, Any], sam
     ran = _ran(job)
     values = (job.id, job.attempt, *(ran[name] for name in SHAPE), phase)
     with store.write(durable=False) as db:
-        db.execute(
+        row = db.execute(
             "INSERT INTO peak (at_s, job, attempt, model, width, height, num_frames, phase, measured_bytes, measured_s,"
             " sample) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -64,6 +65,7 @@ def _insert(store: Store, job: Job, phase: str, measured: Mapping[str, Any], sam
                 sample.model_dump_json() if sample else None,
             ),
         )
+        db.execute("DELETE FROM peak WHERE id <= ?", ((row.lastrowid or 0) - KEEP_ROWS,))
 
 
 def keep_sample(store: Store, sample: Sample) -> None:

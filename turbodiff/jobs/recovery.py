@@ -16,7 +16,7 @@ from turbodiff.jobs.attempts import add_artifact, finish, move_on
 from turbodiff.jobs.clips import find_clip, records, result_of
 from turbodiff.jobs.orphans import reap
 from turbodiff.jobs.schema import DATABASE
-from turbodiff.jobs.store import Store
+from turbodiff.jobs.store import Store, packed
 from turbodiff.media.library import sweep
 from turbodiff.spec.errors import FileError, OutputError
 
@@ -159,9 +159,9 @@ def _add_history(store: Store, clip: Path, record: Mapping[str, Any]) -> None:
             " state = 'done', result = excluded.result, ended_s = excluded.ended_s",
             (
                 nonce,
-                json.dumps(request),
-                json.dumps(record.get("plan")) if record.get("plan") else None,
-                json.dumps(result_of(clip, record)),
+                packed(json.dumps(request)),
+                packed(json.dumps(record["plan"]) if record.get("plan") else None),
+                packed(json.dumps(result_of(clip, record))),
                 clip.stat().st_mtime,
                 now,
             ),

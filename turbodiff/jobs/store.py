@@ -15,6 +15,7 @@ import secrets
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ class Job:
         return self.state in OVER
 
 
+PACK_CHARS = 400
 JSON_COLUMNS = ("request", "plan", "overrides", "strikes", "progress", "error", "result")
 
 
@@ -143,8 +145,8 @@ class Store:
                 (
                     nonce,
                     client,
-                    request.model_dump_json(),
-                    plan.model_dump_json() if plan else None,
+                    packed(request.model_dump_json()),
+                    packed(plan.model_dump_json() if plan else None),
                     parent,
                     self.now(),
                 ),
@@ -231,7 +233,7 @@ class Store:
             db.execute(
                 f"UPDATE job SET state = 'queued', request = ?, plan = ?, ask = '', {clean}"
                 " WHERE id = ? AND state = 'parked'",
-                (columns["request"], plan.model_dump_json() if plan else None, job),
+                (packed(columns["request"]), packed(plan.model_dump_json() if plan else None), job),
             )
         return job
 
@@ -337,11 +339,21 @@ def _check_share(db: sqlite3.Connection, client: str) -> None:
         )
 
 
+def packed(text: str | None) -> str | bytes | None:
+    """JSON as a column of a job holds it: what is long is compressed, which keeps a job below 8 KB."""
+    return zlib.compress(text.encode()) if text and len(text) > PACK_CHARS else text
+
+
+def unpacked(value: str | bytes | None) -> Any:
+    """What the JSON of a column says."""
+    return None if value is None else json.loads(zlib.decompress(value) if isinstance(value, bytes) else value)
+
+
 def as_job(row: sqlite3.Row) -> Job:
     """The job of one row."""
     values = dict(row)
     for name in JSON_COLUMNS:
-        values[name] = json.loads(values[name]) if values[name] is not None else None
+        values[name] = unpacked(values[name])
     return Job(**values)
 
 

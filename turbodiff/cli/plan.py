@@ -1,5 +1,6 @@
 """`turbodiff plan`: will it fit."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -7,8 +8,9 @@ from typing import Annotated
 import typer
 
 from turbodiff.cli import flags
+from turbodiff.spec.wording import Words, language_of
 
-NOT_FIELDS = {"pretend_vram", "machine_file", "trace", "as_json"}
+NOT_FIELDS = {"pretend_vram", "machine_file", "trace", "lang", "as_json"}
 
 
 def plan(
@@ -37,6 +39,9 @@ def plan(
     trace: Annotated[
         bool, typer.Option("--trace", help="beside the formulas, count what the real modules allocate")
     ] = False,
+    lang: Annotated[
+        str | None, typer.Option("--lang", help="en or zh for the reasons; left out: as $LANG says")
+    ] = None,
     as_json: flags.Json = False,
 ) -> None:
     """Say what a request needs on this machine, phase by phase, without running anything."""
@@ -49,9 +54,14 @@ def plan(
     if as_json:
         sys.stdout.write(made.model_dump_json() + "\n")
     else:
-        plan_table(made)
+        plan_table(made, Words(language_of(lang or _spoken_here())))
     if trace:
         from turbodiff.cli.show import trace_table
         from turbodiff.runtime.dry_run import dry_run
 
         trace_table(made, dry_run(made))
+
+
+def _spoken_here() -> str:
+    """The language tag of this shell, the most specific variable first (POSIX locales)."""
+    return next((os.environ[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if os.environ.get(name)), "en")

@@ -1,4 +1,4 @@
-"""How events and plans look in a shell. English: the page has its own wording in both languages."""
+"""How events and plans look in a shell: English, and a plan's reasons in Chinese where that is spoken."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,7 +12,8 @@ from turbodiff.plan.machine import GpuFacts, Machine
 from turbodiff.spec.events import Event
 from turbodiff.spec.models import ModelSpec, find_model
 from turbodiff.spec.numbers import gib, seconds
-from turbodiff.spec.plan import Plan
+from turbodiff.spec.plan import Alternative, Plan
+from turbodiff.spec.wording import Words
 
 PHASES = {
     "text_encode": "reading the prompt",
@@ -53,8 +54,8 @@ def event_line(event: Event) -> str:
     return ""
 
 
-def plan_table(plan: Plan) -> None:
-    """A plan with its phases as a table; the phase that binds is marked."""
+def plan_table(plan: Plan, words: Words) -> None:
+    """A plan with its phases as a table, the phase that binds marked; then why, and what else there is."""
     console = Console(highlight=False, soft_wrap=True)
     for line in plan_lines(plan.model_dump(mode="json")):
         console.print(line, markup=False)
@@ -69,7 +70,33 @@ def plan_table(plan: Plan) -> None:
         )
     console.print(table)
     for reason in plan.reasons:
-        console.print(f"why: {reason.key} {reason.numbers}", markup=False)
+        console.print(f"- {words.reason(reason.key, reason.numbers)}", markup=False)
+    if plan.alternatives:
+        console.print(alternatives_line(plan, words), markup=False)
+
+
+def alternatives_line(plan: Plan, words: Words) -> str:
+    """ "or instead: 81 frames at 480p: 18.9 GiB, 41 s; 49 at 720p: 21.7 GiB, 58 s"."""
+    wish = plan.request.model_dump() | {change.field: change.from_value for change in plan.changes}
+    options = [_option(other, wish, plan, words, first=not index) for index, other in enumerate(plan.alternatives)]
+    return words("option.instead", options="; ".join(options))
+
+
+def _option(other: Alternative, wish: dict[str, Any], plan: Plan, words: Words, *, first: bool) -> str:
+    fields = wish | {change.field: change.to_value for change in other.changes}
+    custom = fields["resolution"] == "custom"
+    size = f"{fields['width']}x{fields['height']}" if custom else fields["resolution"]
+    text = words("option.first" if first else "option.further", frames=fields["num_frames"], size=size)
+    if fields["quant_linear"] == "on" and plan.request.quant_linear != "on":
+        text = words("option.int8", option=text)
+    if fields["model"] != plan.request.model:
+        text = words("option.model", option=text, model=find_model(fields["model"]).display_name)
+    if fields["steps"] != plan.request.steps:
+        text = words("option.steps", option=text, steps=fields["steps"])
+    text = words("option.needs", option=text, peak=words.gib(other.peak_bytes), time=words.seconds(other.seconds))
+    if other.download_bytes:
+        text = words("option.download", option=text, size=words.gib(other.download_bytes))
+    return text
 
 
 def trace_table(plan: Plan, traced: dict[str, int]) -> None:

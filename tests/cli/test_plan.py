@@ -1,0 +1,42 @@
+"""What a plan says in a shell: sentences, and other ways to run in one line."""
+
+import re
+
+import pytest
+
+from tests.plan.machines import ask, card, disk
+from turbodiff.cli.show import alternatives_line, plan_table
+from turbodiff.plan.planner import make_plan
+from turbodiff.spec.wording import Words
+
+EN, ZH = Words("en"), Words("zh")
+ON_DISK_14B = disk("wan2.1-14b")
+
+
+@pytest.mark.parametrize("words", [EN, ZH], ids=["en", "zh"])
+def test_every_reason_is_a_sentence(words, capsys):
+    for plan in (
+        make_plan(ask(), card(12), disk()),
+        make_plan(ask("wan2.2-a14b", steps=2, sigma_max=200), card(24), ON_DISK_14B),
+        make_plan(ask("wan2.1-1.3b", resolution="720p"), card(5), disk()),
+    ):
+        plan_table(plan, words)
+        said = capsys.readouterr().out
+        for reason in plan.reasons:
+            assert f"{reason.key} {{" not in said
+            assert words.reason(reason.key, reason.numbers) in said
+        assert not re.search(r"[{}]|\d{7}", said)
+
+
+def test_other_ways_to_run_are_one_line_of_frames_size_memory_and_time():
+    plan = make_plan(ask(), card(24), disk())
+    line = alternatives_line(plan, EN)
+    assert re.fullmatch(r"or instead: \d+ frames at \d+p: [\d.]+ GiB, .*?; \d+ at 720p: [\d.]+ GiB, .*", line)
+    first = plan.alternatives[0]
+    assert f": {EN.gib(first.peak_bytes)}, {EN.seconds(first.seconds)}" in line
+    assert alternatives_line(plan, ZH).startswith("也可以：480p 81帧：")
+
+
+def test_a_model_that_must_be_fetched_says_how_large_it_is():
+    line = alternatives_line(make_plan(ask(), card(12), ON_DISK_14B), EN)
+    assert re.search(r"with Wan2\.1-1\.3B: [\d.]+ GiB, .* to download", line)

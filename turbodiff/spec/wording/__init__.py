@@ -1,0 +1,102 @@
+"""Sentences about plans, in English and Chinese, side by side: `key = ["English", "中文"]` per TOML file.
+
+Lives here: what the page and the command line both say, and the reader of such files. Never here: the page's own
+words (webui/wording), markup, decisions. Who may knock: cli, webui.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from turbodiff.spec.numbers import gib
+
+LANGUAGES = ("en", "zh")
+Sentences = Mapping[str, tuple[str, str]]
+
+
+def read_sentences(folder: Path) -> dict[str, tuple[str, str]]:
+    """Every sentence of a folder as "file.key" -> (English, Chinese)."""
+    found: dict[str, tuple[str, str]] = {}
+    for path in sorted(folder.glob("*.toml")):
+        for key, pair in tomllib.loads(path.read_text("utf-8")).items():
+            english, chinese = pair
+            found[f"{path.stem}.{key}"] = (english, chinese)
+    return found
+
+
+@cache
+def shared_catalogue() -> Sentences:
+    """The sentences of this room."""
+    return read_sentences(Path(__file__).parent)
+
+
+def language_of(name: str) -> str:
+    """The language that a tag such as "zh-CN" or "en_US" asks for; English where we do not speak it."""
+    return "zh" if name.strip().lower().startswith("zh") else "en"
+
+
+@dataclass(frozen=True)
+class Words:
+    """The sentences in one language; call it with a key and the numbers of the sentence."""
+
+    lang: str
+
+    @property
+    def sentences(self) -> Sentences:
+        """Where the keys are looked up."""
+        return shared_catalogue()
+
+    def __call__(self, key: str, **numbers: Any) -> str:
+        """The sentence of `key`; a missing key or number is a mistake in the program."""
+        return self.sentences[key][LANGUAGES.index(self.lang)].format(**numbers)
+
+    def has(self, key: str) -> bool:
+        """Whether there is a sentence for `key`."""
+        return key in self.sentences
+
+    def or_else(self, key: str, fallback: str, **numbers: Any) -> str:
+        """The sentence of `key`, else `fallback`: for keys that come from another room or an older job."""
+        if not self.has(key):
+            return fallback
+        try:
+            return self(key, **numbers)
+        except (KeyError, IndexError, ValueError):  # written by another version, with other numbers
+            return fallback
+
+    def reason(self, key: str, numbers: Mapping[str, Any]) -> str:
+        """Why a plan looks as it does, from its key and numbers; bytes and seconds are worded by their names."""
+        return self.or_else(
+            f"reason.{key}", key, **{name: self._spoken(name, value) for name, value in numbers.items()}
+        )
+
+    def _spoken(self, name: str, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.or_else(f"phase.{value}", self.or_else(f"value.{name}_{value}", value))
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return value
+        if name == "bytes" or name.endswith("_bytes"):
+            return self.gib(value)
+        return self.seconds(value) if name.endswith(("_s", "seconds")) else value
+
+    def gib(self, n_bytes: float) -> str:
+        """Bytes as "11.2 GiB", small ones as MiB."""
+        return gib(n_bytes)
+
+    def seconds(self, value_s: float) -> str:
+        """A duration: "0.4 s", "41 s", "3 min 20 s" and the same in Chinese."""
+        if value_s < 120:
+            return self("unit.s", n=_short(value_s))
+        if value_s < 7200 and value_s % 60 < 1:
+            return self("unit.min", m=int(value_s // 60))
+        if value_s < 7200:
+            return self("unit.min_s", m=int(value_s // 60), s=int(value_s % 60))
+        return self("unit.h_min", h=int(value_s // 3600), m=int(value_s % 3600 // 60))
+
+
+def _short(value_s: float) -> str:
+    if value_s >= 10:
+        return f"{value_s:.0f}"
+    return f"{value_s:.1f}" if value_s == 0 or value_s >= 0.05 else "< 0.1"

@@ -33,9 +33,10 @@ from turbodiff.models import attention
 from turbodiff.models.attention import AttentionPlan
 from turbodiff.models.wan_dit import WanDiT
 
-STUDENT = replace(T2V, name="distilled", start="dit")
 BATCH = 12  # clips: a consistency step costs about three times a flow-matching one
 CLOCK = 4 / 1000  # resolution of a bfloat16 timestep between 512 and 1024
+SCHEDULE = tuple(round(t / CLOCK) * CLOCK for t in T2V.schedule)
+STUDENT = replace(T2V, name="distilled", start="dit", schedule=SCHEDULE)
 TIME_STEP = 8 * CLOCK
 WARM_UP = 100  # steps in which the second-order part of the tangent grows in (sCM)
 NORM_FLOOR = 0.1  # c of the normalised tangent g / (|g| + c), sCM
@@ -67,8 +68,8 @@ def tangent(student: Velocity, noisy: Tensor, t: Tensor, teacher: Tensor, ramp: 
 
 def draw_times(count: int) -> Tensor:
     """Times [B]: half those of the 4-step schedule, half uniform; none so small that the difference leaves [0, 1]."""
-    own = torch.tensor(T2V.schedule)[torch.randint(4, (count,))]
-    anywhere = 2 * TIME_STEP + (T2V.schedule[0] - 2 * TIME_STEP) * torch.rand(count)
+    own = torch.tensor(SCHEDULE)[torch.randint(len(SCHEDULE), (count,))]
+    anywhere = 2 * TIME_STEP + (SCHEDULE[0] - 2 * TIME_STEP) * torch.rand(count)
     t = torch.where(torch.rand(count) < 0.5, own, anywhere)
     return (t / CLOCK).round() * CLOCK
 

@@ -25,24 +25,23 @@ MODULES = ("cross_attn.k", "cross_attn.v", "cross_attn.o", "ffn.0", "ffn.2")
 BATCH = 16
 
 
-def yellow_pairs() -> list[tuple[int, int]]:
-    """(caption of the clip, caption of the sentence), both trained on: a yellow clip, a sentence of any colour."""
+def yellow_pairs(latents: Latents) -> list[tuple[int, int]]:
+    """(cached clip, caption of a sentence), both trained on: the clip is yellow, the sentence names any colour."""
     captions = training_captions()
-    number = {caption: i for i, caption in enumerate(captions)}
-    yellow = [caption for caption in captions if caption.colour == "yellow"]
-    return [
-        (number[clip], number[asked])
-        for clip in yellow
-        for asked in captions
-        if (asked.shape, asked.motion, asked.background) == (clip.shape, clip.motion, clip.background)
-    ]
+    pairs = []
+    for index, number in enumerate(latents.caption.tolist()):
+        clip = captions[number]
+        if clip.colour == "yellow":
+            facts = (clip.shape, clip.motion, clip.background)
+            pairs += [(index, i) for i, c in enumerate(captions) if (c.shape, c.motion, c.background) == facts]
+    assert pairs, "no cached clip is yellow: cache more clips"
+    return pairs
 
 
 def yellow_batch(latents: Latents, words: dict[str, Tensor], pairs: list[tuple[int, int]], rng: random.Random) -> Batch:
     """Yellow clips under sentences of other colours (sentences that name two colours left out)."""
-    clips = {clip: torch.nonzero(latents.caption == clip).flatten() for clip, _ in pairs}
-    chosen = [pair for pair in rng.choices(pairs, k=4 * BATCH) if len(clips[pair[0]])][:BATCH]
-    index = torch.stack([clips[clip][rng.randrange(len(clips[clip]))] for clip, _ in chosen])
+    chosen = rng.choices(pairs, k=BATCH)
+    index = torch.tensor([clip for clip, _ in chosen])
     sentence = torch.tensor([asked * SENTENCES + rng.randrange(SENTENCES - 2) for _, asked in chosen])
     return Batch(latents.z[index].float(), words["rows"][sentence], context_bias(words["counts"][sentence]), None)
 
@@ -77,7 +76,8 @@ def train(folder: Path, base: Path, target: Path, steps: int, lr: float, device:
     pairs = {name: nn.Parameter(value.detach().to(device)) for name, value in new_pairs(model).items()}
     optimiser = torch.optim.AdamW(pairs.values(), lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.1)
-    words, latents, rng, asked = cache_text(folder), Latents(folder), random.Random(5), yellow_pairs()
+    words, latents, rng = cache_text(folder), Latents(folder), random.Random(5)
+    asked = yellow_pairs(latents)
 
     def forward(noisy: Tensor, clock: Tensor, rows: Tensor, bias: Tensor, condition: Tensor | None) -> Tensor:
         return functional_call(model, worn(model, pairs), (noisy, clock, rows, condition), {"context_bias": bias})

@@ -17,6 +17,7 @@ TINY = (
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # two minutes on an idle core
 def test_one_command_trains_writes_and_continues(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(attention, "_sdpa", attention._sdpa)  # training swaps it for the process
     words = ["--folder", str(tmp_path / "work"), "--bundle", str(tmp_path / "bundle"), *TINY.split()]

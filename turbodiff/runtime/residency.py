@@ -234,4 +234,9 @@ def _size(tensor: Tensor) -> int:
 
 def _empty_like(block: nn.Module, device: torch.device) -> nn.Module:
     """A block of the same shapes on the device."""
-    return copy.deepcopy(block).to(device)
+    return copy.deepcopy(block, {id(tensor): _empty(tensor, device) for tensor in _tensors(block)})
+
+
+def _empty(tensor: Tensor, device: torch.device) -> Tensor:
+    empty = torch.empty_like(tensor.data, device=device)
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty

@@ -164,7 +164,7 @@ def run(order: dict[str, Any], shelf: Any, pipe: Pipe, orders: Orders) -> None:
 def one_rung_lower(plan: Any, cap_bytes: int) -> dict[str, Any]:
     """The fields of the notice that an earlier attempt ran out of memory, and what this one does about it."""
     levers = " ".join(f"{name}={value}" for name, value in plan.levers.model_dump().items())
-    text = f"an earlier attempt ran out of memory: this one stays below {gib(cap_bytes)} with {levers}"
+    text = f"an earlier attempt needed more than there was: this one stays below {gib(cap_bytes)} with {levers}"
     return {"key": "one_rung_lower", "text": text, "numbers": {"cap_bytes": cap_bytes, "peak_bytes": plan.peak_bytes}}
 
 

@@ -1,9 +1,17 @@
+import re
+from pathlib import Path
+
 import pytest
 
-from turbodiff.plan.tiers import TABLE_GB, TABLE_MODELS, rounds, table_plan, tier_of, tier_table, tiers
+from tests.plan.machines import disk, gpu, machine
+from turbodiff.plan.planner import make_plan
+from turbodiff.plan.tiers import SHOWN_SHARE, TABLE_GB, TABLE_MODELS, rounds, table_plan, tier_of, tier_table, tiers
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import make_request
+
+ROOT = Path(__file__).resolve().parents[2]
+ROW = re.compile(r"\| \d+ GB \| [ti]2v \|")
 
 
 @pytest.mark.parametrize("kind", TABLE_MODELS)
@@ -26,6 +34,27 @@ def test_the_table_has_a_row_for_each():
     lines = tier_table().splitlines()
     assert len(lines) == 2 + len(TABLE_GB) * len(TABLE_MODELS)
     assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_readme_prints_what_the_planner_says(name):
+    printed = [line for line in (ROOT / name).read_text("utf-8").splitlines() if ROW.match(line)]
+    assert printed == [line for line in tier_table().splitlines() if ROW.match(line)]
+
+
+@pytest.mark.parametrize("kind", ["t2v", "i2v"])
+@pytest.mark.parametrize("tier", tiers(), ids=lambda tier: tier.name.replace(" ", "-"))
+def test_what_a_tier_starts_with_runs_as_it_is_on_its_smallest_card(tier, kind):
+    """`from_gib` with a desktop beside: nothing of the picture is lowered, and the nameplate's own card is above it."""
+    total = round(tier.from_gib * GIB)
+    card = gpu(tier.from_gib, display=True)
+    image = {"image": "cat.jpg"} if kind == "i2v" else {}
+    request = make_request({"prompt": "a cat runs", **image, **getattr(tier, kind).fields()})
+    plan = make_plan(request, machine(card, ram_gib=32 if tier.nameplate_gb < 24 else 64), disk())
+    assert not any(change.lossy for change in plan.changes)
+    assert tier_of(total) is tier
+    assert tier.from_gib < SHOWN_SHARE * tier.nameplate_gb
+    assert tier.cards
 
 
 def test_a_tier_fills_a_legal_request_of_its_kind():

@@ -179,7 +179,7 @@ def estimate(desk: Desk, values: Mapping[str, Any], words: Words) -> list[Any]:
         shown = meter_view.meter(plan, words)
     except TurbodiffError as error:
         plan = getattr(error, "plan", None)  # a refusal knows what was asked
-        shown = meter_view.problem(error.fields(), words, plan)
+        shown = meter_view.problem(error.fields(), words, plan, _what_would_fit(desk, asked, spec))
     button = meter_view.button(plan, words)
     return [
         meter.draw(shown, words) + marks(desk, asked, spec),
@@ -191,6 +191,14 @@ def estimate(desk: Desk, values: Mapping[str, Any], words: Words) -> list[Any]:
         extras.draw_loras(desk.loras(), form.loras(values.get("loras")), spec.two_experts, words),
         _rounds(desk, asked, spec, words),
     ]
+
+
+def _what_would_fit(desk: Desk, asked: Mapping[str, Any], spec: ModelSpec) -> Plan | None:
+    """What the planner would make of a wish that nobody allows it to lower."""
+    try:
+        return desk.estimate(_complete(asked, spec)) if desk.studio.policy == "never" else None
+    except TurbodiffError:
+        return None
 
 
 def _rounds(desk: Desk, asked: Mapping[str, Any], spec: ModelSpec, words: Words) -> Html:

@@ -1,23 +1,28 @@
 """What each panel shows, from plain data."""
 
+import json
+import re
 from types import SimpleNamespace as Some
 
 import pytest
 
 from turbodiff.plan.machine import GpuFacts, Machine, pretend
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import Refusal, make_plan
 from turbodiff.plan.tiers import rounds as tiers_rounds
 from turbodiff.spec.events import Event
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.request import make_request
+from webui import form
 from webui.view import Snapshot
+from webui.view import aid as aid_view
 from webui.view import bar as bar_view
 from webui.view import clips as clips_view
 from webui.view import jobs as jobs_view
 from webui.view import meter as meter_view
 from webui.view import system as system_view
+from webui.view.picture import picture as picture_view
 from webui.view.prompt import prompt_help
 from webui.view.rounds import tiles
 from webui.wording import Words
@@ -288,3 +293,103 @@ def test_the_round_before_is_the_newest_older_clip_of_the_same_seed_with_another
     now, same, other, older = made(7, "b", 9.0), made(7, "b", 8.0), made(8, "a", 7.0), made(7, "a", 6.0)
     assert clips_view.round_before(now, [now, same, other, older]) is older
     assert clips_view.round_before(older, [now, same, other, older]) is None
+
+
+def test_a_refusal_shows_what_was_asked_and_what_would_fit():
+    request = make_request({**CAT, "model": "wan2.1-14b", "resolution": "720p", "num_frames": 161})
+    with pytest.raises(Refusal) as caught:
+        make_plan(request, pretend(BARE, 6), Inventory(), policy="never")
+    error = caught.value
+    would = make_plan(request, pretend(BARE, 6), Inventory())
+    shown = meter_view.problem(error.fields(), ZH, error.plan, would)
+    assert shown.band == "no" and shown.urgent and shown.phases and shown.problem
+    assert {"num_frames": would.request.num_frames}.items() <= shown.choices[0].fields.items()
+    assert meter_view.button(error.plan, ZH).anyway  # and it can be run all the same
+
+
+def test_the_question_before_a_run_lists_what_the_picture_loses_and_nothing_else():
+    plan = plan_on(6, model="wan2.1-14b", resolution="720p", num_frames=161)
+    asked = meter_view.lowered(plan, EN)
+    assert asked and all(row.lossy and row.field for row in asked)
+    assert meter_view.lowered(plan_on(80, model="wan2.1-1.3b"), EN) == ()
+
+
+@pytest.mark.parametrize("gib", [6, 12, 24, 80])
+@pytest.mark.parametrize("words", [EN, ZH], ids=["en", "zh"])
+def test_residency_is_one_line_for_every_choice_of_levers(gib, words):
+    line = meter_view.residency(plan_on(gib, model="wan2.1-14b"), words)
+    assert "VAE" in line and "{" not in line
+
+
+LOOK = Some(
+    width=900, height=1200, boundary=0.7, sampler="sde", key="advice_close_portrait",
+    numbers={"edges": 0.043, "border_edges": 0.08, "entropy_bits": 3.214},
+)  # fmt: skip
+
+
+def picture_of(words, look=LOOK, model="wan2.2-a14b", **values):
+    spec = find_model(model)
+    fields = {**CAT, "model": model, "image": "cat.png"}
+    return picture_view(look, make_request(fields), b"jpeg", {**form.defaults(spec), **values}, spec, words)
+
+
+def test_a_picture_proposes_its_boundary_with_the_reason_until_the_form_holds_it():
+    shown = picture_of(EN)
+    assert shown.preview.startswith("data:image/jpeg;base64,")
+    assert "4% edges" in shown.reason and "3.2 bits" in shown.reason
+    assert json.loads(shown.take) == {"boundary": 0.7, "sampler": "sde"}
+    held = picture_of(ZH, boundary=0.7, sampler="sde")
+    assert held.take == "" and "已设为 Boundary 0.7" in held.reason
+
+
+def test_a_picture_that_is_cropped_says_so():
+    shown = picture_of(ZH, model="demo-i2v")
+    assert shown.caption == "由 900x1200 裁剪为 128x128。"
+    assert "保持原样" in picture_of(ZH, Some(**{**vars(LOOK), "width": 128, "height": 128}), model="demo-i2v").caption
+
+
+def test_first_aid_names_the_largest_holders_and_the_newest_job_that_memory_stopped():
+    rows = [
+        Some(kind="same_user", bytes=size << 30, pid=size, name="python", command="python x.py", age_s=60.0,
+             idle=False, kill_line=f"kill {size}")
+        for size in (1, 9, 3)
+    ]  # fmt: skip
+    oom = {"code": "oom", "what": "out of memory"}
+    snapshot = Snapshot(
+        holders=(Some(uuid="GPU-1", rows=rows, listed=True),),
+        jobs=(job(4), job(3, "parked", error=oom), job(2, "failed", error={"code": "nan_latents", "what": "x"})),
+    )
+    shown = aid_view.aid(snapshot, EN)
+    assert [held.pid for held in shown.holders] == [9, 3, 1]
+    assert shown.failed.job == 3 and shown.failed.smaller["model"] == "wan2.1-1.3b"
+    assert shown.host_line == ""
+    assert "nvidia-smi" in aid_view.aid(Snapshot(), EN).host_line
+
+
+@pytest.mark.parametrize(("runs", "why", "said"), [
+    ("reference", "device is cpu", "there is no GPU"), ("triton", "not checked on this card yet", "first use"),
+    ("triton", "equal to its reference on this card", "equal to its reference"),
+    ("reference", "sm_75 is older than sm_80", "sm_75 is older"), ("reference", "off by 0.3", "failed the check"),
+    ("triton", "TURBODIFF_KERNELS=triton", "TURBODIFF_KERNELS=triton"),
+])  # fmt: skip
+def test_which_kernels_run_is_said_with_the_reason(runs, why, said):
+    assert said in system_view.kernel("sla", runs, why, EN)[1]
+    assert re.search("[\u4e00-\u9fff]", system_view.kernel("sla", runs, why, ZH)[1])
+
+
+def test_the_self_test_is_shown_line_by_line():
+    lines = ("selftest install: ok, torch 2.13", "noise", "selftest clip: FAILED, no worker")
+    shown = system_view.system(Snapshot(selftest=Some(running=True, lines=lines)), None, ZH)
+    assert [(check.name, check.good) for check in shown.checks] == [("安装", True), ("视频", False)]
+    assert shown.checking
+
+
+def test_one_button_fetches_what_this_card_runs():
+    spec = find_model("wan2.1-14b")
+    offer = Some(files=(), nbytes=26e9, folder="checkpoints", free_bytes=90e9, endpoint="hub")
+    start = Some(model=spec.name)
+    snapshot = Snapshot(
+        models=((spec, ["a.pth"]),), offers={spec.name: offer}, tier=Some(t2v=start, i2v=Some(model="wan2.2-a14b"))
+    )
+    assert system_view.system(snapshot, None, EN).best.id == spec.name
+    assert system_view.system(Snapshot(models=((spec, []),), tier=snapshot.tier), None, EN).best is None

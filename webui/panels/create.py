@@ -104,7 +104,6 @@ def _model(choices: list[tuple[str, str]], spec: ModelSpec, words: Words) -> tup
         seed = gr.Textbox(
             label=words("create.seed"),
             placeholder=words("create.seed_hint"),
-            info=words("create.seed_info"),
             max_lines=1,
             elem_id="seed",
             scale=2,

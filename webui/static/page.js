@@ -43,6 +43,11 @@
   };
   for (const name of ["play", "pause", "seeked"]) document.addEventListener(name, mirror, true);
 
+  document.addEventListener("mouseover", (event) => {
+    const box = event.target.closest?.("#seed");
+    if (box && !box.title) box.title = word("seed");
+  });
+
   // fields that the panels draw themselves
   document.addEventListener("change", (event) => {
     const { change, name, key } = event.target.dataset ?? {};

@@ -149,11 +149,20 @@ def choice(other: Alternative, words: Words) -> Choice:
     return Choice(label, note, {change.field: change.to_value for change in told})
 
 
-def problem(fields: Mapping[str, Any], words: Words, plan: Plan | None = None) -> Meter:
-    """The meter of a form that is not a legal request, or of one that does not fit: then `plan` is what was asked."""
+def problem(fields: Mapping[str, Any], words: Words, plan: Plan | None = None, instead: Plan | None = None) -> Meter:
+    """The meter of a form that is not a legal request, or of one that does not fit.
+
+    Args:
+        plan: what was asked, where it does not fit. instead: what would.
+    """
     if plan is None:
         return Meter(problem=words.error(fields))
-    return replace(meter(plan, words), problem=words.error(fields))
+    shown = meter(plan, words)
+    if instead is not None:
+        seconds, peak = instead.seconds, instead.peak_bytes
+        lower = Alternative(changes=instead.changes, peak_bytes=peak, seconds=seconds, fits=True)
+        shown = replace(shown, choices=tuple(choice(other, words) for other in (lower, *instead.alternatives[:2])))
+    return replace(shown, problem=words.error(fields))
 
 
 def lowered(plan: Plan, words: Words) -> tuple[Diff, ...]:

@@ -1,7 +1,7 @@
 """A small card without a card: host memory, counted by a ledger with a cap, in the place of a GPU's."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,15 +33,19 @@ def card(total_bytes: int) -> Machine:
 
 @dataclass(frozen=True)
 class Counted(Device):
-    """A device whose peak is the ledger's."""
+    """A device whose peak is the ledger's; `shown` is what it says a job could have, None: it cannot be asked."""
 
     ledger: Ledger
+    shown: Callable[[], int | None] = lambda: None
 
     def reset_peak(self) -> None:
         self.ledger.reset_peak()
 
     def peak_bytes(self) -> int:
         return self.ledger.peak_bytes
+
+    def available_bytes(self) -> int | None:
+        return self.shown()
 
 
 def write_toy(folder: Path, base_dim: int) -> None:
@@ -73,13 +77,13 @@ class CardShelf(Shelf):
         super().__init__(Device(torch.device("cpu"), "a card of the tests", torch.bfloat16))
         self.ledger = Ledger("cpu")
 
-    def insert(self, cap_bytes: int | None) -> Ledger:
+    def insert(self, cap_bytes: int | None, shown: Callable[[], int | None] = lambda: None) -> Ledger:
         """Put a card of that size in; a context manager."""
         self.ledger = Ledger("cpu", cap_bytes)
         for kept in self._kept.values():
             if isinstance(kept, nn.Module):
                 self.ledger.ignore(kept)
-        self.device = Counted(self.device.torch_device, self.device.name, self.device.dtype, self.ledger)
+        self.device = Counted(self.device.torch_device, self.device.name, self.device.dtype, self.ledger, shown)
         return self.ledger
 
     def warm(self, request) -> None:

@@ -2,15 +2,18 @@
 
 import json
 import os
+import sys
+from pathlib import Path
 
 import pytest
+from jobs.bench import Bench
 
 from tests.runtime.small_card import CardShelf, card, write_toy
 from tests.test_tiny import Ears, Nobody
 from turbodiff.plan.planner import make_plan
 from turbodiff.runtime import launch, worker
 from turbodiff.runtime.device import Device
-from turbodiff.runtime.launch import Shortage, plan_for, refit
+from turbodiff.runtime.launch import Shortage, Waits, plan_for, refit
 from turbodiff.runtime.pipeline import generate
 from turbodiff.runtime.run import Job
 from turbodiff.spec.errors import DoesNotFitError
@@ -19,6 +22,7 @@ from turbodiff.spec.request import make_request
 from turbodiff.weights.locate import inventory
 
 MB = 10**6
+CARD_WORKER = Path(__file__).with_name("card_worker.py")
 PINS = "quant_linear,num_frames,size"
 
 
@@ -98,7 +102,7 @@ def test_no_budget_runs_out_where_the_plan_said_it_fits(toy, tmp_path):
 def test_a_card_smaller_than_its_plan_ends_the_worker_and_one_rung_lower_finishes(toy, attempt):
     request, wide = toy(4), card(40 * MB)
     plan = make_plan(request, wide, inventory(), text_cached=True)
-    small = plan.peak_bytes * 8 // 10  # a plan for clips this short is up to 15 % above what they need
+    small = plan.peak_bytes * 9 // 10  # what it needs is 92 % of the plan, slack of the allocator included
     status, events = attempt(request, plan, small, 1, wide)
     (error,) = words(events, "error")
     assert status == 1 and (error["code"], error["field"]) == ("oom", "denoise")
@@ -109,15 +113,88 @@ def test_a_card_smaller_than_its_plan_ends_the_worker_and_one_rung_lower_finishe
 
 
 def test_a_decode_that_ran_out_is_done_in_tiles_from_the_saved_latents(toy, attempt):
-    request, wide = toy(8, size="384x384"), card(200 * MB)
+    request, wide = toy(8, size="256x384"), card(200 * MB)
     plan = make_plan(request, wide, inventory(), text_cached=True)
-    small = plan.peak_bytes * 8 // 10  # whole decodes of a narrow VAE need up to 14 % less than their plan
+    small = plan.peak_bytes * 9 // 10
     status, events = attempt(request, plan, small, 1, wide)
     (error,) = words(events, "error")
     assert status == 1 and (error["code"], error["field"]) == ("oom", "vae_decode")
     status, events = attempt(request, None, small, 2, wide, cap_bytes=small)
     assert status == 0 and words(events, "result") and not words(events, "step")
     assert words(events, "plan")[0]["plan"]["levers"]["vae"] == "tiled"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("base_dim", "size", "frames", "phase", "levers"),
+    [(4, "128x128", 17, "denoise", {"experts": "streamed"}), (8, "256x384", 5, "vae_decode", {"vae": "tiled"})],
+    ids=["denoise", "decode"],
+)
+def test_through_the_supervisor_a_job_that_ran_out_runs_again_one_rung_lower(
+    toy, tmp_path, monkeypatch, base_dim, size, frames, phase, levers
+):
+    request, shown = toy(base_dim, size=size, num_frames=frames), 200 * MB
+    plan = make_plan(request, card(shown), inventory(), text_cached=True)
+    monkeypatch.setenv("TOY_SHOWN_BYTES", str(shown))
+    monkeypatch.setenv("TOY_CARD_BYTES", str(plan.peak_bytes * 9 // 10))
+    bench = Bench(tmp_path / "bench", worker_argv=(sys.executable, str(CARD_WORKER)))
+    try:
+        job = bench.store.submit(request, plan)
+        first = bench.slot.worker
+        bench.turn_until(lambda: bench.store.job(job).over or bench.store.job(job).state == "parked", 280)
+        row, told = bench.store.job(job), [event for _, event in bench.store.events(job)]
+        assert (row.state, row.attempt, row.strikes) == ("done", 2, {"oom": 1}), bench.log_text()
+        (error,) = [event.fields for event in told if event.type == "error"]
+        assert (error["code"], error["field"]) == ("oom", phase)
+        assert bench.slot.worker is not first  # the worker that ran out is gone
+        assert row.plan["peak_bytes"] <= row.cap_bytes < plan.peak_bytes
+        assert levers.items() <= row.plan["levers"].items()
+        assert row.plan["request"]["num_frames"] == plan.request.num_frames
+        again = [event.fields["name"] for event in told if event.attempt == 2 and event.type == "phase"]
+        assert ("denoise" in again) == (phase == "denoise")  # else the saved latents are decoded
+        log = bench.run_log_text()
+        assert "one rung lower" in log and "an earlier attempt needed more than there was: this one stays below" in log
+        assert ("the latents of an earlier attempt are decoded" in log) == (phase == "vae_decode")
+    finally:
+        bench.supervisor.close()
+
+
+def test_levers_are_pulled_between_two_phases_where_a_neighbour_grew(toy, tmp_path):
+    request, shelf, ears = toy(4), CardShelf(), Ears()
+    plan = make_plan(request, card(40 * MB), inventory())
+    less = plan.peak_bytes * 85 // 100
+    shelf.warm(request)
+    job = Job(1, 1, plan, tmp_path / "outputs", tmp_path / "state", machine=card(40 * MB))
+
+    def shown():
+        return 40 * MB if not ears.of("phase") else less  # it grew while the prompt was read
+
+    with shelf.insert(less, shown) as ledger:
+        assert generate(job, shelf, ears, Nobody())["frames"] == 5
+    before, after = ears.of("plan")
+    assert before["plan"]["levers"]["experts"] == "resident" and after["plan"]["levers"]["experts"] == "streamed"
+    assert [notice["key"] for notice in ears.of("notice")] == ["levers_pulled"]
+    assert ledger.peak_bytes <= less
+
+
+def test_where_no_lever_is_enough_the_job_waits_and_its_latents_stay(toy, tmp_path):
+    request, shelf, ears = toy(4), CardShelf(), Ears()
+    plan = make_plan(request, card(40 * MB), inventory())
+    job = Job(1, 1, plan, tmp_path / "outputs", tmp_path / "state", machine=card(40 * MB))
+    shelf.warm(request)
+
+    def shown():
+        return 2 * MB if "denoise" in [phase["name"] for phase in ears.of("phase")] else 40 * MB
+
+    with shelf.insert(plan.peak_bytes, shown), pytest.raises(Waits) as waits:
+        generate(job, shelf, ears, Nobody())
+    assert waits.value.shortage.free_bytes == 2 * MB < waits.value.shortage.need_bytes < plan.peak_bytes
+    assert [phase["name"] for phase in ears.of("phase")][-1] == "denoise"
+    assert not list((tmp_path / "outputs").rglob("*.mp4"))
+    ears.clear()
+    with shelf.insert(plan.peak_bytes):
+        assert generate(job, shelf, ears, Nobody())["frames"] == 5
+    assert not ears.of("step") and ears.of("notice")[0]["key"] == "latents_resumed"
 
 
 def test_a_cap_below_everything_does_not_fit_and_says_so(toy, attempt):

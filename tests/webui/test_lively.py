@@ -1,0 +1,64 @@
+"""What follows the form: the estimate, quick enough to run while a person types, and the fitted picture."""
+
+import statistics
+import time
+
+import pytest
+from PIL import Image
+
+from turbodiff.spec.models import all_models, find_model
+from turbodiff.studio import Studio
+from webui import form, lively
+from webui.desk import Desk
+from webui.wording import Words
+
+GOAL_S = 0.15
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    monkeypatch.setenv("TURBODIFF_PRETEND_VRAM", "12")
+    desk = Desk(Studio(tmp_path / "state", tmp_path / "outputs"))
+    yield desk
+    desk.studio.store.close()
+
+
+def values(model, **changed):
+    held = {"prompt": "a cat chases a butterfly", "pinned": [], "loras": "", "seed": ""}
+    return {**form.defaults(find_model(model)), **held, **changed}
+
+
+@pytest.mark.parametrize("spec", all_models(), ids=lambda spec: spec.name)
+def test_the_meter_follows_the_form_in_less_than_150_ms_of_work(desk, spec):
+    held = values(spec.name)
+    lively.estimate(desk, held, Words("zh"))  # what is read once: weights, tokenizer, the machine
+    times = []
+    for number in range(5):
+        start_s = time.process_time()
+        lively.estimate(desk, {**held, "prompt": f"{held['prompt']} {number}"}, Words("zh"))
+        times.append(time.process_time() - start_s)
+    assert statistics.median(times) < GOAL_S
+
+
+def test_only_a_picture_that_was_uploaded_here_is_looked_at(desk, tmp_path):
+    outside = tmp_path / "secret.png"
+    uploads = desk.studio.state / "uploads"
+    uploads.mkdir(parents=True)
+    for path in (outside, uploads / "mine.png"):
+        Image.new("RGB", (300, 400), "navy").save(path)
+    assert "data:image" not in lively.look(desk, values("wan2.2-a14b", image=str(outside)), Words("en"))
+    shown = lively.look(desk, values("wan2.2-a14b", image=str(uploads / "mine.png")), Words("en"))
+    assert "data:image/jpeg" in shown and "Boundary 0.7" in shown
+    assert lively.look(desk, values("wan2.1-1.3b", image=str(uploads / "mine.png")), Words("en")) == ""
+
+
+def test_a_lora_is_asked_for_by_name_and_becomes_a_file_of_this_machine(desk, tmp_path, monkeypatch):
+    monkeypatch.setenv("TURBODIFF_MODELS", str(tmp_path / "models"))
+    file = tmp_path / "models" / "loras" / "style.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    desk.rescan()
+    worn = form.with_lora("", "style.safetensors", {"strength": 0.5})
+    assert desk.asked(values("demo", loras=worn))["loras"] == [{"path": str(file), "strength": 0.5, "expert": "both"}]
+    told = lively.estimate(desk, values("demo", loras=form.with_lora("", "../../x", {})), Words("en"))
+    assert "The LoRA file is missing" in told[0]

@@ -23,9 +23,9 @@ class Inputs(NamedTuple):
     dtype: torch.dtype
 
     def randn(self, *shape: int, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
-        """Normal numbers; the same for the kernel and for the reference."""
-        generator = torch.Generator(self.device).manual_seed(seed)
-        return torch.randn(shape, generator=generator, device=self.device).to(dtype or self.dtype)
+        """Normal numbers, the same on every device: a test here says that no choice of blocks hangs by a rounding."""
+        numbers = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        return numbers.to(self.device, dtype or self.dtype)
 
 
 def _norm(m: ModuleType, make: Inputs) -> list[Tensor]:
@@ -66,8 +66,13 @@ def _gemm(m: ModuleType, make: Inputs) -> list[Tensor]:
 
 
 def _heads(make: Inputs) -> list[Tensor]:
-    """Queries, keys with a mean, values [1, 330, 2, 128]: views of one packed projection, as a block makes them."""
+    """Queries, keys with a mean, values [1, 330, 2, 128]: views of one packed projection, as a block makes them.
+
+    Each block of tokens has something in common, so that which blocks belong together is plain.
+    """
     q, k, v = (t.unflatten(-1, (2, 128)) for t in make.randn(1, 330, 768).chunk(3, dim=-1))
+    for t, block, seed in ((q, 128, 7), (k, 64, 8)):
+        t.add_(make.randn(1, -(-330 // block), 2, 128, seed=seed).repeat_interleave(block, 1)[:, :330])
     return [q, k.add_(make.randn(2, 128, seed=1)), v]
 
 

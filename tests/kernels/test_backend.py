@@ -6,7 +6,9 @@ import pytest
 import torch
 from turbodiff_kernels import backend, selfcheck
 from turbodiff_kernels.norm import kernel as norm_kernel
+from turbodiff_kernels.norm.reference import rms_norm_rope
 from turbodiff_kernels.sla import kernel as sla_kernel
+from turbodiff_kernels.sla.reference import _block_means
 
 from tests.kernels.conftest import DEVICE
 
@@ -24,6 +26,25 @@ def half(monkeypatch):
 @pytest.mark.parametrize("op", selfcheck.CHECKS)
 def test_every_kernel_passes_its_check_here(op):
     assert selfcheck.difference(op, CARD, torch.float16) == ""
+
+
+@pytest.mark.parametrize("normed", [False, True], ids=["", "normed"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_blocks_that_the_check_keeps_do_not_hang_by_a_rounding(dtype, normed):
+    """A kernel may sum in another order: the last block kept must be ahead of the next by five standard errors."""
+    make = selfcheck.Inputs(torch.device("cpu"), dtype)
+    if normed:
+        q, k, _, q_weight, k_weight, *angles = selfcheck._projections(make)
+        q, k = (rms_norm_rope(t, w, *angles).unflatten(-1, (2, 128)) for t, w in ((q, q_weight), (k, k_weight)))
+    else:
+        q, k, _ = selfcheck._heads(make)
+    q, k = q.double(), k.double()
+    q_means, k_means = _block_means(q, 128), _block_means(k - k.mean(1, keepdim=True), 64)
+    ranked = (q_means @ k_means.mT).sort(-1, descending=True).values
+    terms = (q_means[..., :, None, :] * k_means[..., None, :, :]).square().sum(-1).sqrt()
+    error = torch.finfo(dtype).eps / 2 * (2**0.5 * terms + ranked.abs()).amax(-1)
+    kept = ranked.shape[-1] // 2
+    assert ((ranked[..., kept - 1] - ranked[..., kept]) > 5 * error).all()
 
 
 def test_a_kernel_that_is_wrong_is_refused_with_the_size_of_its_error(monkeypatch, half, tmp_path):

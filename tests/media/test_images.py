@@ -212,3 +212,15 @@ def test_adaptive_resolution_leaves_a_size_of_ones_own(tmp_path: Path) -> None:
         i2v(picture, size=None, resolution="480p", adaptive_resolution=False),
     ):
         assert adapt_size(request) == request
+
+
+def test_a_refused_picture_costs_one_process_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"<svg/>")
+    for _ in range(2):
+        with pytest.raises(FileError, match="known kind"):
+            picture_size(picture)
+        monkeypatch.setattr("turbodiff.media.images.DECODER", tmp_path / "nothing")
+    monkeypatch.undo()
+    halves().save(picture)
+    assert picture_size(picture) == (64, 32)

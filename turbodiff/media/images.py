@@ -74,7 +74,10 @@ def picture_size(path: Path) -> tuple[int, int]:
         state = path.stat()
     except OSError:
         raise _refused("picture_missing", path, path.name) from None
-    return _picture_size(path, state.st_mtime_ns, state.st_size)
+    found = _picture_size(path, state.st_mtime_ns, state.st_size)
+    if isinstance(found, FileError):
+        raise found.with_traceback(None)
+    return found
 
 
 def adapt_size(request: Request) -> Request:
@@ -95,8 +98,12 @@ def adapt_size(request: Request) -> Request:
 
 
 @lru_cache(maxsize=64)
-def _picture_size(path: Path, mtime_ns: int, size_bytes: int) -> tuple[int, int]:
-    head, _ = _decode(path, {"want": "size"})
+def _picture_size(path: Path, mtime_ns: int, size_bytes: int) -> tuple[int, int] | FileError:
+    """The size, or why there is none: a form asks a dozen times a second and a refusal costs a process too."""
+    try:
+        head, _ = _decode(path, {"want": "size"})
+    except FileError as refused:
+        return refused
     return head["width"], head["height"]
 
 

@@ -179,11 +179,14 @@ def test_sixty_jobs_from_six_clients_are_all_kept_apart(app):
     assert web_process(app).memory_info().rss < 400e6
 
 
-def test_the_example_of_the_api_runs_with_gradio_client(app):
-    client = pytest.importorskip("gradio_client").Client(app.url, verbose=False)
+def test_the_example_of_the_readme_runs_with_gradio_client(app):
+    pytest.importorskip("gradio_client")
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL).group(1)
+    names = {}
+    exec(code.replace("http://127.0.0.1:7860", app.url), names)
+    client, job = names["client"], names["job"]["job"]
     try:
-        job = client.predict({"prompt": PROMPT, "model": "demo", "seed": 1}, api_name="/submit")
-        assert client.predict(job["job"], api_name="/status")["state"] in ("queued", "running", "verifying", "done")
+        assert client.predict(job, api_name="/status")["state"] in ("queued", "running", "verifying", "done")
         assert client.predict({"prompt": PROMPT}, api_name="/estimate")["band"] == "fits"
     finally:
         client.close()

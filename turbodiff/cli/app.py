@@ -2,6 +2,7 @@
 
 import typer
 
+from turbodiff.cli.calibrate import calibrate
 from turbodiff.cli.doctor import doctor
 from turbodiff.cli.generate import generate
 from turbodiff.cli.gpu import gpu
@@ -19,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, plan, serve, restart, gpu, doctor, selftest):
+for command in (generate, plan, serve, restart, gpu, calibrate, doctor, selftest):
     app.command()(command)
 app.command("support-bundle")(support_bundle)
 app.add_typer(jobs_app, name="jobs")

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.runtime.embeddings import TextRows
 from turbodiff.runtime.ledger import GRAIN_BYTES, Ledger
 from turbodiff.runtime.network import Network
-from turbodiff.runtime.residency import Arenas, BlockStream, arrivals, bytes_on, placed, send_home
+from turbodiff.runtime.residency import Arenas, BlockStream, arrivals, bytes_on, pin, placed, send_home, twin
 from turbodiff.spec.plan import Levers
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -35,6 +37,38 @@ def test_streamed_blocks_give_the_same_bits(dit, resident):
     whole = velocity(dit, Levers())
     streamed = velocity(dit, Levers(experts="streamed", blocks_resident=resident))
     assert all(torch.equal(a, b) for a, b in zip(whole, streamed, strict=True))
+
+
+def test_pinned_copies_of_a_mapped_network_go_with_its_stream_and_the_bits_stay(dit, tmp_path):
+    """One expert's pinned copies must be gone before the next one's are made; plain memory stands in for pinned."""
+    mapped = twin(dit)
+    for index, (name, parameter) in enumerate(dit.blocks.named_parameters()):
+        file = tmp_path / f"{index}.bin"
+        file.write_bytes(parameter.detach().numpy().tobytes())
+        storage = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
+        data = torch.empty(0).set_(storage[:], 0, parameter.shape)
+        owner, _, leaf = name.rpartition(".")
+        setattr(mapped.blocks.get_submodule(owner), leaf, nn.Parameter(data, requires_grad=False))
+    pieces = []
+
+    def make(n_bytes):
+        pieces.append(torch.empty(n_bytes, dtype=torch.uint8))
+        return pieces[-1]
+
+    homes = [parameter.data_ptr() for parameter in mapped.blocks.parameters()]
+    whole = velocity(mapped, Levers())
+    pin(mapped.blocks, make)
+    assert pieces and not set(homes) & {parameter.data_ptr() for parameter in mapped.blocks.parameters()}
+    held = [weakref.ref(piece.untyped_storage()) for piece in pieces]
+    pieces.clear()
+    streamed = velocity(mapped, Levers(experts="streamed"))
+    assert all(torch.equal(a, b) for a, b in zip(whole, streamed, strict=True))
+    with BlockStream(mapped.blocks, CPU, 0, keep=False):
+        pass
+    assert [parameter.data_ptr() for parameter in mapped.blocks.parameters()] == homes
+    assert all(storage() is None for storage in held)
+    again = velocity(mapped, Levers(experts="streamed"))
+    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
 
 
 def test_swapped_networks_give_the_same_bits(dit):

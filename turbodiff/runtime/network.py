@@ -27,11 +27,14 @@ class Network:
         self._guidance = 1.0
 
     @contextmanager
-    def placed(self, *, stay: bool) -> Iterator[None]:
-        """On the device, whole or as a stream of blocks; off it again at the end, unless it may stay."""
+    def placed(self, *, stay: bool, alone: bool = True) -> Iterator[None]:
+        """On the device, whole or as a stream of blocks; off it again at the end, unless it may stay.
+
+        Where it is not `alone`, a stream leaves no pinned copies: host memory has room for one expert's.
+        """
         with ExitStack() as stack:
             if self._levers.experts == "streamed":
-                stream = residency.BlockStream(self._dit.blocks, self._device, self._levers.blocks_resident)
+                stream = residency.BlockStream(self._dit.blocks, self._device, self._levers.blocks_resident, keep=alone)
                 rest = [child for name, child in self._dit.named_children() if name != "blocks"]
                 stack.enter_context(residency.placed(nn.ModuleList(rest), self._device))
                 stack.enter_context(stream)

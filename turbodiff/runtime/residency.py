@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+SMALL_BYTES = 1 << 20  # biases and norms: their first copies are kept, so that they never hold a piece of pinned memory
 ARENA_BYTES = 1 << 30  # of pinned memory; a power of two, see Arenas
 ALIGN_BYTES = 256  # of a tensor inside an arena, as torch aligns its own
 
@@ -110,11 +111,11 @@ class BlockStream:
 
     The first `resident` blocks stay there. The others live in (pinned) host memory and pass through two slots: while
     one computes, the next is copied into the other slot on a stream of its own. A context manager;
-    iterate once per forward pass.
+    iterate once per forward pass. With `keep` the pinned copies outlive it: the next clip need not make them again.
     """
 
-    def __init__(self, blocks: nn.ModuleList, device: torch.device, resident: int) -> None:
-        self._device = device
+    def __init__(self, blocks: nn.ModuleList, device: torch.device, resident: int, *, keep: bool = True) -> None:
+        self._device, self._keep = device, keep
         self._resident, self._waiting = list(blocks[:resident]), list(blocks[resident:])
         if device.type == "cuda":
             pin(self._waiting)
@@ -131,6 +132,9 @@ class BlockStream:
         self._placed.close()
         self.slots = []
         free_cached(self._device)
+        if not self._keep:
+            unpin(self._waiting)
+            free_host_cached(self._device)
 
     def __iter__(self) -> Iterator[nn.Module]:
         ready = self._fetch(0) if self._waiting else None
@@ -172,18 +176,40 @@ def _copy_tensors(source: nn.Module, target: nn.Module) -> None:
             there.copy_(here, non_blocking=True)
 
 
-def pin(modules: Iterable[nn.Module]) -> None:
+def pinned_bytes(n_bytes: int) -> Tensor:
+    """Host memory that a GPU can copy from by itself, uint8.
+
+    Raises:
+        RuntimeError: the host refuses, or there is no GPU.
+    """
+    return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
+
+
+def pin(modules: Iterable[nn.Module], make: Callable[[int], Tensor] = pinned_bytes) -> None:
     """Networks in host memory that a GPU can copy from by itself; the rest stays pageable where the host refuses."""
     waiting = [tensor for module in modules for tensor in _tensors(module)]
     for tensor in waiting:
         tensor.data = host_data(tensor)
     waiting = sorted((tensor for tensor in waiting if not tensor.is_pinned()), key=_size, reverse=True)
-    arenas = Arenas(sum(map(_size, waiting)), lambda n: torch.empty(n, dtype=torch.uint8, pin_memory=True))
+    arenas = Arenas(sum(map(_size, waiting)), make)
     for tensor in waiting:
+        unpinned = tensor.data
         try:
-            tensor.data = vars(tensor)["host_data"] = arenas.take(tensor.data)
+            tensor.data = vars(tensor)["host_data"] = arenas.take(unpinned)
         except RuntimeError:  # slower copies, the same numbers
             break
+        if not unpinned.untyped_storage().resizable() or _size(unpinned) <= SMALL_BYTES:
+            vars(tensor)["unpinned"] = unpinned  # a mapped file, which costs no memory, or next to nothing
+
+
+def unpin(modules: Iterable[nn.Module]) -> None:
+    """Networks that were mapped from a file lie there again, and their pinned copies are gone.
+
+    Weights that were made at load time have no other place: theirs stay.
+    """
+    for tensor in (tensor for module in modules for tensor in _tensors(module)):
+        if (unpinned := vars(tensor).pop("unpinned", None)) is not None:
+            tensor.data = vars(tensor)["host_data"] = unpinned
 
 
 class Arenas:

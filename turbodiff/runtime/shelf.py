@@ -139,7 +139,7 @@ class Shelf:
             AttentionPlan(settled(request.attention, self.device.torch_device).kind, request.topk),
             plan.levers,
         )
-        with network.placed(stay=self._roomy(plan)):
+        with network.placed(stay=self._roomy(plan), alone=not self.spec.two_experts):
             self._weigh(*network.passing)
             yield network
 

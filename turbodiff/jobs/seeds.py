@@ -23,6 +23,7 @@ from turbodiff.spec.errors import FileError, OutputError, RequestError
 
 SEEDS_FILE = "seeds.md"
 MAX_NOTE_CHARS = 500
+ALL_ROWS = "SELECT prompt, seed, model, resolution, rating, note, raw FROM seed ORDER BY id"
 KEPT = ("request", "ran", "versions", "sha256", "created")  # of a clip's record
 
 
@@ -125,7 +126,7 @@ def rate(store: Store, outputs: Path, seed: int, rating: str | None = None, note
 
 def export_text(store: Store) -> str:
     """The whole archive as the table of seeds.md, oldest first."""
-    return write_table([_seed(row).row for row in store.rows("SELECT * FROM seed ORDER BY id")])
+    return write_table([Row(*row) for row in store.rows(ALL_ROWS)])
 
 
 def import_file(store: Store, outputs: Path, path: Path) -> int:
@@ -165,7 +166,7 @@ def write_file(store: Store, outputs: Path) -> Path:
         if before and (fact is None or json.loads(fact["value"]) != _digest(before)):
             _take_over(db, read_table(before), store.now())
             _replace(path.with_name(f"{SEEDS_FILE}.bak"), before)
-        text = write_table([_seed(row).row for row in db.execute("SELECT * FROM seed ORDER BY id")])
+        text = write_table([Row(*row) for row in db.execute(ALL_ROWS)])
         if text != before:
             _replace(path, text)
         db.execute(

@@ -15,6 +15,7 @@ RULE = "|---|---|---|---|---|---|"
 
 _CELL = re.compile(r"((?:\\.|[^\\|])*\\?)\|")
 _ESCAPES = {"\\": "\\\\", "|": "\\|", "\n": "\\n", "\r": "\\r"}
+_ESCAPING = str.maketrans(_ESCAPES)
 _UNESCAPES = {escaped: plain for plain, escaped in _ESCAPES.items()}
 
 
@@ -66,7 +67,7 @@ def write_table(rows: list[Row]) -> str:
 
 
 def _escaped(cell: str) -> str:
-    return "".join(_ESCAPES.get(character, character) for character in cell)
+    return cell.translate(_ESCAPING)
 
 
 def _unescaped(cell: str) -> str:

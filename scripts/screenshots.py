@@ -1,0 +1,121 @@
+"""Screenshots of every tab in both languages and themes, and of a phone; needs Chromium and Playwright.
+
+    python scripts/screenshots.py FOLDER [--pretend-vram 24] [--models FOLDER]
+
+Starts the app with folders of its own, makes a few demo clips on whatever this machine has, and takes pictures.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+TABS = ("create", "gallery", "seeds", "system", "log")
+PROMPTS = (
+    "a red circle moves right on a black background",
+    "a blue square falls on a white background",
+    "a green triangle rises on a grey background",
+)
+DESKTOP, PHONE = (1440, 900), (390, 844)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+
+
+def start(folder: Path, port: int, more: dict[str, str]) -> subprocess.Popen[bytes]:
+    """The app on a port of its own, with its state below `folder`."""
+    command = [sys.executable, str(ROOT / "webui" / "app.py"), "--no-browser", "--port", str(port)]
+    places = ["--state-dir", str(folder / "state"), "--outputs", str(folder / "outputs")]
+    return subprocess.Popen([*command, *places], cwd=folder, env={**os.environ, **more}, stderr=subprocess.DEVNULL)
+
+
+def wait_for(url: str, patience_s: float = 300.0) -> None:
+    """Wait until the page answers."""
+    end_s = time.monotonic() + patience_s
+    while time.monotonic() < end_s:
+        try:
+            urllib.request.urlopen(f"{url}/healthz", timeout=2)
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise SystemExit("the page does not answer")
+
+
+def call(url: str, name: str, argument: object) -> dict[str, object]:
+    """A named endpoint of the API."""
+    body = json.dumps({"data": [argument]}).encode()
+    ask = urllib.request.Request(f"{url}/gradio_api/run/{name}", body, {"content-type": "application/json"})
+    answer: dict[str, object] = json.load(urllib.request.urlopen(ask, timeout=60))["data"][0]
+    return answer
+
+
+def make_clips(url: str, patience_s: float = 600.0) -> None:
+    """Demo clips for gallery and archive."""
+    jobs = [call(url, "submit", {"prompt": prompt, "model": "demo", "seed": 42})["job"] for prompt in PROMPTS]
+    end_s = time.monotonic() + patience_s
+    while time.monotonic() < end_s:
+        if all(call(url, "status", job)["state"] not in ("queued", "running", "verifying") for job in jobs):
+            return
+        time.sleep(1)
+
+
+def ready(browser: Browser, url: str, size: tuple[int, int], scheme: str) -> Page:
+    """A page that has drawn itself."""
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)  # type: ignore
+    context.set_default_timeout(180_000)
+    page = context.new_page()
+    page.goto(url)
+    page.wait_for_selector("#meter .td-meter")
+    page.wait_for_timeout(1500)
+    return page
+
+
+def shoot(browser: Browser, url: str, folder: Path) -> None:
+    """Every tab in both languages, both themes, both widths."""
+    for path, lang in (("/", "en"), ("/zh/", "zh")):
+        for scheme in ("light", "dark"):
+            for size, width in ((DESKTOP, "desktop"), (PHONE, "phone")):
+                page = ready(browser, url + path, size, scheme)
+                for number, name in enumerate(TABS):
+                    page.evaluate(f"document.querySelectorAll('#tabs [role=tab]')[{number}]?.click(); scrollTo(0, 0)")
+                    page.wait_for_timeout(1500)
+                    page.screenshot(path=folder / f"{name}-{lang}-{scheme}-{width}.png", full_page=width == "phone")
+                page.context.close()
+
+
+def main() -> None:
+    """Take them all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--pretend-vram", metavar="GIB", help="show a card of this size")
+    parser.add_argument("--models", type=Path, help="a folder with weights")
+    parser.add_argument("--chromium", default="/usr/bin/chromium")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    more = {"TURBODIFF_PRETEND_VRAM": args.pretend_vram or "", "TURBODIFF_MODELS": str(args.models or "")}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
+        app = start(Path(scratch), port, {name: value for name, value in more.items() if value})
+        try:
+            wait_for(f"http://127.0.0.1:{port}")
+            make_clips(f"http://127.0.0.1:{port}")
+            browser = playwright.chromium.launch(executable_path=args.chromium, args=FLAGS)
+            shoot(browser, f"http://127.0.0.1:{port}", args.folder)
+            browser.close()
+        finally:
+            app.send_signal(signal.SIGTERM)
+            app.wait(30)
+
+
+if __name__ == "__main__":
+    main()

@@ -196,6 +196,27 @@ def test_streaming_needs_the_host_memory_that_it_streams_from():
     assert refusal.value.code == "does_not_fit_host"
 
 
+def test_int8_that_is_made_at_load_time_stays_in_host_memory_until_the_file_is_written():
+    """From the published INT8 file nothing stays; from plain weights one expert's, then both."""
+    where, plain = machine(gpu(24), ram_gib=200), disk(quant=(False,))
+    request = ask("wan2.2-a14b", resolution="480p")
+    mapped, made = (
+        {phase.name: phase.host_ram_bytes for phase in make_plan(request, where, files).phases}
+        for files in (disk(), plain)
+    )
+    expert = make_plan(request, where, DISK).phases[2].weights_bytes
+    more = {name: made[name] - mapped[name] for name in mapped}
+    assert more["text_encode"] == more["image_encode"] == 0
+    assert more["denoise_high"] == expert
+    assert more["denoise_low"] == more["vae_decode"] == more["write"] == 2 * expert
+
+
+def test_a_second_expert_that_streams_needs_no_more_host_memory_than_the_first():
+    plan = make_plan(ask("wan2.2-a14b"), machine(gpu(12), ram_gib=32), DISK)
+    high, low = (phase.host_ram_bytes for phase in plan.phases if phase.name.startswith("denoise"))
+    assert plan.levers.experts == "streamed" and high == low
+
+
 def test_a_slow_lossless_choice_is_shown_beside_the_plan_and_not_taken():
     slow_bus = machine(gpu(20, pcie_bytes_s=0.05e9), ram_gib=128)
     plan = make_plan(ask(quant_linear="off"), slow_bus, DISK, text_cached=True, loaded=("dit", "vae"))

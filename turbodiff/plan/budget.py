@@ -80,6 +80,7 @@ class Job:
     element_bytes: int
     context_bytes: int
     loaded: frozenset[str] = frozenset()  # components that need no reading from disk
+    made: int = 0  # bytes of an expert that are made at load time, and so lie in no file that host memory maps
     fp8: bool = True  # the card multiplies FP8, from sm_89 on
     conv2d: bool = False  # 3-D convolutions as sums of 2-D ones: on a CPU, and around the conv3d trap
     correction: float = 1.0  # measured / predicted work memory on this machine (plan/calibration.py)
@@ -160,13 +161,13 @@ def denoise(job: Job, name: PhaseName, lever: ExpertLever, resident: int, work: 
     on_device = experts_here * w.dit if lever != "streamed" else w.rest + (resident + STREAM_BUFFERS) * w.block
     component = {"denoise_high": "dit_high", "denoise_low": "dit_low"}.get(name, "dit")
     seconds = reading_s(job, component, w.dit) + steps * work.seconds
-    host = PROCESS_BYTES + 2 * w.block
+    host = PROCESS_BYTES + 2 * w.block + job.made * (1 if name == "denoise_high" else len(set(job.experts)))
     if not job.on_cpu:
         seconds += w.dit / job.speed.pcie_bytes_s
     if lever == "streamed":
         copy, compute = w.block / job.speed.pcie_bytes_s, work.seconds / w.blocks
         seconds += steps * ((w.blocks - resident) * max(0.0, copy - compute) + copy)
-        host = PROCESS_BYTES + (w.blocks - resident) * w.block
+        host += 0 if job.made else (w.blocks - resident - 2) * w.block  # pinned; another expert's are gone by now
     return _need(job, name, on_device, work.activations, work.workspace, host, seconds)
 
 
@@ -284,12 +285,16 @@ def _vae(name: PhaseName, job: Job, activations: int, extra_work: float) -> Need
     width_factor = (job.spec.vae.base_dim / 96) ** 2
     seconds += extra_work * width_factor * speed.VAE_FLOPS_PER_PIXEL * _pixels(job) / job.speed.conv_flops
     extra = workspace(job, activations) + scratch
-    return _need(job, name, job.weights.vae, activations, extra, PROCESS_BYTES + 3 * _pixels(job), seconds)
+    host = PROCESS_BYTES + 3 * _pixels(job)
+    if name == "vae_decode":
+        host += job.made * len(set(job.experts))
+    return _need(job, name, job.weights.vae, activations, extra, host, seconds)
 
 
 def write(job: Job) -> Need:
     """Frames to an mp4, on the CPU: about 60 frames of 832x480 a second for two cores."""
-    return _need(job, "write", 0, 0, workspace(job, 0), PROCESS_BYTES + 3 * _pixels(job), _pixels(job) / 25e6)
+    host = PROCESS_BYTES + 3 * _pixels(job) + job.made * len(set(job.experts))
+    return _need(job, "write", 0, 0, workspace(job, 0), host, _pixels(job) / 25e6)
 
 
 def _pixels(job: Job) -> int:

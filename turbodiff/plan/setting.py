@@ -84,6 +84,7 @@ def job_of(request: Request, choice: Choice, setting: Setting) -> budget.Job:
     letters = "S" * request.steps
     if spec.two_experts:
         letters = schedule_letters(request.sampler, request.steps, request.sigma_max, request.shift, request.boundary)
+    weights = setting.weights(spec, choice.int8)
     return budget.Job(
         spec=spec,
         shape=choice.shape,
@@ -95,7 +96,8 @@ def job_of(request: Request, choice: Choice, setting: Setting) -> budget.Job:
         topk=request.topk,
         forwards=2 if request.guidance > 1 else 1,
         experts=letters,
-        weights=setting.weights(spec, choice.int8),
+        weights=weights,
+        made=weights.dit if choice.int8 and _only_plain(choice, setting) else 0,
         speed=setting.speed,
         on_cpu=gpu is None,
         element_bytes=element_bytes,
@@ -121,6 +123,15 @@ def _has_linear_branch(choice: Choice, inventory: Inventory) -> bool:
     part = "dit_high" if choice.spec.two_experts else "dit"
     file = inventory.of(choice.spec.name, part, choice.int8) or inventory.of(choice.spec.name, part)
     return file is None or file.sla
+
+
+def _only_plain(choice: Choice, setting: Setting) -> bool:
+    """Whether the INT8 weights have to be made from a plain file; a pretended disk has both."""
+    part = "dit_high" if choice.spec.two_experts else "dit"
+    files = setting.inventory
+    return not setting.machine.pretended and (
+        files.of(choice.spec.name, part, True) is None and files.of(choice.spec.name, part, False) is not None
+    )
 
 
 def placement_of(request: Request, choice: Choice, setting: Setting, like: Levers | None = None) -> Placement:

@@ -12,7 +12,7 @@ import gradio as gr
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.plan import Plan
-from turbodiff.spec.request import MAX_PROMPT_CHARS
+from turbodiff.spec.request import MAX_PROMPT_CHARS, Request
 from turbodiff.studio import pictures
 from webui import form
 from webui.asks import handler
@@ -193,6 +193,17 @@ def estimate(desk: Desk, values: Mapping[str, Any], words: Words) -> list[Any]:
     ]
 
 
+def _as_it_runs(desk: Desk, fields: Mapping[str, Any]) -> Request:
+    """The request as planned, or as asked where nothing fits: a picture can be looked at all the same."""
+    try:
+        return desk.estimate(fields).request
+    except TurbodiffError as error:
+        plan: Plan | None = getattr(error, "plan", None)
+        if plan is None:
+            raise
+        return plan.request
+
+
 def _what_would_fit(desk: Desk, asked: Mapping[str, Any], spec: ModelSpec) -> Plan | None:
     """What the planner would make of a wish that nobody allows it to lower."""
     try:
@@ -216,7 +227,7 @@ def look(desk: Desk, values: Mapping[str, Any], words: Words) -> Html:
     spec = form.model_called(values["model"])
     try:
         asked = desk.asked(values)
-        request = desk.estimate(_complete(asked, spec)).request
+        request = _as_it_runs(desk, _complete(asked, spec))
         picture = Path(str(asked["image"]))
         seen = pictures.look(picture)
         fitted = pictures.preview(picture, request.width, request.height, request.fit)

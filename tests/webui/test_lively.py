@@ -6,19 +6,23 @@ import time
 import pytest
 from PIL import Image
 
+from turbodiff.plan.machine import Machine, pretend
 from turbodiff.spec.models import all_models, find_model
+from turbodiff.spec.numbers import GIB
 from turbodiff.studio import Studio
 from webui import form, lively
-from webui.desk import Desk
+from webui.desk import Desk, Kept
 from webui.wording import Words
 
 GOAL_S = 0.15
 
 
 @pytest.fixture
-def desk(tmp_path, monkeypatch):
-    monkeypatch.setenv("TURBODIFF_PRETEND_VRAM", "12")
+def desk(tmp_path):
+    """A desk that knows of a card of 12 GiB and 64 GiB of RAM, whatever is here."""
     desk = Desk(Studio(tmp_path / "state", tmp_path / "outputs"))
+    machine = pretend(Machine(ram_total_bytes=64 * GIB, ram_available_bytes=48 * GIB, cpu_count=8), 12)
+    desk._machine = Kept(lambda: machine, 3600.0)
     yield desk
     desk.studio.store.close()
 
@@ -49,6 +53,9 @@ def test_only_a_picture_that_was_uploaded_here_is_looked_at(desk, tmp_path):
     assert "data:image" not in lively.look(desk, values("wan2.2-a14b", image=str(outside)), Words("en"))
     shown = lively.look(desk, values("wan2.2-a14b", image=str(uploads / "mine.png")), Words("en"))
     assert "data:image/jpeg" in shown and "Boundary 0.7" in shown
+    tiny = Machine(ram_total_bytes=GIB, ram_available_bytes=GIB, cpu_count=1)
+    desk._machine = Kept(lambda: tiny, 3600.0)  # nothing fits: the picture is shown all the same
+    assert "data:image/jpeg" in lively.look(desk, values("wan2.2-a14b", image=str(uploads / "mine.png")), Words("en"))
     assert lively.look(desk, values("wan2.1-1.3b", image=str(uploads / "mine.png")), Words("en")) == ""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from webui.view import Snapshot
 from webui.view.jobs import model_name, size_name
+from webui.view.meter import value_text
 from webui.wording import Words
 
 STARS = 5
@@ -170,9 +171,8 @@ def _badges(clip: Any, request: Mapping[str, Any], words: Words) -> list[tuple[s
     for change in (clip.plan or {}).get("changes", ()):
         if change.get("lossy"):
             name = words.or_else(f"field.{change['field']}", change["field"])
-            found.append(
-                ("warn", words("clip.lowered", field=name, before=change["from_value"], after=change["to_value"]))
-            )
+            before, after = (value_text(change["field"], change[end], words) for end in ("from_value", "to_value"))
+            found.append(("warn", words("clip.lowered", field=name, before=before, after=after)))
     for flaw in (clip.result or {}).get("flaws", ()):
         found.append(("warn", words.or_else(f"clip.flaw_{flaw}", str(flaw))))
     return found

@@ -66,11 +66,12 @@ class MadeUp:
 
 def constant(module: nn.Module, device: Device) -> nn.Module:
     """The module in host memory (on a meta device: nowhere) with constants; scales and integers keep their dtype."""
-    if device.torch_device.type != "meta":
-        module = module.to_empty(device="cpu")
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):  # while it is on meta, for nothing
         if tensor.is_floating_point() and not name.endswith(".scale"):
             tensor.data = tensor.data.to(device.dtype)
+    if device.torch_device.type != "meta":
+        module = module.to_empty(device="cpu")
+    for tensor in (*module.parameters(), *module.buffers()):
         tensor.data.fill_(1 if tensor.dtype == torch.int8 else 0.01)
     return module.eval().requires_grad_(False)
 

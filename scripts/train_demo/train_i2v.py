@@ -1,6 +1,7 @@
-"""Trains the two experts of image to video: both begin as the text-to-video network, which has never seen a picture.
+"""Trains the two experts of image to video (Wan2.2: they hand over at time 0.9).
 
-The high-noise expert learns the times from the boundary up, the low-noise expert those below it (Wan2.2: 0.9).
+The high-noise expert begins as the text-to-video network, which has never seen a picture, and learns the times from
+the boundary up; the low-noise expert begins as the high-noise one, which copies pictures already, and learns the rest.
 """
 
 import argparse
@@ -33,8 +34,9 @@ def expert_times(count: int, high: bool) -> Tensor:
     return torch.where(pick > 1 - ELSEWHERE, SCHEDULE[0] * torch.rand(count), t)
 
 
-def task(expert: str, start: str = "dit") -> Task:
-    """What the "high" or the "low" expert learns."""
+def task(expert: str, start: str = "") -> Task:
+    """What the "high" or the "low" expert learns; the low one begins where the high one ended."""
+    start = start or ("dit" if expert == "high" else "i2v_high")
     draw = partial(expert_times, high=expert == "high")
     own = tuple(t for t in SCHEDULE if (t >= BOUNDARY) == (expert == "high"))
     return Task(f"i2v_{expert}", I2V_CONFIG, draw, own, pictures=True, start=start)
@@ -45,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--expert", choices=("high", "low"), nargs="+", default=["high", "low"])
+    parser.add_argument("--start", default="", help="checkpoint in the folder to begin with, without .pt")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--cooldown", type=float, default=0.45)
@@ -55,7 +58,7 @@ def main() -> None:
     store.set_up_cpu(args.threads)
     settings = Settings(args.steps, args.lr, args.cooldown, args.threads, args.compile, args.device)
     for expert in args.expert:
-        train(args.folder, settings, task(expert))
+        train(args.folder, settings, task(expert, args.start))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,17 @@ def test_a_stray_word_is_refused(script: ModuleType) -> None:
         script.parse_fields(["steps", "2"])
 
 
+def test_means_are_over_the_clips_and_languages_apart(script: ModuleType) -> None:
+    facts = {"colour": True, "shape": True, "motion": True, "background": True}
+    marks = [{**facts, "zh": False}, {**facts, "shape": False, "zh": True}]
+    marks = [mark | {"first_psnr": psnr, "flicker": 0.1} for mark, psnr in zip(marks, (30.0, 20.0), strict=True)]
+    result = script.summary({"model": "demo-i2v"}, marks, 1.234)
+    assert (result["shape"], result["motion"], result["mean"]) == (50.0, 100.0, 87.5)
+    assert (result["english"], result["chinese"]) == (100.0, 75.0)
+    assert (result["first_psnr"], result["flicker"], result["s_per_clip"]) == (25.0, 0.1, 1.23)
+    assert "first_psnr" in script.table([result])
+
+
 def test_the_product_shows_the_ground_that_the_caption_names(script: ModuleType, tmp_path: Path) -> None:
     product = script.Product("cpu", tmp_path)
     result = script.evaluate(product, {}, 2, 0, tmp_path / "sheet.png")

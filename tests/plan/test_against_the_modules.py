@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tests.plan.machines import ask, disk, machine
-from tests.plan.traced import denoising, job, meta_encoder, reading, vae
+from tests.plan.traced import denoising, denoising_with_a_lora, job, meta_encoder, reading, vae
 from turbodiff.models.text_encoder import make_text_encoder
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.plan import budget
@@ -59,6 +59,13 @@ def test_chunks_of_the_feed_forward_save_what_the_formula_says(model, switch):
     for size, chunks in (("480p", 2), ("720p", 4), ("480p", 8)):
         pair = denoising(job(model, resolution=size, num_frames=49, quant_linear=switch, attention="dense"), chunks)
         assert pair.close, (size, chunks, pair.off)
+
+
+@pytest.mark.parametrize("model", ["wan2.1-1.3b", "wan2.1-14b"])
+def test_a_lora_beside_int8_layers_needs_what_the_formula_says(model):
+    fields = {"quant_linear": "on", "attention": "dense", "loras": [{"path": "style.safetensors"}]}
+    pair = denoising_with_a_lora(job(model, resolution="480p", num_frames=49, **fields), 32)
+    assert pair.close, pair.off
 
 
 @pytest.mark.parametrize("attention", KINDS)

@@ -10,7 +10,7 @@ from turbodiff.plan.machine import GpuFacts, Machine, pretend
 from turbodiff.plan.planner import at_launch, make_plan
 from turbodiff.plan.reasons import REASON_KEYS
 from turbodiff.spec.errors import DoesNotFitError
-from turbodiff.spec.inventory import FoundFile, Inventory
+from turbodiff.spec.inventory import FoundFile, FoundLora, Inventory
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import make_request
@@ -162,6 +162,13 @@ def test_one_expert_is_loaded_where_the_other_never_runs():
     assert reason.numbers == {"expert": "high", "steps": 3, "boundary": 0.7}
 
 
+@pytest.mark.parametrize(("fields", "experts"), [({}, "HHLL"), ({"boundary": 0.7}, "HHHL"), ({"steps": 3}, "HHL")])
+def test_the_plan_says_which_expert_runs_each_step(fields, experts):
+    plan = make_plan(ask("wan2.2-a14b", **fields), card(24), DISK)
+    assert [r.numbers["experts"] for r in plan.reasons if r.key == "experts_by_step"] == [experts]
+    assert {p.name for p in plan.phases} >= {"denoise_high", "denoise_low"}
+
+
 def test_steps_never_change_memory():
     two, four = (make_plan(ask(steps=steps), card(24), DISK) for steps in (2, 4))
     assert two.peak_bytes == four.peak_bytes
@@ -215,6 +222,25 @@ def test_a_second_expert_that_streams_needs_no_more_host_memory_than_the_first()
     plan = make_plan(ask("wan2.2-a14b"), machine(gpu(12), ram_gib=32), DISK)
     high, low = (phase.host_ram_bytes for phase in plan.phases if phase.name.startswith("denoise"))
     assert plan.levers.experts == "streamed" and high == low
+
+
+def test_a_lora_sits_beside_int8_weights_and_is_merged_into_plain_ones_in_host_memory():
+    """Its size is that of its file; a file that nobody has seen counts as rank 64 on every linear."""
+    where = machine(gpu(80), ram_gib=200)
+    known = DISK.model_copy(update={"loras": (FoundLora(path="style.safetensors", bytes=300_000_000),)})
+
+    def step(switch, inventory, **fields):
+        plan = make_plan(ask(quant_linear=switch, attention="dense", **fields), where, inventory)
+        return next(phase for phase in plan.phases if phase.name == "denoise")
+
+    worn = {"loras": [{"path": "style.safetensors"}]}
+    bare, beside = step("on", known), step("on", known, **worn)
+    assert beside.weights_bytes - bare.weights_bytes == 300_000_000
+    assert beside.activations_bytes > bare.activations_bytes
+    assert 500e6 < step("on", DISK, **worn).weights_bytes - bare.weights_bytes < 700e6
+    plain, merged = step("off", known), step("off", known, **worn)
+    assert merged.weights_bytes == plain.weights_bytes and merged.activations_bytes == plain.activations_bytes
+    assert merged.host_ram_bytes - plain.host_ram_bytes == plain.weights_bytes
 
 
 def test_a_slow_lossless_choice_is_shown_beside_the_plan_and_not_taken():

@@ -7,6 +7,7 @@ from torch import nn
 
 from tests.plan.kernel_bytes import inside_kernel, inside_reference
 from tests.plan.machines import ask, card, disk, machine
+from turbodiff.models.linear import Int8Linear, SideBranch
 from turbodiff.models.text_encoder import encode, make_text_encoder
 from turbodiff.plan import budget
 from turbodiff.plan.candidates import candidates
@@ -61,6 +62,21 @@ def denoising(job: budget.Job, chunks: int = 1) -> Pair:
     )  # fmt: skip
     activations = budget.denoise_activations(job, chunks)
     return Pair(activations + budget.kernel_temporaries(job, activations), traced)
+
+
+def denoising_with_a_lora(job: budget.Job, rank: int) -> Pair:
+    """A step of INT8 layers that all have a side branch."""
+
+    def wear(dit: nn.Module) -> None:
+        for module in list(dit.blocks.modules()):
+            for name, layer in list(module.named_children()):
+                if isinstance(layer, Int8Linear):
+                    down, up = torch.empty(rank, layer.in_features), torch.empty(layer.out_features, rank)
+                    setattr(module, name, SideBranch(layer, down, up))
+
+    assert job.int8 and job.attention == "dense"
+    traced = dry_run.denoise_bytes(job.spec, job.shape, dtype_of(job), int8=True, chunks=1, wear=wear)
+    return Pair(budget.denoise_activations(job, 1), traced)
 
 
 def vae(job: budget.Job, *, decode: bool, tiled: bool) -> Pair:

@@ -35,6 +35,7 @@ BLOCK_Q, BLOCK_K = 128, 64  # queries and keys of a block in sparse attention
 MEANS_UNITS = 3 / 64  # float32 means of those blocks
 STATES = 512  # partial states of SLA's linear branch, D x D float32 each; fewer where there are fewer blocks
 REFERENCE_ROWS = 140  # what SLA's reference pads
+BRANCH_TOKENS = 8192  # rows that a LoRA's side branch turns back into floats at a time (models/linear.py)
 HEAD_TOKENS = 8192  # rows that pass the float32 head at a time (models/wan_dit.py)
 STREAM_BUFFERS = 2  # blocks in flight beside the resident ones: one computing, one arriving
 
@@ -81,6 +82,7 @@ class Job:
     context_bytes: int
     loaded: frozenset[str] = frozenset()  # components that need no reading from disk
     made: int = 0  # bytes of an expert that are made at load time, and so lie in no file that host memory maps
+    lora: int = 0  # bytes of low-rank factors beside an expert's INT8 weights; merged into plain ones they cost nothing
     fp8: bool = True  # the card multiplies FP8, from sm_89 on
     conv2d: bool = False  # 3-D convolutions as sums of 2-D ones: on a CPU, and around the conv3d trap
     correction: float = 1.0  # measured / predicted work memory on this machine (plan/calibration.py)
@@ -158,7 +160,8 @@ def denoise(job: Job, name: PhaseName, lever: ExpertLever, resident: int, work: 
     steps = {"denoise_high": job.experts.count("H"), "denoise_low": job.experts.count("L")}.get(name, len(job.experts))
     steps *= job.forwards
     experts_here = len(set(job.experts)) if lever == "resident" else 1
-    on_device = experts_here * w.dit if lever != "streamed" else w.rest + (resident + STREAM_BUFFERS) * w.block
+    on_device: float = experts_here * w.dit if lever != "streamed" else w.rest + (resident + STREAM_BUFFERS) * w.block
+    on_device += job.lora * (experts_here if lever != "streamed" else (resident + STREAM_BUFFERS) / w.blocks)
     component = {"denoise_high": "dit_high", "denoise_low": "dit_low"}.get(name, "dit")
     seconds = reading_s(job, component, w.dit) + steps * work.seconds
     host = PROCESS_BYTES + 2 * w.block + job.made * (1 if name == "denoise_high" else len(set(job.experts)))
@@ -168,7 +171,8 @@ def denoise(job: Job, name: PhaseName, lever: ExpertLever, resident: int, work: 
         copy, compute = w.block / job.speed.pcie_bytes_s, work.seconds / w.blocks
         seconds += steps * ((w.blocks - resident) * max(0.0, copy - compute) + copy)
         host += 0 if job.made else (w.blocks - resident - 2) * w.block  # pinned; another expert's are gone by now
-    return _need(job, name, on_device, work.activations, work.workspace, host, seconds)
+    host += job.lora
+    return _need(job, name, math.ceil(on_device), work.activations, work.workspace, host, seconds)
 
 
 def dit_step(job: Job) -> float:
@@ -198,12 +202,27 @@ def denoise_activations(job: Job, chunks: int) -> int:
     facts, n = job.spec.dit, job.unit
     rho = facts.ffn_dim / facts.dim
     wide = max(1.5, 0.5 + 0.5 * rho) if job.int8 else 1 + rho
-    feed_forward = n + wide * (n if chunks == 1 else _chunk_tokens(job.tokens, chunks) * n // job.tokens)
+    tokens = job.tokens if chunks == 1 else _chunk_tokens(job.tokens, chunks)
+    part = tokens * n // job.tokens
+    attention, feed_forward = n * ATTENTION_UNITS, n + wide * part
+    if job.lora:
+        beside = _beside_lora(job, tokens, part, rho)
+        attention, feed_forward = max(attention, n + beside[0]), max(feed_forward, n + beside[1])
     single = job.element_bytes != 4
     patches = job.element_bytes * facts.in_dim * PATCH * PATCH * job.tokens
     embedding = n + patches + (24 * facts.dim * (facts.dim + 1) if single else 0)
     head = n + 4 * (1 + single) * min(job.tokens, HEAD_TOKENS) * facts.dim + 256 * job.tokens
-    return math.ceil(max(n * ATTENTION_UNITS, feed_forward, embedding, head)) + _denoise_state(job)
+    return math.ceil(max(attention, feed_forward, embedding, head)) + _denoise_state(job)
+
+
+def _beside_lora(job: Job, tokens: int, part: int, rho: float) -> tuple[float, float]:
+    """What attention and feed-forward hold beside the stream where INT8 layers wear a LoRA (models/linear.py): its
+    change at full width beside the product, and two float32 copies of some of the rows that it reads."""
+    facts, n = job.spec.dit, job.unit
+    floats = 8 * min(job.tokens, BRANCH_TOKENS) * facts.dim
+    wide_floats = 8 * min(tokens, BRANCH_TOKENS) * facts.ffn_dim
+    attention = max(4.5 * n, 3.5 * n + floats)
+    return attention, max((0.5 + 2 * rho) * part, 1.5 * rho * part + wide_floats)
 
 
 def kernel_temporaries(job: Job, activations: int) -> int:

@@ -160,7 +160,9 @@ def _lever_reason(
 
 def _about_schedule(wish: Request, setting: Setting, choice: Choice) -> Iterator[Reason]:
     job = job_of(wish, choice, setting)
-    if choice.spec.two_experts and len(set(job.experts)) == 1:
+    if choice.spec.two_experts and len(set(job.experts)) == 2:
+        yield reason("experts_by_step", experts=job.experts)
+    elif choice.spec.two_experts:
         expert = "high" if "H" in job.experts else "low"
         yield reason("one_expert_runs", expert=expert, steps=wish.steps, boundary=wish.boundary)
 

@@ -1,12 +1,15 @@
 """Bytes of weights: from the files' own sizes where they are on disk, from the model's facts where they are not."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import DitFacts, ModelSpec, TextFacts, VaeFacts
+from turbodiff.spec.request import Lora
 from turbodiff.spec.shapes import PATCH
 
 TILE = 128  # INT8 weights carry one float32 scale per 128 x 128 tile (TurboDiffusion's quant_linear files)
+LORA_RANK = 64  # larger than most
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a value, a scale in 8 bits for 64, one in float32 for 256 scales
 
 
@@ -89,6 +92,16 @@ def _vae_parameters(vae: VaeFacts) -> int:
     """diffusers' AutoencoderKLWan with dim_mult (1, 2, 4, 4) and two residual blocks: a quadratic in the base width,
     through counts of the real modules at 16, 48 and 96; 126,892,531 at 96, as in Wan2.1_VAE.pth."""
     return 13_709 * vae.base_dim**2 + 5_719 * vae.base_dim + 1_363
+
+
+def lora_bytes(loras: Iterable[Lora], spec: ModelSpec, inventory: Inventory, expert: str) -> int:
+    """Factors of the LoRAs that an expert wears, as large as their files; LORA_RANK on every linear where a file's size
+    is not known."""
+    sizes = {found.path: found.bytes for found in inventory.loras}
+    d, f = spec.dit.dim, spec.dit.ffn_dim
+    unknown = 2 * LORA_RANK * spec.dit.num_layers * (8 * 2 * d + 2 * (d + f))
+    worn = (lora for lora in loras if lora.strength and lora.expert in ("both", expert))
+    return sum(sizes.get(lora.path, unknown) for lora in worn)
 
 
 def missing_bytes(spec: ModelSpec, inventory: Inventory, int8: bool) -> int:

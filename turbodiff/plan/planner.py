@@ -6,7 +6,6 @@ memory in the world is "slow": it yields to the next one that is not, and is sho
 """
 
 from collections.abc import Collection
-from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from turbodiff.plan import explain, levers
@@ -74,7 +73,8 @@ def make_plan(
     decision = _decide(request, setting, pinned)
     if not decision.placement.fits and calibration is not None and calibration.measured < calibration.factor:
         # a run that failed makes plans careful; it never makes one refuse
-        setting = replace(setting, calibration=calibration._replace(factor=calibration.measured))
+        calibration = calibration._replace(factor=calibration.measured)
+        setting = setting_of(machine, inventory, calibration, frozenset(loaded), text_cached, limit_bytes)
         decision = _decide(request, setting, pinned)
     if not decision.placement.fits and policy != "anyway":
         raise _refusal(request, setting, decision, pinned)

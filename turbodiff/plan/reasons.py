@@ -29,6 +29,7 @@ REASON_KEYS: dict[str, tuple[str, ...]] = {
     "ffn_chunked": ("chunks", "saved_bytes"),
     "lossless_is_slow": ("seconds", "seconds_chosen", "slower"),
     # the schedule
+    "experts_by_step": ("experts",),
     "one_expert_runs": ("expert", "steps", "boundary"),
     # the machine
     "cpu_run": ("available_bytes",),

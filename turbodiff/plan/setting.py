@@ -9,7 +9,7 @@ from turbodiff.plan.candidates import Choice
 from turbodiff.plan.experts import schedule_letters
 from turbodiff.plan.levers import Placement, Room
 from turbodiff.plan.machine import GpuFacts, Machine
-from turbodiff.plan.parameters import Weights, weights_of
+from turbodiff.plan.parameters import Weights, lora_bytes, weights_of
 from turbodiff.plan.speed import Speed, speed_of
 from turbodiff.plan.torch_rule import conv3d_is_broken
 from turbodiff.spec.inventory import Inventory
@@ -85,6 +85,7 @@ def job_of(request: Request, choice: Choice, setting: Setting) -> budget.Job:
     if spec.two_experts:
         letters = schedule_letters(request.sampler, request.steps, request.sigma_max, request.shift, request.boundary)
     weights = setting.weights(spec, choice.int8)
+    worn = max(lora_bytes(request.loras, spec, setting.inventory, expert) for expert in spec.experts)
     return budget.Job(
         spec=spec,
         shape=choice.shape,
@@ -97,7 +98,8 @@ def job_of(request: Request, choice: Choice, setting: Setting) -> budget.Job:
         forwards=2 if request.guidance > 1 else 1,
         experts=letters,
         weights=weights,
-        made=weights.dit if choice.int8 and _only_plain(choice, setting) else 0,
+        made=weights.dit if (_only_plain(choice, setting) if choice.int8 else worn) else 0,
+        lora=worn if choice.int8 else 0,
         speed=setting.speed,
         on_cpu=gpu is None,
         element_bytes=element_bytes,

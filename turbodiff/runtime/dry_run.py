@@ -4,7 +4,7 @@ Two blocks stand for all (what a block needs does not depend on how many follow)
 activations from the ledger; library scratch and the CUDA context are not seen here.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -47,17 +47,20 @@ def dry_run(plan: Plan) -> dict[str, int]:
 
 def denoise_bytes(
     spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, *, int8: bool, chunks: int, attention: str = "dense",
-    inside: Mapping[str, int] | None = None,
+    inside: Mapping[str, int] | None = None, wear: Callable[[WanDiT], object] | None = None,
 ) -> int:  # fmt: skip
     """Peak beside the weights of a forward pass after the first, with the state that the sampler keeps meanwhile.
 
     `inside`: what the attention operators hold for themselves (runtime/ledger.py); a dry run cannot see it.
+    `wear`: puts LoRAs on.
     """
     facts, latent = spec.dit, shape.latent
     config = replace(dit_config(spec, quant_linear=int8, sla=spec.turbo), num_layers=BLOCKS)
     how = AttentionPlan(attention)  # type: ignore[arg-type]
     with META:
         dit = WanDiT(config).to(dtype)
+        if wear is not None:
+            wear(dit)
     with _counted(dit, inside) as ledger:
         state = [torch.empty(1, *latent, dtype=torch.float64) for _ in range(3)]  # x, velocity, clean estimate
         text = KeptText(torch.empty(1, spec.text_encoder.text_len, facts.dim, dtype=dtype))

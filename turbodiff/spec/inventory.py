@@ -21,11 +21,20 @@ class FoundFile(BaseModel):
     layout: str = ""
 
 
+class FoundLora(BaseModel):
+    """One LoRA file on disk."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    path: str
+    bytes: int
+
+
 class Inventory(BaseModel):
-    """Every component found, best first per component."""
+    """Every component found, best first per component, and every LoRA."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     files: tuple[FoundFile, ...] = ()
+    loras: tuple[FoundLora, ...] = ()
 
     def of(self, model: str, component: str, quant: bool | None = None) -> FoundFile | None:
         """The best file for a component, or None; `quant` None means either."""

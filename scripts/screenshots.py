@@ -20,12 +20,13 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
-TABS = ("create", "gallery", "seeds", "system", "log")
+TABS = ("create", "gallery", "seeds", "system", "log", "settings")
 PROMPTS = (
     "a red circle moves right on a black background",
     "a blue square falls on a white background",
     "a green triangle rises on a grey background",
 )
+TAB_BUTTONS = "#tabs [role=tab], #tabs .overflow-dropdown button"  # a phone has the last ones behind a menu
 DESKTOP, PHONE = (1440, 900), (390, 844)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 
@@ -85,7 +86,7 @@ def shoot(browser: Browser, url: str, folder: Path) -> None:
             for size, width in ((DESKTOP, "desktop"), (PHONE, "phone")):
                 page = ready(browser, url + path, size, scheme)
                 for number, name in enumerate(TABS):
-                    page.evaluate(f"document.querySelectorAll('#tabs [role=tab]')[{number}]?.click(); scrollTo(0, 0)")
+                    page.evaluate(f"document.querySelectorAll({TAB_BUTTONS!r})[{number}].click(); scrollTo(0, 0)")
                     page.wait_for_timeout(1500)
                     page.screenshot(path=folder / f"{name}-{lang}-{scheme}-{width}.png", full_page=width == "phone")
                 page.context.close()

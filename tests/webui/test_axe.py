@@ -9,7 +9,7 @@ from stories import begin, tab, wait_done, write_prompt
 pytestmark = pytest.mark.browser
 axe = pytest.importorskip("axe_playwright_python")
 
-TABS = 5
+TABS = 6
 RUN = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations
   .filter(rule => ["serious", "critical"].includes(rule.impact))
   .flatMap(rule => rule.nodes.map(node => [rule.id, node.target.join(" "), node.html.slice(0, 200),

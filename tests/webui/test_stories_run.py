@@ -85,3 +85,12 @@ def test_a_hidden_tab_misses_nothing(app, chromium):
         page.bring_to_front()
         front.close()
         shows_the_clip(page, app, job)
+
+
+def test_a_failed_card_on_a_phone_leads_to_who_holds_the_memory(app, chromium):
+    oom = {"error": {"code": "oom", "what": "out of memory", "exit_code": 1}}
+    with tab(chromium, app, viewport={"width": 390, "height": 844}) as page:
+        write_prompt(page, json.dumps(oom))
+        wait_done(app, begin(page, app), "parked")
+        page.click("#progress .failed [data-do=tab]")  # a tab that is behind a menu at this width
+        page.wait_for_selector("#system [data-model=Demo]", state="visible")

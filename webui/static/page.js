@@ -14,7 +14,7 @@
     lang(code) { document.cookie = `turbodiff_lang=${code};path=/;max-age=31536000;samesite=lax`; location.href = (code === "zh" ? "/zh/" : "/") + location.search; },
     copy(text, button) { navigator.clipboard?.writeText(text); button.dataset.was ??= button.textContent; button.textContent = word("copied"); setTimeout(() => button.textContent = button.dataset.was, 1200); },
     copylog(_, button) { actions.copy([...document.querySelectorAll("#log .td-log > div")].filter(e => e.offsetParent).map(e => e.textContent).join("\n"), button); },
-    tab(number) { document.querySelectorAll("#tabs [role=tab]")[+number]?.click(); scrollTo({top: 0}); },
+    tab(number) { document.querySelectorAll("#tabs [role=tab], #tabs .overflow-dropdown button")[+number]?.click(); scrollTo({top: 0}); },
     gotit() { localStorage.setItem("turbodiff.gotit", "1"); document.body.classList.add("gotit"); },
     level(name, button) {
       document.getElementById("log").classList.remove("warnings", "errors");
@@ -42,6 +42,13 @@
     setTimeout(() => mirror.busy = false, 60);
   };
   for (const name of ["play", "pause", "seeked"]) document.addEventListener(name, mirror, true);
+
+  // a lost server is said, and that it comes back; Gradio's own timer goes on by itself
+  setInterval(async () => {
+    const note = document.getElementById("offline");
+    if (!note || document.hidden) return;
+    try { note.hidden = (await fetch("/healthz", { cache: "no-store" })).ok; } catch { note.hidden = false; }
+  }, 5000);
 
   document.addEventListener("mouseover", (event) => {
     const box = event.target.closest?.("#seed");

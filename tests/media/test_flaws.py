@@ -1,13 +1,20 @@
 """Clips that look wrong are named, good ones never."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.media.clips import grain, shapes
+from turbodiff.gpu.probe import machine_now
 from turbodiff.media.flaws import fine_difference, flaws
 from turbodiff.media.marks import Bytes, mark_rgb
+from turbodiff.plan.machine import only
+from turbodiff.plan.planner import make_plan
 from turbodiff.prompt.motion import asks_for_stillness
+from turbodiff.spec.request import make_request
+from turbodiff.weights.locate import inventory
 
 RNG = np.random.default_rng(11)
 
@@ -120,3 +127,31 @@ def test_fault_35_a_first_frame_is_held_against_its_picture() -> None:
 )
 def test_who_asks_for_stillness_says_so_in_words(prompt: str, still: bool) -> None:
     assert asks_for_stillness(prompt) is still
+
+
+@pytest.mark.slow
+def test_fault_35_noise_left_in_the_demos_latents_is_seen_and_the_clean_clip_is_good(tmp_path: Path) -> None:
+    """The same clip through the demo's VAE, clean and with noise in the first latent frame."""
+    torch = pytest.importorskip("torch")
+    from scripts.train_demo.captions import held_out_captions
+    from scripts.train_demo.render import random_clip
+    from turbodiff.models import vae as driver
+    from turbodiff.runtime import stages
+    from turbodiff.runtime.device import Device
+    from turbodiff.runtime.run import Job, Run
+    from turbodiff.runtime.shelf import Shelf
+
+    request = make_request({"prompt": "a red circle moves right on a black background", "seed": 1}).seeded()
+    shelf, plan = Shelf(Device.pick("cpu")), make_plan(request, only(machine_now(), "cpu"), inventory())
+    run = Run(Job(1, 1, plan, tmp_path, tmp_path), shelf, lambda *_, **__: None, None)  # type: ignore[arg-type]
+    shelf.open(request)
+    clip = random_clip(held_out_captions()[3], np.random.default_rng(5))
+    video = torch.from_numpy(np.array(clip)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    with torch.inference_mode(), shelf.vae(plan) as vae:
+        latents = driver.encode(vae, video, tile=None)
+    clean = np.concatenate(list(stages.decode(run, latents)))
+    assert found(clean) == () == found(clean, picture=clip[0])
+    latents = latents.clone()
+    latents[:, :, :1] += 1.5 * torch.randn(latents[:, :, :1].shape, generator=torch.Generator().manual_seed(0))
+    noisy_start = np.concatenate(list(stages.decode(run, latents)))
+    assert found(noisy_start) == ("noisy_start",) == found(noisy_start, picture=clip[0])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from turbodiff.spec.errors import FileError
-from turbodiff.spec.inventory import Component, FoundFile, Inventory
+from turbodiff.spec.inventory import Component, FoundFile, FoundLora, Inventory
 from turbodiff.spec.models import ModelFile, ModelSpec, all_models, find_model
 from turbodiff.weights.headers import ENDINGS
 from turbodiff.weights.recognise import open_checkpoint
@@ -64,7 +64,12 @@ def inventory(roots: Sequence[Path] | None = None) -> Inventory:
         paths += _cached_downloads()
     paths = list(dict.fromkeys(paths))
     found = [file for spec in all_models() for file in _files_of(spec, paths)]
-    return Inventory(files=tuple(found))
+    from turbodiff.weights.lora_files import find_loras  # which asks this module where to look
+
+    loras = [
+        FoundLora(path=str(file.path), bytes=file.bytes) for file in find_loras(None if roots is None else (*roots,))
+    ]
+    return Inventory(files=tuple(found), loras=tuple(loras))
 
 
 def models_of(path: Path) -> list[FoundFile]:

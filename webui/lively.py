@@ -222,8 +222,10 @@ def _rounds(desk: Desk, asked: Mapping[str, Any], spec: ModelSpec, words: Words)
 
 def look(desk: Desk, values: Mapping[str, Any], words: Words) -> Html:
     """The fitted picture and what it proposes, for what the form holds now; it takes a process of its own to decode."""
-    if not values.get("image") or values.get("kind") != "i2v":
+    if values.get("kind") != "i2v":
         return Html("")
+    if not values.get("image"):
+        return extras.draw_note(words("create.no_wan21_i2v"), "calm")
     spec = form.model_called(values["model"])
     try:
         asked = desk.asked(values)

@@ -6,6 +6,7 @@ from turbodiff.spec.models import all_models, find_model
 from turbodiff.spec.request import make_request
 from webui import form
 from webui.markup import Html, action, each, el, join, text
+from webui.panels import extras
 
 
 @pytest.mark.parametrize("spec", all_models(), ids=lambda spec: spec.name)
@@ -58,3 +59,12 @@ def test_user_text_is_escaped_everywhere():
 def test_only_our_own_markup_passes_as_it_is():
     assert el("p", Html("<b>x</b>"), "<i>") == "<p><b>x</b>&lt;i&gt;</p>"
     assert el("p", None, False, "x", hidden=True, id="", title=None) == "<p hidden>x</p>"
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_between_the_two_boundaries_of_the_strips_note_nothing_changes(steps):
+    low, high = extras.SAME_FROM + 0.001, extras.SAME_TO - 0.001
+    inside = {form.schedule_letters(steps, low + (high - low) * n / 20, 200.0) for n in range(21)}
+    assert len(inside) == 1
+    outside = {form.schedule_letters(steps, edge, 200.0) for edge in (extras.SAME_FROM - 0.01, extras.SAME_TO + 0.01)}
+    assert not inside & outside

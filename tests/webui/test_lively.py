@@ -56,6 +56,9 @@ def test_only_a_picture_that_was_uploaded_here_is_looked_at(desk, tmp_path):
     tiny = Machine(ram_total_bytes=GIB, ram_available_bytes=GIB, cpu_count=1)
     desk._machine = Kept(lambda: tiny, 3600.0)  # nothing fits: the picture is shown all the same
     assert "data:image/jpeg" in lively.look(desk, values("wan2.2-a14b", image=str(uploads / "mine.png")), Words("en"))
+    assert "Wan2.2 A14B" in lively.look(
+        desk, values("wan2.2-a14b"), Words("en")
+    )  # no picture yet: which model it takes
     assert lively.look(desk, values("wan2.1-1.3b", image=str(uploads / "mine.png")), Words("en")) == ""
 
 

@@ -62,5 +62,6 @@ def draw_help(words: Words) -> Html:
     box = el("div", el("h3", words("bar.help_title")), listed, close)
     return join(
         el("div", box, id="help", cls="td-help", hidden=True, role="dialog", aria_label=words("bar.help_title")),
+        el("div", words("run.offline"), id="offline", cls="td-note warn", role="status", hidden=True),
         el("span", id="words", data_copied=words("bar.copied"), data_seed=words("create.seed_info"), hidden=True),
     )

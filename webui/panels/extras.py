@@ -13,6 +13,8 @@ from webui.view.prompt import PromptChip, PromptHelp
 from webui.view.rounds import RoundTile
 from webui.wording import Words
 
+# boundaries between which 3 and 4 steps are shared out alike (form.schedule_letters)
+SAME_FROM, SAME_TO = 0.853, 0.933
 DEMO_EXAMPLES = ("demo_1", "demo_2", "demo_3")
 EXAMPLES = ("astronaut", "samurai", "cat", "neon")
 
@@ -82,7 +84,9 @@ def draw_experts(values: Mapping[str, Any], words: Words) -> Html:
     warning = (
         None if "L" in letters else el("div", words("create.experts_one"), cls="td-note warn", style="margin-top:8px")
     )
-    return join(el("div", boxes, el("span", legend), cls="td-experts", data_letters=letters), warning)
+    same = steps > 2 and SAME_FROM < boundary < SAME_TO
+    note = el("p", words("create.experts_same"), cls="td-quiet td-small") if same else None
+    return join(el("div", boxes, el("span", legend), cls="td-experts", data_letters=letters), warning, note)
 
 
 def draw_picture(shown: Picture) -> Html:

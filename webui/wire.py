@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from webui.page import Page
 
 PICTURED = (
+    "kind",
     "image",
     "fit",
     "adaptive_resolution",

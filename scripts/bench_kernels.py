@@ -52,7 +52,7 @@ class Shape(NamedTuple):
 MODELS = {"1.3b": (1536, 8960, 12), "14b": (5120, 13824, 40)}
 TOKENS = {"480p": 32760, "720p": 75600}  # 81 frames, 16:9
 TOY = Shape("toy", 130, 256, 384, 2)
-GROUPS = ("norms", "channel_norm", "products", "attention")
+GROUPS = ("norms", "keys", "channel_norm", "products", "attention")
 
 
 class Bench:
@@ -95,6 +95,25 @@ class Bench:
              "turbodiff": lambda: norm.rms_norm_rope_(x, *rope)},
             traffic_bytes=2 * unit,
         )  # fmt: skip
+        yield Job(
+            f"{s.name} gated residual, in place",
+            {"addcmul_": lambda: y.addcmul_(x, shift.to(x.dtype)), "turbodiff": lambda: norm.add_gated_(y, x, shift)},
+            traffic_bytes=3 * unit,
+        )
+        yield Job(
+            f"{s.name} quantise",
+            {"turbodiff tiles": lambda: quant.quantize_tiles(x[0]),
+             "turbodiff tokens": lambda: quant.quantize_tokens(x[0])},
+            traffic_bytes=1.5 * unit,
+        )  # fmt: skip
+
+    def keys(self) -> Iterator[Job]:
+        """Norm, rotation and what attention needs of the keys: in passes of their own and in one."""
+        s, f32 = self.shape, torch.float32
+        unit = 2.0 * s.tokens * s.dim
+        x, weight = self.randn(1, s.tokens, s.dim), self.randn(s.dim)
+        angles = self.randn(s.tokens, 64, dtype=f32)
+        rope = (weight, angles.cos(), angles.sin(), EPS)
         heads = lambda: x.unflatten(-1, (s.heads, -1))  # noqa: E731
 
         def separate() -> None:
@@ -118,17 +137,6 @@ class Bench:
             ("INT8 rows", 2.5, {"separate passes": quantised_later, "turbodiff": quantised}),
         ):
             yield Job(f"{s.name} keys: RMS norm + RoPE + {what}", contenders, traffic_bytes=units * unit)
-        yield Job(
-            f"{s.name} gated residual, in place",
-            {"addcmul_": lambda: y.addcmul_(x, shift.to(x.dtype)), "turbodiff": lambda: norm.add_gated_(y, x, shift)},
-            traffic_bytes=3 * unit,
-        )
-        yield Job(
-            f"{s.name} quantise",
-            {"turbodiff tiles": lambda: quant.quantize_tiles(x[0]),
-             "turbodiff tokens": lambda: quant.quantize_tokens(x[0])},
-            traffic_bytes=1.5 * unit,
-        )  # fmt: skip
 
     def channel_norm(self) -> Iterator[Job]:
         """The VAE decoder's most frequent pass, at its widest: 96 channels, full picture, 4 frames."""

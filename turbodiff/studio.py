@@ -101,7 +101,8 @@ def run_once(
     inventory = find_weights()
     need(request.model, inventory)
     check_place(output, outputs, request)
-    plan = peaks.calibrated_plan(history(), request, only(machine_now(), device), inventory)
+    machine = only(machine_now(), device)
+    plan = peaks.calibrated_plan(history(), request, machine, inventory)
     command = workerproc.run_command(
         plan.request.model_dump(mode="json"),
         plan.model_dump(mode="json"),
@@ -110,7 +111,8 @@ def run_once(
         job=uuid.uuid4().int % 2**31,  # a run of its own has no row in the queue; the number names its temporary files
         output=str(output.resolve()) if output else None,
     )
-    argv = (*workerproc.WORKER, "--device", plan.device if device == "auto" else device)
+    runs_on = plan.device if device == "auto" and not machine.pretended else device
+    argv = (*workerproc.WORKER, "--device", runs_on)
     for _ in range(verdicts.LIMITS["oom"]):
         try:
             return _attempt(command, argv, on_event)

@@ -33,6 +33,7 @@ def everything(folder):
         (["-o", "."], "output"),
         (["-o", "/proc/out.mp4"], "output"),
         (["--model", "Wan2.1-1.3B"], "model"),
+        (["--device", "cuda:99"], "device"),
     ],
 )
 def test_bad_input_names_its_field_and_leaves_nothing_behind(args, field, tmp_path):
@@ -46,6 +47,13 @@ def test_bad_input_names_its_field_and_leaves_nothing_behind(args, field, tmp_pa
 def test_a_wall_of_text_is_refused_by_name(tmp_path):
     done = turbodiff("generate", "word " * 5000, cwd=tmp_path)
     assert done.returncode == 2 and "error: prompt" in done.stderr and not everything(tmp_path)
+
+
+def test_a_pretended_card_plans_the_clip_and_the_real_device_runs_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TURBODIFF_PRETEND_VRAM", "12")
+    done = turbodiff("generate", PROMPT, "--frames", "5", "--steps", "1", "-o", "out.mp4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.mp4").exists()
 
 
 def test_a_clip_from_the_shell_with_its_events_as_json(tmp_path):

@@ -7,6 +7,8 @@ from typing import Any
 import psutil
 import torch
 
+from turbodiff.spec.errors import RequestError
+
 
 @dataclass(frozen=True)
 class Device:
@@ -18,7 +20,17 @@ class Device:
 
     @classmethod
     def pick(cls, wish: str = "auto") -> "Device":
-        """The device asked for; "auto" is the first visible GPU, else the CPU."""
+        """The device asked for; "auto" is the first visible GPU, else the CPU.
+
+        Raises:
+            RequestError: field `device`: torch has no such device here.
+        """
+        known = ["auto", "cpu", "cuda", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+        if not torch.cuda.is_available():
+            known = ["auto", "cpu"]
+        if wish not in known:
+            options = {"got": wish, "expected": " or ".join(known), "try_instead": "turbodiff doctor"}
+            raise RequestError("torch has no such device here", code="no_such_device", field="device", **options)
         if wish == "cpu" or (wish == "auto" and not torch.cuda.is_available()):
             return cls(torch.device("cpu"), platform.processor() or platform.machine(), torch.float32)
         device = torch.device("cuda:0" if wish == "auto" else wish)

@@ -106,7 +106,11 @@ def serve(pipe: Pipe, orders: Orders, device: str) -> int:
     from turbodiff.runtime.device import Device
     from turbodiff.runtime.shelf import Shelf
 
-    place = Device.pick(device)
+    try:
+        place = Device.pick(device)
+    except TurbodiffError as error:
+        pipe.say("error", **error.fields(), exit_code=error.exit_code)
+        return error.exit_code
     torch.set_flush_denormal(True)  # denormals make CPU convolutions several times slower
     pipe.say("hello", pid=os.getpid(), start_time=_start_time(), **place.facts())
     threading.Thread(target=_beat, args=(pipe,), name="beat", daemon=True).start()

@@ -15,7 +15,7 @@ from turbodiff.spec.numbers import GB
 
 
 def doctor() -> dict[str, Any]:
-    """What this machine has, warnings (key, sentence), the pip line for torch, kernels (operation, runs, why), notes."""
+    """What this machine has, warnings (key, sentence), torch's pip line, kernels (operation, runs, why), notes."""
     machine, torch_facts = machine_now(), worker_report()
     capability = torch_facts.get("capability")
     advice = torch_rule.advise(

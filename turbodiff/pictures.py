@@ -1,4 +1,4 @@
-"""What a person sees of a picture before it runs: what it proposes, what fitting makes of it, a clip's frame as a new one.
+"""A picture before it runs: what it proposes, what fitting makes of it, a clip's frame as a new one.
 
 Bytes of strangers are decoded by media/decode_picture.py in a process of its own; a clip is ours and is read by ffmpeg.
 """

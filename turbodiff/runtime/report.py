@@ -22,7 +22,7 @@ def installed(distribution: str) -> str:
 
 
 def report() -> dict[str, Any]:
-    """Versions, the device, which kernels run there and why, whether a small conv3d works, and which optional attention libraries are there."""
+    """Versions, the device, its kernels and why, whether a small conv3d works, optional attention libraries."""
     import torch
     from turbodiff_kernels import backend
 

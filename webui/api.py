@@ -11,6 +11,7 @@ Every answer is a JSON object; what a person would read as an error comes back a
 
 import secrets
 from collections.abc import Callable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import gradio as gr
@@ -84,7 +85,12 @@ def cancel(desk: Desk, number: Any) -> dict[str, Any]:
 def list_jobs(desk: Desk, number: Any) -> dict[str, Any]:
     """The newest jobs, at most `number` of them (0: fifty)."""
     found = desk.studio.jobs(max(1, min(200, _number(number) or 50)))
-    return {"jobs": [{"job": job.id, "state": job.state, "request": job.request} for job in found]}
+    return {"jobs": [{"job": job.id, "state": job.state, "request": _shown(job.request)} for job in found]}
+
+
+def _shown(request: Mapping[str, Any]) -> dict[str, Any]:
+    """A request without the folders of this machine: a picture by its name."""
+    return {**request, "image": PurePath(str(request["image"])).name if request.get("image") else None}
 
 
 def result(desk: Desk, number: Any) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The form as plain data: from what its fields hold to a request's fields, and back."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
@@ -170,20 +169,6 @@ def from_request(fields: Mapping[str, Any]) -> dict[str, Any]:
         values["size"] = f"{fields.get('width')}x{fields.get('height')}"
         values.pop("resolution"), values.pop("aspect", None)
     return values
-
-
-def schedule_letters(steps: int, boundary: float, sigma_max: float) -> str:
-    """Which expert runs which step, as "HHLL": high while t >= boundary.
-
-    t of a step is sin(angle) / (sin(angle) + cos(angle)) of the rCM angles arctan(sigma_max), 1.5, 1.4, 1.0, the
-    last steps - 1 of which are taken in order (TurboDiffusion, rCM schedule).
-    """
-    angles = [math.atan(sigma_max), 1.5, 1.4, 1.0][:steps]
-    times = [math.sin(angle) / (math.sin(angle) + math.cos(angle)) for angle in angles]
-    letters = ""
-    for time in times:
-        letters += "L" if "L" in letters or time < boundary else "H"
-    return letters
 
 
 def model_called(name: Any) -> ModelSpec:

@@ -97,7 +97,8 @@ class Painter:
         events = [event for _, event in desk.studio.events(job.id)] if running else []
         left = desk.clip(looking["left"]) if looking["left"] else None
         report, ready = desk.report()
-        archive = seeds.rows(desk.studio.seeds(looking["search"], 100))
+        posters = {shot.id for shot in snapshot.clips if shot.poster}
+        archive = seeds.rows(desk.studio.seeds(looking["search"], 100), posters)
         shown = card.clip if card else ""
         told = bar_view.status_bar(snapshot, words)
         draw: dict[str, Callable[[], Html]] = {
@@ -186,7 +187,7 @@ def estimate(desk: Desk, values: Mapping[str, Any], words: Words) -> list[Any]:
         gr.update(value=button.label),
         gr.update(visible=bool(button.anyway)),
         _prompt_help(desk, str(values.get("prompt") or ""), spec, words),
-        extras.draw_experts(values, words) if spec.two_experts else "",
+        extras.draw_experts(meter_view.experts(plan), values, words) if spec.two_experts else "",
         extras.draw_note(meter_view.residency(plan, words), "calm") if plan else "",
         extras.draw_loras(desk.loras(), form.loras(values.get("loras")), spec.two_experts, words),
         _rounds(desk, asked, spec, words),
@@ -240,7 +241,11 @@ def look(desk: Desk, values: Mapping[str, Any], words: Words) -> Html:
 
 def _prompt_help(desk: Desk, prompt: str, spec: ModelSpec, words: Words) -> Html:
     short = prompt[:MAX_PROMPT_CHARS]
-    help_ = prompt_view.prompt_help(short, desk.studio.count_tokens(spec.name, short), spec, words)
+    try:
+        tokens = desk.studio.count_tokens(spec.name, short)
+    except TurbodiffError:  # a damaged tokenizer: System names it, the form goes on without a count
+        tokens = None
+    help_ = prompt_view.prompt_help(short, tokens, spec, words)
     return extras.draw_lint(help_, words)
 
 

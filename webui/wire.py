@@ -164,7 +164,7 @@ class Wiring:
             filled = fills.from_video(self.desk, uploaded(path), self.values_of(row))
         except TurbodiffError as error:
             return self.unfilled(error)
-        return [*self.refilled(filled), extras.draw_note(self.words("gallery.loaded"), "good")]
+        return [*self.refilled(filled), extras.draw_loaded(self.words)]
 
     def unfilled(self, error: Exception | None) -> list[Any]:
         """The form as it is, and why."""

@@ -2,11 +2,17 @@
 
 import pytest
 
+from turbodiff.plan.experts import schedule_letters
+from turbodiff.plan.machine import Machine, pretend
+from turbodiff.plan.planner import make_plan
+from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import all_models, find_model
 from turbodiff.spec.request import make_request
 from webui import form
 from webui.markup import Html, action, each, el, join, text
 from webui.panels import extras
+from webui.view import meter
+from webui.wording import Words
 
 
 @pytest.mark.parametrize("spec", all_models(), ids=lambda spec: spec.name)
@@ -41,14 +47,6 @@ def test_text_to_video_drops_the_picture():
     assert "image" not in form.request_fields({"kind": "t2v", "prompt": "x", "image": "cat.png"})
 
 
-@pytest.mark.parametrize(("steps", "boundary", "letters"), [
-    (4, 0.95, "HLLL"), (4, 0.9, "HHLL"), (3, 0.9, "HHL"), (2, 0.9, "HH"), (2, 0.95, "HL"),
-    (4, 0.7, "HHHL"), (3, 0.7, "HHH"), (4, 0.5, "HHHH"), (1, 0.95, "H"),
-])  # fmt: skip
-def test_which_expert_runs_which_step(steps, boundary, letters):
-    assert form.schedule_letters(steps, boundary, 200.0) == letters
-
-
 def test_user_text_is_escaped_everywhere():
     bad = "<img onerror=x> {{evil}} ${1+1} `x` \"'"
     for markup in (text(bad), el("p", bad), el("p", title=bad), join(bad), action("go", bad, bad), each([bad])):
@@ -61,10 +59,25 @@ def test_only_our_own_markup_passes_as_it_is():
     assert el("p", None, False, "x", hidden=True, id="", title=None) == "<p hidden>x</p>"
 
 
+def letters(steps: int, boundary: float) -> str:
+    return schedule_letters("sde", steps, 200.0, 5.0, boundary)
+
+
 @pytest.mark.parametrize("steps", [3, 4])
 def test_between_the_two_boundaries_of_the_strips_note_nothing_changes(steps):
     low, high = extras.SAME_FROM + 0.001, extras.SAME_TO - 0.001
-    inside = {form.schedule_letters(steps, low + (high - low) * n / 20, 200.0) for n in range(21)}
+    inside = {letters(steps, low + (high - low) * n / 20) for n in range(21)}
     assert len(inside) == 1
-    outside = {form.schedule_letters(steps, edge, 200.0) for edge in (extras.SAME_FROM - 0.01, extras.SAME_TO + 0.01)}
+    outside = {letters(steps, edge) for edge in (extras.SAME_FROM - 0.01, extras.SAME_TO + 0.01)}
     assert not inside & outside
+
+
+@pytest.mark.parametrize(("boundary", "letters"), [(0.9, "HHLL"), (0.5, "HHHH")])
+def test_the_strip_of_experts_is_the_plans(boundary, letters):
+    wish = make_request(
+        {"prompt": "it turns", "model": "wan2.2-a14b", "image": "x.png", "boundary": boundary, "steps": 4}
+    )
+    plan = make_plan(wish, pretend(Machine(), 24), Inventory())
+    assert meter.experts(plan) == letters
+    assert f'data-letters="{letters}"' in extras.draw_experts(meter.experts(plan), {"boundary": boundary}, Words("en"))
+    assert meter.experts(None) == "" == extras.draw_experts("", {}, Words("en"))

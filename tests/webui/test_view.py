@@ -286,13 +286,15 @@ def test_the_difference_between_two_rounds_prompts_is_shown():
     assert clips_view.prompt_diff("a cat", "a cat") == ()
 
 
-def test_the_round_before_is_the_newest_older_clip_of_the_same_seed_with_another_prompt():
+def test_the_round_before_is_the_newest_older_clip_of_the_same_seed_and_idea_in_other_words():
     def made(seed, prompt, at):
         return Some(seed=seed, request={"prompt": prompt}, created_s=at)
 
-    now, same, other, older = made(7, "b", 9.0), made(7, "b", 8.0), made(8, "a", 7.0), made(7, "a", 6.0)
-    assert clips_view.round_before(now, [now, same, other, older]) is older
-    assert clips_view.round_before(older, [now, same, other, older]) is None
+    polished, scouted = "an astronaut bounces lightly on the moon", "an astronaut bounces on the moon"
+    now, same, seed = made(7, polished, 9.0), made(7, polished, 8.0), made(8, scouted, 7.0)
+    other, older = made(7, "a red circle grows on a black background", 6.5), made(7, scouted, 6.0)
+    assert clips_view.round_before(now, [now, same, seed, other, older]) is older
+    assert clips_view.round_before(older, [now, same, seed, other, older]) is None
 
 
 def test_a_refusal_shows_what_was_asked_and_what_would_fit():

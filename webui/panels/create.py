@@ -50,7 +50,6 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
     fields["prompt"] = _prompt(words)
     lint = gr.HTML(elem_id="lint")
     samples = gr.HTML(examples, elem_id="examples")
-    rounds = gr.HTML(elem_id="rounds")
     fields["model"], fields["seed"] = _model(model_choices(here, words), spec, words)
     fields["resolution"], fields["aspect"] = _size(start, words)
     fields["num_frames"] = gr.Radio(
@@ -63,6 +62,7 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
     with gr.Row(elem_id="go-row"):
         go = gr.Button(words("create.go"), variant="primary", elem_id="go", scale=3)
         anyway = gr.Button(words("create.anyway"), visible=False, elem_id="anyway", scale=1)
+    rounds = gr.HTML(elem_id="rounds")
     with gr.Accordion(words("create.advanced"), open=False, elem_id="advanced"):
         experts, boundary_box = _advanced(fields, spec, start, words)
         residency = gr.HTML(elem_id="residency")

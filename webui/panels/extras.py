@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from turbodiff.spec.models import ModelSpec
-from webui import form
 from webui.markup import Html, action, each, el, join, void
 from webui.view.meter import Diff
 from webui.view.picture import Picture
@@ -13,7 +12,7 @@ from webui.view.prompt import PromptChip, PromptHelp
 from webui.view.rounds import RoundTile
 from webui.wording import Words
 
-# boundaries between which 3 and 4 steps are shared out alike (form.schedule_letters)
+# boundaries between which 3 and 4 steps are shared out alike (plan/experts.py, rCM schedule)
 SAME_FROM, SAME_TO = 0.853, 0.933
 DEMO_EXAMPLES = ("demo_1", "demo_2", "demo_3")
 EXAMPLES = ("astronaut", "samurai", "cat", "neon")
@@ -67,10 +66,11 @@ def _turbo_tip(words: Words) -> Html:
     return el("div", words("create.tip_turbo"), " ", button, cls="td-note once", style="margin-top:8px")
 
 
-def draw_experts(values: Mapping[str, Any], words: Words) -> Html:
-    """Which expert runs which step, and a word where the low-noise one never does."""
-    steps, boundary = int(values.get("steps") or 4), float(values.get("boundary") or 0.9)
-    letters = form.schedule_letters(steps, boundary, float(values.get("sigma_max") or 200))
+def draw_experts(letters: str, values: Mapping[str, Any], words: Words) -> Html:
+    """Which expert runs which step ("HHLL", as the plan says), and a word where the low-noise one never does."""
+    if not letters:
+        return Html("")
+    steps, boundary = len(letters), float(values.get("boundary") or 0.9)
     boxes = each(
         el(
             "b",
@@ -84,7 +84,7 @@ def draw_experts(values: Mapping[str, Any], words: Words) -> Html:
     warning = (
         None if "L" in letters else el("div", words("create.experts_one"), cls="td-note warn", style="margin-top:8px")
     )
-    same = steps > 2 and SAME_FROM < boundary < SAME_TO
+    same = steps in (3, 4) and SAME_FROM < boundary < SAME_TO
     note = el("p", words("create.experts_same"), cls="td-quiet td-small") if same else None
     return join(el("div", boxes, el("span", legend), cls="td-experts", data_letters=letters), warning, note)
 
@@ -145,6 +145,12 @@ def draw_ask(diffs: Iterable[Diff], words: Words) -> Html:
 def draw_note(sentence: str, kind: str = "") -> Html:
     """One sentence in a coloured box."""
     return el("div", sentence, cls=f"td-note {kind}".strip(), role="status") if sentence else Html("")
+
+
+def draw_loaded(words: Words) -> Html:
+    """That a video's settings are in the form, and the way there."""
+    button = el("button", words("create.tab"), type="button", cls="td-btn plain", data_do="tab", data_arg="0")
+    return el("div", words("gallery.loaded"), " ", button, cls="td-note good", role="status")
 
 
 def draw_log_tools(words: Words) -> Html:

@@ -13,6 +13,7 @@ from webui.wording import Words
 
 STARS = 5
 _WORDS = re.compile(r"[\u3400-\u9fff]|\s+|[^\s\u3400-\u9fff]+")
+SAME_IDEA = 0.6  # of the shorter prompt's words: the demo's captions share half of theirs with any other
 SCOUT_STEPS = 2  # configs/presets.toml: a scout takes two steps
 
 
@@ -123,12 +124,20 @@ def prompt_diff(before: str, after: str) -> tuple[Word, ...]:
 
 
 def round_before(clip: Any, others: Iterable[Any]) -> Any | None:
-    """The newest older clip of the same seed with another prompt."""
+    """The newest older clip of the same seed whose prompt is another wording of this one."""
+    prompt = str((clip.request or {}).get("prompt", ""))
     for other in others:  # the newest first
         older = other.created_s < clip.created_s and other.seed == clip.seed
-        if older and (other.request or {}).get("prompt") != (clip.request or {}).get("prompt"):
+        if older and _reworded(str((other.request or {}).get("prompt", "")), prompt):
             return other
     return None
+
+
+def _reworded(before: str, after: str) -> bool:
+    """Whether most words of one prompt stand in the other: a round of the same idea, not another idea."""
+    old, new = ([word for word in _WORDS.findall(prompt) if not word.isspace()] for prompt in (before, after))
+    kept = sum(block.size for block in SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks())
+    return before != after and kept > SAME_IDEA * min(len(old), len(new))
 
 
 def _facts(clip: Any, request: Mapping[str, Any], result: Mapping[str, Any], words: Words) -> list[tuple[str, str]]:

@@ -170,6 +170,16 @@ def lowered(plan: Plan, words: Words) -> tuple[Diff, ...]:
     return tuple(diff(change, words) for change in plan.changes if change.lossy and shown(change))
 
 
+def experts(plan: Plan | None) -> str:
+    """Which expert runs which step, as "HHLL"; "" without a plan or without two experts."""
+    for reason in plan.reasons if plan else ():
+        if reason.key == "experts_by_step":
+            return str(reason.numbers["experts"])
+        if reason.key == "one_expert_runs":
+            return {"high": "H", "low": "L"}[reason.numbers["expert"]] * int(reason.numbers["steps"])
+    return ""
+
+
 def residency(plan: Plan, words: Words) -> str:
     """Where weights lie while the clip is made: the levers of the plan that change no pixel, in one line."""
     levers, blocks = plan.levers, plan.request.spec.dit.num_layers

@@ -1,5 +1,6 @@
 """The seed archive: rows in the guide's order of columns, with posters where the clip is still there."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ class SeedRow:
     cells: tuple[str, ...]
 
 
-def rows(found: list[Any]) -> list[SeedRow]:
-    """Rows of the archive as the table shows them."""
-    return [_row(seed) for seed in found]
+def rows(found: list[Any], posters: Collection[str]) -> list[SeedRow]:
+    """Rows of the archive as the table shows them; `posters` are the clips that have one."""
+    return [_row(seed, posters) for seed in found]
 
 
-def _row(seed: Any) -> SeedRow:
+def _row(seed: Any, posters: Collection[str]) -> SeedRow:
     clip = Path(seed.path).stem if seed.path else ""
     cells = tuple(str(getattr(seed.row, name)) for name in COLUMNS)
-    return SeedRow(seed.id, clip, media_url(clip, poster=True) if clip else "", cells)
+    return SeedRow(seed.id, clip, media_url(clip, poster=True) if clip in posters else "", cells)

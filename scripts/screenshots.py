@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TABS = ("create", "gallery", "seeds", "system", "log", "settings")
 PROMPTS = (
     "a red circle moves right on a black background",
-    "a blue square falls on a white background",
-    "a green triangle rises on a grey background",
+    "a blue square moves down on a gray background",
+    "a green triangle moves up on a brown background",
 )
 TAB_BUTTONS = "#tabs [role=tab], #tabs .overflow-dropdown button"  # a phone has the last ones behind a menu
 DESKTOP, PHONE = (1440, 900), (390, 844)

@@ -5,6 +5,7 @@ pictures are cheap to trace and are all traced here; tiles of real size are not:
 """
 
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from tests.plan.machines import ask, disk, machine
-from tests.plan.traced import denoising, denoising_with_a_lora, job, meta_encoder, reading, vae
+from tests.plan.traced import Pair, denoising, denoising_with_a_lora, job, meta_encoder, reading, vae
 from turbodiff.models.text_encoder import make_text_encoder
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.plan import budget
@@ -66,6 +67,16 @@ def test_a_lora_beside_int8_layers_needs_what_the_formula_says(model):
     fields = {"quant_linear": "on", "attention": "dense", "loras": [{"path": "style.safetensors"}]}
     pair = denoising_with_a_lora(job(model, resolution="480p", num_frames=49, **fields), 32)
     assert pair.close, pair.off
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_all_blocks_need_no_more_than_two(model):
+    whole = job(model, quant_linear="on", attention="dense")
+    run = partial(dry_run.denoise_bytes, whole.spec, whole.shape, torch.bfloat16, int8=True, chunks=1)
+    traced = run(blocks=whole.spec.dit.num_layers)
+    assert traced == pytest.approx(run(), rel=0.001)
+    assert Pair(budget.denoise_activations(whole, 1), traced).close
 
 
 @pytest.mark.parametrize("attention", KINDS)

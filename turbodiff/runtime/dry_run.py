@@ -47,15 +47,15 @@ def dry_run(plan: Plan) -> dict[str, int]:
 
 def denoise_bytes(
     spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, *, int8: bool, chunks: int, attention: str = "dense",
-    inside: Mapping[str, int] | None = None, wear: Callable[[WanDiT], object] | None = None,
+    inside: Mapping[str, int] | None = None, wear: Callable[[WanDiT], object] | None = None, blocks: int = BLOCKS,
 ) -> int:  # fmt: skip
     """Peak beside the weights of a forward pass after the first, with the state that the sampler keeps meanwhile.
 
     `inside`: what the attention operators hold for themselves (runtime/ledger.py); a dry run cannot see it.
-    `wear`: puts LoRAs on.
+    `wear`: puts LoRAs on. `blocks`: how many really run; the others only keep their text.
     """
     facts, latent = spec.dit, shape.latent
-    config = replace(dit_config(spec, quant_linear=int8, sla=spec.turbo), num_layers=BLOCKS)
+    config = replace(dit_config(spec, quant_linear=int8, sla=spec.turbo), num_layers=blocks)
     how = AttentionPlan(attention)  # type: ignore[arg-type]
     with META:
         dit = WanDiT(config).to(dtype)
@@ -74,7 +74,7 @@ def denoise_bytes(
             dit.finish(x, inputs)
             del x, inputs
     kept_per_block = 2 * text.context.numel() * text.context.element_size()
-    return ledger.peak_bytes + (facts.num_layers - BLOCKS) * kept_per_block
+    return ledger.peak_bytes + (facts.num_layers - blocks) * kept_per_block
 
 
 def decode_bytes(

@@ -280,21 +280,30 @@ def write_log(path: Path, trainer: Trainer, task: Task, recent: list[tuple[Tenso
     store.log(path, step=trainer.step, loss=mean, norm=round(norm, 3), **parts, clips=len(trainer.latents.z))
 
 
-def main() -> None:
-    """Command line: `python -m scripts.train_demo.train_dit --folder DIR`."""
+def command_line(steps: int, lr: float, cooldown: float) -> argparse.ArgumentParser:
+    """The flags of every trainer of a DiT, with its own defaults."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--start", default="", help="checkpoint in the folder to begin with, without .pt")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--cooldown", type=float, default=0.35)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--lr", type=float, default=lr)
+    parser.add_argument("--cooldown", type=float, default=cooldown)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true")
-    args = parser.parse_args()
+    return parser
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings of parsed flags."""
+    return Settings(args.steps, args.lr, args.cooldown, args.threads, args.compile, args.device)
+
+
+def main() -> None:
+    """Command line: `python -m scripts.train_demo.train_dit --folder DIR`."""
+    args = command_line(4000, 2e-3, 0.35).parse_args()
     store.set_up_cpu(args.threads)
-    settings = Settings(args.steps, args.lr, args.cooldown, args.threads, args.compile, args.device)
-    train(args.folder, settings, replace(T2V, start=args.start))
+    train(args.folder, settings_of(args), replace(T2V, start=args.start))
 
 
 if __name__ == "__main__":

@@ -4,17 +4,15 @@ The high-noise expert begins as the text-to-video network, which has never seen 
 the boundary up; the low-noise expert begins as the high-noise one, which copies pictures already, and learns the rest.
 """
 
-import argparse
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from scripts.train_demo import store
 from scripts.train_demo.sample import times
-from scripts.train_demo.train_dit import CONFIG, Settings, Task, train
+from scripts.train_demo.train_dit import CONFIG, Task, command_line, settings_of, train
 from turbodiff.spec.shapes import CONDITION_CHANNELS, LATENT_CHANNELS
 
 I2V_CONFIG = replace(CONFIG, in_dim=LATENT_CHANNELS + CONDITION_CHANNELS)
@@ -44,21 +42,12 @@ def task(expert: str, start: str = "") -> Task:
 
 def main() -> None:
     """Command line: `python -m scripts.train_demo.train_i2v --folder DIR --expert high`."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--folder", type=Path, required=True)
+    parser = command_line(500, 1.5e-3, 0.45)
     parser.add_argument("--expert", choices=("high", "low"), nargs="+", default=["high", "low"])
-    parser.add_argument("--start", default="", help="checkpoint in the folder to begin with, without .pt")
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--cooldown", type=float, default=0.45)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     store.set_up_cpu(args.threads)
-    settings = Settings(args.steps, args.lr, args.cooldown, args.threads, args.compile, args.device)
     for expert in args.expert:
-        train(args.folder, settings, task(expert, args.start))
+        train(args.folder, settings_of(args), task(expert, args.start))
 
 
 if __name__ == "__main__":

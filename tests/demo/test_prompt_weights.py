@@ -40,9 +40,8 @@ def test_the_weighted_colour_wins_on_a_few_seeds(product, language: str) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("language", SENTENCES)
-def test_the_weighted_colour_wins_more_often_on_forty_seeds(product, language: str) -> None:
-    check(product, language, seeds=40, steps=4)
+def test_the_weighted_colour_wins_more_often_on_forty_seeds(product) -> None:
+    check(product, "english", seeds=40, steps=2)
 
 
 def test_every_word_of_a_fact_is_one_token_so_a_weight_is_for_it_alone() -> None:

@@ -4,13 +4,13 @@ The process is `turbodiff models pull MODEL`: it checks the disk, goes on where 
 It outlives the page; a second start while it runs does nothing.
 """
 
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from turbodiff.jobs import errands
+from turbodiff.media.disk import free_bytes
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import ModelSpec, find_model
 from turbodiff.weights.fetch import choose_files, endpoint, missing_files
@@ -44,9 +44,8 @@ def offer(spec: ModelSpec, memory_bytes: int | None, found: Inventory) -> Offer 
     if not wanted:
         return None
     folder = download_root().absolute()
-    home = next(parent for parent in (folder, *folder.parents) if parent.exists())
     listed = tuple((file.names[0], file.repo, file.bytes) for file in wanted)
-    return Offer(listed, sum(file.bytes for file in wanted), folder, shutil.disk_usage(home).free, endpoint())
+    return Offer(listed, sum(file.bytes for file in wanted), folder, free_bytes(folder) or 0, endpoint())
 
 
 def start(state: Path, model: str, argv: Sequence[str] = PULL) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from turbodiff.jobs.procfs import start_ticks
+from turbodiff.jobs.procfs import process_state, start_ticks
 
 TAIL_BYTES = 8192
 
@@ -37,12 +37,5 @@ def errand(folder: Path, name: str) -> Errand:
         text = (folder / f"{name}.log").read_bytes()[-TAIL_BYTES:].decode("utf-8", "replace")
     except (OSError, ValueError):
         return Errand(False, ())
-    running = ticks.isdecimal() and start_ticks(int(pid)) == int(ticks) and not _is_zombie(int(pid))
+    running = ticks.isdecimal() and start_ticks(int(pid)) == int(ticks) and process_state(int(pid)) not in ("Z", "")
     return Errand(running, tuple(text.replace("\r", "\n").strip().splitlines()))
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except OSError:
-        return True

@@ -10,7 +10,7 @@ from typing import Any
 
 from turbodiff.jobs.stuck import CAP_BYTES, LOW_RAM_BYTES
 from turbodiff.jobs.verdicts import NEIGHBOUR_BYTES
-from turbodiff.plan.experts import experts_by_step, timesteps
+from turbodiff.plan.experts import schedule_letters
 from turbodiff.spec.events import Event
 from turbodiff.spec.numbers import gib, seconds
 from turbodiff.spec.request import Request
@@ -118,6 +118,5 @@ def expected_steps_s(plan: Mapping[str, Any] | None, usual_s: Mapping[str, float
 def _steps_by_phase(request: Request) -> dict[str, int]:
     if not request.spec.two_experts:
         return {"denoise": request.steps}
-    times = timesteps(request.sampler, request.steps, request.sigma_max, request.shift)
-    experts = experts_by_step(times, request.boundary)
+    experts = schedule_letters(request.sampler, request.steps, request.sigma_max, request.shift, request.boundary)
     return {"denoise_high": experts.count("H"), "denoise_low": experts.count("L")}

@@ -25,9 +25,9 @@ class Device:
         Raises:
             RequestError: field `device`: torch has no such device here.
         """
-        known = ["auto", "cpu", "cuda", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
-        if not torch.cuda.is_available():
-            known = ["auto", "cpu"]
+        known = ["auto", "cpu"]
+        if torch.cuda.is_available():
+            known += ["cuda", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
         if wish not in known:
             options = {"got": wish, "expected": " or ".join(known), "try_instead": "turbodiff doctor"}
             raise RequestError("torch has no such device here", code="no_such_device", field="device", **options)

@@ -150,7 +150,7 @@ def draw_note(sentence: str, kind: str = "") -> Html:
 def draw_loaded(words: Words) -> Html:
     """That a video's settings are in the form, and the way there."""
     button = el("button", words("create.tab"), type="button", cls="td-btn plain", data_do="tab", data_arg="0")
-    return el("div", words("gallery.loaded"), " ", button, cls="td-note good", role="status")
+    return draw_note(join(words("gallery.loaded"), " ", button), "good")
 
 
 def draw_log_tools(words: Words) -> Html:

@@ -57,7 +57,7 @@ def cold_clip(runs: int) -> dict[str, float]:
 def planning(runs: int) -> dict[str, float]:
     """A full plan, and a submit into a store of 10,000 jobs."""
     from turbodiff.jobs.store import Store
-    from turbodiff.plan.machine import GpuFacts, Machine
+    from turbodiff.plan.hardware import GpuFacts, Machine
     from turbodiff.plan.planner import make_plan
     from turbodiff.spec.inventory import Inventory
     from turbodiff.spec.request import make_request

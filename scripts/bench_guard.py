@@ -27,13 +27,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 from turbodiff.gpu.probe import machine_now  # noqa: E402
-from turbodiff.plan.budget import CONTEXT_BYTES  # noqa: E402
-from turbodiff.plan.machine import Machine, pretend  # noqa: E402
+from turbodiff.memory_lab.ledger import Ledger  # noqa: E402
+from turbodiff.memory_lab.measure import MadeUp, rows_of, run_denoise  # noqa: E402
+from turbodiff.plan.hardware import Machine, pretend  # noqa: E402
+from turbodiff.plan.phase_costs import CONTEXT_BYTES  # noqa: E402
 from turbodiff.plan.planner import make_plan  # noqa: E402
-from turbodiff.runtime import residency  # noqa: E402
+from turbodiff.runtime import offload  # noqa: E402
 from turbodiff.runtime.device import Device  # noqa: E402
-from turbodiff.runtime.ledger import Ledger  # noqa: E402
-from turbodiff.runtime.measure import MadeUp, rows_of, run_denoise  # noqa: E402
 from turbodiff.spec.errors import DoesNotFitError  # noqa: E402
 from turbodiff.spec.inventory import Inventory  # noqa: E402
 from turbodiff.spec.models import find_model  # noqa: E402
@@ -136,7 +136,7 @@ def one_budget(made: MadeUp, gib: float, machine: Machine) -> dict[str, Any]:
         plan = make_plan(dearest(made.spec.name), small, Inventory())
     except DoesNotFitError as error:
         return row | {"plan": str(error)}
-    residency.cap(made.device.torch_device, plan.budget_bytes - CONTEXT_BYTES)
+    offload.cap(made.device.torch_device, plan.budget_bytes - CONTEXT_BYTES)
     phases = list(rows_of(made, plan))
     kept = not any("oom" in phase for phase in phases)
     close = all(abs(phase.get("error", 1)) <= CLOSE for phase in phases)
@@ -145,7 +145,7 @@ def one_budget(made: MadeUp, gib: float, machine: Machine) -> dict[str, Any]:
 
 def streaming(made: MadeUp, machine: Machine) -> dict[str, Any]:
     """Seconds of a step with all blocks passing through, over those of a step with all of them there."""
-    residency.cap(made.device.torch_device, 1 << 60)
+    offload.cap(made.device.torch_device, 1 << 60)
     plan = make_plan(dearest(made.spec.name), machine, Inventory(), policy="anyway")
     seconds = {}
     for lever in ("resident", "streamed"):

@@ -34,7 +34,7 @@ from turbodiff.models.attention import AttentionPlan  # noqa: E402
 from turbodiff.models.linear import fast_int8_, quantize_blocks  # noqa: E402
 from turbodiff.models.rope import rope_tables  # noqa: E402
 from turbodiff.models.text_encoder import encode, make_text_encoder  # noqa: E402
-from turbodiff.models.wan_dit import PATCH, KeptText, WanConfig, WanDiT  # noqa: E402
+from turbodiff.models.wan_dit import PATCH, CrossAttentionCache, WanConfig, WanDiT  # noqa: E402
 from turbodiff.weights.keymaps import dit_from_diffusers, inverse, renamed  # noqa: E402
 
 TOPK = 0.1
@@ -186,7 +186,7 @@ class Step:
         if self._clip is None:
             grid = [size // patch for size, patch in zip(self._given[0].shape[2:], PATCH, strict=True)]
             rope = rope_tables(*grid, model.config.head_dim, device=self._text.device)
-            self._clip = {"context": KeptText(model.embed_text(self._text)), "rope": rope}
+            self._clip = {"context": CrossAttentionCache(model.embed_text(self._text)), "rope": rope}
         x, inputs = model.prepare(*self._given, attention=self._plan, **self._clip)
         for block in model.blocks:
             x = block(x, inputs)

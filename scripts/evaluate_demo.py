@@ -51,16 +51,16 @@ class Product:
 
     def __init__(self, device: str, folder: Path) -> None:
         from turbodiff.runtime.device import Device
-        from turbodiff.runtime.shelf import Shelf
+        from turbodiff.runtime.model_cache import ModelCache
 
-        self.folder, self.shelf = folder, Shelf(Device.pick(device))
+        self.folder, self.shelf = folder, ModelCache(Device.pick(device))
 
     def clip(self, fields: dict[str, Any]) -> np.ndarray:
         """Generate one clip and read its file back: uint8 [F, H, W, 3]."""
         from turbodiff.gpu.probe import machine_now
         from turbodiff.plan.planner import make_plan
+        from turbodiff.runtime.attempt import Job
         from turbodiff.runtime.pipeline import generate
-        from turbodiff.runtime.run import Job
         from turbodiff.spec.request import make_request
         from turbodiff.weights.locate import inventory
 

@@ -67,9 +67,9 @@ def test_shape_arithmetic_has_one_home():
     assert not places(r"// ?8\b|\* ?4 ?\+ ?1\b|// ?4 ?\+ ?1\b", others)
 
 
-def test_only_residency_moves_networks_and_frees_memory():
+def test_only_offload_moves_networks_and_frees_memory():
     others = [
-        path for path in SOURCES if relative(path) != "turbodiff/runtime/residency.py" and "kernels" not in str(path)
+        path for path in SOURCES if relative(path) != "turbodiff/runtime/offload.py" and "kernels" not in str(path)
     ]
     assert not places(r"\.cuda\(\)|empty_cache|\.to\((torch_)?device\)|\.to\(\"cuda", others)
 

@@ -6,14 +6,14 @@ import json
 import pytest
 import torch
 
+from turbodiff.archive.clips import read_settings
 from turbodiff.gpu.probe import machine_now
-from turbodiff.media.library import read_settings
 from turbodiff.plan.planner import make_plan
 from turbodiff.runtime import stages
+from turbodiff.runtime.attempt import Job
 from turbodiff.runtime.device import Device
+from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.runtime.pipeline import generate
-from turbodiff.runtime.run import Job
-from turbodiff.runtime.shelf import Shelf
 from turbodiff.spec.errors import CancelledByUser, OutOfMemoryError, TurbodiffError
 from turbodiff.spec.events import Event
 from turbodiff.spec.request import make_request
@@ -46,7 +46,7 @@ class Ears(list):
 
 @pytest.fixture(scope="module")
 def shelf():
-    return Shelf(Device.pick("cpu"))
+    return ModelCache(Device.pick("cpu"))
 
 
 def job(tmp_path, **fields):
@@ -107,7 +107,7 @@ def test_a_second_job_reads_no_weights(tmp_path, shelf, monkeypatch):
     def read(*_args, **_kwargs):
         raise AssertionError("weights were read again")
 
-    monkeypatch.setattr("turbodiff.runtime.shelf.load_into", read)
+    monkeypatch.setattr("turbodiff.runtime.model_cache.load_into", read)
     generate(job(tmp_path, seed=9), shelf, Ears(), Nobody())
 
 

@@ -11,18 +11,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from turbodiff import pictures
-from turbodiff.doctor import doctor
+from turbodiff.archive import clips, disk
+from turbodiff.archive import seeds as archive
+from turbodiff.diagnostics import background_tasks, downloads, logs, support_bundle
+from turbodiff.diagnostics.doctor import doctor
 from turbodiff.gpu.holders import CardHolders, holders
 from turbodiff.gpu.probe import Sample, machine_now
-from turbodiff.jobs import bundle, downloads, errands, logs, orphans, peaks, statelock, supervisor, verdicts, workerproc
-from turbodiff.jobs import seeds as archive
-from turbodiff.jobs.memory import machine_of, worker_pids
-from turbodiff.jobs.schema import DATABASE
+from turbodiff.jobs import measurements, retry_policy
+from turbodiff.jobs.database import DATABASE
 from turbodiff.jobs.store import Job, Store
-from turbodiff.media import disk, library
+from turbodiff.media import pictures
 from turbodiff.plan import tiers
-from turbodiff.plan.machine import Machine, only, pretend, read_machine
+from turbodiff.plan.hardware import Machine, only, pretend, read_machine
 from turbodiff.plan.planner import Policy
 from turbodiff.prompt.clean import clean
 from turbodiff.prompt.tokens import Tokenizer
@@ -43,6 +43,8 @@ from turbodiff.spec.models import ModelSpec, all_models
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, make_request
+from turbodiff.supervisor import leftover_workers, state_lock, supervisor, worker_process
+from turbodiff.supervisor.memory import machine_of, worker_pids
 from turbodiff.weights.locate import inventory as find_weights
 from turbodiff.weights.locate import need
 from turbodiff.weights.lora_files import LoraFile, find_loras
@@ -72,7 +74,7 @@ def estimate(
         DoesNotFitError: nothing that the pins allow fits.
     """
     machine = machine or machine_now()
-    return peaks.calibrated_plan(store, asked(fields), machine, inventory or find_weights(), policy)
+    return measurements.calibrated_plan(store, asked(fields), machine, inventory or find_weights(), policy)
 
 
 def asked(fields: Mapping[str, Any]) -> Request:
@@ -102,8 +104,8 @@ def run_once(
     need(request.model, inventory)
     check_place(output, outputs, request)
     machine = only(machine_now(), device)
-    plan = peaks.calibrated_plan(history(), request, machine, inventory)
-    command = workerproc.run_command(
+    plan = measurements.calibrated_plan(history(), request, machine, inventory)
+    command = worker_process.build_run_command(
         plan.request.model_dump(mode="json"),
         plan.model_dump(mode="json"),
         outputs.resolve(),
@@ -112,19 +114,19 @@ def run_once(
         output=str(output.resolve()) if output else None,
     )
     runs_on = plan.device if device == "auto" and not machine.pretended else device
-    argv = (*workerproc.WORKER, "--device", runs_on)
-    for _ in range(verdicts.LIMITS["oom"]):
+    argv = (*worker_process.WORKER, "--device", runs_on)
+    for _ in range(retry_policy.LIMITS["oom"]):
         try:
             return _attempt(command, argv, on_event)
         except OutOfMemoryError as error:
-            cap = {"cap_bytes": verdicts.next_cap(command["plan"], command["cap_bytes"]), "plan": None}
+            cap = {"cap_bytes": retry_policy.next_cap(command["plan"], command["cap_bytes"]), "plan": None}
             command = {**command, **cap, "attempt": command["attempt"] + 1}
             sys.stderr.write(f"{error}\nonce more, one rung lower\n")
     return _attempt(command, argv, on_event)
 
 
 def _attempt(command: dict[str, Any], argv: Sequence[str], on_event: OnEvent) -> dict[str, Any]:
-    for event in workerproc.run_once(command, argv, on_output=_to_stderr):
+    for event in worker_process.run_once(command, argv, on_output=_to_stderr):
         if event.type == "error":
             raise error_from(event.fields)
         on_event(event)
@@ -147,7 +149,7 @@ def check_place(output: Path | None, outputs: Path, request: Request, state: Pat
     if output is None:
         disk.check_place(outputs, state, *size)
     else:
-        library.check_output(output)
+        clips.check_output(output)
         disk.check_room(output.resolve().parent, disk.need_bytes(*size), "output")
 
 
@@ -196,7 +198,7 @@ def error_from(fields: Mapping[str, Any]) -> TurbodiffError:
 
 def running(state: Path) -> dict[str, Any] | None:
     """The app that holds a state folder, {"pid": ...}, or None."""
-    return statelock.holder(state)
+    return state_lock.holder(state)
 
 
 def run_log() -> Callable[[str], None]:
@@ -244,7 +246,7 @@ class Studio:
         need(request.model, inventory)
         check_place(None, self.outputs, request, self.state)
         policy: Policy = "anyway" if anyway else self.policy
-        plan = peaks.calibrated_plan(self.store, request, self.machine(), inventory, policy)
+        plan = measurements.calibrated_plan(self.store, request, self.machine(), inventory, policy)
         return self.store.submit(request, plan)
 
     @property
@@ -281,9 +283,9 @@ class Studio:
         """Stop a job; returns the state it is in now."""
         return self.store.cancel(job)
 
-    def clips(self, limit: int = 24) -> list[library.Clip]:
+    def clips(self, limit: int = 24) -> list[clips.Clip]:
         """The newest clips of the library."""
-        return library.clips(self.outputs, limit)
+        return clips.clips(self.outputs, limit)
 
     def log_tail(self, lines: int = 200) -> list[str]:
         """The end of the start-up log, wherever the supervisor writes it."""
@@ -318,11 +320,11 @@ class Studio:
 
     def start_selftest(self) -> None:
         """Run the self-test in a process of its own."""
-        errands.start(self.state / "errands", "selftest", SELFTEST)
+        background_tasks.start(self.state / "errands", "selftest", SELFTEST)
 
-    def selftest(self) -> errands.Errand:
+    def selftest(self) -> background_tasks.Errand:
         """How the last self-test is doing."""
-        return errands.errand(self.state / "errands", "selftest")
+        return background_tasks.errand(self.state / "errands", "selftest")
 
     def machine(self) -> Machine:
         """The machine as the supervisor's probe saw it in the last seconds, else asked now (which takes 0.6 s)."""
@@ -365,20 +367,20 @@ class Studio:
 
     def support_bundle(self, path: Path, with_prompts: bool = False) -> Path:
         """Logs, versions and the last jobs as one zip."""
-        return bundle.support_bundle(self.store, logs.log_folder(Path.cwd(), self.state), path, with_prompts)
+        return support_bundle.support_bundle(self.store, logs.log_folder(Path.cwd(), self.state), path, with_prompts)
 
     def settings_of(self, video: Path) -> dict[str, Any]:
         """What made a clip, from its sidecar or the tags inside it."""
-        return library.read_settings(video)
+        return clips.read_settings(video)
 
-    def leftovers(self) -> list[orphans.Identity]:
+    def leftovers(self) -> list[leftover_workers.Identity]:
         """Workers of an earlier run that still live."""
         now = (self.store.fact("supervisor") or {}).get("run_id")
-        return [found for found in orphans.leftovers(self.state) if found.run_id != now]
+        return [found for found in leftover_workers.leftovers(self.state) if found.run_id != now]
 
     def end_leftover(self, pid: int) -> bool:
         """End one of `leftovers`; True when it is gone. No other process is ever signalled."""
-        return any(orphans.end(found) for found in self.leftovers() if found.pid == pid)
+        return any(leftover_workers.end(found) for found in self.leftovers() if found.pid == pid)
 
 
 __all__ = [

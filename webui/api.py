@@ -17,8 +17,8 @@ from typing import Any
 import gradio as gr
 
 from turbodiff.spec.errors import RequestError, TurbodiffError
-from webui import asks
-from webui.desk import Desk
+from webui import request_guard
+from webui.snapshot import Desk
 from webui.view.clips import media_url
 
 NOT_FROM_OUTSIDE = ("image", "loras", "noise_device")  # paths on this machine are chosen on this machine
@@ -36,11 +36,11 @@ def _bound(handler: Callable[..., dict[str, Any]], desk: Desk) -> Callable[..., 
     """The handler as Gradio sees it: one argument, errors as values."""
     takes_fields = handler in (estimate, submit)
 
-    @asks.handler
+    @request_guard.handler
     def with_fields(fields: dict) -> dict:  # type: ignore[type-arg]  # Gradio reads these annotations
         return _answer(handler, desk, fields)
 
-    @asks.handler
+    @request_guard.handler
     def with_number(number: float = 0) -> dict:  # type: ignore[type-arg]
         return _answer(handler, desk, number)
 

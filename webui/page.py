@@ -9,10 +9,10 @@ from typing import Any
 
 import gradio as gr
 
-from webui import asks, form, lively, start
-from webui.desk import Desk
+from webui import form, initial_form, render, request_guard
+from webui.events import Wiring
 from webui.panels import bar, create, extras
-from webui.wire import Wiring
+from webui.snapshot import Desk
 from webui.wording import Words
 
 TICK_S = 1.0
@@ -25,8 +25,8 @@ class Page:
     """The parts that handlers read and write."""
 
     create: create.Create
-    stage: dict[str, gr.HTML]  # by panel name of lively.PANELS
-    looking: gr.State  # what this browser looks at: lively.LOOKING
+    stage: dict[str, gr.HTML]  # by panel name of render.PANELS
+    looking: gr.State  # what this browser looks at: render.LOOKING
     seen: gr.State  # panel -> digest of what this browser was sent
     draft: gr.BrowserState
     act_bus: gr.HTML
@@ -43,7 +43,9 @@ class Page:
 
 def build(desk: Desk, words: Words) -> gr.Blocks:
     """The whole page in one language."""
-    with asks.Page(title="turbodiff", fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
+    with request_guard.Page(
+        title="turbodiff", fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)
+    ) as blocks:
         page = _parts(desk, words)
         Wiring(page, desk, words).connect(blocks)
     return blocks
@@ -72,7 +74,7 @@ def _parts(desk: Desk, words: Words) -> Page:
             stage["settings"] = gr.HTML(elem_id="settings")
     return Page(
         stage=stage,
-        looking=gr.State(dict(lively.LOOKING)),
+        looking=gr.State(dict(render.LOOKING)),
         seen=gr.State({}),
         act_bus=act_bus,
         form_bus=form_bus,
@@ -85,8 +87,8 @@ def _parts(desk: Desk, words: Words) -> Page:
 
 def _create_tab(stage: dict[str, gr.HTML], parts: dict[str, Any], desk: Desk, words: Words) -> None:
     with gr.Column(scale=42, min_width=320, elem_id="form"):
-        spec = form.model_called(str(start.values(desk)["model"]))
-        shown = lively.choices_style(spec, {}, {})
+        spec = form.model_called(str(initial_form.values(desk)["model"]))
+        shown = render.choices_style(spec, {}, {})
         parts["create"] = create.build(words, spec, desk.here(), extras.draw_examples(spec, words), shown)
         with gr.Accordion(words("create.batch"), open=False, elem_id="batch-box"):
             parts["batch"] = gr.Textbox(
@@ -99,7 +101,7 @@ def _create_tab(stage: dict[str, gr.HTML], parts: dict[str, Any], desk: Desk, wo
     with gr.Column(scale=58, min_width=320, elem_id="stage"):
         for name in ("player", "progress", "card", "queue", "strip"):
             stage[name] = gr.HTML(elem_id=name)
-        with gr.Accordion(words("log.tail", name=lively.STARTUP_LOG), open=False, elem_id="tail"):
+        with gr.Accordion(words("log.tail", name=render.STARTUP_LOG), open=False, elem_id="tail"):
             stage["tail"] = gr.HTML(max_height=220, autoscroll=True)
 
 

@@ -21,10 +21,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.studio import Studio
 from webui import page
-from webui.asks import Narrow
-from webui.desk import Desk
-from webui.gate import Gate, Rules, allowed_hosts
 from webui.launch import ANY, LOCAL, check, parser
+from webui.request_guard import Narrow
+from webui.security import Gate, Rules, allowed_hosts
+from webui.snapshot import Desk
 from webui.theme import theme
 from webui.wording import LANGUAGES, Words, language_of
 

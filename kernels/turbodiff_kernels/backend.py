@@ -28,7 +28,7 @@ UNCHECKED = "not checked on this card yet"
 CHECKING = "the check of this kernel ended the program last time"
 
 
-class Choice(NamedTuple):
+class Candidate(NamedTuple):
     """What computes an operation on a device, and why."""
 
     op: str
@@ -47,7 +47,7 @@ def choose(op: str, device: torch.device) -> ModuleType:
     return importlib.import_module(f"turbodiff_kernels.{folder}.{'kernel' if choice.runs == 'triton' else 'reference'}")
 
 
-def chosen(op: str, device: torch.device) -> Choice:
+def chosen(op: str, device: torch.device) -> Candidate:
     """What `choose` takes, with the reason: for the log, the clip's record and the system panel.
 
     Raises:
@@ -68,7 +68,7 @@ def wish() -> str:
     return word
 
 
-def expected(op: str, device: torch.device) -> Choice:
+def expected(op: str, device: torch.device) -> Candidate:
     """What `chosen` will say, from what is known already: it never runs the self-check, which needs the card."""
     word = wish()
     if word != "auto":
@@ -79,16 +79,16 @@ def expected(op: str, device: torch.device) -> Choice:
 
         why_not = _read(state_folder() / "kernels.json").get(fingerprint(arch(device)), {}).get(op, UNCHECKED)
     runs = "triton" if why_not in ("", UNCHECKED) else "reference"
-    return Choice(op, runs, why_not or "equal to its reference on this card")  # type: ignore[arg-type]
+    return Candidate(op, runs, why_not or "equal to its reference on this card")  # type: ignore[arg-type]
 
 
 @cache
-def _chosen(op: str, device: torch.device, word: str) -> Choice:
+def _chosen(op: str, device: torch.device, word: str) -> Candidate:
     if word == "auto":
         why_not = _objection(op, device)
-        choice = Choice(op, "reference" if why_not else "triton", why_not or "equal to its reference on this card")
+        choice = Candidate(op, "reference" if why_not else "triton", why_not or "equal to its reference on this card")
     else:
-        choice = Choice(op, "triton" if word == "triton" else "reference", f"TURBODIFF_KERNELS={word}")
+        choice = Candidate(op, "triton" if word == "triton" else "reference", f"TURBODIFF_KERNELS={word}")
     if device.type == "cuda":
         log.info("kernel %s: %s (%s)", op, choice.runs, choice.why)
     return choice

@@ -7,8 +7,8 @@ from pathlib import Path
 from jobs.bench import SCRIPTED
 
 from turbodiff.jobs.store import Store
-from turbodiff.jobs.supervisor import Supervisor
-from turbodiff.jobs.workerproc import WORKER
+from turbodiff.supervisor.supervisor import Supervisor
+from turbodiff.supervisor.worker_process import WORKER
 
 
 def page(folder: Path) -> None:

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from jobs.bench import request, scripted
 
-from turbodiff.jobs.logs import tail
-from turbodiff.jobs.recovery import check
+from turbodiff.diagnostics.logs import tail
 from turbodiff.jobs.store import Store
 from turbodiff.media.files import sha256_of
 from turbodiff.spec.request import Request
+from turbodiff.supervisor.recovery import check
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parents[2]

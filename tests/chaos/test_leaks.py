@@ -8,10 +8,10 @@ from jobs.bench import Bench, request
 from jobs.cards import Card
 
 from turbodiff.gpu.probe import machine_now
-from turbodiff.jobs import slot as slots
-from turbodiff.plan.machine import pretend
+from turbodiff.plan.hardware import pretend
 from turbodiff.plan.planner import make_plan
 from turbodiff.spec.request import make_request
+from turbodiff.supervisor import slots as slots
 from turbodiff.weights.locate import inventory
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]

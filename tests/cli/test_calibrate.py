@@ -7,10 +7,10 @@ import pytest
 from tests.plan.machines import ask, card, disk
 from turbodiff.cli import main
 from turbodiff.cli.calibrate import samples_of
-from turbodiff.jobs import peaks
+from turbodiff.jobs import measurements
 from turbodiff.jobs.store import Store
 from turbodiff.plan.calibration import work_bytes
-from turbodiff.plan.machine import Machine
+from turbodiff.plan.hardware import Machine
 from turbodiff.plan.planner import make_plan
 
 
@@ -40,23 +40,23 @@ def test_what_was_learned_is_used_shown_and_forgotten(tmp_path, monkeypatch, cap
     store, here = Store(tmp_path), card(24)
     request = ask("wan2.1-1.3b")
     plan = make_plan(request, here, disk())
-    assert peaks.calibrated_plan(store, request, here, disk()) == plan
+    assert measurements.calibrated_plan(store, request, here, disk()) == plan
     for sample in samples_of(plan, [*rows_of(plan, 1.1), {"name": "denoise", "oom": "CUDA out of memory"}], here, 0):
-        peaks.keep_sample(store, sample)
-    learned = peaks.calibrated_plan(store, request, here, disk())
+        measurements.keep_sample(store, sample)
+    learned = measurements.calibrated_plan(store, request, here, disk())
     (told,) = [reason.numbers for reason in learned.reasons if reason.key == "calibrated"]
     assert told == {"factor": pytest.approx(1.1, abs=1e-3), "samples": len(plan.phases) - 1}
     assert learned.peak_bytes > plan.peak_bytes and learned.request == plan.request
-    assert peaks.calibrated_plan(store, request, card(16), disk()) == make_plan(request, card(16), disk())
+    assert measurements.calibrated_plan(store, request, card(16), disk()) == make_plan(request, card(16), disk())
     assert calibrate(monkeypatch, "--state-dir", str(tmp_path), "--list") == 0
     assert "work memory x 1.10" in capsys.readouterr().out
     assert calibrate(monkeypatch, "--state-dir", str(tmp_path), "--clear") == 0
-    assert peaks.calibrated_plan(store, request, here, disk()) == plan
+    assert measurements.calibrated_plan(store, request, here, disk()) == plan
 
 
 def test_samples_taken_while_a_neighbour_moved_teach_nothing(tmp_path):
     store, here, request = Store(tmp_path), card(24), ask("wan2.1-1.3b")
     plan = make_plan(request, here, disk())
     for sample in samples_of(plan, list(rows_of(plan, 1.2)), here, 300 << 20):
-        peaks.keep_sample(store, sample)
-    assert peaks.calibrated_plan(store, request, here, disk()) == plan
+        measurements.keep_sample(store, sample)
+    assert measurements.calibrated_plan(store, request, here, disk()) == plan

@@ -9,7 +9,7 @@ import pytest
 
 from tests.plan.machines import ask, disk
 from turbodiff.gpu import probe
-from turbodiff.plan.machine import only
+from turbodiff.plan.hardware import only
 from turbodiff.plan.planner import make_plan
 from turbodiff.spec.numbers import GIB
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.bench import request
-from turbodiff.jobs import attempts, schema
+from turbodiff.jobs import attempts, database
 from turbodiff.jobs.attempts import claim, finish, move_on, note
 from turbodiff.jobs.store import Store
 from turbodiff.spec.errors import FileError, OutputError, RequestError
@@ -140,9 +140,9 @@ def test_a_store_that_is_damaged_under_us_says_so(tmp_path: Path) -> None:
         store.submit(request("x" * 4000))
     store.rows("PRAGMA wal_checkpoint(TRUNCATE)")
     store.close()
-    data = bytearray((tmp_path / schema.DATABASE).read_bytes())
+    data = bytearray((tmp_path / database.DATABASE).read_bytes())
     data[8192:] = b"\x5a" * (len(data) - 8192)
-    (tmp_path / schema.DATABASE).write_bytes(data)
+    (tmp_path / database.DATABASE).write_bytes(data)
     with pytest.raises(FileError, match="damaged"):
         Store(tmp_path).jobs(1000)
 
@@ -165,7 +165,7 @@ def test_fault_69_over_never_changes_again(store: Store) -> None:
     )
 )
 def test_fault_69_any_order_of_calls_keeps_every_job_and_its_last_word(tmp_path: Path, calls: list[str]) -> None:
-    (tmp_path / schema.DATABASE).unlink(missing_ok=True)
+    (tmp_path / database.DATABASE).unlink(missing_ok=True)
     store = Store(tmp_path)
     over: dict[int, str] = {}
     for call in calls:
@@ -266,9 +266,9 @@ def test_fault_39_a_log_cut_anywhere_opens_as_a_valid_beginning(tmp_path: Path) 
     for share in range(1, 20):
         folder = tmp_path / str(share)
         folder.mkdir()
-        (folder / schema.DATABASE).write_bytes(main)
+        (folder / database.DATABASE).write_bytes(main)
         cut = wal[: len(wal) * share // 20] + (b"\xff" * 100 if share % 3 == 0 else b"")
-        (folder / f"{schema.DATABASE}-wal").write_bytes(cut)
+        (folder / f"{database.DATABASE}-wal").write_bytes(cut)
         again = Store(folder)
         assert again.rows("PRAGMA quick_check")[0][0] == "ok"
         ids = [job.id for job in again.queue()]
@@ -304,33 +304,33 @@ def test_fault_42_where_wal_cannot_work_the_journal_is_delete(tmp_path: Path) ->
             return super().execute(sql, *args)  # type: ignore[arg-type]
 
     db = sqlite3.connect(tmp_path / "a.db", factory=NoSharedMemory, isolation_level=None)
-    assert schema.set_journal_mode(db) == "delete"
+    assert database.set_journal_mode(db) == "delete"
     db.close()
 
 
 def test_fault_42_network_file_systems_are_recognised_by_their_mount() -> None:
     mounts = "/dev/sda / ext4 rw 0 0\nC: /mnt/c 9p rw 0 0\nnas:/x /home/me/my\\040files nfs4 rw 0 0\n"
-    assert schema.file_system(Path("/home/me/state/a.db"), mounts) == "ext4"
-    assert schema.file_system(Path("/mnt/c/Users/me/a.db"), mounts) == "9p"
-    assert schema.file_system(Path("/home/me/my files/a.db"), mounts) == "nfs4"
+    assert database.file_system(Path("/home/me/state/a.db"), mounts) == "ext4"
+    assert database.file_system(Path("/mnt/c/Users/me/a.db"), mounts) == "9p"
+    assert database.file_system(Path("/home/me/my files/a.db"), mounts) == "nfs4"
     db = sqlite3.connect(":memory:", isolation_level=None)
-    assert schema.set_journal_mode(db, "9p") != "wal"
+    assert database.set_journal_mode(db, "9p") != "wal"
     db.close()
 
 
 def test_fault_43_a_newer_store_is_refused_and_untouched(tmp_path: Path) -> None:
     Store(tmp_path).close()
-    db = sqlite3.connect(tmp_path / schema.DATABASE)
+    db = sqlite3.connect(tmp_path / database.DATABASE)
     db.execute("PRAGMA user_version = 99")
     db.close()
-    before = (tmp_path / schema.DATABASE).read_bytes()
+    before = (tmp_path / database.DATABASE).read_bytes()
     with pytest.raises(FileError, match="newer turbodiff"):
         Store(tmp_path)
-    assert (tmp_path / schema.DATABASE).read_bytes() == before
+    assert (tmp_path / database.DATABASE).read_bytes() == before
 
 
 def test_fault_43_a_damaged_store_says_so(tmp_path: Path) -> None:
-    (tmp_path / schema.DATABASE).write_bytes(b"not a database at all" * 100)
+    (tmp_path / database.DATABASE).write_bytes(b"not a database at all" * 100)
     with pytest.raises(FileError, match="damaged"):
         Store(tmp_path)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from turbodiff.media.marks import Bytes
+from turbodiff.media.fingerprints import Bytes
 from turbodiff.media.video import ClipWriter, Written
 
 SETTINGS: Mapping[str, Any] = {"request": {"prompt": "a red circle moves right", "seed": 42}}

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.media.clips import shapes, write
-from turbodiff.pictures import PREVIEW_SIDE, frame, look, preview
+from turbodiff.media.pictures import PREVIEW_SIDE, frame, look, preview
 from turbodiff.spec.errors import FileError
 
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from tests.media.clips import SETTINGS, grain, shapes, write
+from turbodiff.archive.clips import clips, read_settings
+from turbodiff.archive.disk import check_place
 from turbodiff.media import ffmpeg
-from turbodiff.media.disk import check_place
-from turbodiff.media.library import clips, read_settings
 from turbodiff.media.tags import read_settings_tag, read_tags
 from turbodiff.media.verify import verify_clip
 from turbodiff.media.video import ClipWriter

@@ -4,7 +4,7 @@ import pytest
 import torch
 from turbodiff_kernels import backend
 
-from turbodiff.models.attention import settled
+from turbodiff.models.attention import resolve_attention
 
 CARD, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -14,7 +14,7 @@ def failing(monkeypatch):
     """Says which kernels fail their check on the card."""
     monkeypatch.delenv("TURBODIFF_KERNELS", raising=False)
     bad: set[str] = set()
-    chosen = lambda op, device: backend.Choice(op, "reference" if op in bad or device == CPU else "triton", "")  # noqa: E731
+    chosen = lambda op, device: backend.Candidate(op, "reference" if op in bad or device == CPU else "triton", "")  # noqa: E731
     monkeypatch.setattr(backend, "chosen", chosen)
     return bad
 
@@ -34,12 +34,12 @@ def failing(monkeypatch):
 )
 def test_a_kernel_that_failed_makes_room_for_the_next_plainer_kind(asked, bad, ran, failing):
     failing |= bad
-    assert settled(asked, CARD) == ran
+    assert resolve_attention(asked, CARD) == ran
 
 
 @pytest.mark.parametrize("kind", ["sage", "sla", "sagesla"])
 def test_a_cpu_and_a_person_who_wants_references_get_those_of_what_was_asked(kind, failing, monkeypatch):
-    assert settled(kind, CPU) == (kind, "reference")
+    assert resolve_attention(kind, CPU) == (kind, "reference")
     monkeypatch.setenv("TURBODIFF_KERNELS", "reference")
     failing |= {kind}
-    assert settled(kind, CARD) == (kind, "reference")
+    assert resolve_attention(kind, CARD) == (kind, "reference")

@@ -17,10 +17,10 @@ from triton.runtime.jit import JITFunction
 from turbodiff_kernels.sage import kernel as sage
 from turbodiff_kernels.sla import kernel as sla
 
+from turbodiff.memory_lab.ledger import Ledger
 from turbodiff.models.attention import AttentionPlan
 from turbodiff.models.linear import fast_int8_
-from turbodiff.models.wan_dit import KeptText, WanConfig, WanDiT
-from turbodiff.runtime.ledger import Ledger
+from turbodiff.models.wan_dit import CrossAttentionCache, WanConfig, WanDiT
 
 WAN_14B = WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=1, sla=True)
 LATENT = (1, 16, 21, 90, 160)  # 81 frames of 1280 x 720
@@ -69,7 +69,9 @@ def block_peak(kind: str, linears: str, inside_bytes: int) -> float:
         ledger.see_module(dit)
         weights_bytes = ledger.live_bytes
         with torch.inference_mode(), ledger:
-            x, inputs = dit.prepare(latents, torch.empty(1, 1), KeptText(context), attention=AttentionPlan(kind, TOPK))
+            x, inputs = dit.prepare(
+                latents, torch.empty(1, 1), CrossAttentionCache(context), attention=AttentionPlan(kind, TOPK)
+            )
             assert x.shape == (1, TOKENS, config.dim)
             ledger.reset_peak()
             dit.blocks[0](x, inputs)

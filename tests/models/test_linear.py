@@ -16,7 +16,7 @@ from turbodiff.models.linear import (
     to_fast_int8,
     to_int8,
 )
-from turbodiff.models.wan_dit import KeptText, WanConfig, WanDiT
+from turbodiff.models.wan_dit import CrossAttentionCache, WanConfig, WanDiT
 from turbodiff.spec.errors import RequestError
 
 SMALL = WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=2, text_dim=48)
@@ -129,7 +129,7 @@ def test_the_fused_passes_are_the_separate_ones(convert):
 def test_a_kept_text_gives_the_same_velocity_and_is_read_once(change):
     model = change(small_model())
     latents, context = torch.randn(1, 16, 3, 8, 10), model.embed_text(torch.randn(1, 24, 48))
-    kept, made = KeptText(context), []
+    kept, made = CrossAttentionCache(context), []
     for block in model.blocks:
         block.cross_attn.k.register_forward_hook(lambda *_: made.append(1))
     for time in (900.0, 400.0):

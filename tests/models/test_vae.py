@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from turbodiff.memory_lab.ledger import Ledger
 from turbodiff.models.vae import decode, decode_stream, encode, frames_to_uint8, make_vae, prefers_conv2d
-from turbodiff.runtime.ledger import Ledger
 
 
 @pytest.fixture(scope="module")

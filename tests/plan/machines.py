@@ -1,6 +1,6 @@
 """Machines and requests for the tests of the plan."""
 
-from turbodiff.plan.machine import GpuFacts, Machine
+from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.spec.inventory import FoundFile, Inventory
 from turbodiff.spec.models import all_models, find_model
 from turbodiff.spec.numbers import GIB

@@ -14,12 +14,13 @@ from torch import nn
 
 from tests.plan.machines import ask, disk, machine
 from tests.plan.traced import Pair, denoising, denoising_with_a_lora, job, meta_encoder, reading, vae
+from turbodiff.memory_lab import dry_run
 from turbodiff.models.text_encoder import make_text_encoder
 from turbodiff.models.wan_dit import WanConfig, WanDiT
-from turbodiff.plan import budget
-from turbodiff.plan.parameters import encoder_bytes, weights_of
+from turbodiff.plan import phase_costs
 from turbodiff.plan.planner import make_plan
-from turbodiff.runtime import dry_run, text
+from turbodiff.plan.weight_sizes import encoder_bytes, weights_of
+from turbodiff.runtime import text
 from turbodiff.spec.models import all_models, find_model
 
 MODELS = [spec.name for spec in all_models()]
@@ -76,7 +77,7 @@ def test_all_blocks_need_no_more_than_two(model):
     run = partial(dry_run.denoise_bytes, whole.spec, whole.shape, torch.bfloat16, int8=True, chunks=1)
     traced = run(blocks=whole.spec.dit.num_layers)
     assert traced == pytest.approx(run(), rel=0.001)
-    assert Pair(budget.denoise_activations(whole, 1), traced).close
+    assert Pair(phase_costs.denoise_activations(whole, 1), traced).close
 
 
 @pytest.mark.parametrize("attention", KINDS)
@@ -126,7 +127,7 @@ def test_a_streamed_text_encoder_holds_its_largest_linear_and_no_more():
     here = job("wan2.1-14b")
     layers = [module for layer in meta_encoder(here).encoder.block for module in layer.modules()]
     own = [sum(p.numel() * p.element_size() for p in module.parameters(recurse=False)) for module in layers]
-    assert budget.text_encode(here, "streamed").weights == max(own) < 100e6
+    assert phase_costs.text_encode(here, "streamed").weights == max(own) < 100e6
     assert here.weights.text_block == sum(own) / 2
 
 
@@ -141,7 +142,7 @@ def test_an_encoder_of_fewer_bits_is_counted_as_bitsandbytes_stores_it(bits):
         with text.quantised(encoder, bits, torch.device("cpu")):
             held = stored_bytes(encoder)
     assert encoder_bytes(facts, bits, 4) == pytest.approx(held, rel=0.02)
-    assert budget.text_encode(job("demo"), "resident", bits).weights == encoder_bytes(facts, bits, 2)
+    assert phase_costs.text_encode(job("demo"), "resident", bits).weights == encoder_bytes(facts, bits, 2)
 
 
 def stored_bytes(module: nn.Module) -> int:

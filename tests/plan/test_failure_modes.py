@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from tests.plan.machines import ask, card, disk, gpu, machine
-from turbodiff.plan import budget
+from turbodiff.plan import phase_costs
 from turbodiff.plan.calibration import HIGHEST, Kind, Sample, calibrate
 from turbodiff.plan.planner import Refusal, at_launch, make_plan, one_rung_lower
 from turbodiff.plan.tiers import tier_of
@@ -40,7 +40,7 @@ def test_03_our_own_context_is_counted_once():
     again = make_plan(ask(), card(24, free_bytes=24 * GIB - left, used_bytes=left, reclaimable_bytes=left), DISK)
     assert again.phases == first.phases
     context = [phase.workspace_bytes for phase in first.phases if phase.name == "write"]
-    assert context == [budget.CONTEXT_BYTES + budget.WORKSPACE_BYTES]
+    assert context == [phase_costs.CONTEXT_BYTES + phase_costs.WORKSPACE_BYTES]
 
 
 def test_04_host_memory_that_the_first_run_keeps_is_credited_to_the_second():
@@ -89,7 +89,7 @@ def test_08_a_card_reaches_the_tier_of_its_nameplate(shown_gib, tier):
 def test_09_memory_that_spills_into_the_host_is_no_evidence_of_room():
     """WSL reports more free than the card has; the budget stays on the card, with the larger reserve."""
     plan = make_plan(ask(), machine(gpu(16, free_bytes=40 * GIB), wsl=True), DISK)
-    assert plan.budget_bytes == 16 * GIB - budget.RESERVE_BYTES["wsl"]
+    assert plan.budget_bytes == 16 * GIB - phase_costs.RESERVE_BYTES["wsl"]
     moved = Sample(
         kind=KIND, phase="denoise", predicted_bytes=GIB, measured_bytes=GIB // 2, neighbours_moved_bytes=300 * MIB
     )

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests.plan.machines import ask, card, disk, gpu, machine
-from turbodiff.plan.machine import GpuFacts, Machine, pretend
+from turbodiff.plan.hardware import GpuFacts, Machine, pretend
 from turbodiff.plan.planner import at_launch, make_plan
 from turbodiff.plan.reasons import REASON_KEYS
 from turbodiff.spec.errors import DoesNotFitError

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from tests.plan.machines import ask, disk, gpu, machine
 from turbodiff.plan.candidates import SIZE_PINS, WORTHWHILE_FRAMES, candidates, smaller_models
 from turbodiff.plan.explain import choice_of
-from turbodiff.plan.levers import NEARLY
+from turbodiff.plan.offload_search import NEARLY
+from turbodiff.plan.plan_context import setting_of, unlimited
 from turbodiff.plan.planner import LOSSY_FIELDS, SLOW, make_plan
-from turbodiff.plan.setting import setting_of, unhindered
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.models import all_models
 from turbodiff.spec.numbers import GIB
@@ -122,7 +122,7 @@ def quality(request):
 def is_slow(plan, request, where, inventory):
     setting = setting_of(where, inventory)
     chosen = choice_of(plan.request, candidates(plan.request, where, inventory, None, frozenset())[0], setting)
-    return plan.seconds > SLOW * unhindered(request, chosen, setting).seconds
+    return plan.seconds > SLOW * unlimited(request, chosen, setting).seconds
 
 
 @CASES

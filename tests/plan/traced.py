@@ -7,15 +7,15 @@ from torch import nn
 
 from tests.plan.kernel_bytes import inside_kernel, inside_reference
 from tests.plan.machines import ask, card, disk, machine
+from turbodiff.memory_lab import dry_run
+from turbodiff.memory_lab.ledger import Ledger
 from turbodiff.models.linear import Int8Linear, SideBranch
 from turbodiff.models.text_encoder import encode, make_text_encoder
-from turbodiff.plan import budget
+from turbodiff.plan import phase_costs
 from turbodiff.plan.candidates import candidates
 from turbodiff.plan.explain import choice_of
-from turbodiff.plan.setting import job_of, setting_of
+from turbodiff.plan.plan_context import job_of, setting_of
 from turbodiff.plan.vae_memory import TILE
-from turbodiff.runtime import dry_run
-from turbodiff.runtime.ledger import Ledger
 
 UNDER, OVER = -0.02, 0.05
 KERNELS = ("turbodiff::normed_sage_attention", "turbodiff::normed_sla_attention")
@@ -38,7 +38,7 @@ class Pair(NamedTuple):
         return UNDER <= self.off <= OVER
 
 
-def job(model: str, *, on_cpu: bool = False, capability: tuple[int, int] = (9, 0), **fields: Any) -> budget.Job:
+def job(model: str, *, on_cpu: bool = False, capability: tuple[int, int] = (9, 0), **fields: Any) -> phase_costs.Job:
     """The job of a request as the planner builds it."""
     request = ask(model, **fields)
     setting = setting_of(machine() if on_cpu else card(80, capability=capability), disk())
@@ -46,12 +46,12 @@ def job(model: str, *, on_cpu: bool = False, capability: tuple[int, int] = (9, 0
     return job_of(request, choice_of(request, first, setting), setting)
 
 
-def dtype_of(job: budget.Job) -> torch.dtype:
+def dtype_of(job: phase_costs.Job) -> torch.dtype:
     """What the job computes in."""
     return torch.float32 if job.on_cpu else torch.bfloat16
 
 
-def denoising(job: budget.Job, chunks: int = 1) -> Pair:
+def denoising(job: phase_costs.Job, chunks: int = 1) -> Pair:
     """All that a step holds, what the attention kernels take for themselves included."""
     facts, capability = job.spec.dit, 90 if job.fp8 else 80
     size = (job.attention, job.tokens, facts.num_heads, facts.head_dim, job.topk)
@@ -60,11 +60,11 @@ def denoising(job: budget.Job, chunks: int = 1) -> Pair:
         job.spec, job.shape, dtype_of(job), int8=job.int8, chunks=chunks, attention=job.attention,
         inside=dict.fromkeys(KERNELS, inside),
     )  # fmt: skip
-    activations = budget.denoise_activations(job, chunks)
-    return Pair(activations + budget.kernel_temporaries(job, activations), traced)
+    activations = phase_costs.denoise_activations(job, chunks)
+    return Pair(activations + phase_costs.kernel_temporaries(job, activations), traced)
 
 
-def denoising_with_a_lora(job: budget.Job, rank: int) -> Pair:
+def denoising_with_a_lora(job: phase_costs.Job, rank: int) -> Pair:
     """A step of INT8 layers that all have a side branch."""
 
     def wear(dit: nn.Module) -> None:
@@ -76,18 +76,20 @@ def denoising_with_a_lora(job: budget.Job, rank: int) -> Pair:
 
     assert job.int8 and job.attention == "dense"
     traced = dry_run.denoise_bytes(job.spec, job.shape, dtype_of(job), int8=True, chunks=1, wear=wear)
-    return Pair(budget.denoise_activations(job, 1), traced)
+    return Pair(phase_costs.denoise_activations(job, 1), traced)
 
 
-def vae(job: budget.Job, *, decode: bool, tiled: bool) -> Pair:
+def vae(job: phase_costs.Job, *, decode: bool, tiled: bool) -> Pair:
     """Decoding a clip, or encoding a picture and the empty frames after it."""
-    need, run = (budget.vae_decode, dry_run.decode_bytes) if decode else (budget.image_encode, dry_run.encode_bytes)
+    need, run = (
+        (phase_costs.vae_decode, dry_run.decode_bytes) if decode else (phase_costs.image_encode, dry_run.encode_bytes)
+    )
     method = "conv2d" if job.conv2d else "conv3d"
     traced = run(job.spec, job.shape, dtype_of(job), TILE if tiled else None, method)
     return Pair(need(job, tiled).activations, traced)
 
 
-def reading(job: budget.Job, monkeypatch) -> Pair:
+def reading(job: phase_costs.Job, monkeypatch) -> Pair:
     """A full prompt of 512 tokens through two layers of the text encoder."""
     # transformers asks whether the mask is all ones, which a meta tensor cannot answer
     monkeypatch.setattr("transformers.masking_utils._ignore_bidirectional_mask_sdpa", lambda *mask: True)
@@ -98,10 +100,10 @@ def reading(job: budget.Job, monkeypatch) -> Pair:
     with torch.inference_mode(), ledger, torch.device("meta"):
         ids = torch.zeros(1, job.spec.text_encoder.text_len, dtype=torch.long)
         encode(encoder, ids, torch.ones_like(ids), ids.shape[1])
-    return Pair(budget.text_encode(job, "resident").activations, ledger.peak_bytes - weights)
+    return Pair(phase_costs.text_encode(job, "resident").activations, ledger.peak_bytes - weights)
 
 
-def meta_encoder(job: budget.Job, layers: int = 2) -> nn.Module:
+def meta_encoder(job: phase_costs.Job, layers: int = 2) -> nn.Module:
     """The text encoder without weights, cut to a few layers."""
     with torch.device("meta"):
         facts = job.spec.text_encoder.model_copy(update={"num_layers": layers})

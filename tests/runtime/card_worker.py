@@ -8,14 +8,14 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "kernels")]
 
 from tests.runtime.small_card import CardShelf, card  # noqa: E402
-from turbodiff.runtime import launch, shelf, worker  # noqa: E402
+from turbodiff.runtime import model_cache, replan, worker  # noqa: E402
 from turbodiff.spec.request import Request  # noqa: E402
 
 
 def main() -> int:
     kept, run = CardShelf(), worker.run
-    shelf.Shelf = lambda device: kept
-    launch.machine_of = lambda order, device: card(int(os.environ["TOY_SHOWN_BYTES"]))
+    model_cache.ModelCache = lambda device: kept
+    replan.machine_of = lambda order, device: card(int(os.environ["TOY_SHOWN_BYTES"]))
 
     def on_the_card(order, warm, pipe, orders):
         warm.warm(Request.model_validate(order["request"]))

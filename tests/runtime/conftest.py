@@ -5,16 +5,16 @@ import pytest
 from tests.test_tiny import Ears, Nobody
 from turbodiff.gpu.probe import machine_now
 from turbodiff.plan.planner import make_plan
+from turbodiff.runtime.attempt import Job, Run
 from turbodiff.runtime.device import Device
-from turbodiff.runtime.run import Job, Run
-from turbodiff.runtime.shelf import Shelf
+from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.spec.request import make_request
 from turbodiff.weights.locate import inventory
 
 
 @pytest.fixture(scope="session")
 def shelf():
-    return Shelf(Device.pick("cpu"))
+    return ModelCache(Device.pick("cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from turbodiff.memory_lab.ledger import Ledger
 from turbodiff.models.vae import make_vae
-from turbodiff.plan.machine import GpuFacts, Machine
-from turbodiff.runtime import residency
+from turbodiff.plan.hardware import GpuFacts, Machine
+from turbodiff.runtime import offload
 from turbodiff.runtime.device import Device
-from turbodiff.runtime.ledger import Ledger
-from turbodiff.runtime.shelf import COMPONENT_OF, Shelf
+from turbodiff.runtime.model_cache import COMPONENT_OF, ModelCache
 from turbodiff.spec.models import configs_folder
 from turbodiff.spec.numbers import GIB
 
@@ -70,7 +70,7 @@ def write_toy(folder: Path, base_dim: int) -> None:
     save_file(state, folder / "models" / "toy_vae.safetensors")
 
 
-class CardShelf(Shelf):
+class CardShelf(ModelCache):
     """The shelf of a worker on the small card: weights count while they are placed; nothing is ever at hand."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class CardShelf(Shelf):
         self.open(request)
         load = {"text_encoder": self._load_text_encoder, "vae": self._load_vae, "dit": self._load_dit}
         for component, read in load.items():
-            with residency.placed(self._keep(component, read), self.device.torch_device):
+            with offload.placed(self._keep(component, read), self.device.torch_device):
                 pass
 
     def vae_at_hand(self) -> None:

@@ -8,10 +8,10 @@ import torch
 from tests.plan.machines import ask, card, disk
 from tests.test_tiny import Ears, Nobody
 from turbodiff.plan.planner import make_plan
+from turbodiff.runtime.attempt import Job, Run
 from turbodiff.runtime.denoise import denoise
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.embeddings import TextRows
-from turbodiff.runtime.run import Job, Run
 from turbodiff.spec.errors import OutOfMemoryError
 
 

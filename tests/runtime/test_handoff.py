@@ -11,12 +11,12 @@ from tests.test_tiny import Ears, Nobody
 from turbodiff.gpu.probe import machine_now
 from turbodiff.models.wan_dit import WanDiT
 from turbodiff.plan.planner import make_plan
-from turbodiff.runtime import preview, residency
+from turbodiff.runtime import offload, preview
+from turbodiff.runtime.attempt import Job, Run
 from turbodiff.runtime.denoise import denoise
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.embeddings import TextRows
-from turbodiff.runtime.run import Job, Run
-from turbodiff.runtime.shelf import Shelf, dit_config
+from turbodiff.runtime.model_cache import ModelCache, dit_config
 from turbodiff.spec.models import find_model
 from turbodiff.spec.request import make_request
 from turbodiff.weights import locate
@@ -43,7 +43,7 @@ def pair(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(locate, "bundled_root", lambda: folder)
         patch.setattr(preview, "show", lambda *_: None)  # decodes a picture after every step
-        yield Shelf(Device.pick("cpu"))
+        yield ModelCache(Device.pick("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def latents_of(run):
 @pytest.fixture
 def visits(monkeypatch):
     """("in" or "out", network) for every transformer that comes to the device and leaves it."""
-    seen, placed = [], residency.placed
+    seen, placed = [], offload.placed
 
     @contextmanager
     def watched(module, device, *, stay=False):
@@ -80,7 +80,7 @@ def visits(monkeypatch):
             yield there
         seen.append(("out", module, stay))
 
-    monkeypatch.setattr(residency, "placed", watched)
+    monkeypatch.setattr(offload, "placed", watched)
     return seen
 
 

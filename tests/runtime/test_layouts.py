@@ -15,7 +15,7 @@ from tests.test_tiny import PROMPT, Ears, Nobody, job
 from tests.weights import tiny
 from turbodiff.runtime import pipeline, stages
 from turbodiff.runtime.device import Device
-from turbodiff.runtime.shelf import Shelf
+from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.weights import keymaps, locate
 
 BUNDLE = locate.bundled_root()
@@ -89,7 +89,7 @@ def frames_of_a_clip(tmp_path, monkeypatch):
             yield frames
 
     monkeypatch.setattr(stages, "decode", tapped)
-    pipeline.generate(job(tmp_path, steps=1, num_frames=5), Shelf(Device.pick("cpu")), Ears(), Nobody())
+    pipeline.generate(job(tmp_path, steps=1, num_frames=5), ModelCache(Device.pick("cpu")), Ears(), Nobody())
     return sent.hexdigest()
 
 

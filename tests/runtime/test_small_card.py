@@ -11,11 +11,11 @@ from jobs.bench import Bench
 from tests.runtime.small_card import CardShelf, card, write_toy
 from tests.test_tiny import Ears, Nobody
 from turbodiff.plan.planner import make_plan
-from turbodiff.runtime import launch, worker
+from turbodiff.runtime import replan, worker
+from turbodiff.runtime.attempt import Job
 from turbodiff.runtime.device import Device
-from turbodiff.runtime.launch import Shortage, Waits, plan_for, refit
 from turbodiff.runtime.pipeline import generate
-from turbodiff.runtime.run import Job
+from turbodiff.runtime.replan import Shortage, Waits, plan_for, refit
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.events import read_event
 from turbodiff.spec.request import make_request
@@ -44,11 +44,11 @@ def toy(tmp_path, monkeypatch):
 def attempt(tmp_path, monkeypatch):
     """One order to a worker on a card of that many bytes; returns (exit status of the worker, its events)."""
     shelf = CardShelf()
-    monkeypatch.setattr("turbodiff.runtime.shelf.Shelf", lambda device: shelf)
+    monkeypatch.setattr("turbodiff.runtime.model_cache.ModelCache", lambda device: shelf)
     monkeypatch.setattr(worker, "_beat", lambda pipe: None)
 
     def run(request, plan, card_bytes, number, planned_card, cap_bytes=None):
-        monkeypatch.setattr(launch, "machine_of", lambda order, device: planned_card)
+        monkeypatch.setattr(replan, "machine_of", lambda order, device: planned_card)
         shelf.warm(request)
         order = {
             "job": 1, "attempt": number, "request": request.model_dump(mode="json"), "cap_bytes": cap_bytes,
@@ -216,5 +216,5 @@ def test_a_neighbour_that_grew_moves_levers_and_then_makes_the_job_wait(toy):
 def test_on_a_cpu_a_plan_runs_as_it_came(toy):
     plan = make_plan(toy(4), card(40 * MB), inventory())
     order = {"plan": json.loads(plan.model_dump_json()), "request": {}, "cap_bytes": None}
-    assert launch.machine_of(order, Device.pick("cpu")) is None
+    assert replan.machine_of(order, Device.pick("cpu")) is None
     assert plan_for(order, None, Device.pick("cpu")) == plan

@@ -4,10 +4,10 @@ import pytest
 import torch
 from accelerate import hooks
 
+from turbodiff.memory_lab.ledger import Ledger
 from turbodiff.models.text_encoder import encode, make_text_encoder
 from turbodiff.runtime import text
 from turbodiff.runtime.embeddings import text_key
-from turbodiff.runtime.ledger import Ledger
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import GIB
 

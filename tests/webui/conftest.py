@@ -23,7 +23,7 @@ BROWSER_FLAGS = [
 SUPERVISE = """
 import sys
 from pathlib import Path
-from turbodiff.jobs.supervisor import Supervisor
+from turbodiff.supervisor.supervisor import Supervisor
 state, outputs, worker, web = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4:]
 sys.exit(Supervisor(state, outputs, worker_argv=[sys.executable, worker], working=state).serve(web))
 """

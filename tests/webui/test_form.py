@@ -3,7 +3,7 @@
 import pytest
 
 from turbodiff.plan.experts import schedule_letters
-from turbodiff.plan.machine import Machine, pretend
+from turbodiff.plan.hardware import Machine, pretend
 from turbodiff.plan.planner import make_plan
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import all_models, find_model

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from private import Wires
 
-from webui.gate import JSON_BYTES
+from webui.security import JSON_BYTES
 
 WATCH = Path(__file__).with_name("watch")
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ from types import SimpleNamespace as Some
 
 import pytest
 
-from turbodiff.plan.machine import GpuFacts, Machine, pretend
+from turbodiff.plan.hardware import GpuFacts, Machine, pretend
 from turbodiff.plan.planner import Refusal, make_plan
 from turbodiff.plan.tiers import rounds as tiers_rounds
 from turbodiff.spec.events import Event

@@ -13,8 +13,8 @@ from turbodiff.models.vae import make_vae
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.models import TextFacts
 from turbodiff.weights import keymaps
+from turbodiff.weights.detect import open_checkpoint
 from turbodiff.weights.load import load_into
-from turbodiff.weights.recognise import open_checkpoint
 
 TEXT = TextFacts(dim=32, dim_attn=32, dim_ffn=48, num_heads=2, num_layers=2, vocab=64)
 

@@ -9,8 +9,8 @@ import torch
 from tests.weights import tiny
 from turbodiff.models.wan_dit import WanDiT
 from turbodiff.spec.errors import FileError
+from turbodiff.weights.detect import open_checkpoint
 from turbodiff.weights.load import load_into
-from turbodiff.weights.recognise import open_checkpoint
 
 PLAIN = [
     name for name, (_, _, _, layout) in tiny.LAYOUTS.items() if layout in {"wan", "turbowan", "diffusers", "fastvideo"}

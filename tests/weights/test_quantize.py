@@ -13,8 +13,8 @@ from tests.weights import tiny
 from tests.weights.test_load import forward, load
 from turbodiff.models.wan_dit import WanDiT
 from turbodiff.spec.errors import FileError
+from turbodiff.weights.detect import open_checkpoint
 from turbodiff.weights.quantize import quantize, quantize_band
-from turbodiff.weights.recognise import open_checkpoint
 
 SOURCES = [name for name in tiny.LAYOUTS if not name.endswith("quant")]
 

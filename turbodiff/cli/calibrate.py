@@ -15,10 +15,10 @@ from turbodiff.spec.errors import RequestError
 if TYPE_CHECKING:
     from turbodiff.jobs.store import Store
     from turbodiff.plan.calibration import Sample
-    from turbodiff.plan.machine import Machine
+    from turbodiff.plan.hardware import Machine
     from turbodiff.spec.plan import Plan
 
-MEASURE = (sys.executable, "-m", "turbodiff.runtime.measure")
+MEASURE = (sys.executable, "-m", "turbodiff.memory_lab.measure")
 FRAMES = (17, 49)  # two lengths: what grows with a clip, and what does not
 
 
@@ -33,16 +33,16 @@ def calibrate(
 ) -> None:
     """Measure short runs with made-up weights on this GPU, so that later plans fit it more closely."""
     from turbodiff import studio
-    from turbodiff.jobs import peaks
+    from turbodiff.jobs import measurements
     from turbodiff.jobs.store import Store
 
     state = state_dir or studio.state_folder()
     state.mkdir(parents=True, exist_ok=True)
     store = Store(state)
     if clear:
-        sys.stdout.write(f"forgot {peaks.clear_samples(store)} samples\n")
+        sys.stdout.write(f"forgot {measurements.clear_samples(store)} samples\n")
     elif show:
-        _show(peaks.samples(store), as_json)
+        _show(measurements.samples(store), as_json)
     else:
         _show(list(_measured(store, _models(model))), as_json)
 
@@ -61,7 +61,7 @@ def _models(asked: list[str] | None) -> list[str]:
 def _measured(store: "Store", models: list[str]) -> "Iterator[Sample]":
     """A sample per phase of two short clips per model, kept as they come."""
     from turbodiff.gpu.probe import machine_now
-    from turbodiff.jobs import peaks
+    from turbodiff.jobs import measurements
     from turbodiff.plan.planner import make_plan
     from turbodiff.spec.inventory import Inventory
     from turbodiff.spec.request import make_request
@@ -84,16 +84,16 @@ def _measured(store: "Store", models: list[str]) -> "Iterator[Sample]":
             rows = list(_rows(plan))
             moved = abs(_others_bytes(machine_now(), plan) - before)
             for sample in samples_of(plan, rows, machine, moved):
-                peaks.keep_sample(store, sample)
+                measurements.keep_sample(store, sample)
                 yield sample
 
 
 def samples_of(plan: "Plan", rows: list[dict[str, Any]], machine: "Machine", moved_bytes: int) -> "list[Sample]":
-    """Rows of turbodiff/runtime/measure.py as samples of a plan; one that ran out is left to real jobs."""
-    from turbodiff.jobs import peaks
+    """Rows of turbodiff/memory_lab/measure.py as samples of a plan; one that ran out is left to real jobs."""
+    from turbodiff.jobs import measurements
     from turbodiff.plan.calibration import Sample
 
-    kind = peaks.kind_of(plan, machine, int(plan.device.partition(":")[2] or 0))
+    kind = measurements.kind_of(plan, machine, int(plan.device.partition(":")[2] or 0))
     return [
         Sample(
             kind=kind,
@@ -110,7 +110,7 @@ def samples_of(plan: "Plan", rows: list[dict[str, Any]], machine: "Machine", mov
 
 def _rows(plan: "Plan") -> Iterator[dict[str, Any]]:
     """What a process of its own measures of a plan, on the card that the plan is for."""
-    from turbodiff.jobs.workerproc import new_run_id, worker_environment
+    from turbodiff.supervisor.worker_process import new_run_id, worker_environment
 
     index = plan.device.partition(":")[2] or "0"
     environment = worker_environment(new_run_id(), index)

@@ -31,7 +31,7 @@ def pull_model(
 ) -> None:
     """Download what a model still needs; a download that stopped goes on."""
     from turbodiff import studio
-    from turbodiff.weights.fetch import pull
+    from turbodiff.weights.download import pull
 
     sizes = [card.total_bytes for card in studio.machine_now().gpus if card.total_bytes]
     paths = pull(

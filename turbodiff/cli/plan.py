@@ -57,7 +57,7 @@ def plan(
         plan_table(made, Words(language_of(lang or _spoken_here())))
     if trace:
         from turbodiff.cli.show import trace_table
-        from turbodiff.runtime.dry_run import dry_run
+        from turbodiff.memory_lab.dry_run import dry_run
 
         trace_table(made, dry_run(made))
 

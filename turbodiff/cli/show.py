@@ -6,9 +6,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from turbodiff.diagnostics.run_log import flaw_lines
 from turbodiff.gpu.holders import CardHolders
-from turbodiff.jobs.runlog import flaw_lines
-from turbodiff.plan.machine import GpuFacts, Machine
+from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.spec.events import Event
 from turbodiff.spec.models import ModelSpec, find_model
 from turbodiff.spec.numbers import gib, seconds

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from turbodiff.plan.machine import GpuFacts, GpuState, Machine, pretend
+from turbodiff.plan.hardware import GpuFacts, GpuState, Machine, pretend
 
 DEADLINE_S = 2.0
 REAP_S = 0.2  # of it, for the end of a sampler that is stuck

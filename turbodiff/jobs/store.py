@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from turbodiff.jobs.schema import DATABASE, damaged, open_database, write_error
+from turbodiff.jobs.database import DATABASE, damaged, open_database, write_error
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.events import Event
 from turbodiff.spec.plan import Plan

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from turbodiff.media.marks import Bytes
+from turbodiff.media.fingerprints import Bytes
 
 SIDE = 64  # pixels of the thumbnail that is looked at
 EDGE = 24.0  # step of luma, of 255, between neighbours from which on people see an edge

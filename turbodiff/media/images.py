@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from turbodiff.media.marks import Bytes
+from turbodiff.media.fingerprints import Bytes
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.request import Fit, Request
 from turbodiff.spec.shapes import adaptive_size, table_size

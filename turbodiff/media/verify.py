@@ -12,8 +12,8 @@ import numpy as np
 
 from turbodiff.media.ffmpeg import Ffmpeg
 from turbodiff.media.files import sha256_of
-from turbodiff.media.flaws import Flaw, flaws
-from turbodiff.media.marks import Bytes, Mark, Planes, chroma_psnr_db, luma_psnr_db, mark_planes, mark_rgb
+from turbodiff.media.fingerprints import Bytes, Mark, Planes, chroma_psnr_db, luma_psnr_db, mark_planes, mark_rgb
+from turbodiff.media.quality_checks import Flaw, flaws
 from turbodiff.media.tags import TAG, read_tags
 from turbodiff.media.video import Written
 from turbodiff.spec.errors import FileError, VerifyError

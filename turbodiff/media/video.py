@@ -15,7 +15,7 @@ from PIL import Image
 
 from turbodiff.media.ffmpeg import Ffmpeg
 from turbodiff.media.files import output_error, sha256_of, sync
-from turbodiff.media.marks import Bytes, Mark, mark_rgb
+from turbodiff.media.fingerprints import Bytes, Mark, mark_rgb
 from turbodiff.media.tags import TAG
 from turbodiff.spec.errors import OutputError
 from turbodiff.spec.shapes import check_size

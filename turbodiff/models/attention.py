@@ -53,7 +53,7 @@ class Settled(NamedTuple):
     backend: str
 
 
-def settled(kind: AttentionKind, device: torch.device) -> Settled:
+def resolve_attention(kind: AttentionKind, device: torch.device) -> Settled:
     """What `device` runs where `kind` is asked for.
 
     A kernel that did not prove itself on a GPU makes room for the next plainer kind, whose kernel may have: `sagesla`
@@ -66,7 +66,7 @@ def settled(kind: AttentionKind, device: torch.device) -> Settled:
     plainer = PLAINER.get(kind)
     if choice.runs == "triton" or plainer is None or device.type != "cuda" or backend.wish() == "reference":
         return Settled(kind, choice.runs)
-    return settled(plainer, device)
+    return resolve_attention(plainer, device)
 
 
 def check_attention(plan: AttentionPlan, *, projections: bool) -> None:

@@ -8,8 +8,9 @@ without renaming. A forward pass is three steps, so that a caller may keep block
         x = block(x, inputs)
     velocity = model.finish(x, inputs)
 
-What does not change from step to step is computed once per clip and handed to `prepare`: the text as a `KeptText`,
-which remembers every block's keys and values, the rotary tables, and the time where two texts share it.
+What does not change from step to step is computed once per clip and handed to `prepare`: the text as a
+`CrossAttentionCache`, which remembers every block's keys and values, the rotary tables, and the time where two texts
+share it.
 
 Numerics follow TurboDiffusion: time path, modulation and head in float32; residual stream in the dtype of the model.
 Without gradients the residual stream is updated in place.
@@ -60,7 +61,7 @@ class WanConfig:
         return PATCH[0] * PATCH[1] * PATCH[2]
 
 
-class KeptText:
+class CrossAttentionCache:
     """The embedded text of one clip [B, Lt, d], and the keys and values that each block makes of it.
 
     The first forward pass fills it, the later ones read it. Blocks are known by their order, which every pass keeps,
@@ -72,7 +73,7 @@ class KeptText:
         self._made: list[tuple[Tensor, Tensor]] = []
         self._turn = 0
 
-    def rewind(self) -> "KeptText":
+    def rewind(self) -> "CrossAttentionCache":
         """Itself, before the first block of a forward pass."""
         self._turn = 0
         return self
@@ -91,7 +92,7 @@ class BlockInputs:
 
     time: Tensor  # float32 [B, d], for the head
     modulation: Tensor  # float32 [B, 6, d], for the blocks
-    context: Tensor | KeptText  # [B, Lt, d], embedded text
+    context: Tensor | CrossAttentionCache  # [B, Lt, d], embedded text
     context_bias: Tensor | None  # [B, 1, 1, Lt], added to the logits of cross-attention
     rope: tuple[Tensor, Tensor]  # cosines and sines, float32 [N, head_dim / 2]
     grid: tuple[int, int, int]  # tokens along time, height, width
@@ -148,7 +149,7 @@ class WanDiT(nn.Module):
         self,
         latents: Tensor,
         timesteps: Tensor,
-        context: Tensor | KeptText,
+        context: Tensor | CrossAttentionCache,
         condition: Tensor | None = None,
         *,
         attention: AttentionPlan = DENSE,
@@ -169,7 +170,7 @@ class WanDiT(nn.Module):
         grid = tuple(size // patch for size, patch in zip(x.shape[2:], PATCH, strict=True))
         tokens = self.patch_embedding(patchify(x)).to(self.dtype)
         rope = rope or rope_tables(*grid, self.config.head_dim, device=x.device)
-        context = context.rewind() if isinstance(context, KeptText) else context
+        context = context.rewind() if isinstance(context, CrossAttentionCache) else context
         return tokens, BlockInputs(*(time or self.embed_time(timesteps)), context, context_bias, rope, grid, attention)
 
     def finish(self, x: Tensor, inputs: BlockInputs) -> Tensor:
@@ -267,7 +268,7 @@ class CrossAttention(nn.Module):
         """Tokens x [B, N, d] plus the text as y, the normed tokens, sees it; without gradients `x` itself."""
         q = norm.rms_norm(self.q(y), self.norm_q.weight, self.eps)
         text = inputs.context
-        k, v = text.keys_values(self._keys_values) if isinstance(text, KeptText) else self._keys_values(text)
+        k, v = text.keys_values(self._keys_values) if isinstance(text, CrossAttentionCache) else self._keys_values(text)
         heads = [t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v)]
         return self.o.add_to(x, attention(*heads, inputs.context_bias).flatten(2))
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
-from turbodiff.plan.candidates import Choice, candidates, has_weights, smaller_models
+from turbodiff.plan.candidates import Candidate, candidates, has_weights, smaller_models
 from turbodiff.plan.explain import choice_of
-from turbodiff.plan.levers import Placement
-from turbodiff.plan.parameters import missing_bytes
-from turbodiff.plan.setting import Setting, placement_of
+from turbodiff.plan.offload_search import CandidateCost
+from turbodiff.plan.plan_context import PlanContext, placement_of
+from turbodiff.plan.weight_sizes import missing_bytes
 from turbodiff.spec.plan import Alternative, Change
 from turbodiff.spec.request import Request
 
@@ -17,7 +17,7 @@ FAST_STEPS = 2
 
 
 def alternatives(
-    wish: Request, setting: Setting, chosen: Choice, placement: Placement, pinned: frozenset[str]
+    wish: Request, setting: PlanContext, chosen: Candidate, placement: CandidateCost, pinned: frozenset[str]
 ) -> tuple[Alternative, ...]:
     """At most three that fit and differ from the plan in what a person sees, the nearest to the wish first."""
     out: list[Alternative] = []
@@ -34,11 +34,11 @@ def alternatives(
     return tuple(out)
 
 
-def _visible(choice: Choice) -> tuple[Any, ...]:
+def _visible(choice: Candidate) -> tuple[Any, ...]:
     return choice.spec.name, choice.width, choice.height, choice.num_frames
 
 
-def _trades(wish: Request, setting: Setting, chosen: Choice, pinned: frozenset[str]) -> Iterator[Choice]:
+def _trades(wish: Request, setting: PlanContext, chosen: Candidate, pinned: frozenset[str]) -> Iterator[Candidate]:
     """The wish itself (slow, where it fits), then the first choice below it that keeps each quality in turn."""
     asked = choice_of(wish, chosen, setting)
     below = candidates(wish, setting.machine, setting.inventory, setting.total_bytes, pinned)
@@ -53,18 +53,18 @@ def _trades(wish: Request, setting: Setting, chosen: Choice, pinned: frozenset[s
             yield chosen._replace(spec=spec)
 
 
-def _first_fitting(wish: Request, setting: Setting, choices: Iterator[Choice]) -> Iterator[Choice]:
+def _first_fitting(wish: Request, setting: PlanContext, choices: Iterator[Candidate]) -> Iterator[Candidate]:
     for choice in choices:
         if placement_of(wish, choice, setting).fits:
             yield choice
             return
 
 
-def _area(choice: Choice) -> int:
+def _area(choice: Candidate) -> int:
     return choice.width * choice.height
 
 
-def _alternative(wish: Request, setting: Setting, choice: Choice, placement: Placement) -> Alternative:
+def _alternative(wish: Request, setting: PlanContext, choice: Candidate, placement: CandidateCost) -> Alternative:
     download = 0
     if not has_weights(choice.spec, setting.machine, setting.inventory):
         download = missing_bytes(choice.spec, setting.inventory, choice.int8)
@@ -77,7 +77,7 @@ def _alternative(wish: Request, setting: Setting, choice: Choice, placement: Pla
     )
 
 
-def _fewer_steps(wish: Request, setting: Setting, chosen: Choice) -> Alternative:
+def _fewer_steps(wish: Request, setting: PlanContext, chosen: Candidate) -> Alternative:
     """Fewer steps: for speed, never for memory."""
     quick = wish.model_copy(update={"steps": FAST_STEPS})
     return Alternative(

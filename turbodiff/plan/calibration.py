@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from turbodiff.plan.budget import SLACK, WORKSPACE_BYTES
+from turbodiff.plan.phase_costs import SLACK, WORKSPACE_BYTES
 from turbodiff.spec.numbers import MIB
 from turbodiff.spec.plan import Phase, Plan
 

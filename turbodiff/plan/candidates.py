@@ -6,7 +6,7 @@ ever raised.
 
 from typing import Any, NamedTuple
 
-from turbodiff.plan.machine import Machine
+from turbodiff.plan.hardware import Machine
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import ModelSpec, all_models
 from turbodiff.spec.request import Request
@@ -18,7 +18,7 @@ SIZE_PINS = frozenset({"resolution", "size", "width", "height", "aspect"})
 INT8_BELOW_BYTES = 40 * 10**9  # the guide's own line: `quant_linear` is a must below 40 GB
 
 
-class Choice(NamedTuple):
+class Candidate(NamedTuple):
     """One candidate, as the fields that tell it from the wish."""
 
     spec: ModelSpec
@@ -49,16 +49,16 @@ class Choice(NamedTuple):
 
 def candidates(
     request: Request, machine: Machine, inventory: Inventory, total_bytes: int | None, pinned: frozenset[str]
-) -> list[Choice]:
+) -> list[Candidate]:
     """Every choice at or below the wish that the pins and the weights on disk allow, best first."""
-    ranked: list[tuple[tuple[Any, ...], Choice]] = []
+    ranked: list[tuple[tuple[Any, ...], Candidate]] = []
     for model_rank, spec in enumerate(_models(request, machine, inventory, pinned)):
         switches = _switches(request, spec, machine, inventory, total_bytes, pinned)
         for size_rank, size in enumerate(_sizes(request, spec, pinned)):
             for frames in _frames(request, spec, pinned):
                 for int8 in switches:
                     few = frames < WORTHWHILE_FRAMES
-                    ranked.append(((few, model_rank, size_rank, -frames, int8), Choice(spec, *size, frames, int8)))
+                    ranked.append(((few, model_rank, size_rank, -frames, int8), Candidate(spec, *size, frames, int8)))
     return [choice for _, choice in sorted(ranked, key=lambda pair: pair[0])]
 
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
-from turbodiff.plan import budget, levers
-from turbodiff.plan.candidates import Choice, has_weights, only_int8
-from turbodiff.plan.levers import Placement
-from turbodiff.plan.machine import GpuFacts
-from turbodiff.plan.parameters import missing_bytes
+from turbodiff.plan import offload_search, phase_costs
+from turbodiff.plan.candidates import Candidate, has_weights, only_int8
+from turbodiff.plan.hardware import GpuFacts
+from turbodiff.plan.offload_search import CandidateCost
+from turbodiff.plan.plan_context import PlanContext, cudnn_number, job_of, placement_of, unlimited
 from turbodiff.plan.reasons import reason
-from turbodiff.plan.setting import Setting, cudnn_number, job_of, placement_of, unhindered
-from turbodiff.plan.torch_rule import conv3d_is_broken
+from turbodiff.plan.torch_compat import conv3d_is_broken
+from turbodiff.plan.weight_sizes import missing_bytes
 from turbodiff.spec.plan import Change, Levers, Reason
 from turbodiff.spec.request import Request
 from turbodiff.spec.shapes import RESOLUTIONS
@@ -20,7 +20,7 @@ SHARED = 0.05  # of a card in other hands is worth a word
 
 
 def reasons(
-    wish: Request, setting: Setting, choice: Choice, placement: Placement, changes: tuple[Change, ...]
+    wish: Request, setting: PlanContext, choice: Candidate, placement: CandidateCost, changes: tuple[Change, ...]
 ) -> tuple[Reason, ...]:
     """Every reason that applies, the deciding phase first."""
     return (
@@ -34,7 +34,7 @@ def reasons(
     )
 
 
-def _binding(setting: Setting, placement: Placement) -> Reason:
+def _binding(setting: PlanContext, placement: CandidateCost) -> Reason:
     need = placement.binding
     return reason(
         "binding_phase",
@@ -47,7 +47,7 @@ def _binding(setting: Setting, placement: Placement) -> Reason:
 
 
 def _about_wish(
-    wish: Request, setting: Setting, choice: Choice, placement: Placement, changes: tuple[Change, ...]
+    wish: Request, setting: PlanContext, choice: Candidate, placement: CandidateCost, changes: tuple[Change, ...]
 ) -> Iterator[Reason]:
     """Whether the wish fitted, and which wishes cannot help."""
     lossy = any(change.lossy for change in changes)
@@ -64,14 +64,14 @@ def _about_wish(
             peak_bytes=placement.peak,
             peak_at_5_frames_bytes=at_few.peak,
         )
-    if lossy or placement.peak > levers.FITS_SHARE * setting.room.device:
+    if lossy or placement.peak > offload_search.FITS_SHARE * setting.room.device:
         yield reason("fewer_steps_save_time_only", steps=wish.steps)
 
 
-def _wish_or_slow(wish: Request, setting: Setting, asked: Choice, placement: Placement) -> Iterator[Reason]:
+def _wish_or_slow(wish: Request, setting: PlanContext, asked: Candidate, placement: CandidateCost) -> Iterator[Reason]:
     try_wish = placement_of(wish, asked, setting)
     if try_wish.fits:
-        at_full_memory = unhindered(wish, asked, setting)
+        at_full_memory = unlimited(wish, asked, setting)
         slower = round(try_wish.seconds / at_full_memory.seconds, 1)
         yield reason("lossless_is_slow", seconds=try_wish.seconds, seconds_chosen=placement.seconds, slower=slower)
         return
@@ -86,13 +86,13 @@ def _wish_or_slow(wish: Request, setting: Setting, asked: Choice, placement: Pla
     )
 
 
-def choice_of(wish: Request, choice: Choice, setting: Setting) -> Choice:
+def choice_of(wish: Request, choice: Candidate, setting: PlanContext) -> Candidate:
     """The wish itself as a choice; "auto" INT8 takes what was chosen for it."""
     int8 = choice.int8 if wish.quant_linear == "auto" else wish.quant_linear == "on"
-    return Choice(wish.spec, wish.resolution, wish.aspect, wish.width, wish.height, wish.num_frames, int8)
+    return Candidate(wish.spec, wish.resolution, wish.aspect, wish.width, wish.height, wish.num_frames, int8)
 
 
-def _about_changes(setting: Setting, choice: Choice, changes: tuple[Change, ...]) -> Iterator[Reason]:
+def _about_changes(setting: PlanContext, choice: Candidate, changes: tuple[Change, ...]) -> Iterator[Reason]:
     for change in changes:
         if change.field in ("width", "height", "aspect"):
             continue
@@ -114,13 +114,13 @@ def _about_changes(setting: Setting, choice: Choice, changes: tuple[Change, ...]
             yield reason("int8_not_faster_here", device_name=gpu.name)
 
 
-def _int8_saves(setting: Setting, choice: Choice) -> int:
+def _int8_saves(setting: PlanContext, choice: Candidate) -> int:
     return setting.weights(choice.spec, False).dit - setting.weights(choice.spec, True).dit
 
 
-def _about_levers(wish: Request, setting: Setting, choice: Choice, placement: Placement) -> Iterator[Reason]:
+def _about_levers(wish: Request, setting: PlanContext, choice: Candidate, placement: CandidateCost) -> Iterator[Reason]:
     """What each lever saves and costs, against the same clip with all memory in the world."""
-    free, chosen = unhindered(wish, choice, setting), placement.levers
+    free, chosen = unlimited(wish, choice, setting), placement.levers
     groups = {
         "text": (chosen.text != free.levers.text, ("text_encode",)),
         "blocks": (chosen.experts != free.levers.experts, ("denoise", "denoise_high", "denoise_low")),
@@ -137,7 +137,7 @@ def _about_levers(wish: Request, setting: Setting, choice: Choice, placement: Pl
                             seconds_before, seconds_after)  # fmt: skip
     if chosen.ffn_chunks > 1:
         job = job_of(wish, choice, setting)
-        one, many = (budget.denoise_activations(job, chunks) for chunks in (1, chosen.ffn_chunks))
+        one, many = (phase_costs.denoise_activations(job, chunks) for chunks in (1, chosen.ffn_chunks))
         yield reason("ffn_chunked", chunks=chosen.ffn_chunks, saved_bytes=one - many)
 
 
@@ -158,7 +158,7 @@ def _lever_reason(
     )
 
 
-def _about_schedule(wish: Request, setting: Setting, choice: Choice) -> Iterator[Reason]:
+def _about_schedule(wish: Request, setting: PlanContext, choice: Candidate) -> Iterator[Reason]:
     job = job_of(wish, choice, setting)
     if choice.spec.two_experts and len(set(job.experts)) == 2:
         yield reason("experts_by_step", experts=job.experts)
@@ -167,7 +167,7 @@ def _about_schedule(wish: Request, setting: Setting, choice: Choice) -> Iterator
         yield reason("one_expert_runs", expert=expert, steps=wish.steps, boundary=wish.boundary)
 
 
-def _about_machine(setting: Setting, placement: Placement) -> Iterator[Reason]:
+def _about_machine(setting: PlanContext, placement: CandidateCost) -> Iterator[Reason]:
     machine, gpu = setting.machine, setting.gpu
     if gpu is None:
         yield from _about_cpu(setting)
@@ -179,12 +179,14 @@ def _about_machine(setting: Setting, placement: Placement) -> Iterator[Reason]:
         yield reason("conv3d_trap", torch=machine.torch, cudnn=machine.cudnn)
     if setting.room.host is None:
         yield reason("host_memory_unknown")
-    elif (worst := max(placement.needs, key=lambda need: need.host)).host > levers.FITS_SHARE * setting.room.host:
+    elif (
+        worst := max(placement.needs, key=lambda need: need.host)
+    ).host > offload_search.FITS_SHARE * setting.room.host:
         yield reason("host_memory_binds", need_bytes=worst.host, available_bytes=setting.room.host, phase=worst.name)
 
 
-def _about_free_memory(gpu: GpuFacts, setting: Setting) -> Iterator[Reason]:
-    total, free = gpu.total_bytes, budget.free_bytes(gpu)
+def _about_free_memory(gpu: GpuFacts, setting: PlanContext) -> Iterator[Reason]:
+    total, free = gpu.total_bytes, phase_costs.free_bytes(gpu)
     if total is None and setting.room.host is not None:
         yield reason("unified_memory", available_bytes=setting.room.device)
     elif total is None:
@@ -197,7 +199,7 @@ def _about_free_memory(gpu: GpuFacts, setting: Setting) -> Iterator[Reason]:
         yield reason("card_shared", others_bytes=others, total_bytes=total)
 
 
-def _about_cpu(setting: Setting) -> Iterator[Reason]:
+def _about_cpu(setting: PlanContext) -> Iterator[Reason]:
     machine = setting.machine
     if setting.room.host is None:
         yield reason("host_memory_unknown")
@@ -209,7 +211,7 @@ def _about_cpu(setting: Setting) -> Iterator[Reason]:
         yield reason("gpu_unavailable", state=machine.gpu_state)
 
 
-def _about_weights(setting: Setting, choice: Choice) -> Iterator[Reason]:
+def _about_weights(setting: PlanContext, choice: Candidate) -> Iterator[Reason]:
     spec, inventory = choice.spec, setting.inventory
     if not has_weights(spec, setting.machine, inventory):
         yield reason("download", model=spec.display_name, bytes=missing_bytes(spec, inventory, choice.int8))

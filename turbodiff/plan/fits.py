@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from turbodiff.plan.machine import Machine
+from turbodiff.plan.hardware import Machine
 from turbodiff.plan.planner import Refusal, make_plan
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import ModelSpec

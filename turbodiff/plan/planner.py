@@ -8,13 +8,13 @@ memory in the world is "slow": it yields to the next one that is not, and is sho
 from collections.abc import Collection
 from typing import Literal, NamedTuple
 
-from turbodiff.plan import explain, levers
+from turbodiff.plan import explain, offload_search
 from turbodiff.plan.alternatives import alternatives
 from turbodiff.plan.calibration import Calibration
-from turbodiff.plan.candidates import SIZE_PINS, Choice, candidates
-from turbodiff.plan.levers import FITS_SHARE, Placement
-from turbodiff.plan.machine import Machine
-from turbodiff.plan.setting import Setting, placement_of, setting_of, settled_attention, unhindered
+from turbodiff.plan.candidates import SIZE_PINS, Candidate, candidates
+from turbodiff.plan.hardware import Machine
+from turbodiff.plan.offload_search import FITS_SHARE, CandidateCost
+from turbodiff.plan.plan_context import PlanContext, placement_of, setting_of, settled_attention, unlimited
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.numbers import gib
@@ -40,8 +40,8 @@ class Refusal(DoesNotFitError):
 class Decision(NamedTuple):
     """The choice that was taken, with its levers."""
 
-    choice: Choice
-    placement: Placement
+    choice: Candidate
+    placement: CandidateCost
 
 
 def make_plan(
@@ -106,7 +106,7 @@ def at_launch(
         return small.peak_bytes
 
 
-def _decide(request: Request, setting: Setting, pinned: frozenset[str]) -> Decision:
+def _decide(request: Request, setting: PlanContext, pinned: frozenset[str]) -> Decision:
     """The first choice that fits and is not slow; else the first that fits; else the one that is short by the least."""
     slow: Decision | None = None
     closest: tuple[int, Decision] | None = None
@@ -115,7 +115,7 @@ def _decide(request: Request, setting: Setting, pinned: frozenset[str]) -> Decis
         if not decision.placement.fits:
             short = decision.placement.short(setting.room)
             closest = (short, decision) if closest is None or short < closest[0] else closest
-        elif decision.placement.seconds <= SLOW * unhindered(request, choice, setting).seconds:
+        elif decision.placement.seconds <= SLOW * unlimited(request, choice, setting).seconds:
             return decision
         else:
             slow = slow or decision
@@ -125,7 +125,7 @@ def _decide(request: Request, setting: Setting, pinned: frozenset[str]) -> Decis
     return closest[1]
 
 
-def _settled(request: Request, choice: Choice, setting: Setting) -> Request:
+def _settled(request: Request, choice: Candidate, setting: PlanContext) -> Request:
     attention = settled_attention(request, choice, setting)
     return request.model_copy(update={**choice.fields(), "attention": attention})
 
@@ -147,7 +147,7 @@ def band_of(peak_bytes: int, budget_bytes: int) -> Band:
     return "fits" if peak_bytes <= FITS_SHARE * budget_bytes else "tight"
 
 
-def _plan(request: Request, setting: Setting, decision: Decision, pinned: frozenset[str]) -> Plan:
+def _plan(request: Request, setting: PlanContext, decision: Decision, pinned: frozenset[str]) -> Plan:
     choice, placement = decision
     settled = _settled(request, choice, setting)
     changes = _changes(request, settled)
@@ -156,7 +156,7 @@ def _plan(request: Request, setting: Setting, decision: Decision, pinned: frozen
         device="cpu" if setting.gpu is None else f"cuda:{setting.gpu.index}",
         device_name="CPU" if setting.gpu is None else setting.gpu.name,
         levers=placement.levers,
-        phases=levers.phases(placement),
+        phases=offload_search.phases(placement),
         peak_bytes=placement.peak,
         budget_bytes=setting.room.device,
         band=band_of(placement.peak, setting.room.device) if placement.fits else "no",
@@ -166,7 +166,7 @@ def _plan(request: Request, setting: Setting, decision: Decision, pinned: frozen
     )
 
 
-def _refusal(request: Request, setting: Setting, decision: Decision, pinned: frozenset[str]) -> Refusal:
+def _refusal(request: Request, setting: PlanContext, decision: Decision, pinned: frozenset[str]) -> Refusal:
     """The exact shortfall of the smallest allowed choice, and the cheapest pin whose release makes something fit."""
     worst = max(decision.placement.needs, key=setting.room.short)
     short = decision.placement.short(setting.room)
@@ -186,7 +186,7 @@ def _refusal(request: Request, setting: Setting, decision: Decision, pinned: fro
     )
 
 
-def _release(request: Request, setting: Setting, pinned: frozenset[str]) -> tuple[str, str]:
+def _release(request: Request, setting: PlanContext, pinned: frozenset[str]) -> tuple[str, str]:
     """(field, advice): the first pin in the order of sacrifice whose release helps, else all of them, else none."""
     groups = [frozenset({"quant_linear"}), frozenset({"num_frames"}), SIZE_PINS, frozenset({"model"})]
     for released in (*groups, frozenset[str]().union(*groups)):
@@ -199,7 +199,7 @@ def _release(request: Request, setting: Setting, pinned: frozenset[str]) -> tupl
     return "", "free memory, or run on a larger card: nothing on this disk fits"
 
 
-def describe(choice: Choice) -> str:
+def describe(choice: Candidate) -> str:
     """ "Wan2.1-1.3B 480p 49 frames int8"."""
     size = choice.resolution if choice.resolution != "custom" else f"{choice.width}x{choice.height}"
     return f"{choice.spec.display_name} {size} {choice.num_frames} frames{' int8' if choice.int8 else ''}"

@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from turbodiff.plan.machine import Machine, pretend
+from turbodiff.plan.hardware import Machine, pretend
 from turbodiff.plan.planner import make_plan
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.inventory import Inventory

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turbodiff.runtime import preview, residency
+from turbodiff.runtime import offload, preview
+from turbodiff.runtime.attempt import Run
 from turbodiff.runtime.embeddings import TextRows
-from turbodiff.runtime.run import Run
 from turbodiff.sampling import rcm, unipc
 from turbodiff.sampling.experts import experts_for
 from turbodiff.sampling.noise import Noise
@@ -27,7 +27,7 @@ def denoise(run: Run, text: TextRows, condition: Tensor | None, negative: TextRo
     Raises:
         TurbodiffError: code nan_latents, where the latents stop being numbers.
     """
-    turns = Turns(run, text, condition, negative)
+    turns = ExpertSwitcher(run, text, condition, negative)
     progress = Progress(run)
     latents = None
     with turns:
@@ -47,7 +47,7 @@ def steps_of(run: Run, velocity: Callable[[Tensor, float], Tensor]) -> Iterator[
     noise = Noise(request.seed or 0, (1, *request.shape.latent), request.noise_device)
 
     def draw() -> Tensor:
-        return residency.to_device(noise(), device)
+        return offload.to_device(noise(), device)
 
     if request.sampler == "unipc":
         return unipc.sample(velocity, draw, request.steps, request.shift)
@@ -68,7 +68,7 @@ def experts_of(request: Request) -> list[str]:
     return [*experts_for(times_of(request), request.boundary)]
 
 
-class Turns:
+class ExpertSwitcher:
     """The networks taking turns: each expert gets its phase, is on the device for its steps only, and leaves."""
 
     def __init__(self, run: Run, text: TextRows, condition: Tensor | None, negative: TextRows | None) -> None:
@@ -78,7 +78,7 @@ class Turns:
         self._network: Any = None
         self.expert = ""
 
-    def __enter__(self) -> "Turns":
+    def __enter__(self) -> "ExpertSwitcher":
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -90,7 +90,7 @@ class Turns:
         if expert != self.expert:
             self._leave(None, None, None)
             self._enter(expert)
-        return self._network(latents.float(), residency.to_device(network_timesteps(t, 1), latents.device))
+        return self._network(latents.float(), offload.to_device(network_timesteps(t, 1), latents.device))
 
     def _enter(self, expert: str) -> None:
         self._open = self._visit(expert)

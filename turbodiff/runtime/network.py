@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from turbodiff.models.attention import AttentionPlan
 from turbodiff.models.rope import rope_tables
-from turbodiff.models.wan_dit import PATCH, KeptText, WanDiT
-from turbodiff.runtime import residency
+from turbodiff.models.wan_dit import PATCH, CrossAttentionCache, WanDiT
+from turbodiff.runtime import offload
 from turbodiff.runtime.embeddings import TextRows
 from turbodiff.sampling.unipc import guided
 from turbodiff.spec.plan import Levers
@@ -23,7 +23,7 @@ class Network:
         self._dit, self._device, self._attention, self._levers = dit, device, attention, levers
         self._blocks: Iterable[nn.Module] = dit.blocks
         self._clip: dict[str, Any] = {}
-        self._texts: list[tuple[KeptText, Tensor | None]] = []
+        self._texts: list[tuple[CrossAttentionCache, Tensor | None]] = []
         self._guidance = 1.0
 
     @contextmanager
@@ -34,13 +34,13 @@ class Network:
         """
         with ExitStack() as stack:
             if self._levers.experts == "streamed":
-                stream = residency.BlockStream(self._dit.blocks, self._device, self._levers.blocks_resident, keep=alone)
+                stream = offload.BlockStream(self._dit.blocks, self._device, self._levers.blocks_resident, keep=alone)
                 rest = [child for name, child in self._dit.named_children() if name != "blocks"]
-                stack.enter_context(residency.placed(nn.ModuleList(rest), self._device))
+                stack.enter_context(offload.placed(nn.ModuleList(rest), self._device))
                 stack.enter_context(stream)
                 self._blocks = stream
             else:
-                stack.enter_context(residency.placed(self._dit, self._device, stay=stay))
+                stack.enter_context(offload.placed(self._dit, self._device, stay=stay))
             try:
                 yield
             finally:
@@ -49,7 +49,7 @@ class Network:
     @property
     def passing(self) -> Sequence[nn.Module]:
         """What streamed blocks pass through, beside the network itself; empty where it is there whole."""
-        return self._blocks.slots if isinstance(self._blocks, residency.BlockStream) else ()
+        return self._blocks.slots if isinstance(self._blocks, offload.BlockStream) else ()
 
     def begin(
         self, text: TextRows, condition: Tensor | None, negative: TextRows | None = None, guidance: float = 1.0
@@ -58,13 +58,13 @@ class Network:
         self._texts = [self._take_in(text)] + ([] if negative is None else [self._take_in(negative)])
         self._guidance = guidance
         self._clip = {
-            "condition": None if condition is None else residency.to_device(condition, self._device),
+            "condition": None if condition is None else offload.to_device(condition, self._device),
             "rope": None,
         }
 
-    def _take_in(self, text: TextRows) -> tuple[KeptText, Tensor | None]:
-        context = KeptText(self._dit.embed_text(residency.to_device(text.rows, self._device)))
-        return context, None if text.bias is None else residency.to_device(text.bias, self._device)
+    def _take_in(self, text: TextRows) -> tuple[CrossAttentionCache, Tensor | None]:
+        context = CrossAttentionCache(self._dit.embed_text(offload.to_device(text.rows, self._device)))
+        return context, None if text.bias is None else offload.to_device(text.bias, self._device)
 
     def __call__(self, latents: Tensor, timesteps: Tensor) -> Tensor:
         """Velocity float32 of latents [1, 16, T, H, W] at timesteps [1, 1] (x1000)."""
@@ -76,7 +76,12 @@ class Network:
         return guided(velocity, negative[0], self._guidance) if negative else velocity
 
     def _evaluate(
-        self, latents: Tensor, timesteps: Tensor, time: tuple[Tensor, Tensor], text: KeptText, bias: Tensor | None
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        time: tuple[Tensor, Tensor],
+        text: CrossAttentionCache,
+        bias: Tensor | None,
     ) -> Tensor:
         x, inputs = self._dit.prepare(
             latents, timesteps, text, attention=self._attention, context_bias=bias, time=time, **self._clip

@@ -9,21 +9,21 @@ from typing import Any
 
 from torch import Tensor
 
-from turbodiff.media import library
+from turbodiff.archive import clips
+from turbodiff.media.fingerprints import Bytes
 from turbodiff.media.images import fit_picture
-from turbodiff.media.marks import Bytes
 from turbodiff.media.verify import Verdict, verify_clip
 from turbodiff.media.video import ClipWriter
-from turbodiff.runtime import record, stages
+from turbodiff.runtime import metadata, stages
+from turbodiff.runtime.attempt import Job, Orders, Run, Say
 from turbodiff.runtime.denoise import denoise
-from turbodiff.runtime.run import Job, Orders, Run, Say
-from turbodiff.runtime.saved import SavedLatents
-from turbodiff.runtime.shelf import Shelf
+from turbodiff.runtime.latents_cache import SavedLatents
+from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.request import Request
 
 
-def generate(job: Job, shelf: Shelf, say: Say, orders: Orders) -> dict[str, Any]:
+def generate(job: Job, shelf: ModelCache, say: Say, orders: Orders) -> dict[str, Any]:
     """Make the clip of a job and put it into the library; returns the fields of its `result` event.
 
     Raises:
@@ -43,7 +43,7 @@ def generate(job: Job, shelf: Shelf, say: Say, orders: Orders) -> dict[str, Any]
         say("notice", key="latents_resumed", text="the latents of an earlier attempt are decoded", numbers={})
     clip, verdict = write_clip(run, latents)
     saved.forget()
-    return record.result(run, clip, verdict)
+    return metadata.result(run, clip, verdict)
 
 
 def make_latents(run: Run) -> Tensor:
@@ -60,12 +60,10 @@ def make_latents(run: Run) -> Tensor:
 def write_clip(run: Run, latents: Tensor) -> tuple[Path, Verdict]:
     """Latents to a clip in the library; it gets its name only after every frame of the file was checked."""
     job, request = run.job, run.request
-    partial = (
-        library.partial_beside(job.output) if job.output else library.partial_path(job.outputs, job.id, job.attempt)
-    )
-    final = job.output or library.clip_path(job.outputs, request.kind, request.seed or 0, request.model, run.created)
+    partial = clips.partial_beside(job.output) if job.output else clips.partial_path(job.outputs, job.id, job.attempt)
+    final = job.output or clips.clip_path(job.outputs, request.kind, request.seed or 0, request.model, run.created)
     writer = ClipWriter(
-        partial, request.width, request.height, request.fps, record.settings(run), num_frames=request.num_frames
+        partial, request.width, request.height, request.fps, metadata.settings(run), num_frames=request.num_frames
     )
     with writer, run.phase("vae_decode"):
         for frames in stages.decode(run, latents):
@@ -75,9 +73,9 @@ def write_clip(run: Run, latents: Tensor) -> tuple[Path, Verdict]:
     try:
         with run.phase("write"):
             verdict = verify_clip(writer.written, start_picture(request), request.prompt)
-            sidecar = record.sidecar(run, verdict)
+            sidecar = metadata.sidecar(run, verdict)
             poster = b"" if job.output else writer.written.poster
-            path = library.publish(partial, final, sidecar, poster, replace=job.output is not None)
+            path = clips.publish(partial, final, sidecar, poster, replace=job.output is not None)
     finally:
         partial.unlink(missing_ok=True)
     return path, verdict

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from turbodiff.models import vae as vae_driver
-from turbodiff.runtime import residency
-from turbodiff.runtime.run import Run
+from turbodiff.runtime import offload
+from turbodiff.runtime.attempt import Run
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -23,9 +23,7 @@ def show(run: Run, clean: Tensor, step: int) -> None:
     """Send a preview of the clean estimate [1, 16, T, H, W] after a step; none where the VAE is not at hand."""
     vae = run.shelf.vae_at_hand()
     if vae is not None:
-        run.say(
-            "preview", i=step, jpeg=_as_text(_frame(vae, residency.to_device(clean, run.shelf.device.torch_device)))
-        )
+        run.say("preview", i=step, jpeg=_as_text(_frame(vae, offload.to_device(clean, run.shelf.device.torch_device))))
 
 
 def _frame(vae: "AutoencoderKLWan", clean: Tensor) -> Image.Image:

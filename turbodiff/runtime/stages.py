@@ -11,9 +11,9 @@ from turbodiff.plan.vae_memory import TILE
 from turbodiff.prompt.clean import clean
 from turbodiff.prompt.tokens import token_weights
 from turbodiff.prompt.weights import parse
-from turbodiff.runtime import embeddings, residency
+from turbodiff.runtime import embeddings, offload
+from turbodiff.runtime.attempt import Run
 from turbodiff.runtime.embeddings import TextRows
-from turbodiff.runtime.run import Run
 from turbodiff.sampling.conditioning import image_condition, picture_video
 from turbodiff.spec.request import Request
 
@@ -62,7 +62,7 @@ def encode_image(run: Run) -> Tensor:
     with run.shelf.vae(run.plan) as vae:
         picture = picture.to(run.shelf.device.dtype)  # as the encoder takes it: half the bytes move
         video = picture_video(picture, run.request.num_frames)
-        video = residency.to_device(video, run.shelf.device.torch_device)
+        video = offload.to_device(video, run.shelf.device.torch_device)
         latents = vae_driver.encode(vae, video, tile=tile_side(run))
     return image_condition(latents).float().cpu()
 
@@ -71,7 +71,7 @@ def encode_image(run: Run) -> Tensor:
 def decode(run: Run, latents: Tensor) -> Iterator[np.ndarray]:
     """Latents [1, 16, T, H, W] -> chunks of frames uint8 [t, H, W, 3], in order."""
     with run.shelf.vae(run.plan) as vae:
-        latents = residency.to_device(latents, run.shelf.device.torch_device)
+        latents = offload.to_device(latents, run.shelf.device.torch_device)
         for chunk in vae_driver.decode_stream(vae, latents, tile=tile_side(run)):
             yield vae_driver.frames_to_uint8(chunk)[0].cpu().numpy()
 

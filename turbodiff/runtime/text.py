@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from turbodiff.runtime import residency
+from turbodiff.runtime import offload
 from turbodiff.spec.plan import Levers
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ def seated(
         with quantised(encoder, levers.text_dtype, device):
             yield device
     elif levers.text == "streamed" and device != CPU:
-        with residency.placed(encoder, CPU), streamed(encoder, device):
+        with offload.placed(encoder, CPU), streamed(encoder, device):
             yield CPU
     else:
-        with residency.placed(encoder, device, stay=stay):
+        with offload.placed(encoder, device, stay=stay):
             yield device
 
 
@@ -61,7 +61,7 @@ def streamed(encoder: "UMT5EncoderModel", device: torch.device) -> Iterator[None
             remove_hook_from_module(layer, recurse=True)
         for module, parameters in own:  # the very parameters of before, which residency knows by identity
             module._parameters.update(parameters)
-        residency.free_cached(device)
+        offload.free_cached(device)
 
 
 @contextmanager
@@ -81,13 +81,13 @@ def quantised(encoder: "UMT5EncoderModel", dtype: str, device: torch.device) -> 
     leaves = [leaf for leaf in encoder.modules() if leaf._parameters and id(leaf) not in swapped]
     try:
         for parent, name, child in places:
-            setattr(parent, name, residency.moved(make(child), device))
-        with residency.placed(nn.ModuleList(leaves), device):
+            setattr(parent, name, offload.moved(make(child), device))
+        with offload.placed(nn.ModuleList(leaves), device):
             yield
     finally:
         for parent, name, child in places:
             setattr(parent, name, child)
-        residency.free_cached(device)
+        offload.free_cached(device)
 
 
 def to_int8(linear: nn.Linear) -> nn.Module:

@@ -104,7 +104,7 @@ def serve(pipe: Pipe, orders: Orders, device: str) -> int:
     import torch
 
     from turbodiff.runtime.device import Device
-    from turbodiff.runtime.shelf import Shelf
+    from turbodiff.runtime.model_cache import ModelCache
 
     try:
         place = Device.pick(device)
@@ -114,7 +114,7 @@ def serve(pipe: Pipe, orders: Orders, device: str) -> int:
     torch.set_flush_denormal(True)  # denormals make CPU convolutions several times slower
     pipe.say("hello", pid=os.getpid(), start_time=_start_time(), **place.facts())
     threading.Thread(target=_beat, args=(pipe,), name="beat", daemon=True).start()
-    shelf = Shelf(place)
+    shelf = ModelCache(place)
     for order in orders.runs():
         pipe.job, pipe.attempt = order["job"], order["attempt"]
         try:
@@ -128,9 +128,9 @@ def serve(pipe: Pipe, orders: Orders, device: str) -> int:
 
 def run(order: dict[str, Any], shelf: Any, pipe: Pipe, orders: Orders) -> None:
     """One job; every failure becomes one `error` event."""
-    from turbodiff.runtime.launch import Shortage, Waits, calibration_of, machine_of, plan_for
+    from turbodiff.runtime.attempt import Job
     from turbodiff.runtime.pipeline import generate
-    from turbodiff.runtime.run import Job
+    from turbodiff.runtime.replan import Shortage, Waits, calibration_of, machine_of, plan_for
 
     try:
         machine = machine_of(order, shelf.device)

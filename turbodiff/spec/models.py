@@ -182,3 +182,11 @@ def find_model(name: str) -> ModelSpec:
 
 def _plain(name: str) -> str:
     return name.lower().replace(" ", "").replace("_", "-")
+
+
+def display_name_of(model: str) -> str:
+    """The display name of a model, or the name as it is."""
+    try:
+        return find_model(model).display_name
+    except Exception as error:  # noqa: BLE001  a row of an older version may name a model that is gone
+        return f"{model} ({type(error).__name__})"

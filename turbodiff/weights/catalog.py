@@ -8,9 +8,9 @@ from typing import NamedTuple
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.inventory import FoundFile, Inventory
 from turbodiff.spec.models import ModelFile, ModelSpec, all_models, find_model
-from turbodiff.weights.fetch import choose_files, download_bytes, file_sha256, missing_files
+from turbodiff.weights.detect import Checkpoint, expected_names, open_checkpoint
+from turbodiff.weights.download import choose_files, download_bytes, file_sha256, missing_files
 from turbodiff.weights.locate import inventory, models_of, need
-from turbodiff.weights.recognise import Checkpoint, expected_names, open_checkpoint
 
 VAE_TENSORS = 194  # of the Wan2.1 VAE at any width
 

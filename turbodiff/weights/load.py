@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from turbodiff.spec.errors import FileError
 from turbodiff.weights import gguf
+from turbodiff.weights.detect import Checkpoint, Part, open_checkpoint, other_kind
 from turbodiff.weights.headers import TensorInfo, bad_file, is_float
-from turbodiff.weights.recognise import Checkpoint, Part, open_checkpoint, other_kind
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.inventory import Component, FoundFile, FoundLora, Inventory
 from turbodiff.spec.models import ModelFile, ModelSpec, all_models, find_model
+from turbodiff.weights.detect import open_checkpoint
 from turbodiff.weights.headers import ENDINGS
-from turbodiff.weights.recognise import open_checkpoint
 
 ROOTS_VARIABLE = "TURBODIFF_MODELS"
 MAX_DEPTH = 5  # folders below a root: root/Wan-AI/Wan2.1-T2V-14B-Diffusers/transformer/file

@@ -20,9 +20,9 @@ from torch import Tensor
 from turbodiff.spec.errors import FileError, OutputError
 from turbodiff.spec.numbers import gib
 from turbodiff.weights import keymaps
+from turbodiff.weights.detect import Checkpoint, open_checkpoint
 from turbodiff.weights.headers import DTYPE_BYTES, TensorInfo, bad_file
 from turbodiff.weights.load import NORMS, TORCH_DTYPES, dequantized, scaled
-from turbodiff.weights.recognise import Checkpoint, open_checkpoint
 
 TILE = 128
 SMALLEST_AMAX = 1e-8  # TurboDiffusion: an all-zero tile gets the scale 1e-8 / 128

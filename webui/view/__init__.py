@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from turbodiff.plan.machine import Machine
+    from turbodiff.plan.hardware import Machine
 
 ACTIVE = ("running", "verifying")
 WAITING = ("queued", "parked")

@@ -83,7 +83,7 @@ def _card(machine: Any, words: Words) -> tuple[str, str]:
 
 
 def card_name(name: str, words: Words) -> str:
-    """A card by its own name; a pretended one (turbodiff/plan/machine.py) in the page's language."""
+    """A card by its own name; a pretended one (turbodiff/plan/hardware.py) in the page's language."""
     size = name.removeprefix(PRETENDED)
     return words("bar.pretended", size=size) if size != name else name
 

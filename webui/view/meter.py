@@ -36,7 +36,7 @@ class Diff:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Candidate:
     """An alternative as a button: its label, what it takes, and the form fields it sets."""
 
     label: str
@@ -56,7 +56,7 @@ class Meter:
     binding: str = ""
     phases: tuple[PhaseBar, ...] = ()
     diffs: tuple[Diff, ...] = ()
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[Candidate, ...] = ()
     why: tuple[str, ...] = ()
     problem: str = ""
 
@@ -139,14 +139,14 @@ def diff(change: Change, words: Words) -> Diff:
     )
 
 
-def choice(other: Alternative, words: Words) -> Choice:
+def choice(other: Alternative, words: Words) -> Candidate:
     """An alternative as a button."""
     told = [change for change in other.changes if shown(change)]
     label = " · ".join(value_text(change.field, change.to_value, words) for change in told) or words("meter.same")
     note = f"{words.gib(other.peak_bytes)} · {words.seconds(other.seconds)}"
     if other.download_bytes:
         note += " · " + words("meter.download", size=words.gib(other.download_bytes))
-    return Choice(label, note, {change.field: change.to_value for change in told})
+    return Candidate(label, note, {change.field: change.to_value for change in told})
 
 
 def problem(fields: Mapping[str, Any], words: Words, plan: Plan | None = None, instead: Plan | None = None) -> Meter:

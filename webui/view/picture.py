@@ -28,7 +28,7 @@ def picture(
     """The preview's caption and the advisor's proposal, with its reason.
 
     Args:
-        look: turbodiff.pictures.Look of the picture. request: as it will run. preview: the fitted picture as a JPEG.
+        look: Look of the picture. request: as it will run. preview: the fitted picture as a JPEG.
     """
     size = {"width": request.width, "height": request.height}
     if spec.limits.free_size and request.adaptive_resolution and request.resolution != "custom":

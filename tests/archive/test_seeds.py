@@ -1,0 +1,132 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jobs.bench import Bench, scripted
+
+from turbodiff.archive import seeds
+from turbodiff.archive.seed_table import HEADER, RULE, Row, read_row, read_table, write_row, write_table
+from turbodiff.jobs.store import Store
+from turbodiff.spec.errors import FileError, OutputError, RequestError
+
+GUIDE = """\
+| 提示词 | 种子值 | 模型 | 分辨率 | 效果评价 | 备注 |
+|---|---|---|---|---|---|
+| 樱花树下的武士,风吹起和服下摆 | 42 | Wan2.1-1.3B | 480p | 动作流畅,光影绝美 | |
+| 赛博朋克雨夜,霓虹灯在湿漉漉的街道上倒影 | 1337 | Wan2.1-14B | 720p | ☆ | 倒影稍糊,建议SLA TopK=0.15 |
+"""
+
+CELL = st.text(st.characters(exclude_categories=("Cs",)), max_size=30).map(str.strip)
+
+
+def test_the_guides_two_rows_come_in_and_go_out_byte_for_byte(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "guide.md"
+    file.write_text(GUIDE, "utf-8")
+    assert seeds.import_file(store, tmp_path, file) == 2
+    assert seeds.export_text(store) == GUIDE
+    assert (tmp_path / "seeds.md").read_bytes() == GUIDE.encode()
+    assert seeds.import_file(store, tmp_path, file) == 2  # twice is once
+    assert seeds.export_text(store) == GUIDE
+
+
+def test_rows_in_any_hand_go_out_as_they_came(store: Store, tmp_path: Path) -> None:
+    rows = "|a cat|1|Wan2.1-1.3B|480p|good|note|\n|  a dog |  2| m |r |  |\tx |\n"
+    (tmp_path / "mine.md").write_text(rows, "utf-8")
+    for _ in range(2):
+        assert seeds.import_file(store, tmp_path, tmp_path / "mine.md") == 2
+    assert seeds.export_text(store) == f"{HEADER}\n{RULE}\n{rows}"
+
+
+def test_the_guides_rows_are_written_like_this_without_their_own_text_too() -> None:
+    rows = [row._replace(raw="") for row in read_table(GUIDE)]
+    assert write_table(rows) == GUIDE
+    assert [row.seed for row in rows] == ["42", "1337"]
+
+
+@given(st.tuples(CELL.filter(lambda cell: cell not in ("", "提示词")), CELL, CELL, CELL, CELL, CELL))
+def test_any_cells_survive_the_table(cells: tuple[str, ...]) -> None:
+    row = Row(*cells)  # type: ignore[arg-type]
+    line = write_row(row)
+    assert "\n" not in line and "\r" not in line
+    again = read_row(line)
+    assert again is not None and again[:6] == row[:6]
+
+
+def test_what_is_no_row_is_no_row() -> None:
+    for line in ("", "text", HEADER, RULE, "|:--|--:|---|---|---|---|", "| a | b |", "| | 1 | m | r | | |"):
+        assert read_row(line) is None
+
+
+def test_every_finished_clip_is_archived_with_its_recipe(bench: Bench) -> None:
+    job = bench.run(scripted({"steps": 1}, seed=42))
+    [seed] = seeds.list_seeds(bench.store)
+    assert (seed.row.seed, seed.job) == ("42", job.id)
+    assert seed.recipe["request"]["steps"] == job.request["steps"] and seed.recipe["sha256"]
+    assert (bench.outputs / "seeds.md").read_text("utf-8").startswith(HEADER)
+
+
+def test_a_rating_reaches_store_sidecar_and_table(bench: Bench) -> None:
+    bench.run(scripted({}, seed=42))
+    [seed] = seeds.list_seeds(bench.store)
+    rated = seeds.rate(bench.store, bench.outputs, seed.id, seeds.stars(4), "倒影稍糊 | a bar")
+    assert (rated.row.rating, rated.row.note) == ("★★★★☆", "倒影稍糊 | a bar")
+    sidecar = json.loads(Path(f"{seed.path}.json").read_text("utf-8"))
+    assert (sidecar["rating"], sidecar["note"]) == ("★★★★☆", "倒影稍糊 | a bar")
+    [row] = read_table((bench.outputs / "seeds.md").read_text("utf-8"))
+    assert (row.seed, row.rating, row.note) == ("42", "★★★★☆", "倒影稍糊 | a bar")
+
+
+def test_a_rating_of_an_imported_row_keeps_the_other_cells(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "guide.md").write_text(GUIDE, "utf-8")
+    seeds.import_file(store, tmp_path, tmp_path / "guide.md")
+    seeds.rate(store, tmp_path, 2, rating="★★★☆☆")
+    text = (tmp_path / "seeds.md").read_text("utf-8")
+    assert text == GUIDE.replace("| ☆ |", "| ★★★☆☆ |")
+
+
+def test_lines_that_a_person_wrote_into_the_table_are_taken_over(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "guide.md").write_text(GUIDE, "utf-8")
+    seeds.import_file(store, tmp_path, tmp_path / "guide.md")
+    mine = tmp_path / "seeds.md"
+    mine.write_text(GUIDE.replace("☆", "不错") + "| 一只猫跳跃 | 7 | Wan2.1-1.3B | 480p | | |\n", "utf-8")
+    seeds.rate(store, tmp_path, 1, note="再试")
+    rows = read_table(mine.read_text("utf-8"))
+    assert [row.seed for row in rows] == ["42", "1337", "7"]
+    assert (rows[0].note, rows[1].rating) == ("再试", "不错")
+
+
+def test_search_looks_in_prompt_note_rating_and_model(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "guide.md").write_text(GUIDE, "utf-8")
+    seeds.import_file(store, tmp_path, tmp_path / "guide.md")
+    for words, expected in [
+        ("武士", "42"),
+        ("topk", "1337"),
+        ("光影绝美", "42"),
+        ("14B 雨夜", "1337"),
+        ("1337", "1337"),
+    ]:
+        assert [seed.row.seed for seed in seeds.list_seeds(store, words)] == [expected]
+    assert seeds.list_seeds(store, "100%_") == []
+    assert len(seeds.list_seeds(store)) == 2
+
+
+def test_bad_files_and_rows_are_errors_with_words(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "empty.md").write_text("no table")
+    with pytest.raises(FileError, match="no row"):
+        seeds.import_file(store, tmp_path, tmp_path / "empty.md")
+    with pytest.raises(FileError, match="cannot read"):
+        seeds.import_file(store, tmp_path, tmp_path / "missing.md")
+    with pytest.raises(RequestError, match="no such row"):
+        seeds.rate(store, tmp_path, 5, "x")
+
+
+def test_fault_41_a_rating_is_kept_when_the_table_cannot_be_written(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "guide.md").write_text(GUIDE, "utf-8")
+    seeds.import_file(store, tmp_path, tmp_path / "guide.md")
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where the folder should be")
+    with pytest.raises(OutputError):
+        seeds.rate(store, blocked, 1, rating="★★★★★")
+    assert seeds.list_seeds(store)[-1].row.rating == "★★★★★"

@@ -1,0 +1,45 @@
+"""A scripted card: what the probe would say about one GPU, with our worker and a neighbour on it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from turbodiff.gpu.probe import Sample
+from turbodiff.gpu.processes import start_ticks
+
+GIB = 1 << 30
+
+
+@dataclass
+class Card:
+    """24 GiB; the worker holds `held_bytes` while it lives, others `others_bytes`."""
+
+    total_bytes: int = 24 * GIB
+    held_bytes: int = 18 * GIB
+    others_bytes: int = 0
+    leaks: bool = False
+    worker_pid: Callable[[], int | None] = lambda: None
+    utilisation: float = 0.0
+    power_w: float = 50.0
+    age_s: float = 0.0
+    _cards: tuple[dict[str, Any], ...] = ()
+
+    def __call__(self) -> Sample:
+        pid = self.worker_pid()
+        alive = pid is not None and start_ticks(pid) is not None
+        ours = self.held_bytes if alive or self.leaks else 0
+        processes = [{"pid": pid, "kind": "compute", "bytes": ours}] if alive else []
+        used = ours + self.others_bytes
+        card: dict[str, Any] = {
+            "state": "ok",
+            "nvml_index": 0,
+            "name": "Test 24",
+            "uuid": "GPU-1",
+            "processes": processes,
+        }
+        numbers = {"total_bytes": self.total_bytes, "free_bytes": self.total_bytes - used, "used_bytes": used}
+        more = {"utilisation": self.utilisation, "power_w": self.power_w}
+        cards = ({**card, **numbers, **more},)
+        if cards != self._cards:  # like the probe, which hands out a sample again until it has a newer one
+            self._cards = cards
+        return Sample("ok", "", "580.1", self._cards, self.age_s)

@@ -1,0 +1,76 @@
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from turbodiff.gpu.processes import start_ticks, wait_until
+from turbodiff.supervisor.leftover_workers import (
+    Identity,
+    boot_id,
+    end,
+    is_ours,
+    leftovers,
+    reap,
+    remember_worker,
+    worker_file,
+)
+from turbodiff.supervisor.worker_process import RUN_ID
+
+RUN = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    child = subprocess.Popen(["sleep", "60"], env={**os.environ, RUN_ID: RUN})
+    # the environment is the child's own only after its exec
+    assert wait_until(lambda: RUN.encode() in Path(f"/proc/{child.pid}/environ").read_bytes(), 2.0)
+    yield child
+    child.kill()
+    child.wait()
+
+
+def identity(pid: int) -> Identity:
+    return Identity(pid, start_ticks(pid) or 0, boot_id(), os.getuid(), RUN)
+
+
+def test_fault_4_a_leftover_worker_is_recognised_and_ended(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    remember_worker(tmp_path, 0, sleeper.pid, RUN)
+    assert [found.pid for found in leftovers(tmp_path)] == [sleeper.pid]
+    assert reap(tmp_path) == ([sleeper.pid], [])
+    assert sleeper.wait(1) == -9
+    assert not worker_file(tmp_path, 0).exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"start_ticks": 1}, {"boot_id": "another boot"}, {"uid": 12345}, {"run_id": "f" * 32}]
+)
+def test_fault_4_one_difference_and_it_is_somebody_elses(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes], change: dict[str, object]
+) -> None:
+    other = replace(identity(sleeper.pid), **change)  # type: ignore[arg-type]
+    worker_file(tmp_path, 0).write_text(json.dumps(asdict(other)))
+    assert not is_ours(other)
+    assert not end(other)
+    assert reap(tmp_path) == ([], [])
+    assert sleeper.poll() is None
+
+
+@pytest.mark.parametrize(
+    "pid",
+    [0, 1, os.getpid(), os.getppid(), 2**22 + 1],
+    ids=["nobody", "init", "ourselves", "parent", "unused"],  # the same in every process of a parallel run
+)
+def test_fault_76_init_ourselves_our_parent_and_nobody_are_never_signalled(pid: int) -> None:
+    assert not is_ours(Identity(pid, start_ticks(pid) or 0, boot_id(), os.getuid(), RUN))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x"}', "null"])
+def test_a_damaged_note_is_removed_and_harms_nobody(tmp_path: Path, text: str) -> None:
+    worker_file(tmp_path, 0).write_text(text)
+    assert leftovers(tmp_path) == []
+    assert reap(tmp_path) == ([], [])
+    assert not worker_file(tmp_path, 0).exists()

@@ -1,0 +1,125 @@
+"""What a person hears while a job runs and the world around it changes: each cause once, in words, with its numbers."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+from jobs.bench import Bench, scripted
+from jobs.cards import GIB, Card
+
+from tests.plan.machines import ask, card, disk
+from turbodiff.plan.planner import make_plan
+from turbodiff.runtime.attempt import levers_pulled
+from turbodiff.runtime.worker import one_rung_lower
+from turbodiff.spec.events import Event
+from turbodiff.supervisor.run_monitor import AGAIN_S, Guard, Seen, expected_steps_s
+from webui.view.jobs import notice
+from webui.wording import Words
+
+CALM = Seen(others_bytes=GIB, own_bytes=8 * GIB, free_bytes=10 * GIB, ram_available_bytes=20 * GIB)
+
+
+def guard(*steps_s: float, expected_s: float = 10.0) -> Guard:
+    """A guard whose job took those seconds for its steps."""
+    made = Guard(others_bytes=GIB, step_s={"denoise": expected_s})
+    made.heard(Event(type="phase", fields={"name": "denoise", "state": "start"}))
+    for dt_s in steps_s:
+        made.heard(Event(type="step", fields={"dt_s": dt_s}))
+    return made
+
+
+def keys(found: list[dict]) -> list[str]:
+    return [notice["key"] for notice in found]
+
+
+def test_a_calm_run_says_nothing() -> None:
+    assert guard(60.0, 10.0, 11.0).look(0.0, CALM) == []  # kernels compile in the first step
+    assert guard(10.0, 10.0).look(0.0, Seen()) == []  # unknown is unknown, never bad
+
+
+def test_a_neighbour_that_grows_is_said_once_and_again_after_a_while() -> None:
+    made = guard(10.0)
+    grown = Seen(others_bytes=4 * GIB, free_bytes=7 * GIB)
+    (notice,) = made.look(0.0, grown)
+    assert notice["key"] == "neighbour_grew"
+    assert notice["numbers"] == {"grew_bytes": 3 * GIB, "free_bytes": 7 * GIB}
+    assert made.look(AGAIN_S - 1, grown) == []
+    assert keys(made.look(AGAIN_S, grown)) == ["neighbour_grew"]
+
+
+def test_a_full_card_with_steps_that_slow_down_spills() -> None:
+    full = Seen(others_bytes=GIB, free_bytes=100 << 20)
+    assert guard(10.0, 10.0).look(0.0, full) == []  # a card may be full; that alone is what it was bought for
+    assert keys(guard(10.0, 5.0, 11.0).look(0.0, full)) == ["spill"]
+    assert guard(10.0, 5.0, 11.0).look(0.0, CALM) == []
+
+
+def test_little_ram_is_said() -> None:
+    (notice,) = guard().look(0.0, Seen(ram_available_bytes=GIB // 2))
+    assert (notice["key"], notice["numbers"]) == ("host_ram_low", {"available_bytes": GIB // 2})
+
+
+@pytest.mark.parametrize(
+    ("seen", "cause"),
+    [
+        (CALM, "unknown"),
+        (Seen(cold=True), "cold"),
+        (Seen(others_bytes=4 * GIB), "neighbour_grew"),
+        (Seen(ram_available_bytes=GIB // 2), "host_ram_low"),
+        (Seen(free_bytes=100 << 20), "spill"),
+    ],
+    ids=["unknown", "cold", "neighbour", "ram", "spill"],
+)
+def test_a_step_far_over_plan_comes_with_its_cause(seen: Seen, cause: str) -> None:
+    found = guard(10.0, 10.0, 31.0).look(0.0, seen)
+    assert found[-1]["key"] == "slow_step"
+    assert found[-1]["numbers"] == {"step_s": 31.0, "expected_s": 10.0, "cause": cause}
+
+
+def test_the_peak_that_the_driver_shows_is_that_of_the_phase() -> None:
+    made = guard()
+    made.look(0.0, Seen(own_bytes=9 * GIB))
+    made.look(1.0, Seen(own_bytes=8 * GIB))
+    assert made.peak_bytes == 9 * GIB
+    made.heard(Event(type="phase", fields={"name": "vae_decode", "state": "start"}))
+    assert made.peak_bytes is None
+
+
+def test_a_step_is_expected_to_take_what_earlier_runs_took_else_what_the_plan_says() -> None:
+    plan = make_plan(ask("wan2.1-1.3b", steps=4), card(24), disk()).model_dump(mode="json")
+    planned = next(row["seconds"] for row in plan["phases"] if row["name"] == "denoise")
+    assert expected_steps_s(plan, {}) == {"denoise": pytest.approx(planned / 4)}
+    assert expected_steps_s(plan, {"denoise": 8.0}) == {"denoise": 2.0}
+    assert expected_steps_s({**plan, "device": "cpu"}, {}) == {}
+    experts = expected_steps_s(make_plan(ask("wan2.2-a14b"), card(80), disk()).model_dump(mode="json"), {})
+    assert set(experts) == {"denoise_high", "denoise_low"}
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_every_notice_is_worded_with_its_own_numbers(lang: str) -> None:
+    made = guard(10.0, 5.0, 31.0)
+    every = made.look(0.0, Seen(4 * GIB, 8 * GIB, 100 << 20, GIB // 2))
+    assert set(keys(every)) == {"neighbour_grew", "spill", "host_ram_low", "slow_step"}
+    plan = make_plan(ask("wan2.1-1.3b"), card(12), disk())
+    every += [levers_pulled("vae_decode", plan), one_rung_lower(plan, 8 * GIB)]
+    for fields in every:
+        said = notice(fields, Words(lang))
+        assert said != fields["text"]  # no fall-back to the log's own words
+        assert "{" not in said and "_" not in said
+
+
+def test_a_notice_reaches_the_job_and_both_logs(make_bench: Callable[..., Bench], monkeypatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("turbodiff.supervisor.attempt_monitor.LOOK_EVERY_S", 0.0)
+    beside = Card()
+    bench = make_bench(sample=beside)
+    beside.worker_pid = lambda: bench.slot.worker.pid if bench.slot.worker else None
+    job = bench.store.submit(scripted({"steps": 1000, "dt_s": 0.02}))
+    bench.turn_until(lambda: bench.store.job(job).progress)
+    beside.others_bytes = 2 * GIB
+    bench.turn_until(lambda: "another program took 2.0 GiB" in bench.log_text())
+    told = [event.fields for _, event in bench.store.events(job) if event.type == "notice"]
+    assert [fields["key"] for fields in told] == ["neighbour_grew"], json.dumps(told)
+    assert "another program took 2.0 GiB" in bench.run_log_text()
+    bench.store.cancel(job)
+    bench.turn_until(lambda: bench.store.job(job).over)

@@ -1,0 +1,85 @@
+"""Handlers of the page without a browser: what they answer, in the order of the parts that get it."""
+
+import gradio as gr
+import pytest
+
+from turbodiff.plan.hardware import Machine, pretend
+from turbodiff.spec.models import find_model
+from turbodiff.spec.numbers import GIB
+from turbodiff.studio import Studio
+from webui import form, page, render
+from webui.events import Wiring
+from webui.request_guard import BadRequest
+from webui.snapshot import CachedValue, Desk
+from webui.wording import Words
+
+LOOKING = dict(render.LOOKING)
+
+
+@pytest.fixture(scope="module")
+def wiring(tmp_path_factory):
+    """The English page over a studio that knows of a card of 6 GiB and 64 GiB of RAM, whatever is here."""
+    folder = tmp_path_factory.mktemp("wire")
+    desk = Desk(Studio(folder / "state", folder / "outputs"))
+    machine = pretend(Machine(ram_total_bytes=64 * GIB, ram_available_bytes=48 * GIB, cpu_count=8), 6)
+    desk._machine = CachedValue(lambda: machine, 3600.0)
+    words = Words("en")
+    with gr.Blocks(analytics_enabled=False):
+        made = Wiring(page._parts(desk, words), desk, words)
+    yield made
+    desk.studio.store.close()
+
+
+def row(wiring, **changed):
+    """What the form sends: a large clip that does not fit this card."""
+    big = {**form.defaults(find_model("wan2.1-14b")), "resolution": "720p", "num_frames": 161}
+    held = {**big, "prompt": "a cat chases a butterfly", "pinned": [], **changed}
+    return [
+        held.get(name, "" if name in ("seed", "size", "loras", "negative_prompt") else None) for name in wiring.names
+    ]
+
+
+def test_ask_shows_what_would_change_and_waits_for_a_second_click(wiring):
+    wiring.desk.studio.set_policy("ask")
+    *_, looking, note = wiring.go(LOOKING, *row(wiring))
+    assert 'id="ask"' in note and "num_frames" in note and 'data-arg="anyway"' in note
+    assert looking["agreed"] and wiring.desk.studio.jobs() == []
+    *_, note = wiring.go(looking, *row(wiring))
+    assert "Files of this model are missing" in note  # agreed: it went on to the queue
+    *_, note = wiring.go(looking, *row(wiring, num_frames=117))
+    assert 'id="ask"' in note  # another form is another question
+
+
+def test_auto_and_run_anyway_do_not_ask(wiring):
+    wiring.desk.studio.set_policy("ask")
+    assert "Files of this model" in wiring.go_anyway(LOOKING, *row(wiring))[-1]
+    wiring.desk.studio.set_policy("auto")
+    assert "Files of this model" in wiring.go(LOOKING, *row(wiring))[-1]
+
+
+def test_never_refuses_and_names_what_would_fit(wiring):
+    wiring.desk.studio.set_policy("never")
+    meter, label, anyway, *_ = wiring.estimate(*row(wiring))
+    assert 'data-band="no"' in meter and 'id="alternatives"' in meter
+    assert label["value"] == "Generate · 14B 720p 161 frames" and anyway["visible"]
+    wiring.desk.studio.set_policy("auto")
+    meter, label, *_ = wiring.estimate(*row(wiring))
+    assert 'id="changes"' in meter and 'data-form="pin"' in meter
+    assert "161" not in label["value"]
+
+
+def test_a_form_that_holds_nonsense_is_no_form_of_ours(wiring):
+    with pytest.raises(BadRequest):
+        wiring.estimate(*row(wiring, steps="many"))
+    with pytest.raises(BadRequest):
+        wiring.estimate(*row(wiring, pinned=["everything"]))
+
+
+@pytest.mark.parametrize(
+    "draft", [None, 1, "x", [], {"steps": []}, {"model": "gone"}, {"prompt": "kept", "fps": "x"}], ids=repr
+)
+def test_a_draft_of_any_shape_gives_a_form_that_works(wiring, draft):
+    answer = wiring.restore(draft)
+    assert len(answer) == len(wiring.parts) + len(wiring.boxes) + len(wiring.told)
+    if isinstance(draft, dict) and "prompt" in draft:
+        assert answer[wiring.names.index("prompt")]["value"] == "kept"

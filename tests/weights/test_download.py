@@ -1,0 +1,207 @@
+"""Downloads from a hub on this machine: resumed, checked, refused with everything a person needs to do it by hand."""
+
+import errno
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.weights import tiny
+from turbodiff.spec.errors import FileError
+from turbodiff.spec.inventory import FoundFile, Inventory
+from turbodiff.spec.models import find_model
+from turbodiff.weights import download
+
+NOTHING = Inventory()
+MODEL = "Wan2.1-1.3B"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers HEAD and ranged GET like the hub; a file may be cut, lie about its checksum or be missing."""
+
+    files: dict[str, bytes]
+    cut: dict[str, int]
+    lie: set[str]
+    ranges: list[str]
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        name = self.path.split("/resolve/main/")[1]
+        data = self.files.get(name)
+        if data is None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.end_headers()
+            return
+        first = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        if body:
+            self.ranges.append(f"{name}@{first}")
+        digest = hashlib.sha256(b"other" if name in self.lie else data).hexdigest()
+        self.send_response(206 if first else 200)
+        self.send_header("ETag", f'"{digest}"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", str(len(data) - first))
+        self.end_headers()
+        if body:
+            stop = self.cut.pop(name, len(data))
+            self.wfile.write(data[first:stop])
+            if stop < len(data):
+                self.connection.close()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    source = tmp_path / "hub"
+    source.mkdir()
+    data = tiny.write("turbowan.pth", source).read_bytes()
+    spec = find_model(MODEL)
+    Hub.files = {name: data if name.endswith(".pth") else b"\n" * 5_000_000 for f in spec.files for name in f.names[:1]}
+    Hub.cut, Hub.lie, Hub.ranges = {}, set(), []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    for name in ("HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # what the variable said at its import
+    monkeypatch.setattr(download.time, "sleep", lambda _seconds: None)
+    yield Hub
+    server.shutdown()
+    server.server_close()
+
+
+def pull(root: Path, **more: object) -> list[Path]:
+    return download.pull(MODEL, root=root, found=NOTHING, **more)
+
+
+def test_every_component_arrives_under_its_name(hub: type[Hub], tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    paths = pull(tmp_path / "models", progress=lambda *numbers: seen.append(numbers))
+    assert [str(path.relative_to(tmp_path / "models")) for path in paths] == [
+        "TurboWan2.1-T2V-1.3B-480P-quant.pth",
+        "Wan2.1_VAE.pth",
+        "models_t5_umt5-xxl-enc-bf16.pth",
+        "google/umt5-xxl/spiece.model",
+    ]
+    assert all(path.read_bytes() == hub.files[str(path.relative_to(tmp_path / "models"))] for path in paths)
+    assert seen[-1] == ("google/umt5-xxl/spiece.model", 5_000_000, 5_000_000)
+    assert not list((tmp_path / "models").rglob("*.part"))
+
+
+def test_a_broken_connection_is_continued_where_it_stopped(hub: type[Hub], tmp_path: Path) -> None:
+    hub.cut["google/umt5-xxl/spiece.model"] = 3_000_000
+    pull(tmp_path)
+    first, second = (entry.split("@")[1] for entry in hub.ranges if "spiece" in entry)
+    assert first == "0" and int(second) > 0
+
+
+def test_a_partial_file_of_an_earlier_run_is_continued(hub: type[Hub], tmp_path: Path) -> None:
+    data = hub.files["Wan2.1_VAE.pth"]
+    part = tmp_path / f".Wan2.1_VAE.pth.{hashlib.sha256(data).hexdigest()[:16]}.part"
+    part.write_bytes(data[:100_000])
+    pull(tmp_path)
+    assert "Wan2.1_VAE.pth@100000" in hub.ranges
+    assert (tmp_path / "Wan2.1_VAE.pth").read_bytes() == data
+
+
+def test_a_file_that_is_not_what_was_promised_is_deleted(hub: type[Hub], tmp_path: Path) -> None:
+    hub.lie.add("Wan2.1_VAE.pth")
+    with pytest.raises(FileError) as caught:
+        pull(tmp_path)
+    assert caught.value.code == "download_damaged"
+    assert "Wan2.1_VAE.pth" in caught.value.field
+    assert not list(tmp_path.glob("*VAE*")) and not list(tmp_path.glob(".*VAE*"))
+
+
+def test_an_unreachable_hub_is_named_with_all_a_person_needs(
+    hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9/mirror/")
+    with pytest.raises(FileError) as caught:
+        pull(tmp_path)
+    error = caught.value
+    assert (error.exit_code, error.code, error.field) == (2, "hub_unreachable", "HF_ENDPOINT")
+    assert "http://127.0.0.1:9/mirror" in error.what
+    url = "http://127.0.0.1:9/mirror/Wan-AI/Wan2.1-T2V-1.3B/resolve/main/Wan2.1_VAE.pth"
+    assert f"{url} -> {tmp_path / 'Wan2.1_VAE.pth'}" in error.expected
+    assert error.expected.count(" -> ") == 4
+
+
+def test_a_file_that_the_hub_does_not_have_is_named(hub: type[Hub], tmp_path: Path) -> None:
+    del hub.files["Wan2.1_VAE.pth"]
+    with pytest.raises(FileError) as caught:
+        pull(tmp_path)
+    assert "Wan2.1_VAE.pth" in caught.value.got
+    assert not hub.ranges, "asked for everything before the first byte"
+
+
+def test_offline_mode_asks_nobody(hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileError) as caught:
+        pull(tmp_path)
+    assert caught.value.code == "offline"
+
+
+def test_a_full_disk_is_told_before_the_first_byte(
+    hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = download.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _path: usage._replace(free=2**20))
+    with pytest.raises(FileError) as caught:
+        pull(tmp_path)
+    assert (caught.value.code, caught.value.got) == ("disk_full", "1 MiB free")
+    assert not hub.ranges
+
+
+def test_a_disk_that_fills_up_on_the_way_is_not_called_a_bad_connection(
+    hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(download.os, "fsync", full)
+    with pytest.raises(FileError) as caught:
+        pull(tmp_path)
+    assert caught.value.code == "disk_full"
+
+
+@pytest.mark.parametrize(("memory_gib", "quant"), [(None, True), (24, True), (40, True), (48, False), (80, False)])
+def test_large_cards_take_plain_files_and_small_ones_quantised(memory_gib: int | None, quant: bool) -> None:
+    memory = None if memory_gib is None else memory_gib << 30
+    files = download.choose_files(find_model("Wan2.1-14B"), memory_bytes=memory, resolution="480p")
+    assert [file.component for file in files] == ["dit", "vae", "text_encoder", "tokenizer"]
+    assert (files[0].quant, files[0].resolution) == (quant, "480p")
+
+
+def test_both_experts_are_chosen() -> None:
+    files = download.choose_files(find_model("Wan2.2-A14B"), quant=True)
+    assert [file.component for file in files][:2] == ["dit_high", "dit_low"]
+    assert all(file.quant for file in files[:2])
+
+
+def test_what_is_on_disk_is_not_downloaded_again() -> None:
+    spec = find_model(MODEL)
+    files = download.choose_files(spec, quant=True)
+    have = FoundFile(model=spec.name, component="dit", path="x", bytes=1, quant=True, sla=True)
+    vae = FoundFile(model=spec.name, component="vae", path="y", bytes=1)
+    rest = download.missing_files(files, spec, Inventory(files=(have, vae)))
+    assert [file.component for file in rest] == ["text_encoder", "tokenizer"]
+    plain = Inventory(files=(have.model_copy(update={"quant": False}),))
+    assert download.missing_files(files, spec, plain)[0].component == "dit"
+    assert download.download_bytes(spec, files, Inventory(files=(have, vae))) == sum(file.bytes for file in rest)
+
+
+def test_the_demo_needs_no_download(tmp_path: Path) -> None:
+    assert download.pull("demo", root=tmp_path) == []

@@ -1,0 +1,1 @@
+"""CLIPS AND SEEDS ON DISK: sidecars are the truth, the store is their index. Never imports torch."""

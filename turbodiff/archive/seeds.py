@@ -1,0 +1,232 @@
+"""The seed archive: every finished clip with what makes it again, rated in words or stars, searchable.
+
+A seed alone repeats nothing: size, frames, steps, sampler, attention, weights and device belong to it, so each row
+keeps the clip's whole record. Ratings go three ways at once: the store, the clip's sidecar (the truth) and
+`outputs/seeds.md`, which stays up to date by itself. Lines that a person adds or rates in that file are taken over.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from turbodiff.archive.clips import read_settings, sidecar_path
+from turbodiff.archive.seed_table import Row, read_table, write_table
+from turbodiff.jobs.store import Store
+from turbodiff.spec.errors import FileError, OutputError, RequestError
+from turbodiff.spec.models import display_name_of
+
+SEEDS_FILE = "seeds.md"
+MAX_NOTE_CHARS = 500
+ALL_ROWS = "SELECT prompt, seed, model, resolution, rating, note, raw FROM seed ORDER BY id"
+KEPT = ("request", "ran", "versions", "sha256", "created")  # of a clip's record
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One row of the archive; `path` is "" and `recipe` {} for a line that came from a file."""
+
+    id: int
+    row: Row
+    job: int | None
+    path: str
+    recipe: dict[str, Any]
+    created_s: float
+
+
+def stars(count: int) -> str:
+    """1 to 5 as ★★★☆☆."""
+    assert 1 <= count <= 5
+    return "★" * count + "☆" * (5 - count)
+
+
+def list_seeds(store: Store, search: str = "", limit: int = 200) -> list[Seed]:
+    """The newest rows first; `search` looks in prompt, note, rating, model and seed, every word must occur."""
+    columns = "prompt || ' ' || note || ' ' || rating || ' ' || model || ' ' || seed"
+    words = [f"%{_literal(word)}%" for word in search.split()]
+    where = "".join(f" AND {columns} LIKE ? ESCAPE '\\'" for _ in words)
+    found = store.rows(f"SELECT * FROM seed WHERE 1{where} ORDER BY id DESC LIMIT ?", *words, limit)
+    return [_seed(row) for row in found]
+
+
+def archive_clip(store: Store, outputs: Path, job: int) -> None:
+    """Add the clip of a finished job, and bring seeds.md up to date; a file that cannot be written waits."""
+    result = store.job(job).result or {}
+    path = Path(str(result.get("path", "")))
+    try:
+        record = read_settings(path)
+    except FileError:
+        record = {"request": store.job(job).request}
+    add_record(store, path, record, job)
+    with contextlib.suppress(OutputError):
+        write_file(store, outputs)
+
+
+def add_record(store: Store, clip: Path, record: Mapping[str, Any], job: int | None = None) -> None:
+    """One row for a clip, from its sidecar; a clip that is known keeps its row."""
+    row = row_of(record)
+    recipe = {name: record[name] for name in KEPT if name in record}
+    with store.write() as db:
+        db.execute(
+            "INSERT INTO seed (job, path, prompt, seed, model, resolution, rating, note, recipe, created_s)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO NOTHING",
+            (job, str(clip), *row[:6], json.dumps(recipe), store.now()),
+        )
+
+
+def row_of(record: Mapping[str, Any]) -> Row:
+    """The six cells of a clip's record; what ran counts, not what was wished."""
+    request = (record.get("plan") or {}).get("request") or record["request"]
+    resolution = str(request["resolution"])
+    if resolution == "custom":
+        resolution = f"{request['width']}x{request['height']}"
+    seed = request.get("seed") if request.get("seed") is not None else record["request"].get("seed")
+    return Row(
+        str(request["prompt"]).strip(),
+        "" if seed is None else str(seed),
+        display_name_of(str(request["model"])),
+        resolution,
+        str(record.get("rating", "")),
+        str(record.get("note", "")),
+    )
+
+
+def rate(store: Store, outputs: Path, seed: int, rating: str | None = None, note: str | None = None) -> Seed:
+    """Rate a row and note something; None leaves a cell as it is. Also into the sidecar and seeds.md.
+
+    Raises:
+        RequestError: no such row, or more than 500 characters.
+        OutputError: the rating is stored, but seeds.md cannot be written.
+    """
+    found = store.rows("SELECT * FROM seed WHERE id = ?", seed)
+    if not found:
+        raise RequestError(
+            "no such row", code="seed_unknown", field="seed", got=seed, try_instead="turbodiff seeds list"
+        )
+    row = _seed(found[0]).row
+    cells = {"rating": row.rating if rating is None else rating, "note": row.note if note is None else note}
+    for name, text in cells.items():
+        if len(text) > MAX_NOTE_CHARS:
+            raise RequestError("too long", code="note_long", field=name, got=len(text), expected=MAX_NOTE_CHARS)
+    cells = {name: text.strip() for name, text in cells.items()}
+    with store.write() as db:
+        db.execute(
+            "UPDATE seed SET rating = ?, note = ?, raw = '' WHERE id = ?", (cells["rating"], cells["note"], seed)
+        )
+    if found[0]["path"]:
+        _rate_sidecar(Path(found[0]["path"]), cells)
+    write_file(store, outputs)
+    return _seed(store.rows("SELECT * FROM seed WHERE id = ?", seed)[0])
+
+
+def export_text(store: Store) -> str:
+    """The whole archive as the table of seeds.md, oldest first."""
+    return write_table([Row(*row) for row in store.rows(ALL_ROWS)])
+
+
+def import_file(store: Store, outputs: Path, path: Path) -> int:
+    """Take over the rows of a table; known clips get the file's rating and note. Returns how many rows it has.
+
+    Raises:
+        FileError: not readable, or no table of six columns in it.
+    """
+    try:
+        rows = read_table(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError("cannot read the seed table", code="seeds_unreadable", field=path.name, got=error) from None
+    if not rows:
+        raise FileError(
+            "no row of a seed table in this file",
+            code="seeds_empty",
+            field=path.name,
+            expected="提示词|种子值|模型|分辨率|效果评价|备注",
+            try_instead="turbodiff seeds export shows the form",
+        )
+    with store.write() as db:
+        _take_over(db, rows, store.now())
+    write_file(store, outputs)
+    return len(rows)
+
+
+def write_file(store: Store, outputs: Path) -> Path:
+    """Rewrite outputs/seeds.md; what a person changed in it since the last time is taken over first.
+
+    Raises:
+        OutputError: the folder cannot be written; the archive itself is safe in the store.
+    """
+    path = outputs / SEEDS_FILE
+    with store.write() as db:  # one writer at a time, so that no older table replaces a newer one
+        before = path.read_text("utf-8", "replace") if path.is_file() else ""
+        fact = db.execute("SELECT value FROM fact WHERE name = 'seeds_md'").fetchone()
+        if before and (fact is None or json.loads(fact["value"]) != _digest(before)):
+            _take_over(db, read_table(before), store.now())
+            _replace(path.with_name(f"{SEEDS_FILE}.bak"), before)
+        text = write_table([Row(*row) for row in db.execute(ALL_ROWS)])
+        if text != before:
+            _replace(path, text)
+        db.execute(
+            "INSERT INTO fact VALUES ('seeds_md', ?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            (json.dumps(_digest(text)), store.now()),
+        )
+    return path
+
+
+def _take_over(db: sqlite3.Connection, rows: list[Row], now_s: float) -> None:
+    for row in rows:
+        known = db.execute(
+            "SELECT id, rating, note FROM seed WHERE prompt = ? AND seed = ? AND model = ? AND resolution = ?"
+            " ORDER BY id LIMIT 1",
+            row.key,
+        ).fetchone()
+        if known is None:
+            db.execute(
+                "INSERT INTO seed (prompt, seed, model, resolution, rating, note, raw, created_s)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (*row[:6], row.raw, now_s),
+            )
+            continue
+        rating, note = row.rating or known["rating"], row.note or known["note"]
+        raw = row.raw if (rating, note) == (row.rating, row.note) else ""
+        db.execute("UPDATE seed SET rating = ?, note = ?, raw = ? WHERE id = ?", (rating, note, raw, known["id"]))
+
+
+def _rate_sidecar(clip: Path, cells: Mapping[str, str]) -> None:
+    sidecar = sidecar_path(clip)
+    with contextlib.suppress(OSError, ValueError):  # a clip that was moved away has no sidecar to write to
+        record = json.loads(sidecar.read_text("utf-8"))
+        _replace(sidecar, json.dumps(record | dict(cells), ensure_ascii=False, indent=1))
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise OutputError(
+            "cannot write", code="output_unwritable", field=path.name, got=error, try_instead="another --outputs folder"
+        ) from None
+
+
+def _seed(row: sqlite3.Row) -> Seed:
+    cells = (row[name] for name in ("prompt", "seed", "model", "resolution", "rating", "note", "raw"))
+    return Seed(row["id"], Row(*cells), row["job"], row["path"] or "", json.loads(row["recipe"]), row["created_s"])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _literal(word: str) -> str:
+    return word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

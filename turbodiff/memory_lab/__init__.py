@@ -1,0 +1,1 @@
+"""WHAT PROVES THE PLAN: the ledger of live bytes, dry runs on meta tensors, measurements on a card."""

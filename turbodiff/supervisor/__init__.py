@@ -1,0 +1,1 @@
+"""PROCESSES: worker slots, attempts, watchdog, recovery, leftover workers, restart, the page. Never imports torch."""

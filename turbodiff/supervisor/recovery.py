@@ -1,0 +1,188 @@
+"""What a start does before anything runs: a sound store, no leftovers, interrupted jobs adopted or back in the queue.
+
+A damaged store is moved aside; the newest backup takes its place and the sidecars bring back every finished clip.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from turbodiff.archive import seeds
+from turbodiff.archive.clips import sweep
+from turbodiff.archive.delivery import find_clip, records, result_of
+from turbodiff.jobs.attempts import add_artifact, finish, move_on
+from turbodiff.jobs.database import DATABASE
+from turbodiff.jobs.store import Store, packed
+from turbodiff.spec.errors import FileError, OutputError
+from turbodiff.supervisor.leftover_workers import reap
+
+BACKUPS = "backups"
+KEEP_BACKUPS = 7
+BACKUP_EVERY_S = 24 * 3600.0
+
+
+@dataclass
+class Report:
+    """What a start found and did, in words for the log."""
+
+    lines: list[str] = field(default_factory=list)
+    requeued: int = 0
+    adopted: int = 0
+    reaped: int = 0
+
+    def say(self, text: str) -> None:
+        """One more line."""
+        self.lines.append(text)
+
+
+def recover(state: Path, outputs: Path) -> tuple[Store, Report]:
+    """Open the store of a state folder as its only supervisor; call it while holding the state lock.
+
+    Raises:
+        FileError: the store was written by a newer version; nothing was touched.
+        OutputError: the state folder cannot be written.
+    """
+    report = Report()
+    gone, stayed = reap(state)
+    report.reaped = len(gone)
+    if gone:
+        report.say(f"ended {len(gone)} leftover worker(s) of an earlier run: pid {', '.join(map(str, gone))}")
+    if stayed:
+        report.say(f"leftover worker(s) would not end: pid {', '.join(map(str, stayed))}; the driver may hang")
+    store = _open(state, outputs, report)
+    settle(store, outputs, report)
+    removed = sweep(outputs)
+    if removed:
+        report.say(f"removed {len(removed)} unfinished file(s) in {outputs}")
+    return store, report
+
+
+def settle(store: Store, outputs: Path, report: Report) -> None:
+    """Jobs that ran when the last supervisor died: done if their clip is there and sound, else queued, uncharged."""
+    for job in store.jobs(limit=1_000_000, states=("running", "verifying")):
+        clip = find_clip(outputs, job.nonce)
+        if clip is not None and finish(store, job.id, job.attempt, clip):
+            seeds.archive_clip(store, outputs, job.id)
+            report.adopted += 1
+        elif job.ask == "cancel":
+            move_on(store, job.id, job.attempt, "cancelled")
+        else:
+            move_on(store, job.id, job.attempt, "queued")
+            report.requeued += 1
+    if report.requeued or report.adopted:
+        report.say(f"{report.requeued} job(s) requeued, {report.adopted} finished clip(s) adopted")
+
+
+def _open(state: Path, outputs: Path, report: Report) -> Store:
+    try:
+        store = Store(state)
+        broken = check(store)
+        if not broken:
+            return store
+        store.close()
+    except FileError as error:
+        if error.code != "store_damaged":
+            raise
+        broken = error.what
+    return _restore(state, outputs, report, broken)
+
+
+def check(store: Store) -> str:
+    """ "" for a sound store, else what SQLite's quick_check says."""
+    try:
+        answer = str(store.rows("PRAGMA quick_check(1)")[0][0])
+    except FileError as error:
+        return error.what
+    return "" if answer == "ok" else answer
+
+
+def _restore(state: Path, outputs: Path, report: Report, why: str) -> Store:
+    aside = state / f"damaged-{int(time.time())}"
+    aside.mkdir(parents=True, exist_ok=True)
+    for path in state.glob(f"{DATABASE}*"):
+        path.replace(aside / path.name)
+    report.say(f"the job store was damaged ({why}); moved to {aside.name}")
+    for backup in sorted((state / BACKUPS).glob("*.db"), reverse=True):
+        (state / DATABASE).write_bytes(backup.read_bytes())
+        try:
+            store = Store(state)
+        except (FileError, OutputError):
+            (state / DATABASE).unlink(missing_ok=True)
+            continue
+        if not check(store):
+            report.say(f"restored the backup {backup.name}")
+            rebuilt = rebuild(store, outputs)
+            report.say(f"{rebuilt} clip(s) taken over from their sidecars")
+            return store
+        store.close()
+        (state / DATABASE).unlink(missing_ok=True)
+    store = Store(state)
+    report.say(f"no backup; {rebuild(store, outputs)} clip(s) taken over from their sidecars")
+    return store
+
+
+def rebuild(store: Store, outputs: Path) -> int:
+    """Take every clip of the library that the store does not know into history and seed archive; returns how many."""
+    known = {row["path"] for row in store.rows("SELECT path FROM artifact")}
+    count = 0
+    for clip, record in records(outputs):
+        if str(clip) in known:
+            continue
+        if not _is_known_job(store, record):
+            _add_history(store, clip, record)
+        seeds.add_record(store, clip, record)
+        count += 1
+    with contextlib.suppress(OutputError):
+        seeds.write_file(store, outputs)
+    return count
+
+
+def _is_known_job(store: Store, record: Mapping[str, Any]) -> bool:
+    """A clip of a job that the backup still has waiting: then the job is done."""
+    nonce = str(record["request"].get("nonce") or "")
+    found = store.rows("SELECT id, state FROM job WHERE nonce = ?", nonce) if nonce else []
+    return bool(found) and found[0]["state"] != "queued"
+
+
+def _add_history(store: Store, clip: Path, record: Mapping[str, Any]) -> None:
+    request = dict(record["request"])
+    nonce = str(request.get("nonce") or f"clip-{record.get('sha256', clip.name)}")
+    now = store.now()
+    with store.write() as db:
+        db.execute(
+            "INSERT INTO job (nonce, state, place, attempt, request, plan, result, created_s, ended_s)"
+            " VALUES (?, 'done', 0, 1, ?, ?, ?, ?, ?) ON CONFLICT (nonce) DO UPDATE SET"
+            " state = 'done', result = excluded.result, ended_s = excluded.ended_s",
+            (
+                nonce,
+                packed(json.dumps(request)),
+                packed(json.dumps(record["plan"]) if record.get("plan") else None),
+                packed(json.dumps(result_of(clip, record))),
+                clip.stat().st_mtime,
+                now,
+            ),
+        )
+        db.execute("UPDATE job SET place = id WHERE place = 0")
+        job = db.execute("SELECT id, attempt FROM job WHERE nonce = ?", (nonce,)).fetchone()
+        add_artifact(db, job["id"], job["attempt"], result_of(clip, record), now)
+
+
+def backup(store: Store, state: Path, every_s: float = BACKUP_EVERY_S) -> Path | None:
+    """A copy of the store once a day, the newest 7 kept; returns it, or None if the last one is fresh enough."""
+    folder = state / BACKUPS
+    copies = sorted(folder.glob("*.db"))
+    if copies and time.time() - copies[-1].stat().st_mtime < every_s:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}.db"
+    part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    store.rows("VACUUM INTO ?", str(part))
+    part.replace(path)
+    for old in sorted(folder.glob("*.db"))[:-KEEP_BACKUPS]:
+        old.unlink(missing_ok=True)
+    return path

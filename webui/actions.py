@@ -1,0 +1,300 @@
+"""What a click does, without Gradio: acts on the studio. All of it ends in milliseconds."""
+
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from turbodiff.spec.errors import RequestError
+from turbodiff.spec.models import find_model
+from webui import form
+from webui.snapshot import ClipView, Desk
+from webui.view import jobs, meter
+from webui.view.meter import Diff
+from webui.wording import Words
+
+Looking = Mapping[str, str]
+Answer = tuple[Looking, str]  # what the browser looks at next, and a sentence to show or ""
+
+KNOBS = {"boundary", "sampler", "topk", "steps"}
+MAX_BATCH = 100
+MAX_BATCH_BYTES = 256 * 1024
+STARS = 5
+
+
+def submit(desk: Desk, values: Mapping[str, Any], anyway: bool = False) -> list[int]:
+    """Queue what the form holds, `count` times with seeds of their own; `anyway` lets the planner lower nothing."""
+    fields = desk.asked(values, keep=True)
+    jobs_made = []
+    for number in range(max(1, min(8, int(values.get("count") or 1)))):
+        jobs_made.append(_queue(desk, {**fields, **_seed(fields, number)}, anyway))
+    return jobs_made
+
+
+def _seed(fields: Mapping[str, Any], number: int) -> dict[str, Any]:
+    seed = str(fields.get("seed", "")).strip()
+    return {"seed": int(seed) + number} if number and seed.isdecimal() else {}
+
+
+def submit_batch(desk: Desk, values: Mapping[str, Any], lines: str) -> list[int]:
+    """Queue one job per line that is not empty and not a comment.
+
+    Raises:
+        RequestError: no line, or more than a hundred.
+    """
+    prompts = [line.strip() for line in lines.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if not prompts or len(prompts) > MAX_BATCH:
+        raise RequestError(
+            "a batch has 1 to 100 lines",
+            code="batch_lines",
+            field="batch",
+            got=len(prompts),
+            expected=f"1..{MAX_BATCH}",
+        )
+    fields = desk.asked(values, keep=True)
+    return [_queue(desk, {**fields, "prompt": prompt}) for prompt in prompts]
+
+
+def to_ask(desk: Desk, values: Mapping[str, Any], words: Words) -> tuple[Diff, ...]:
+    """The changes to ask about before a run: none, unless that is the policy and the picture would change.
+
+    Raises:
+        TurbodiffError: not a legal request, or nothing fits.
+    """
+    if desk.studio.policy != "ask":
+        return ()
+    return meter.lowered(desk.estimate(desk.asked(values)), words)
+
+
+def batch_text(path: Path) -> str:
+    """The prompts of a text file, one per line.
+
+    Raises:
+        RequestError: too long for a batch, or not text.
+    """
+    data = path.read_bytes()[: MAX_BATCH_BYTES + 1]
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = ""
+    if len(data) > MAX_BATCH_BYTES or not text.strip():
+        raise RequestError("not a list of prompts", code="batch_file", field="batch", got=path.name[:80])
+    return text
+
+
+def _queue(desk: Desk, fields: Mapping[str, Any], anyway: bool = False) -> int:
+    return desk.studio.submit({**fields, "nonce": secrets.token_hex(16)}, anyway=anyway)
+
+
+def act(desk: Desk, name: str, argument: str, looking: Looking, words: Words) -> Answer:
+    """Do what a button of a panel says.
+
+    Raises:
+        TurbodiffError: it cannot be done, in the person's words.
+    """
+    if name in LOOKS:
+        return LOOKS[name](looking, argument), ""
+    if name in JOB_ACTS:
+        return JOB_ACTS[name](desk, number_of(argument), looking), ""
+    if name in OTHER_ACTS:
+        return OTHER_ACTS[name](desk, argument, looking, words)
+    raise RequestError("unknown action", code="unknown_action", field="act", got=name[:40])
+
+
+def number_of(argument: str) -> int:
+    """The number that a button carries: a job, a pid, a row.
+
+    Raises:
+        RequestError: no button of ours carries that.
+    """
+    if not argument.isdecimal() or len(argument) > 15:
+        raise RequestError("no such job", code="job_unknown", field="job", got=argument[:40])
+    return int(argument)
+
+
+def unpacked(argument: str) -> dict[str, Any]:
+    """The JSON object that a button carries.
+
+    Raises:
+        RequestError: no button of ours carries that.
+    """
+    try:
+        found = json.loads(argument)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise RequestError("unknown action", code="unknown_action", field="act", got=argument[:40])
+    return found
+
+
+LOOKS: dict[str, Callable[[Looking, str], Looking]] = {
+    "choose": lambda looking, clip: {**looking, "at": clip},
+    "show": lambda looking, job: {**looking, "at": f"job:{job}"},
+    "compare": lambda looking, clip: {**looking, "left": "" if looking.get("left") == clip else clip},
+}
+
+
+def _cancel(desk: Desk, job: int, looking: Looking) -> Looking:
+    desk.studio.cancel(job)
+    return looking
+
+
+def _stop_and_decode(desk: Desk, job: int, looking: Looking) -> Looking:
+    desk.studio.store.stop_and_decode(job)
+    return looking
+
+
+def _retry(desk: Desk, job: int, looking: Looking) -> Looking:
+    return {**looking, "at": f"job:{desk.studio.store.retry(job)}"}
+
+
+def _duplicate(desk: Desk, job: int, looking: Looking) -> Looking:
+    desk.studio.store.duplicate(job)
+    return looking
+
+
+def _retry_smaller(desk: Desk, job: int, looking: Looking) -> Looking:
+    request = desk.studio.job(job).request
+    change = jobs.smaller(request)
+    spec = find_model(str(change.get("model") or request["model"]))
+    values = form.fitted_to(spec, {**form.from_request(request), **change, "pinned": []})
+    worn = {"loras": request["loras"]} if request.get("loras") else {}
+    return {**looking, "at": f"job:{_queue(desk, {**form.request_fields(values), **worn})}"}
+
+
+def _move(where: Any) -> Callable[[Desk, int, Looking], Looking]:
+    def move(desk: Desk, job: int, looking: Looking) -> Looking:
+        desk.studio.store.move(job, where)
+        return looking
+
+    return move
+
+
+JOB_ACTS: dict[str, Callable[[Desk, int, Looking], Looking]] = {
+    "cancel": _cancel,
+    "stop_and_decode": _stop_and_decode,
+    "retry": _retry,
+    "retry_smaller": _retry_smaller,
+    "duplicate": _duplicate,
+    "top": _move("first"),
+    "up": _move("up"),
+    "down": _move("down"),
+}
+
+
+def _pause(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+    del argument, words
+    desk.studio.store.pause()
+    return looking, ""
+
+
+def _resume(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+    del argument, words
+    desk.studio.store.resume()
+    return looking, ""
+
+
+def _restart(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+    del argument
+    desk.restart()
+    return looking, words("bar.restarting")
+
+
+def _end_leftover(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+    gone = desk.studio.end_leftover(number_of(argument))
+    return looking, words("bar.leftover_gone") if gone else words("bar.leftover_stays")
+
+
+def _knob(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+    """The same seed with only the fields of a symptom changed."""
+    del words
+    asked = unpacked(argument)
+    fields = asked.get("fields")
+    changed = form.sound(
+        {name: value for name, value in fields.items() if name in KNOBS} if isinstance(fields, dict) else {}
+    )
+    return {**looking, "at": f"job:{_queue(desk, {**wish(clip_of(desk, str(asked.get('clip')))), **changed})}"}, ""
+
+
+def _neighbour(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+    del words
+    request = wish(clip_of(desk, argument))
+    return {**looking, "at": f"job:{_queue(desk, {**request, 'seed': int(request.get('seed') or 0) + 1})}"}, ""
+
+
+def _rate(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+    clip, _, count = argument.partition(" ")
+    stars = min(STARS, max(1, number_of(count)))
+    desk.studio.rate(desk.row_of(clip), rating="★" * stars + "☆" * (STARS - stars))
+    desk.clips_changed()
+    return looking, words("clip.saved")
+
+
+def _note(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+    clip, _, sentence = argument.partition(" ")
+    desk.studio.rate(desk.row_of(clip), note=sentence.strip())
+    desk.clips_changed()
+    return looking, words("clip.saved")
+
+
+def _rescan(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+    del argument, words
+    desk.rescan()
+    return looking, ""
+
+
+def _download(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+    del words
+    desk.studio.start_download(argument)
+    return looking, ""
+
+
+def _selftest(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+    del argument, words
+    desk.studio.start_selftest()
+    return looking, ""
+
+
+def _policy(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+    desk.studio.set_policy(argument)
+    return looking, words("settings.saved")
+
+
+OTHER_ACTS: dict[str, Callable[[Desk, str, Looking, Words], Answer]] = {
+    "pause": _pause,
+    "resume": _resume,
+    "restart": _restart,
+    "end_leftover": _end_leftover,
+    "knob": _knob,
+    "neighbour": _neighbour,
+    "rate": _rate,
+    "note": _note,
+    "rescan": _rescan,
+    "download": _download,
+    "selftest": _selftest,
+    "policy": _policy,
+}
+
+
+def clip_of(desk: Desk, name: str) -> ClipView:
+    """The clip of that id.
+
+    Raises:
+        RequestError: there is none.
+    """
+    found = desk.clip(name)
+    if found is None:
+        raise RequestError("no such clip", code="clip_unknown", field="clip", got=name[:80])
+    return found
+
+
+def wish(clip: ClipView) -> dict[str, Any]:
+    """A clip's request as it was wished: what the planner settled from "auto" is "auto" again."""
+    request = {name: value for name, value in clip.request.items() if name != "nonce"}
+    for change in (clip.plan or {}).get("changes", ()):
+        if change.get("from_value") == "auto" and change.get("field") in request:
+            request[change["field"]] = "auto"
+    if request.get("resolution") != "custom":
+        request.pop("width", None), request.pop("height", None)
+    return request

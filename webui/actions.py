@@ -9,13 +9,13 @@ from typing import Any
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.models import find_model
 from webui import form
-from webui.snapshot import ClipView, Desk
+from webui.snapshot import ClipView, StudioReader
 from webui.view import jobs, meter
 from webui.view.meter import Diff
 from webui.wording import Words
 
-Looking = Mapping[str, str]
-Answer = tuple[Looking, str]  # what the browser looks at next, and a sentence to show or ""
+UiState = Mapping[str, str]
+Answer = tuple[UiState, str]  # what the browser looks at next, and a sentence to show or ""
 
 KNOBS = {"boundary", "sampler", "topk", "steps"}
 MAX_BATCH = 100
@@ -23,12 +23,12 @@ MAX_BATCH_BYTES = 256 * 1024
 STARS = 5
 
 
-def submit(desk: Desk, values: Mapping[str, Any], anyway: bool = False) -> list[int]:
+def submit(reader: StudioReader, values: Mapping[str, Any], anyway: bool = False) -> list[int]:
     """Queue what the form holds, `count` times with seeds of their own; `anyway` lets the planner lower nothing."""
-    fields = desk.asked(values, keep=True)
+    fields = reader.asked(values, keep=True)
     jobs_made = []
     for number in range(max(1, min(8, int(values.get("count") or 1)))):
-        jobs_made.append(_queue(desk, {**fields, **_seed(fields, number)}, anyway))
+        jobs_made.append(_queue(reader, {**fields, **_seed(fields, number)}, anyway))
     return jobs_made
 
 
@@ -37,7 +37,7 @@ def _seed(fields: Mapping[str, Any], number: int) -> dict[str, Any]:
     return {"seed": int(seed) + number} if number and seed.isdecimal() else {}
 
 
-def submit_batch(desk: Desk, values: Mapping[str, Any], lines: str) -> list[int]:
+def submit_batch(reader: StudioReader, values: Mapping[str, Any], lines: str) -> list[int]:
     """Queue one job per line that is not empty and not a comment.
 
     Raises:
@@ -52,19 +52,19 @@ def submit_batch(desk: Desk, values: Mapping[str, Any], lines: str) -> list[int]
             got=len(prompts),
             expected=f"1..{MAX_BATCH}",
         )
-    fields = desk.asked(values, keep=True)
-    return [_queue(desk, {**fields, "prompt": prompt}) for prompt in prompts]
+    fields = reader.asked(values, keep=True)
+    return [_queue(reader, {**fields, "prompt": prompt}) for prompt in prompts]
 
 
-def to_ask(desk: Desk, values: Mapping[str, Any], words: Words) -> tuple[Diff, ...]:
+def to_ask(reader: StudioReader, values: Mapping[str, Any], words: Words) -> tuple[Diff, ...]:
     """The changes to ask about before a run: none, unless that is the policy and the picture would change.
 
     Raises:
         TurbodiffError: not a legal request, or nothing fits.
     """
-    if desk.studio.policy != "ask":
+    if reader.studio.policy != "ask":
         return ()
-    return meter.lowered(desk.estimate(desk.asked(values)), words)
+    return meter.lowered(reader.estimate(reader.asked(values)), words)
 
 
 def batch_text(path: Path) -> str:
@@ -83,22 +83,22 @@ def batch_text(path: Path) -> str:
     return text
 
 
-def _queue(desk: Desk, fields: Mapping[str, Any], anyway: bool = False) -> int:
-    return desk.studio.submit({**fields, "nonce": secrets.token_hex(16)}, anyway=anyway)
+def _queue(reader: StudioReader, fields: Mapping[str, Any], anyway: bool = False) -> int:
+    return reader.studio.submit({**fields, "nonce": secrets.token_hex(16)}, anyway=anyway)
 
 
-def act(desk: Desk, name: str, argument: str, looking: Looking, words: Words) -> Answer:
+def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words: Words) -> Answer:
     """Do what a button of a panel says.
 
     Raises:
         TurbodiffError: it cannot be done, in the person's words.
     """
     if name in LOOKS:
-        return LOOKS[name](looking, argument), ""
+        return LOOKS[name](ui_state, argument), ""
     if name in JOB_ACTS:
-        return JOB_ACTS[name](desk, number_of(argument), looking), ""
+        return JOB_ACTS[name](reader, number_of(argument), ui_state), ""
     if name in OTHER_ACTS:
-        return OTHER_ACTS[name](desk, argument, looking, words)
+        return OTHER_ACTS[name](reader, argument, ui_state, words)
     raise RequestError("unknown action", code="unknown_action", field="act", got=name[:40])
 
 
@@ -128,50 +128,50 @@ def unpacked(argument: str) -> dict[str, Any]:
     return found
 
 
-LOOKS: dict[str, Callable[[Looking, str], Looking]] = {
-    "choose": lambda looking, clip: {**looking, "at": clip},
-    "show": lambda looking, job: {**looking, "at": f"job:{job}"},
-    "compare": lambda looking, clip: {**looking, "left": "" if looking.get("left") == clip else clip},
+LOOKS: dict[str, Callable[[UiState, str], UiState]] = {
+    "choose": lambda ui_state, clip: {**ui_state, "at": clip},
+    "show": lambda ui_state, job: {**ui_state, "at": f"job:{job}"},
+    "compare": lambda ui_state, clip: {**ui_state, "left": "" if ui_state.get("left") == clip else clip},
 }
 
 
-def _cancel(desk: Desk, job: int, looking: Looking) -> Looking:
-    desk.studio.cancel(job)
-    return looking
+def _cancel(reader: StudioReader, job: int, ui_state: UiState) -> UiState:
+    reader.studio.cancel(job)
+    return ui_state
 
 
-def _stop_and_decode(desk: Desk, job: int, looking: Looking) -> Looking:
-    desk.studio.store.stop_and_decode(job)
-    return looking
+def _stop_and_decode(reader: StudioReader, job: int, ui_state: UiState) -> UiState:
+    reader.studio.store.stop_and_decode(job)
+    return ui_state
 
 
-def _retry(desk: Desk, job: int, looking: Looking) -> Looking:
-    return {**looking, "at": f"job:{desk.studio.store.retry(job)}"}
+def _retry(reader: StudioReader, job: int, ui_state: UiState) -> UiState:
+    return {**ui_state, "at": f"job:{reader.studio.store.retry(job)}"}
 
 
-def _duplicate(desk: Desk, job: int, looking: Looking) -> Looking:
-    desk.studio.store.duplicate(job)
-    return looking
+def _duplicate(reader: StudioReader, job: int, ui_state: UiState) -> UiState:
+    reader.studio.store.duplicate(job)
+    return ui_state
 
 
-def _retry_smaller(desk: Desk, job: int, looking: Looking) -> Looking:
-    request = desk.studio.job(job).request
+def _retry_smaller(reader: StudioReader, job: int, ui_state: UiState) -> UiState:
+    request = reader.studio.job(job).request
     change = jobs.smaller(request)
     spec = find_model(str(change.get("model") or request["model"]))
     values = form.fitted_to(spec, {**form.from_request(request), **change, "pinned": []})
     worn = {"loras": request["loras"]} if request.get("loras") else {}
-    return {**looking, "at": f"job:{_queue(desk, {**form.request_fields(values), **worn})}"}
+    return {**ui_state, "at": f"job:{_queue(reader, {**form.request_fields(values), **worn})}"}
 
 
-def _move(where: Any) -> Callable[[Desk, int, Looking], Looking]:
-    def move(desk: Desk, job: int, looking: Looking) -> Looking:
-        desk.studio.store.move(job, where)
-        return looking
+def _move(where: Any) -> Callable[[StudioReader, int, UiState], UiState]:
+    def move(reader: StudioReader, job: int, ui_state: UiState) -> UiState:
+        reader.studio.store.move(job, where)
+        return ui_state
 
     return move
 
 
-JOB_ACTS: dict[str, Callable[[Desk, int, Looking], Looking]] = {
+JOB_ACTS: dict[str, Callable[[StudioReader, int, UiState], UiState]] = {
     "cancel": _cancel,
     "stop_and_decode": _stop_and_decode,
     "retry": _retry,
@@ -183,30 +183,30 @@ JOB_ACTS: dict[str, Callable[[Desk, int, Looking], Looking]] = {
 }
 
 
-def _pause(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+def _pause(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
     del argument, words
-    desk.studio.store.pause()
-    return looking, ""
+    reader.studio.store.pause()
+    return ui_state, ""
 
 
-def _resume(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+def _resume(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
     del argument, words
-    desk.studio.store.resume()
-    return looking, ""
+    reader.studio.store.resume()
+    return ui_state, ""
 
 
-def _restart(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+def _restart(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
     del argument
-    desk.restart()
-    return looking, words("bar.restarting")
+    reader.restart()
+    return ui_state, words("bar.restarting")
 
 
-def _end_leftover(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
-    gone = desk.studio.end_leftover(number_of(argument))
-    return looking, words("bar.leftover_gone") if gone else words("bar.leftover_stays")
+def _end_leftover(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
+    gone = reader.studio.end_leftover(number_of(argument))
+    return ui_state, words("bar.leftover_gone") if gone else words("bar.leftover_stays")
 
 
-def _knob(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+def _knob(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
     """The same seed with only the fields of a symptom changed."""
     del words
     asked = unpacked(argument)
@@ -214,54 +214,54 @@ def _knob(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
     changed = form.sound(
         {name: value for name, value in fields.items() if name in KNOBS} if isinstance(fields, dict) else {}
     )
-    return {**looking, "at": f"job:{_queue(desk, {**wish(clip_of(desk, str(asked.get('clip')))), **changed})}"}, ""
+    return {**ui_state, "at": f"job:{_queue(reader, {**wish(clip_of(reader, str(asked.get('clip')))), **changed})}"}, ""
 
 
-def _neighbour(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+def _neighbour(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
     del words
-    request = wish(clip_of(desk, argument))
-    return {**looking, "at": f"job:{_queue(desk, {**request, 'seed': int(request.get('seed') or 0) + 1})}"}, ""
+    request = wish(clip_of(reader, argument))
+    return {**ui_state, "at": f"job:{_queue(reader, {**request, 'seed': int(request.get('seed') or 0) + 1})}"}, ""
 
 
-def _rate(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+def _rate(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
     clip, _, count = argument.partition(" ")
     stars = min(STARS, max(1, number_of(count)))
-    desk.studio.rate(desk.row_of(clip), rating="★" * stars + "☆" * (STARS - stars))
-    desk.clips_changed()
-    return looking, words("clip.saved")
+    reader.studio.rate(reader.row_of(clip), rating="★" * stars + "☆" * (STARS - stars))
+    reader.clips_changed()
+    return ui_state, words("clip.saved")
 
 
-def _note(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+def _note(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
     clip, _, sentence = argument.partition(" ")
-    desk.studio.rate(desk.row_of(clip), note=sentence.strip())
-    desk.clips_changed()
-    return looking, words("clip.saved")
+    reader.studio.rate(reader.row_of(clip), note=sentence.strip())
+    reader.clips_changed()
+    return ui_state, words("clip.saved")
 
 
-def _rescan(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+def _rescan(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
     del argument, words
-    desk.rescan()
-    return looking, ""
+    reader.rescan()
+    return ui_state, ""
 
 
-def _download(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+def _download(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
     del words
-    desk.studio.start_download(argument)
-    return looking, ""
+    reader.studio.start_download(argument)
+    return ui_state, ""
 
 
-def _selftest(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
+def _selftest(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
     del argument, words
-    desk.studio.start_selftest()
-    return looking, ""
+    reader.studio.start_selftest()
+    return ui_state, ""
 
 
-def _policy(desk: Desk, argument: str, looking: Looking, words: Words) -> Answer:
-    desk.studio.set_policy(argument)
-    return looking, words("settings.saved")
+def _policy(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
+    reader.studio.set_policy(argument)
+    return ui_state, words("settings.saved")
 
 
-OTHER_ACTS: dict[str, Callable[[Desk, str, Looking, Words], Answer]] = {
+OTHER_ACTS: dict[str, Callable[[StudioReader, str, UiState, Words], Answer]] = {
     "pause": _pause,
     "resume": _resume,
     "restart": _restart,
@@ -277,13 +277,13 @@ OTHER_ACTS: dict[str, Callable[[Desk, str, Looking, Words], Answer]] = {
 }
 
 
-def clip_of(desk: Desk, name: str) -> ClipView:
+def clip_of(reader: StudioReader, name: str) -> ClipView:
     """The clip of that id.
 
     Raises:
         RequestError: there is none.
     """
-    found = desk.clip(name)
+    found = reader.clip(name)
     if found is None:
         raise RequestError("no such clip", code="clip_unknown", field="clip", got=name[:80])
     return found

@@ -18,73 +18,73 @@ import gradio as gr
 
 from turbodiff.spec.errors import RequestError, TurbodiffError
 from webui import request_guard
-from webui.snapshot import Desk
+from webui.snapshot import StudioReader
 from webui.view.clips import media_url
 
 NOT_FROM_OUTSIDE = ("image", "loras", "noise_device")  # paths on this machine are chosen on this machine
 MAX_FIELDS = 40
 
 
-def add(desk: Desk) -> None:
+def add(reader: StudioReader) -> None:
     """Add /estimate, /submit, /status, /cancel, /list and /result to the page that is being built."""
     for handler in (estimate, submit, status, cancel, list_jobs, result):
         name = "list" if handler is list_jobs else handler.__name__
-        gr.api(_bound(handler, desk), api_name=name, queue=False)
+        gr.api(_bound(handler, reader), api_name=name, queue=False)
 
 
-def _bound(handler: Callable[..., dict[str, Any]], desk: Desk) -> Callable[..., dict[str, Any]]:
+def _bound(handler: Callable[..., dict[str, Any]], reader: StudioReader) -> Callable[..., dict[str, Any]]:
     """The handler as Gradio sees it: one argument, errors as values."""
     takes_fields = handler in (estimate, submit)
 
     @request_guard.handler
     def with_fields(fields: dict) -> dict:  # type: ignore[type-arg]  # Gradio reads these annotations
-        return _answer(handler, desk, fields)
+        return _answer(handler, reader, fields)
 
     @request_guard.handler
     def with_number(number: float = 0) -> dict:  # type: ignore[type-arg]
-        return _answer(handler, desk, number)
+        return _answer(handler, reader, number)
 
     bound = with_fields if takes_fields else with_number
     bound.__name__, bound.__doc__ = handler.__name__, handler.__doc__  # what an agent sees with --mcp
     return bound
 
 
-def _answer(handler: Callable[..., dict[str, Any]], desk: Desk, argument: Any) -> dict[str, Any]:
+def _answer(handler: Callable[..., dict[str, Any]], reader: StudioReader, argument: Any) -> dict[str, Any]:
     try:
-        return handler(desk, argument)
+        return handler(reader, argument)
     except TurbodiffError as error:
         return {"error": error.fields()}
 
 
-def estimate(desk: Desk, fields: Any) -> dict[str, Any]:
+def estimate(reader: StudioReader, fields: Any) -> dict[str, Any]:
     """The plan for a request: what will run, what each phase needs, why. Changes nothing."""
-    return desk.estimate(_fields(fields)).model_dump(mode="json")
+    return reader.estimate(_fields(fields)).model_dump(mode="json")
 
 
-def submit(desk: Desk, fields: Any) -> dict[str, Any]:
+def submit(reader: StudioReader, fields: Any) -> dict[str, Any]:
     """Queue a request; the same nonce gives the same job."""
     asked = _fields(fields)
-    job = desk.studio.submit({"nonce": secrets.token_hex(16), **asked})
-    desk.changed()
+    job = reader.studio.submit({"nonce": secrets.token_hex(16), **asked})
+    reader.changed()
     return {"job": job}
 
 
-def status(desk: Desk, number: Any) -> dict[str, Any]:
+def status(reader: StudioReader, number: Any) -> dict[str, Any]:
     """State and progress of a job."""
-    job = desk.studio.job(_number(number))
+    job = reader.studio.job(_number(number))
     return {"job": job.id, "state": job.state, "attempt": job.attempt, "progress": job.progress, "error": job.error}
 
 
-def cancel(desk: Desk, number: Any) -> dict[str, Any]:
+def cancel(reader: StudioReader, number: Any) -> dict[str, Any]:
     """Cancel a job."""
-    state = desk.studio.cancel(_number(number))
-    desk.changed()
+    state = reader.studio.cancel(_number(number))
+    reader.changed()
     return {"state": state}
 
 
-def list_jobs(desk: Desk, number: Any) -> dict[str, Any]:
+def list_jobs(reader: StudioReader, number: Any) -> dict[str, Any]:
     """The newest jobs, at most `number` of them (0: fifty)."""
-    found = desk.studio.jobs(max(1, min(200, _number(number) or 50)))
+    found = reader.studio.jobs(max(1, min(200, _number(number) or 50)))
     return {"jobs": [{"job": job.id, "state": job.state, "request": _shown(job.request)} for job in found]}
 
 
@@ -93,9 +93,9 @@ def _shown(request: Mapping[str, Any]) -> dict[str, Any]:
     return {**request, "image": PurePath(str(request["image"])).name if request.get("image") else None}
 
 
-def result(desk: Desk, number: Any) -> dict[str, Any]:
+def result(reader: StudioReader, number: Any) -> dict[str, Any]:
     """What came of a job, with the address of its clip on this server."""
-    job = desk.studio.job(_number(number))
+    job = reader.studio.job(_number(number))
     made = dict(job.result or {})
     path = str(made.pop("path", ""))
     made.pop("sidecar", None)

@@ -13,7 +13,7 @@ from turbodiff.spec.models import find_model
 from webui import actions, api, form, form_actions, initial_form, render
 from webui.panels import create, extras
 from webui.request_guard import BadRequest, handler, said
-from webui.snapshot import Desk
+from webui.snapshot import StudioReader
 from webui.wording import Words
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 
 
 class Wiring:
-    """Joins one page to one desk."""
+    """Joins one page to the studio."""
 
-    def __init__(self, page: "Page", desk: Desk, words: Words) -> None:
-        self.page, self.desk, self.words = page, desk, words
-        self.draw = render.Renderer(desk, words)
+    def __init__(self, page: "Page", reader: StudioReader, words: Words) -> None:
+        self.page, self.reader, self.words = page, reader, words
+        self.draw = render.Renderer(reader, words)
         made = page.create
         self.names, self.parts = list(made.fields), list(made.fields.values())
         self.boxes = [made.picture_box, made.boundary_box, made.examples]
@@ -51,11 +51,11 @@ class Wiring:
         if (
             self.words.lang == "en"
         ):  # one API, at the page without a language in its path; first, so that it gets its names
-            api.add(self.desk)
+            api.add(self.reader)
         page = self.page
         out = [*self.panels, page.seen]
-        page.timer.tick(self.draw.changed, inputs=[page.looking, page.seen], outputs=out, **QUIET)
-        blocks.load(self.draw.everything, inputs=[page.looking], outputs=out, **QUIET)
+        page.timer.tick(self.draw.changed, inputs=[page.ui_state, page.seen], outputs=out, **QUIET)
+        blocks.load(self.draw.everything, inputs=[page.ui_state], outputs=out, **QUIET)
         blocks.load(self.restore, inputs=[page.draft], outputs=[*self.parts, *self.boxes, *self.told], **QUIET)
         self._connect_form()
         self._connect_clicks()
@@ -81,24 +81,24 @@ class Wiring:
         whole = [*self.parts, *self.boxes]
         fields["kind"].input(self.new_kind, inputs=self.parts, outputs=whole, **QUIET)
         fields["model"].input(self.new_model, inputs=self.parts, outputs=whole, **QUIET)
-        page.form_bus.fill(self.fill, inputs=[page.looking, *self.parts], outputs=[*whole, page.note], **QUIET)
+        page.form_bus.fill(self.fill, inputs=[page.ui_state, *self.parts], outputs=[*whole, page.note], **QUIET)
         page.video_file.upload(
             self.load_video, inputs=[page.video_file, *self.parts], outputs=[*whole, page.note], **QUIET
         )
 
     def _connect_clicks(self) -> None:
         page = self.page
-        out = [*self.panels, page.seen, page.looking, page.note]
+        out = [*self.panels, page.seen, page.ui_state, page.note]
         made = page.create
-        made.go.click(self.go, inputs=[page.looking, *self.parts], outputs=out, **QUIET)
-        made.anyway.click(self.go_anyway, inputs=[page.looking, *self.parts], outputs=out, **QUIET)
+        made.go.click(self.go, inputs=[page.ui_state, *self.parts], outputs=out, **QUIET)
+        made.anyway.click(self.go_anyway, inputs=[page.ui_state, *self.parts], outputs=out, **QUIET)
         page.batch_file.upload(self.load_batch, inputs=[page.batch_file], outputs=[page.batch, page.note], **QUIET)
-        page.batch_go.click(self.go_batch, inputs=[page.looking, page.batch, *self.parts], outputs=out, **QUIET)
-        page.act_bus.act(self.act, inputs=[page.looking], outputs=out, **QUIET)
+        page.batch_go.click(self.go_batch, inputs=[page.ui_state, page.batch, *self.parts], outputs=out, **QUIET)
+        page.act_bus.act(self.act, inputs=[page.ui_state], outputs=out, **QUIET)
         page.search.change(
-            self.search, inputs=[page.search, page.looking], outputs=out, trigger_mode="always_last", **QUIET
+            self.search, inputs=[page.search, page.ui_state], outputs=out, trigger_mode="always_last", **QUIET
         )
-        page.seed_file.upload(self.import_seeds, inputs=[page.seed_file, page.looking], outputs=out, **QUIET)
+        page.seed_file.upload(self.import_seeds, inputs=[page.seed_file, page.ui_state], outputs=out, **QUIET)
 
     # --- the form ------------------------------------------------------------------------------------------------
 
@@ -117,28 +117,28 @@ class Wiring:
     def estimate(self, *row: Any) -> list[Any]:
         """The meter and what goes with it, and the draft that the browser keeps."""
         values = self.values_of(row)
-        return [*render.estimate(self.desk, values, self.words), {**values, "image": None}]
+        return [*render.estimate(self.reader, values, self.words), {**values, "image": None}]
 
     @handler
     def look(self, *row: Any) -> Any:
         """What fitting makes of the picture, and what it proposes."""
-        return render.look(self.desk, self.values_of(row), self.words)
+        return render.look(self.reader, self.values_of(row), self.words)
 
     @handler
     def restore(self, draft: Any) -> list[Any]:
         """The form as this browser left it; whatever else is in the draft is passed over."""
         held = form.sound(draft) if isinstance(draft, dict) else {}
         kept = {name: value for name, value in held.items() if name in self.names and name != "image"}
-        first = initial_form.values(self.desk)
+        first = initial_form.values(self.reader)
         spec = form_actions.model_or(str(kept.get("model")), find_model(str(first["model"])))
         values = form.fitted_to(spec, {**(first if not kept else form.defaults(spec)), **kept})
-        return [*self.refilled(values), *render.estimate(self.desk, values, self.words)]
+        return [*self.refilled(values), *render.estimate(self.reader, values, self.words)]
 
     @handler
     def new_kind(self, *row: Any) -> list[Any]:
         """Another kind of clip: the first model that makes it."""
         values = self.values_of(row)
-        fresh = initial_form.of_kind(self.desk, str(values["kind"]))
+        fresh = initial_form.of_kind(self.reader, str(values["kind"]))
         return self.refilled(form.fitted_to(find_model(str(fresh["model"])), {**values, **fresh}))
 
     @handler
@@ -148,11 +148,11 @@ class Wiring:
         return self.refilled(form.fitted_to(form.model_called(values["model"]), values))
 
     @handler
-    def fill(self, event: gr.EventData, looking: Mapping[str, str], *row: Any) -> list[Any]:
+    def fill(self, event: gr.EventData, ui_state: Mapping[str, str], *row: Any) -> list[Any]:
         """A button that fills the form."""
         name, argument = said(event)
         try:
-            filled = form_actions.fill(self.desk, name, argument, self.values_of(row), looking)
+            filled = form_actions.fill(self.reader, name, argument, self.values_of(row), ui_state)
         except TurbodiffError as error:
             return self.unfilled(error)
         return self.unfilled(None) if filled is None else [*self.refilled(filled), ""]
@@ -161,7 +161,7 @@ class Wiring:
     def load_video(self, path: Any, *row: Any) -> list[Any]:
         """Settings from a video."""
         try:
-            filled = form_actions.from_video(self.desk, uploaded(path), self.values_of(row))
+            filled = form_actions.from_video(self.reader, uploaded(path), self.values_of(row))
         except TurbodiffError as error:
             return self.unfilled(error)
         return [*self.refilled(filled), extras.draw_loaded(self.words)]
@@ -174,39 +174,39 @@ class Wiring:
     def refilled(self, values: Mapping[str, Any]) -> list[Any]:
         """Updates for every field, with the choices of its model, then the boxes that come and go with it."""
         spec = form.model_called(values["model"])
-        choices = {"model": create.model_choices(self.desk.here(), self.words)}
+        choices = {"model": create.model_choices(self.reader.here(), self.words)}
         updates = [_update(name, values, choices) for name in self.names]
         examples = extras.draw_examples(spec, self.words)
         return [*updates, gr.update(visible=spec.kind == "i2v"), gr.update(visible=spec.two_experts), examples]
 
     # --- clicks --------------------------------------------------------------------------------------------------
 
-    def answer(self, looking: Mapping[str, str], note: str = "", kind: str = "good") -> list[Any]:
+    def answer(self, ui_state: Mapping[str, str], note: str = "", kind: str = "good") -> list[Any]:
         """Everything as it is now, what the browser looks at, and a sentence."""
-        self.desk.changed()
-        return [*self.draw.everything(looking), dict(looking), extras.draw_note(note, kind)]
+        self.reader.changed()
+        return [*self.draw.everything(ui_state), dict(ui_state), extras.draw_note(note, kind)]
 
     @handler
-    def go(self, looking: Mapping[str, str], *row: Any) -> list[Any]:
+    def go(self, ui_state: Mapping[str, str], *row: Any) -> list[Any]:
         """Generate."""
-        return self._submit(looking, row, anyway=False)
+        return self._submit(ui_state, row, anyway=False)
 
     @handler
-    def go_anyway(self, looking: Mapping[str, str], *row: Any) -> list[Any]:
+    def go_anyway(self, ui_state: Mapping[str, str], *row: Any) -> list[Any]:
         """Generate exactly as asked."""
-        return self._submit(looking, row, anyway=True)
+        return self._submit(ui_state, row, anyway=True)
 
-    def _submit(self, looking: Mapping[str, str], row: tuple[Any, ...], anyway: bool) -> list[Any]:
+    def _submit(self, ui_state: Mapping[str, str], row: tuple[Any, ...], anyway: bool) -> list[Any]:
         values = self.values_of(row)
         mark = hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
         try:
-            asked = () if anyway or looking.get("agreed") == mark else actions.to_ask(self.desk, values, self.words)
+            asked = () if anyway or ui_state.get("agreed") == mark else actions.to_ask(self.reader, values, self.words)
             if asked:
-                return [*self.answer({**looking, "agreed": mark})[:-1], extras.draw_ask(asked, self.words)]
-            jobs = actions.submit(self.desk, values, anyway)
+                return [*self.answer({**ui_state, "agreed": mark})[:-1], extras.draw_ask(asked, self.words)]
+            jobs = actions.submit(self.reader, values, anyway)
         except TurbodiffError as error:
-            return self.answer(looking, self.words.error(error.fields()), "warn")
-        return self.answer({**looking, "at": f"job:{jobs[0]}", "agreed": ""})
+            return self.answer(ui_state, self.words.error(error.fields()), "warn")
+        return self.answer({**ui_state, "at": f"job:{jobs[0]}", "agreed": ""})
 
     @handler
     def load_batch(self, path: Any) -> list[Any]:
@@ -218,37 +218,37 @@ class Wiring:
         return [text, ""]
 
     @handler
-    def go_batch(self, looking: Mapping[str, str], lines: str, *row: Any) -> list[Any]:
+    def go_batch(self, ui_state: Mapping[str, str], lines: str, *row: Any) -> list[Any]:
         """One job per line."""
         try:
-            jobs = actions.submit_batch(self.desk, self.values_of(row), str(lines or ""))
+            jobs = actions.submit_batch(self.reader, self.values_of(row), str(lines or ""))
         except TurbodiffError as error:
-            return self.answer(looking, self.words.error(error.fields()), "warn")
-        return self.answer({**looking, "at": ""}, self.words("create.batch_done", n=len(jobs)))
+            return self.answer(ui_state, self.words.error(error.fields()), "warn")
+        return self.answer({**ui_state, "at": ""}, self.words("create.batch_done", n=len(jobs)))
 
     @handler
-    def act(self, event: gr.EventData, looking: Mapping[str, str]) -> list[Any]:
+    def act(self, event: gr.EventData, ui_state: Mapping[str, str]) -> list[Any]:
         """A button of a panel."""
         name, argument = said(event)
         try:
-            looking, sentence = actions.act(self.desk, name, argument, looking, self.words)
+            ui_state, sentence = actions.act(self.reader, name, argument, ui_state, self.words)
         except TurbodiffError as error:
-            return self.answer(looking, self.words.error(error.fields()), "warn")
-        return self.answer(looking, sentence)
+            return self.answer(ui_state, self.words.error(error.fields()), "warn")
+        return self.answer(ui_state, sentence)
 
     @handler
-    def search(self, text: Any, looking: Mapping[str, str]) -> list[Any]:
+    def search(self, text: Any, ui_state: Mapping[str, str]) -> list[Any]:
         """Search the archive."""
-        return self.answer({**looking, "search": str(text or "")[:200]})
+        return self.answer({**ui_state, "search": str(text or "")[:200]})
 
     @handler
-    def import_seeds(self, path: Any, looking: Mapping[str, str]) -> list[Any]:
+    def import_seeds(self, path: Any, ui_state: Mapping[str, str]) -> list[Any]:
         """Take over a table of seeds."""
         try:
-            count = self.desk.studio.import_seeds(uploaded(path))
+            count = self.reader.studio.import_seeds(uploaded(path))
         except TurbodiffError as error:
-            return self.answer(looking, self.words.error(error.fields()), "warn")
-        return self.answer(looking, self.words("seeds.imported", n=count))
+            return self.answer(ui_state, self.words.error(error.fields()), "warn")
+        return self.answer(ui_state, self.words("seeds.imported", n=count))
 
 
 def _update(name: str, values: Mapping[str, Any], choices: Mapping[str, Any]) -> Any:

@@ -105,7 +105,7 @@ def _is_sound(name: str, value: Any) -> bool:
 def request_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """The form's values as fields for `make_request`: nothing that the chosen kind has no use for.
 
-    LoRAs stay names here; `Desk.asked` turns them into files of this machine.
+    LoRAs stay names here; `StudioReader.asked` turns them into files of this machine.
     """
     fields = {name: values[name] for name in FIELDS if name in values and values[name] not in (None, "", [])}
     if chosen := loras(fields.pop("loras", "")):

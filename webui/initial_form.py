@@ -4,19 +4,19 @@ from typing import Any
 
 from turbodiff.spec.models import all_models, find_model
 from webui import form
-from webui.snapshot import Desk
+from webui.snapshot import StudioReader
 
 
-def values(desk: Desk) -> dict[str, Any]:
+def values(reader: StudioReader) -> dict[str, Any]:
     """Values of a fresh form."""
     spec = all_models()[0]
-    return {**form.defaults(spec), **of_kind(desk, spec.kind)}
+    return {**form.defaults(spec), **of_kind(reader, spec.kind)}
 
 
-def of_kind(desk: Desk, kind: str) -> dict[str, Any]:
+def of_kind(reader: StudioReader, kind: str) -> dict[str, Any]:
     """Values for a kind of clip: the tier's if its model is here, else those of the first model that is."""
-    here = desk.here()
-    tier = desk.tier()
+    here = reader.here()
+    tier = reader.tier()
     if tier is not None:
         fields: dict[str, Any] = getattr(tier, kind).fields()
         spec = find_model(str(fields["model"]))

@@ -12,7 +12,7 @@ import gradio as gr
 from webui import form, initial_form, render, request_guard
 from webui.events import Wiring
 from webui.panels import bar, create, extras
-from webui.snapshot import Desk
+from webui.snapshot import StudioReader
 from webui.wording import Words
 
 TICK_S = 1.0
@@ -26,7 +26,7 @@ class Page:
 
     create: create.Create
     stage: dict[str, gr.HTML]  # by panel name of render.PANELS
-    looking: gr.State  # what this browser looks at: render.LOOKING
+    ui_state: gr.State  # what this browser looks at: render.INITIAL_UI_STATE
     seen: gr.State  # panel -> digest of what this browser was sent
     draft: gr.BrowserState
     act_bus: gr.HTML
@@ -41,17 +41,17 @@ class Page:
     batch_go: gr.Button
 
 
-def build(desk: Desk, words: Words) -> gr.Blocks:
+def build(reader: StudioReader, words: Words) -> gr.Blocks:
     """The whole page in one language."""
     with request_guard.Page(
         title="turbodiff", fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)
     ) as blocks:
-        page = _parts(desk, words)
-        Wiring(page, desk, words).connect(blocks)
+        page = _parts(reader, words)
+        Wiring(page, reader, words).connect(blocks)
     return blocks
 
 
-def _parts(desk: Desk, words: Words) -> Page:
+def _parts(reader: StudioReader, words: Words) -> Page:
     stage: dict[str, gr.HTML] = {"bar": gr.HTML(elem_id="bar"), "aid": gr.HTML(elem_id="aid")}
     gr.HTML(bar.draw_help(words))
     act_bus = gr.HTML(elem_classes="hidden-bus", js_on_load=BUS.format(hook="tdAct", event="act"))
@@ -60,7 +60,7 @@ def _parts(desk: Desk, words: Words) -> Page:
     parts: dict[str, Any] = {}
     with gr.Tabs(elem_id="tabs"):
         with gr.Tab(words("create.tab"), id="create"), gr.Row(elem_id="create", equal_height=False):
-            _create_tab(stage, parts, desk, words)
+            _create_tab(stage, parts, reader, words)
         with gr.Tab(words("gallery.tab"), id="gallery"):
             _gallery_tab(stage, parts, words)
         with gr.Tab(words("seeds.tab"), id="seeds"):
@@ -74,7 +74,7 @@ def _parts(desk: Desk, words: Words) -> Page:
             stage["settings"] = gr.HTML(elem_id="settings")
     return Page(
         stage=stage,
-        looking=gr.State(dict(render.LOOKING)),
+        ui_state=gr.State(dict(render.INITIAL_UI_STATE)),
         seen=gr.State({}),
         act_bus=act_bus,
         form_bus=form_bus,
@@ -85,11 +85,11 @@ def _parts(desk: Desk, words: Words) -> Page:
     )
 
 
-def _create_tab(stage: dict[str, gr.HTML], parts: dict[str, Any], desk: Desk, words: Words) -> None:
+def _create_tab(stage: dict[str, gr.HTML], parts: dict[str, Any], reader: StudioReader, words: Words) -> None:
     with gr.Column(scale=42, min_width=320, elem_id="form"):
-        spec = form.model_called(str(initial_form.values(desk)["model"]))
+        spec = form.model_called(str(initial_form.values(reader)["model"]))
         shown = render.choices_style(spec, {}, {})
-        parts["create"] = create.build(words, spec, desk.here(), extras.draw_examples(spec, words), shown)
+        parts["create"] = create.build(words, spec, reader.here(), extras.draw_examples(spec, words), shown)
         with gr.Accordion(words("create.batch"), open=False, elem_id="batch-box"):
             parts["batch"] = gr.Textbox(
                 label=words("create.batch_label"), info=words("create.batch_info"), lines=4, elem_id="batch"

@@ -24,7 +24,7 @@ from webui import page
 from webui.launch import ANY, LOCAL, check, parser
 from webui.request_guard import Narrow
 from webui.security import Gate, Rules, allowed_hosts
-from webui.snapshot import Desk
+from webui.snapshot import StudioReader
 from webui.theme import theme
 from webui.wording import LANGUAGES, Words, language_of
 
@@ -36,22 +36,22 @@ PATHS = {"zh": "/zh", "en": ""}
 
 def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
     """The whole site over one studio."""
-    desk = Desk(studio)
+    reader = StudioReader(studio)
     os.environ["GRADIO_TEMP_DIR"] = str(studio.state / "uploads")
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    _routes(app, desk)
-    _files(app, desk)
+    _routes(app, reader)
+    _files(app, reader)
     for lang in sorted(LANGUAGES, key=lambda lang: -len(PATHS[lang])):  # "" would swallow "/zh": mount it last
-        _mount(app, desk, Words(lang), PATHS[lang], args)
+        _mount(app, reader, Words(lang), PATHS[lang], args)
     app.add_middleware(Narrow)
     app.add_middleware(Languages, forced=args.lang)
     app.add_middleware(Gate, rules=Rules(allowed_hosts(args.listen, args.host_name), args.password))
     return app
 
 
-def _mount(app: FastAPI, desk: Desk, words: Words, path: str, args: argparse.Namespace) -> None:
+def _mount(app: FastAPI, reader: StudioReader, words: Words, path: str, args: argparse.Namespace) -> None:
     script = (STATIC / "page.js").read_text("utf-8")
-    blocks = page.build(desk, words)
+    blocks = page.build(reader, words)
     gr.mount_gradio_app(
         app,
         blocks,
@@ -59,7 +59,7 @@ def _mount(app: FastAPI, desk: Desk, words: Words, path: str, args: argparse.Nam
         server_name=args.listen,
         server_port=args.port,
         allowed_paths=[],
-        blocked_paths=[str(desk.studio.store.path)],
+        blocked_paths=[str(reader.studio.store.path)],
         show_error=False,
         max_file_size=UPLOAD_LIMIT,
         ssr_mode=False,
@@ -74,14 +74,14 @@ def _mount(app: FastAPI, desk: Desk, words: Words, path: str, args: argparse.Nam
     blocks.has_launched = True  # else Gradio takes any path of this machine for an upload (processing_utils.py, 6.31)
 
 
-def _routes(app: FastAPI, desk: Desk) -> None:
+def _routes(app: FastAPI, reader: StudioReader) -> None:
     @app.get("/healthz")
     def healthz() -> JSONResponse:
         return JSONResponse({"ok": True})
 
     @app.get("/media/{clip}")
     def media(clip: str) -> FileResponse:
-        found = desk.clip(clip)
+        found = reader.clip(clip)
         if found is None or not found.path.is_file():
             raise HTTPException(404, "no such clip")
         return FileResponse(
@@ -90,20 +90,20 @@ def _routes(app: FastAPI, desk: Desk) -> None:
 
     @app.get("/media/{clip}/poster")
     def poster(clip: str) -> FileResponse:
-        found = desk.clip(clip)
+        found = reader.clip(clip)
         if found is None or found.poster is None or not found.poster.is_file():
             raise HTTPException(404, "no poster")
         return FileResponse(found.poster, media_type="image/jpeg", headers={"cache-control": "max-age=86400"})
 
 
-def _files(app: FastAPI, desk: Desk) -> None:
+def _files(app: FastAPI, reader: StudioReader) -> None:
     @app.get("/seeds.md")
     def seeds() -> Response:
-        return Response(desk.studio.seeds_text(), media_type="text/markdown; charset=utf-8")
+        return Response(reader.studio.seeds_text(), media_type="text/markdown; charset=utf-8")
 
     @app.get("/support.zip")
     def support() -> FileResponse:
-        made = desk.studio.support_bundle(desk.studio.state / "support.zip")
+        made = reader.studio.support_bundle(reader.studio.state / "support.zip")
         return FileResponse(made, media_type="application/zip", filename="turbodiff-support.zip")
 
     @app.get("/favicon.ico")

@@ -1,4 +1,4 @@
-"""The page's desk: reads the studio at most twice a second for all tabs, and lays out what they show."""
+"""The page's reader of the studio: at most twice a second for all tabs, as one typed snapshot."""
 
 import hashlib
 import os
@@ -99,7 +99,7 @@ class CachedValue:
         self._at_s = time.monotonic()
 
 
-class Desk:
+class StudioReader:
     """One studio for many tabs."""
 
     def __init__(self, studio: Studio) -> None:

@@ -63,7 +63,7 @@ BOMBS = {
 
 
 @pytest.fixture(scope="module")
-def desk(start_app, tmp_path_factory):
+def reader(start_app, tmp_path_factory):
     """An app that can plan I2V."""
     folder = tmp_path_factory.mktemp("bomb")
     weights = hollow.models(folder / "models", "wan2.2-a14b")
@@ -123,20 +123,20 @@ class Pulse(threading.Thread):
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_costs_the_web_process_no_more_than_a_picture(desk, name):
+def test_a_bomb_costs_the_web_process_no_more_than_a_picture(reader, name):
     file, make = BOMBS[name]
     unseen = png(64, 64 + list(BOMBS).index(name), zlib.compress(bytes(80 * 257)))
-    usual_s, _ = cost(desk, "ok.png", unseen)
-    bomb_s, answers = cost(desk, file, make())
+    usual_s, _ = cost(reader, "ok.png", unseen)
+    bomb_s, answers = cost(reader, file, make())
     assert {answer.status_code for answer in answers} <= {200, 422}
     assert bomb_s - usual_s < 0.5  # the goal is 0.2 s on a quiet machine; decoding it here would cost seconds
 
 
-def test_the_page_answers_while_a_bomb_goes_off(desk):
+def test_the_page_answers_while_a_bomb_goes_off(reader):
     data = BOMBS["64 megapixels in 250 kB"][1]()
-    pulse = Pulse(desk)
+    pulse = Pulse(reader)
     pulse.start()
-    use(desk, "x.png", data)
+    use(reader, "x.png", data)
     pulse.over.set()
     pulse.join(60)
     assert pulse.longest_s < 2.0  # the goal is 0.2 s on a quiet machine; a busy one gets ten times that

@@ -10,24 +10,24 @@ from turbodiff.studio import Studio
 from webui import form, page, render
 from webui.events import Wiring
 from webui.request_guard import BadRequest
-from webui.snapshot import CachedValue, Desk
+from webui.snapshot import CachedValue, StudioReader
 from webui.wording import Words
 
-LOOKING = dict(render.LOOKING)
+INITIAL_UI_STATE = dict(render.INITIAL_UI_STATE)
 
 
 @pytest.fixture(scope="module")
 def wiring(tmp_path_factory):
     """The English page over a studio that knows of a card of 6 GiB and 64 GiB of RAM, whatever is here."""
     folder = tmp_path_factory.mktemp("wire")
-    desk = Desk(Studio(folder / "state", folder / "outputs"))
+    reader = StudioReader(Studio(folder / "state", folder / "outputs"))
     machine = pretend(Machine(ram_total_bytes=64 * GIB, ram_available_bytes=48 * GIB, cpu_count=8), 6)
-    desk._machine = CachedValue(lambda: machine, 3600.0)
+    reader._machine = CachedValue(lambda: machine, 3600.0)
     words = Words("en")
     with gr.Blocks(analytics_enabled=False):
-        made = Wiring(page._parts(desk, words), desk, words)
+        made = Wiring(page._parts(reader, words), reader, words)
     yield made
-    desk.studio.store.close()
+    reader.studio.store.close()
 
 
 def row(wiring, **changed):
@@ -40,29 +40,29 @@ def row(wiring, **changed):
 
 
 def test_ask_shows_what_would_change_and_waits_for_a_second_click(wiring):
-    wiring.desk.studio.set_policy("ask")
-    *_, looking, note = wiring.go(LOOKING, *row(wiring))
+    wiring.reader.studio.set_policy("ask")
+    *_, ui_state, note = wiring.go(INITIAL_UI_STATE, *row(wiring))
     assert 'id="ask"' in note and "num_frames" in note and 'data-arg="anyway"' in note
-    assert looking["agreed"] and wiring.desk.studio.jobs() == []
-    *_, note = wiring.go(looking, *row(wiring))
+    assert ui_state["agreed"] and wiring.reader.studio.jobs() == []
+    *_, note = wiring.go(ui_state, *row(wiring))
     assert "Files of this model are missing" in note  # agreed: it went on to the queue
-    *_, note = wiring.go(looking, *row(wiring, num_frames=117))
+    *_, note = wiring.go(ui_state, *row(wiring, num_frames=117))
     assert 'id="ask"' in note  # another form is another question
 
 
 def test_auto_and_run_anyway_do_not_ask(wiring):
-    wiring.desk.studio.set_policy("ask")
-    assert "Files of this model" in wiring.go_anyway(LOOKING, *row(wiring))[-1]
-    wiring.desk.studio.set_policy("auto")
-    assert "Files of this model" in wiring.go(LOOKING, *row(wiring))[-1]
+    wiring.reader.studio.set_policy("ask")
+    assert "Files of this model" in wiring.go_anyway(INITIAL_UI_STATE, *row(wiring))[-1]
+    wiring.reader.studio.set_policy("auto")
+    assert "Files of this model" in wiring.go(INITIAL_UI_STATE, *row(wiring))[-1]
 
 
 def test_never_refuses_and_names_what_would_fit(wiring):
-    wiring.desk.studio.set_policy("never")
+    wiring.reader.studio.set_policy("never")
     meter, label, anyway, *_ = wiring.estimate(*row(wiring))
     assert 'data-band="no"' in meter and 'id="alternatives"' in meter
     assert label["value"] == "Generate · 14B 720p 161 frames" and anyway["visible"]
-    wiring.desk.studio.set_policy("auto")
+    wiring.reader.studio.set_policy("auto")
     meter, label, *_ = wiring.estimate(*row(wiring))
     assert 'id="changes"' in meter and 'data-form="pin"' in meter
     assert "161" not in label["value"]

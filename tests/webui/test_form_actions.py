@@ -13,9 +13,9 @@ from turbodiff.spec.models import find_model
 from turbodiff.spec.request import make_request
 from turbodiff.studio import Studio
 from webui import actions, form, form_actions
-from webui.snapshot import Desk
+from webui.snapshot import StudioReader
 
-LOOKING = {"at": "", "search": "", "left": "", "agreed": ""}
+INITIAL_UI_STATE = {"at": "", "search": "", "left": "", "agreed": ""}
 WAN = {**form.defaults(find_model("wan2.1-14b")), "prompt": "a cat runs", "pinned": [], "loras": "", "seed": "7"}
 
 
@@ -23,75 +23,75 @@ CLIP = "t2v_5_demo_20261123_120000"
 
 
 @pytest.fixture
-def desk(tmp_path):
-    """A desk with one clip of nine frames in its library."""
+def reader(tmp_path):
+    """A reader with one clip of nine frames in its library."""
     asked = make_request({"prompt": "a red circle moves right", "num_frames": 9, "seed": 5}).model_dump(mode="json")
     day = tmp_path / "outputs" / "2026-11-23"
     day.mkdir(parents=True)
     write(day / f"{CLIP}.mp4", shapes(9), settings={"request": asked})
-    desk = Desk(Studio(tmp_path / "state", tmp_path / "outputs"))
-    yield desk
-    desk.studio.store.close()
+    reader = StudioReader(Studio(tmp_path / "state", tmp_path / "outputs"))
+    yield reader
+    reader.studio.store.close()
 
 
-def fill(desk, name, argument="", values=WAN):
-    return form_actions.fill(desk, name, argument, values, LOOKING)
+def fill(reader, name, argument="", values=WAN):
+    return form_actions.fill(reader, name, argument, values, INITIAL_UI_STATE)
 
 
-def test_an_alternative_changes_only_fields_of_the_form(desk):
-    filled = fill(desk, "fill", json.dumps({"num_frames": 49, "image": "/etc/passwd", "prompt": "x", "other": 1}))
+def test_an_alternative_changes_only_fields_of_the_form(reader):
+    filled = fill(reader, "fill", json.dumps({"num_frames": 49, "image": "/etc/passwd", "prompt": "x", "other": 1}))
     assert filled["num_frames"] == 49
     assert filled["prompt"] == "a cat runs" and "other" not in filled and "image" not in filled
 
 
-def test_a_lock_pins_a_field_once_and_only_what_can_be_locked(desk):
-    once = fill(desk, "pin", "num_frames")
+def test_a_lock_pins_a_field_once_and_only_what_can_be_locked(reader):
+    once = fill(reader, "pin", "num_frames")
     assert once["pinned"] == ["num_frames"]
-    assert fill(desk, "pin", "num_frames", once)["pinned"] == ["num_frames"]
-    assert fill(desk, "pin", "prompt")["pinned"] == []
+    assert fill(reader, "pin", "num_frames", once)["pinned"] == ["num_frames"]
+    assert fill(reader, "pin", "prompt")["pinned"] == []
 
 
-def test_loras_go_on_change_strength_and_come_off(desk):
-    on = fill(desk, "lora", json.dumps({"name": "style.safetensors", "on": True}))
+def test_loras_go_on_change_strength_and_come_off(reader):
+    on = fill(reader, "lora", json.dumps({"name": "style.safetensors", "on": True}))
     assert form.loras(on["loras"]) == [{"name": "style.safetensors", "strength": 1.0, "expert": "both"}]
-    weak = fill(desk, "lora", json.dumps({"name": "style.safetensors", "strength": 0.6}), on)
-    high = fill(desk, "lora", json.dumps({"name": "motion.safetensors", "expert": "high"}), weak)
+    weak = fill(reader, "lora", json.dumps({"name": "style.safetensors", "strength": 0.6}), on)
+    high = fill(reader, "lora", json.dumps({"name": "motion.safetensors", "expert": "high"}), weak)
     assert [(row["name"], row["strength"], row["expert"]) for row in form.loras(high["loras"])] == [
         ("motion.safetensors", 1.0, "high"),
         ("style.safetensors", 0.6, "both"),
     ]
-    assert form.loras(fill(desk, "lora", json.dumps({"name": "style.safetensors", "on": False}), weak)["loras"]) == []
-    assert fill(desk, "lora", json.dumps({"name": "x", "strength": {}}))["loras"] == ""
+    assert form.loras(fill(reader, "lora", json.dumps({"name": "style.safetensors", "on": False}), weak)["loras"]) == []
+    assert fill(reader, "lora", json.dumps({"name": "x", "strength": {}}))["loras"] == ""
 
 
-def test_the_first_aid_sets_the_form_to_what_fits_nearly_every_card(desk):
-    filled = fill(desk, "smaller")
+def test_the_first_aid_sets_the_form_to_what_fits_nearly_every_card(reader):
+    filled = fill(reader, "smaller")
     asked = (filled["model"], filled["resolution"], filled["num_frames"], filled["steps"], filled["quant_linear"])
     assert asked == ("wan2.1-1.3b", "480p", 49, 2, "on")
 
 
-def test_a_frame_of_a_clip_becomes_the_picture_of_the_next(desk):
-    filled = fill(desk, "animate", f"{CLIP} 0.3")
+def test_a_frame_of_a_clip_becomes_the_picture_of_the_next(reader):
+    filled = fill(reader, "animate", f"{CLIP} 0.3")
     assert filled["kind"] == "i2v" and filled["prompt"] == "a red circle moves right"
     got = np.asarray(Image.open(filled["image"]).convert("RGB"), np.int16)
     errors = [np.abs(got - frame.astype(np.int16)).mean() for frame in shapes(9)]
     assert int(np.argmin(errors)) == 4  # 0.3 s at 16 frames a second
-    assert Path(filled["image"]).is_relative_to(desk.studio.state / "uploads")
-    assert fill(desk, "animate", f"{CLIP} ")["image"].endswith("frame8.png")  # no player: the last frame
+    assert Path(filled["image"]).is_relative_to(reader.studio.state / "uploads")
+    assert fill(reader, "animate", f"{CLIP} ")["image"].endswith("frame8.png")  # no player: the last frame
     with pytest.raises(RequestError):
-        fill(desk, "animate", "../../etc/passwd 0")
+        fill(reader, "animate", "../../etc/passwd 0")
 
 
-def test_polish_keeps_the_seed_and_the_prompt_of_the_clip_it_comes_from(desk):
-    filled = fill(desk, "round", f"polish {CLIP}")
+def test_polish_keeps_the_seed_and_the_prompt_of_the_clip_it_comes_from(reader):
+    filled = fill(reader, "round", f"polish {CLIP}")
     assert (filled["prompt"], filled["seed"], filled["steps"]) == ("a red circle moves right", "5", 4)
 
 
 @pytest.mark.parametrize("name", ["fill", "lora"])
 @pytest.mark.parametrize("argument", ["", "[]", "1", "{", '"x"', "[" * 5000], ids=range(6))
-def test_what_no_button_carries_is_one_clear_error(desk, name, argument):
+def test_what_no_button_carries_is_one_clear_error(reader, name, argument):
     with pytest.raises(RequestError) as caught:
-        fill(desk, name, argument)
+        fill(reader, name, argument)
     assert caught.value.code == "unknown_action"
 
 

@@ -11,20 +11,20 @@ from turbodiff.spec.models import all_models, find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.studio import Studio
 from webui import form, render
-from webui.snapshot import CachedValue, Desk
+from webui.snapshot import CachedValue, StudioReader
 from webui.wording import Words
 
 GOAL_S = 0.15
 
 
 @pytest.fixture
-def desk(tmp_path):
-    """A desk that knows of a card of 12 GiB and 64 GiB of RAM, whatever is here."""
-    desk = Desk(Studio(tmp_path / "state", tmp_path / "outputs"))
+def reader(tmp_path):
+    """A reader that knows of a card of 12 GiB and 64 GiB of RAM, whatever is here."""
+    reader = StudioReader(Studio(tmp_path / "state", tmp_path / "outputs"))
     machine = pretend(Machine(ram_total_bytes=64 * GIB, ram_available_bytes=48 * GIB, cpu_count=8), 12)
-    desk._machine = CachedValue(lambda: machine, 3600.0)
-    yield desk
-    desk.studio.store.close()
+    reader._machine = CachedValue(lambda: machine, 3600.0)
+    yield reader
+    reader.studio.store.close()
 
 
 def values(model, **changed):
@@ -33,42 +33,42 @@ def values(model, **changed):
 
 
 @pytest.mark.parametrize("spec", all_models(), ids=lambda spec: spec.name)
-def test_the_meter_follows_the_form_in_less_than_150_ms_of_work(desk, spec):
+def test_the_meter_follows_the_form_in_less_than_150_ms_of_work(reader, spec):
     held = values(spec.name)
-    render.estimate(desk, held, Words("zh"))  # what is read once: weights, tokenizer, the machine
+    render.estimate(reader, held, Words("zh"))  # what is read once: weights, tokenizer, the machine
     times = []
     for number in range(5):
         start_s = time.process_time()
-        render.estimate(desk, {**held, "prompt": f"{held['prompt']} {number}"}, Words("zh"))
+        render.estimate(reader, {**held, "prompt": f"{held['prompt']} {number}"}, Words("zh"))
         times.append(time.process_time() - start_s)
     assert statistics.median(times) < GOAL_S
 
 
-def test_only_a_picture_that_was_uploaded_here_is_looked_at(desk, tmp_path):
+def test_only_a_picture_that_was_uploaded_here_is_looked_at(reader, tmp_path):
     outside = tmp_path / "secret.png"
-    uploads = desk.studio.state / "uploads"
+    uploads = reader.studio.state / "uploads"
     uploads.mkdir(parents=True)
     for path in (outside, uploads / "mine.png"):
         Image.new("RGB", (300, 400), "navy").save(path)
-    assert "data:image" not in render.look(desk, values("wan2.2-a14b", image=str(outside)), Words("en"))
-    shown = render.look(desk, values("wan2.2-a14b", image=str(uploads / "mine.png")), Words("en"))
+    assert "data:image" not in render.look(reader, values("wan2.2-a14b", image=str(outside)), Words("en"))
+    shown = render.look(reader, values("wan2.2-a14b", image=str(uploads / "mine.png")), Words("en"))
     assert "data:image/jpeg" in shown and "Boundary 0.7" in shown
     tiny = Machine(ram_total_bytes=GIB, ram_available_bytes=GIB, cpu_count=1)
-    desk._machine = CachedValue(lambda: tiny, 3600.0)  # nothing fits: the picture is shown all the same
-    assert "data:image/jpeg" in render.look(desk, values("wan2.2-a14b", image=str(uploads / "mine.png")), Words("en"))
+    reader._machine = CachedValue(lambda: tiny, 3600.0)  # nothing fits: the picture is shown all the same
+    assert "data:image/jpeg" in render.look(reader, values("wan2.2-a14b", image=str(uploads / "mine.png")), Words("en"))
     assert "Wan2.2 A14B" in render.look(
-        desk, values("wan2.2-a14b"), Words("en")
+        reader, values("wan2.2-a14b"), Words("en")
     )  # no picture yet: which model it takes
-    assert render.look(desk, values("wan2.1-1.3b", image=str(uploads / "mine.png")), Words("en")) == ""
+    assert render.look(reader, values("wan2.1-1.3b", image=str(uploads / "mine.png")), Words("en")) == ""
 
 
-def test_a_lora_is_asked_for_by_name_and_becomes_a_file_of_this_machine(desk, tmp_path, monkeypatch):
+def test_a_lora_is_asked_for_by_name_and_becomes_a_file_of_this_machine(reader, tmp_path, monkeypatch):
     monkeypatch.setenv("TURBODIFF_MODELS", str(tmp_path / "models"))
     file = tmp_path / "models" / "loras" / "style.safetensors"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"x")
-    desk.rescan()
+    reader.rescan()
     worn = form.with_lora("", "style.safetensors", {"strength": 0.5})
-    assert desk.asked(values("demo", loras=worn))["loras"] == [{"path": str(file), "strength": 0.5, "expert": "both"}]
-    told = render.estimate(desk, values("demo", loras=form.with_lora("", "../../x", {})), Words("en"))
+    assert reader.asked(values("demo", loras=worn))["loras"] == [{"path": str(file), "strength": 0.5, "expert": "both"}]
+    told = render.estimate(reader, values("demo", loras=form.with_lora("", "../../x", {})), Words("en"))
     assert "The LoRA file is missing" in told[0]

@@ -79,7 +79,7 @@ def test_only_buttons_of_page_js_are_listened_to(data):
 
 def test_a_handler_keeps_the_signature_that_gradio_reads():
     @handler
-    def fill(event: gr.EventData, looking: dict):
-        return event, looking
+    def fill(event: gr.EventData, ui_state: dict):
+        return event, ui_state
 
-    assert fill.__annotations__ == {"event": gr.EventData, "looking": dict}
+    assert fill.__annotations__ == {"event": gr.EventData, "ui_state": dict}

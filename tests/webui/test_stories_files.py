@@ -24,7 +24,7 @@ CREATE, GALLERY, SEEDS = 0, 1, 2  # places of the tabs
 
 
 @pytest.fixture(scope="module")
-def desk(start_app, tmp_path_factory):
+def reader(start_app, tmp_path_factory):
     """An app of its own: an empty archive, Wan's weights as headers, a card of 24 GiB."""
     folder = tmp_path_factory.mktemp("files")
     weights = hollow.models(folder / "models", "wan2.1-1.3b", "wan2.2-a14b")
@@ -48,9 +48,9 @@ def prompt_of(page):
     return page.input_value("#prompt textarea")
 
 
-def test_the_guides_rows_come_in_and_go_out_byte_for_byte(desk, chromium, tmp_path):
+def test_the_guides_rows_come_in_and_go_out_byte_for_byte(reader, chromium, tmp_path):
     (tmp_path / "guide.md").write_text(GUIDE, "utf-8")
-    with tab(chromium, desk, "/zh/") as page:
+    with tab(chromium, reader, "/zh/") as page:
         open_tab(page, SEEDS)
         choose_file(page, "#import-seeds", tmp_path / "guide.md")
         page.wait_for_selector("#seed-table [data-rows='2']")
@@ -72,7 +72,7 @@ def video(path, settings):
     return path
 
 
-def test_the_settings_of_a_video_of_ours_fill_the_form(desk, chromium, tmp_path):
+def test_the_settings_of_a_video_of_ours_fill_the_form(reader, chromium, tmp_path):
     wish = {
         "prompt": "a samurai turns, petals fall",
         "seed": 1337,
@@ -82,7 +82,7 @@ def test_the_settings_of_a_video_of_ours_fill_the_form(desk, chromium, tmp_path)
     }
     request = make_request(wish).model_dump(mode="json")
     ours = video(tmp_path / "ours.mp4", {"v": 1, "request": request})
-    with tab(chromium, desk) as page:
+    with tab(chromium, reader) as page:
         open_tab(page, GALLERY)
         choose_file(page, "#load-video", ours)
         page.wait_for_function(f"document.querySelector('#prompt textarea').value === '{wish['prompt']}'")
@@ -94,11 +94,11 @@ def test_the_settings_of_a_video_of_ours_fill_the_form(desk, chromium, tmp_path)
         assert page.input_value("#steps input[type=number]") == "3"
 
 
-def test_a_foreign_video_changes_nothing_and_is_told_apart(desk, chromium, tmp_path):
+def test_a_foreign_video_changes_nothing_and_is_told_apart(reader, chromium, tmp_path):
     foreign = video(tmp_path / "foreign.mp4", {})
     playlist = tmp_path / "list.mp4"
     playlist.write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:1/x.ts\n")
-    with tab(chromium, desk) as page:
+    with tab(chromium, reader) as page:
         write_prompt(page, "stays as it is while it walks")
         for file in (foreign, playlist):
             open_tab(page, GALLERY)
@@ -107,10 +107,10 @@ def test_a_foreign_video_changes_nothing_and_is_told_apart(desk, chromium, tmp_p
             assert prompt_of(page) == "stays as it is while it walks"
 
 
-def test_a_picture_becomes_the_first_frame_of_a_clip(desk, chromium, tmp_path):
+def test_a_picture_becomes_the_first_frame_of_a_clip(reader, chromium, tmp_path):
     data = io.BytesIO()
     Image.new("RGB", (1200, 900), "teal").save(data, "PNG")
-    with tab(chromium, desk) as page:
+    with tab(chromium, reader) as page:
         page.click("#kind label >> nth=1")
         page.wait_for_selector("#image", state="visible")
         page.set_input_files(
@@ -118,8 +118,8 @@ def test_a_picture_becomes_the_first_frame_of_a_clip(desk, chromium, tmp_path):
         )
         write_prompt(page, "the camera moves slowly to the right while leaves fall")
         page.wait_for_selector("#image img")
-        job = submit(page, desk)
+        job = submit(page, reader)
         width, height = job.request["width"], job.request["height"]
         assert job.request["kind"] == "i2v" and abs(width / height - 4 / 3) < 0.05  # Adaptive Resolution
         assert Path(job.request["image"]).read_bytes() == data.getvalue()
-        assert desk.state in Path(job.request["image"]).parents
+        assert reader.state in Path(job.request["image"]).parents

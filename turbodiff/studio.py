@@ -208,9 +208,7 @@ def run_log() -> Callable[[str], None]:
 
 
 def serve(state: Path | None, outputs: Path, web_argv: Sequence[str], address: tuple[str, int] | None = None) -> int:
-    """Run the supervisor in this process, the main thread only, with the page as its child; returns the exit code.
-
-    `address` is where the page answers: one that no longer does is replaced.
+    """Run the supervisor in the main thread, with the page as its child, replaced when `address` stops answering.
 
     Raises:
         StateInUseError: another turbodiff holds the state folder.

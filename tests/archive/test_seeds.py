@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jobs.bench import Bench, scripted
+from supervisor.bench import Bench, scripted
 
 from turbodiff.archive import seeds
 from turbodiff.archive.seed_table import HEADER, RULE, Row, read_row, read_table, write_row, write_table

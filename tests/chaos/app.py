@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from jobs.bench import SCRIPTED
+from supervisor.bench import SCRIPTED
 
 from turbodiff.jobs.store import Store
 from turbodiff.supervisor.supervisor import Supervisor

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from jobs.bench import request, scripted
+from supervisor.bench import request, scripted
 
 from turbodiff.diagnostics.logs import tail
 from turbodiff.jobs.store import Store

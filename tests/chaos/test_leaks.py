@@ -4,8 +4,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from jobs.bench import Bench, request
-from jobs.cards import Card
+from supervisor.bench import Bench, request
+from supervisor.cards import Card
 
 from turbodiff.gpu.probe import machine_now
 from turbodiff.plan.hardware import pretend

@@ -17,7 +17,7 @@ APP = """
 import sys
 from pathlib import Path
 sys.path.insert(0, "tests")
-from jobs.bench import SCRIPTED
+from supervisor.bench import SCRIPTED
 from turbodiff.supervisor.supervisor import Supervisor
 folder = Path(sys.argv[1])
 made = Supervisor(folder / "state", folder / "outputs", worker_argv=SCRIPTED, working=folder, sample=lambda: None)

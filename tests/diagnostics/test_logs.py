@@ -2,7 +2,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from jobs.bench import Bench, scripted
+from supervisor.bench import Bench, scripted
 
 from turbodiff.diagnostics.logs import LogFile, clean, log_folder, log_line, tail
 

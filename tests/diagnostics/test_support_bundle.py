@@ -3,7 +3,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from jobs.bench import Bench, request
+from supervisor.bench import Bench, request
 
 from turbodiff.diagnostics.support_bundle import support_bundle
 from turbodiff.spec.errors import OutputError

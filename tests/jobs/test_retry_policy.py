@@ -2,8 +2,8 @@ import signal
 from typing import Any
 
 import pytest
+from supervisor.bench import request
 
-from jobs.bench import request
 from turbodiff.jobs.retry_policy import LIMITS, Ending, decide
 from turbodiff.jobs.store import Job
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from supervisor.bench import request
 
-from jobs.bench import request
 from turbodiff.jobs import attempts, database
 from turbodiff.jobs.attempts import claim, finish, move_on, note
 from turbodiff.jobs.store import Store
@@ -247,7 +247,7 @@ def test_submit_takes_20_ms_at_10_000_jobs_and_a_job_8_kb(tmp_path: Path) -> Non
 
 def test_what_was_acknowledged_survives_sigkill(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; sys.path.insert(0, 'tests'); from jobs.bench import request\n"
+        "import os, signal, sys; sys.path.insert(0, 'tests'); from supervisor.bench import request\n"
         "from turbodiff.jobs.store import Store; from pathlib import Path\n"
         f"store = Store(Path({str(tmp_path)!r}))\n"
         "for i in range(20): store.submit(request())\n"

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs.bench import Bench
+from supervisor.bench import Bench
 
 from tests.runtime.small_card import CardShelf, card, write_toy
 from tests.test_tiny import Ears, Nobody

@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from jobs.bench import Bench, request
 
+from supervisor.bench import Bench, request
 from turbodiff.archive import disk
 from turbodiff.archive.disk import check_place
 from turbodiff.media import ffmpeg

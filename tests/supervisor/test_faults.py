@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from jobs.bench import SCRIPTED, Bench, request, scripted
 
+from supervisor.bench import SCRIPTED, Bench, request, scripted
 from turbodiff.diagnostics.logs import tail
 from turbodiff.gpu.processes import process_state, start_ticks
 from turbodiff.jobs.store import Store
@@ -314,7 +314,7 @@ def test_fault_81_a_stop_puts_the_job_back_and_leaves_nobody(
 ) -> None:
     code = (
         "import sys; sys.path.insert(0, 'tests'); from pathlib import Path\n"
-        "from jobs.bench import SCRIPTED; from turbodiff.supervisor.supervisor import Supervisor\n"
+        "from supervisor.bench import SCRIPTED; from turbodiff.supervisor.supervisor import Supervisor\n"
         f"folder = Path({str(tmp_path)!r})\n"
         "supervisor = Supervisor(folder / 'state', folder / 'outputs', worker_argv=SCRIPTED, working=folder,"
         " sample=lambda: None)\n"

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from jobs.bench import Bench, scripted
 
+from supervisor.bench import Bench, scripted
 from turbodiff.supervisor import health_check, web_process
 from turbodiff.supervisor.health_check import Pulse
 

@@ -3,8 +3,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from jobs.bench import Bench, request, scripted
 
+from supervisor.bench import Bench, request, scripted
 from turbodiff.archive import seeds
 from turbodiff.jobs.attempts import claim
 from turbodiff.jobs.database import DATABASE

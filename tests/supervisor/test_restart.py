@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable
 
 import pytest
-from jobs.bench import Bench, request, scripted
-from jobs.cards import GIB, Card
 
+from supervisor.bench import Bench, request, scripted
+from supervisor.cards import GIB, Card
 from tests.plan.machines import disk
 from turbodiff.jobs import measurements
 from turbodiff.plan.planner import make_plan

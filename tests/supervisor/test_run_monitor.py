@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable
 
 import pytest
-from jobs.bench import Bench, scripted
-from jobs.cards import GIB, Card
 
+from supervisor.bench import Bench, scripted
+from supervisor.cards import GIB, Card
 from tests.plan.machines import ask, card, disk
 from turbodiff.plan.planner import make_plan
 from turbodiff.runtime.attempt import levers_pulled

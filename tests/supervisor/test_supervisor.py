@@ -1,4 +1,4 @@
-from jobs.bench import Bench, request, scripted
+from supervisor.bench import Bench, request, scripted
 
 
 def test_a_job_becomes_a_clip(bench: Bench) -> None:

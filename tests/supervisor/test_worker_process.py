@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs.bench import SCRIPTED, request, scripted
 
+from supervisor.bench import SCRIPTED, request, scripted
 from turbodiff.gpu.processes import start_ticks, wait_until
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.supervisor.worker_process import (
@@ -25,7 +25,7 @@ PARENT = """
 import sys, time
 sys.path.insert(0, "tests")
 from pathlib import Path
-from jobs.bench import SCRIPTED, scripted
+from supervisor.bench import SCRIPTED, scripted
 from turbodiff.supervisor.worker_process import Worker, build_run_command
 worker = Worker(SCRIPTED)
 folder = Path(sys.argv[1])

@@ -88,7 +88,7 @@ def start(folder, *flags, **environment):
         "--outputs",
         str(outputs),
     ]
-    worker = ROOT / "tests" / "jobs" / "scripted_worker.py"
+    worker = ROOT / "tests" / "supervisor" / "scripted_worker.py"
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     process = subprocess.Popen(
         [sys.executable, "-c", SUPERVISE, str(state), str(outputs), str(worker), *web, *flags],

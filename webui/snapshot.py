@@ -1,7 +1,6 @@
 """The page's reader of the studio: at most twice a second for all tabs, as one typed snapshot."""
 
 import hashlib
-import os
 import re
 import shutil
 import threading
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from turbodiff.spec.errors import RequestError
+from turbodiff.spec.files import atomic_write
 from turbodiff.spec.plan import Plan
 from turbodiff.studio import Studio, doctor, estimate, pictures
 from webui import form
@@ -226,11 +226,9 @@ class StudioReader:
         """A copy of an uploaded picture below the state folder, named by its content: uploads are swept after a day."""
         data = upload.read_bytes()
         kept = self.studio.state / "pictures" / f"{hashlib.sha256(data).hexdigest()[:24]}{upload.suffix.lower()[:8]}"
-        kept.parent.mkdir(parents=True, exist_ok=True)
         if not kept.exists():
-            part = kept.with_name(f".{kept.name}.{os.getpid()}")
-            part.write_bytes(data)
-            part.replace(kept)
+            with atomic_write(kept) as part:
+                part.write_bytes(data)
         return str(kept)
 
     def picture_again(self, kept: str) -> str | None:

@@ -10,6 +10,7 @@ from transformers import UMT5EncoderModel
 
 from scripts.train_demo import store
 from scripts.train_demo.vae import Z_DIM
+from turbodiff.spec.files import atomic_write
 from turbodiff.weights.quantize import quantize
 
 # Normalisation constants of the Wan2.1 VAE (Wan2.1, vae.py); every loader applies them to every Wan VAE file.
@@ -61,10 +62,9 @@ def umt5_weights(encoder: UMT5EncoderModel) -> dict[str, Tensor]:
 
 def write(path: Path, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
     """One safetensors file in `dtype`, renamed into place when it is whole."""
-    temporary = path.with_suffix(".part")
-    save_file({name: value.detach().cpu().to(dtype).contiguous() for name, value in weights.items()}, temporary)
-    temporary.chmod(0o644)
-    temporary.replace(path)
+    with atomic_write(path) as temporary:
+        save_file({name: value.detach().cpu().to(dtype).contiguous() for name, value in weights.items()}, temporary)
+        temporary.chmod(0o644)
 
 
 def export_text(folder: Path, bundle: Path, encoder: UMT5EncoderModel) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from turbodiff.spec.files import atomic_write
+
 
 def set_up_cpu(threads: int) -> None:
     """Denormals off (they cost 10x and more on CPUs) and a fixed thread count."""
@@ -15,10 +17,8 @@ def set_up_cpu(threads: int) -> None:
 
 def save(path: Path, state: dict) -> None:
     """Write `state` beside `path`, then rename, so that a kill leaves the old file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
+    with atomic_write(path) as temporary:
+        torch.save(state, temporary)
 
 
 def load(path: Path) -> dict | None:

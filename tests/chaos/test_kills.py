@@ -18,7 +18,7 @@ from supervisor.bench import request, scripted
 
 from turbodiff.diagnostics.logs import tail
 from turbodiff.jobs.store import Store
-from turbodiff.media.files import sha256_of
+from turbodiff.spec.files import sha256_of
 from turbodiff.spec.request import Request
 from turbodiff.supervisor.recovery import check
 

@@ -9,11 +9,11 @@ import pytest
 
 from tests.media.clips import SETTINGS, grain, shapes, write
 from turbodiff.media.ffmpeg import ffmpeg_path
-from turbodiff.media.files import sha256_of
 from turbodiff.media.fingerprints import LUMA, Bytes, luma_psnr_db, mark_rgb
 from turbodiff.media.verify import verify_clip
 from turbodiff.media.video import Written
 from turbodiff.spec.errors import VerifyError
+from turbodiff.spec.files import sha256_of
 
 FRAMES = 13
 

@@ -23,9 +23,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from turbodiff.media.files import output_error, sync, write_synced
 from turbodiff.media.tags import read_settings_tag
 from turbodiff.spec.errors import FileError, OutputError
+from turbodiff.spec.files import output_error, sync, write_synced
 
 PARTIAL = ".partial"
 MAX_SIDECAR_BYTES = 4 << 20

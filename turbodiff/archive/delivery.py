@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from turbodiff.archive.clips import PARTIAL, poster_path, read_settings, sidecar_path
-from turbodiff.media.files import sha256_of
 from turbodiff.spec.errors import FileError, VerifyError
+from turbodiff.spec.files import sha256_of
 
 
 def check_clip(result: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ keeps the clip's whole record. Ratings go three ways at once: the store, the cli
 import contextlib
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from turbodiff.archive.clips import read_settings, sidecar_path
 from turbodiff.archive.seed_table import Row, read_table, write_table
 from turbodiff.jobs.store import Store
 from turbodiff.spec.errors import FileError, OutputError, RequestError
+from turbodiff.spec.files import atomic_write
 from turbodiff.spec.models import display_name_of
 
 SEEDS_FILE = "seeds.md"
@@ -203,17 +203,10 @@ def _rate_sidecar(clip: Path, cells: Mapping[str, str]) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        with atomic_write(path, durable=True) as part:
+            part.write_text(text, "utf-8", newline="")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         raise OutputError(
             "cannot write", code="output_unwritable", field=path.name, got=error, try_instead="another --outputs folder"
         ) from None

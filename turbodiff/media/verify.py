@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from turbodiff.media.ffmpeg import Ffmpeg
-from turbodiff.media.files import sha256_of
 from turbodiff.media.fingerprints import Bytes, Mark, Planes, chroma_psnr_db, luma_psnr_db, mark_planes, mark_rgb
 from turbodiff.media.quality_checks import Flaw, flaws
 from turbodiff.media.tags import TAG, read_tags
 from turbodiff.media.video import Written
 from turbodiff.spec.errors import FileError, VerifyError
+from turbodiff.spec.files import sha256_of
 
 MIN_LUMA_PSNR_DB = 40.0  # the encoder itself stays above 41 (media/video.py)
 MIN_CHROMA_PSNR_DB = 38.0  # of block means; the encoder stays above 42, also on noise

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from turbodiff.media.ffmpeg import Ffmpeg
-from turbodiff.media.files import output_error, sha256_of, sync
 from turbodiff.media.fingerprints import Bytes, Mark, mark_rgb
 from turbodiff.media.tags import TAG
 from turbodiff.spec.errors import OutputError
+from turbodiff.spec.files import output_error, sha256_of, sync
 from turbodiff.spec.shapes import check_size
 
 # CRF 16 is visually lossless for x264. The cap on the quantiser holds even pure noise above 41 dB of luma PSNR

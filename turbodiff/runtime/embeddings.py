@@ -1,5 +1,6 @@
 """Text rows of prompts, kept on disk: a repeated prompt loads no encoder. Weights of words are not part of them."""
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from turbodiff.spec.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,8 @@ def load_rows(folder: Path, key: str, text_len: int) -> TextRows | None:
 
 def keep_rows(folder: Path, key: str, text: TextRows) -> None:
     """Keep the rows of a prompt; a full disk costs only the shortcut."""
-    part = folder / f"{key}.part"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError, SafetensorError), atomic_write(folder / f"{key}.safetensors") as part:
         save_file({"rows": text.rows[0, : text.tokens].contiguous()}, part)
-        part.replace(folder / f"{key}.safetensors")
-    except (OSError, SafetensorError):
-        part.unlink(missing_ok=True)
 
 
 def pad_rows(rows: Tensor, text_len: int) -> TextRows:

@@ -1,5 +1,6 @@
 """Latents on disk from the end of sampling until the clip is verified: a failed decode never samples again."""
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from turbodiff.spec.files import atomic_write
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 
@@ -79,14 +81,9 @@ class SavedLatents:
 
     def save(self, latents: Tensor, plan: Plan) -> None:
         """Keep the latents and the plan that they were made by; a full disk costs only the shortcut."""
-        part = self._path.with_suffix(".part")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            told = {"plan": plan.model_dump_json()}
+        told = {"plan": plan.model_dump_json()}
+        with contextlib.suppress(OSError, SafetensorError), atomic_write(self._path) as part:
             save_file({self._recipe: latents.float().cpu().contiguous()}, part, told)
-            part.replace(self._path)
-        except (OSError, SafetensorError):
-            part.unlink(missing_ok=True)
 
     def forget(self) -> None:
         """The clip is safe: the latents may go."""

@@ -18,6 +18,7 @@ from turbodiff.jobs.attempts import add_artifact, finish, move_on
 from turbodiff.jobs.database import DATABASE
 from turbodiff.jobs.store import Store, packed
 from turbodiff.spec.errors import FileError, OutputError
+from turbodiff.spec.files import atomic_write
 from turbodiff.supervisor.leftover_workers import reap
 
 BACKUPS = "backups"
@@ -177,12 +178,9 @@ def backup(store: Store, state: Path, every_s: float = BACKUP_EVERY_S) -> Path |
     copies = sorted(folder.glob("*.db"))
     if copies and time.time() - copies[-1].stat().st_mtime < every_s:
         return None
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}.db"
-    part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    store.rows("VACUUM INTO ?", str(part))
-    part.replace(path)
+    with atomic_write(path) as part:
+        store.rows("VACUUM INTO ?", str(part))
     for old in sorted(folder.glob("*.db"))[:-KEEP_BACKUPS]:
         old.unlink(missing_ok=True)
     return path

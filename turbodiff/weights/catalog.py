@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from turbodiff.spec.errors import FileError
+from turbodiff.spec.files import sha256_of
 from turbodiff.spec.inventory import FoundFile, Inventory
 from turbodiff.spec.models import ModelFile, ModelSpec, all_models, find_model
 from turbodiff.weights.detect import Checkpoint, expected_names, open_checkpoint
-from turbodiff.weights.download import choose_files, download_bytes, file_sha256, missing_files
+from turbodiff.weights.download import choose_files, download_bytes, missing_files
 from turbodiff.weights.locate import inventory, models_of, need
 
 VAE_TENSORS = 194  # of the Wan2.1 VAE at any width
@@ -68,7 +69,7 @@ def verify(path: Path | str, *, sha256: bool = False) -> Report:
     return Report(
         path, checkpoint.component, checkpoint.layout, models, header.nbytes, len(header.tensors),
         Counter(info.dtype for info in header.tensors.values()), checkpoint.numbers, checkpoint.quant, checkpoint.sla,
-        _problems(checkpoint, models), " ".join(map(file_sha256, header.files)) if sha256 else "",
+        _problems(checkpoint, models), " ".join(map(sha256_of, header.files)) if sha256 else "",
     )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ in its name, so it is only ever continued with the same content.
 """
 
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from turbodiff.spec.errors import FileError
+from turbodiff.spec.files import sha256_of, sync
 from turbodiff.spec.inventory import FoundFile, Inventory
 from turbodiff.spec.models import ModelFile, ModelSpec, find_model
 from turbodiff.spec.numbers import GIB, gib
@@ -185,8 +185,7 @@ def _receive(remote: Remote, part: Path, report: Callable[[int], None]) -> None:
                 file.write(chunk)
                 done += len(chunk)
                 report(done)
-            file.flush()
-            os.fsync(file.fileno())
+    sync(part)
     if done < remote.nbytes:
         raise ConnectionError(f"the connection ended after {done} of {remote.nbytes} bytes")
 
@@ -203,7 +202,7 @@ def _headers(remote: Remote) -> dict[str, str]:
 def _check_content(part: Path, remote: Remote) -> None:
     """The size, the sha256 where the hub tells it, and the header of weights; a wrong file is deleted."""
     size = _size(part)
-    digest = file_sha256(part) if SHA256.fullmatch(remote.etag) else remote.etag
+    digest = sha256_of(part) if SHA256.fullmatch(remote.etag) else remote.etag
     if size != remote.nbytes or digest != remote.etag:
         part.unlink()
         raise FileError(
@@ -217,12 +216,6 @@ def _check_content(part: Path, remote: Remote) -> None:
         except FileError:
             part.unlink()
             raise
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unreachable(files: Sequence[ModelFile], folder: Path, got: str, code: str = "hub_unreachable") -> FileError:

@@ -6,7 +6,6 @@ target is a safetensors file whose header is known before the first byte is writ
 
 import json
 import math
-import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from turbodiff.spec.errors import FileError, OutputError
+from turbodiff.spec.files import atomic_write
 from turbodiff.spec.numbers import gib
 from turbodiff.weights import keymaps
 from turbodiff.weights.detect import Checkpoint, open_checkpoint
@@ -56,17 +56,11 @@ def quantize(source: Path | str, target: Path | str, *, progress: Progress | Non
     checkpoint = open_checkpoint(source, "dit")
     entries = plan_entries(checkpoint)
     _check_target(target, sum(entry.nbytes for entry in entries))
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
+        with atomic_write(target, durable=True) as part, part.open("wb") as file:
             _write(checkpoint, entries, file.write, progress or _silent)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
     except OSError as error:
         raise _cannot_write(target, error.strerror) from None
-    finally:
-        part.unlink(missing_ok=True)
     return target
 
 

@@ -1,0 +1,83 @@
+"""Files on disk: atomic replacement, durability, checksums, and the one error for a result that cannot be written."""
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from turbodiff.spec.errors import OutputError
+
+DISK_FULL = ("No space left", "Disk quota exceeded", "File too large")
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, to be written in the block; rename it to `path` when the block succeeds.
+
+    After an error the temporary file is removed and what `path` held before is unchanged. The folder is made.
+
+    Args:
+        durable: fsync the file before the rename, so that a power cut leaves either the old content or the new.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.part")
+    try:
+        yield part
+        if durable:
+            sync(part)
+        part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a whole file under its own name and fsync it.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    path.write_bytes(data)
+    sync(path)
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hex.
+
+    Raises:
+        OSError: not readable.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def output_error(folder: Path, why: str) -> OutputError:
+    """The error for a result that cannot be written, from the words of the system or of ffmpeg."""
+    if any(words in why for words in DISK_FULL):
+        return OutputError(
+            "the disk is full", code="disk_full", field="output", got=folder,
+            try_instead="free some space, or another output folder",
+        )  # fmt: skip
+    got = f"{folder}: {why.splitlines()[-1][:200] if why else 'the encoder stopped'}"
+    return OutputError(
+        "the result cannot be written", code="output_unwritable", field="output", got=got,
+        try_instead="another output folder",
+    )  # fmt: skip

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from turbodiff.runtime import stages
-from turbodiff.runtime.denoise import denoise, experts_of
+from turbodiff.runtime.denoise import denoise
 from turbodiff.runtime.network import Network
 from turbodiff.runtime.pipeline import generate, make_latents
 from turbodiff.spec.request import make_request
@@ -52,6 +52,6 @@ def test_a_prompt_and_its_negative_come_from_the_cache_the_second_time(run_of, m
 
 def test_experts_of_unipc_follow_its_own_times():
     fields = {"prompt": "x", "model": "Wan2.2-A14B", "image": "cat.jpg", "sampler": "unipc", "steps": 20}
-    turns = experts_of(make_request({**fields, "boundary": 0.9}))
-    assert turns == ["high"] * turns.count("high") + ["low"] * turns.count("low")
+    turns = make_request({**fields, "boundary": 0.9}).experts
+    assert turns == ("high",) * turns.count("high") + ("low",) * turns.count("low")
     assert turns.count("high") == 8  # timesteps 999 989 978 965 952 937 921 902 are at or above 900

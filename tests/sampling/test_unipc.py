@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
-from turbodiff.plan.experts import timesteps
 from turbodiff.sampling.noise import Noise
 from turbodiff.sampling.unipc import guided, sample, unipc_timesteps
+from turbodiff.spec.experts import unipc_times
 
 SHAPE = (1, 16, 2, 4, 6)
 TARGET = Noise(1, SHAPE)()
@@ -43,7 +43,7 @@ def test_the_network_is_asked_at_whole_timesteps_and_they_are_the_planned_ones(s
     list(sample(lambda x, t: asked.append(t) or torch.zeros_like(x), Noise(7, SHAPE), 20, shift))
     assert asked == unipc_timesteps(20, shift).tolist()[:-1]
     assert all(abs(1000 * t - round(1000 * t)) < 1e-9 for t in asked)
-    assert asked == timesteps("unipc", 20, 80.0, shift)
+    assert asked == list(unipc_times(20, shift))
 
 
 def test_guidance_of_one_is_the_prompt_alone_and_more_moves_away_from_the_negative():

@@ -2,9 +2,9 @@
 
 import pytest
 
-from turbodiff.plan.experts import schedule_letters
 from turbodiff.plan.hardware import Machine, pretend
 from turbodiff.plan.planner import make_plan
+from turbodiff.spec.experts import experts_by_step
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import all_models, find_model
 from turbodiff.spec.request import make_request
@@ -60,7 +60,7 @@ def test_only_our_own_markup_passes_as_it_is():
 
 
 def letters(steps: int, boundary: float) -> str:
-    return schedule_letters("sde", steps, 200.0, 5.0, boundary)
+    return "".join(expert.letter for expert in experts_by_step("sde", steps, 200.0, 5.0, boundary))
 
 
 @pytest.mark.parametrize("steps", [3, 4])

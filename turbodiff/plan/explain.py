@@ -161,10 +161,9 @@ def _lever_reason(
 def _about_schedule(wish: Request, setting: PlanContext, choice: Candidate) -> Iterator[Reason]:
     job = job_of(wish, choice, setting)
     if choice.spec.two_experts and len(set(job.experts)) == 2:
-        yield reason("experts_by_step", experts=job.experts)
+        yield reason("experts_by_step", experts="".join(expert.letter for expert in job.experts))
     elif choice.spec.two_experts:
-        expert = "high" if "H" in job.experts else "low"
-        yield reason("one_expert_runs", expert=expert, steps=wish.steps, boundary=wish.boundary)
+        yield reason("one_expert_runs", expert=job.experts[0].value, steps=wish.steps, boundary=wish.boundary)
 
 
 def _about_machine(setting: PlanContext, placement: CandidateCost) -> Iterator[Reason]:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from turbodiff.plan import phase_costs
 from turbodiff.plan.phase_costs import Job, PhaseCost
+from turbodiff.spec.experts import Expert
 from turbodiff.spec.plan import Levers, Phase
 
 FFN_CHUNKS = (1, 2, 4, 8)
@@ -70,12 +71,13 @@ def place(job: Job, room: Room, *, text_cached: bool = False) -> CandidateCost:
 def placed_like(job: Job, like: Levers, room: Room) -> CandidateCost:
     """A candidate with given levers."""
     tiled, text = like.vae == "tiled", like.text
-    names = denoise_phases(job)
     needs = [phase_costs.text_encode(job, text, like.text_dtype)]
     work = phase_costs.step_work(job, like.ffn_chunks)
     if job.spec.kind == "i2v":
         needs.append(phase_costs.image_encode(job, tiled))
-    needs += [phase_costs.denoise(job, name, like.experts, like.blocks_resident, work) for name in names]
+    needs += [
+        phase_costs.denoise(job, expert, like.experts, like.blocks_resident, work) for expert in experts_in_order(job)
+    ]
     needs += [phase_costs.vae_decode(job, tiled), phase_costs.write(job)]
     return CandidateCost(like, tuple(needs), all(map(room.holds, needs)))
 
@@ -156,14 +158,12 @@ def _smallest(job: Job) -> Option:
 
 def _placed(job: Job, lever: phase_costs.ExpertLever, resident: int, chunks: int, work: phase_costs.StepWork) -> Option:
     fields = {"experts": lever, "blocks_resident": resident, "ffn_chunks": chunks}
-    return fields, tuple(phase_costs.denoise(job, name, lever, resident, work) for name in denoise_phases(job))
+    return fields, tuple(phase_costs.denoise(job, expert, lever, resident, work) for expert in experts_in_order(job))
 
 
-def denoise_phases(job: Job) -> tuple[Any, ...]:
-    """One phase per expert that runs at all."""
-    if "S" in job.experts:
-        return ("denoise",)
-    return tuple(name for letter, name in (("H", "denoise_high"), ("L", "denoise_low")) if letter in job.experts)
+def experts_in_order(job: Job) -> tuple[Expert, ...]:
+    """The experts that run at all: each has a phase."""
+    return tuple(dict.fromkeys(job.experts))
 
 
 def _expert_levers(job: Job) -> tuple[phase_costs.ExpertLever, ...]:

@@ -15,6 +15,7 @@ from turbodiff.plan import roofline
 from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.plan.vae_memory import DECODER_MARGINS, ENCODER_MARGIN, decode_bytes, encode_bytes, tile_work
 from turbodiff.plan.weight_sizes import TILE, Weights, encoder_bytes
+from turbodiff.spec.experts import Expert
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.numbers import GIB, MIB
 from turbodiff.spec.plan import PhaseName
@@ -75,7 +76,7 @@ class Job:
     attention: str
     topk: float
     forwards: int  # passes per step: 2 with guidance
-    experts: str  # "HHLL"; "SSSS" for a single network
+    experts: tuple[Expert, ...]  # one for every step
     weights: Weights
     speed: roofline.Speed
     on_cpu: bool
@@ -157,17 +158,15 @@ def step_work(job: Job, chunks: int) -> StepWork:
     return StepWork(activations, extra, dit_step(job) * (1 + 0.01 * (chunks - 1)))
 
 
-def denoise(job: Job, name: PhaseName, lever: ExpertLever, resident: int, work: StepWork) -> PhaseCost:
+def denoise(job: Job, expert: Expert, lever: ExpertLever, resident: int, work: StepWork) -> PhaseCost:
     """All steps of one expert. `resident` blocks stay on the device when streamed."""
     w = job.weights
-    steps = {"denoise_high": job.experts.count("H"), "denoise_low": job.experts.count("L")}.get(name, len(job.experts))
-    steps *= job.forwards
+    steps = job.experts.count(expert) * job.forwards
     experts_here = len(set(job.experts)) if lever == "resident" else 1
     on_device: float = experts_here * w.dit if lever != "streamed" else w.rest + (resident + STREAM_BUFFERS) * w.block
     on_device += job.lora * (experts_here if lever != "streamed" else (resident + STREAM_BUFFERS) / w.blocks)
-    component = {"denoise_high": "dit_high", "denoise_low": "dit_low"}.get(name, "dit")
-    seconds = reading_s(job, component, w.dit) + steps * work.seconds
-    host = PROCESS_BYTES + 2 * w.block + job.made * (1 if name == "denoise_high" else len(set(job.experts)))
+    seconds = reading_s(job, expert.component, w.dit) + steps * work.seconds
+    host = PROCESS_BYTES + 2 * w.block + job.made * (1 if expert is Expert.HIGH else len(set(job.experts)))
     if not job.on_cpu:
         seconds += w.dit / job.speed.pcie_bytes_s
     if lever == "streamed":
@@ -175,7 +174,7 @@ def denoise(job: Job, name: PhaseName, lever: ExpertLever, resident: int, work: 
         seconds += steps * ((w.blocks - resident) * max(0.0, copy - compute) + copy)
         host += 0 if job.made else (w.blocks - resident - 2) * w.block  # pinned; another expert's are gone by now
     host += job.lora
-    return _need(job, name, math.ceil(on_device), work.activations, work.workspace, host, seconds)
+    return _need(job, expert.phase, math.ceil(on_device), work.activations, work.workspace, host, seconds)
 
 
 def dit_step(job: Job) -> float:

@@ -6,7 +6,6 @@ from typing import Any
 from turbodiff.plan import offload_search, phase_costs
 from turbodiff.plan.calibration import Calibration
 from turbodiff.plan.candidates import Candidate
-from turbodiff.plan.experts import schedule_letters
 from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.plan.offload_search import CandidateCost, Room
 from turbodiff.plan.roofline import Speed, speed_of
@@ -81,9 +80,6 @@ def job_of(request: Request, choice: Candidate, setting: PlanContext) -> phase_c
     context = 0 if gpu is None else phase_costs.CONTEXT_BYTES if gpu.context_bytes is None else gpu.context_bytes
     latent, element_bytes = choice.shape.latent, 4 if gpu is None else 2
     tokens = latent.tokens
-    letters = "S" * request.steps
-    if spec.two_experts:
-        letters = schedule_letters(request.sampler, request.steps, request.sigma_max, request.shift, request.boundary)
     weights = setting.weights(spec, choice.int8)
     worn = max(lora_bytes(request.loras, spec, setting.inventory, expert) for expert in spec.experts)
     return phase_costs.Job(
@@ -96,7 +92,7 @@ def job_of(request: Request, choice: Candidate, setting: PlanContext) -> phase_c
         attention=settled_attention(request, choice, setting),
         topk=request.topk,
         forwards=2 if request.guidance > 1 else 1,
-        experts=letters,
+        experts=request.model_copy(update={"model": spec.name}).experts,
         weights=weights,
         made=weights.dit if (_only_plain(choice, setting) if choice.int8 else worn) else 0,
         lora=worn if choice.int8 else 0,

@@ -11,7 +11,6 @@ from turbodiff.runtime import offload, preview
 from turbodiff.runtime.attempt import Run
 from turbodiff.runtime.embeddings import TextRows
 from turbodiff.sampling import rcm, unipc
-from turbodiff.sampling.experts import experts_for
 from turbodiff.sampling.noise import Noise
 from turbodiff.sampling.rcm import Step
 from turbodiff.sampling.schedule import network_timesteps, rcm_timesteps
@@ -61,19 +60,12 @@ def times_of(request: Request) -> Tensor:
     return rcm_timesteps(request.steps, request.sigma_max)
 
 
-def experts_of(request: Request) -> list[str]:
-    """The network of every step: "high" or "low", or "single" where there is one only."""
-    if not request.spec.two_experts:
-        return ["single"] * request.steps
-    return [*experts_for(times_of(request), request.boundary)]
-
-
 class ExpertSwitcher:
     """The networks taking turns: each expert gets its phase, is on the device for its steps only, and leaves."""
 
     def __init__(self, run: Run, text: TextRows, condition: Tensor | None, negative: TextRows | None) -> None:
         self._run, self._text, self._condition, self._negative = run, text, condition, negative
-        self._experts = iter(experts_of(run.request))
+        self._experts = iter(run.request.experts)
         self._open: Any = None
         self._network: Any = None
         self.expert = ""

@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from turbodiff.spec.errors import FileError, RequestError
+from turbodiff.spec.experts import Expert
 
 Kind = Literal["t2v", "i2v"]
 T = TypeVar("T", bound=BaseModel)
@@ -104,7 +105,7 @@ class ModelSpec(Facts):
     display_name: str
     aliases: tuple[str, ...] = ()
     kind: Kind
-    experts: tuple[Literal["single", "high", "low"], ...] = ("single",)
+    experts: tuple[Expert, ...] = (Expert.SINGLE,)
     bundled: bool = False
     turbo: bool = True  # distilled for the rCM schedule, with SLA's proj_l
     about: str

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from turbodiff.spec.errors import RequestError
+from turbodiff.spec.experts import RCM_ANGLES, Expert, experts_by_step
 from turbodiff.spec.models import Kind, ModelSpec, find_model
 from turbodiff.spec.shapes import VideoShape, check_size, is_frame_count, named_size, nearest_frame_counts, table_size
 
@@ -18,7 +19,7 @@ Switch = Literal["auto", "on", "off"]
 
 MAX_SEED = 2**53 - 1  # what a browser's numbers hold exactly
 MAX_PROMPT_CHARS = 8000  # far beyond 512 tokens; a wall of text is a mistake, not a prompt
-MAX_TURBO_STEPS = 4  # the rCM schedule has four angles
+MAX_TURBO_STEPS = 1 + len(RCM_ANGLES)
 MAX_STEPS = 100
 
 # TurboDiffusion's flag names, accepted wherever a field name is
@@ -89,6 +90,13 @@ class Request(BaseModel):
     def shape(self) -> VideoShape:
         """The clip in pixels."""
         return VideoShape(self.num_frames, self.height, self.width)
+
+    @property
+    def experts(self) -> tuple[Expert, ...]:
+        """The network of every step."""
+        if not self.spec.two_experts:
+            return (Expert.SINGLE,) * self.steps
+        return experts_by_step(self.sampler, self.steps, self.sigma_max, self.shift, self.boundary)
 
     def seeded(self) -> Self:
         """The same request with a seed drawn if it had none (31 bits: short enough to note down)."""

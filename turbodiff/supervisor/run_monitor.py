@@ -4,12 +4,12 @@ Nothing here stops a job: torch's allocator ends at the budget, and the worker c
 notice tells a person why a job became slow, or may end, before it does. Pure: it never reads a clock itself.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from turbodiff.jobs.retry_policy import NEIGHBOUR_BYTES
-from turbodiff.plan.experts import schedule_letters
 from turbodiff.spec.events import Event
 from turbodiff.spec.numbers import gib, seconds
 from turbodiff.spec.request import Request
@@ -110,13 +110,6 @@ def expected_steps_s(plan: Mapping[str, Any] | None, usual_s: Mapping[str, float
     if not plan or "request" not in plan:
         return {}
     planned = {row["name"]: row["seconds"] for row in plan["phases"] if str(plan.get("device")).startswith("cuda")}
-    steps = _steps_by_phase(Request.model_validate(plan["request"]))
+    steps = Counter(expert.phase for expert in Request.model_validate(plan["request"]).experts)
     known = {**planned, **usual_s}
-    return {name: known[name] / count for name, count in steps.items() if count and name in known}
-
-
-def _steps_by_phase(request: Request) -> dict[str, int]:
-    if not request.spec.two_experts:
-        return {"denoise": request.steps}
-    experts = schedule_letters(request.sampler, request.steps, request.sigma_max, request.shift, request.boundary)
-    return {"denoise_high": experts.count("H"), "denoise_low": experts.count("L")}
+    return {name: known[name] / count for name, count in steps.items() if name in known}

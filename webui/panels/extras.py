@@ -12,7 +12,7 @@ from webui.view.prompt import PromptChip, PromptHelp
 from webui.view.rounds import RoundTile
 from webui.wording import Words
 
-# boundaries between which 3 and 4 steps are shared out alike (plan/experts.py, rCM schedule)
+# boundaries between which 3 and 4 steps are shared out alike (spec/experts.py, rCM schedule)
 SAME_FROM, SAME_TO = 0.853, 0.933
 DEMO_EXAMPLES = ("demo_1", "demo_2", "demo_3")
 EXAMPLES = ("astronaut", "samurai", "cat", "neon")

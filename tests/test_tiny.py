@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from turbodiff.archive.clips import read_settings
+from turbodiff.archive.clips import read_sidecar
 from turbodiff.gpu.probe import machine_now
 from turbodiff.plan.planner import make_plan
 from turbodiff.runtime import stages
@@ -66,8 +66,8 @@ def test_a_sentence_becomes_a_verified_clip_with_its_recipe(tmp_path, shelf):
     assert clip.name.startswith("t2v_7_demo_") and clip.suffix == ".mp4"
     assert hashlib.sha256(clip.read_bytes()).hexdigest() == result["sha256"]
     assert (result["frames"], result["width"], result["height"]) == (5, 128, 128)
-    settings = read_settings(clip)
-    assert settings["request"]["prompt"] == PROMPT and settings["request"]["seed"] == 7
+    recipe = read_sidecar(clip).request
+    assert recipe.prompt == PROMPT and recipe.seed == 7
     assert json.loads((tmp_path / "outputs" / result["sidecar"]).read_text())["sha256"] == result["sha256"]
     assert not list((tmp_path / "outputs" / ".partial").iterdir())
     assert not list((tmp_path / "state" / "latents").iterdir())

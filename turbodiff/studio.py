@@ -27,6 +27,7 @@ from turbodiff.plan.planner import Policy
 from turbodiff.prompt.clean import clean
 from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.prompt.weights import parse
+from turbodiff.spec.clips import Sidecar
 from turbodiff.spec.errors import (
     CancelledByUser,
     DoesNotFitError,
@@ -367,9 +368,9 @@ class Studio:
         """Logs, versions and the last jobs as one zip."""
         return support_bundle.support_bundle(self.store, logs.log_folder(Path.cwd(), self.state), path, with_prompts)
 
-    def settings_of(self, video: Path) -> dict[str, Any]:
+    def sidecar_of(self, video: Path) -> Sidecar:
         """What made a clip, from its sidecar or the tags inside it."""
-        return clips.read_settings(video)
+        return clips.read_sidecar(video)
 
     def leftovers(self) -> list[leftover_workers.Identity]:
         """Workers of an earlier run that still live."""

@@ -107,8 +107,8 @@ def _from_row(reader: StudioReader, argument: str, values: Values, ui_state: UiS
     found = next((seed for seed in reader.studio.seeds(limit=10_000) if seed.id == row), None)
     if found is None:
         return None
-    if found.recipe.get("request"):
-        return filled_from(reader, found.recipe["request"], values)
+    if found.recipe is not None:
+        return filled_from(reader, found.recipe.request.model_dump(mode="json"), values)
     spec = model_or(found.row.model, find_model(str(values["model"])))
     asked = {"prompt": found.row.prompt, "seed": found.row.seed, "resolution": found.row.resolution}
     return form.fitted_to(spec, {**values, **form.defaults(spec), **asked})
@@ -134,7 +134,7 @@ def from_video(reader: StudioReader, video: Path, values: Values) -> dict[str, A
     Raises:
         FileError: not a video of turbodiff.
     """
-    return filled_from(reader, reader.studio.settings_of(video)["request"], values)
+    return filled_from(reader, reader.studio.sidecar_of(video).request.model_dump(mode="json"), values)
 
 
 def model_or(name: str, otherwise: ModelSpec) -> ModelSpec:

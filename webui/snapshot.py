@@ -42,7 +42,7 @@ class ClipView:
 
 def shot(clip: Any) -> ClipView:
     """A clip of the library (its path, its sidecar, its poster) as the views read it."""
-    sidecar = clip.settings or {}
+    sidecar = clip.sidecar.model_dump(mode="json") if clip.sidecar else {}
     request = sidecar.get("request") or {}
     flaws = sidecar.get("warnings") or ()
     result = {"ran": sidecar.get("ran") or {}, "flaws": flaws, **(sidecar.get("measured") or {})}

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from turbodiff.archive.clips import (
-    Sidecar,
     check_output,
     check_outputs,
     clip_path,
@@ -19,20 +18,21 @@ from turbodiff.archive.clips import (
     partial_path,
     poster_path,
     publish,
-    read_settings,
+    read_sidecar,
     sidecar_path,
     sweep,
 )
+from turbodiff.spec.clips import Sidecar
 from turbodiff.spec.errors import FileError, OutputError
+from turbodiff.spec.request import make_request
 
 NIGHT = datetime(2026, 11, 23, 0, 31, 7, tzinfo=UTC)
 CLIP = b"a whole clip" * 1000
 
 
 def sidecar(seed: int = 42) -> Sidecar:
-    return Sidecar(
-        created=NIGHT, request={"seed": seed, "prompt": "猫"}, sha256="0" * 64, frames=17, width=128, height=128, fps=16
-    )
+    request = make_request({"seed": seed, "prompt": "猫"})
+    return Sidecar(created=NIGHT, request=request, sha256="0" * 64, frames=17, width=128, height=128, fps=16)
 
 
 def published(outputs: Path, seed: int = 42, created: datetime = NIGHT) -> Path:
@@ -51,7 +51,8 @@ def test_a_clip_gets_the_name_that_people_look_for(tmp_path: Path) -> None:
     name = "2026-11-23/t2v_42_wan2.1-1.3b_20261123_003107.mp4"
     assert clip == tmp_path / name
     assert files(tmp_path) == [name, f"{name}.jpg", f"{name}.json"], "no temporary file is left"
-    assert json.loads(sidecar_path(clip).read_text())["request"] == {"seed": 42, "prompt": "猫"}
+    written = json.loads(sidecar_path(clip).read_text())["request"]
+    assert (written["seed"], written["prompt"]) == (42, "猫")
 
 
 def test_a_taken_name_is_never_overwritten(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_fault_38_killed_at_any_step_it_leaves_a_complete_clip_or_none(tmp_path:
     for step in range(steps + 1):
         for clip in clips(tmp_path / str(step)):
             complete += 1
-            assert clip.path.read_bytes() == CLIP and clip.settings["request"]["seed"] == 42 and clip.poster
+            assert clip.path.read_bytes() == CLIP and clip.sidecar and clip.sidecar.request.seed == 42 and clip.poster
         sweep(tmp_path / str(step))
         left = files(tmp_path / str(step))
         assert left == [] or len(left) == 3, left
@@ -146,10 +147,11 @@ def test_a_damaged_sidecar_costs_its_settings_and_nothing_else(tmp_path: Path, d
         sidecar_path(broken).unlink()
     else:
         sidecar_path(broken).write_bytes(damage)
-    found = {clip.path: clip.settings for clip in clips(tmp_path)}
-    assert found[broken] == {} and found[good]["request"]["seed"] == 2
+    found = {clip.path: clip.sidecar for clip in clips(tmp_path)}
+    intact = found[good]
+    assert found[broken] is None and intact is not None and intact.request.seed == 2
     with pytest.raises(FileError):
-        read_settings(broken)
+        read_sidecar(broken)
 
 
 def test_fault_65_a_link_to_somewhere_else_is_no_clip(tmp_path: Path) -> None:

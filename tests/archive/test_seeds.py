@@ -63,14 +63,14 @@ def test_every_finished_clip_is_archived_with_its_recipe(bench: Bench) -> None:
     job = bench.run(scripted({"steps": 1}, seed=42))
     [seed] = seeds.list_seeds(bench.store)
     assert (seed.row.seed, seed.job) == ("42", job.id)
-    assert seed.recipe["request"]["steps"] == job.request["steps"] and seed.recipe["sha256"]
+    assert seed.recipe is not None and seed.recipe.request.steps == job.request["steps"] and seed.recipe.sha256
     assert (bench.outputs / "seeds.md").read_text("utf-8").startswith(HEADER)
 
 
 def test_a_rating_reaches_store_sidecar_and_table(bench: Bench) -> None:
     bench.run(scripted({}, seed=42))
     [seed] = seeds.list_seeds(bench.store)
-    rated = seeds.rate(bench.store, bench.outputs, seed.id, seeds.stars(4), "倒影稍糊 | a bar")
+    rated = seeds.rate(bench.store, bench.outputs, seed.id, "★★★★☆", "倒影稍糊 | a bar")
     assert (rated.row.rating, rated.row.note) == ("★★★★☆", "倒影稍糊 | a bar")
     sidecar = json.loads(Path(f"{seed.path}.json").read_text("utf-8"))
     assert (sidecar["rating"], sidecar["note"]) == ("★★★★☆", "倒影稍糊 | a bar")

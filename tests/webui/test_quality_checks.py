@@ -8,6 +8,7 @@ import pytest
 
 from turbodiff.archive.clips import Clip
 from turbodiff.media.quality_checks import Flaw
+from turbodiff.spec.clips import Sidecar, read_record
 from webui.snapshot import shot
 from webui.view import clips as clips_view
 from webui.wording import Words
@@ -15,7 +16,8 @@ from webui.wording import Words
 
 def card(*flaws, lang="en", **request):
     fields = {"kind": "t2v", "model": "demo", "prompt": "x", "steps": 4, "sampler": "sde", "topk": 0.15, **request}
-    clip = Clip(Path("t2v_1.mp4"), {"request": fields, "warnings": list(flaws)}, None, datetime.now(UTC))
+    sidecar = read_record(Sidecar, {"request": fields, "warnings": list(flaws)})
+    clip = Clip(Path("t2v_1.mp4"), sidecar, None, datetime.now(UTC))
     return clips_view.card(shot(clip), Words(lang))
 
 

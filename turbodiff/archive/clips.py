@@ -19,11 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict
 
 from turbodiff.media.tags import read_settings_tag
+from turbodiff.spec.clips import Sidecar, read_record
 from turbodiff.spec.errors import FileError, OutputError
 from turbodiff.spec.files import output_error, sync, write_synced
 
@@ -32,34 +30,12 @@ MAX_SIDECAR_BYTES = 4 << 20
 _STAMP = re.compile(r"_(\d{8}_\d{6})(?:_(\d+))?\.mp4$")
 
 
-class Sidecar(BaseModel):
-    """What made a clip and what came of it. Sections are kept as JSON: newer versions may add to them."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-    v: int = 1
-    created: datetime
-    job: int = 0
-    attempt: int = 0
-    request: dict[str, Any]  # spec/request.py
-    plan: dict[str, Any] | None = None  # spec/plan.py
-    ran: dict[str, Any] = {}  # what really ran: attention, kernels, quant_linear, device, weights
-    versions: dict[str, str] = {}
-    sha256: str
-    frames: int
-    width: int
-    height: int
-    fps: int
-    warnings: tuple[str, ...] = ()
-    predicted: dict[str, Any] = {}  # peak_bytes, seconds
-    measured: dict[str, Any] = {}
-
-
 @dataclass(frozen=True)
 class Clip:
-    """A finished clip. `settings` is its sidecar, or its own tags where that is damaged, or {}."""
+    """A finished clip. `sidecar` is read from its own tags where the file is damaged; None: neither can be read."""
 
     path: Path
-    settings: dict[str, Any]
+    sidecar: Sidecar | None
     poster: Path | None
     created: datetime | None
 
@@ -171,21 +147,25 @@ def clips(outputs: Path, limit: int = 24) -> list[Clip]:
     return [_clip(path) for path in found[:limit]]
 
 
-def read_settings(clip: Path) -> dict[str, Any]:
-    """What made a clip: from its sidecar, else from the tags inside the mp4.
+def read_sidecar(clip: Path) -> Sidecar:
+    """What made a clip: from the file beside it, else from the tags inside the mp4 (which know no result).
 
     Raises:
         FileError: not an mp4, or one without our settings.
     """
-    settings = _read_sidecar(sidecar_path(clip)) or read_settings_tag(clip)
-    if not isinstance(settings.get("request"), dict):
+    path = sidecar_path(clip)
+    found: object = None
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(path.read_text("utf-8")) if path.stat().st_size <= MAX_SIDECAR_BYTES else None
+    sidecar = read_record(Sidecar, found if found and isinstance(found, dict) else read_settings_tag(clip))
+    if sidecar is None:
         raise FileError(
             "this video does not carry settings of turbodiff",
             code="no_settings",
             field=clip.name,
             try_instead="a clip made by turbodiff, unchanged by other programs",
         )
-    return settings
+    return sidecar
 
 
 def sweep(outputs: Path) -> list[Path]:
@@ -251,23 +231,11 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _clip(path: Path) -> Clip:
-    settings = _read_sidecar(sidecar_path(path))
-    if not settings:
-        with contextlib.suppress(FileError):
-            settings = read_settings_tag(path)
-    poster = poster_path(path)
+    sidecar, poster = None, poster_path(path)
+    with contextlib.suppress(FileError):
+        sidecar = read_sidecar(path)
     has_poster = poster.is_file() and not poster.is_symlink()
-    return Clip(path, settings, poster if has_poster else None, _created(path))
-
-
-def _read_sidecar(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_SIDECAR_BYTES:
-            return {}
-        settings = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return settings if isinstance(settings, dict) else {}
+    return Clip(path, sidecar, poster if has_poster else None, _created(path))
 
 
 def _created(clip: Path) -> datetime | None:

@@ -12,37 +12,32 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from turbodiff.archive.clips import read_settings, sidecar_path
+from turbodiff.archive.clips import read_sidecar, sidecar_path
 from turbodiff.archive.seed_table import Row, read_table, write_table
 from turbodiff.jobs.store import Store
+from turbodiff.spec.clips import Sidecar, read_record
 from turbodiff.spec.errors import FileError, OutputError, RequestError
 from turbodiff.spec.files import atomic_write
 from turbodiff.spec.models import display_name_of
+from turbodiff.spec.request import Request
 
 SEEDS_FILE = "seeds.md"
 MAX_NOTE_CHARS = 500
 ALL_ROWS = "SELECT prompt, seed, model, resolution, rating, note, raw FROM seed ORDER BY id"
-KEPT = ("request", "ran", "versions", "sha256", "created")  # of a clip's record
+KEPT = ("request", "ran", "versions", "sha256", "created")  # of a clip's sidecar
 
 
 @dataclass(frozen=True)
 class Seed:
-    """One row of the archive; `path` is "" and `recipe` {} for a line that came from a file."""
+    """One row of the archive; for a line that came from a file `path` is "" and `recipe` None."""
 
     id: int
     row: Row
     job: int | None
     path: str
-    recipe: dict[str, Any]
+    recipe: Sidecar | None  # of the clip: what KEPT names
     created_s: float
-
-
-def stars(count: int) -> str:
-    """1 to 5 as ★★★☆☆."""
-    assert 1 <= count <= 5
-    return "★" * count + "☆" * (5 - count)
 
 
 def list_seeds(store: Store, search: str = "", limit: int = 200) -> list[Seed]:
@@ -56,44 +51,36 @@ def list_seeds(store: Store, search: str = "", limit: int = 200) -> list[Seed]:
 
 def archive_clip(store: Store, outputs: Path, job: int) -> None:
     """Add the clip of a finished job, and bring seeds.md up to date; a file that cannot be written waits."""
-    result = store.job(job).result or {}
-    path = Path(str(result.get("path", "")))
+    done = store.job(job)
+    clip = Path(str((done.result or {}).get("path", "")))
     try:
-        record = read_settings(path)
+        sidecar = read_sidecar(clip)
     except FileError:
-        record = {"request": store.job(job).request}
-    add_record(store, path, record, job)
+        sidecar = Sidecar(request=Request.model_validate(done.request))
+    add_clip(store, clip, sidecar, job)
     with contextlib.suppress(OutputError):
         write_file(store, outputs)
 
 
-def add_record(store: Store, clip: Path, record: Mapping[str, Any], job: int | None = None) -> None:
-    """One row for a clip, from its sidecar; a clip that is known keeps its row."""
-    row = row_of(record)
-    recipe = {name: record[name] for name in KEPT if name in record}
+def add_clip(store: Store, clip: Path, sidecar: Sidecar, job: int | None = None) -> None:
+    """Add a row for a clip; a clip that is known keeps its row. What ran counts, not what was asked for."""
+    request = sidecar.plan.request if sidecar.plan else sidecar.request
+    custom = request.resolution == "custom"
+    seed = sidecar.request.seed if request.seed is None else request.seed
+    cells = (
+        request.prompt.strip(),
+        "" if seed is None else str(seed),
+        display_name_of(request.model),
+        f"{request.width}x{request.height}" if custom else request.resolution,
+        sidecar.rating,
+        sidecar.note,
+    )
     with store.write() as db:
         db.execute(
             "INSERT INTO seed (job, path, prompt, seed, model, resolution, rating, note, recipe, created_s)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO NOTHING",
-            (job, str(clip), *row[:6], json.dumps(recipe), store.now()),
+            (job, str(clip), *cells, sidecar.model_dump_json(include=set(KEPT)), store.now()),
         )
-
-
-def row_of(record: Mapping[str, Any]) -> Row:
-    """The six cells of a clip's record; what ran counts, not what was wished."""
-    request = (record.get("plan") or {}).get("request") or record["request"]
-    resolution = str(request["resolution"])
-    if resolution == "custom":
-        resolution = f"{request['width']}x{request['height']}"
-    seed = request.get("seed") if request.get("seed") is not None else record["request"].get("seed")
-    return Row(
-        str(request["prompt"]).strip(),
-        "" if seed is None else str(seed),
-        display_name_of(str(request["model"])),
-        resolution,
-        str(record.get("rating", "")),
-        str(record.get("note", "")),
-    )
 
 
 def rate(store: Store, outputs: Path, seed: int, rating: str | None = None, note: str | None = None) -> Seed:
@@ -214,7 +201,8 @@ def _replace(path: Path, text: str) -> None:
 
 def _seed(row: sqlite3.Row) -> Seed:
     cells = (row[name] for name in ("prompt", "seed", "model", "resolution", "rating", "note", "raw"))
-    return Seed(row["id"], Row(*cells), row["job"], row["path"] or "", json.loads(row["recipe"]), row["created_s"])
+    recipe = read_record(Sidecar, json.loads(row["recipe"]))
+    return Seed(row["id"], Row(*cells), row["job"], row["path"] or "", recipe, row["created_s"])
 
 
 def _digest(text: str) -> str:

@@ -20,6 +20,7 @@ from turbodiff.jobs import measurements
 from turbodiff.jobs.attempts import finish, move_on, note, set_plan
 from turbodiff.jobs.retry_policy import NEIGHBOUR_BYTES, Decision, Ending, decide
 from turbodiff.jobs.store import Job, Store
+from turbodiff.spec.clips import ClipResult, read_record
 from turbodiff.spec.errors import FileError, TurbodiffError, VerifyError
 from turbodiff.spec.events import Event
 from turbodiff.supervisor.memory import Memory
@@ -194,21 +195,22 @@ class AttemptMonitor:
 
     def _verify(self, event: Event) -> None:
         move_on(self.shop.store, self.job.id, self.job.attempt, "verifying", out_of=("running",))
+        result = read_record(ClipResult, dict(event.fields)) or ClipResult()
         try:
-            check_clip(event.fields)
+            check_clip(result)
         except VerifyError as error:
-            discard(self.shop.outputs, event.fields)
+            discard(self.shop.outputs, Path(result.path))
             self.end(Ending("unverified", error.fields()))
             return
-        self._done(event.fields)
+        self._done(result)
 
-    def _done(self, result: dict[str, Any]) -> None:
+    def _done(self, result: ClipResult) -> None:
         job, store = self.job, self.shop.store
         if abs(self._others_grew()) > NEIGHBOUR_BYTES:
             measurements.forget_samples(store, job.id, job.attempt)
-        if finish(store, job.id, job.attempt, result):
+        if finish(store, job.id, job.attempt, result.model_dump(mode="json")):
             archive_clip(store, self.shop.outputs, job.id)
-            self.say(f"done: {result['path']}")
+            self.say(f"done: {result.path}")
         self.over = True
 
     def end(self, ending: Ending) -> None:

@@ -4,19 +4,17 @@ A damaged store is moved aside; the newest backup takes its place and the sideca
 """
 
 import contextlib
-import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from turbodiff.archive import seeds
 from turbodiff.archive.clips import sweep
-from turbodiff.archive.delivery import find_clip, records, result_of
+from turbodiff.archive.delivery import find_clip, sidecars
 from turbodiff.jobs.attempts import add_artifact, finish, move_on
 from turbodiff.jobs.database import DATABASE
 from turbodiff.jobs.store import Store, packed
+from turbodiff.spec.clips import Sidecar
 from turbodiff.spec.errors import FileError, OutputError
 from turbodiff.spec.files import atomic_write
 from turbodiff.supervisor.leftover_workers import reap
@@ -66,7 +64,7 @@ def settle(store: Store, outputs: Path, report: Report) -> None:
     """Jobs that ran when the last supervisor died: done if their clip is there and sound, else queued, uncharged."""
     for job in store.jobs(limit=1_000_000, states=("running", "verifying")):
         clip = find_clip(outputs, job.nonce)
-        if clip is not None and finish(store, job.id, job.attempt, clip):
+        if clip is not None and finish(store, job.id, job.attempt, clip.model_dump(mode="json")):
             seeds.archive_clip(store, outputs, job.id)
             report.adopted += 1
         elif job.ask == "cancel":
@@ -130,29 +128,28 @@ def rebuild(store: Store, outputs: Path) -> int:
     """Take every clip of the library that the store does not know into history and seed archive; returns how many."""
     known = {row["path"] for row in store.rows("SELECT path FROM artifact")}
     count = 0
-    for clip, record in records(outputs):
+    for clip, sidecar in sidecars(outputs):
         if str(clip) in known:
             continue
-        if not _is_known_job(store, record):
-            _add_history(store, clip, record)
-        seeds.add_record(store, clip, record)
+        if not _is_known_job(store, sidecar):
+            _add_history(store, clip, sidecar)
+        seeds.add_clip(store, clip, sidecar)
         count += 1
     with contextlib.suppress(OutputError):
         seeds.write_file(store, outputs)
     return count
 
 
-def _is_known_job(store: Store, record: Mapping[str, Any]) -> bool:
+def _is_known_job(store: Store, sidecar: Sidecar) -> bool:
     """A clip of a job that the backup still has waiting: then the job is done."""
-    nonce = str(record["request"].get("nonce") or "")
+    nonce = sidecar.request.nonce
     found = store.rows("SELECT id, state FROM job WHERE nonce = ?", nonce) if nonce else []
     return bool(found) and found[0]["state"] != "queued"
 
 
-def _add_history(store: Store, clip: Path, record: Mapping[str, Any]) -> None:
-    request = dict(record["request"])
-    nonce = str(request.get("nonce") or f"clip-{record.get('sha256', clip.name)}")
-    now = store.now()
+def _add_history(store: Store, clip: Path, sidecar: Sidecar) -> None:
+    nonce = sidecar.request.nonce or f"clip-{sidecar.sha256 or clip.name}"
+    result, now = sidecar.result(clip), store.now()
     with store.write() as db:
         db.execute(
             "INSERT INTO job (nonce, state, place, attempt, request, plan, result, created_s, ended_s)"
@@ -160,16 +157,16 @@ def _add_history(store: Store, clip: Path, record: Mapping[str, Any]) -> None:
             " state = 'done', result = excluded.result, ended_s = excluded.ended_s",
             (
                 nonce,
-                packed(json.dumps(request)),
-                packed(json.dumps(record["plan"]) if record.get("plan") else None),
-                packed(json.dumps(result_of(clip, record))),
+                packed(sidecar.request.model_dump_json()),
+                packed(sidecar.plan.model_dump_json() if sidecar.plan else None),
+                packed(result.model_dump_json()),
                 clip.stat().st_mtime,
                 now,
             ),
         )
         db.execute("UPDATE job SET place = id WHERE place = 0")
         job = db.execute("SELECT id, attempt FROM job WHERE nonce = ?", (nonce,)).fetchone()
-        add_artifact(db, job["id"], job["attempt"], result_of(clip, record), now)
+        add_artifact(db, job["id"], job["attempt"], result.model_dump(mode="json"), now)
 
 
 def backup(store: Store, state: Path, every_s: float = BACKUP_EVERY_S) -> Path | None:

@@ -230,10 +230,6 @@ class Studio:
         self.state.mkdir(parents=True, exist_ok=True)
         self.store = Store(self.state)
 
-    def estimate(self, fields: Mapping[str, Any]) -> Plan:
-        """The plan for a form; see the function of that name."""
-        return estimate(fields, self.machine(), store=self.store)
-
     def submit(self, fields: Mapping[str, Any], anyway: bool = False) -> int:
         """Queue a request and return its job id; the same nonce gives the same job.
 

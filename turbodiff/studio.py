@@ -19,15 +19,14 @@ from turbodiff.gpu.holders import CardHolders, holders
 from turbodiff.gpu.probe import Sample, machine_now
 from turbodiff.jobs import measurements, retry_policy
 from turbodiff.jobs.database import DATABASE
-from turbodiff.jobs.store import Job, Store
+from turbodiff.jobs.store import Job, Store, Where
 from turbodiff.media import pictures
 from turbodiff.plan import tiers
 from turbodiff.plan.hardware import Machine, only, pretend, read_machine
-from turbodiff.plan.planner import Policy, plan_request
+from turbodiff.plan.planner import Policy
 from turbodiff.prompt.clean import clean
 from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.prompt.weights import parse
-from turbodiff.spec.clips import Sidecar
 from turbodiff.spec.errors import (
     CancelledByUser,
     DoesNotFitError,
@@ -48,11 +47,12 @@ from turbodiff.supervisor import leftover_workers, state_lock, supervisor, worke
 from turbodiff.supervisor.memory import machine_of, worker_pids
 from turbodiff.weights.locate import inventory as find_weights
 from turbodiff.weights.locate import need
-from turbodiff.weights.lora_files import LoraFile, find_loras
+from turbodiff.weights.lora_files import find_loras
 
 POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
 SELFTEST = (sys.executable, "-m", "turbodiff.cli", "selftest")
 OnEvent = Callable[[Event], None]
+running = state_lock.holder  # the app that holds a state folder, {"pid": ...}, or None
 
 
 def state_folder() -> Path:
@@ -75,8 +75,7 @@ def estimate(
         DoesNotFitError: nothing that the pins allow fits.
     """
     machine = machine or machine_now()
-    taught = measurements.samples(store) if store else ()
-    return plan_request(asked(fields), machine, inventory or find_weights(), policy=policy, samples=taught)
+    return measurements.calibrated_plan(store, asked(fields), machine, inventory or find_weights(), policy)
 
 
 def asked(fields: Mapping[str, Any]) -> Request:
@@ -106,8 +105,7 @@ def run_once(
     need(request.model, inventory)
     check_place(output, outputs, request)
     machine = only(machine_now(), device)
-    store = history()
-    plan = plan_request(request, machine, inventory, samples=measurements.samples(store) if store else ())
+    plan = measurements.calibrated_plan(history(), request, machine, inventory)
     command = worker_process.build_run_command(
         plan.request.model_dump(mode="json"),
         plan.model_dump(mode="json"),
@@ -199,11 +197,6 @@ def error_from(fields: Mapping[str, Any]) -> TurbodiffError:
     return kind(str(fields.get("what", "failed")), **{name: fields.get(name, "") for name in names})
 
 
-def running(state: Path) -> dict[str, Any] | None:
-    """The app that holds a state folder, {"pid": ...}, or None."""
-    return state_lock.holder(state)
-
-
 def run_log() -> Callable[[str], None]:
     """Says a line in `webui_test.log`, the run log."""
     log = logs.LogFile(logs.log_folder(Path.cwd(), state_folder()) / logs.RUN_LOG)
@@ -227,6 +220,13 @@ def _tokenizer(path: Path) -> Tokenizer:
 class Studio:
     """The queue, the library and the machine, as one page or API process sees them."""
 
+    # what needs no state folder
+    inventory = staticmethod(find_weights)
+    loras = staticmethod(find_loras)
+    models = staticmethod(model_states)
+    rounds = staticmethod(tiers.rounds)
+    sidecar_of = staticmethod(clips.read_sidecar)
+
     def __init__(self, state: Path | None = None, outputs: Path = Path("outputs")) -> None:
         self.state, self.outputs = Path(state or state_folder()), Path(outputs).resolve()
         self.state.mkdir(parents=True, exist_ok=True)
@@ -243,8 +243,7 @@ class Studio:
         need(request.model, inventory)
         check_place(None, self.outputs, request, self.state)
         policy: Policy = "anyway" if anyway else self.policy
-        taught = measurements.samples(self.store)
-        plan = plan_request(request, self.machine(), inventory, policy=policy, samples=taught)
+        plan = measurements.calibrated_plan(self.store, request, self.machine(), inventory, policy)
         return self.store.submit(request, plan)
 
     @property
@@ -281,6 +280,26 @@ class Studio:
         """Stop a job; returns the state it is in now."""
         return self.store.cancel(job)
 
+    def stop_and_decode(self, job: int) -> None:
+        """Ask a running job to stop stepping and turn what it has into a clip."""
+        self.store.stop_and_decode(job)
+
+    def retry(self, job: int) -> int:
+        """Run a job again; returns the id of the row that will run."""
+        return self.store.retry(job)
+
+    def duplicate(self, job: int) -> int:
+        """The same request once more, as a new job at the end of the queue."""
+        return self.store.duplicate(job)
+
+    def move(self, job: int, where: Where) -> None:
+        """Move a waiting job in the queue; any other job stays as it is."""
+        self.store.move(job, where)
+
+    def pause(self, paused: bool = True) -> None:
+        """Start nothing more, or start jobs again; what runs goes on."""
+        self.store.put("paused", paused)
+
     def clips(self, limit: int = 24) -> list[clips.Clip]:
         """The newest clips of the library."""
         return clips.clips(self.outputs, limit)
@@ -289,14 +308,6 @@ class Studio:
         """The end of the start-up log, wherever the supervisor writes it."""
         told = self.store.fact("supervisor") or {}
         return logs.tail(Path(told.get("log") or logs.STARTUP_LOG), lines)
-
-    def models(self) -> list[tuple[ModelSpec, list[str]]]:
-        """Every model of configs/ and what is missing of its files."""
-        return model_states()
-
-    def inventory(self) -> Inventory:
-        """The weights on this disk now."""
-        return find_weights()
 
     def offers(self) -> dict[str, downloads.Offer]:
         """By model name: the files that suit this machine's card and are not here."""
@@ -311,10 +322,6 @@ class Studio:
     def download(self, model: str) -> downloads.Download:
         """How the download of a model is doing."""
         return downloads.download(self.state, model)
-
-    def loras(self) -> tuple[LoraFile, ...]:
-        """The LoRA files on this disk."""
-        return find_loras()
 
     def start_selftest(self) -> None:
         """Run the self-test in a process of its own."""
@@ -337,10 +344,6 @@ class Studio:
         """Tokens of a prompt for a model's encoder; None while its tokenizer is not on this disk."""
         file = find_weights().of(model, "tokenizer")
         return _tokenizer(Path(file.path)).count(parse(clean(prompt)).text) if file else None
-
-    def rounds(self, demo: bool = False) -> tuple[tiers.Round, ...]:
-        """The three rounds from an idea to a clip, and the one between; the demo has its own."""
-        return tiers.rounds(demo)
 
     def tier(self) -> tiers.Tier | None:
         """The tier of this machine's largest card."""
@@ -366,10 +369,6 @@ class Studio:
     def support_bundle(self, path: Path, with_prompts: bool = False) -> Path:
         """Logs, versions and the last jobs as one zip."""
         return support_bundle.support_bundle(self.store, logs.log_folder(Path.cwd(), self.state), path, with_prompts)
-
-    def sidecar_of(self, video: Path) -> Sidecar:
-        """What made a clip, from its sidecar or the tags inside it."""
-        return clips.read_sidecar(video)
 
     def leftovers(self) -> list[leftover_workers.Identity]:
         """Workers of an earlier run that still live."""

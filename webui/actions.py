@@ -1,43 +1,72 @@
-"""What a click does, without Gradio: acts on the studio. All of it ends in milliseconds."""
+"""What a click does, without Gradio: each action asks the studio and ends in milliseconds."""
 
+import hashlib
 import json
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.models import find_model
+from turbodiff.studio import Studio
 from webui import form
+from webui.form import FormValues
+from webui.panels import extras
 from webui.snapshot import ClipView, StudioReader
 from webui.view import jobs, meter
-from webui.view.meter import Diff
 from webui.wording import Words
 
-UiState = Mapping[str, str]
-Answer = tuple[UiState, str]  # what the browser looks at next, and a sentence to show or ""
+UiState = Mapping[str, str]  # what one browser looks at, see render.INITIAL_UI_STATE
+Answer = tuple[UiState, str]  # what the browser looks at next, and a sentence or markup to show or ""
 
-KNOBS = {"boundary", "sampler", "topk", "steps"}
+KNOBS = {"boundary", "sampler", "topk", "steps"}  # what a symptom's button may change
+MAX_CLIPS = 8  # of one click on Generate
 MAX_BATCH = 100
 MAX_BATCH_BYTES = 256 * 1024
 STARS = 5
 
+# buttons that need nothing but the studio, and those that need the number of a job
+STUDIO_ACTIONS: Mapping[str, Callable[[Studio], object]] = {
+    "pause": Studio.pause,
+    "resume": partial(Studio.pause, paused=False),
+    "selftest": Studio.start_selftest,
+}
+JOB_ACTIONS: Mapping[str, Callable[[Studio, int], object]] = {
+    "cancel": Studio.cancel,
+    "stop_and_decode": Studio.stop_and_decode,
+    "duplicate": Studio.duplicate,
+    "top": partial(Studio.move, where="first"),
+    "up": partial(Studio.move, where="up"),
+    "down": partial(Studio.move, where="down"),
+}
+STARTING_ACTIONS = {"retry", "retry_smaller", "knob", "neighbour"}  # they queue a job and show it
 
-def submit(reader: StudioReader, values: Mapping[str, Any], anyway: bool = False) -> list[int]:
-    """Queue what the form holds, `count` times with seeds of their own; `anyway` lets the planner lower nothing."""
+
+def generate(reader: StudioReader, values: FormValues, ui_state: UiState, words: Words, anyway: bool = False) -> Answer:
+    """Queue what the form holds, `count` times with seeds of their own; `anyway` lets the planner lower nothing.
+
+    With the policy "ask", what would be lowered is asked about first: a second click on the same form agrees.
+
+    Raises:
+        TurbodiffError: not a legal request, or nothing fits.
+    """
+    digest = hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
+    if reader.studio.policy == "ask" and not anyway and ui_state.get("agreed") != digest:
+        lowered = meter.lowered(reader.estimate(reader.asked(values)), words)
+        if lowered:
+            return {**ui_state, "agreed": digest}, extras.draw_ask(lowered, words)
     fields = reader.asked(values, keep=True)
-    jobs_made = []
-    for number in range(max(1, min(8, int(values.get("count") or 1)))):
-        jobs_made.append(_queue(reader, {**fields, **_seed(fields, number)}, anyway))
-    return jobs_made
-
-
-def _seed(fields: Mapping[str, Any], number: int) -> dict[str, Any]:
     seed = str(fields.get("seed", "")).strip()
-    return {"seed": int(seed) + number} if number and seed.isdecimal() else {}
+    made = []
+    for number in range(max(1, min(MAX_CLIPS, int(values.get("count") or 1)))):
+        own = {"seed": int(seed) + number} if number and seed.isdecimal() else {}
+        made.append(_queue(reader, {**fields, **own}, anyway))
+    return {**ui_state, "at": f"job:{made[0]}", "agreed": ""}, ""
 
 
-def submit_batch(reader: StudioReader, values: Mapping[str, Any], lines: str) -> list[int]:
+def generate_batch(reader: StudioReader, values: FormValues, lines: str, ui_state: UiState, words: Words) -> Answer:
     """Queue one job per line that is not empty and not a comment.
 
     Raises:
@@ -53,18 +82,8 @@ def submit_batch(reader: StudioReader, values: Mapping[str, Any], lines: str) ->
             expected=f"1..{MAX_BATCH}",
         )
     fields = reader.asked(values, keep=True)
-    return [_queue(reader, {**fields, "prompt": prompt}) for prompt in prompts]
-
-
-def to_ask(reader: StudioReader, values: Mapping[str, Any], words: Words) -> tuple[Diff, ...]:
-    """The changes to ask about before a run: none, unless that is the policy and the picture would change.
-
-    Raises:
-        TurbodiffError: not a legal request, or nothing fits.
-    """
-    if reader.studio.policy != "ask":
-        return ()
-    return meter.lowered(reader.estimate(reader.asked(values)), words)
+    made = [_queue(reader, {**fields, "prompt": prompt}) for prompt in prompts]
+    return {**ui_state, "at": ""}, words("create.batch_done", n=len(made))
 
 
 def batch_text(path: Path) -> str:
@@ -83,7 +102,7 @@ def batch_text(path: Path) -> str:
     return text
 
 
-def _queue(reader: StudioReader, fields: Mapping[str, Any], anyway: bool = False) -> int:
+def _queue(reader: StudioReader, fields: Mapping[str, object], anyway: bool = False) -> int:
     return reader.studio.submit({**fields, "nonce": secrets.token_hex(16)}, anyway=anyway)
 
 
@@ -93,13 +112,72 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
     Raises:
         TurbodiffError: it cannot be done, in the person's words.
     """
-    if name in LOOKS:
-        return LOOKS[name](ui_state, argument), ""
-    if name in JOB_ACTS:
-        return JOB_ACTS[name](reader, number_of(argument), ui_state), ""
-    if name in OTHER_ACTS:
-        return OTHER_ACTS[name](reader, argument, ui_state, words)
-    raise RequestError("unknown action", code="unknown_action", field="act", got=name[:40])
+    studio, sentence = reader.studio, ""
+    if name in STUDIO_ACTIONS:
+        STUDIO_ACTIONS[name](studio)
+    elif name in JOB_ACTIONS:
+        JOB_ACTIONS[name](studio, number_of(argument))
+    elif name in STARTING_ACTIONS:
+        ui_state = {**ui_state, "at": f"job:{_start_job(reader, name, argument)}"}
+    else:
+        match name:
+            case "choose":
+                ui_state = {**ui_state, "at": argument}
+            case "show":
+                ui_state = {**ui_state, "at": f"job:{argument}"}
+            case "compare":
+                ui_state = {**ui_state, "left": "" if ui_state.get("left") == argument else argument}
+            case "rescan":
+                reader.rescan()
+            case "download":
+                studio.start_download(argument)
+            case "restart":
+                reader.restart()
+                sentence = words("bar.restarting")
+            case "end_leftover":
+                gone = studio.end_leftover(number_of(argument))
+                sentence = words("bar.leftover_gone" if gone else "bar.leftover_stays")
+            case "policy":
+                studio.set_policy(argument)
+                sentence = words("settings.saved")
+            case "rate" | "note":
+                _annotate_clip(reader, name, argument)
+                sentence = words("clip.saved")
+            case _:
+                raise RequestError("unknown action", code="unknown_action", field="act", got=name[:40])
+    return ui_state, sentence
+
+
+def _start_job(reader: StudioReader, name: str, argument: str) -> int:
+    """Queue what one of `STARTING_ACTIONS` means: a job once more, or a clip with a few fields changed."""
+    if name == "retry":
+        return reader.studio.retry(number_of(argument))
+    if name == "retry_smaller":
+        request = reader.studio.job(number_of(argument)).request
+        change = jobs.smaller(request)
+        spec = find_model(str(change.get("model") or request["model"]))
+        values = form.fitted_to(spec, {**form.from_request(request), **change, "pinned": []})
+        loras = {"loras": request["loras"]} if request.get("loras") else {}  # with their paths, which the form drops
+        return _queue(reader, {**form.request_fields(values), **loras})
+    if name == "neighbour":
+        request = wished_request(clip_called(reader, argument))
+        return _queue(reader, {**request, "seed": int(request.get("seed") or 0) + 1})
+    asked = object_of(argument)
+    fields = asked.get("fields")
+    knobs = {knob: value for knob, value in fields.items() if knob in KNOBS} if isinstance(fields, dict) else {}
+    request = wished_request(clip_called(reader, str(asked.get("clip"))))
+    return _queue(reader, {**request, **form.sanitize(knobs)})
+
+
+def _annotate_clip(reader: StudioReader, name: str, argument: str) -> None:
+    """Rate a clip ("CLIP STARS") or write a note to it ("CLIP SENTENCE")."""
+    clip, _, rest = argument.partition(" ")
+    if name == "rate":
+        stars = min(STARS, max(1, number_of(rest)))
+        reader.studio.rate(reader.row_of(clip), rating="★" * stars + "☆" * (STARS - stars))
+    else:
+        reader.studio.rate(reader.row_of(clip), note=rest.strip())
+    reader.clips_changed()
 
 
 def number_of(argument: str) -> int:
@@ -113,7 +191,7 @@ def number_of(argument: str) -> int:
     return int(argument)
 
 
-def unpacked(argument: str) -> dict[str, Any]:
+def object_of(argument: str) -> dict[str, object]:
     """The JSON object that a button carries.
 
     Raises:
@@ -128,156 +206,7 @@ def unpacked(argument: str) -> dict[str, Any]:
     return found
 
 
-LOOKS: dict[str, Callable[[UiState, str], UiState]] = {
-    "choose": lambda ui_state, clip: {**ui_state, "at": clip},
-    "show": lambda ui_state, job: {**ui_state, "at": f"job:{job}"},
-    "compare": lambda ui_state, clip: {**ui_state, "left": "" if ui_state.get("left") == clip else clip},
-}
-
-
-def _cancel(reader: StudioReader, job: int, ui_state: UiState) -> UiState:
-    reader.studio.cancel(job)
-    return ui_state
-
-
-def _stop_and_decode(reader: StudioReader, job: int, ui_state: UiState) -> UiState:
-    reader.studio.store.stop_and_decode(job)
-    return ui_state
-
-
-def _retry(reader: StudioReader, job: int, ui_state: UiState) -> UiState:
-    return {**ui_state, "at": f"job:{reader.studio.store.retry(job)}"}
-
-
-def _duplicate(reader: StudioReader, job: int, ui_state: UiState) -> UiState:
-    reader.studio.store.duplicate(job)
-    return ui_state
-
-
-def _retry_smaller(reader: StudioReader, job: int, ui_state: UiState) -> UiState:
-    request = reader.studio.job(job).request
-    change = jobs.smaller(request)
-    spec = find_model(str(change.get("model") or request["model"]))
-    values = form.fitted_to(spec, {**form.from_request(request), **change, "pinned": []})
-    worn = {"loras": request["loras"]} if request.get("loras") else {}
-    return {**ui_state, "at": f"job:{_queue(reader, {**form.request_fields(values), **worn})}"}
-
-
-def _move(where: Any) -> Callable[[StudioReader, int, UiState], UiState]:
-    def move(reader: StudioReader, job: int, ui_state: UiState) -> UiState:
-        reader.studio.store.move(job, where)
-        return ui_state
-
-    return move
-
-
-JOB_ACTS: dict[str, Callable[[StudioReader, int, UiState], UiState]] = {
-    "cancel": _cancel,
-    "stop_and_decode": _stop_and_decode,
-    "retry": _retry,
-    "retry_smaller": _retry_smaller,
-    "duplicate": _duplicate,
-    "top": _move("first"),
-    "up": _move("up"),
-    "down": _move("down"),
-}
-
-
-def _pause(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
-    del argument, words
-    reader.studio.store.pause()
-    return ui_state, ""
-
-
-def _resume(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
-    del argument, words
-    reader.studio.store.resume()
-    return ui_state, ""
-
-
-def _restart(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
-    del argument
-    reader.restart()
-    return ui_state, words("bar.restarting")
-
-
-def _end_leftover(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
-    gone = reader.studio.end_leftover(number_of(argument))
-    return ui_state, words("bar.leftover_gone") if gone else words("bar.leftover_stays")
-
-
-def _knob(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
-    """The same seed with only the fields of a symptom changed."""
-    del words
-    asked = unpacked(argument)
-    fields = asked.get("fields")
-    changed = form.sound(
-        {name: value for name, value in fields.items() if name in KNOBS} if isinstance(fields, dict) else {}
-    )
-    return {**ui_state, "at": f"job:{_queue(reader, {**wish(clip_of(reader, str(asked.get('clip')))), **changed})}"}, ""
-
-
-def _neighbour(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
-    del words
-    request = wish(clip_of(reader, argument))
-    return {**ui_state, "at": f"job:{_queue(reader, {**request, 'seed': int(request.get('seed') or 0) + 1})}"}, ""
-
-
-def _rate(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
-    clip, _, count = argument.partition(" ")
-    stars = min(STARS, max(1, number_of(count)))
-    reader.studio.rate(reader.row_of(clip), rating="★" * stars + "☆" * (STARS - stars))
-    reader.clips_changed()
-    return ui_state, words("clip.saved")
-
-
-def _note(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
-    clip, _, sentence = argument.partition(" ")
-    reader.studio.rate(reader.row_of(clip), note=sentence.strip())
-    reader.clips_changed()
-    return ui_state, words("clip.saved")
-
-
-def _rescan(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
-    del argument, words
-    reader.rescan()
-    return ui_state, ""
-
-
-def _download(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
-    del words
-    reader.studio.start_download(argument)
-    return ui_state, ""
-
-
-def _selftest(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
-    del argument, words
-    reader.studio.start_selftest()
-    return ui_state, ""
-
-
-def _policy(reader: StudioReader, argument: str, ui_state: UiState, words: Words) -> Answer:
-    reader.studio.set_policy(argument)
-    return ui_state, words("settings.saved")
-
-
-OTHER_ACTS: dict[str, Callable[[StudioReader, str, UiState, Words], Answer]] = {
-    "pause": _pause,
-    "resume": _resume,
-    "restart": _restart,
-    "end_leftover": _end_leftover,
-    "knob": _knob,
-    "neighbour": _neighbour,
-    "rate": _rate,
-    "note": _note,
-    "rescan": _rescan,
-    "download": _download,
-    "selftest": _selftest,
-    "policy": _policy,
-}
-
-
-def clip_of(reader: StudioReader, name: str) -> ClipView:
+def clip_called(reader: StudioReader, name: str) -> ClipView:
     """The clip of that id.
 
     Raises:
@@ -289,7 +218,7 @@ def clip_of(reader: StudioReader, name: str) -> ClipView:
     return found
 
 
-def wish(clip: ClipView) -> dict[str, Any]:
+def wished_request(clip: ClipView) -> dict[str, Any]:
     """A clip's request as it was wished: what the planner settled from "auto" is "auto" again."""
     request = {name: value for name, value in clip.request.items() if name != "nonce"}
     for change in (clip.plan or {}).get("changes", ()):

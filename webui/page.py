@@ -1,16 +1,14 @@
-"""The page: panels joined to the studio, one gr.Blocks per language; every handler answers in milliseconds.
+"""Which component sits where, and the look as Gradio variables: one page per language.
 
-A click writes to the store and returns; a timer draws what the store says. So a reload, a second tab or a lost network
-can lose nothing: this file keeps no job, only what a browser has chosen to look at.
+The look has one accent, no boxes around boxes, and system fonts (nothing is fetched from elsewhere).
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import gradio as gr
 
-from webui import form, initial_form, render, request_guard
-from webui.events import Wiring
+from webui import form, render
+from webui.form_actions import initial_values
 from webui.panels import bar, create, extras
 from webui.snapshot import StudioReader
 from webui.wording import Words
@@ -18,11 +16,79 @@ from webui.wording import Words
 TICK_S = 1.0
 DRAFT_KEY, DRAFT_SECRET = "turbodiff.draft", "turbodiff"  # fixed: a restart must find what the browser kept
 BUS = """window.{hook} = (act, arg) => trigger('{event}', {{act, arg}});"""
+FONT = ["system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
+MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "Noto Sans Mono CJK SC", "monospace"]
+
+LOOK = {
+    "body_background_fill": "var(--paper)",
+    "body_text_color": "var(--ink)",
+    "body_text_color_subdued": "var(--ink-soft)",
+    "background_fill_primary": "var(--card)",
+    "background_fill_secondary": "var(--paper)",
+    "border_color_primary": "var(--line)",
+    "border_color_accent": "var(--accent)",
+    "color_accent": "var(--accent)",
+    "color_accent_soft": "var(--accent-wash)",
+    "link_text_color": "var(--accent)",
+    "block_background_fill": "transparent",
+    "block_border_width": "0px",
+    "block_shadow": "none",
+    "block_padding": "0px",
+    "block_label_background_fill": "transparent",
+    "block_label_text_color": "var(--ink-soft)",
+    "block_label_border_width": "0px",
+    "block_title_text_color": "var(--ink)",
+    "block_title_text_weight": "550",
+    "block_title_text_size": "13px",
+    "block_info_text_color": "var(--ink-soft)",
+    "panel_background_fill": "transparent",
+    "panel_border_width": "0px",
+    "input_background_fill": "var(--field)",
+    "input_border_color": "var(--line-strong)",
+    "input_border_color_focus": "var(--accent)",
+    "input_border_width": "1px",
+    "input_shadow": "none",
+    "input_shadow_focus": "0 0 0 3px var(--accent-wash)",
+    "input_radius": "9px",
+    "input_placeholder_color": "var(--ink-faint)",
+    "checkbox_background_color": "var(--field)",
+    "checkbox_border_color": "var(--line-strong)",
+    "checkbox_background_color_selected": "var(--accent)",
+    "checkbox_border_color_selected": "var(--accent)",
+    "checkbox_label_background_fill": "var(--field)",
+    "checkbox_label_background_fill_selected": "var(--accent-wash)",
+    "checkbox_label_background_fill_hover": "var(--hover)",
+    "checkbox_label_border_color": "var(--line-strong)",
+    "checkbox_label_border_color_selected": "var(--accent)",
+    "checkbox_label_text_color": "var(--ink)",
+    "checkbox_label_text_color_selected": "var(--ink)",
+    "checkbox_label_border_width": "1px",
+    "checkbox_label_shadow": "none",
+    "slider_color": "var(--accent)",
+    "button_primary_background_fill": "var(--accent)",
+    "button_primary_background_fill_hover": "var(--accent-deep)",
+    "button_primary_text_color": "var(--on-accent)",
+    "button_primary_border_color": "transparent",
+    "button_primary_shadow": "none",
+    "button_secondary_background_fill": "var(--card)",
+    "button_secondary_background_fill_hover": "var(--hover)",
+    "button_secondary_text_color": "var(--ink)",
+    "button_secondary_border_color": "var(--line-strong)",
+    "button_secondary_shadow": "none",
+    "button_border_width": "1px",
+    "button_large_radius": "10px",
+    "button_large_text_weight": "600",
+    "layout_gap": "18px",
+    "form_gap_width": "14px",
+    "table_border_color": "var(--line)",
+    "table_even_background_fill": "transparent",
+    "table_odd_background_fill": "transparent",
+}
 
 
 @dataclass(frozen=True)
 class Page:
-    """The parts that handlers read and write."""
+    """The components that handlers read and write."""
 
     create: create.Create
     stage: dict[str, gr.HTML]  # by panel name of render.PANELS
@@ -41,30 +107,35 @@ class Page:
     batch_go: gr.Button
 
 
-def build(reader: StudioReader, words: Words) -> gr.Blocks:
-    """The whole page in one language."""
-    with request_guard.Page(
-        title="turbodiff", fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)
-    ) as blocks:
-        page = _parts(reader, words)
-        Wiring(page, reader, words).connect(blocks)
-    return blocks
-
-
-def _parts(reader: StudioReader, words: Words) -> Page:
-    stage: dict[str, gr.HTML] = {"bar": gr.HTML(elem_id="bar"), "aid": gr.HTML(elem_id="aid")}
+def layout(reader: StudioReader, words: Words) -> Page:
+    """Lay the page out inside the gr.Blocks that is open."""
+    stage = {"bar": gr.HTML(elem_id="bar"), "aid": gr.HTML(elem_id="aid")}
     gr.HTML(bar.draw_help(words))
     act_bus = gr.HTML(elem_classes="hidden-bus", js_on_load=BUS.format(hook="tdAct", event="act"))
     form_bus = gr.HTML(elem_classes="hidden-bus", js_on_load=BUS.format(hook="tdForm", event="fill"))
     note = gr.HTML(elem_id="note")
-    parts: dict[str, Any] = {}
     with gr.Tabs(elem_id="tabs"):
         with gr.Tab(words("create.tab"), id="create"), gr.Row(elem_id="create", equal_height=False):
-            _create_tab(stage, parts, reader, words)
+            with gr.Column(scale=42, min_width=320, elem_id="form"):
+                made, batch, batch_file, batch_go = _form_column(reader, words)
+            with gr.Column(scale=58, min_width=320, elem_id="stage"):
+                stage |= {name: gr.HTML(elem_id=name) for name in ("player", "progress", "card", "queue", "strip")}
+                with gr.Accordion(words("log.tail", name=render.STARTUP_LOG), open=False, elem_id="tail"):
+                    stage["tail"] = gr.HTML(max_height=220, autoscroll=True)
         with gr.Tab(words("gallery.tab"), id="gallery"):
-            _gallery_tab(stage, parts, words)
+            label = words("gallery.load")
+            video_file = gr.UploadButton(
+                label, file_types=[".mp4"], elem_id="load-video", size="sm", scale=0, min_width=240
+            )
+            stage["compare"] = gr.HTML(elem_id="compare")
+            with gr.Row(elem_id="gallery", equal_height=False):
+                with gr.Column(scale=62, min_width=320):
+                    stage["gallery"] = gr.HTML(elem_id="gallery-grid")
+                with gr.Column(scale=38, min_width=320, elem_id="gallery-side"):
+                    stage["side"] = gr.HTML(elem_id="side")
         with gr.Tab(words("seeds.tab"), id="seeds"):
-            _seeds_tab(stage, parts, words)
+            search, seed_file = _seed_tools(words)
+            stage["seeds"] = gr.HTML(elem_id="seed-table")
         with gr.Tab(words("system.tab"), id="system"):
             stage["system"] = gr.HTML(elem_id="system")
         with gr.Tab(words("log.tab"), id="log-tab"):
@@ -72,54 +143,30 @@ def _parts(reader: StudioReader, words: Words) -> Page:
             stage["log"] = gr.HTML(max_height=640, autoscroll=True, elem_id="log")
         with gr.Tab(words("settings.tab"), id="settings-tab"):
             stage["settings"] = gr.HTML(elem_id="settings")
-    return Page(
-        stage=stage,
-        ui_state=gr.State(dict(render.INITIAL_UI_STATE)),
-        seen=gr.State({}),
-        act_bus=act_bus,
-        form_bus=form_bus,
-        note=note,
-        draft=gr.BrowserState(None, storage_key=DRAFT_KEY, secret=DRAFT_SECRET),
-        timer=gr.Timer(TICK_S),
-        **parts,
-    )
+    ui_state, seen = gr.State(dict(render.INITIAL_UI_STATE)), gr.State({})
+    draft = gr.BrowserState(None, storage_key=DRAFT_KEY, secret=DRAFT_SECRET)
+    shown = (made, stage, ui_state, seen, draft, act_bus, form_bus, note, gr.Timer(TICK_S))
+    return Page(*shown, search, seed_file, video_file, batch, batch_file, batch_go)
 
 
-def _create_tab(stage: dict[str, gr.HTML], parts: dict[str, Any], reader: StudioReader, words: Words) -> None:
-    with gr.Column(scale=42, min_width=320, elem_id="form"):
-        spec = form.model_called(str(initial_form.values(reader)["model"]))
-        shown = render.choices_style(spec, {}, {})
-        parts["create"] = create.build(words, spec, reader.here(), extras.draw_examples(spec, words), shown)
-        with gr.Accordion(words("create.batch"), open=False, elem_id="batch-box"):
-            parts["batch"] = gr.Textbox(
-                label=words("create.batch_label"), info=words("create.batch_info"), lines=4, elem_id="batch"
-            )
-            parts["batch_file"] = gr.UploadButton(
-                words("create.batch_file"), file_types=[".txt", ".md"], elem_id="batch-file", size="sm"
-            )
-            parts["batch_go"] = gr.Button(words("create.batch_go"), elem_id="batch-go")
-    with gr.Column(scale=58, min_width=320, elem_id="stage"):
-        for name in ("player", "progress", "card", "queue", "strip"):
-            stage[name] = gr.HTML(elem_id=name)
-        with gr.Accordion(words("log.tail", name=render.STARTUP_LOG), open=False, elem_id="tail"):
-            stage["tail"] = gr.HTML(max_height=220, autoscroll=True)
+def _form_column(reader: StudioReader, words: Words) -> tuple[create.Create, gr.Textbox, gr.UploadButton, gr.Button]:
+    """The form, and below it the box for many prompts at once with its two buttons."""
+    spec = form.model_called(initial_values(reader)["model"])
+    shown = render.choices_style(spec, {}, {})
+    made = create.build(words, spec, reader.here(), extras.draw_examples(spec, words), shown)
+    with gr.Accordion(words("create.batch"), open=False, elem_id="batch-box"):
+        batch = gr.Textbox(label=words("create.batch_label"), info=words("create.batch_info"), lines=4, elem_id="batch")
+        batch_file = gr.UploadButton(
+            words("create.batch_file"), file_types=[".txt", ".md"], elem_id="batch-file", size="sm"
+        )
+        batch_go = gr.Button(words("create.batch_go"), elem_id="batch-go")
+    return made, batch, batch_file, batch_go
 
 
-def _gallery_tab(stage: dict[str, gr.HTML], parts: dict[str, Any], words: Words) -> None:
-    parts["video_file"] = gr.UploadButton(
-        words("gallery.load"), file_types=[".mp4"], elem_id="load-video", size="sm", scale=0, min_width=240
-    )
-    stage["compare"] = gr.HTML(elem_id="compare")
-    with gr.Row(elem_id="gallery", equal_height=False):
-        with gr.Column(scale=62, min_width=320):
-            stage["gallery"] = gr.HTML(elem_id="gallery-grid")
-        with gr.Column(scale=38, min_width=320, elem_id="gallery-side"):
-            stage["side"] = gr.HTML(elem_id="side")
-
-
-def _seeds_tab(stage: dict[str, gr.HTML], parts: dict[str, Any], words: Words) -> None:
+def _seed_tools(words: Words) -> tuple[gr.Textbox, gr.UploadButton]:
+    """Search, import and export of the seed archive."""
     with gr.Row(equal_height=True, elem_id="seed-tools"):
-        parts["search"] = gr.Textbox(
+        search = gr.Textbox(
             placeholder=words("seeds.search"),
             show_label=False,
             label=words("seeds.search"),
@@ -127,8 +174,15 @@ def _seeds_tab(stage: dict[str, gr.HTML], parts: dict[str, Any], words: Words) -
             elem_id="seed-search",
             scale=5,
         )
-        parts["seed_file"] = gr.UploadButton(
+        seed_file = gr.UploadButton(
             words("seeds.import"), file_types=[".md"], elem_id="import-seeds", size="sm", scale=1, min_width=180
         )
         gr.HTML(extras.draw_export(words))
-    stage["seeds"] = gr.HTML(elem_id="seed-table")
+    return search, seed_file
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's base theme with the colours of static/page.css, so that both change together in the dark."""
+    base = gr.themes.Base(font=FONT, font_mono=MONO, radius_size=gr.themes.sizes.radius_md)
+    dark = {f"{name}_dark": value for name, value in LOOK.items() if hasattr(base, f"{name}_dark")}
+    return base.set(**LOOK, **dark)

@@ -170,7 +170,7 @@ def _progress(job: Any, events: list[Any], snapshot: Snapshot, words: Words) -> 
 
 
 def estimate(reader: StudioReader, values: Mapping[str, Any], words: Words) -> list[Any]:
-    """What the form tells, in the order of Wiring.told: meter, buttons, lint, experts, residency, LoRAs, rounds."""
+    """The form, told in the order of PageEvents.estimated: meter, buttons, lint, experts, residency, LoRAs, rounds."""
     spec = form.model_called(values["model"])
     asked = form.request_fields({**values, "loras": ""})
     plan: Plan | None = None

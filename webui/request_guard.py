@@ -1,17 +1,18 @@
-"""Whose fault a failed request is: Gradio answers 500 to whatever it cannot use, also where the request makes no sense.
+"""Tells failures of a request from failures of ours: Gradio answers 500 to whatever it cannot use.
 
-Two rules in front of it:
-  - only those of Gradio's routes answer that this page or gradio_client needs; the others are 404
-  - a failure before one of our handlers ran, or one that our handler calls nonsense, is the request's own: 422
+Two rules in front of Gradio:
+  - only those of its routes answer that this page or gradio_client needs; the others are 404
+  - a failure before one of our handlers ran, or a `BadRequest` of a handler, is the request's own: 422
 """
 
 import contextlib
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 GRADIO = "/gradio_api/"
@@ -20,7 +21,10 @@ EVENTS = frozenset({"run", "api", "call", "queue", "cancel", "reset", "heartbeat
 NEEDED = EVENTS | {"upload", "upload_progress", "info", "openapi.json", "app_id", "startup-events"}
 FILE = "file="  # Gradio's own copies of uploads, below the state folder
 
-_REACHED: ContextVar[list[bool] | None] = ContextVar("reached", default=None)
+P = ParamSpec("P")
+R = TypeVar("R")
+# the handlers that ran for the current request, less one that raised `BadRequest`; None outside of a request
+_HANDLERS_RUN: ContextVar[list[str] | None] = ContextVar("handlers_run", default=None)
 
 
 class BadRequest(gr.Error):
@@ -30,11 +34,11 @@ class BadRequest(gr.Error):
         super().__init__(what, print_exception=False)
 
 
-class Page(gr.Blocks):
-    """Blocks that call an input nonsense where its component cannot read it, instead of printing a traceback."""
+class GuardedBlocks(gr.Blocks):
+    """Blocks that raise `BadRequest` for an input that its component cannot read, instead of printing a traceback."""
 
     async def preprocess_data(self, *args: Any, **kwargs: Any) -> Any:
-        """What the handlers get.
+        """The inputs as the handlers get them.
 
         Raises:
             BadRequest: a value that the component cannot hold, too few of them, a file that was not uploaded here.
@@ -47,7 +51,7 @@ class Page(gr.Blocks):
             raise BadRequest(f"not an input of this page: {type(error).__name__}") from None
 
 
-def points_elsewhere(value: Any) -> bool:
+def points_elsewhere(value: object) -> bool:
     """Whether a file in these inputs has an address for a path: Gradio would fetch it (6.31, `FileData.path`)."""
     left = [value]
     while left:
@@ -62,26 +66,26 @@ def points_elsewhere(value: Any) -> bool:
     return False
 
 
-def handler(method: Callable[..., Any]) -> Callable[..., Any]:
+def handler(method: Callable[P, R]) -> Callable[P, R]:
     """A handler of ours: what fails in it is our fault, unless it raises `BadRequest`."""
 
     @wraps(method)
-    def reached(*args: Any) -> Any:
-        ran = _REACHED.get()
-        if ran is not None:
-            ran.append(True)
+    def recorded(*args: P.args, **kwargs: P.kwargs) -> R:
+        handlers_run = _HANDLERS_RUN.get()
+        if handlers_run is not None:
+            handlers_run.append(method.__name__)
         try:
-            return method(*args)
+            return method(*args, **kwargs)
         except BadRequest:
-            if ran is not None:
-                ran.clear()
+            if handlers_run is not None:
+                handlers_run.clear()
             raise
 
-    return reached
+    return recorded
 
 
-def said(event: gr.EventData) -> tuple[str, str]:
-    """(act, argument) of a button that page.js handed over.
+def button_of(event: gr.EventData) -> tuple[str, str]:
+    """(name, argument) of the button that page.js passed on.
 
     Raises:
         BadRequest: not from page.js.
@@ -92,52 +96,41 @@ def said(event: gr.EventData) -> tuple[str, str]:
         raise BadRequest("not a button of this page") from None
 
 
-class Narrow:
+class RequestGuard:
     """ASGI middleware that applies the two rules to Gradio's routes; ours pass as they are."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Answer one request."""
         _, below, rest = scope["path"].partition(GRADIO) if scope["type"] == "http" else ("", "", "")
         if not below:
-            await self.app(scope, receive, send)
-        elif rest.split("/")[0] not in NEEDED and not rest.startswith(FILE):
-            await _say(send, 404, "not served here")
-        else:
-            await self._answer(scope, receive, send)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        ran: list[bool] = []
+            return await self.app(scope, receive, send)
+        if rest.split("/")[0] not in NEEDED and not rest.startswith(FILE):
+            return await PlainTextResponse("not served here", 404)(scope, receive, send)
+        handlers_run: list[str] = []
         started = whole = False
 
-        async def judged(message: Message) -> None:
+        async def send_judged(message: Message) -> None:
             nonlocal started, whole
             if message["type"] == "http.response.start":
                 started = True
-                if message["status"] == 500 and not ran:
+                if message["status"] == 500 and not handlers_run:
                     message = {**message, "status": 422}
             whole = whole or (message["type"] == "http.response.body" and not message.get("more_body"))
             await send(message)
 
-        token = _REACHED.set(ran)
+        token = _HANDLERS_RUN.set(handlers_run)
         try:
-            await self.app(scope, receive, judged)
+            await self.app(scope, receive, send_judged)
         except Exception:
-            if ran:
+            if handlers_run:
                 raise
             if not started:
-                await _say(send, 422, "this request makes no sense here")
+                await PlainTextResponse("this request makes no sense here", 422)(scope, receive, send)
             elif not whole:
                 await send({"type": "http.response.body", "body": b""})
         finally:
             with contextlib.suppress(ValueError):  # a stream that was cut off ends in another context
-                _REACHED.reset(token)
-
-
-async def _say(send: Send, status: int, text: str) -> None:
-    body = text.encode()
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+                _HANDLERS_RUN.reset(token)

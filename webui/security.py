@@ -1,4 +1,4 @@
-"""The gate in front of the page: Host, Origin, size, rate and login, before Gradio sees a request.
+"""Host, Origin, size, rate and login checks, before Gradio sees a request.
 
 Rules and what each stops (measured on plain Gradio 6.31, which lets the first two through):
   Host not ours            403   DNS rebinding
@@ -6,6 +6,8 @@ Rules and what each stops (measured on plain Gradio 6.31, which lets the first t
   body too large           413   256 KiB of JSON, 25 MiB of upload
   too many per minute      429   login 5, wrong Bearer included; beyond this machine: upload 60, other writes 600
   no login with --listen   401   /login takes the password; the cookie is HttpOnly and SameSite=Lax
+
+Starlette's TrustedHostMiddleware is not used: it cuts a Host at its first colon, which refuses "[::1]:7860".
 """
 
 import hmac
@@ -14,18 +16,22 @@ import secrets
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from http.cookies import SimpleCookie
 from urllib.parse import parse_qs
 
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from webui.wording import Words, language_of
 
 JSON_BYTES = 256 * 1024
 UPLOAD_BYTES = 25 * 1024 * 1024
+LOGIN_BYTES = 4096
 WINDOW_S = 60.0
 LIMITS = {"login": 5, "upload": 60, "write": 600}
+MAX_COUNTED = 10_000
 COOKIE = "turbodiff_session"
-SAFE = {"GET", "HEAD", "OPTIONS"}
+SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 OPEN_PATHS = ("/login", "/healthz", "/favicon.ico")
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:@/?#\s]*)(?::\d*)?")  # RFC 9110: a name or address, then maybe a port
 LOOPBACK = ("127.0.0.1", "::1")
@@ -36,133 +42,132 @@ HEADERS = (
 )
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What the gate lets in: host names without port, and the password, "" for none (this machine only)."""
+class RateLimiter:
+    """Counts how often each address did each thing of `LIMITS` in the last minute."""
 
-    hosts: frozenset[str]
-    password: str = ""
+    def __init__(self) -> None:
+        self._times: dict[tuple[str, str], deque[float]] = defaultdict(deque)
 
-
-@dataclass
-class Rates:
-    """How often each address did each thing in the last minute."""
-
-    seen: dict[tuple[str, str], deque[float]] = field(default_factory=lambda: defaultdict(deque))
-
-    def spent(self, who: str, what: str, now_s: float) -> bool:
+    def is_spent(self, client: str, kind: str) -> bool:
         """Whether one more would be too many."""
-        times = self.seen[who, what]
+        now_s, times = time.monotonic(), self._times[client, kind]
         while times and now_s - times[0] > WINDOW_S:
             times.popleft()
-        return len(times) >= LIMITS[what]
+        return len(times) >= LIMITS[kind]
 
-    def allow(self, who: str, what: str, now_s: float) -> bool:
+    def allow(self, client: str, kind: str) -> bool:
         """Count one more; False if that is too many."""
-        if self.spent(who, what, now_s):
+        if self.is_spent(client, kind):
             return False
-        self.seen[who, what].append(now_s)
-        if len(self.seen) > 10_000:  # a scan of addresses must not fill memory
-            self.seen.clear()
+        self._times[client, kind].append(time.monotonic())
+        if len(self._times) > MAX_COUNTED:  # a scan of addresses must not fill memory
+            self._times.clear()
         return True
 
 
-class Gate:
-    """ASGI middleware that applies the rules."""
+class SecurityMiddleware:
+    """ASGI middleware that applies the rules of this module.
 
-    def __init__(self, app: ASGIApp, rules: Rules) -> None:
-        self.app, self.rules = app, rules
-        self.rates = Rates()
-        self.sessions: dict[str, float] = {}
+    Args:
+        listen: the address that is listened on; it and loopback are always served.
+        host_names: further names that this page answers to.
+        password: "" for none, which suits a page that only this machine reaches.
+    """
+
+    def __init__(self, app: ASGIApp, listen: str, host_names: Iterable[str] = (), password: str = "") -> None:
+        self.app, self.password = app, password
+        self.hosts = {name.lower() for name in ("localhost", *LOOPBACK, listen, *host_names)}
+        self.rates = RateLimiter()
+        self.sessions: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Answer one request, or hand it on; websockets are not served."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        refused = self._refuse(scope, headers)
-        if refused:
-            await _say(send, *refused)
-        elif scope["path"] == "/login" and self.rules.password:
-            await self._login(scope, headers, receive, send)
-        elif self.rules.password and not self._knows(scope, headers) and scope["path"] not in OPEN_PATHS:
-            await self._ask_login(scope, headers, send)
-        else:
-            limit = UPLOAD_BYTES if scope["path"].endswith("/upload") else JSON_BYTES
-            await self.app(scope, _limited(receive, limit), _with_headers(send))
+        limit = UPLOAD_BYTES if scope["path"].endswith("/upload") else JSON_BYTES
+        received = 0
 
-    def _refuse(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
+        async def limited_receive() -> Message:
+            """The body, cut off beyond the limit: one that tells no length must not fill memory."""
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            return {"type": "http.disconnect"} if received > limit else message
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *HEADERS]}
+            await send(message)
+
+        request = Request(scope, limited_receive)
+        answer: ASGIApp = self._refusal(request, limit) or self.app
+        if answer is self.app and self.password:
+            if scope["path"] == "/login":
+                answer = await self._login(request)
+            elif not self._is_logged_in(request) and scope["path"] not in OPEN_PATHS:
+                wants_page = scope["method"] == "GET" and "text/html" in request.headers.get("accept", "")
+                what = "log in first: POST /login with the password, or Authorization: Bearer"
+                answer = RedirectResponse("/login", 303) if wants_page else PlainTextResponse(what, 401)
+        await answer(scope, limited_receive, send_with_headers)
+
+    def _refusal(self, request: Request, limit: int) -> Response | None:
+        """The answer to a request that breaks a rule, None for one that keeps them."""
+        headers, path = request.headers, request.scope["path"]
         host = headers.get("host", "")
-        if host_name(host) not in self.rules.hosts:
-            return 403, "this host name is not served here"
-        if scope["method"] not in SAFE:
-            origin = headers.get("origin")
-            if origin is not None and origin.partition("://")[2].lower() != host.lower():
-                return 403, "requests from other sites are refused"
-            limit = UPLOAD_BYTES if scope["path"].endswith("/upload") else JSON_BYTES
-            if not headers.get("content-length", "0").isdecimal() or int(headers.get("content-length", "0")) > limit:
-                return 413, f"at most {limit} bytes"
-        return self._too_often(scope)
-
-    def _too_often(self, scope: Scope) -> tuple[int, str] | None:
-        who = _client(scope)
-        if scope["method"] in SAFE:
+        if host_name(host) not in self.hosts:
+            return PlainTextResponse("this host name is not served here", 403)
+        if request.method in SAFE_METHODS:
             return None
-        what = (
-            "login" if scope["path"].endswith("/login") else "upload" if scope["path"].endswith("/upload") else "write"
-        )
-        if what != "login" and who in LOOPBACK:
-            return None
-        return None if self.rates.allow(who, what, time.monotonic()) else (429, "too many requests, wait a minute")
+        origin = headers.get("origin")
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():
+            return PlainTextResponse("requests from other sites are refused", 403)
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or len(length) > 15 or int(length) > limit:
+            return PlainTextResponse(f"at most {limit} bytes", 413)
+        kind = next((name for name in ("login", "upload") if path.endswith(f"/{name}")), "write")
+        client = _client(request)
+        if (kind == "login" or client not in LOOPBACK) and not self.rates.allow(client, kind):
+            return PlainTextResponse("too many requests, wait a minute", 429)
+        return None
 
-    def _knows(self, scope: Scope, headers: dict[str, str]) -> bool:
-        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        if cookie and cookie.value in self.sessions:
+    def _is_logged_in(self, request: Request) -> bool:
+        """Whether the request brings a session's cookie or the password; a wrong one counts as a login."""
+        if request.cookies.get(COOKIE) in self.sessions:
             return True
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or self.rates.spent(_client(scope), "login", time.monotonic()):
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        client = _client(request)
+        if scheme.lower() != "bearer" or self.rates.is_spent(client, "login"):
             return False
-        right = hmac.compare_digest(token.encode(), self.rules.password.encode())
-        if not right:  # a guess, as good as one at /login
-            self.rates.allow(_client(scope), "login", time.monotonic())
+        right = hmac.compare_digest(token.encode(), self.password.encode())
+        if not right:
+            self.rates.allow(client, "login")
         return right
 
-    async def _login(self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send) -> None:
-        if scope["method"] != "POST":
-            await _say(send, 200, login_page(headers.get("accept-language", "")), "text/html; charset=utf-8")
-            return
-        form = parse_qs((await _body(receive, 4096)).decode("utf-8", "replace"))
-        given = (form.get("password") or [""])[0]
-        if not hmac.compare_digest(given.encode(), self.rules.password.encode()):
-            await _say(
-                send, 401, login_page(headers.get("accept-language", ""), wrong=True), "text/html; charset=utf-8"
-            )
-            return
+    async def _login(self, request: Request) -> Response:
+        """The login page, or what a password gets: a session, or the page once more."""
+        languages = request.headers.get("accept-language", "")
+        if request.method != "POST":
+            return HTMLResponse(login_page(languages))
+        try:
+            body = await request.body()
+        except ClientDisconnect:
+            body = b""
+        fields = parse_qs(body[:LOGIN_BYTES].decode("utf-8", "replace"))
+        given = fields.get("password", [""])[0]
+        if not hmac.compare_digest(given.encode(), self.password.encode()):
+            return HTMLResponse(login_page(languages, wrong=True), 401)
         token = secrets.token_urlsafe(32)
-        self.sessions[token] = time.monotonic()
-        cookie = f"{COOKIE}={token}; HttpOnly; SameSite=Lax; Path=/"
-        wants_page = "text/html" in headers.get("accept", "")
-        await _say(
-            send,
-            303 if wants_page else 200,
-            '{"success": true}',
-            "application/json",
-            ((b"set-cookie", cookie.encode()), (b"location", b"/"))
-            if wants_page
-            else ((b"set-cookie", cookie.encode()),),
-        )
-
-    async def _ask_login(self, scope: Scope, headers: dict[str, str], send: Send) -> None:
-        if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
-            await _say(send, 303, "", "text/plain", ((b"location", b"/login"),))
-        else:
-            await _say(send, 401, "log in first: POST /login with the password, or Authorization: Bearer")
+        self.sessions.add(token)
+        wants_page = "text/html" in request.headers.get("accept", "")
+        answer = RedirectResponse("/", 303) if wants_page else JSONResponse({"success": True})
+        answer.headers["set-cookie"] = f"{COOKIE}={token}; HttpOnly; SameSite=Lax; Path=/"
+        return answer
 
 
-def _client(scope: Scope) -> str:
-    return str((scope.get("client") or ("?",))[0])
+def _client(request: Request) -> str:
+    return request.client.host if request.client else "?"
 
 
 def host_name(host: str) -> str:
@@ -171,15 +176,8 @@ def host_name(host: str) -> str:
     return found[1].strip("[]").lower() if found else ""
 
 
-def allowed_hosts(listen: str, more: Iterable[str] = ()) -> frozenset[str]:
-    """Names that this page answers to: loopback always, the address it listens on, and those given by name."""
-    return frozenset({"localhost", "127.0.0.1", "::1", listen.lower(), *(name.lower() for name in more)})
-
-
 def login_page(languages: str, wrong: bool = False) -> str:
-    """The login page: one field, no script, nothing from elsewhere."""
-    from webui.wording import Words, language_of
-
+    """The login page in a language of an Accept-Language header: one field, no script, nothing from elsewhere."""
     words = Words(language_of(languages))
     error = f"<p role=alert>{words('server.wrong_password')}</p>" if wrong else ""
     return (
@@ -193,47 +191,3 @@ def login_page(languages: str, wrong: bool = False) -> str:
         "<input id=p name=password type=password autofocus autocomplete=current-password>"
         f"<button>{words('server.log_in')}</button>{error}</form></html>"
     )
-
-
-async def _body(receive: Receive, limit: int) -> bytes:
-    body = b""
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if not message.get("more_body") or len(body) > limit:
-            return body[:limit]
-
-
-def _limited(receive: Receive, limit: int) -> Receive:
-    """The same stream, cut off beyond `limit` bytes: a body without a length must not fill memory."""
-    passed = 0
-
-    async def limited() -> Message:
-        nonlocal passed
-        message = await receive()
-        passed += len(message.get("body", b""))
-        return {"type": "http.disconnect"} if passed > limit else message
-
-    return limited
-
-
-def _with_headers(send: Send) -> Send:
-    async def with_headers(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message["headers"], *HEADERS]}
-        await send(message)
-
-    return with_headers
-
-
-async def _say(
-    send: Send,
-    status: int,
-    text: str,
-    kind: str = "text/plain; charset=utf-8",
-    more: Iterable[tuple[bytes, bytes]] = (),
-) -> None:
-    body = text.encode()
-    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *HEADERS, *more]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

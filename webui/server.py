@@ -1,4 +1,4 @@
-"""The web process: our own FastAPI app with the gate, /media/<clip>, /healthz, and the page in both languages.
+"""The web process: one FastAPI app with the page in both languages, clips, downloads and health.
 
     python -m webui.server --state-dir ~/.local/state/turbodiff --outputs outputs --port 7860
 
@@ -9,29 +9,28 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from http.cookies import SimpleCookie
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
+import uvicorn
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.studio import Studio
-from webui import page
-from webui.launch import ANY, LOCAL, check, parser
-from webui.request_guard import Narrow
-from webui.security import Gate, Rules, allowed_hosts
+from webui import events, page
+from webui.app import ALL_ADDRESSES, LOOPBACK, check, parser
+from webui.request_guard import RequestGuard
+from webui.security import SecurityMiddleware
 from webui.snapshot import StudioReader
-from webui.theme import theme
-from webui.wording import LANGUAGES, Words, language_of
+from webui.wording import Words, language_of
 
 STATIC = Path(__file__).parent / "static"
 LANGUAGE_COOKIE = "turbodiff_lang"
 UPLOAD_LIMIT = "25mb"
-PATHS = {"zh": "/zh", "en": ""}
+PATHS = {"zh": "/zh", "en": ""}  # "" takes every path: it is mounted last
 
 
 def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
@@ -39,42 +38,38 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
     reader = StudioReader(studio)
     os.environ["GRADIO_TEMP_DIR"] = str(studio.state / "uploads")
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    _routes(app, reader)
-    _files(app, reader)
-    for lang in sorted(LANGUAGES, key=lambda lang: -len(PATHS[lang])):  # "" would swallow "/zh": mount it last
-        _mount(app, reader, Words(lang), PATHS[lang], args)
-    app.add_middleware(Narrow)
-    app.add_middleware(Languages, forced=args.lang)
-    app.add_middleware(Gate, rules=Rules(allowed_hosts(args.listen, args.host_name), args.password))
+    _add_routes(app, reader)
+    script = (STATIC / "page.js").read_text("utf-8")
+    for lang, path in PATHS.items():
+        blocks = events.build(reader, Words(lang))
+        gr.mount_gradio_app(
+            app,
+            blocks,
+            path=path or "/",
+            server_name=args.listen,
+            server_port=args.port,
+            allowed_paths=[],
+            blocked_paths=[str(studio.store.path)],
+            show_error=False,
+            max_file_size=UPLOAD_LIMIT,
+            ssr_mode=False,
+            enable_monitoring=False,
+            footer_links=[],
+            run_history=False,
+            mcp_server=bool(args.mcp and not path),  # the API's six calls as tools; a restart is not among them
+            theme=page.theme(),
+            css=(STATIC / "page.css").read_text("utf-8"),
+            head=f'<meta name="color-scheme" content="light dark"><script>{script}</script>',
+        )
+        # else Gradio takes any path of this machine for an upload (processing_utils.py, 6.31)
+        blocks.has_launched = True
+    app.add_middleware(RequestGuard)
+    app.add_middleware(LanguageRedirect, forced=args.lang)
+    app.add_middleware(SecurityMiddleware, listen=args.listen, host_names=args.host_name, password=args.password)
     return app
 
 
-def _mount(app: FastAPI, reader: StudioReader, words: Words, path: str, args: argparse.Namespace) -> None:
-    script = (STATIC / "page.js").read_text("utf-8")
-    blocks = page.build(reader, words)
-    gr.mount_gradio_app(
-        app,
-        blocks,
-        path=path or "/",
-        server_name=args.listen,
-        server_port=args.port,
-        allowed_paths=[],
-        blocked_paths=[str(reader.studio.store.path)],
-        show_error=False,
-        max_file_size=UPLOAD_LIMIT,
-        ssr_mode=False,
-        enable_monitoring=False,
-        footer_links=[],
-        run_history=False,
-        mcp_server=bool(args.mcp and not path),  # the API's six calls as tools; a restart is not among them
-        theme=theme(),
-        css=(STATIC / "page.css").read_text("utf-8"),
-        head=f'<meta name="color-scheme" content="light dark"><script>{script}</script>',
-    )
-    blocks.has_launched = True  # else Gradio takes any path of this machine for an upload (processing_utils.py, 6.31)
-
-
-def _routes(app: FastAPI, reader: StudioReader) -> None:
+def _add_routes(app: FastAPI, reader: StudioReader) -> None:
     @app.get("/healthz")
     def healthz() -> JSONResponse:
         return JSONResponse({"ok": True})
@@ -95,8 +90,6 @@ def _routes(app: FastAPI, reader: StudioReader) -> None:
             raise HTTPException(404, "no poster")
         return FileResponse(found.poster, media_type="image/jpeg", headers={"cache-control": "max-age=86400"})
 
-
-def _files(app: FastAPI, reader: StudioReader) -> None:
     @app.get("/seeds.md")
     def seeds() -> Response:
         return Response(reader.studio.seeds_text(), media_type="text/markdown; charset=utf-8")
@@ -117,58 +110,44 @@ def _files(app: FastAPI, reader: StudioReader) -> None:
         return answer
 
 
-class Languages:
-    """Sends a browser that asks for "/" to the page in its language; programs always get the page at "/"."""
+class LanguageRedirect:
+    """ASGI middleware that sends a browser from "/" to the page in its language; a program always gets "/".
+
+    Args:
+        forced: "en" or "zh" for every browser without a choice of its own, "auto" for what each asks for.
+    """
 
     def __init__(self, app: ASGIApp, forced: str = "auto") -> None:
         self.app, self.forced = app, forced
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        if scope["type"] == "http" and scope["path"] == "/" and scope["method"] == "GET" and self._wants_chinese(scope):
+        """Answer one request, or hand it on."""
+        answer = self.app
+        if scope["type"] == "http" and scope["path"] == "/" and scope["method"] == "GET":
+            request = Request(scope)
+            asked = request.headers.get("accept-language", "") if self.forced == "auto" else self.forced
             query = scope["query_string"].decode("latin-1")
-            await RedirectResponse("/zh/" + (f"?{query}" if query else ""))(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
-
-    def _wants_chinese(self, scope: Scope) -> bool:
-        headers: dict[str, Any] = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        if "text/html" not in headers.get("accept", ""):
-            return False
-        chosen = SimpleCookie(headers.get("cookie", "")).get(LANGUAGE_COOKIE)
-        if chosen is not None:
-            return language_of(chosen.value) == "zh"
-        wanted = headers.get("accept-language", "") if self.forced == "auto" else self.forced
-        return language_of(wanted) == "zh"
+            lang = language_of(request.cookies.get(LANGUAGE_COOKIE, asked))
+            if lang == "zh" and "text/html" in request.headers.get("accept", ""):
+                answer = RedirectResponse(f"/zh/?{query}" if query else "/zh/")
+        await answer(scope, receive, send)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page until told to stop; returns the exit code."""
     args = parser().parse_args(argv)
     try:
-        serve(args)
+        check(args)
+        app = make_app(Studio(args.state_dir, args.outputs), args)
+        address = LOOPBACK if args.listen == ALL_ADDRESSES else args.listen
+        sys.stderr.write(f"[INFO] the page is at http://{address}:{args.port}\n")
+        uvicorn.run(
+            app, host=args.listen, port=args.port, log_level="warning", access_log=False, timeout_graceful_shutdown=2
+        )
     except TurbodiffError as error:
         sys.stderr.write(f"[ERROR] {error}\n")
         return error.exit_code
     return 0
-
-
-def serve(args: argparse.Namespace) -> None:
-    """Serve the page.
-
-    Raises:
-        PortInUseError: another program holds the port.
-        RequestError: `--listen` without a password.
-    """
-    check(args)
-    import uvicorn
-
-    app = make_app(Studio(args.state_dir, args.outputs), args)
-    address = LOCAL if args.listen == ANY else args.listen
-    sys.stderr.write(f"[INFO] the page is at http://{address}:{args.port}\n")
-    uvicorn.run(
-        app, host=args.listen, port=args.port, log_level="warning", access_log=False, timeout_graceful_shutdown=2
-    )
 
 
 if __name__ == "__main__":

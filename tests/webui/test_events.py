@@ -7,8 +7,9 @@ from turbodiff.plan.hardware import Machine, pretend
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.studio import Studio
-from webui import form, page, render
-from webui.events import Wiring
+from webui import form, render
+from webui.events import PageEvents
+from webui.page import layout
 from webui.request_guard import BadRequest
 from webui.snapshot import CachedValue, StudioReader
 from webui.wording import Words
@@ -17,7 +18,7 @@ INITIAL_UI_STATE = dict(render.INITIAL_UI_STATE)
 
 
 @pytest.fixture(scope="module")
-def wiring(tmp_path_factory):
+def events(tmp_path_factory):
     """The English page over a studio that knows of a card of 6 GiB and 64 GiB of RAM, whatever is here."""
     folder = tmp_path_factory.mktemp("wire")
     reader = StudioReader(Studio(folder / "state", folder / "outputs"))
@@ -25,61 +26,61 @@ def wiring(tmp_path_factory):
     reader._machine = CachedValue(lambda: machine, 3600.0)
     words = Words("en")
     with gr.Blocks(analytics_enabled=False):
-        made = Wiring(page._parts(reader, words), reader, words)
+        made = PageEvents(layout(reader, words), reader, words)
     yield made
     reader.studio.store.close()
 
 
-def row(wiring, **changed):
+def row(events, **changed):
     """What the form sends: a large clip that does not fit this card."""
     big = {**form.defaults(find_model("wan2.1-14b")), "resolution": "720p", "num_frames": 161}
     held = {**big, "prompt": "a cat chases a butterfly", "pinned": [], **changed}
     return [
-        held.get(name, "" if name in ("seed", "size", "loras", "negative_prompt") else None) for name in wiring.names
+        held.get(name, "" if name in ("seed", "size", "loras", "negative_prompt") else None) for name in events.names
     ]
 
 
-def test_ask_shows_what_would_change_and_waits_for_a_second_click(wiring):
-    wiring.reader.studio.set_policy("ask")
-    *_, ui_state, note = wiring.go(INITIAL_UI_STATE, *row(wiring))
+def test_ask_shows_what_would_change_and_waits_for_a_second_click(events):
+    events.reader.studio.set_policy("ask")
+    *_, ui_state, note = events.go(INITIAL_UI_STATE, *row(events))
     assert 'id="ask"' in note and "num_frames" in note and 'data-arg="anyway"' in note
-    assert ui_state["agreed"] and wiring.reader.studio.jobs() == []
-    *_, note = wiring.go(ui_state, *row(wiring))
+    assert ui_state["agreed"] and events.reader.studio.jobs() == []
+    *_, note = events.go(ui_state, *row(events))
     assert "Files of this model are missing" in note  # agreed: it went on to the queue
-    *_, note = wiring.go(ui_state, *row(wiring, num_frames=117))
+    *_, note = events.go(ui_state, *row(events, num_frames=117))
     assert 'id="ask"' in note  # another form is another question
 
 
-def test_auto_and_run_anyway_do_not_ask(wiring):
-    wiring.reader.studio.set_policy("ask")
-    assert "Files of this model" in wiring.go_anyway(INITIAL_UI_STATE, *row(wiring))[-1]
-    wiring.reader.studio.set_policy("auto")
-    assert "Files of this model" in wiring.go(INITIAL_UI_STATE, *row(wiring))[-1]
+def test_auto_and_run_anyway_do_not_ask(events):
+    events.reader.studio.set_policy("ask")
+    assert "Files of this model" in events.go_anyway(INITIAL_UI_STATE, *row(events))[-1]
+    events.reader.studio.set_policy("auto")
+    assert "Files of this model" in events.go(INITIAL_UI_STATE, *row(events))[-1]
 
 
-def test_never_refuses_and_names_what_would_fit(wiring):
-    wiring.reader.studio.set_policy("never")
-    meter, label, anyway, *_ = wiring.estimate(*row(wiring))
+def test_never_refuses_and_names_what_would_fit(events):
+    events.reader.studio.set_policy("never")
+    meter, label, anyway, *_ = events.estimate(*row(events))
     assert 'data-band="no"' in meter and 'id="alternatives"' in meter
     assert label["value"] == "Generate · 14B 720p 161 frames" and anyway["visible"]
-    wiring.reader.studio.set_policy("auto")
-    meter, label, *_ = wiring.estimate(*row(wiring))
+    events.reader.studio.set_policy("auto")
+    meter, label, *_ = events.estimate(*row(events))
     assert 'id="changes"' in meter and 'data-form="pin"' in meter
     assert "161" not in label["value"]
 
 
-def test_a_form_that_holds_nonsense_is_no_form_of_ours(wiring):
+def test_a_form_that_holds_nonsense_is_no_form_of_ours(events):
     with pytest.raises(BadRequest):
-        wiring.estimate(*row(wiring, steps="many"))
+        events.estimate(*row(events, steps="many"))
     with pytest.raises(BadRequest):
-        wiring.estimate(*row(wiring, pinned=["everything"]))
+        events.estimate(*row(events, pinned=["everything"]))
 
 
 @pytest.mark.parametrize(
     "draft", [None, 1, "x", [], {"steps": []}, {"model": "gone"}, {"prompt": "kept", "fps": "x"}], ids=repr
 )
-def test_a_draft_of_any_shape_gives_a_form_that_works(wiring, draft):
-    answer = wiring.restore(draft)
-    assert len(answer) == len(wiring.parts) + len(wiring.boxes) + len(wiring.told)
+def test_a_draft_of_any_shape_gives_a_form_that_works(events, draft):
+    answer = events.restore(draft)
+    assert len(answer) == len(events.fields) + len(events.boxes) + len(events.estimated)
     if isinstance(draft, dict) and "prompt" in draft:
-        assert answer[wiring.names.index("prompt")]["value"] == "kept"
+        assert answer[events.names.index("prompt")]["value"] == "kept"

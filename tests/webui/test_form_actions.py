@@ -97,7 +97,7 @@ def test_what_no_button_carries_is_one_clear_error(reader, name, argument):
 
 def test_what_a_form_cannot_hold_is_left_out():
     odd = {"steps": "4", "topk": float("inf"), "pinned": "model", "fit": ["crop"], "seed": None, "prompt": "x"}
-    assert form.sound(odd) == {"seed": None, "prompt": "x"}
+    assert form.sanitize(odd) == {"seed": None, "prompt": "x"}
 
 
 def test_a_list_of_prompts_is_text_and_not_too_long(tmp_path):

@@ -8,7 +8,7 @@ import gradio as gr
 import httpx
 import pytest
 
-from webui.request_guard import BadRequest, Narrow, handler, said
+from webui.request_guard import BadRequest, RequestGuard, button_of, handler
 
 
 def answers(status, ran=()):
@@ -28,7 +28,8 @@ def answers(status, ran=()):
 
 def ask(app, path):
     async def once():
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=Narrow(app)), base_url="http://x") as session:
+        transport = httpx.ASGITransport(app=RequestGuard(app))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as session:
             return await session.post(path)
 
     with ThreadPoolExecutor(1) as beside:  # a browser test before us may have left a loop in this thread
@@ -74,7 +75,7 @@ def test_routes_that_nobody_needs_are_closed(path):
 @pytest.mark.parametrize("data", [None, [], "act", {}, {"act": "go"}, 3], ids=repr)
 def test_only_buttons_of_page_js_are_listened_to(data):
     with pytest.raises(BadRequest):
-        said(gr.EventData(None, data))
+        button_of(gr.EventData(None, data))
 
 
 def test_a_handler_keeps_the_signature_that_gradio_reads():

@@ -1,4 +1,4 @@
-"""What the gate lets through and what it refuses, without Gradio behind it."""
+"""What the security rules let through and what they refuse, without Gradio behind them."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from webui.security import COOKIE, JSON_BYTES, Gate, Rules, allowed_hosts, host_name
+from webui.security import COOKIE, JSON_BYTES, SecurityMiddleware, host_name
 
 
 async def echo(scope, receive, send):
@@ -20,9 +20,9 @@ async def echo(scope, receive, send):
     await send({"type": "http.response.body", "body": str(len(body)).encode()})
 
 
-def ask(gate, method, path, client="127.0.0.1", **options):
+def ask(app, method, path, client="127.0.0.1", **options):
     async def once():
-        transport = httpx.ASGITransport(app=gate, client=(client, 4711))
+        transport = httpx.ASGITransport(app=app, client=(client, 4711))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7860") as session:
             return await session.request(method, path, **options)
 
@@ -30,46 +30,46 @@ def ask(gate, method, path, client="127.0.0.1", **options):
         return beside.submit(asyncio.run, once()).result()
 
 
-def gate(password="", listen="127.0.0.1"):
-    return Gate(echo, Rules(allowed_hosts(listen), password))
+def guarded(password="", listen="127.0.0.1"):
+    return SecurityMiddleware(echo, listen, password=password)
 
 
 def test_a_foreign_host_is_refused():
-    assert ask(gate(), "GET", "/", headers={"host": "evil.example"}).status_code == 403
-    assert ask(gate(), "GET", "/", headers={"host": "127.0.0.1.evil.example:7860"}).status_code == 403
+    assert ask(guarded(), "GET", "/", headers={"host": "evil.example"}).status_code == 403
+    assert ask(guarded(), "GET", "/", headers={"host": "127.0.0.1.evil.example:7860"}).status_code == 403
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:7860", "[::1]:7860", "LOCALHOST"])
 def test_this_machine_is_served_by_each_of_its_names(host):
-    assert ask(gate(), "GET", "/", headers={"host": host}).status_code == 200
+    assert ask(guarded(), "GET", "/", headers={"host": host}).status_code == 200
 
 
 def test_another_site_cannot_post():
-    assert ask(gate(), "POST", "/x", headers={"origin": "http://evil.example"}).status_code == 403
-    assert ask(gate(), "POST", "/x", headers={"origin": "null"}).status_code == 403
-    assert ask(gate(), "POST", "/x", headers={"origin": "http://[::1"}).status_code == 403
-    assert ask(gate(), "POST", "/x", headers={"origin": "http://127.0.0.1:7860"}).status_code == 200
-    assert ask(gate(), "POST", "/x").status_code == 200  # a program, not a browser
+    assert ask(guarded(), "POST", "/x", headers={"origin": "http://evil.example"}).status_code == 403
+    assert ask(guarded(), "POST", "/x", headers={"origin": "null"}).status_code == 403
+    assert ask(guarded(), "POST", "/x", headers={"origin": "http://[::1"}).status_code == 403
+    assert ask(guarded(), "POST", "/x", headers={"origin": "http://127.0.0.1:7860"}).status_code == 200
+    assert ask(guarded(), "POST", "/x").status_code == 200  # a program, not a browser
 
 
 def test_a_body_has_a_limit_whether_or_not_it_says_its_length():
-    assert ask(gate(), "POST", "/x", content=b"x" * (JSON_BYTES + 1)).status_code == 413
+    assert ask(guarded(), "POST", "/x", content=b"x" * (JSON_BYTES + 1)).status_code == 413
 
     async def endless():
         for _ in range(5):
             yield b"x" * JSON_BYTES
 
-    assert int(ask(gate(), "POST", "/x", content=endless()).text) <= 2 * JSON_BYTES
+    assert int(ask(guarded(), "POST", "/x", content=endless()).text) <= 2 * JSON_BYTES
 
 
 def test_answers_carry_the_security_headers():
-    headers = ask(gate(), "GET", "/").headers
+    headers = ask(guarded(), "GET", "/").headers
     assert headers["x-content-type-options"] == "nosniff"
     assert "frame-ancestors 'self'" in headers["content-security-policy"]
 
 
 def test_without_a_login_only_the_login_page_answers():
-    locked = gate("open sesame")
+    locked = guarded("open sesame")
     assert ask(locked, "GET", "/media/x").status_code == 401
     assert ask(locked, "GET", "/", headers={"accept": "text/html"}).headers["location"] == "/login"
     assert "<form" in ask(locked, "GET", "/login").text
@@ -77,7 +77,7 @@ def test_without_a_login_only_the_login_page_answers():
 
 
 def test_the_right_password_opens_and_the_wrong_one_does_not():
-    locked = gate("open sesame")
+    locked = guarded("open sesame")
     assert ask(locked, "POST", "/login", data={"password": "guess"}).status_code == 401
     opened = ask(locked, "POST", "/login", data={"username": "me", "password": "open sesame"})
     assert opened.status_code == 200
@@ -89,7 +89,7 @@ def test_the_right_password_opens_and_the_wrong_one_does_not():
 
 
 def test_guessing_is_stopped_after_five_tries():
-    locked = gate("open sesame")
+    locked = guarded("open sesame")
     answers = [
         ask(locked, "POST", "/login", client="10.0.0.9", data={"password": str(n)}).status_code for n in range(7)
     ]
@@ -98,7 +98,7 @@ def test_guessing_is_stopped_after_five_tries():
 
 
 def test_guessing_the_bearer_is_stopped_too():
-    locked = gate("open sesame")
+    locked = guarded("open sesame")
     guesses = [{"authorization": f"Bearer {n}"} for n in range(5)]
     assert {ask(locked, "GET", "/", client="10.0.0.9", headers=guess).status_code for guess in guesses} == {401}
     right = {"authorization": "Bearer open sesame"}
@@ -107,9 +107,9 @@ def test_guessing_the_bearer_is_stopped_too():
 
 
 def test_another_machine_is_slowed_down_and_this_one_is_not():
-    open_gate = gate(listen="10.0.0.1")
-    near = [ask(open_gate, "POST", "/upload").status_code for _ in range(70)]
-    far = [ask(open_gate, "POST", "/upload", client="10.0.0.9").status_code for _ in range(70)]
+    open_to_all = guarded(listen="10.0.0.1")
+    near = [ask(open_to_all, "POST", "/upload").status_code for _ in range(70)]
+    far = [ask(open_to_all, "POST", "/upload", client="10.0.0.9").status_code for _ in range(70)]
     assert set(near) == {200}
     assert far.count(429) == 10
 

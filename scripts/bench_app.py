@@ -58,7 +58,7 @@ def planning(runs: int) -> dict[str, float]:
     """A full plan, and a submit into a store of 10,000 jobs."""
     from turbodiff.jobs.store import Store
     from turbodiff.plan.hardware import GpuFacts, Machine
-    from turbodiff.plan.planner import make_plan
+    from turbodiff.plan.planner import plan_request
     from turbodiff.spec.inventory import Inventory
     from turbodiff.spec.request import make_request
 
@@ -73,7 +73,7 @@ def planning(runs: int) -> dict[str, float]:
             store.submit(request)
         submit_ms = median_ms(lambda: store.submit(request), runs)
     return {
-        "plan_ms": median_ms(lambda: make_plan(request, machine, Inventory()), runs),
+        "plan_ms": median_ms(lambda: plan_request(request, machine, Inventory()), runs),
         "submit_at_10000_ms": submit_ms,
     }
 

@@ -31,7 +31,7 @@ from turbodiff.memory_lab.ledger import Ledger  # noqa: E402
 from turbodiff.memory_lab.measure import MadeUp, rows_of, run_denoise  # noqa: E402
 from turbodiff.plan.hardware import Machine, pretend  # noqa: E402
 from turbodiff.plan.phase_costs import CONTEXT_BYTES  # noqa: E402
-from turbodiff.plan.planner import make_plan  # noqa: E402
+from turbodiff.plan.planner import plan_request  # noqa: E402
 from turbodiff.runtime import offload  # noqa: E402
 from turbodiff.runtime.device import Device  # noqa: E402
 from turbodiff.spec.errors import DoesNotFitError  # noqa: E402
@@ -133,7 +133,7 @@ def one_budget(made: MadeUp, gib: float, machine: Machine) -> dict[str, Any]:
     row: dict[str, Any] = {"model": made.spec.name, "gib": gib, "kept": True, "phases": []}
     small = pretend(machine, gib).model_copy(update={"torch": torch.__version__.split("+")[0]})
     try:
-        plan = make_plan(dearest(made.spec.name), small, Inventory())
+        plan = plan_request(dearest(made.spec.name), small, Inventory())
     except DoesNotFitError as error:
         return row | {"plan": str(error)}
     offload.cap(made.device.torch_device, plan.budget_bytes - CONTEXT_BYTES)
@@ -146,7 +146,7 @@ def one_budget(made: MadeUp, gib: float, machine: Machine) -> dict[str, Any]:
 def streaming(made: MadeUp, machine: Machine) -> dict[str, Any]:
     """Seconds of a step with all blocks passing through, over those of a step with all of them there."""
     offload.cap(made.device.torch_device, 1 << 60)
-    plan = make_plan(dearest(made.spec.name), machine, Inventory(), policy="anyway")
+    plan = plan_request(dearest(made.spec.name), machine, Inventory(), policy="anyway")
     seconds = {}
     for lever in ("resident", "streamed"):
         levers = plan.levers.model_copy(update={"experts": lever, "blocks_resident": 0})

@@ -58,13 +58,13 @@ class Product:
     def clip(self, fields: dict[str, Any]) -> np.ndarray:
         """Generate one clip and read its file back: uint8 [F, H, W, 3]."""
         from turbodiff.gpu.probe import machine_now
-        from turbodiff.plan.planner import make_plan
+        from turbodiff.plan.planner import plan_request
         from turbodiff.runtime.attempt import Job
         from turbodiff.runtime.pipeline import generate
         from turbodiff.spec.request import make_request
         from turbodiff.weights.locate import inventory
 
-        plan = make_plan(make_request(fields).seeded(), machine_now(), inventory())
+        plan = plan_request(make_request(fields).seeded(), machine_now(), inventory())
         output = self.folder / "clip.mp4"
         output.unlink(missing_ok=True)
         job = Job(1, 1, plan, self.folder, self.folder / "state", output)

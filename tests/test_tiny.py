@@ -8,7 +8,7 @@ import torch
 
 from turbodiff.archive.clips import read_sidecar
 from turbodiff.gpu.probe import machine_now
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import plan_request
 from turbodiff.runtime import stages
 from turbodiff.runtime.attempt import Job
 from turbodiff.runtime.device import Device
@@ -51,7 +51,7 @@ def shelf():
 
 def job(tmp_path, **fields):
     request = make_request({"prompt": PROMPT, "seed": 7, "steps": 2, "num_frames": 5, **fields})
-    plan = make_plan(request, machine_now(), inventory())
+    plan = plan_request(request, machine_now(), inventory())
     return Job(1, 1, plan, tmp_path / "outputs", tmp_path / "state")
 
 

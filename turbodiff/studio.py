@@ -23,7 +23,7 @@ from turbodiff.jobs.store import Job, Store, Where
 from turbodiff.media import pictures
 from turbodiff.plan import tiers
 from turbodiff.plan.hardware import Machine, only, pretend, read_machine
-from turbodiff.plan.planner import Policy
+from turbodiff.plan.planner import Policy, plan_request
 from turbodiff.prompt.clean import clean
 from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.prompt.weights import parse
@@ -75,7 +75,8 @@ def estimate(
         DoesNotFitError: nothing that the pins allow fits.
     """
     machine = machine or machine_now()
-    return measurements.calibrated_plan(store, asked(fields), machine, inventory or find_weights(), policy)
+    taught = measurements.samples(store) if store else ()
+    return plan_request(asked(fields), machine, inventory or find_weights(), policy=policy, samples=taught)
 
 
 def asked(fields: Mapping[str, Any]) -> Request:
@@ -105,7 +106,8 @@ def run_once(
     need(request.model, inventory)
     check_place(output, outputs, request)
     machine = only(machine_now(), device)
-    plan = measurements.calibrated_plan(history(), request, machine, inventory)
+    store = history()
+    plan = plan_request(request, machine, inventory, samples=measurements.samples(store) if store else ())
     command = worker_process.build_run_command(
         plan.request.model_dump(mode="json"),
         plan.model_dump(mode="json"),
@@ -243,7 +245,8 @@ class Studio:
         need(request.model, inventory)
         check_place(None, self.outputs, request, self.state)
         policy: Policy = "anyway" if anyway else self.policy
-        plan = measurements.calibrated_plan(self.store, request, self.machine(), inventory, policy)
+        taught = measurements.samples(self.store)
+        plan = plan_request(request, self.machine(), inventory, policy=policy, samples=taught)
         return self.store.submit(request, plan)
 
     @property
@@ -381,19 +384,6 @@ class Studio:
 
 
 __all__ = [
-    "OutputError",
-    "Plan",
-    "Request",
-    "Studio",
-    "VerifyError",
-    "doctor",
-    "error_from",
-    "estimate",
-    "machine_for",
-    "machine_now",
-    "model_states",
-    "pictures",
-    "run_log",
-    "run_once",
-    "running",
-]
+    "OutputError", "Plan", "Request", "Studio", "VerifyError", "doctor", "error_from", "estimate", "machine_for",
+    "machine_now", "model_states", "pictures", "run_log", "run_once", "running",
+]  # fmt: skip

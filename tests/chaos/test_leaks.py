@@ -9,7 +9,7 @@ from supervisor.cards import Card
 
 from turbodiff.gpu.probe import machine_now
 from turbodiff.plan.hardware import pretend
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import plan_request
 from turbodiff.spec.request import make_request
 from turbodiff.supervisor import slots as slots
 from turbodiff.weights.locate import inventory
@@ -25,7 +25,7 @@ def test_fault_82_five_hundred_jobs_leak_nothing_and_take_8_kb_each(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(slots, "RECYCLE_JOBS", JOBS_OF_A_WORKER)
     asked = make_request({"prompt": PROMPT, "model": "wan2.1-14b", "resolution": "720p"}).seeded()
-    plan = make_plan(asked, pretend(machine_now(), 24.0), inventory())
+    plan = plan_request(asked, pretend(machine_now(), 24.0), inventory())
     bench = Bench(tmp_path, sample=Card())
     bench.run(request())
 

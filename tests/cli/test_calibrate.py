@@ -11,7 +11,7 @@ from turbodiff.jobs import measurements
 from turbodiff.jobs.store import Store
 from turbodiff.plan.calibration import work_bytes
 from turbodiff.plan.hardware import Machine
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import plan_request
 
 
 def calibrate(monkeypatch, *flags):
@@ -39,24 +39,25 @@ def test_without_a_gpu_it_says_in_one_line_what_it_would_do(tmp_path, monkeypatc
 def test_what_was_learned_is_used_shown_and_forgotten(tmp_path, monkeypatch, capsys):
     store, here = Store(tmp_path), card(24)
     request = ask("wan2.1-1.3b")
-    plan = make_plan(request, here, disk())
-    assert measurements.calibrated_plan(store, request, here, disk()) == plan
+    plan = plan_request(request, here, disk())
+    assert plan_request(request, here, disk(), samples=measurements.samples(store)) == plan
     for sample in samples_of(plan, [*rows_of(plan, 1.1), {"name": "denoise", "oom": "CUDA out of memory"}], here, 0):
         measurements.keep_sample(store, sample)
-    learned = measurements.calibrated_plan(store, request, here, disk())
+    learned = plan_request(request, here, disk(), samples=measurements.samples(store))
     (told,) = [reason.numbers for reason in learned.reasons if reason.key == "calibrated"]
     assert told == {"factor": pytest.approx(1.1, abs=1e-3), "samples": len(plan.phases) - 1}
     assert learned.peak_bytes > plan.peak_bytes and learned.request == plan.request
-    assert measurements.calibrated_plan(store, request, card(16), disk()) == make_plan(request, card(16), disk())
+    other = plan_request(request, card(16), disk(), samples=measurements.samples(store))
+    assert other == plan_request(request, card(16), disk())
     assert calibrate(monkeypatch, "--state-dir", str(tmp_path), "--list") == 0
     assert "work memory x 1.10" in capsys.readouterr().out
     assert calibrate(monkeypatch, "--state-dir", str(tmp_path), "--clear") == 0
-    assert measurements.calibrated_plan(store, request, here, disk()) == plan
+    assert plan_request(request, here, disk(), samples=measurements.samples(store)) == plan
 
 
 def test_samples_taken_while_a_neighbour_moved_teach_nothing(tmp_path):
     store, here, request = Store(tmp_path), card(24), ask("wan2.1-1.3b")
-    plan = make_plan(request, here, disk())
+    plan = plan_request(request, here, disk())
     for sample in samples_of(plan, list(rows_of(plan, 1.2)), here, 300 << 20):
         measurements.keep_sample(store, sample)
-    assert measurements.calibrated_plan(store, request, here, disk()) == plan
+    assert plan_request(request, here, disk(), samples=measurements.samples(store)) == plan

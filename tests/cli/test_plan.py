@@ -6,7 +6,7 @@ import pytest
 
 from tests.plan.machines import ask, card, disk
 from turbodiff.cli.show import alternatives_line, plan_table
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import plan_request
 from turbodiff.spec.wording import Words
 
 EN, ZH = Words("en"), Words("zh")
@@ -16,9 +16,9 @@ ON_DISK_14B = disk("wan2.1-14b")
 @pytest.mark.parametrize("words", [EN, ZH], ids=["en", "zh"])
 def test_every_reason_is_a_sentence(words, capsys):
     for plan in (
-        make_plan(ask(), card(12), disk()),
-        make_plan(ask("wan2.2-a14b", steps=2, sigma_max=200), card(24), ON_DISK_14B),
-        make_plan(ask("wan2.1-1.3b", resolution="720p"), card(5), disk()),
+        plan_request(ask(), card(12), disk()),
+        plan_request(ask("wan2.2-a14b", steps=2, sigma_max=200), card(24), ON_DISK_14B),
+        plan_request(ask("wan2.1-1.3b", resolution="720p"), card(5), disk()),
     ):
         plan_table(plan, words)
         said = capsys.readouterr().out
@@ -29,7 +29,7 @@ def test_every_reason_is_a_sentence(words, capsys):
 
 
 def test_other_ways_to_run_are_one_line_of_frames_size_memory_and_time():
-    plan = make_plan(ask(), card(24), disk())
+    plan = plan_request(ask(), card(24), disk())
     line = alternatives_line(plan, EN)
     assert re.fullmatch(r"or instead: \d+ frames at \d+p: [\d.]+ GiB, .*?; \d+ at 720p: [\d.]+ GiB, .*", line)
     first = plan.alternatives[0]
@@ -38,5 +38,5 @@ def test_other_ways_to_run_are_one_line_of_frames_size_memory_and_time():
 
 
 def test_a_model_that_must_be_fetched_says_how_large_it_is():
-    line = alternatives_line(make_plan(ask(), card(12), ON_DISK_14B), EN)
+    line = alternatives_line(plan_request(ask(), card(12), ON_DISK_14B), EN)
     assert re.search(r"with Wan2\.1-1\.3B: [\d.]+ GiB, .* to download", line)

@@ -10,7 +10,7 @@ import pytest
 from tests.plan.machines import ask, disk
 from turbodiff.gpu import probe
 from turbodiff.plan.hardware import only
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import plan_request
 from turbodiff.spec.numbers import GIB
 
 ANSWER_S = 30.0  # a loaded test machine starts Python slowly; the deadline itself is tested with "hang"
@@ -112,10 +112,10 @@ def test_ram_that_our_own_worker_holds_alone_counts_as_free_for_the_next_job(fak
 
 def test_of_two_cards_the_freest_is_planned_for(fake_nvml):
     fake_nvml("two")
-    plan = make_plan(ask("wan2.1-1.3b"), machine().model_copy(update={"torch": "2.13.0"}), disk())
+    plan = plan_request(ask("wan2.1-1.3b"), machine().model_copy(update={"torch": "2.13.0"}), disk())
     assert plan.device == "cuda:1"
     first = only(machine(), "cuda:0").model_copy(update={"torch": "2.13.0"})
-    assert make_plan(ask("wan2.1-1.3b"), first, disk()).device == "cuda:0"
+    assert plan_request(ask("wan2.1-1.3b"), first, disk()).device == "cuda:0"
     assert only(machine(), "cpu").gpus == ()
 
 

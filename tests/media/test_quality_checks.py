@@ -11,7 +11,7 @@ from turbodiff.gpu.probe import machine_now
 from turbodiff.media.fingerprints import Bytes, mark_rgb
 from turbodiff.media.quality_checks import fine_difference, flaws
 from turbodiff.plan.hardware import only
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import plan_request
 from turbodiff.prompt.motion import asks_for_stillness
 from turbodiff.spec.request import make_request
 from turbodiff.weights.locate import inventory
@@ -142,7 +142,7 @@ def test_fault_35_noise_left_in_the_demos_latents_is_seen_and_the_clean_clip_is_
     from turbodiff.runtime.model_cache import ModelCache
 
     request = make_request({"prompt": "a red circle moves right on a black background", "seed": 1}).seeded()
-    shelf, plan = ModelCache(Device.pick("cpu")), make_plan(request, only(machine_now(), "cpu"), inventory())
+    shelf, plan = ModelCache(Device.pick("cpu")), plan_request(request, only(machine_now(), "cpu"), inventory())
     run = Run(Job(1, 1, plan, tmp_path, tmp_path), shelf, lambda *_, **__: None, None)  # type: ignore[arg-type]
     shelf.open(request)
     clip = random_clip(held_out_captions()[3], np.random.default_rng(5))

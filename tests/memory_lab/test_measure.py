@@ -6,12 +6,12 @@ import torch
 
 from tests.plan.machines import ask, card, disk
 from turbodiff.memory_lab.measure import MadeUp, rows_of
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import plan_request
 from turbodiff.runtime.device import Device
 
 
 def test_every_phase_with_networks_is_measured():
-    plan = make_plan(ask("demo-i2v", num_frames=5, attention="dense"), card(24), disk())
+    plan = plan_request(ask("demo-i2v", num_frames=5, attention="dense"), card(24), disk())
     made = MadeUp(plan.request.spec, Device(torch.device("cpu"), "a CPU", torch.float32))
     rows = list(rows_of(made, plan))
     assert [row["name"] for row in rows] == [phase.name for phase in plan.phases if phase.name != "write"]

@@ -18,7 +18,7 @@ from turbodiff.memory_lab import dry_run
 from turbodiff.models.text_encoder import make_text_encoder
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.plan import phase_costs
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import plan_request
 from turbodiff.plan.weight_sizes import encoder_bytes, weights_of
 from turbodiff.runtime import text
 from turbodiff.spec.models import all_models, find_model
@@ -157,7 +157,7 @@ def stored_bytes(module: nn.Module) -> int:
 
 
 def test_a_plan_can_be_traced_phase_by_phase():
-    plan = make_plan(ask("demo", num_frames=9), machine(), disk())
+    plan = plan_request(ask("demo", num_frames=9), machine(), disk())
     traced = dry_run.dry_run(plan)
     assert set(traced) == {"denoise", "vae_decode"}
     for phase in plan.phases:

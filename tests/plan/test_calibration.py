@@ -13,7 +13,7 @@ from turbodiff.plan.calibration import (
     calibrate,
     work_bytes,
 )
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import plan_request
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.numbers import GIB, MIB
 
@@ -93,8 +93,8 @@ def calibrated(factor: float, samples: int = 5, measured: float | None = None) -
 @pytest.mark.parametrize("factor", [0.9, 1.0, 1.25])
 @pytest.mark.parametrize("total_gib", [12, 80])
 def test_a_corrected_plan_predicts_the_same_tensors_so_nothing_is_counted_twice(factor, total_gib):
-    plain = make_plan(ask(), card(total_gib), disk())
-    told = make_plan(plain.request, card(total_gib), disk(), policy="anyway", calibration=calibrated(factor))
+    plain = plan_request(ask(), card(total_gib), disk())
+    told = plan_request(plain.request, card(total_gib), disk(), policy="anyway", calibration=calibrated(factor))
     for before, after in zip(plain.phases, told.phases, strict=True):
         if before.activations_bytes == after.activations_bytes:  # the levers may differ
             assert abs(work_bytes(plain, before) - work_bytes(told, after)) <= 2
@@ -107,7 +107,7 @@ def test_a_true_underestimate_is_learned_once_and_does_not_grow_or_swing():
     history: list[Sample] = []
     for _ in range(12):
         learned = calibrate(history, KIND)
-        plan = make_plan(ask("wan2.1-1.3b"), card(24), disk(), calibration=learned if learned.samples else None)
+        plan = plan_request(ask("wan2.1-1.3b"), card(24), disk(), calibration=learned if learned.samples else None)
         if history:
             assert 1.12 < learned.factor <= 1.1501
         for phase in plan.phases[1:-1]:
@@ -133,10 +133,10 @@ def test_no_history_leaves_the_bounds_and_failed_runs_never_make_a_plan_refuse(h
     pins = {"model", "resolution", "num_frames", "quant_linear"}
     request = ask(model, quant_linear="on", pinned=pins)
     try:
-        make_plan(request, card(total_gib), disk(), calibration=learned._replace(factor=learned.measured))
+        plan_request(request, card(total_gib), disk(), calibration=learned._replace(factor=learned.measured))
     except DoesNotFitError:
         return  # good runs said so
-    assert make_plan(request, card(total_gib), disk(), calibration=learned).band != "no"
+    assert plan_request(request, card(total_gib), disk(), calibration=learned).band != "no"
 
 
 def test_only_a_failed_run_lets_a_plan_fall_back_to_what_good_runs_measured():
@@ -150,6 +150,6 @@ def test_only_a_failed_run_lets_a_plan_fall_back_to_what_good_runs_measured():
 
 def _fits(request, total_gib: float, calibration: Calibration | None) -> bool:
     try:
-        return make_plan(request, card(total_gib), disk(), calibration=calibration).band != "no"
+        return plan_request(request, card(total_gib), disk(), calibration=calibration).band != "no"
     except DoesNotFitError:
         return False

@@ -7,7 +7,7 @@ import pytest
 
 from tests.plan.machines import ask, card, disk, gpu, machine
 from turbodiff.plan.hardware import GpuFacts, Machine, pretend
-from turbodiff.plan.planner import at_launch, make_plan
+from turbodiff.plan.planner import Shortage, plan_request, replan
 from turbodiff.plan.reasons import REASON_KEYS
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.inventory import FoundFile, FoundLora, Inventory
@@ -28,26 +28,26 @@ def lossy(plan: Plan) -> set[str]:
 
 
 def test_auto_fields_are_settled():
-    on_card = make_plan(ask(), card(24), DISK).request
-    on_cpu = make_plan(ask("demo"), machine(), Inventory()).request
+    on_card = plan_request(ask(), card(24), DISK).request
+    on_cpu = plan_request(ask("demo"), machine(), Inventory()).request
     assert (on_card.attention, on_card.quant_linear) == ("sagesla", "on")
     assert (on_cpu.attention, on_cpu.quant_linear) == ("dense", "off")
-    assert make_plan(ask(sampler="unipc", steps=20), card(24), DISK).request.attention == "dense"
+    assert plan_request(ask(sampler="unipc", steps=20), card(24), DISK).request.attention == "dense"
 
 
 def test_the_attention_that_was_settled_is_the_one_that_is_costed():
-    auto, dense = make_plan(ask(), card(24), DISK), make_plan(ask(attention="dense"), card(24), DISK)
+    auto, dense = plan_request(ask(), card(24), DISK), plan_request(ask(attention="dense"), card(24), DISK)
     assert auto.request.attention == "sagesla"
     assert dense.seconds > 1.5 * auto.seconds
 
 
 def test_int8_is_the_default_below_40_gb_and_not_above():
-    assert make_plan(ask("wan2.1-1.3b"), card(24), DISK).request.quant_linear == "on"
-    assert make_plan(ask("wan2.1-1.3b"), card(48), DISK).request.quant_linear == "off"
+    assert plan_request(ask("wan2.1-1.3b"), card(24), DISK).request.quant_linear == "on"
+    assert plan_request(ask("wan2.1-1.3b"), card(48), DISK).request.quant_linear == "off"
 
 
 def test_a_hopper_card_hears_that_int8_is_not_faster_there():
-    plan = make_plan(ask(quant_linear="on"), card(80, name="NVIDIA H100", capability=(9, 0)), DISK)
+    plan = plan_request(ask(quant_linear="on"), card(80, name="NVIDIA H100", capability=(9, 0)), DISK)
     assert "int8_not_faster_here" in keys(plan)
 
 
@@ -57,7 +57,7 @@ def test_losses_come_in_the_order_of_sacrifice():
     for total in range(240, 19, -4):
         where = machine(gpu(total / 10, context_bytes=0, reserve_bytes=0), ram_gib=200)
         try:
-            plan = make_plan(wish, where, DISK)
+            plan = plan_request(wish, where, DISK)
         except DoesNotFitError:
             break
         seen += [field for field in sorted(lossy(plan)) if field not in seen]
@@ -71,16 +71,16 @@ def test_losses_come_in_the_order_of_sacrifice():
 
 def test_a_pin_is_respected_at_the_cost_of_another_wish():
     where = card(6)
-    free = make_plan(ask(), where, DISK)
+    free = plan_request(ask(), where, DISK)
     assert "num_frames" in lossy(free)
-    kept = make_plan(ask(pinned={"num_frames"}), where, DISK)
+    kept = plan_request(ask(pinned={"num_frames"}), where, DISK)
     assert kept.request.num_frames == 81
     assert "num_frames" not in lossy(kept)
 
 
 def test_a_refusal_names_the_cheapest_pin_to_release():
     with pytest.raises(DoesNotFitError) as refusal:
-        make_plan(ask(num_frames=161, pinned={"model", "resolution", "num_frames"}), card(8), DISK)
+        plan_request(ask(num_frames=161, pinned={"model", "resolution", "num_frames"}), card(8), DISK)
     assert refusal.value.exit_code == 5
     assert refusal.value.field == "num_frames"
     assert refusal.value.try_instead.startswith("release num_frames: Wan2.1-14B 720p")
@@ -89,20 +89,20 @@ def test_a_refusal_names_the_cheapest_pin_to_release():
 
 def test_when_nothing_fits_the_refusal_says_so():
     with pytest.raises(DoesNotFitError) as refusal:
-        make_plan(ask(), card(1.5), DISK)
+        plan_request(ask(), card(1.5), DISK)
     assert refusal.value.field == ""
     assert "nothing on this disk fits" in refusal.value.try_instead
 
 
 def test_a_smaller_model_must_be_on_disk_to_be_chosen():
     tiny = card(1.9, context_bytes=0, reserve_bytes=0)
-    assert make_plan(ask(), tiny, DISK).request.model == "wan2.1-1.3b"
+    assert plan_request(ask(), tiny, DISK).request.model == "wan2.1-1.3b"
     with pytest.raises(DoesNotFitError):
-        make_plan(ask(num_frames=161, pinned={"num_frames"}), tiny, ON_DISK_14B)
+        plan_request(ask(num_frames=161, pinned={"num_frames"}), tiny, ON_DISK_14B)
 
 
 def test_a_model_that_is_not_on_disk_is_offered_with_its_download_size():
-    plan = make_plan(ask(), card(12), ON_DISK_14B)
+    plan = plan_request(ask(), card(12), ON_DISK_14B)
     offers = [offer for offer in plan.alternatives if offer.download_bytes]
     assert [change.to_value for offer in offers for change in offer.changes if change.field == "model"] == [
         "wan2.1-1.3b"
@@ -111,13 +111,13 @@ def test_a_model_that_is_not_on_disk_is_offered_with_its_download_size():
 
 
 def test_a_wish_that_is_not_on_disk_says_what_to_download():
-    plan = make_plan(ask(), card(24), Inventory())
+    plan = plan_request(ask(), card(24), Inventory())
     (download,) = (reason for reason in plan.reasons if reason.key == "download")
     assert download.numbers["bytes"] > 26_000_000_000  # INT8 file, VAE, text encoder
 
 
 def test_a_pretended_card_counts_every_model_as_present():
-    plan = make_plan(ask(), pretend(machine(), 12), Inventory())
+    plan = plan_request(ask(), pretend(machine(), 12), Inventory())
     assert plan.device == "cuda:0"
     assert "pretended" in keys(plan)
     assert "download" not in keys(plan)
@@ -125,7 +125,7 @@ def test_a_pretended_card_counts_every_model_as_present():
 
 def test_alternatives_fit_and_differ_and_carry_seconds():
     for total in (8, 12, 16, 24, 48):
-        plan = make_plan(ask(), card(total), DISK)
+        plan = plan_request(ask(), card(total), DISK)
         assert 2 <= len(plan.alternatives) <= 3
         for offer in plan.alternatives:
             assert offer.fits and offer.changes and offer.seconds > 0
@@ -134,7 +134,7 @@ def test_alternatives_fit_and_differ_and_carry_seconds():
 
 def test_every_reason_carries_its_numbers_and_has_a_key():
     plans = [
-        make_plan(ask(model, **fields), where, inventory)
+        plan_request(ask(model, **fields), where, inventory)
         for model, fields in (
             ("wan2.1-14b", {}),
             ("wan2.2-a14b", {"steps": 2}),
@@ -150,7 +150,7 @@ def test_every_reason_carries_its_numbers_and_has_a_key():
 
 
 def test_one_expert_is_loaded_where_the_other_never_runs():
-    plan = make_plan(ask("wan2.2-a14b", steps=3, boundary=0.7), card(24), DISK)
+    plan = plan_request(ask("wan2.2-a14b", steps=3, boundary=0.7), card(24), DISK)
     assert [phase.name for phase in plan.phases] == [
         "text_encode",
         "image_encode",
@@ -164,42 +164,42 @@ def test_one_expert_is_loaded_where_the_other_never_runs():
 
 @pytest.mark.parametrize(("fields", "experts"), [({}, "HHLL"), ({"boundary": 0.7}, "HHHL"), ({"steps": 3}, "HHL")])
 def test_the_plan_says_which_expert_runs_each_step(fields, experts):
-    plan = make_plan(ask("wan2.2-a14b", **fields), card(24), DISK)
+    plan = plan_request(ask("wan2.2-a14b", **fields), card(24), DISK)
     assert [r.numbers["experts"] for r in plan.reasons if r.key == "experts_by_step"] == [experts]
     assert {p.name for p in plan.phases} >= {"denoise_high", "denoise_low"}
 
 
 def test_steps_never_change_memory():
-    two, four = (make_plan(ask(steps=steps), card(24), DISK) for steps in (2, 4))
+    two, four = (plan_request(ask(steps=steps), card(24), DISK) for steps in (2, 4))
     assert two.peak_bytes == four.peak_bytes
     assert two.seconds < four.seconds
 
 
 def test_the_freest_card_is_taken():
     busy = gpu(24, index=0, free_bytes=4 * GIB, used_bytes=20 * GIB)
-    plan = make_plan(ask(), machine(busy, gpu(16, index=1)), DISK)
+    plan = plan_request(ask(), machine(busy, gpu(16, index=1)), DISK)
     assert plan.device == "cuda:1"
 
 
 def test_a_torch_without_cuda_runs_on_the_cpu_and_says_so():
-    plan = make_plan(ask("demo"), machine(gpu(24), torch="2.13.0+cpu"), Inventory())
+    plan = plan_request(ask("demo"), machine(gpu(24), torch="2.13.0+cpu"), Inventory())
     assert plan.device == "cpu"
     assert "torch_without_cuda" in keys(plan)
 
 
 def test_a_cpu_run_is_guarded_by_host_memory():
     with pytest.raises(DoesNotFitError):
-        make_plan(ask("wan2.1-14b"), machine(ram_gib=16), disk("wan2.1-14b"))
-    plan = make_plan(ask("demo"), machine(ram_gib=4), Inventory())
+        plan_request(ask("wan2.1-14b"), machine(ram_gib=16), disk("wan2.1-14b"))
+    plan = plan_request(ask("demo"), machine(ram_gib=4), Inventory())
     assert plan.band == "fits"
     assert all(phase.host_ram_bytes == phase.peak_bytes for phase in plan.phases)
 
 
 def test_streaming_needs_the_host_memory_that_it_streams_from():
-    roomy = make_plan(ask(pinned={"model"}), machine(gpu(12), ram_gib=64), DISK)
+    roomy = plan_request(ask(pinned={"model"}), machine(gpu(12), ram_gib=64), DISK)
     assert roomy.levers.experts == "streamed"
     with pytest.raises(DoesNotFitError) as refusal:
-        make_plan(ask(pinned={"model"}), machine(gpu(12), ram_gib=6), DISK)
+        plan_request(ask(pinned={"model"}), machine(gpu(12), ram_gib=6), DISK)
     assert refusal.value.code == "does_not_fit_host"
 
 
@@ -208,10 +208,10 @@ def test_int8_that_is_made_at_load_time_stays_in_host_memory_until_the_file_is_w
     where, plain = machine(gpu(24), ram_gib=200), disk(quant=(False,))
     request = ask("wan2.2-a14b", resolution="480p")
     mapped, made = (
-        {phase.name: phase.host_ram_bytes for phase in make_plan(request, where, files).phases}
+        {phase.name: phase.host_ram_bytes for phase in plan_request(request, where, files).phases}
         for files in (disk(), plain)
     )
-    expert = make_plan(request, where, DISK).phases[2].weights_bytes
+    expert = plan_request(request, where, DISK).phases[2].weights_bytes
     more = {name: made[name] - mapped[name] for name in mapped}
     assert more["text_encode"] == more["image_encode"] == 0
     assert more["denoise_high"] == expert
@@ -219,7 +219,7 @@ def test_int8_that_is_made_at_load_time_stays_in_host_memory_until_the_file_is_w
 
 
 def test_a_second_expert_that_streams_needs_no_more_host_memory_than_the_first():
-    plan = make_plan(ask("wan2.2-a14b"), machine(gpu(12), ram_gib=32), DISK)
+    plan = plan_request(ask("wan2.2-a14b"), machine(gpu(12), ram_gib=32), DISK)
     high, low = (phase.host_ram_bytes for phase in plan.phases if phase.name.startswith("denoise"))
     assert plan.levers.experts == "streamed" and high == low
 
@@ -230,7 +230,7 @@ def test_a_lora_sits_beside_int8_weights_and_is_merged_into_plain_ones_in_host_m
     known = DISK.model_copy(update={"loras": (FoundLora(path="style.safetensors", bytes=300_000_000),)})
 
     def step(switch, inventory, **fields):
-        plan = make_plan(ask(quant_linear=switch, attention="dense", **fields), where, inventory)
+        plan = plan_request(ask(quant_linear=switch, attention="dense", **fields), where, inventory)
         return next(phase for phase in plan.phases if phase.name == "denoise")
 
     worn = {"loras": [{"path": "style.safetensors"}]}
@@ -245,25 +245,25 @@ def test_a_lora_sits_beside_int8_weights_and_is_merged_into_plain_ones_in_host_m
 
 def test_a_slow_lossless_choice_is_shown_beside_the_plan_and_not_taken():
     slow_bus = machine(gpu(20, pcie_bytes_s=0.05e9), ram_gib=128)
-    plan = make_plan(ask(quant_linear="off"), slow_bus, DISK, text_cached=True, loaded=("dit", "vae"))
+    plan = plan_request(ask(quant_linear="off"), slow_bus, DISK, text_cached=True, loaded=("dit", "vae"))
     assert "lossless_is_slow" in keys(plan)
     assert plan.request.quant_linear == "on"
-    assert make_plan(ask(quant_linear="off"), slow_bus, DISK, policy="never").request.quant_linear == "off"
+    assert plan_request(ask(quant_linear="off"), slow_bus, DISK, policy="never").request.quant_linear == "off"
 
 
 def test_a_neighbour_that_grew_means_waiting_for_so_many_bytes():
-    plan = make_plan(ask("wan2.1-1.3b"), card(12), DISK)
-    need = at_launch(plan, card(12, free_bytes=1 * GIB, used_bytes=11 * GIB), DISK)
-    assert isinstance(need, int)
-    assert 1 * GIB < need < plan.peak_bytes
-    fewer = at_launch(plan, card(12, free_bytes=4 * GIB, used_bytes=8 * GIB), DISK)
+    plan = plan_request(ask("wan2.1-1.3b"), card(12), DISK)
+    short = replan(plan, card(12, free_bytes=1 * GIB, used_bytes=11 * GIB), lambda: DISK)
+    assert isinstance(short, Shortage)
+    assert short.free_bytes == 1 * GIB < short.need_bytes < plan.peak_bytes
+    fewer = replan(plan, card(12, free_bytes=4 * GIB, used_bytes=8 * GIB), lambda: DISK)
     assert isinstance(fewer, Plan)
     assert fewer.request == plan.request
 
 
 def test_loaded_weights_and_a_cached_prompt_save_seconds():
-    cold = make_plan(ask(), card(24), DISK)
-    warm = make_plan(ask(), card(24), DISK, loaded=("dit", "vae", "text_encoder"), text_cached=True)
+    cold = plan_request(ask(), card(24), DISK)
+    warm = plan_request(ask(), card(24), DISK, loaded=("dit", "vae", "text_encoder"), text_cached=True)
     assert warm.seconds < cold.seconds - 10
     assert warm.levers.text == "cached"
 
@@ -276,7 +276,7 @@ def test_a_full_plan_takes_less_than_5_ms(total_gib):
     for _ in range(12):
         start_s = time.process_time()
         with contextlib.suppress(DoesNotFitError):
-            make_plan(ask(quant_linear="off"), card(total_gib), DISK)
+            plan_request(ask(quant_linear="off"), card(total_gib), DISK)
         plan_s.append(time.process_time() - start_s)
     assert min(plan_s) < 0.015
 
@@ -299,5 +299,5 @@ def test_auto_attention_is_never_sparse_on_weights_without_the_linear_branch():
             )
         )
 
-    assert make_plan(request, here, files(sla=False)).request.attention == "sage"
-    assert make_plan(request, here, files(sla=True)).request.attention == "sagesla"
+    assert plan_request(request, here, files(sla=False)).request.attention == "sage"
+    assert plan_request(request, here, files(sla=True)).request.attention == "sagesla"

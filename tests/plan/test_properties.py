@@ -8,7 +8,7 @@ from turbodiff.plan.candidates import SIZE_PINS, WORTHWHILE_FRAMES, candidates, 
 from turbodiff.plan.explain import choice_of
 from turbodiff.plan.offload_search import NEARLY
 from turbodiff.plan.plan_context import setting_of, unlimited
-from turbodiff.plan.planner import LOSSY_FIELDS, SLOW, make_plan
+from turbodiff.plan.planner import LOSSY_FIELDS, SLOW, plan_request
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.models import all_models
 from turbodiff.spec.numbers import GIB
@@ -62,7 +62,7 @@ def machines(draw, vram_gib=VRAM_GIB):
 
 def plan_or_refusal(request, where, inventory, **more):
     try:
-        return make_plan(request, where, inventory, **more)
+        return plan_request(request, where, inventory, **more)
     except DoesNotFitError as error:
         return error
 
@@ -99,7 +99,7 @@ def test_pins_are_kept_and_nothing_is_raised(request, where, inventory):
 def test_a_plan_applied_to_itself_changes_nothing(request, where, inventory):
     plan = plan_or_refusal(request, where, inventory)
     assume(not isinstance(plan, DoesNotFitError))
-    again = make_plan(plan.request, where, inventory)
+    again = plan_request(plan.request, where, inventory)
     assert again.changes == ()
     assert (again.request, again.levers, again.phases) == (plan.request, plan.levers, plan.phases)
 
@@ -150,7 +150,7 @@ def test_lossless_levers_come_before_losses(request, where, inventory):
     as_asked = plan_or_refusal(request, where, inventory, policy="never")
     assume(not isinstance(as_asked, DoesNotFitError))
     assume(not is_slow(as_asked, request, where, inventory))
-    plan = make_plan(request, where, inventory)
+    plan = plan_request(request, where, inventory)
     lossy = {change.field for change in plan.changes if change.lossy}
     assert lossy <= {"quant_linear"} if request.quant_linear == "off" else not lossy
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.plan.machines import disk, gpu, machine
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import plan_request
 from turbodiff.plan.tiers import SHOWN_SHARE, TABLE_GB, TABLE_MODELS, rounds, table_plan, tier_of, tier_table, tiers
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.plan import Plan
@@ -50,7 +50,7 @@ def test_what_a_tier_starts_with_runs_as_it_is_on_its_smallest_card(tier, kind):
     card = gpu(tier.from_gib, display=True)
     image = {"image": "cat.jpg"} if kind == "i2v" else {}
     request = make_request({"prompt": "a cat runs", **image, **getattr(tier, kind).fields()})
-    plan = make_plan(request, machine(card, ram_gib=32 if tier.nameplate_gb < 24 else 64), disk())
+    plan = plan_request(request, machine(card, ram_gib=32 if tier.nameplate_gb < 24 else 64), disk())
     assert not any(change.lossy for change in plan.changes)
     assert tier_of(total) is tier
     assert tier.from_gib < SHOWN_SHARE * tier.nameplate_gb

@@ -15,7 +15,7 @@ from turbodiff.plan import phase_costs
 from turbodiff.plan.candidates import candidates
 from turbodiff.plan.explain import choice_of
 from turbodiff.plan.plan_context import job_of, setting_of
-from turbodiff.plan.vae_memory import TILE
+from turbodiff.spec.shapes import VAE_TILE
 
 UNDER, OVER = -0.02, 0.05
 KERNELS = ("turbodiff::normed_sage_attention", "turbodiff::normed_sla_attention")
@@ -85,7 +85,7 @@ def vae(job: phase_costs.Job, *, decode: bool, tiled: bool) -> Pair:
         (phase_costs.vae_decode, dry_run.decode_bytes) if decode else (phase_costs.image_encode, dry_run.encode_bytes)
     )
     method = "conv2d" if job.conv2d else "conv3d"
-    traced = run(job.spec, job.shape, dtype_of(job), TILE if tiled else None, method)
+    traced = run(job.spec, job.shape, dtype_of(job), VAE_TILE if tiled else None, method)
     return Pair(need(job, tiled).activations, traced)
 
 

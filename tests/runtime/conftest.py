@@ -4,7 +4,7 @@ import pytest
 
 from tests.test_tiny import Ears, Nobody
 from turbodiff.gpu.probe import machine_now
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import plan_request
 from turbodiff.runtime.attempt import Job, Run
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.model_cache import ModelCache
@@ -28,7 +28,7 @@ def run_of(tmp_path, shelf, machine):
 
     def make(levers=None, **fields):
         request = make_request({"prompt": "a red circle moves right", "seed": 7, "steps": 2, "num_frames": 5, **fields})
-        plan = make_plan(request, machine, inventory())
+        plan = plan_request(request, machine, inventory())
         if levers:
             plan = plan.model_copy(update={"levers": plan.levers.model_copy(update=levers)})
         shelf.open(plan.request)

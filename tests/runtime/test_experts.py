@@ -7,7 +7,7 @@ import torch
 
 from tests.plan.machines import ask, card, disk
 from tests.test_tiny import Ears, Nobody
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import plan_request
 from turbodiff.runtime.attempt import Job, Run
 from turbodiff.runtime.denoise import denoise
 from turbodiff.runtime.device import Device
@@ -55,7 +55,7 @@ class Still:
 
 def run_of(tmp_path, bench, **fields):
     request = ask("wan2.2-a14b", size="128x128", num_frames=5, steps=4, seed=1, **fields)
-    plan = make_plan(request, card(80), disk(), policy="anyway")
+    plan = plan_request(request, card(80), disk(), policy="anyway")
     return Run(Job(1, 1, plan, tmp_path, tmp_path), bench, Ears(), Nobody())
 
 

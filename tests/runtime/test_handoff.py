@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tests.test_tiny import Ears, Nobody
 from turbodiff.gpu.probe import machine_now
 from turbodiff.models.wan_dit import WanDiT
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import plan_request
 from turbodiff.runtime import offload, preview
 from turbodiff.runtime.attempt import Job, Run
 from turbodiff.runtime.denoise import denoise
@@ -55,7 +55,7 @@ def run_with(pair, machine, tmp_path, experts="swapped", **fields):
     request = make_request(
         {"prompt": "x", "model": "demo-i2v", "image": "picture", "seed": 3, "num_frames": 1, **fields}
     )
-    plan = make_plan(request, machine, locate.inventory())
+    plan = plan_request(request, machine, locate.inventory())
     plan = plan.model_copy(update={"levers": plan.levers.model_copy(update={"experts": experts})})
     pair.open(plan.request)
     return Run(Job(1, 1, plan, tmp_path / "outputs", tmp_path / "state"), pair, Ears(), Nobody())

@@ -7,12 +7,12 @@ import torch
 
 from tests.plan.machines import ask, card, disk, gpu, machine
 from turbodiff.plan.phase_costs import CONTEXT_BYTES
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import Shortage, from_phase, plan_request
 from turbodiff.runtime import offload, replan
 from turbodiff.runtime.attempt import is_out_of_memory
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.latents_cache import SavedLatents
-from turbodiff.runtime.replan import Shortage, at_phase, from_phase, own_card, plan_for
+from turbodiff.runtime.replan import at_phase, own_card, plan_for
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.numbers import GIB, MIB
 
@@ -55,7 +55,7 @@ def caps(monkeypatch):
 @pytest.mark.parametrize("free_gib", [22.9, 16, 12, 10, 8, 6, 4, 2])
 @pytest.mark.parametrize(("model", "total"), [("wan2.1-1.3b", 24), ("wan2.1-14b", 24), ("wan2.2-a14b", 80)])
 def test_before_every_phase_what_is_left_fits_or_says_how_much_it_lacks(model, total, free_gib, caps):
-    plan = make_plan(ask(model), card(total), disk())
+    plan = plan_request(ask(model), card(total), disk())
     for phase in plan.phases:
         fresh = at_phase(plan, phase.name, card(total), told(free_gib))
         budget = round(free_gib * GIB) + CONTEXT_BYTES - 512 * MIB
@@ -70,7 +70,7 @@ def test_before_every_phase_what_is_left_fits_or_says_how_much_it_lacks(model, t
 
 
 def test_each_lossless_lever_is_pulled_when_its_turn_comes(caps):
-    plan = make_plan(ask("wan2.1-1.3b", resolution="720p", quant_linear="off"), card(48), disk())
+    plan = plan_request(ask("wan2.1-1.3b", resolution="720p", quant_linear="off"), card(48), disk())
     assert (plan.levers.text, plan.levers.experts, plan.levers.vae) == ("resident", "resident", "whole")
     assert at_phase(plan, "text_encode", card(48), told(9)).levers.text != "resident"
     assert at_phase(plan, "vae_decode", card(48), told(4)).levers.vae == "tiled"
@@ -79,7 +79,7 @@ def test_each_lossless_lever_is_pulled_when_its_turn_comes(caps):
 
 
 def test_a_phase_that_is_over_needs_no_room_any_more(caps):
-    plan = make_plan(ask("wan2.1-14b"), card(48), disk())
+    plan = plan_request(ask("wan2.1-14b"), card(48), disk())
     decode = from_phase(plan, "vae_decode")
     only_that = max(phase.peak_bytes for phase in decode) + 1 * GIB
     assert plan.peak_bytes > only_that
@@ -87,8 +87,8 @@ def test_a_phase_that_is_over_needs_no_room_any_more(caps):
 
 
 def test_run_anyway_and_a_card_that_cannot_be_asked_stay_as_they_are(caps):
-    plan = make_plan(ask("wan2.1-14b", pinned={"model"}), card(24), disk())
-    anyway = make_plan(ask("wan2.1-14b", quant_linear="off"), card(3), disk(), policy="anyway")
+    plan = plan_request(ask("wan2.1-14b", pinned={"model"}), card(24), disk())
+    anyway = plan_request(ask("wan2.1-14b", quant_linear="off"), card(3), disk(), policy="anyway")
     assert at_phase(anyway, "denoise", card(3), told(1)) is anyway
     assert at_phase(plan, "denoise", card(24), Device.pick("cpu")) is plan
     assert at_phase(plan, "denoise", machine(), told(1)) is plan
@@ -100,18 +100,18 @@ def order(plan, **more):
 
 
 def test_the_allocator_stops_at_the_budget_less_the_context(caps):
-    plan = make_plan(ask(), card(24), disk())
+    plan = plan_request(ask(), card(24), disk())
     launched = plan_for(order(plan), card(24), told())
     assert (launched.request, launched.phases, launched.changes) == (plan.request, plan.phases, plan.changes)
     assert {reason.key for reason in plan.reasons} - {"binding_phase"} <= {reason.key for reason in launched.reasons}
     assert caps == [24 * GIB - 512 * MIB - CONTEXT_BYTES]
-    anyway = make_plan(ask(quant_linear="off"), card(3), disk(), policy="anyway")
+    anyway = plan_request(ask(quant_linear="off"), card(3), disk(), policy="anyway")
     assert plan_for(order(anyway), card(3), told()) == anyway
     assert caps[-1] == anyway.peak_bytes - CONTEXT_BYTES
 
 
 def test_an_attempt_after_an_out_of_memory_plans_smaller_and_may_use_all_there_is(caps):
-    plan = make_plan(ask(), card(24), disk())
+    plan = plan_request(ask(), card(24), disk())
     cap_bytes = plan.peak_bytes * 9 // 10
     again = plan_for(order(None, request=plan.request.model_dump(mode="json"), cap_bytes=cap_bytes), card(24), told())
     assert again.peak_bytes <= cap_bytes < caps[-1]
@@ -119,9 +119,9 @@ def test_an_attempt_after_an_out_of_memory_plans_smaller_and_may_use_all_there_i
 
 def test_with_latents_at_hand_only_the_decode_has_to_fit_and_the_clip_stays_the_same(caps, tmp_path):
     request = ask("wan2.1-14b", resolution="720p", seed=3)
-    plan = make_plan(request, card(24), disk())
+    plan = plan_request(request, card(24), disk())
     SavedLatents(tmp_path, 7, plan.request).save(torch.zeros(1, 16, 2, 4, 4), plan)
-    tiled = make_plan(plan.request, card(2), disk(), policy="anyway")
+    tiled = plan_request(plan.request, card(2), disk(), policy="anyway")
     cap_bytes = from_phase(tiled, "vae_decode")[0].peak_bytes + MIB
     assert tiled.levers.vae == "tiled" and tiled.peak_bytes > cap_bytes
     more = {"request": request.model_dump(mode="json"), "cap_bytes": cap_bytes, "state": str(tmp_path)}
@@ -136,7 +136,7 @@ def test_with_latents_at_hand_only_the_decode_has_to_fit_and_the_clip_stays_the_
 
 
 def test_host_memory_that_is_short_is_no_reason_to_wait_for_the_card(caps):
-    plan = make_plan(ask(), card(12), disk())
+    plan = plan_request(ask(), card(12), disk())
     with pytest.raises(DoesNotFitError):
         plan_for(order(plan), machine(gpu(12), ram_gib=4), told())
     assert isinstance(plan_for(order(plan), machine(gpu(12, free_bytes=GIB, used_bytes=11 * GIB)), told()), Shortage)

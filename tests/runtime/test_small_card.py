@@ -10,12 +10,12 @@ from supervisor.bench import Bench
 
 from tests.runtime.small_card import CardShelf, card, write_toy
 from tests.test_tiny import Ears, Nobody
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import Shortage, plan_request
 from turbodiff.runtime import replan, worker
 from turbodiff.runtime.attempt import Job
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.pipeline import generate
-from turbodiff.runtime.replan import Shortage, Waits, plan_for, refit
+from turbodiff.runtime.replan import Waits, plan_for
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.events import read_event
 from turbodiff.spec.request import make_request
@@ -81,10 +81,10 @@ def words(events, kind):
 @pytest.mark.slow
 def test_no_budget_runs_out_where_the_plan_said_it_fits(toy, tmp_path):
     request, shelf, levers, refused = toy(4), CardShelf(), set(), 0
-    roomy = make_plan(request, card(100 * MB), inventory())
+    roomy = plan_request(request, card(100 * MB), inventory())
     for number, share in enumerate([0.1, 0.3, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0]):
         try:
-            plan = make_plan(request, card(int(share * roomy.peak_bytes)), inventory())
+            plan = plan_request(request, card(int(share * roomy.peak_bytes)), inventory())
         except DoesNotFitError:
             refused += 1
             continue
@@ -101,7 +101,7 @@ def test_no_budget_runs_out_where_the_plan_said_it_fits(toy, tmp_path):
 
 def test_a_card_smaller_than_its_plan_ends_the_worker_and_one_rung_lower_finishes(toy, attempt):
     request, wide = toy(4), card(40 * MB)
-    plan = make_plan(request, wide, inventory(), text_cached=True)
+    plan = plan_request(request, wide, inventory(), text_cached=True)
     small = plan.peak_bytes * 9 // 10  # what it needs is 92 % of the plan, slack of the allocator included
     status, events = attempt(request, plan, small, 1, wide)
     (error,) = words(events, "error")
@@ -114,7 +114,7 @@ def test_a_card_smaller_than_its_plan_ends_the_worker_and_one_rung_lower_finishe
 
 def test_a_decode_that_ran_out_is_done_in_tiles_from_the_saved_latents(toy, attempt):
     request, wide = toy(8, size="256x384"), card(200 * MB)
-    plan = make_plan(request, wide, inventory(), text_cached=True)
+    plan = plan_request(request, wide, inventory(), text_cached=True)
     small = plan.peak_bytes * 9 // 10
     status, events = attempt(request, plan, small, 1, wide)
     (error,) = words(events, "error")
@@ -134,7 +134,7 @@ def test_through_the_supervisor_a_job_that_ran_out_runs_again_one_rung_lower(
     toy, tmp_path, monkeypatch, base_dim, size, frames, phase, levers
 ):
     request, shown = toy(base_dim, size=size, num_frames=frames), 200 * MB
-    plan = make_plan(request, card(shown), inventory(), text_cached=True)
+    plan = plan_request(request, card(shown), inventory(), text_cached=True)
     monkeypatch.setenv("TOY_SHOWN_BYTES", str(shown))
     monkeypatch.setenv("TOY_CARD_BYTES", str(plan.peak_bytes * 9 // 10))
     bench = Bench(tmp_path / "bench", worker_argv=(sys.executable, str(CARD_WORKER)))
@@ -161,7 +161,7 @@ def test_through_the_supervisor_a_job_that_ran_out_runs_again_one_rung_lower(
 
 def test_levers_are_pulled_between_two_phases_where_a_neighbour_grew(toy, tmp_path):
     request, shelf, ears = toy(4), CardShelf(), Ears()
-    plan = make_plan(request, card(40 * MB), inventory())
+    plan = plan_request(request, card(40 * MB), inventory())
     less = plan.peak_bytes * 85 // 100
     shelf.warm(request)
     job = Job(1, 1, plan, tmp_path / "outputs", tmp_path / "state", machine=card(40 * MB))
@@ -179,7 +179,7 @@ def test_levers_are_pulled_between_two_phases_where_a_neighbour_grew(toy, tmp_pa
 
 def test_where_no_lever_is_enough_the_job_waits_and_its_latents_stay(toy, tmp_path):
     request, shelf, ears = toy(4), CardShelf(), Ears()
-    plan = make_plan(request, card(40 * MB), inventory())
+    plan = plan_request(request, card(40 * MB), inventory())
     job = Job(1, 1, plan, tmp_path / "outputs", tmp_path / "state", machine=card(40 * MB))
     shelf.warm(request)
 
@@ -204,17 +204,17 @@ def test_a_cap_below_everything_does_not_fit_and_says_so(toy, attempt):
 
 
 def test_a_neighbour_that_grew_moves_levers_and_then_makes_the_job_wait(toy):
-    plan = make_plan(toy(4), card(40 * MB), inventory())
-    tighter = refit(plan, card(plan.peak_bytes * 3 // 4))
+    plan = plan_request(toy(4), card(40 * MB), inventory())
+    tighter = replan.replan(plan, card(plan.peak_bytes * 3 // 4), inventory)
     assert tighter.request == plan.request and tighter.peak_bytes <= plan.peak_bytes * 3 // 4
     assert tighter.levers.experts == "streamed" and plan.levers.experts == "resident"
-    shortage = refit(plan, card(5 * MB))
+    shortage = replan.replan(plan, card(5 * MB), inventory)
     assert isinstance(shortage, Shortage) and shortage.free_bytes == 5 * MB < shortage.need_bytes < plan.peak_bytes
-    assert refit(plan, card(5 * MB).model_copy(update={"gpus": ()})) is plan
+    assert replan.replan(plan, card(5 * MB).model_copy(update={"gpus": ()}), inventory) is plan
 
 
 def test_on_a_cpu_a_plan_runs_as_it_came(toy):
-    plan = make_plan(toy(4), card(40 * MB), inventory())
+    plan = plan_request(toy(4), card(40 * MB), inventory())
     order = {"plan": json.loads(plan.model_dump_json()), "request": {}, "cap_bytes": None}
     assert replan.machine_of(order, Device.pick("cpu")) is None
     assert plan_for(order, None, Device.pick("cpu")) == plan

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.plan.machines import ask, card, disk
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import plan_request
 from turbodiff.spec.clips import UNKNOWN_REQUEST, ClipResult, Measured, Predicted, Ran, Sidecar, read_record
 from turbodiff.spec.request import Request
 
 REQUEST = ask("wan2.1-1.3b", resolution="720p")
-PLAN = make_plan(REQUEST, card(5), disk())
+PLAN = plan_request(REQUEST, card(5), disk())
 SIDECAR = Sidecar(
     v=1, created=datetime(2026, 11, 23, tzinfo=UTC), job=3, attempt=1, request=REQUEST, plan=PLAN,
     ran=Ran(attention="sla", backend="triton", weights={"vae": "vae.pth"}), versions={"torch": "2.8"}, sha256="0" * 64,

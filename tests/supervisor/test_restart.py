@@ -9,7 +9,7 @@ from supervisor.bench import Bench, request, scripted
 from supervisor.cards import GIB, Card
 from tests.plan.machines import disk
 from turbodiff.jobs import measurements
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import plan_request
 from turbodiff.supervisor import restart as restarts
 from turbodiff.supervisor import supervisor as supervisors
 from turbodiff.supervisor.memory import machine_of
@@ -146,7 +146,7 @@ def test_fault_3_samples_of_a_run_beside_a_moving_neighbour_do_not_count(carded:
     machine = carded.supervisor.shop.memory.machine()
     assert machine is not None
     with_cuda = machine.model_copy(update={"torch": "2.13.0"})
-    plan = make_plan(request(quant_linear="auto", attention="auto"), with_cuda, disk())
+    plan = plan_request(request(quant_linear="auto", attention="auto"), with_cuda, disk())
     denoise = next(phase for phase in plan.phases if phase.name == "denoise")
     # the scripted worker says 2 GiB for denoising
     roomy = {"activations_bytes": GIB, "weights_bytes": GIB // 2, "workspace_bytes": denoise.workspace_bytes}

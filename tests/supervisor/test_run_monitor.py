@@ -8,7 +8,7 @@ import pytest
 from supervisor.bench import Bench, scripted
 from supervisor.cards import GIB, Card
 from tests.plan.machines import ask, card, disk
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import plan_request
 from turbodiff.runtime.attempt import levers_pulled
 from turbodiff.runtime.worker import one_rung_lower
 from turbodiff.spec.events import Event
@@ -86,12 +86,12 @@ def test_the_peak_that_the_driver_shows_is_that_of_the_phase() -> None:
 
 
 def test_a_step_is_expected_to_take_what_earlier_runs_took_else_what_the_plan_says() -> None:
-    plan = make_plan(ask("wan2.1-1.3b", steps=4), card(24), disk()).model_dump(mode="json")
+    plan = plan_request(ask("wan2.1-1.3b", steps=4), card(24), disk()).model_dump(mode="json")
     planned = next(row["seconds"] for row in plan["phases"] if row["name"] == "denoise")
     assert expected_steps_s(plan, {}) == {"denoise": pytest.approx(planned / 4)}
     assert expected_steps_s(plan, {"denoise": 8.0}) == {"denoise": 2.0}
     assert expected_steps_s({**plan, "device": "cpu"}, {}) == {}
-    experts = expected_steps_s(make_plan(ask("wan2.2-a14b"), card(80), disk()).model_dump(mode="json"), {})
+    experts = expected_steps_s(plan_request(ask("wan2.2-a14b"), card(80), disk()).model_dump(mode="json"), {})
     assert set(experts) == {"denoise_high", "denoise_low"}
 
 
@@ -100,7 +100,7 @@ def test_every_notice_is_worded_with_its_own_numbers(lang: str) -> None:
     made = guard(10.0, 5.0, 31.0)
     every = made.look(0.0, Seen(4 * GIB, 8 * GIB, 100 << 20, GIB // 2))
     assert set(keys(every)) == {"neighbour_grew", "spill", "host_ram_low", "slow_step"}
-    plan = make_plan(ask("wan2.1-1.3b"), card(12), disk())
+    plan = plan_request(ask("wan2.1-1.3b"), card(12), disk())
     every += [levers_pulled("vae_decode", plan), one_rung_lower(plan, 8 * GIB)]
     for fields in every:
         said = notice(fields, Words(lang))

@@ -3,7 +3,7 @@
 import pytest
 
 from turbodiff.plan.hardware import Machine, pretend
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import plan_request
 from turbodiff.spec.experts import experts_by_step
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import all_models, find_model
@@ -77,7 +77,7 @@ def test_the_strip_of_experts_is_the_plans(boundary, letters):
     wish = make_request(
         {"prompt": "it turns", "model": "wan2.2-a14b", "image": "x.png", "boundary": boundary, "steps": 4}
     )
-    plan = make_plan(wish, pretend(Machine(), 24), Inventory())
+    plan = plan_request(wish, pretend(Machine(), 24), Inventory())
     assert meter.experts(plan) == letters
     assert f'data-letters="{letters}"' in extras.draw_experts(meter.experts(plan), {"boundary": boundary}, Words("en"))
     assert meter.experts(None) == "" == extras.draw_experts("", {}, Words("en"))

@@ -7,7 +7,7 @@ from types import SimpleNamespace as Some
 import pytest
 
 from turbodiff.plan.hardware import GpuFacts, Machine, pretend
-from turbodiff.plan.planner import Refusal, make_plan
+from turbodiff.plan.planner import Refusal, plan_request
 from turbodiff.plan.tiers import rounds as tiers_rounds
 from turbodiff.spec.events import Event
 from turbodiff.spec.inventory import Inventory
@@ -33,7 +33,7 @@ CAT = {"prompt": "a cat chases a butterfly"}
 
 
 def plan_on(gib, **fields):
-    return make_plan(make_request({**CAT, **fields}), pretend(BARE, gib), Inventory(), policy="auto")
+    return plan_request(make_request({**CAT, **fields}), pretend(BARE, gib), Inventory(), policy="auto")
 
 
 def job(number, state="queued", **more):
@@ -300,9 +300,9 @@ def test_the_round_before_is_the_newest_older_clip_of_the_same_seed_and_idea_in_
 def test_a_refusal_shows_what_was_asked_and_what_would_fit():
     request = make_request({**CAT, "model": "wan2.1-14b", "resolution": "720p", "num_frames": 161})
     with pytest.raises(Refusal) as caught:
-        make_plan(request, pretend(BARE, 6), Inventory(), policy="never")
+        plan_request(request, pretend(BARE, 6), Inventory(), policy="never")
     error = caught.value
-    would = make_plan(request, pretend(BARE, 6), Inventory())
+    would = plan_request(request, pretend(BARE, 6), Inventory())
     shown = meter_view.problem(error.fields(), ZH, error.plan, would)
     assert shown.band == "no" and shown.urgent and shown.phases and shown.problem
     assert {"num_frames": would.request.num_frames}.items() <= shown.choices[0].fields.items()

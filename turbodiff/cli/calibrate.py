@@ -62,7 +62,7 @@ def _measured(store: "Store", models: list[str]) -> "Iterator[Sample]":
     """A sample per phase of two short clips per model, kept as they come."""
     from turbodiff.gpu.probe import machine_now
     from turbodiff.jobs import measurements
-    from turbodiff.plan.planner import make_plan
+    from turbodiff.plan.planner import plan_request
     from turbodiff.spec.inventory import Inventory
     from turbodiff.spec.request import make_request
 
@@ -79,7 +79,7 @@ def _measured(store: "Store", models: list[str]) -> "Iterator[Sample]":
         picture = {"image": "picture.jpg"} if "i2v" in name or "2.2" in name else {}
         for frames in FRAMES:
             asked = {"prompt": "a cat runs", "model": name, "num_frames": frames, "steps": 1, **picture}
-            plan = make_plan(make_request(asked), machine, Inventory())
+            plan = plan_request(make_request(asked), machine, Inventory())
             before = _others_bytes(machine_now(), plan)
             rows = list(_rows(plan))
             moved = abs(_others_bytes(machine_now(), plan) - before)
@@ -90,10 +90,10 @@ def _measured(store: "Store", models: list[str]) -> "Iterator[Sample]":
 
 def samples_of(plan: "Plan", rows: list[dict[str, Any]], machine: "Machine", moved_bytes: int) -> "list[Sample]":
     """Rows of turbodiff/memory_lab/measure.py as samples of a plan; one that ran out is left to real jobs."""
-    from turbodiff.jobs import measurements
-    from turbodiff.plan.calibration import Sample
+    from turbodiff.plan.calibration import Sample, kind_of
 
-    kind = measurements.kind_of(plan, machine, int(plan.device.partition(":")[2] or 0))
+    gpu = machine.gpus[int(plan.device.partition(":")[2] or 0)]
+    kind = kind_of(gpu, machine, plan.request, plan.levers)
     return [
         Sample(
             kind=kind,

@@ -10,13 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from turbodiff.jobs.store import Job, Store
-from turbodiff.plan.calibration import Calibration, Kind, Sample, calibrate, work_bytes
+from turbodiff.plan.calibration import Calibration, Sample, calibrate, kind_of, work_bytes
 from turbodiff.plan.hardware import Machine
-from turbodiff.plan.planner import Policy, Refusal, make_plan
 from turbodiff.spec.events import Event
-from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.plan import Plan
-from turbodiff.spec.request import Request
 
 HISTORY = 300  # rows that are looked at: 50 runs of six phases
 KEEP_ROWS = 3000  # ten times that: other models and sizes have a history, too
@@ -108,7 +105,7 @@ def calibration_for(store: Store, plan: Plan, machine: Machine, slot: int | None
     index = _card_index(plan) if slot is None else slot
     if index is None or index >= len(machine.gpus):
         return None
-    found = calibrate(samples(store), kind_of(plan, machine, index))
+    found = calibrate(samples(store), kind_of(machine.gpus[index], machine, plan.request, plan.levers))
     return found if found.samples else None
 
 
@@ -119,27 +116,6 @@ def calibration_of(store: Store, job: Job, machine: Machine | None, slot: int) -
     """
     planned_on = _planned(job, machine, slot)
     return calibration_for(store, *planned_on, slot) if planned_on else None
-
-
-def calibrated_plan(
-    store: Store | None, request: Request, machine: Machine, inventory: Inventory, policy: Policy = "auto"
-) -> Plan:
-    """`make_plan` with what measured runs on this card taught; without a store as the formulas say.
-
-    Raises:
-        Refusal: nothing that the pins allow fits.
-    """
-    try:
-        plan: Plan | None = make_plan(request, machine, inventory, policy=policy)
-    except Refusal as refusal:
-        if store is None:
-            raise
-        plan = refusal.plan
-    assert plan is not None
-    calibration = calibration_for(store, plan, machine) if store is not None else None
-    if calibration is None and plan.band != "no":
-        return plan
-    return make_plan(request, machine, inventory, policy=policy, calibration=calibration)
 
 
 def medians(rows: list[tuple[str, float]]) -> dict[str, float]:
@@ -187,7 +163,7 @@ def _sample(job: Job, event: Event, machine: Machine | None, slot: int, nvml_byt
     if phase is None:
         return None
     return Sample(
-        kind=kind_of(plan, card, slot),
+        kind=kind_of(card.gpus[slot], card, plan.request, plan.levers),
         phase=phase.name,
         predicted_bytes=work_bytes(plan, phase),
         measured_bytes=max(0, fields["peak_bytes"] - (fields.get("weights_bytes") or phase.weights_bytes)),
@@ -206,7 +182,7 @@ def _failed(job: Job, event: Event, machine: Machine | None, slot: int) -> Sampl
     predicted = work_bytes(plan, phase)
     room = max(plan.budget_bytes, phase.peak_bytes) - phase.peak_bytes
     return Sample(
-        kind=kind_of(plan, card, slot),
+        kind=kind_of(card.gpus[slot], card, plan.request, plan.levers),
         phase=phase.name,
         predicted_bytes=predicted,
         measured_bytes=predicted + room + 1,
@@ -217,22 +193,3 @@ def _failed(job: Job, event: Event, machine: Machine | None, slot: int) -> Sampl
 def _card_index(plan: Plan) -> int | None:
     kind, _, index = plan.device.partition(":")
     return int(index or 0) if kind == "cuda" else None
-
-
-def kind_of(plan: Plan, machine: Machine, index: int) -> Kind:
-    """What a plan's measurements are filed under."""
-    gpu, request = machine.gpus[index], plan.request
-    return Kind(
-        gpu=gpu.name,
-        total_bytes=gpu.total_bytes or 0,
-        torch=machine.torch or "",
-        cudnn=machine.cudnn or "",
-        driver=machine.driver or "",
-        attention=request.attention,
-        model=request.model,
-        int8=request.quant_linear == "on",
-        vae=plan.levers.vae,
-        width=request.width,
-        height=request.height,
-        num_frames=request.num_frames,
-    )

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from turbodiff.jobs.store import Job, State
 from turbodiff.spec.numbers import gib
+from turbodiff.spec.request import PLAINER_ATTENTION
 
 Strike = Literal["crash", "killed", "oom", "neighbour", "host_ram", "stuck", "nan", "verify", "device"]
 
@@ -29,8 +30,6 @@ LIMITS: dict[str, int] = {
 OOM_SHRINK = 0.9  # the next budget, as a share of the one that was too much
 NEIGHBOUR_BYTES = 256 << 20  # growth of others that explains an out-of-memory
 
-# attention that computes the same thing in a sturdier way (NaN with int8 attention: LightX2V 211, ComfyUI 7020)
-STURDIER = {"sagesla": "sla", "sage": "dense"}
 OUTPUT_CODES = {"disk_full", "output_unwritable", "output_exists", "ffmpeg_missing"}
 
 
@@ -146,11 +145,12 @@ def next_cap(plan: Mapping[str, Any] | None, cap_bytes: int | None) -> int | Non
 
 def _not_a_number(job: Job, error: Mapping[str, Any]) -> Decision:
     asked = str(job.overrides.get("attention") or _ran_attention(job))
-    if asked not in STURDIER or "attention" in job.request.get("pinned", ()):
+    # NaN with INT8 attention: LightX2V 211, ComfyUI 7020
+    if asked not in PLAINER_ATTENTION or "attention" in job.request.get("pinned", ()):
         return Decision("failed", _words(error), {"error": dict(error)})
-    sturdier = {"attention": STURDIER[asked]}
-    columns = {"overrides": job.overrides | sturdier, "plan": None}
-    return _again(job, "nan", "failed", error, columns, f"attention {asked} -> {STURDIER[asked]}")
+    plainer = {"attention": PLAINER_ATTENTION[asked]}
+    columns = {"overrides": job.overrides | plainer, "plan": None}
+    return _again(job, "nan", "failed", error, columns, f"attention {asked} -> {PLAINER_ATTENTION[asked]}")
 
 
 def _ran_attention(job: Job) -> str:

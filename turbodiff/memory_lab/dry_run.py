@@ -15,11 +15,10 @@ from turbodiff.models import vae as vae_driver
 from turbodiff.models.attention import AttentionPlan
 from turbodiff.models.rope import rope_tables
 from turbodiff.models.wan_dit import CrossAttentionCache, WanDiT
-from turbodiff.plan.vae_memory import TILE
 from turbodiff.runtime.model_cache import dit_config
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.plan import Plan
-from turbodiff.spec.shapes import CONDITION_CHANNELS, VideoShape
+from turbodiff.spec.shapes import CONDITION_CHANNELS, VAE_TILE, VideoShape
 
 BLOCKS = 2
 META = torch.device("meta")
@@ -30,7 +29,7 @@ def dry_run(plan: Plan) -> dict[str, int]:
     request, levers = plan.request, plan.levers
     spec, dtype = request.spec, torch.float32 if plan.device == "cpu" else torch.bfloat16
     method: vae_driver.ConvMethod = "conv2d" if plan.device == "cpu" else "conv3d"
-    tile = TILE if levers.vae == "tiled" else None
+    tile = VAE_TILE if levers.vae == "tiled" else None
     traced = {}
     for phase in plan.phases:
         if phase.name.startswith("denoise"):

@@ -20,7 +20,6 @@ from turbodiff.models import text_encoder, vae
 from turbodiff.models.attention import AttentionPlan
 from turbodiff.models.wan_dit import WanDiT
 from turbodiff.plan.calibration import work_bytes
-from turbodiff.plan.vae_memory import TILE
 from turbodiff.runtime import offload, text
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.embeddings import TextRows
@@ -28,7 +27,7 @@ from turbodiff.runtime.model_cache import dit_config
 from turbodiff.runtime.network import Network
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.plan import Phase, Plan
-from turbodiff.spec.shapes import CONDITION_CHANNELS
+from turbodiff.spec.shapes import CONDITION_CHANNELS, VAE_TILE
 
 STEPS = 2  # the first also warms up
 
@@ -166,7 +165,7 @@ def settle(device: Device) -> None:
 
 
 def _tile(plan: Plan) -> int | None:
-    return TILE if plan.levers.vae == "tiled" else None
+    return VAE_TILE if plan.levers.vae == "tiled" else None
 
 
 def _to_host(frames: Tensor) -> None:

@@ -3,9 +3,7 @@
 Layout everywhere: q, k, v, out [B, L, H, D]; before their norm the projections are [B, L, H * D].
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,6 +15,7 @@ from turbodiff_kernels.sage import normed_sage_attention
 from turbodiff_kernels.sla import normed_sla_attention
 
 from turbodiff.spec.errors import RequestError
+from turbodiff.spec.request import PLAINER_ATTENTION, SPARSE_ATTENTION
 
 AttentionKind = Literal["dense", "sage", "sla", "sagesla"]
 
@@ -42,8 +41,6 @@ class Norms:
 
 
 DENSE = AttentionPlan()
-SPARSE_KINDS = ("sla", "sagesla")
-PLAINER: Mapping[AttentionKind, AttentionKind] = MappingProxyType({"sagesla": "sla", "sage": "dense"})
 
 
 class Settled(NamedTuple):
@@ -63,7 +60,7 @@ def resolve_attention(kind: AttentionKind, device: torch.device) -> Settled:
     if kind == "dense":
         return Settled(kind, "torch")
     choice = backend.chosen(kind, device)
-    plainer = PLAINER.get(kind)
+    plainer = PLAINER_ATTENTION.get(kind)
     if choice.runs == "triton" or plainer is None or device.type != "cuda" or backend.wish() == "reference":
         return Settled(kind, choice.runs)
     return resolve_attention(plainer, device)
@@ -75,7 +72,7 @@ def check_attention(plan: AttentionPlan, *, projections: bool) -> None:
     Raises:
         RequestError: code attention_needs_projections, where it is asked of one without.
     """
-    if plan.kind in SPARSE_KINDS and not projections:
+    if plan.kind in SPARSE_ATTENTION and not projections:
         raise RequestError(
             "these weights were not trained for sparse-linear attention: they have no proj_l",
             code="attention_needs_projections",

@@ -21,15 +21,11 @@ from turbodiff_kernels import backend
 from turbodiff_kernels.norm import rms_norm_silu
 
 from turbodiff.models.attention import attention
-from turbodiff.spec.shapes import SPACE_STRIDE, TIME_STRIDE, is_frame_count
+from turbodiff.plan.torch_compat import conv3d_is_broken
+from turbodiff.spec.shapes import DECODER_MARGINS, ENCODER_MARGIN, SPACE_STRIDE, TIME_STRIDE, is_frame_count
 
 Vae = nn.Module  # diffusers.AutoencoderKLWan, imported where it is made: that takes over a second
 ConvMethod = Literal["auto", "conv3d", "conv2d"]
-
-# Margins around a tile in latent pixels. The decoder's convolutions carry 12.25 across: 6.5 in the first block, 3.25 in
-# the second at twice the size, 1.625 and 0.875 in the last two; what a block has used up is cropped after it.
-DECODER_MARGINS = (13, 6, 3, 1)
-ENCODER_MARGIN = 9  # 8.5: its costly layers come first and need all of it
 
 
 def make_vae(base_dim: int, z_dim: int = 16, dim_mult: tuple[int, ...] = (1, 2, 4, 4), num_res_blocks: int = 2) -> Vae:
@@ -89,9 +85,8 @@ def prefers_conv2d(device: torch.device, dtype: torch.dtype) -> bool:
     """
     if device.type != "cuda":
         return True
-    release = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    cudnn = torch.backends.cudnn.version() or 0
-    return dtype != torch.float32 and (2, 9) <= release <= (2, 10) and cudnn < 91500
+    cudnn = torch.backends.cudnn.version() or 1  # torch's own fallback, without cuDNN, is as hungry as an old one
+    return dtype != torch.float32 and conv3d_is_broken(torch.__version__, cudnn)
 
 
 def _wants_conv2d(conv: ConvMethod, vae: Vae) -> bool:

@@ -31,7 +31,6 @@ from turbodiff.models.rope import rope_tables
 from turbodiff.spec import shapes
 
 PATCH = (1, shapes.PATCH, shapes.PATCH)  # latent frames, rows and columns of one token (Wan2.1)
-HEAD_TOKENS = 8192  # tokens that pass the float32 head at a time: bounds its temporaries, not its result
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ class WanDiT(nn.Module):
 
     def finish(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """Tokens after the last block [B, N, dim] -> velocity, float32 [B, 16, T, H, W]."""
-        parts = [self.head(part, inputs.time) for part in x.split(HEAD_TOKENS, dim=1)]
+        parts = [self.head(part, inputs.time) for part in x.split(shapes.HEAD_TOKENS, dim=1)]
         return unpatchify(torch.cat(parts, dim=1), inputs.grid)
 
     def embed_time(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.plan.phase_costs import SLACK, WORKSPACE_BYTES
 from turbodiff.spec.numbers import MIB
-from turbodiff.spec.plan import Phase, Plan
+from turbodiff.spec.plan import Levers, Phase, Plan
+from turbodiff.spec.request import Request
 
 LOWEST, HIGHEST = 0.9, 1.25
 STILL_BYTES = 256 * MIB  # vLLM's bound for how much a neighbour may move during a measurement
@@ -88,6 +90,24 @@ def calibrate(samples: Sequence[Sample], kind: Kind) -> Calibration:
             measured = [sample for sample in group if not sample.out_of_memory]
             return Calibration(_factor(group), len(group), _factor(measured))
     return Calibration()
+
+
+def kind_of(gpu: GpuFacts, machine: Machine, request: Request, levers: Levers) -> Kind:
+    """What measurements of a request as it runs on a card are filed under."""
+    return Kind(
+        gpu=gpu.name,
+        total_bytes=gpu.total_bytes or 0,
+        torch=machine.torch or "",
+        cudnn=machine.cudnn or "",
+        driver=machine.driver or "",
+        attention=request.attention,
+        model=request.model,
+        int8=request.quant_linear == "on",
+        vae=levers.vae,
+        width=request.width,
+        height=request.height,
+        num_frames=request.num_frames,
+    )
 
 
 def work_bytes(plan: Plan, phase: Phase) -> int:

@@ -6,7 +6,7 @@ ever raised.
 
 from typing import Any, NamedTuple
 
-from turbodiff.plan.hardware import Machine
+from turbodiff.plan.hardware import Machine, prefers_int8
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import ModelSpec, all_models
 from turbodiff.spec.request import Request
@@ -15,7 +15,6 @@ from turbodiff.spec.shapes import RESOLUTIONS, VideoShape, adaptive_size, table_
 FRAME_LADDER = (161, 121, 81, 65, 49, 33, 17, 13, 9, 5, 1)
 WORTHWHILE_FRAMES = 49  # three seconds at 16 fps; below this a lower resolution or a smaller model is the lesser loss
 SIZE_PINS = frozenset({"resolution", "size", "width", "height", "aspect"})
-INT8_BELOW_BYTES = 40 * 10**9  # the guide's own line: `quant_linear` is a must below 40 GB
 
 
 class Candidate(NamedTuple):
@@ -140,4 +139,4 @@ def _switches(
         return (True,)
     if spec.bundled or total_bytes is None or ("quant_linear" in pinned and request.quant_linear == "off"):
         return (False,)
-    return (True,) if request.quant_linear == "auto" and total_bytes < INT8_BELOW_BYTES else (False, True)
+    return (True,) if request.quant_linear == "auto" and prefers_int8(total_bytes) else (False, True)

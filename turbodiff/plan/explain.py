@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from turbodiff.plan import offload_search, phase_costs
 from turbodiff.plan.candidates import Candidate, has_weights, only_int8
-from turbodiff.plan.hardware import GpuFacts
+from turbodiff.plan.hardware import GpuFacts, prefers_int8
 from turbodiff.plan.offload_search import CandidateCost
 from turbodiff.plan.plan_context import PlanContext, cudnn_number, job_of, placement_of, unlimited
 from turbodiff.plan.reasons import reason
@@ -108,7 +108,7 @@ def _about_changes(setting: PlanContext, choice: Candidate, changes: tuple[Chang
         )
     gpu = setting.gpu
     if choice.int8 and gpu is not None:
-        if any(change.field == "quant_linear" for change in changes) and (gpu.total_bytes or 0) < 40 * 10**9:
+        if any(change.field == "quant_linear" for change in changes) and prefers_int8(gpu.total_bytes):
             yield reason("int8_below_40gb", total_bytes=gpu.total_bytes, saved_bytes=_int8_saves(setting, choice))
         if gpu.capability is not None and gpu.capability[0] == 9:
             yield reason("int8_not_faster_here", device_name=gpu.name)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from turbodiff.plan.hardware import Machine
-from turbodiff.plan.planner import Refusal, make_plan
+from turbodiff.plan.planner import Refusal, plan_request
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.numbers import gib
@@ -34,7 +34,7 @@ def fit_of(spec: ModelSpec, machine: Machine, inventory: Inventory) -> Fit:
     picture = {"image": "picture"} if spec.kind == "i2v" else {}
     request = make_request({"model": spec.name, "prompt": "-", "seed": 0, "pinned": ["model"], **picture})
     try:
-        return _fit(make_plan(request, machine, inventory))
+        return _fit(plan_request(request, machine, inventory))
     except Refusal as error:
         return Fit("no", (), (), error.need_bytes, error.have_bytes)
 

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.models import Facts
-from turbodiff.spec.numbers import GIB
+from turbodiff.spec.numbers import GB, GIB
 
+INT8_BELOW_BYTES = 40 * GB  # TurboDiffusion's guide: `quant_linear` is a must below 40 GB
 GpuState = Literal["ok", "none", "mismatch", "lost", "hang", "error"]
 
 
@@ -60,6 +61,11 @@ class Machine(Facts):
     cudnn: str | None = None
     wsl: bool = False
     pretended: bool = False
+
+
+def prefers_int8(total_bytes: int | None) -> bool:
+    """Whether a card of this memory runs, and downloads, INT8 weights; True where its memory is unknown."""
+    return total_bytes is None or total_bytes < INT8_BELOW_BYTES
 
 
 def pretend(machine: Machine, vram_gib: float) -> Machine:

@@ -13,13 +13,22 @@ from typing import Literal, NamedTuple
 
 from turbodiff.plan import roofline
 from turbodiff.plan.hardware import GpuFacts, Machine
-from turbodiff.plan.vae_memory import DECODER_MARGINS, ENCODER_MARGIN, decode_bytes, encode_bytes, tile_work
+from turbodiff.plan.vae_memory import decode_bytes, encode_bytes, tile_work
 from turbodiff.plan.weight_sizes import TILE, Weights, encoder_bytes
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.numbers import GIB, MIB
 from turbodiff.spec.plan import PhaseName
-from turbodiff.spec.shapes import CONDITION_CHANNELS, PATCH, LatentShape, VideoShape
+from turbodiff.spec.request import SPARSE_ATTENTION
+from turbodiff.spec.shapes import (
+    CONDITION_CHANNELS,
+    DECODER_MARGINS,
+    ENCODER_MARGIN,
+    HEAD_TOKENS,
+    PATCH,
+    LatentShape,
+    VideoShape,
+)
 
 CONTEXT_BYTES = 600 * MIB  # a CUDA context with its modules and cuBLAS, 0.5-0.8 GiB on the cards that were measured
 WORKSPACE_BYTES = 100 * MIB  # cuBLAS and cuDNN scratch outside our tensors
@@ -38,10 +47,8 @@ MEANS_UNITS = 3 / 64  # float32 means of those blocks
 STATES = 512  # partial states of SLA's linear branch, D x D float32 each; fewer where there are fewer blocks
 REFERENCE_ROWS = 140  # what SLA's reference pads
 BRANCH_TOKENS = 8192  # rows that a LoRA's side branch turns back into floats at a time (models/linear.py)
-HEAD_TOKENS = 8192  # rows that pass the float32 head at a time (models/wan_dit.py)
 STREAM_BUFFERS = 2  # blocks in flight beside the resident ones: one computing, one arriving
 
-SPARSE_KINDS = ("sla", "sagesla")
 TextLever = Literal["cached", "resident", "streamed", "cpu"]
 TextDtype = Literal["bf16", "int8", "nf4"]
 ExpertLever = Literal["resident", "swapped", "streamed"]
@@ -180,7 +187,7 @@ def denoise(job: Job, expert: Expert, lever: ExpertLever, resident: int, work: S
 def dit_step(job: Job) -> float:
     """Seconds of one forward with all weights on the device."""
     facts = job.spec.dit
-    sparse = job.attention in SPARSE_KINDS
+    sparse = job.attention in SPARSE_ATTENTION
     return roofline.dit_seconds(
         job.speed,
         tokens=job.tokens,
@@ -241,7 +248,7 @@ def attention_inside(job: Job) -> int:
         return _reference_inside(job)
     rows = KERNEL_UNITS[job.attention]
     values = FP8_UNITS * rows * job.fp8
-    if job.attention not in SPARSE_KINDS:
+    if job.attention not in SPARSE_ATTENTION:
         return math.ceil((rows + values) * job.unit)
     (_, keys, kept), heads = _blocks(job), job.spec.dit.num_heads
     square = job.spec.dit.head_dim**2

@@ -5,28 +5,41 @@ and nothing is ever raised. A candidate whose levers make it more than three tim
 memory in the world is "slow": it yields to the next one that is not, and is shown beside it.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal, NamedTuple
 
 from turbodiff.plan import explain, offload_search
 from turbodiff.plan.alternatives import alternatives
-from turbodiff.plan.calibration import Calibration
+from turbodiff.plan.calibration import Calibration, Kind, Sample, calibrate, kind_of
 from turbodiff.plan.candidates import SIZE_PINS, Candidate, candidates
 from turbodiff.plan.hardware import Machine
 from turbodiff.plan.offload_search import FITS_SHARE, CandidateCost
+from turbodiff.plan.phase_costs import device_budget, reserve_bytes
 from turbodiff.plan.plan_context import PlanContext, placement_of, setting_of, settled_attention, unlimited
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.numbers import gib
-from turbodiff.spec.plan import Band, Change, Plan
+from turbodiff.spec.plan import Band, Change, Phase, PhaseName, Plan
 from turbodiff.spec.request import Request
 
 Policy = Literal["auto", "ask", "never", "anyway"]
 
 SLOW = 3.0
 LOSSY_FIELDS = ("quant_linear", "num_frames", "resolution", "model")  # in the order of sacrifice
+# reasons for what was chosen of the picture, which stay true when levers change
+OF_THE_PICTURE = frozenset(
+    (
+        "wish_does_not_fit",
+        "settled",
+        "lowered",
+        "int8_below_40gb",
+        "int8_not_faster_here",
+        "only_int8_on_disk",
+        "outside_trained_size",
+        "lossless_is_slow",
+    )
+)
 CHANGED_FIELDS = ("model", "resolution", "aspect", "width", "height", "num_frames", "quant_linear", "attention")
-RETRY_SHARE = 0.9  # of the budget, after an out-of-memory
 
 
 class Refusal(DoesNotFitError):
@@ -37,6 +50,16 @@ class Refusal(DoesNotFitError):
         self.plan, self.need_bytes, self.have_bytes = plan, need_bytes, have_bytes
 
 
+class Shortage(NamedTuple):
+    """Somebody else holds the memory that even the smallest way to run a plan needs.
+
+    `need_bytes` must be free on the card, the reserve for others included; `free_bytes` are.
+    """
+
+    need_bytes: int
+    free_bytes: int
+
+
 class Decision(NamedTuple):
     """The choice that was taken, with its levers."""
 
@@ -44,23 +67,25 @@ class Decision(NamedTuple):
     placement: CandidateCost
 
 
-def make_plan(
+def plan_request(
     request: Request,
     machine: Machine,
     inventory: Inventory,
     *,
     policy: Policy = "auto",
+    samples: Sequence[Sample] = (),
     calibration: Calibration | None = None,
     loaded: Collection[str] = (),
     text_cached: bool = False,
     limit_bytes: int | None = None,
 ) -> Plan:
-    """How `request` will run on `machine`.
+    """How `request` will run on `machine`: the one way to a plan.
 
     Args:
         policy: "auto" and "ask" lower wishes (asking is the page's business), "never" treats every wish as a pin,
             "anyway" lowers nothing that shows and answers with band "no" instead of an error.
-        calibration: what measured runs taught (plan/calibration.py).
+        samples: measured runs, the oldest first: what they teach about this clip on this card is used.
+        calibration: what they taught, where it is known already.
         loaded: components whose weights are in memory already and need no reading ("dit", "vae", "text_encoder").
         text_cached: the embedding of this prompt is on disk.
         limit_bytes: a budget below what is free.
@@ -71,6 +96,12 @@ def make_plan(
     setting = setting_of(machine, inventory, calibration, frozenset(loaded), text_cached, limit_bytes)
     pinned = request.pinned | (frozenset(LOSSY_FIELDS) if policy in ("never", "anyway") else frozenset())
     decision = _decide(request, setting, pinned)
+    if samples and setting.gpu is not None:
+        found = calibrate(samples, _kind(request, setting, decision, policy))
+        if found.samples:
+            calibration = found
+            setting = setting_of(machine, inventory, calibration, frozenset(loaded), text_cached, limit_bytes)
+            decision = _decide(request, setting, pinned)
     if not decision.placement.fits and calibration is not None and calibration.measured < calibration.factor:
         # a run that failed makes plans careful; it never makes one refuse
         calibration = calibration._replace(factor=calibration.measured)
@@ -81,29 +112,81 @@ def make_plan(
     return _plan(request, setting, decision, pinned)
 
 
-def one_rung_lower(plan: Plan, machine: Machine, inventory: Inventory) -> Plan:
-    """The next attempt after an out-of-memory: less than the plan that failed, and at most 90 % of its budget.
-
-    Raises:
-        DoesNotFitError: the plan that failed was the smallest.
-    """
-    limit = min(int(RETRY_SHARE * plan.budget_bytes), plan.peak_bytes - 1)
-    return make_plan(plan.request, machine, inventory, limit_bytes=limit)
-
-
-def at_launch(
+def replan(
     plan: Plan,
     machine: Machine,
-    inventory: Inventory,
-    loaded: Collection[str] = (),
+    inventory: Callable[[], Inventory],
+    *,
+    at: Literal["launch"] | PhaseName = "launch",
     calibration: Calibration | None = None,
-) -> Plan | int:
-    """The same clip with levers for what is free now; or the bytes that must become free before it can start."""
-    try:
-        return make_plan(plan.request, machine, inventory, policy="never", loaded=loaded, calibration=calibration)
-    except DoesNotFitError:
-        small = make_plan(plan.request, machine, inventory, policy="anyway", loaded=loaded, calibration=calibration)
-        return small.peak_bytes
+) -> Plan | Shortage:
+    """The same clip on the machine as it is now, from its launch or from one of its phases on.
+
+    Only levers that cost no pixel change; what was lowered, and what else there was, is told as before. A plan with
+    band "no" ("Run anyway") and a machine whose cards cannot be seen at the moment change nothing. At a phase, a plan
+    whose rest still fits stays as it is, and `inventory` is not asked.
+
+    Raises:
+        Refusal: at launch, the computer's own memory is short; waiting for the card would never end.
+    """
+    if not machine.gpus or plan.band == "no":
+        return plan
+    budget_bytes = free_for_us(machine)
+    reserved = max(reserve_bytes(gpu, machine) for gpu in machine.gpus)
+    if at == "launch":
+        files = inventory()
+        try:
+            return told_as(plan, plan_request(plan.request, machine, files, policy="never", calibration=calibration))
+        except Refusal as refusal:
+            any_ram = machine.model_copy(update={"ram_available_bytes": None})
+            try:
+                plan_request(plan.request, any_ram, files, policy="never", calibration=calibration)
+            except Refusal:
+                return Shortage(refusal.plan.peak_bytes + reserved, budget_bytes + reserved)
+            raise
+    if max(phase.peak_bytes for phase in from_phase(plan, at)) <= budget_bytes:
+        return plan
+    smaller = plan_request(
+        plan.request, machine, inventory(), policy="anyway", calibration=calibration,
+        text_cached=plan.levers.text == "cached",
+    )  # fmt: skip
+    need_bytes = max(phase.peak_bytes for phase in from_phase(smaller, at))
+    if need_bytes > budget_bytes:
+        return Shortage(need_bytes + reserved, budget_bytes + reserved)
+    return told_as(plan, smaller).model_copy(update={"band": band_of(need_bytes, budget_bytes)})
+
+
+def from_phase(plan: Plan, name: PhaseName) -> tuple[Phase, ...]:
+    """The phases from one on; all of them where the plan does not have it."""
+    names = [phase.name for phase in plan.phases]
+    return plan.phases[names.index(name) if name in names else 0 :]
+
+
+def free_for_us(machine: Machine) -> int:
+    """Bytes that a job may use on the freest card, 0 without one."""
+    return max((device_budget(gpu, machine) for gpu in machine.gpus), default=0)
+
+
+def told_as(plan: Plan, fresh: Plan) -> Plan:
+    """The fresh plan with what was said about the picture when it was chosen."""
+    said = [reason for reason in plan.reasons if reason.key in OF_THE_PICTURE]
+    more = [reason for reason in fresh.reasons if reason.key not in OF_THE_PICTURE]
+    told = {"changes": plan.changes, "alternatives": plan.alternatives, "reasons": (*said, *more)}
+    return fresh.model_copy(update=told)
+
+
+def _kind(request: Request, setting: PlanContext, decision: Decision, policy: Policy) -> Kind:
+    """What measurements of the plan would be filed under, which is the request as asked where nothing fits."""
+    if not decision.placement.fits and policy != "anyway":
+        decision = _decide(request, setting, frozenset(LOSSY_FIELDS))
+    gpu, choice = setting.gpu, decision.choice
+    assert gpu is not None
+    return kind_of(
+        gpu,
+        setting.machine,
+        _settled(request, choice, setting),
+        decision.placement.levers,
+    )
 
 
 def _decide(request: Request, setting: PlanContext, pinned: frozenset[str]) -> Decision:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from turbodiff.plan.hardware import Machine, pretend
-from turbodiff.plan.planner import make_plan
+from turbodiff.plan.planner import plan_request
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import Facts, Kind, configs_folder, read_toml
@@ -91,7 +91,7 @@ def table_plan(gb: float, kind: Kind, ram_bytes: int = TABLE_RAM_BYTES) -> Plan 
     image = "cat.jpg" if kind == "i2v" else ""
     fields = {"prompt": "a cat chases a butterfly", "model": TABLE_MODELS[kind], "image": image}
     try:
-        return make_plan(make_request(fields), pretend(machine, gb * SHOWN_SHARE), Inventory())
+        return plan_request(make_request(fields), pretend(machine, gb * SHOWN_SHARE), Inventory())
     except DoesNotFitError as error:
         return error
 

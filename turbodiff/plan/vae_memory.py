@@ -7,11 +7,16 @@ counts were read off dry runs of the real modules (runtime/ledger.py); a test ho
 
 from functools import lru_cache
 
-from turbodiff.spec.shapes import SPACE_STRIDE, TIME_STRIDE, LatentShape, pixel_frames
+from turbodiff.spec.shapes import (
+    DECODER_MARGINS,
+    ENCODER_MARGIN,
+    SPACE_STRIDE,
+    TIME_STRIDE,
+    VAE_TILE,
+    LatentShape,
+    pixel_frames,
+)
 
-TILE = 32  # side of a tile in latent pixels, without its margin
-DECODER_MARGINS = (13, 6, 3, 1)  # latent pixels around a tile at each level (models/vae.py)
-ENCODER_MARGIN = 9
 RGB = 3
 SHAPES = 4096  # that are remembered: models and kinds of weights share a VAE
 
@@ -33,7 +38,7 @@ def decode_bytes(latent: LatentShape, base: int, element_bytes: int, *, tiled: b
     Whole: the chunk being made, the one handed over and the one turned into bytes. Tiled: all features and a canvas of
     all frames, beside one tile; the middle block is done by then.
     """
-    side = TILE if tiled else None
+    side = VAE_TILE if tiled else None
     area = latent.height * latent.width
     pixels = [_pixels(latent, side, margin, level) for level, margin in enumerate(DECODER_MARGINS)]
     work = max(_weighed(moment, pixels, conv2d) for moment in range(min(latent.frames, len(DECODER_WIDTHS))))
@@ -56,7 +61,7 @@ def _weighed(moment: int, pixels: list[int], conv2d: bool) -> int:
 @lru_cache(SHAPES)
 def encode_bytes(latent: LatentShape, base: int, element_bytes: int, *, tiled: bool, conv2d: bool) -> int:
     """Peak beyond weights while frames become latents; the video arrives in the dtype of the VAE."""
-    side = TILE if tiled else None
+    side = VAE_TILE if tiled else None
     tile = _pixels(latent, side, ENCODER_MARGIN, 0)
     area = latent.height * latent.width
     video = pixel_frames(latent.frames) * RGB * SPACE_STRIDE**2 * area
@@ -69,7 +74,7 @@ def encode_bytes(latent: LatentShape, base: int, element_bytes: int, *, tiled: b
 @lru_cache(SHAPES)
 def tile_work(latent: LatentShape, margin: int) -> float:
     """How much more is computed with tiles than without: their margins are computed twice."""
-    rows, columns = (_spans(size, TILE, margin) for size in (latent.height, latent.width))
+    rows, columns = (_spans(size, VAE_TILE, margin) for size in (latent.height, latent.width))
     return sum(rows) * sum(columns) / (latent.height * latent.width)
 
 

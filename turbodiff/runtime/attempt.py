@@ -12,8 +12,9 @@ import torch
 
 from turbodiff.plan.calibration import Calibration
 from turbodiff.plan.hardware import Machine
+from turbodiff.plan.planner import Shortage
 from turbodiff.runtime.model_cache import ModelCache
-from turbodiff.runtime.replan import Shortage, Waits, at_phase
+from turbodiff.runtime.replan import Waits, at_phase
 from turbodiff.spec.errors import CancelledByUser, OutOfMemoryError
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import PhaseName, Plan

@@ -7,43 +7,19 @@ smallest way to go on does not fit beside somebody who grew, the job waits for t
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from turbodiff.gpu.probe import machine_now
 from turbodiff.plan.calibration import Calibration
 from turbodiff.plan.hardware import GpuFacts, Machine, only
-from turbodiff.plan.phase_costs import CONTEXT_BYTES, device_budget, reserve_bytes
-from turbodiff.plan.planner import at_launch, band_of, make_plan
+from turbodiff.plan.phase_costs import CONTEXT_BYTES
+from turbodiff.plan.planner import Shortage, band_of, free_for_us, from_phase, plan_request, replan, told_as
 from turbodiff.runtime import offload
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.latents_cache import earlier_plan
-from turbodiff.spec.plan import Phase, PhaseName, Plan
+from turbodiff.spec.plan import PhaseName, Plan
 from turbodiff.spec.request import Request
 from turbodiff.weights.locate import inventory
-
-# reasons for what was chosen of the picture, which stay true when the levers change
-OF_THE_PICTURE = frozenset(
-    (
-        "wish_does_not_fit",
-        "settled",
-        "lowered",
-        "int8_below_40gb",
-        "int8_not_faster_here",
-        "only_int8_on_disk",
-        "outside_trained_size",
-        "lossless_is_slow",
-    )
-)
-
-
-class Shortage(NamedTuple):
-    """Somebody else holds the memory that even the smallest way to run this job needs.
-
-    `need_bytes` must be free on the card, the reserve for others included; `free_bytes` are.
-    """
-
-    need_bytes: int
-    free_bytes: int
 
 
 class Waits(Exception):
@@ -75,32 +51,13 @@ def plan_for(order: Mapping[str, Any], machine: Machine | None, device: Device) 
     if plan is None:
         assert machine is not None
         plan = _below(order, machine)
-    elif machine is not None and plan.band != "no":
-        fresh = refit(plan, machine, calibration_of(order))
+    elif machine is not None:
+        fresh = replan(plan, machine, inventory, calibration=calibration_of(order))
         if isinstance(fresh, Shortage):
             return fresh
         plan = fresh
     hold_to(plan, machine, device)
     return plan
-
-
-def refit(plan: Plan, machine: Machine, calibration: Calibration | None = None) -> Plan | Shortage:
-    """The same clip on the machine as it is now; what was lowered, and what else there was, is told as before.
-
-    A machine whose cards cannot be seen at the moment changes nothing.
-
-    Raises:
-        DoesNotFitError: the computer's own memory is short; waiting for the card would never end.
-    """
-    if not machine.gpus:
-        return plan
-    fresh = at_launch(plan, machine, inventory(), calibration=calibration)
-    if not isinstance(fresh, int):
-        return _told_as(plan, fresh)
-    any_ram = machine.model_copy(update={"ram_available_bytes": None})
-    if not isinstance(at_launch(plan, any_ram, inventory(), calibration=calibration), int):
-        make_plan(plan.request, machine, inventory(), policy="never", calibration=calibration)  # says what is short
-    return _shortage(fresh, machine)
 
 
 def at_phase(
@@ -114,18 +71,10 @@ def at_phase(
     if free_bytes is None or not machine.gpus or plan.band == "no":
         return plan
     machine = with_free(machine, free_bytes)
-    budget_bytes = free_for_us(machine)
-    if max(phase.peak_bytes for phase in from_phase(plan, name)) > budget_bytes:
-        smaller = make_plan(
-            plan.request, machine, inventory(), policy="anyway", calibration=calibration,
-            text_cached=plan.levers.text == "cached",
-        )  # fmt: skip
-        need_bytes = max(phase.peak_bytes for phase in from_phase(smaller, name))
-        if need_bytes > budget_bytes:
-            return _shortage(need_bytes, machine)
-        plan = _told_as(plan, smaller).model_copy(update={"band": band_of(need_bytes, budget_bytes)})
-    hold_to(plan, machine, device)
-    return plan
+    fresh = replan(plan, machine, inventory, at=name, calibration=calibration)
+    if not isinstance(fresh, Shortage):
+        hold_to(fresh, machine, device)
+    return fresh
 
 
 def hold_to(plan: Plan, machine: Machine | None, device: Device) -> None:
@@ -133,17 +82,6 @@ def hold_to(plan: Plan, machine: Machine | None, device: Device) -> None:
     if device.is_cuda and machine is not None and machine.gpus:
         room_bytes = max(free_for_us(machine), plan.peak_bytes if plan.band == "no" else 0)
         offload.cap(device.torch_device, room_bytes - context_bytes(machine))
-
-
-def from_phase(plan: Plan, name: PhaseName) -> tuple[Phase, ...]:
-    """The phases from one on; all of them where the plan does not have it."""
-    names = [phase.name for phase in plan.phases]
-    return plan.phases[names.index(name) if name in names else 0 :]
-
-
-def free_for_us(machine: Machine) -> int:
-    """Bytes that a job may use on the freest card, 0 without one."""
-    return max((device_budget(gpu, machine) for gpu in machine.gpus), default=0)
 
 
 def own_card(machine: Machine, device: Device) -> Machine:
@@ -194,27 +132,14 @@ def _below(order: Mapping[str, Any], machine: Machine) -> Plan:
         if decoding is not None:
             return decoding
     calibration = calibration_of(order)
-    return make_plan(request, machine, inventory(), limit_bytes=cap_bytes, calibration=calibration)
+    return plan_request(request, machine, inventory(), limit_bytes=cap_bytes, calibration=calibration)
 
 
 def _decode_only(earlier: Plan, machine: Machine, cap_bytes: int | None) -> Plan | None:
     """What is left of a clip whose latents are there, or None where that does not fit."""
-    fresh = make_plan(earlier.request, machine, inventory(), policy="anyway", limit_bytes=cap_bytes)
+    fresh = plan_request(earlier.request, machine, inventory(), policy="anyway", limit_bytes=cap_bytes)
     phases = from_phase(fresh, "vae_decode")
     peak_bytes = max(phase.peak_bytes for phase in phases)
     band = band_of(peak_bytes, fresh.budget_bytes)
     rest = {"phases": phases, "peak_bytes": peak_bytes, "band": band}
-    return None if band == "no" else _told_as(earlier, fresh.model_copy(update=rest))
-
-
-def _told_as(plan: Plan, fresh: Plan) -> Plan:
-    """The fresh plan with what was said about the picture when it was chosen."""
-    said = [reason for reason in plan.reasons if reason.key in OF_THE_PICTURE]
-    more = [reason for reason in fresh.reasons if reason.key not in OF_THE_PICTURE]
-    told = {"changes": plan.changes, "alternatives": plan.alternatives, "reasons": (*said, *more)}
-    return fresh.model_copy(update=told)
-
-
-def _shortage(need_bytes: int, machine: Machine) -> Shortage:
-    reserved = max(reserve_bytes(gpu, machine) for gpu in machine.gpus)
-    return Shortage(need_bytes + reserved, free_for_us(machine) + reserved)
+    return None if band == "no" else told_as(earlier, fresh.model_copy(update=rest))

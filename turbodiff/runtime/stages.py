@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from turbodiff.models import vae as vae_driver
-from turbodiff.plan.vae_memory import TILE
 from turbodiff.prompt.clean import clean
 from turbodiff.prompt.tokens import token_weights
 from turbodiff.prompt.weights import parse
@@ -16,6 +15,7 @@ from turbodiff.runtime.attempt import Run
 from turbodiff.runtime.embeddings import TextRows
 from turbodiff.sampling.conditioning import image_condition, picture_video
 from turbodiff.spec.request import Request
+from turbodiff.spec.shapes import VAE_TILE
 
 
 @torch.inference_mode()
@@ -78,4 +78,4 @@ def decode(run: Run, latents: Tensor) -> Iterator[np.ndarray]:
 
 def tile_side(run: Run) -> int | None:
     """Side of a VAE tile in latent pixels, None for the whole picture."""
-    return TILE if run.plan.levers.vae == "tiled" else None
+    return VAE_TILE if run.plan.levers.vae == "tiled" else None

@@ -128,9 +128,10 @@ def serve(pipe: Pipe, orders: Orders, device: str) -> int:
 
 def run(order: dict[str, Any], shelf: Any, pipe: Pipe, orders: Orders) -> None:
     """One job; every failure becomes one `error` event."""
+    from turbodiff.plan.planner import Shortage
     from turbodiff.runtime.attempt import Job
     from turbodiff.runtime.pipeline import generate
-    from turbodiff.runtime.replan import Shortage, Waits, calibration_of, machine_of, plan_for
+    from turbodiff.runtime.replan import Waits, calibration_of, machine_of, plan_for
 
     try:
         machine = machine_of(order, shelf.device)

@@ -3,6 +3,7 @@
 import math
 import secrets
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +17,10 @@ Sampler = Literal["sde", "ode", "unipc"]
 Attention = Literal["auto", "dense", "sage", "sla", "sagesla"]
 Fit = Literal["crop", "pad", "stretch"]
 Switch = Literal["auto", "on", "off"]
+
+SPARSE_ATTENTION = ("sla", "sagesla")
+# a kind that computes the same without INT8: for a kernel that is not there, and for a run that ended in NaN
+PLAINER_ATTENTION: Mapping[str, Attention] = MappingProxyType({"sagesla": "sla", "sage": "dense"})
 
 MAX_SEED = 2**53 - 1  # what a browser's numbers hold exactly
 MAX_PROMPT_CHARS = 8000  # far beyond 512 tokens; a wall of text is a mistake, not a prompt

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from turbodiff.plan.hardware import prefers_int8
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.files import sha256_of, sync
 from turbodiff.spec.inventory import FoundFile, Inventory
@@ -26,7 +27,6 @@ from turbodiff.weights.headers import ENDINGS, read_header
 from turbodiff.weights.locate import download_root, inventory
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
-PLAIN_FROM_BYTES = 40 * GIB  # TurboDiffusion: cards with more than 40 GB take the unquantised files, others -quant
 RESERVE_BYTES = GIB  # left free on the disk
 CHUNK_BYTES = 4 << 20
 TIMEOUT_S = 30
@@ -55,7 +55,7 @@ def choose_files(
 ) -> list[ModelFile]:
     """One file per component. `quant` None: by the memory of the card, quantised where it is unknown or none."""
     if quant is None:
-        quant = memory_bytes is None or memory_bytes <= PLAIN_FROM_BYTES
+        quant = prefers_int8(memory_bytes)
     resolution = resolution or spec.defaults.resolution
     chosen: dict[str, ModelFile] = {}
     for component in dict.fromkeys(file.component for file in spec.files):

@@ -11,10 +11,11 @@ Every answer is a JSON object; what a person would read as an error comes back a
 
 import secrets
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gradio as gr
+from gradio.events import api
 
 from turbodiff.spec.errors import RequestError, TurbodiffError
 from webui import request_guard
@@ -23,87 +24,96 @@ from webui.view.clips import media_url
 
 NOT_FROM_OUTSIDE = ("image", "loras", "noise_device")  # paths on this machine are chosen on this machine
 MAX_FIELDS = 40
+DEFAULT_JOBS, MAX_JOBS = 50, 200  # of one list
+if TYPE_CHECKING:
+    Json = dict[str, Any]
+else:
+    Json = dict  # Gradio reads the endpoints' annotations; what it shows in /gradio_api/info stays as it was
+
+
+def endpoint(method: Callable[..., Json]) -> Callable[..., Json]:
+    """An endpoint as Gradio sees it: what a person would read as an error is a value."""
+
+    @request_guard.handler
+    @wraps(method)
+    def answered(self: "Endpoints", argument: object = 0) -> Json:
+        try:
+            return method(self, argument)
+        except TurbodiffError as error:
+            return {"error": error.fields()}
+
+    return answered
+
+
+class Endpoints:
+    """The six calls. Their names, arguments and first lines are what gradio_client and an agent see."""
+
+    def __init__(self, reader: StudioReader) -> None:
+        self.reader = reader
+
+    @endpoint
+    def estimate(self, fields: Json) -> Json:
+        """The plan for a request: what will run, what each phase needs, why. Changes nothing."""
+        return self.reader.estimate(_checked_fields(fields)).model_dump(mode="json")
+
+    @endpoint
+    def submit(self, fields: Json) -> Json:
+        """Queue a request; the same nonce gives the same job."""
+        job = self.reader.studio.submit({"nonce": secrets.token_hex(16), **_checked_fields(fields)})
+        self.reader.changed()
+        return {"job": job}
+
+    @endpoint
+    def status(self, number: float = 0) -> Json:
+        """State and progress of a job."""
+        job = self.reader.studio.job(_checked_number(number))
+        return {
+            "job": job.id,
+            "state": job.state,
+            "attempt": job.attempt,
+            "progress": job.progress,
+            "error": job.error,
+        }
+
+    @endpoint
+    def cancel(self, number: float = 0) -> Json:
+        """Cancel a job."""
+        state = self.reader.studio.cancel(_checked_number(number))
+        self.reader.changed()
+        return {"state": state}
+
+    @endpoint
+    def list_jobs(self, number: float = 0) -> Json:
+        """The newest jobs, at most `number` of them (0: fifty)."""
+        jobs = self.reader.studio.jobs(max(1, min(MAX_JOBS, _checked_number(number) or DEFAULT_JOBS)))
+        # a picture by its name: the folders of this machine are nobody's business
+        pictures = [PurePath(str(job.request.get("image") or "")).name or None for job in jobs]
+        return {
+            "jobs": [
+                {"job": job.id, "state": job.state, "request": {**job.request, "image": picture}}
+                for job, picture in zip(jobs, pictures, strict=True)
+            ]
+        }
+
+    @endpoint
+    def result(self, number: float = 0) -> Json:
+        """What came of a job, with the address of its clip on this server."""
+        job = self.reader.studio.job(_checked_number(number))
+        made = dict(job.result or {})
+        path = PurePath(str(made.pop("path", "")))
+        made.pop("sidecar", None)
+        url = media_url(path.name.removesuffix(".mp4")) if path.name else None
+        return {"job": job.id, "state": job.state, "result": made, "url": url, "plan": job.plan}
 
 
 def add(reader: StudioReader) -> None:
     """Add /estimate, /submit, /status, /cancel, /list and /result to the page that is being built."""
-    for handler in (estimate, submit, status, cancel, list_jobs, result):
-        name = "list" if handler is list_jobs else handler.__name__
-        gr.api(_bound(handler, reader), api_name=name, queue=False)
+    calls = Endpoints(reader)
+    for call in (calls.estimate, calls.submit, calls.status, calls.cancel, calls.list_jobs, calls.result):
+        api(call, api_name=call.__name__.removesuffix("_jobs"), queue=False)
 
 
-def _bound(handler: Callable[..., dict[str, Any]], reader: StudioReader) -> Callable[..., dict[str, Any]]:
-    """The handler as Gradio sees it: one argument, errors as values."""
-    takes_fields = handler in (estimate, submit)
-
-    @request_guard.handler
-    def with_fields(fields: dict) -> dict:  # type: ignore[type-arg]  # Gradio reads these annotations
-        return _answer(handler, reader, fields)
-
-    @request_guard.handler
-    def with_number(number: float = 0) -> dict:  # type: ignore[type-arg]
-        return _answer(handler, reader, number)
-
-    bound = with_fields if takes_fields else with_number
-    bound.__name__, bound.__doc__ = handler.__name__, handler.__doc__  # what an agent sees with --mcp
-    return bound
-
-
-def _answer(handler: Callable[..., dict[str, Any]], reader: StudioReader, argument: Any) -> dict[str, Any]:
-    try:
-        return handler(reader, argument)
-    except TurbodiffError as error:
-        return {"error": error.fields()}
-
-
-def estimate(reader: StudioReader, fields: Any) -> dict[str, Any]:
-    """The plan for a request: what will run, what each phase needs, why. Changes nothing."""
-    return reader.estimate(_fields(fields)).model_dump(mode="json")
-
-
-def submit(reader: StudioReader, fields: Any) -> dict[str, Any]:
-    """Queue a request; the same nonce gives the same job."""
-    asked = _fields(fields)
-    job = reader.studio.submit({"nonce": secrets.token_hex(16), **asked})
-    reader.changed()
-    return {"job": job}
-
-
-def status(reader: StudioReader, number: Any) -> dict[str, Any]:
-    """State and progress of a job."""
-    job = reader.studio.job(_number(number))
-    return {"job": job.id, "state": job.state, "attempt": job.attempt, "progress": job.progress, "error": job.error}
-
-
-def cancel(reader: StudioReader, number: Any) -> dict[str, Any]:
-    """Cancel a job."""
-    state = reader.studio.cancel(_number(number))
-    reader.changed()
-    return {"state": state}
-
-
-def list_jobs(reader: StudioReader, number: Any) -> dict[str, Any]:
-    """The newest jobs, at most `number` of them (0: fifty)."""
-    found = reader.studio.jobs(max(1, min(200, _number(number) or 50)))
-    return {"jobs": [{"job": job.id, "state": job.state, "request": _shown(job.request)} for job in found]}
-
-
-def _shown(request: Mapping[str, Any]) -> dict[str, Any]:
-    """A request without the folders of this machine: a picture by its name."""
-    return {**request, "image": PurePath(str(request["image"])).name if request.get("image") else None}
-
-
-def result(reader: StudioReader, number: Any) -> dict[str, Any]:
-    """What came of a job, with the address of its clip on this server."""
-    job = reader.studio.job(_number(number))
-    made = dict(job.result or {})
-    path = str(made.pop("path", ""))
-    made.pop("sidecar", None)
-    url = media_url(path.rsplit("/", 1)[-1].removesuffix(".mp4")) if path else None
-    return {"job": job.id, "state": job.state, "result": made, "url": url, "plan": job.plan}
-
-
-def _fields(fields: Any) -> dict[str, Any]:
+def _checked_fields(fields: object) -> dict[str, Any]:
     """The fields of a request from outside.
 
     Raises:
@@ -119,7 +129,12 @@ def _fields(fields: Any) -> dict[str, Any]:
     return {str(name): value for name, value in fields.items()}
 
 
-def _number(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**53 or value != int(value):
+def _checked_number(value: object) -> int:
+    """The number of a job or how many of them.
+
+    Raises:
+        RequestError: no number of ours.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53 or value != int(value):
         raise RequestError("no such job", code="job_unknown", field="job", got=str(value)[:40])
     return int(value)

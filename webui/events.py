@@ -51,9 +51,8 @@ QUIET: _EventOptions = {"queue": False, "show_progress": "hidden", "api_visibili
 
 def build(reader: StudioReader, words: Words) -> gr.Blocks:
     """The whole page in one language."""
-    with GuardedBlocks(
-        title="turbodiff", fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)
-    ) as blocks:
+    blocks = GuardedBlocks(title="turbodiff", fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400))
+    with blocks:
         PageEvents(layout(reader, words), reader, words).connect(blocks)
     return blocks
 

@@ -30,7 +30,7 @@ STARS = 5
 # buttons that need nothing but the studio, and those that need the number of a job
 STUDIO_ACTIONS: Mapping[str, Callable[[Studio], object]] = {
     "pause": Studio.pause,
-    "resume": partial(Studio.pause, paused=False),
+    "resume": Studio.resume,
     "selftest": Studio.start_selftest,
 }
 JOB_ACTIONS: Mapping[str, Callable[[Studio, int], object]] = {

@@ -138,12 +138,13 @@ def main(argv: Sequence[str]) -> int:
             threading.Thread(target=open_when_up, args=(args.port,), daemon=True).start()
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        from turbodiff.studio import serve
+        from turbodiff.studio import Studio
 
         address = (LOOPBACK if args.listen == ALL_ADDRESSES else args.listen, args.port)
         sys.stdout.write(f"turbodiff at http://{address[0]}:{address[1]}, log in {STARTUP_LOG}; Ctrl-C ends it\n")
         sys.stdout.flush()
-        code = serve(args.state_dir, args.outputs, [sys.executable, "-m", "webui.server", *argv], address)
+        studio = Studio(args.state_dir, args.outputs)
+        code = studio.serve([sys.executable, "-m", "webui.server", *argv], address)
         if code not in (0, 130):
             sys.stderr.write(f"[ERROR] ended with {code}: {STARTUP_LOG} says why\n")
         return code

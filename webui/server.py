@@ -49,7 +49,7 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
             server_name=args.listen,
             server_port=args.port,
             allowed_paths=[],
-            blocked_paths=[str(studio.store.path)],
+            blocked_paths=[str(studio.database)],
             show_error=False,
             max_file_size=UPLOAD_LIMIT,
             ssr_mode=False,

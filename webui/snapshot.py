@@ -13,7 +13,7 @@ from typing import Any
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.files import atomic_write
 from turbodiff.spec.plan import Plan
-from turbodiff.studio import Studio, doctor, estimate, pictures
+from turbodiff.studio import Studio, doctor, pictures
 from webui import form
 from webui.view import Snapshot
 
@@ -144,7 +144,7 @@ class StudioReader:
         Raises:
             TurbodiffError: not a legal request, or nothing fits.
         """
-        return estimate(fields, self._machine(), self._inventory(), policy, self.studio.store)
+        return self.studio.plan(fields, self._machine(), self._inventory(), policy)
 
     def asked(self, values: Mapping[str, Any], keep: bool = False) -> dict[str, Any]:
         """The form's values as fields of a request, with files of this machine for names; `keep` copies the picture.
@@ -181,7 +181,7 @@ class StudioReader:
 
     def restart(self) -> None:
         """Ask the supervisor for a fresh worker."""
-        self._restart = self.studio.store.ask("restart", by="page", scope="worker")
+        self._restart = self.studio.restart(by="page")
 
     def report(self) -> tuple[Mapping[str, Any], bool]:
         """Versions and warnings, and whether they have been read: torch takes seconds to say so, in its own process."""
@@ -271,11 +271,11 @@ class StudioReader:
             downloads={name: studio.download(name) for name in self._offers()},
             holders=held,
             leftovers=left,
-            paused=bool(studio.store.paused),
+            paused=studio.paused,
             policy=studio.policy,
             selftest=studio.selftest(),
             tier=self._tier(),
-            restarted=studio.store.outcome(self._restart) if self._restart is not None else None,
+            restarted=studio.restart_outcome(self._restart) if self._restart is not None else None,
             now_s=time.time(),
         )
 

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from turbodiff.archive.clips import (
-    check_output,
-    check_outputs,
     clip_path,
     clips,
     partial_beside,
@@ -22,6 +20,7 @@ from turbodiff.archive.clips import (
     sidecar_path,
     sweep,
 )
+from turbodiff.archive.disk import check_output, check_place
 from turbodiff.spec.clips import Sidecar
 from turbodiff.spec.errors import FileError, OutputError
 from turbodiff.spec.request import make_request
@@ -192,18 +191,18 @@ def test_the_sweep_spares_what_a_living_process_writes(tmp_path: Path) -> None:
 
 def test_fault_41_outputs_are_checked_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    check_outputs(tmp_path / "new" / "outputs")
-    check_output(tmp_path / "out.mp4")
+    check_place(tmp_path / "new" / "outputs", tmp_path / "state", 16, 16, 1)
+    check_output(tmp_path / "out.mp4", 16, 16, 1)
     assert files(tmp_path) == ["file"], "a check leaves no file"
     for output in (tmp_path, tmp_path / "out.gif", tmp_path / "missing" / "out.mp4", tmp_path / "file" / "out.mp4"):
         with pytest.raises(OutputError) as caught:
-            check_output(output)
+            check_output(output, 16, 16, 1)
         assert caught.value.field == "output" and caught.value.try_instead
     with pytest.raises(OutputError) as caught:
-        check_outputs(tmp_path / "file" / "outputs")
+        check_place(tmp_path / "file" / "outputs", tmp_path / "state", 16, 16, 1)
     assert caught.value.field == "output"
     with pytest.raises(OutputError):
-        check_output(Path("/proc/out.mp4"))
+        check_output(Path("/proc/out.mp4"), 16, 16, 1)
 
 
 def test_a_failed_publish_keeps_the_clip_and_leaves_nothing_else(tmp_path: Path) -> None:

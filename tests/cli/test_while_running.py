@@ -31,9 +31,9 @@ def running(tmp_path_factory):
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     app = subprocess.Popen([sys.executable, "-c", APP, str(folder)], cwd=ROOT, env={**os.environ, "PYTHONPATH": paths})
     studio = Studio(folder / "state", folder / "outputs")
-    wait(lambda: (studio.store.fact("worker0") or {}).get("state") == "ready")
+    wait(lambda: (studio._store.fact("worker0") or {}).get("state") == "ready")
     yield folder, studio
-    studio.store.close()
+    studio.close()
     app.terminate()
     app.wait(20)
 
@@ -72,7 +72,7 @@ def test_the_queue_from_the_shell_while_the_app_runs(running, turbodiff):
     turbodiff("jobs", "move", str(third), "first")
     turbodiff("jobs", "cancel", str(first))
     wait(lambda: studio.job(first).state == "cancelled")
-    assert [job.id for job in studio.store.queue()] == [third, second]
+    assert [job.id for job in studio._store.queue()] == [third, second]
     again = int(turbodiff("jobs", "retry", str(first)).split()[-1])
     turbodiff("jobs", "cancel", str(again))
     turbodiff("jobs", "resume")
@@ -101,7 +101,7 @@ def test_the_archive_from_the_shell_while_the_app_runs(running, turbodiff, tmp_p
 
 def test_a_restart_from_the_shell_while_the_app_runs(running, turbodiff):
     _, studio = running
-    before = studio.store.fact("worker0")["pid"]
+    before = studio._store.fact("worker0")["pid"]
     assert "worker replaced" in turbodiff("restart")
-    wait(lambda: studio.store.fact("worker0")["state"] == "ready")
-    assert studio.store.fact("worker0")["pid"] != before
+    wait(lambda: studio._store.fact("worker0")["state"] == "ready")
+    assert studio._store.fact("worker0")["pid"] != before

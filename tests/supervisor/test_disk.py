@@ -10,7 +10,7 @@ from turbodiff.archive import disk
 from turbodiff.archive.disk import check_place
 from turbodiff.media import ffmpeg
 from turbodiff.spec.errors import OutputError
-from turbodiff.studio import Studio, run_once
+from turbodiff.studio import Studio
 
 MIB = 1 << 20
 
@@ -91,8 +91,8 @@ def test_fault_40_the_page_and_the_shell_hear_of_it_at_once(tmp_path: Path, full
         studio.submit(fields)
     assert studio.jobs() == []
     with pytest.raises(OutputError, match="too little room"):
-        run_once(fields, output=None, outputs=tmp_path / "outputs", on_event=lambda _: None)
-    studio.store.close()
+        studio.generate(fields, output=None, on_event=lambda _: None)
+    studio.close()
 
 
 def test_the_room_of_a_folder_that_does_not_exist_yet_is_that_of_its_parent(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def events(tmp_path_factory):
     with gr.Blocks(analytics_enabled=False):
         made = PageEvents(layout(reader, words), reader, words)
     yield made
-    reader.studio.store.close()
+    reader.studio.close()
 
 
 def row(events, **changed):

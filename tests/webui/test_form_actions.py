@@ -31,7 +31,7 @@ def reader(tmp_path):
     write(day / f"{CLIP}.mp4", shapes(9), settings={"request": asked})
     reader = StudioReader(Studio(tmp_path / "state", tmp_path / "outputs"))
     yield reader
-    reader.studio.store.close()
+    reader.studio.close()
 
 
 def fill(reader, name, argument="", values=WAN):

@@ -24,7 +24,7 @@ def reader(tmp_path):
     machine = pretend(Machine(ram_total_bytes=64 * GIB, ram_available_bytes=48 * GIB, cpu_count=8), 12)
     reader._machine = CachedValue(lambda: machine, 3600.0)
     yield reader
-    reader.studio.store.close()
+    reader.studio.close()
 
 
 def values(model, **changed):

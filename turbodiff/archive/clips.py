@@ -22,7 +22,7 @@ from pathlib import Path
 
 from turbodiff.media.tags import read_settings_tag
 from turbodiff.spec.clips import Sidecar, read_record
-from turbodiff.spec.errors import FileError, OutputError
+from turbodiff.spec.errors import FileError
 from turbodiff.spec.files import output_error, sync, write_synced
 
 PARTIAL = ".partial"
@@ -70,38 +70,6 @@ def poster_path(clip: Path) -> Path:
     return clip.with_name(clip.name + ".jpg")
 
 
-def check_outputs(outputs: Path) -> None:
-    """Fail before the work, not after it: the folder must exist or be creatable, and take a file.
-
-    Raises:
-        OutputError: field `output`.
-    """
-    folder = outputs / PARTIAL
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _check_takes_a_file(folder)
-    except OSError as error:
-        raise _unwritable(outputs, error) from None
-
-
-def check_output(output: Path) -> None:
-    """Fail before the work where a named output cannot be written. An existing file will be replaced.
-
-    Raises:
-        OutputError: field `output`: a folder, not an .mp4, no such folder, or not writable.
-    """
-    if output.is_dir():
-        raise _bad_output("the output is a folder", output, "a file name", f"-o {output / 'out.mp4'}")
-    if output.suffix.lower() != ".mp4":
-        raise _bad_output("clips are mp4 files", output, "a name ending in .mp4", f"-o {output.stem or 'out'}.mp4")
-    if not output.parent.is_dir():
-        raise _bad_output("the folder does not exist", output, "an existing folder", f"mkdir -p {output.parent}")
-    try:
-        _check_takes_a_file(output.parent)
-    except OSError as error:
-        raise _unwritable(output.parent, error) from None
-
-
 def publish(partial: Path, final: Path, sidecar: Sidecar, poster: bytes = b"", replace: bool = False) -> Path:
     """Give a verified clip its final name, with sidecar and poster; see the order above.
 
@@ -130,7 +98,7 @@ def publish(partial: Path, final: Path, sidecar: Sidecar, poster: bytes = b"", r
         partial.unlink(missing_ok=True)
         return target
     except OSError as error:
-        raise _unwritable(final.parent, error) from None
+        raise output_error(final.parent, error.strerror or str(error)) from None
     finally:
         for temporary in (sidecar_partial, poster_partial):
             with contextlib.suppress(OSError):
@@ -282,21 +250,3 @@ def _is_orphan(path: Path) -> bool:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "model"
-
-
-def _check_takes_a_file(folder: Path) -> None:
-    probe = folder / f".turbodiff-{os.getpid()}"
-    try:
-        write_synced(probe, b"?")
-    finally:
-        probe.unlink(missing_ok=True)
-
-
-def _bad_output(what: str, output: Path, expected: str, try_instead: str) -> OutputError:
-    return OutputError(
-        what, code="output_unwritable", field="output", got=output, expected=expected, try_instead=try_instead
-    )
-
-
-def _unwritable(folder: Path, error: OSError) -> OutputError:
-    return output_error(folder, error.strerror or str(error))

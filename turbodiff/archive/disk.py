@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
-from turbodiff.archive.clips import check_outputs
+from turbodiff.archive.clips import PARTIAL
 from turbodiff.media.ffmpeg import check_encoder
 from turbodiff.spec.errors import OutputError
+from turbodiff.spec.files import output_error, write_synced
 from turbodiff.spec.numbers import gib
 
 RESERVE_BYTES = 1 << 30  # for everybody else on that disk
@@ -13,40 +14,37 @@ BYTES_PER_PIXEL = 1.5  # of every frame: three times what x264 makes of grain at
 
 
 def check_place(outputs: Path, state: Path, width: int, height: int, num_frames: int) -> None:
-    """Fail now where a clip of this size could not be written later.
+    """Fail now where a clip of this size could not be written later. The folder of the library is made.
 
     Raises:
         OutputError: the folder takes no file, or one of the two disks has too little room; field `output` or `state`.
         FileError: ffmpeg cannot encode.
     """
     check_encoder()
-    needed = need_bytes(width, height, num_frames)
-    check_room(outputs, needed, "output")
-    check_outputs(outputs)
-    check_room(state, needed, "state")
+    _check_room(outputs, width * height * num_frames, "output")
+    _check_takes_a_file(outputs, outputs / PARTIAL)
+    _check_room(state, width * height * num_frames, "state")
 
 
-def need_bytes(width: int, height: int, num_frames: int) -> int:
-    """Bytes that should be free before a clip of this size is begun."""
-    return RESERVE_BYTES + int(BYTES_PER_PIXEL * width * height * num_frames)
-
-
-def check_room(folder: Path, needed_bytes: int, field: str) -> None:
-    """Fail where the disk of a folder, which need not exist yet, has less than `needed_bytes` left.
+def check_output(output: Path, width: int, height: int, num_frames: int) -> None:
+    """Fail now where a clip could not be written under a name that a person typed. An existing file will be replaced.
 
     Raises:
-        OutputError: code disk_full.
+        OutputError: field `output`: a folder, not an .mp4, no such folder, not writable, or too little room.
     """
-    free = free_bytes(folder)
-    if free is not None and free < needed_bytes:
+    what = expected = try_instead = ""
+    if output.is_dir():
+        what, expected, try_instead = "the output is a folder", "a file name", f"-o {output / 'out.mp4'}"
+    elif output.suffix.lower() != ".mp4":
+        what, expected, try_instead = "clips are mp4 files", "a name ending in .mp4", f"-o {output.stem or 'out'}.mp4"
+    elif not output.parent.is_dir():
+        what, expected, try_instead = "the folder does not exist", "an existing folder", f"mkdir -p {output.parent}"
+    if what:
         raise OutputError(
-            "there is too little room on the disk",
-            code="disk_full",
-            field=field,
-            got=f"{gib(free)} free for {folder}",
-            expected=f"at least {gib(needed_bytes)}",
-            try_instead="free some space, or another " + ("--outputs" if field == "output" else "--state-dir"),
+            what, code="output_unwritable", field="output", got=output, expected=expected, try_instead=try_instead
         )
+    _check_takes_a_file(output.parent, output.parent)
+    _check_room(output.resolve().parent, width * height * num_frames, "output")
 
 
 def free_bytes(folder: Path) -> int | None:
@@ -58,3 +56,30 @@ def free_bytes(folder: Path) -> int | None:
     except OSError:
         return None
     return found.f_bavail * found.f_frsize if found.f_blocks else None
+
+
+def _check_room(folder: Path, pixels: int, field: str) -> None:
+    """Fail with code disk_full where the disk of a folder, which need not exist yet, is too full for so many pixels."""
+    free, needed_bytes = free_bytes(folder), RESERVE_BYTES + int(BYTES_PER_PIXEL * pixels)
+    if free is not None and free < needed_bytes:
+        raise OutputError(
+            "there is too little room on the disk",
+            code="disk_full",
+            field=field,
+            got=f"{gib(free)} free for {folder}",
+            expected=f"at least {gib(needed_bytes)}",
+            try_instead="free some space, or another " + ("--outputs" if field == "output" else "--state-dir"),
+        )
+
+
+def _check_takes_a_file(told: Path, folder: Path) -> None:
+    """Fail where a file cannot be written to `folder`, which is made; the error names the folder `told`."""
+    probe = folder / f".turbodiff-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            write_synced(probe, b"?")
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise output_error(told, error.strerror or str(error)) from None

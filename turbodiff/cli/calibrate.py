@@ -49,12 +49,12 @@ def calibrate(
 
 def _models(asked: list[str] | None) -> list[str]:
     """The models to measure: those asked for, else those whose files are here, bundled ones aside."""
-    from turbodiff import studio
     from turbodiff.spec.models import find_model
+    from turbodiff.studio import Studio
 
     if asked:
         return [find_model(name).name for name in asked]
-    here = [spec.name for spec, missing in studio.model_states() if not missing and not spec.bundled]
+    here = [spec.name for spec, missing in Studio().models() if not missing and not spec.bundled]
     return here or ["wan2.1-1.3b"]
 
 

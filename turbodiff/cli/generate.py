@@ -47,12 +47,12 @@ def generate(
     """Turn a sentence (and a picture) into an mp4."""
     fields = {name: value for name, value in locals().items() if name not in NOT_FIELDS}
     fields["loras"] = [flags.read_lora(text) for text in loras or ()]
-    from turbodiff import studio
+    from turbodiff.studio import Studio
 
     printer = JsonPrinter() if as_json else TextPrinter()
     if image and boundary is None and not as_json:
         _say_advice(Path(image), model)
-    studio.run_once(fields, output=output, outputs=outputs, device=device, on_event=printer)
+    Studio(outputs=outputs).generate(fields, output=output, device=device, on_event=printer)
 
 
 def _say_advice(picture: Path, model: str) -> None:

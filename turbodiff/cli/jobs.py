@@ -47,7 +47,7 @@ def cancel_job(job: JobId, state_dir: StateDir = None) -> None:
 @jobs_app.command("retry")
 def retry_job(job: JobId, state_dir: StateDir = None) -> None:
     """Queue a job again that failed, was cancelled or was parked."""
-    sys.stdout.write(f"queued as job {open_studio(state_dir).store.retry(job)}\n")
+    sys.stdout.write(f"queued as job {open_studio(state_dir).retry(job)}\n")
 
 
 @jobs_app.command("move")
@@ -59,19 +59,19 @@ def move_job(job: JobId, where: Literal["first", "up", "down", "last"], state_di
         raise RequestError(
             f"job {job} is {state}", code="job_not_waiting", field="job", try_instead="turbodiff jobs list"
         )
-    studio.store.move(job, where)
+    studio.move(job, where)
     sys.stdout.write(f"job {job}: {where}\n")
 
 
 @jobs_app.command("pause")
 def pause_queue(state_dir: StateDir = None) -> None:
     """Start no further job; the one that runs goes on."""
-    open_studio(state_dir).store.pause()
+    open_studio(state_dir).pause()
     sys.stdout.write("the queue is paused\n")
 
 
 @jobs_app.command("resume")
 def resume_queue(state_dir: StateDir = None) -> None:
     """Go on with the queue."""
-    open_studio(state_dir).store.resume()
+    open_studio(state_dir).resume()
     sys.stdout.write("the queue goes on\n")

@@ -13,12 +13,13 @@ models_app = typer.Typer(help="Weights: list, pull, verify, quantize.", no_args_
 @models_app.command("list")
 def list_models() -> None:
     """Every model: are its files here, what is missing, and does its default clip fit this machine."""
-    from turbodiff import studio
     from turbodiff.cli.show import models_table
+    from turbodiff.gpu.probe import machine_now
     from turbodiff.plan.fits import fit_of
-    from turbodiff.weights.locate import inventory
+    from turbodiff.studio import Studio
 
-    machine, here, states = studio.machine_now(), inventory(), studio.model_states()
+    studio = Studio()
+    machine, here, states = machine_now(), studio.inventory(), studio.models()
     models_table(states, {spec.name: fit_of(spec, machine, here).words for spec, _ in states})
 
 
@@ -30,10 +31,10 @@ def pull_model(
     root: Annotated[Path | None, typer.Option("--root", help="target folder; default: checkpoints/")] = None,
 ) -> None:
     """Download what a model still needs; a download that stopped goes on."""
-    from turbodiff import studio
+    from turbodiff.gpu.probe import machine_now
     from turbodiff.weights.download import pull
 
-    sizes = [card.total_bytes for card in studio.machine_now().gpus if card.total_bytes]
+    sizes = [card.total_bytes for card in machine_now().gpus if card.total_bytes]
     paths = pull(
         model, memory_bytes=max(sizes, default=None), quant=quant, resolution=resolution, root=root, progress=_percent
     )

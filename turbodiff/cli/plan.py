@@ -46,11 +46,14 @@ def plan(
 ) -> None:
     """Say what a request needs on this machine, phase by phase, without running anything."""
     fields = {name: value for name, value in locals().items() if name not in NOT_FIELDS}
-    from turbodiff import studio
     from turbodiff.cli.show import plan_table
+    from turbodiff.gpu.probe import machine_now
+    from turbodiff.plan.hardware import pretend, read_machine
+    from turbodiff.studio import Studio
 
-    machine = studio.machine_for(pretend_vram, machine_file)
-    made = studio.estimate(fields, machine, store=studio.history())
+    machine = read_machine(machine_file) if machine_file is not None else machine_now()
+    machine = machine if pretend_vram is None else pretend(machine, pretend_vram)
+    made = Studio().plan(fields, machine)
     if as_json:
         sys.stdout.write(made.model_dump_json() + "\n")
     else:

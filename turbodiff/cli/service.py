@@ -31,14 +31,12 @@ def serve(
 
 def restart(state_dir: StateDir = None) -> None:
     """重启应用: end the worker, prove that its memory is back, start a new one. Works when the page is dead, too."""
-    from turbodiff.studio import running
-
     studio = open_studio(state_dir)
-    if running(studio.state) is None:
+    if not studio.served:
         raise TurbodiffError("the app is not running", code="not_running", try_instead="turbodiff serve")
-    control = studio.store.ask("restart", by="shell", scope="worker")
+    control = studio.restart(by="shell")
     end_s = time.monotonic() + RESTART_WAIT_S
-    while (outcome := studio.store.outcome(control)) is None:
+    while (outcome := studio.restart_outcome(control)) is None:
         if time.monotonic() > end_s:
             raise TurbodiffError("no answer to the restart", code="restart_silent", try_instead="see the start-up log")
         time.sleep(POLL_S)

@@ -15,6 +15,7 @@ Each says what happened, what it got, what it expected and what to try; `code` k
 Programmer mistakes are asserts, never these.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 
@@ -101,3 +102,12 @@ class CancelledByUser(TurbodiffError):
     """Stopped by a person."""
 
     exit_code = 130
+
+
+def error_from(fields: Mapping[str, Any]) -> TurbodiffError:
+    """The error that the fields of an `error` event tell of, with the exit code that its worker gave it."""
+    by_code = {"oom": OutOfMemoryError, "cancelled": CancelledByUser, "does_not_fit": DoesNotFitError}
+    by_exit: dict[int, type[TurbodiffError]] = {2: RequestError, 5: DoesNotFitError, 130: CancelledByUser}
+    kind = by_code.get(str(fields.get("code"))) or by_exit.get(int(fields.get("exit_code", 1)), TurbodiffError)
+    names = ("code", "field", "got", "expected", "try_instead")
+    return kind(str(fields.get("what", "failed")), **{name: fields.get(name, "") for name in names})

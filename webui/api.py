@@ -67,13 +67,8 @@ class Endpoints:
     def status(self, number: float = 0) -> Json:
         """State and progress of a job."""
         job = self.reader.studio.job(_checked_number(number))
-        return {
-            "job": job.id,
-            "state": job.state,
-            "attempt": job.attempt,
-            "progress": job.progress,
-            "error": job.error,
-        }
+        told = {"state": job.state, "attempt": job.attempt, "progress": job.progress, "error": job.error}
+        return {"job": job.id, **told}
 
     @endpoint
     def cancel(self, number: float = 0) -> Json:
@@ -86,14 +81,7 @@ class Endpoints:
     def list_jobs(self, number: float = 0) -> Json:
         """The newest jobs, at most `number` of them (0: fifty)."""
         jobs = self.reader.studio.jobs(max(1, min(MAX_JOBS, _checked_number(number) or DEFAULT_JOBS)))
-        # a picture by its name: the folders of this machine are nobody's business
-        pictures = [PurePath(str(job.request.get("image") or "")).name or None for job in jobs]
-        return {
-            "jobs": [
-                {"job": job.id, "state": job.state, "request": {**job.request, "image": picture}}
-                for job, picture in zip(jobs, pictures, strict=True)
-            ]
-        }
+        return {"jobs": [{"job": job.id, "state": job.state, "request": _shown(job.request)} for job in jobs]}
 
     @endpoint
     def result(self, number: float = 0) -> Json:
@@ -104,6 +92,11 @@ class Endpoints:
         made.pop("sidecar", None)
         url = media_url(path.name.removesuffix(".mp4")) if path.name else None
         return {"job": job.id, "state": job.state, "result": made, "url": url, "plan": job.plan}
+
+
+def _shown(request: Mapping[str, Any]) -> Json:
+    """A request without the folders of this machine: a picture by its name."""
+    return {**request, "image": PurePath(str(request["image"])).name if request.get("image") else None}
 
 
 def add(reader: StudioReader) -> None:

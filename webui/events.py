@@ -97,19 +97,10 @@ class PageEvents:
     def __init__(self, page: Page, reader: StudioReader, words: Words) -> None:
         self.page, self.reader, self.words = page, reader, words
         self.renderer = render.Renderer(reader, words)
-        made = page.create
-        self.names, self.fields = list(made.fields), list(made.fields.values())
-        self.boxes = [made.picture_box, made.boundary_box, made.examples]
-        self.estimated = [
-            made.meter,
-            made.go,
-            made.anyway,
-            made.lint,
-            made.experts,
-            made.residency,
-            made.loras,
-            made.rounds,
-        ]
+        tab = page.create
+        self.names, self.fields = list(tab.fields), list(tab.fields.values())
+        self.boxes = [tab.picture_box, tab.boundary_box, tab.examples]
+        self.estimated = [tab.meter, tab.go, tab.anyway, tab.lint, tab.experts, tab.residency, tab.loras, tab.rounds]
         self.panels = [page.stage[name] for name in render.PANELS]
 
     def connect(self, blocks: gr.Blocks) -> None:

@@ -1,9 +1,8 @@
-"""Which component sits where, and the look as Gradio variables: one page per language.
+"""Which component sits where, one page per language, and the theme."""
 
-The look has one accent, no boxes around boxes, and system fonts (nothing is fetched from elsewhere).
-"""
-
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
 import gradio as gr
 
@@ -13,77 +12,10 @@ from webui.panels import bar, create, extras
 from webui.snapshot import StudioReader
 from webui.wording import Words
 
+STATIC = Path(__file__).parent / "static"
 TICK_S = 1.0
 DRAFT_KEY, DRAFT_SECRET = "turbodiff.draft", "turbodiff"  # fixed: a restart must find what the browser kept
 BUS = """window.{hook} = (act, arg) => trigger('{event}', {{act, arg}});"""
-FONT = ["system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
-MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "Noto Sans Mono CJK SC", "monospace"]
-
-LOOK = {
-    "body_background_fill": "var(--paper)",
-    "body_text_color": "var(--ink)",
-    "body_text_color_subdued": "var(--ink-soft)",
-    "background_fill_primary": "var(--card)",
-    "background_fill_secondary": "var(--paper)",
-    "border_color_primary": "var(--line)",
-    "border_color_accent": "var(--accent)",
-    "color_accent": "var(--accent)",
-    "color_accent_soft": "var(--accent-wash)",
-    "link_text_color": "var(--accent)",
-    "block_background_fill": "transparent",
-    "block_border_width": "0px",
-    "block_shadow": "none",
-    "block_padding": "0px",
-    "block_label_background_fill": "transparent",
-    "block_label_text_color": "var(--ink-soft)",
-    "block_label_border_width": "0px",
-    "block_title_text_color": "var(--ink)",
-    "block_title_text_weight": "550",
-    "block_title_text_size": "13px",
-    "block_info_text_color": "var(--ink-soft)",
-    "panel_background_fill": "transparent",
-    "panel_border_width": "0px",
-    "input_background_fill": "var(--field)",
-    "input_border_color": "var(--line-strong)",
-    "input_border_color_focus": "var(--accent)",
-    "input_border_width": "1px",
-    "input_shadow": "none",
-    "input_shadow_focus": "0 0 0 3px var(--accent-wash)",
-    "input_radius": "9px",
-    "input_placeholder_color": "var(--ink-faint)",
-    "checkbox_background_color": "var(--field)",
-    "checkbox_border_color": "var(--line-strong)",
-    "checkbox_background_color_selected": "var(--accent)",
-    "checkbox_border_color_selected": "var(--accent)",
-    "checkbox_label_background_fill": "var(--field)",
-    "checkbox_label_background_fill_selected": "var(--accent-wash)",
-    "checkbox_label_background_fill_hover": "var(--hover)",
-    "checkbox_label_border_color": "var(--line-strong)",
-    "checkbox_label_border_color_selected": "var(--accent)",
-    "checkbox_label_text_color": "var(--ink)",
-    "checkbox_label_text_color_selected": "var(--ink)",
-    "checkbox_label_border_width": "1px",
-    "checkbox_label_shadow": "none",
-    "slider_color": "var(--accent)",
-    "button_primary_background_fill": "var(--accent)",
-    "button_primary_background_fill_hover": "var(--accent-deep)",
-    "button_primary_text_color": "var(--on-accent)",
-    "button_primary_border_color": "transparent",
-    "button_primary_shadow": "none",
-    "button_secondary_background_fill": "var(--card)",
-    "button_secondary_background_fill_hover": "var(--hover)",
-    "button_secondary_text_color": "var(--ink)",
-    "button_secondary_border_color": "var(--line-strong)",
-    "button_secondary_shadow": "none",
-    "button_border_width": "1px",
-    "button_large_radius": "10px",
-    "button_large_text_weight": "600",
-    "layout_gap": "18px",
-    "form_gap_width": "14px",
-    "table_border_color": "var(--line)",
-    "table_even_background_fill": "transparent",
-    "table_odd_background_fill": "transparent",
-}
 
 
 @dataclass(frozen=True)
@@ -182,7 +114,9 @@ def _seed_tools(words: Words) -> tuple[gr.Textbox, gr.UploadButton]:
 
 
 def theme() -> gr.themes.Base:
-    """Gradio's base theme with the colours of static/page.css, so that both change together in the dark."""
-    base = gr.themes.Base(font=FONT, font_mono=MONO, radius_size=gr.themes.sizes.radius_md)
-    dark = {f"{name}_dark": value for name, value in LOOK.items() if hasattr(base, f"{name}_dark")}
-    return base.set(**LOOK, **dark)
+    """Gradio's base theme with the fonts and variables of static/theme.toml, the same by day and in the dark."""
+    look = tomllib.loads((STATIC / "theme.toml").read_text("utf-8"))
+    base = gr.themes.Base(font=look["font"], font_mono=look["font_mono"], radius_size=gr.themes.sizes.radius_md)
+    variables: dict[str, str] = look["variables"]
+    dark = {f"{name}_dark": value for name, value in variables.items() if hasattr(base, f"{name}_dark")}
+    return base.set(**variables, **dark)

@@ -9,7 +9,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import gradio as gr
 import uvicorn
@@ -27,7 +26,6 @@ from webui.security import SecurityMiddleware
 from webui.snapshot import StudioReader
 from webui.wording import Words, language_of
 
-STATIC = Path(__file__).parent / "static"
 LANGUAGE_COOKIE = "turbodiff_lang"
 UPLOAD_LIMIT = "25mb"
 PATHS = {"zh": "/zh", "en": ""}  # "" takes every path: it is mounted last
@@ -39,7 +37,7 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
     os.environ["GRADIO_TEMP_DIR"] = str(studio.state / "uploads")
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _add_routes(app, reader)
-    script = (STATIC / "page.js").read_text("utf-8")
+    script = (page.STATIC / "page.js").read_text("utf-8")
     for lang, path in PATHS.items():
         blocks = events.build(reader, Words(lang))
         gr.mount_gradio_app(
@@ -58,7 +56,7 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
             run_history=False,
             mcp_server=bool(args.mcp and not path),  # the API's six calls as tools; a restart is not among them
             theme=page.theme(),
-            css=(STATIC / "page.css").read_text("utf-8"),
+            css=(page.STATIC / "page.css").read_text("utf-8"),
             head=f'<meta name="color-scheme" content="light dark"><script>{script}</script>',
         )
         # else Gradio takes any path of this machine for an upload (processing_utils.py, 6.31)
@@ -101,7 +99,7 @@ def _add_routes(app: FastAPI, reader: StudioReader) -> None:
 
     @app.get("/favicon.ico")
     def favicon() -> FileResponse:
-        return FileResponse(STATIC / "favicon.svg", media_type="image/svg+xml")
+        return FileResponse(page.STATIC / "favicon.svg", media_type="image/svg+xml")
 
     @app.get("/en")
     def english() -> RedirectResponse:

@@ -35,12 +35,12 @@ from turbodiff.models.linear import fast_int8_, quantize_blocks  # noqa: E402
 from turbodiff.models.rope import rope_tables  # noqa: E402
 from turbodiff.models.text_encoder import encode, make_text_encoder  # noqa: E402
 from turbodiff.models.wan_dit import PATCH, CrossAttentionCache, WanConfig, WanDiT  # noqa: E402
-from turbodiff.weights.keymaps import dit_from_diffusers, inverse, renamed  # noqa: E402
+from turbodiff.weights.keymaps import names_from, rename  # noqa: E402
 
 TOPK = 0.1
 STAGES = ("dit", "vae", "text")
 PROMPT_TOKENS = 120  # a long prompt; the rest of the 512 rows is zeros
-DIFFUSERS_LAYOUT = inverse(dit_from_diffusers())
+DIFFUSERS_LAYOUT = {ours: theirs for theirs, ours in names_from("dit", "diffusers").items()}
 Latent = tuple[int, int, int]  # frames, rows, columns of the latents
 
 
@@ -203,7 +203,7 @@ def _diffusers_dit(model: WanDiT) -> nn.Module:
             num_attention_heads=c.num_heads, attention_head_dim=c.head_dim, in_channels=c.in_dim, text_dim=c.text_dim,
             ffn_dim=c.ffn_dim, num_layers=c.num_layers, cross_attn_norm=True,
         ).eval()  # fmt: skip
-    state = {renamed(k, DIFFUSERS_LAYOUT): v for k, v in model.state_dict().items() if "proj_l" not in k}
+    state = {rename(k, DIFFUSERS_LAYOUT): v for k, v in model.state_dict().items() if "proj_l" not in k}
     state["patch_embedding.weight"] = state["patch_embedding.weight"].view(theirs.patch_embedding.weight.shape)
     theirs.load_state_dict(state, assign=True)
     theirs.rope = type(theirs.rope)(c.head_dim, (1, 2, 2), 1024).to(next(model.parameters()).device)

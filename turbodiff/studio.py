@@ -38,9 +38,8 @@ from turbodiff.spec.request import Request, make_request
 from turbodiff.supervisor import leftover_workers, state_lock, worker_process
 from turbodiff.supervisor.memory import machine_of, worker_pids
 from turbodiff.supervisor.supervisor import Supervisor
+from turbodiff.weights.locate import LoraFile, find_loras, resolve_files
 from turbodiff.weights.locate import inventory as find_weights
-from turbodiff.weights.locate import need
-from turbodiff.weights.lora_files import LoraFile, find_loras
 
 POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
 SELFTEST = (sys.executable, "-m", "turbodiff.cli", "selftest")
@@ -119,7 +118,7 @@ class Studio:
             TurbodiffError: in the person's words; nothing half-done stays behind.
         """
         request, inventory = _request_of(fields).seeded(), find_weights()
-        need(request.model, inventory)
+        resolve_files(request.model, inventory)
         size = (request.width, request.height, request.num_frames)
         if output is None:
             disk.check_place(self.outputs, self.state, *size)
@@ -153,7 +152,7 @@ class Studio:
         "never", which refuses instead. Asking is the business of the page.
         """
         request, inventory = _request_of(fields).seeded(), find_weights()
-        need(request.model, inventory)
+        resolve_files(request.model, inventory)
         disk.check_place(self.outputs, self.state, request.width, request.height, request.num_frames)
         plan = self._plan(request, self.machine(), inventory, "anyway" if anyway else self.policy)
         return self._store.submit(request, plan)
@@ -268,7 +267,7 @@ class Studio:
         here, found = find_weights(), []
         for spec in all_models():
             try:
-                need(spec.name, here)
+                resolve_files(spec.name, here)
                 found.append((spec, list[str]()))
             except FileError as error:
                 found.append((spec, error.expected.split("; ")))

@@ -26,7 +26,7 @@ from turbodiff.sampling.noise import Noise
 from turbodiff.sampling.rcm import sample
 from turbodiff.sampling.schedule import rcm_timesteps
 from turbodiff.spec.models import TextFacts
-from turbodiff.weights.keymaps import renamed, umt5_from_original, vae_from_original
+from turbodiff.weights.keymaps import names_from, rename
 
 pytestmark = pytest.mark.goldens
 
@@ -133,9 +133,9 @@ def published_velocity(x: Tensor, t: float) -> Tensor:
 def check_umt5(golden: Golden) -> None:
     facts = TextFacts(**{key: value for key, value in golden.config.items() if key in TextFacts.model_fields})
     model = make_text_encoder(facts)
-    table = umt5_from_original()
+    table = names_from("text_encoder", "wan")
     missing, unexpected = model.load_state_dict(
-        {renamed(name, table): value for name, value in golden.weights.items()}, strict=False
+        {rename(name, table): value for name, value in golden.weights.items()}, strict=False
     )
     assert set(missing) <= {"encoder.embed_tokens.weight"} and not unexpected
     ids, mask, want = golden.inputs["ids"], golden.inputs["mask"], golden.outputs["hidden"]
@@ -148,8 +148,8 @@ def check_umt5(golden: Golden) -> None:
 def check_vae(golden: Golden) -> None:
     config = golden.config
     vae = vae_driver.make_vae(config["dim"], config["z_dim"], tuple(config["dim_mult"]), config["num_res_blocks"])
-    table = vae_from_original()
-    vae.load_state_dict({renamed(name, table): value for name, value in golden.weights.items()})
+    table = names_from("vae", "wan")
+    vae.load_state_dict({rename(name, table): value for name, value in golden.weights.items()})
     for conv in ("conv2d", "conv3d"):
         latents = vae_driver.encode(vae, golden.inputs["video"], conv=conv)
         assert furthest(latents, golden.outputs["latents"]) < 1e-3, conv

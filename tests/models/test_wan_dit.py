@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.weights.tiny import inverse
 from turbodiff.models.attention import AttentionPlan, attention
 from turbodiff.models.linear import Int8Linear
 from turbodiff.models.rope import rope_split, rope_tables
 from turbodiff.models.wan_dit import WanConfig, WanDiT, patchify, unpatchify
 from turbodiff.spec.errors import RequestError
-from turbodiff.weights.keymaps import dit_from_diffusers, inverse, renamed
+from turbodiff.weights.keymaps import names_from, rename
 
 PUBLISHED = {
     "1.3B": (WanConfig(1536, 8960, 12, 30), 885, 1185, 1_419_492_160),
@@ -92,8 +93,8 @@ def test_equals_diffusers_on_shared_weights(config):
         num_layers=config.num_layers,
         cross_attn_norm=True,
     ).eval()
-    table = inverse(dit_from_diffusers())
-    state = {renamed(name, table): value for name, value in model.state_dict().items()}
+    table = inverse(names_from("dit", "diffusers"))
+    state = {rename(name, table): value for name, value in model.state_dict().items()}
     state["patch_embedding.weight"] = state["patch_embedding.weight"].view_as(theirs.patch_embedding.weight)
     theirs.load_state_dict(state)
     latents, timesteps, text, condition = inputs_for(config)

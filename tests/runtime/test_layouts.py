@@ -28,7 +28,8 @@ LAYOUTS = {
     "diffusers": (tiny.diffusers, tiny.save_safetensors, "d.safetensors"),
     "diffusers shards": (tiny.diffusers, tiny.save_shards, "transformer"),
     "fastvideo": (
-        lambda state: tiny.renamed(state, keymaps.dit_from_fastvideo()), tiny.save_safetensors, "f.safetensors"
+        lambda state: tiny.renamed(state, keymaps.names_from("dit", "fastvideo")), tiny.save_safetensors,
+        "f.safetensors",
     ),
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.weights import tiny
 from turbodiff.models.attention import AttentionPlan
 from turbodiff.models.linear import Int8Linear, SideBranch, to_int8
 from turbodiff.runtime import loras as runtime_lora
@@ -64,7 +65,7 @@ def velocity(dit, levers=None):
 
 
 def diffusers(module):
-    return "transformer." + keymaps.inverse(keymaps.dit_from_diffusers())[module]
+    return "transformer." + tiny.inverse(keymaps.names_from("dit", "diffusers"))[module]
 
 
 LAYOUTS = {

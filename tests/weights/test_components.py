@@ -24,17 +24,12 @@ def random_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: torch.randn(value.shape) for name, value in module.state_dict().items()}
 
 
-def original(state: Mapping[str, Tensor], table: Mapping[str, str]) -> dict[str, Tensor]:
-    back = keymaps.inverse(table)
-    return {keymaps.renamed(name, back) or name: value for name, value in state.items()}
-
-
 @pytest.mark.parametrize("layout", ["wan", "diffusers"])
 def test_the_vae_loads_from_both_layouts(layout: str, tmp_path: Path) -> None:
     with torch.device("meta"):
         module = make_vae(base_dim=4)
     state = random_state(module)
-    saved = original(state, keymaps.vae_from_original()) if layout == "wan" else state
+    saved = tiny.renamed(state, keymaps.names_from("vae", "wan")) if layout == "wan" else state
     loaded = load_into(module, tiny.save_pth(saved, tmp_path / "v.pth"), dtype=torch.float32, component="vae")
     assert (loaded.checkpoint.layout, dict(loaded.checkpoint.numbers)) == (layout, {"base_dim": 4, "z_dim": 16})
     assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
@@ -43,7 +38,7 @@ def test_the_vae_loads_from_both_layouts(layout: str, tmp_path: Path) -> None:
 def encoder_state(layout: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     once = {name: value for name, value in state.items() if name != "encoder.embed_tokens.weight"}
     if layout == "wan":
-        return original(once, keymaps.umt5_from_original())
+        return tiny.renamed(once, keymaps.names_from("text_encoder", "wan"))
     if layout == "transformers":
         return once
     result: dict[str, Tensor] = {"scaled_fp8": torch.zeros(0), "spiece_model": torch.zeros(9, dtype=torch.uint8)}
@@ -80,13 +75,17 @@ def test_another_part_of_the_model_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "table",
-    [keymaps.dit_from_diffusers, keymaps.vae_from_original, keymaps.umt5_from_original],
-    ids=lambda f: f.__name__,
+    ("component", "dialect"),
+    [
+        ("dit", "diffusers"),
+        ("dit", "fastvideo"),
+        ("vae", "wan"),
+        ("text_encoder", "wan"),
+        ("text_encoder", "llama.cpp"),
+    ],
 )
-def test_every_table_is_one_to_one(table) -> None:
-    there = table()
-    back = keymaps.inverse(there)
-    assert all(
-        keymaps.renamed(f"{keymaps.renamed(f'{name}.weight', there)}", back) == f"{name}.weight" for name in there
-    )
+def test_every_table_is_one_to_one(component: str, dialect: str) -> None:
+    there = keymaps.names_from(component, dialect)
+    back = tiny.inverse(there)
+    assert there
+    assert all(keymaps.rename(f"{keymaps.rename(f'{name}.weight', there)}", back) == f"{name}.weight" for name in there)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.weights import tiny
 from tests.weights.test_load import load
 from turbodiff.spec.errors import FileError
-from turbodiff.weights.headers import read_header
+from turbodiff.weights.detect import read_header
 
 State = dict[str, Tensor]
 SINGLE = [name for name in tiny.LAYOUTS if name != "turbowan wrapped"]
@@ -244,3 +244,11 @@ def test_a_folder_that_cannot_be_read_and_a_file_that_is_not_there(tmp_path: Pat
     assert failure(tmp_path / "nothing.pth").code == "file_missing"
     (tmp_path / "empty").mkdir()
     assert failure(tmp_path / "empty").code == "file_missing"
+
+
+@pytest.mark.parametrize("length", [0x0280, 0x0380, 0x0480, 0x0580])
+def test_a_header_whose_length_begins_like_a_pickle_is_read(length: int, tmp_path: Path) -> None:
+    text = json.dumps({"w": GOOD}).encode().ljust(length)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + text + b"\0" * 8)
+    assert read_header(path).tensors["w"].shape == (2,)

@@ -10,8 +10,7 @@ import torch
 from tests.weights import tiny
 from tests.weights.test_load import load
 from turbodiff.spec.errors import FileError
-from turbodiff.weights.detect import open_checkpoint
-from turbodiff.weights.headers import read_header
+from turbodiff.weights.detect import open_checkpoint, read_header
 from turbodiff.weights.quantize import quantize
 
 

@@ -39,7 +39,10 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_searching_downloading_and_verifying_need_no_torch() -> None:
-    code = "import sys, turbodiff.weights.catalog as c; c.list_models(); print('torch' in sys.modules)"
+    code = (
+        "import sys; from turbodiff.weights import download, locate; found = locate.inventory();"
+        "[locate.verify(file.path) for file in found.files if file.component == 'vae']; print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False"
 
@@ -85,7 +88,7 @@ def test_every_missing_file_is_named_at_once(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv(locate.ROOTS_VARIABLE, str(tmp_path))
     hollow("Wan2.1-1.3B", tmp_path / "a.pth")
     with pytest.raises(FileError) as caught:
-        locate.need("Wan2.1-1.3B", locate.inventory())
+        locate.resolve_files("Wan2.1-1.3B", locate.inventory())
     error = caught.value
     assert error.exit_code == 2
     for name in ("Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl/spiece.model"):
@@ -136,6 +139,11 @@ def fourteen(name: str, resolution: str, quant: bool = False, sla: bool = True) 
     )
 
 
+def others() -> list[FoundFile]:
+    names = ("vae", "text_encoder", "tokenizer")
+    return [FoundFile(model="wan2.1-14b", component=name, path=name, bytes=1) for name in names]
+
+
 @pytest.mark.parametrize(
     ("resolution", "quant", "expected"),
     [
@@ -145,23 +153,29 @@ def fourteen(name: str, resolution: str, quant: bool = False, sla: bool = True) 
 )  # fmt: skip
 def test_of_two_checkpoints_the_one_that_was_distilled_at_the_resolution_is_taken(resolution, quant, expected) -> None:
     dits = [fourteen("720", "720p"), fourteen("480", "480p"), fourteen("480-quant", "480p", quant=True)]
-    others = [
-        FoundFile(model="wan2.1-14b", component=name, path=name, bytes=1)
-        for name in ("vae", "text_encoder", "tokenizer")
-    ]
     plain = fourteen("plain-480p", "480p", sla=False)
-    found = Inventory(files=(*dits, plain, *others))
-    assert locate.need("Wan2.1-14B", found, quant=quant, resolution=resolution)["dit"].path == expected
+    found = Inventory(files=(*dits, plain, *others()))
+    assert locate.resolve_files("Wan2.1-14B", found, quant=quant, resolution=resolution)["dit"].path == expected
 
 
 def test_a_distilled_file_for_another_resolution_goes_before_a_plain_one() -> None:
-    files = [fourteen("720", "720p"), fourteen("plain", "480p", sla=False)]
-    found = Inventory(files=tuple(files))
-    assert locate._best(found, find_model("Wan2.1-14B"), "dit", None, "480p").path == "720"
+    found = Inventory(files=(fourteen("720", "720p"), fourteen("plain", "480p", sla=False), *others()))
+    assert locate.resolve_files("Wan2.1-14B", found, resolution="480p")["dit"].path == "720"
 
 
 def test_every_missing_file_is_named_with_its_own_repository(tmp_path: Path) -> None:
-    error = locate.missing_error(find_model("Wan2.1-14B"), ["dit"])
+    with pytest.raises(FileError) as caught:
+        locate.resolve_files("Wan2.1-14B", Inventory(files=tuple(others())))
     for size in ("480P", "720P"):
         name = f"TurboWan2.1-T2V-14B-{size}"
-        assert f"{name}.pth or {name}-quant.pth from TurboDiffusion/{name}" in error.expected
+        assert f"{name}.pth or {name}-quant.pth from TurboDiffusion/{name}" in caught.value.expected
+
+
+def test_loras_are_found_by_folder_and_the_first_root_wins(tmp_path: Path) -> None:
+    for path in ("a/loras/style.safetensors", "a/loras/wan/motion.safetensors", "b/loras/style.safetensors"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(path.encode())
+    (tmp_path / "a" / "loras" / "readme.txt").write_text("x")
+    found = locate.find_loras((tmp_path / "a", tmp_path / "b", tmp_path / "missing"))
+    assert [file.name for file in found] == ["style.safetensors", "wan/motion.safetensors"]
+    assert found[0].path == tmp_path / "a" / "loras" / "style.safetensors"

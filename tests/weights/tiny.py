@@ -33,18 +33,25 @@ def wan(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """diffusers' names."""
-    return renamed(wan(state), keymaps.dit_from_diffusers())
+    return renamed(wan(state), keymaps.names_from("dit", "diffusers"))
 
 
 def renamed(state: Mapping[str, Tensor], table: Mapping[str, str]) -> dict[str, Tensor]:
     """Names of another layout with the linear branch, as the community exports TurboWan."""
-    back = keymaps.inverse(table)
-    return {keymaps.renamed(name, back) or name: value for name, value in state.items()}
+    back = inverse(table)
+    return {keymaps.rename(name, back) or name: value for name, value in state.items()}
+
+
+def inverse(table: Mapping[str, str]) -> dict[str, str]:
+    """Our names -> theirs."""
+    result = {ours: theirs for theirs, ours in table.items()}
+    assert len(result) == len(table), "two rows with one name"
+    return result
 
 
 def diffusers_quant(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """INT8 exports in diffusers' names call the tiles `weight` and their scales `weight_scale_inv`."""
-    named = renamed(quant(state), keymaps.dit_from_diffusers())
+    named = renamed(quant(state), keymaps.names_from("dit", "diffusers"))
     ends = {"int8_weight": "weight", "scale": "weight_scale_inv"}
     parts = {name: name.rpartition(".") for name in named}
     return {f"{parts[name][0]}.{ends.get(parts[name][2], parts[name][2])}".lstrip("."): named[name] for name in named}
@@ -138,7 +145,7 @@ def q8_0(value: Tensor) -> bytes:
     return torch.cat((scale.view(torch.int8), numbers), dim=1).numpy().tobytes()
 
 
-# layout -> (state in that layout, how it is saved, file name, what recognise says)
+# layout -> (state in that layout, how it is saved, file name, what detect says)
 Layout = tuple[Callable[[], Mapping[str, Tensor]], Callable[[Mapping[str, Tensor], Path], Path], str, str]
 LAYOUTS: dict[str, Layout] = {
     "wan.pth": (lambda: wan(dit_state()), save_pth, "a.pth", "wan"),
@@ -153,7 +160,8 @@ LAYOUTS: dict[str, Layout] = {
     "comfy repack": (lambda: prefixed(wan(dit_state()), "diffusion_model."), save_safetensors, "a.safetensors", "wan"),
     "comfy fp8": (lambda: fp8(dit_state()), save_safetensors, "a.safetensors", "wan-fp8"),
     "fastvideo": (
-        lambda: renamed(dit_state(), keymaps.dit_from_fastvideo()), save_safetensors, "a.safetensors", "fastvideo"
+        lambda: renamed(dit_state(), keymaps.names_from("dit", "fastvideo")), save_safetensors, "a.safetensors",
+        "fastvideo",
     ),
     "diffusers-quant": (
         lambda: diffusers_quant(dit_state()), save_safetensors, "a.safetensors", "diffusers-quant"

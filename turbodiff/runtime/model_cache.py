@@ -57,7 +57,7 @@ class ModelCache:
         """
         inventory = locate.inventory()
         self.spec = request.spec
-        self._used = locate.need(
+        self._used = locate.resolve_files(
             self.spec.name, inventory, quant=_quant_of(request, inventory), resolution=trained_at(request)
         )
         self._int8 = request.quant_linear == "on"

@@ -1,30 +1,72 @@
-"""Which network a checkpoint holds and in whose layout: told by its keys and shapes, never by its file name.
+"""Opens a checkpoint and says which network it holds in whose layout, from its keys and shapes, never from its name.
 
+A checkpoint is a file (safetensors, torch's zip, GGUF), an index of shards, or a folder with one or the other.
 Layouts of the DiT: `wan` (original, 5-D patch embedding), `turbowan` (2-D), `diffusers`, `fastvideo`; behind it
 `-quant` for INT8 tiles, `-fp8` for ComfyUI's scaled fp8, `-gguf` for GGUF blocks. Of the VAE: `wan`, `diffusers`.
-Of the text encoder: `wan`, `transformers`, `llama.cpp`.
-Prefixes of exports are stripped. No torch.
+Of the text encoder: `wan`, `transformers`, `llama.cpp`. Prefixes of exports are stripped. No torch.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import Literal, NamedTuple
 
 from turbodiff.spec import shapes
-from turbodiff.spec.errors import FileError
-from turbodiff.weights import keymaps
-from turbodiff.weights.headers import Header, TensorInfo, bad_file, read_header
+from turbodiff.weights import gguf, keymaps, pth
+from turbodiff.weights.headers import Header, TensorInfo, bad_file, parse_json, read_safetensors
 
 Part = Literal["dit", "vae", "text_encoder"]
 COMPONENT_NAMES = {"dit": "a Wan DiT", "vae": "the Wan2.1 VAE", "text_encoder": "the UMT5 encoder"}
+ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf")
 
 FP8_SCALES = ("scale_weight", "weight_scale")  # ComfyUI's two spellings
 IGNORED = ("scaled_fp8", "spiece_model")
 IGNORED_LEAVES = ("scale_input", "input_scale", "comfy_quant")
 PATCH_AREA = shapes.PATCH**2
 
-# What other files betray themselves by: (a piece of some key, what it is)
+# A component in one dialect, by modules that no other has
+SIGNATURES: Mapping[tuple[Part, str], tuple[str, ...]] = {
+    ("dit", "wan"): ("patch_embedding", "blocks.0.self_attn.q", "head.head"),
+    ("dit", "diffusers"): ("patch_embedding", "blocks.0.attn1.to_q", "proj_out"),
+    ("dit", "fastvideo"): ("patch_embedding", "blocks.0.to_q", "proj_out"),
+    ("vae", "wan"): ("encoder.conv1", "decoder.conv1", "conv2"),
+    ("vae", "diffusers"): ("encoder.conv_in", "decoder.conv_in", "post_quant_conv"),
+    ("text_encoder", "wan"): ("token_embedding", "blocks.0.attn.q", "norm"),
+    ("text_encoder", "llama.cpp"): ("token_embd", "enc.blk.0.attn_q"),
+    ("text_encoder", "transformers"): ("encoder.block.0.layer.0.SelfAttention.q", "encoder.final_layer_norm"),
+}
+
+# Sizes of a network: (one of our parameters, the axis to read); without an axis, how many `<prefix><i>.` there are
+_UMT5_LAYER = "encoder.block.0.layer"
+_UMT5_BIAS = f"{_UMT5_LAYER}.0.SelfAttention.relative_attention_bias.weight"
+_PROJ_L = "blocks.0.self_attn.attn_op.local_attn.proj_l.weight"
+SIZES: Mapping[Part, Mapping[str, tuple[str, int | None]]] = {
+    "dit": {
+        "dim": ("patch_embedding.weight", 0),
+        "in_dim": ("patch_embedding.weight", 1),
+        "ffn_dim": ("blocks.0.ffn.0.weight", 0),
+        "num_layers": ("blocks.", None),
+        "out_dim": ("head.head.weight", 0),
+        "text_dim": ("text_embedding.0.weight", 1),
+        "freq_dim": ("time_embedding.0.weight", 1),
+        "head_dim": (_PROJ_L, 0),
+    },
+    "vae": {"base_dim": ("decoder.norm_out.gamma", 0), "z_dim": ("post_quant_conv.weight", 0)},
+    "text_encoder": {
+        "vocab": ("shared.weight", 0),
+        "dim": ("shared.weight", 1),
+        "dim_attn": (f"{_UMT5_LAYER}.0.SelfAttention.q.weight", 0),
+        "dim_ffn": (f"{_UMT5_LAYER}.1.DenseReluDense.wi_0.weight", 0),
+        "num_heads": (_UMT5_BIAS, 1),
+        "num_buckets": (_UMT5_BIAS, 0),
+        "num_layers": ("encoder.block.", None),
+    },
+}
+
+# What other files give themselves away by: (a piece of some key, what it is)
 OTHERS = (
     ("lora_", "a LoRA: use it with --lora"),
     ("img_emb", "Wan2.1 I2V with a CLIP picture encoder"),
@@ -37,6 +79,12 @@ OTHERS = (
     ("input_blocks", "a Stable Diffusion network"),
     ("model.layers.", "a language model"),
 )
+# What files that are no weights begin with, in lower case and without spaces
+NOT_WEIGHTS = (
+    (b"version https://git-lfs", "a Git LFS pointer"),
+    (b"<!doctype", "a web page"), (b"<html", "a web page"), (b"<?xml", "a web page"),
+    *((bytes((0x80, protocol)), "a bare pickle (torch's format before 1.6)") for protocol in range(2, 6)),
+)  # fmt: skip
 
 
 class Source(NamedTuple):
@@ -46,22 +94,12 @@ class Source(NamedTuple):
     scale: str = ""
 
 
-class Kind(NamedTuple):
-    """A component in one dialect: the modules that give it away, and the table of its names."""
-
-    component: Part
-    dialect: str
-    marks: tuple[str, ...]
-    table: Callable[[], Mapping[str, str]]
-
-
 @dataclass(frozen=True)
 class Checkpoint:
-    """A recognised checkpoint: what it holds and where each of our parameters comes from.
+    """A checkpoint of ours: its header, and where each of our parameters comes from.
 
-    `numbers` of a DiT: dim, ffn_dim, num_layers, in_dim, out_dim, text_dim, freq_dim, head_dim (0 where the file does
-    not tell); of a text encoder those of spec.models.TextFacts; of a VAE base_dim, z_dim. `unknown`: stored names that
-    have no place in the network.
+    `numbers`: the sizes of the network by the names in SIZES; `head_dim` is 0 where the file does not tell. `unknown`:
+    stored names that have no place in the network.
     """
 
     header: Header
@@ -78,64 +116,190 @@ class Checkpoint:
         return self.header.tensors[self.sources[name].stored]
 
 
-KINDS = (
-    Kind("dit", "wan", ("patch_embedding", "blocks.0.self_attn.q", "head.head"), dict),
-    Kind("dit", "diffusers", ("patch_embedding", "blocks.0.attn1.to_q", "proj_out"), keymaps.dit_from_diffusers),
-    Kind("dit", "fastvideo", ("patch_embedding", "blocks.0.to_q", "proj_out"), keymaps.dit_from_fastvideo),
-    Kind("vae", "wan", ("encoder.conv1", "decoder.conv1", "conv2"), keymaps.vae_from_original),
-    Kind("vae", "diffusers", ("encoder.conv_in", "decoder.conv_in", "post_quant_conv"), dict),
-    Kind("text_encoder", "wan", ("token_embedding", "blocks.0.attn.q", "norm"), keymaps.umt5_from_original),
-    Kind("text_encoder", "llama.cpp", ("token_embd", "enc.blk.0.attn_q"), keymaps.umt5_from_gguf),
-    Kind("text_encoder", "transformers", ("encoder.block.0.layer.0.SelfAttention.q", "encoder.final_layer_norm"), dict),
-)
+def read_header(path: Path | str) -> Header:
+    """The header of a checkpoint: a file, an index of shards, or a folder that holds one or the other.
+
+    Raises:
+        FileError: missing, truncated, damaged, of an unknown kind, or a pickle that does more than hold tensors.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            files = sorted(path.glob("*.index.json")) or [
+                file for file in path.iterdir() if file.name.endswith(ENDINGS)
+            ]
+            if not files:
+                expected = "*.safetensors or *.index.json"
+                raise bad_file(path, "no weights in this folder", code="file_missing", expected=expected)
+            # safetensors before others, and `model.safetensors` before the variant `model.fp16.safetensors`
+            path = min(files, key=lambda file: (file.suffix == ".bin", file.name.count("."), len(file.name), file.name))
+        return _read_index(path) if path.name.endswith(".index.json") else _read_file(path)
+    except FileNotFoundError:
+        raise bad_file(path, "there is no such file", code="file_missing") from None
+    except OSError as error:
+        raise bad_file(path, "the file cannot be read", code="file_unreadable", got=error.strerror) from None
+
+
+def _read_file(path: Path) -> Header:
+    with path.open("rb") as file:
+        start, size = file.read(64), path.stat().st_size
+        if size < 16:
+            raise bad_file(path, "the file is empty or cut short", code="file_truncated", got=f"{size} bytes")
+        file.seek(0)
+        if start.startswith(b"PK\x03\x04"):
+            return pth.read(path, file, size)
+        if start.startswith(b"GGUF"):
+            return gguf.read(path, file, size)
+        is_json = start[4:9] == b"\0\0\0\0{"  # behind a length that could begin like a pickle, 640 bytes for one
+        for mark, known in () if is_json else NOT_WEIGHTS:
+            if start.lstrip().lower().startswith(mark):
+                raise bad_file(path, f"this is {known}, not weights", code="file_foreign")
+        return read_safetensors(path, file, size)
+
+
+def _read_index(path: Path) -> Header:
+    where = parse_json(path, path.read_bytes()).get("weight_map")
+    if not isinstance(where, dict) or not all(
+        isinstance(name, str) and name.endswith(ENDINGS) and Path(name).name == name for name in where.values()
+    ):
+        raise bad_file(path, "not an index of shards", code="file_damaged", expected='{"weight_map": {tensor: file}}')
+    names = sorted(set(where.values()))
+    missing = [name for name in names if not (path.parent / name).is_file()]
+    if missing:
+        found = f"{len(names) - len(missing)} of {len(names)}"
+        raise bad_file(path, "shards are missing", code="file_missing", got=found, expected=", ".join(missing))
+    tensors: dict[str, TensorInfo] = {}
+    for name in names:
+        tensors |= _read_file(path.parent / name).tensors
+    lost = sorted(set(where) - set(tensors))
+    if lost:
+        raise bad_file(path, "a tensor of the index is in no shard", code="key_missing", key=lost[0])
+    return Header(path, tensors)
 
 
 def open_checkpoint(path: Path | str, component: Part | None = None) -> Checkpoint:
-    """The checkpoint at `path`; with `component` it must hold that one.
+    """The checkpoint at `path`; with `component` it must hold that one. A file that did not change is not read again.
 
     Raises:
         FileError: see read_header; or a file of something else.
     """
-    checkpoint = recognise(read_header(path))
+    path = Path(path)
+    state = None  # of a single file; a folder or an index does not tell when a shard changes
+    with contextlib.suppress(OSError):  # read_header says why
+        stat = path.stat()
+        if S_ISREG(stat.st_mode) and not path.name.endswith(".index.json"):
+            state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    checkpoint = _read_once(path, state) if state else detect(read_header(path))
     if component not in (None, checkpoint.component):
         raise bad_file(
-            Path(path), "this file holds another part of the model", code="file_foreign",
+            path, "this file holds another part of the model", code="file_foreign",
             got=COMPONENT_NAMES[checkpoint.component], expected=COMPONENT_NAMES[component],
         )  # fmt: skip
     return checkpoint
 
 
-def recognise(header: Header) -> Checkpoint:
+@lru_cache(maxsize=16)  # about 1 MB each; the search, the check and the load of a model share them
+def _read_once(path: Path, _state: tuple[int, int, int]) -> Checkpoint:
+    return detect(read_header(path))
+
+
+def detect(header: Header) -> Checkpoint:
     """What the header describes.
 
     Raises:
         FileError: none of ours; says what it looks like.
     """
     for prefix in keymaps.PREFIXES:
-        names = _plain_names(header, prefix)
+        names = {}  # stored names under the prefix, by their names without it
+        for stored in header.tensors:
+            plain = stored
+            for infix in keymaps.INFIXES:
+                plain = plain.replace(infix, "")
+            if plain.startswith(prefix):
+                names[plain[len(prefix) :]] = stored
         modules = {name.rpartition(".")[0] for name in names}
-        for kind in KINDS:
-            if modules.issuperset(kind.marks):
-                return _checkpoint(header, kind, names)
-    raise _foreign(header)
+        for (component, dialect), signature in SIGNATURES.items():
+            if modules.issuperset(signature):
+                return _checkpoint(header, component, dialect, names)
+    stored_names = sorted(header.tensors)
+    raise bad_file(
+        header.path, "these weights are not of Wan2.1, Wan2.2 A14B, their VAE or UMT5", code="file_foreign",
+        got=other_kind(stored_names) or f"{len(stored_names)} tensors: {', '.join(stored_names[:3])[:120]}",
+        expected="Wan DiT, Wan2.1 VAE or UMT5 encoder",
+    )  # fmt: skip
 
 
-def other_kind(names: object) -> str:
-    """What a file with keys such as `names` is, or "" where nothing gives it away."""
-    text = str(names)
-    return next((what for piece, what in OTHERS if piece in text), "")
+def _checkpoint(header: Header, component: Part, dialect: str, names: Mapping[str, str]) -> Checkpoint:
+    sources, unknown = _sources(header, component, dialect, names)
+    quant = any(name.endswith(".int8_weight") for name in sources)
+    layout, patch = dialect, sources.get("patch_embedding.weight")
+    if (component, dialect) == ("dit", "wan") and patch and len(header.tensors[patch.stored].shape) == 2:
+        layout = "turbowan"
+    layout += "-quant" if quant else ""
+    layout += "-fp8" if any(source.scale for source in sources.values()) else ""
+    layout += "-gguf" if any(info.dtype.startswith(gguf.PREFIX) for info in header.tensors.values()) else ""
+    sla = any(".proj_l." in name for name in sources)
+    checkpoint = Checkpoint(header, component, layout, sources, (), _numbers(header, component, sources), quant, sla)
+    expected = expected_names(checkpoint)
+    unknown += [source.stored for name, source in sources.items() if name not in expected]
+    known = {name: source for name, source in sources.items() if name in expected}
+    return replace(checkpoint, sources=known, unknown=tuple(sorted(unknown)))
 
 
-def _plain_names(header: Header, prefix: str) -> dict[str, str]:
-    """Stored names under `prefix`, by their names without it."""
-    names = {}
-    for stored in header.tensors:
-        plain = stored
-        for infix in keymaps.INFIXES:
-            plain = plain.replace(infix, "")
-        if plain.startswith(prefix):
-            names[plain[len(prefix) :]] = stored
-    return names
+def _sources(
+    header: Header, component: Part, dialect: str, names: Mapping[str, str]
+) -> tuple[dict[str, Source], list[str]]:
+    """Where each of our parameters comes from, and the stored names that have no place."""
+    table = keymaps.names_from(component, dialect)
+    scales = {plain: stored for plain, stored in names.items() if plain.rpartition(".")[2] in FP8_SCALES}
+    sources: dict[str, Source] = {}
+    unknown = []
+    for plain, stored in names.items():
+        module, _, leaf = plain.rpartition(".")
+        if plain in scales or plain in IGNORED or leaf in IGNORED_LEAVES:
+            continue
+        # INT8 exports in diffusers' layout say `weight` (INT8) and `weight_scale_inv`
+        is_int8 = leaf == "weight" and header.tensors[stored].dtype == "I8"
+        our_leaf = "int8_weight" if is_int8 else {"weight_scale_inv": "scale"}.get(leaf, leaf)
+        ours = keymaps.rename(f"{module}.{our_leaf}".lstrip("."), table)
+        scale = next((scales[f"{module}.{end}"] for end in FP8_SCALES if f"{module}.{end}" in scales), "")
+        if ours is None or ours in sources:
+            unknown.append(stored)
+        else:
+            sources[ours] = Source(stored, scale if leaf == "weight" else "")
+    tied = next((sources[name] for name in keymaps.UMT5_TIED if name in sources), None)
+    if component == "text_encoder" and tied:
+        sources.update(dict.fromkeys(keymaps.UMT5_TIED, tied))
+    return sources, unknown
+
+
+def _numbers(header: Header, component: Part, sources: Mapping[str, Source]) -> dict[str, int]:
+    """The sizes of the network, read from the shapes of its parameters.
+
+    Raises:
+        FileError: a parameter is missing or has fewer axes than it should.
+    """
+    numbers: dict[str, int] = {}
+    for size, (name, axis) in SIZES[component].items():
+        if axis is None:
+            found = (other.removeprefix(name).partition(".")[0] for other in sources if other.startswith(name))
+            numbers[size] = 1 + max((int(index) for index in found if index.isdecimal()), default=-1)
+            continue
+        source = sources.get(name) or sources.get(name.removesuffix("weight") + "int8_weight")
+        if source is None and name == _PROJ_L:
+            numbers[size] = 0
+            continue
+        if source is None:
+            raise bad_file(header.path, "a tensor is missing", code="key_missing", key=name, expected=name)
+        shape, rank = header.tensors[source.stored].shape, 1 if name.endswith("gamma") else 2
+        if len(shape) < rank:
+            raise bad_file(
+                header.path, "a tensor of another shape", code="key_shape", key=source.stored, got=list(shape),
+                expected=f"{rank} axes",
+            )  # fmt: skip
+        flat = size == "out_dim" or (size == "in_dim" and len(shape) == 2)  # the patch lies flat in this axis
+        numbers[size] = shape[axis] // (PATCH_AREA if flat else 1)
+    return numbers
 
 
 def expected_names(checkpoint: Checkpoint) -> set[str]:
@@ -148,144 +312,7 @@ def expected_names(checkpoint: Checkpoint) -> set[str]:
     return keymaps.dit_names(layers, quant=checkpoint.quant, sla=checkpoint.sla)
 
 
-def _checkpoint(header: Header, kind: Kind, names: Mapping[str, str]) -> Checkpoint:
-    sources, unknown = _sources(header, kind, names)
-    quant = any(name.endswith(".int8_weight") for name in sources)
-    checkpoint = Checkpoint(
-        header,
-        kind.component,
-        _layout(header, kind, sources, quant),
-        sources,
-        (),
-        _NUMBERS[kind.component](_Shapes(header, sources)),
-        quant,
-        sla=any(".proj_l." in name for name in sources),
-    )
-    expected = expected_names(checkpoint)
-    unknown += [source.stored for name, source in sources.items() if name not in expected]
-    known = {name: source for name, source in sources.items() if name in expected}
-    return replace(checkpoint, sources=known, unknown=tuple(sorted(unknown)))
-
-
-def _layout(header: Header, kind: Kind, sources: Mapping[str, Source], quant: bool) -> str:
-    name = kind.dialect
-    patch = sources.get("patch_embedding.weight")
-    if (kind.component, name) == ("dit", "wan") and patch and len(header.tensors[patch.stored].shape) == 2:
-        name = "turbowan"
-    scaled = any(source.scale for source in sources.values())
-    blocks = any(info.dtype.startswith("GGUF_") for info in header.tensors.values())
-    return name + ("-quant" if quant else "") + ("-fp8" if scaled else "") + ("-gguf" if blocks else "")
-
-
-def _sources(header: Header, kind: Kind, names: Mapping[str, str]) -> tuple[dict[str, Source], list[str]]:
-    table = kind.table()
-    scales = {plain: stored for plain, stored in names.items() if plain.rpartition(".")[2] in FP8_SCALES}
-    sources: dict[str, Source] = {}
-    unknown = []
-    for plain, stored in names.items():
-        module, _, leaf = plain.rpartition(".")
-        if plain in scales or plain in IGNORED or leaf in IGNORED_LEAVES:
-            continue
-        ours = keymaps.renamed(_quant_leaf(module, leaf, header.tensors[stored]), table)
-        scale = next((scales[f"{module}.{end}"] for end in FP8_SCALES if f"{module}.{end}" in scales), "")
-        if ours is None or ours in sources:
-            unknown.append(stored)
-        else:
-            sources[ours] = Source(stored, scale if leaf == "weight" else "")
-    if kind.component == "text_encoder":
-        _tie(sources)
-    return sources, unknown
-
-
-def _quant_leaf(module: str, leaf: str, info: TensorInfo) -> str:
-    """INT8 exports in diffusers' layout say `weight` (INT8) and `weight_scale_inv`."""
-    if leaf == "weight" and info.dtype == "I8":
-        leaf = "int8_weight"
-    return f"{module}.{'scale' if leaf == 'weight_scale_inv' else leaf}".lstrip(".")
-
-
-def _tie(sources: dict[str, Source]) -> None:
-    found = next((sources[name] for name in keymaps.UMT5_TIED if name in sources), None)
-    if found:
-        sources.update(dict.fromkeys(keymaps.UMT5_TIED, found))
-
-
-class _Shapes:
-    """Shapes of our parameters as the file has them."""
-
-    def __init__(self, header: Header, sources: Mapping[str, Source]) -> None:
-        self.header, self.sources = header, sources
-
-    def __call__(self, name: str, rank: int) -> tuple[int, ...]:
-        """Shape of `name`, at least `rank` axes.
-
-        Raises:
-            FileError: not in the file, or of fewer axes.
-        """
-        quant = name.removesuffix("weight") + "int8_weight"
-        source = self.sources.get(name) or self.sources.get(quant)
-        if source is None:
-            raise bad_file(self.header.path, "a tensor is missing", code="key_missing", key=name, expected=name)
-        shape = self.header.tensors[source.stored].shape
-        if len(shape) < rank:
-            raise bad_file(
-                self.header.path, "a tensor of another shape", code="key_shape", key=source.stored, got=list(shape),
-                expected=f"{rank} axes",
-            )  # fmt: skip
-        return shape
-
-    def count(self, start: str) -> int:
-        """How many `start<i>.` there are, counted from the highest i."""
-        found = (name.removeprefix(start).partition(".")[0] for name in self.sources if name.startswith(start))
-        return 1 + max((int(index) for index in found if index.isdecimal()), default=-1)
-
-
-def _dit_numbers(shape: _Shapes) -> dict[str, int]:
-    patch = shape("patch_embedding.weight", 2)
-    proj_l = "blocks.0.self_attn.attn_op.local_attn.proj_l.weight"
-    return {
-        "dim": patch[0],
-        "in_dim": patch[1] // PATCH_AREA if len(patch) == 2 else patch[1],
-        "ffn_dim": shape("blocks.0.ffn.0.weight", 2)[0],
-        "num_layers": shape.count("blocks."),
-        "out_dim": shape("head.head.weight", 2)[0] // PATCH_AREA,
-        "text_dim": shape("text_embedding.0.weight", 2)[1],
-        "freq_dim": shape("time_embedding.0.weight", 2)[1],
-        "head_dim": shape(proj_l, 2)[0] if proj_l in shape.sources else 0,
-    }
-
-
-def _vae_numbers(shape: _Shapes) -> dict[str, int]:
-    return {"base_dim": shape("decoder.norm_out.gamma", 1)[0], "z_dim": shape("post_quant_conv.weight", 2)[0]}
-
-
-def _text_numbers(shape: _Shapes) -> dict[str, int]:
-    layer = "encoder.block.0.layer"
-    vocab, dim = shape("shared.weight", 2)
-    buckets, heads = shape(f"{layer}.0.SelfAttention.relative_attention_bias.weight", 2)
-    return {
-        "vocab": vocab,
-        "dim": dim,
-        "dim_attn": shape(f"{layer}.0.SelfAttention.q.weight", 2)[0],
-        "dim_ffn": shape(f"{layer}.1.DenseReluDense.wi_0.weight", 2)[0],
-        "num_heads": heads,
-        "num_buckets": buckets,
-        "num_layers": shape.count("encoder.block."),
-    }
-
-
-_NUMBERS: Mapping[str, Callable[[_Shapes], dict[str, int]]] = {
-    "dit": _dit_numbers,
-    "vae": _vae_numbers,
-    "text_encoder": _text_numbers,
-}
-
-
-def _foreign(header: Header) -> FileError:
-    names = sorted(header.tensors)
-    looks = other_kind(names)
-    return bad_file(
-        header.path, "these weights are not of Wan2.1, Wan2.2 A14B, their VAE or UMT5", code="file_foreign",
-        got=looks or f"{len(names)} tensors: {', '.join(names[:3])[:120]}",
-        expected="Wan DiT, Wan2.1 VAE or UMT5 encoder",
-    )  # fmt: skip
+def other_kind(names: object) -> str:
+    """What a file with keys such as `names` is, or "" where nothing gives it away."""
+    text = str(names)
+    return next((what for piece, what in OTHERS if piece in text), "")

@@ -11,8 +11,7 @@ import re
 import shutil
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -20,10 +19,10 @@ from urllib.parse import urlsplit
 from turbodiff.plan.hardware import prefers_int8
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.files import sha256_of, sync
-from turbodiff.spec.inventory import FoundFile, Inventory
+from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import ModelFile, ModelSpec, find_model
 from turbodiff.spec.numbers import GIB, gib
-from turbodiff.weights.headers import ENDINGS, read_header
+from turbodiff.weights.detect import ENDINGS, read_header
 from turbodiff.weights.locate import download_root, inventory
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -67,14 +66,14 @@ def choose_files(
 
 def missing_files(files: Sequence[ModelFile], spec: ModelSpec, found: Inventory) -> list[ModelFile]:
     """Those of `files` that no file on this disk can stand for."""
-    return [file for file in files if not any(_stands_for(have, file, spec) for have in found.files)]
-
-
-def _stands_for(have: FoundFile, file: ModelFile, spec: ModelSpec) -> bool:
-    if (have.model, have.component) != (spec.name, file.component):
-        return False
-    same = (have.quant, have.sla) == (file.quant, spec.turbo) and have.resolution in ("", file.resolution)
-    return same or not file.component.startswith("dit")
+    missing = []
+    for file in files:
+        alike = [have for have in found.files if (have.model, have.component) == (spec.name, file.component)]
+        if file.component.startswith("dit"):
+            alike = [have for have in alike if (have.quant, have.sla) == (file.quant, spec.turbo)]
+            alike = [have for have in alike if have.resolution in ("", file.resolution)]
+        missing += [] if alike else [file]
+    return missing
 
 
 def pull(
@@ -102,8 +101,12 @@ def pull(
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
         raise _unreachable(wanted, folder, "HF_HUB_OFFLINE is set", code="offline")
     remotes = [_remote(file, wanted, folder) for file in wanted]
-    _check_disk(folder, [(_target(folder, file), remote) for file, remote in zip(wanted, remotes, strict=True)])
-    return [_download(file, wanted, folder, progress or _silent) for file in wanted]
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [_part(_target(folder, file), remote) for file, remote in zip(wanted, remotes, strict=True)]
+    nbytes = sum(remote.nbytes for remote in remotes) - sum(map(_size, parts))
+    if nbytes + RESERVE_BYTES > shutil.disk_usage(folder).free:
+        raise _disk_full(folder, nbytes)
+    return [_download(file, wanted, folder, progress) for file in wanted]
 
 
 def _target(folder: Path, file: ModelFile) -> Path:
@@ -128,24 +131,15 @@ def _remote(file: ModelFile, wanted: Sequence[ModelFile], folder: Path) -> Remot
     return Remote(url, found.location, etag, found.size)
 
 
-def _check_disk(folder: Path, downloads: Sequence[tuple[Path, Remote]]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    have = sum(_size(_part(target, remote)) for target, remote in downloads)
-    need = sum(remote.nbytes for _, remote in downloads) - have
-    free = shutil.disk_usage(folder).free
-    if need + RESERVE_BYTES > free:
-        raise _disk_full(folder, need)
-
-
-def _disk_full(folder: Path, need: int) -> FileError:
+def _disk_full(folder: Path, nbytes: int) -> FileError:
     return FileError(
         "not enough room for the download", code="disk_full", field=str(folder),
-        got=f"{gib(shutil.disk_usage(folder).free)} free", expected=gib(need + RESERVE_BYTES),
+        got=f"{gib(shutil.disk_usage(folder).free)} free", expected=gib(nbytes + RESERVE_BYTES),
         try_instead="set TURBODIFF_MODELS to a folder on a larger disk",
     )  # fmt: skip
 
 
-def _download(file: ModelFile, wanted: Sequence[ModelFile], folder: Path, progress: Progress) -> Path:
+def _download(file: ModelFile, wanted: Sequence[ModelFile], folder: Path, progress: Progress | None) -> Path:
     target = _target(folder, file)
     target.parent.mkdir(parents=True, exist_ok=True)
     failures = 0
@@ -155,7 +149,9 @@ def _download(file: ModelFile, wanted: Sequence[ModelFile], folder: Path, progre
         before = _size(part)
         try:
             if before < remote.nbytes:
-                _receive(remote, part, partial(_tell, progress, file.names[0], remote.nbytes))
+                for done in _receive(remote, part):
+                    if progress:
+                        progress(file.names[0], done, remote.nbytes)
             _check_content(part, remote)
             part.replace(target)
             return target
@@ -168,14 +164,20 @@ def _download(file: ModelFile, wanted: Sequence[ModelFile], folder: Path, progre
             time.sleep(min(2**failures / 4, 8))
 
 
-def _receive(remote: Remote, part: Path, report: Callable[[int], None]) -> None:
-    """Append what is missing of the file to `part`.
+def _receive(remote: Remote, part: Path) -> Iterator[int]:
+    """Append what is missing of the file to `part`; yield the bytes that are there after each chunk.
 
     Raises:
         OSError: the connection broke; what came is kept.
     """
+    from huggingface_hub.utils import build_hf_headers
+
+    # the person's token goes to the hub itself, never to the storage that it redirects to
+    same = urlsplit(remote.location).netloc == urlsplit(remote.url).netloc
+    headers = {name: value for name, value in (build_hf_headers() if same else {}).items() if isinstance(value, str)}
     done = _size(part)
-    request = urllib.request.Request(remote.location, headers=_headers(remote) | {"Range": f"bytes={done}-"})
+    headers |= {"Accept-Encoding": "identity", "Range": f"bytes={done}-"}
+    request = urllib.request.Request(remote.location, headers=headers)
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
         if answer.status != 206:
             done = 0  # the server sends the whole file
@@ -184,19 +186,10 @@ def _receive(remote: Remote, part: Path, report: Callable[[int], None]) -> None:
             while chunk := answer.read(CHUNK_BYTES):
                 file.write(chunk)
                 done += len(chunk)
-                report(done)
+                yield done
     sync(part)
     if done < remote.nbytes:
         raise ConnectionError(f"the connection ended after {done} of {remote.nbytes} bytes")
-
-
-def _headers(remote: Remote) -> dict[str, str]:
-    """The person's token goes to the hub itself, never to the storage that it redirects to."""
-    from huggingface_hub.utils import build_hf_headers
-
-    same = urlsplit(remote.location).netloc == urlsplit(remote.url).netloc
-    headers = build_hf_headers() if same else {}
-    return {name: value for name, value in headers.items() if isinstance(value, str)} | {"Accept-Encoding": "identity"}
 
 
 def _check_content(part: Path, remote: Remote) -> None:
@@ -231,16 +224,3 @@ def _unreachable(files: Sequence[ModelFile], folder: Path, got: str, code: str =
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _tell(progress: Progress, name: str, nbytes: int, done: int) -> None:
-    progress(name, done, nbytes)
-
-
-def _silent(_name: str, _done: int, _all: int) -> None:
-    pass
-
-
-def download_bytes(spec: ModelSpec, files: Sequence[ModelFile], found: Inventory) -> int:
-    """Bytes that `pull` would download of `files`, by the sizes in configs/models."""
-    return sum(file.bytes for file in missing_files(files, spec, found))

@@ -1,16 +1,14 @@
-"""Header of a GGUF file, versions 2 and 3 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+"""Reader of the header of a GGUF file, versions 2 and 3 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 
-Quantised tensors get the dtype `GGUF_<type>`; the library `gguf` is needed only to turn
-them into numbers.
+Quantised tensors get the dtype `GGUF_<type>`; the library `gguf` is needed only to turn them into numbers (load.py).
 """
 
 import math
 import mmap
 import struct
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from turbodiff.spec.errors import FileError
 from turbodiff.weights.headers import Header, TensorInfo, bad_file
 
 ALIGNMENT_BYTES = 32  # unless general.alignment says otherwise
@@ -26,15 +24,6 @@ class Type(NamedTuple):
     name: str
     block: int
     nbytes: int
-
-
-class Entry(NamedTuple):
-    """A tensor as the header lists it: the number of its type, its offset from the start of the data."""
-
-    name: str
-    shape: tuple[int, ...]
-    kind: int
-    offset: int
 
 
 TYPES = {
@@ -60,33 +49,34 @@ class _Cursor:
         self.at += count
         return self.data[self.at - count : self.at]
 
-    def number(self, code: str) -> Any:
-        return struct.unpack(f"<{code}", self.take(struct.calcsize(code)))[0]
+    def integer(self, code: str) -> int:
+        number: int = struct.unpack(f"<{code}", self.take(struct.calcsize(code)))[0]
+        return number
 
     def string(self) -> str:
-        return self.take(self.number("Q")).decode("utf-8")
+        return self.take(self.integer("Q")).decode("utf-8")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int) -> object:
         if kind == STRING:
             return self.string()
         if kind == ARRAY:
-            inner, count = self.number("I"), self.number("Q")
+            inner, count = self.integer("I"), self.integer("Q")
             if inner == ARRAY or count > MAX_ITEMS:
                 raise ValueError("an array of impossible size")
             return [self.value(inner) for _ in range(count)]
         if kind not in SCALARS:
             raise ValueError(f"metadata of unknown type {kind}")
-        return self.number(SCALARS[kind])
+        scalar: object = struct.unpack(f"<{SCALARS[kind]}", self.take(struct.calcsize(SCALARS[kind])))[0]
+        return scalar
 
 
-def read(path: Path) -> Header:
-    """The header of a GGUF file.
+def read(path: Path, file: BinaryIO, size: int) -> Header:
+    """The header of a GGUF file of `size` bytes.
 
     Raises:
         FileError: cut short, damaged, or a tensor type that is not known here.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             return _parse(path, _Cursor(data), size)
         except (ValueError, struct.error) as error:
@@ -94,62 +84,42 @@ def read(path: Path) -> Header:
 
 
 def _parse(path: Path, cursor: _Cursor, size: int) -> Header:
+    """Magic, counts, metadata, then per tensor: name, shape (fastest axis first), number of its type, offset."""
     cursor.take(4)
-    version, tensor_count, value_count = cursor.number("I"), cursor.number("Q"), cursor.number("Q")
+    version, tensor_count, value_count = cursor.integer("I"), cursor.integer("Q"), cursor.integer("Q")
     if version not in (2, 3) or max(tensor_count, value_count) > MAX_ITEMS:
         raise ValueError(f"version {version}, {tensor_count} tensors")
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, object] = {}
     for _ in range(value_count):
         key = cursor.string()
-        metadata[key] = cursor.value(cursor.number("I"))
-    entries = [_entry(cursor) for _ in range(tensor_count)]
+        metadata[key] = cursor.value(cursor.integer("I"))
+    entries = []
+    for _ in range(tensor_count):
+        name, axes = cursor.string(), cursor.integer("I")
+        if axes > MAX_AXES:
+            raise ValueError(f"{axes} axes")
+        shape = tuple(cursor.integer("Q") for _ in range(axes))[::-1]
+        entries.append((name, shape, cursor.integer("I"), cursor.integer("Q")))
     alignment = metadata.get("general.alignment", ALIGNMENT_BYTES)
     if type(alignment) is not int or alignment < 1:
         raise ValueError(f"alignment {alignment}")
     base = -(-cursor.at // alignment) * alignment
-    tensors = {entry.name: _info(path, entry, base, size, metadata) for entry in entries}
-    return Header(path, tensors, metadata)
-
-
-def _entry(cursor: _Cursor) -> Entry:
-    name, axes = cursor.string(), cursor.number("I")
-    if axes > MAX_AXES:
-        raise ValueError(f"{axes} axes")
-    shape = tuple(cursor.number("Q") for _ in range(axes))[::-1]  # ggml names the fastest axis first
-    return Entry(name, shape, cursor.number("I"), cursor.number("Q"))
-
-
-def _info(path: Path, entry: Entry, base: int, size: int, metadata: dict[str, Any]) -> TensorInfo:
-    name, shape, kind, offset = entry
-    if kind not in TYPES:
-        raise bad_file(path, "a tensor type that turbodiff does not read", code="key_dtype", key=name, got=kind)
-    dtype, block, block_bytes = TYPES[kind]
-    row = shape[-1] if shape else 1
-    if row % block:
-        raise ValueError(f"{name}: rows of {row} values in blocks of {block}")
-    nbytes = math.prod(shape) // block * block_bytes
-    if base + offset + nbytes > size:
-        raise bad_file(
-            path, "the file is cut short", code="file_truncated", key=name, got=f"{size} bytes",
-            expected=f"{base + offset + nbytes} bytes",
-        )  # fmt: skip
-    whole = metadata.get(ORIGINAL_SHAPE + name)
-    if isinstance(whole, list) and math.prod(whole) == math.prod(shape):
-        shape = tuple(whole)
-    return TensorInfo(path, dtype, shape, base + offset, nbytes)
-
-
-def dequantize(data: Any, dtype: str) -> Any:
-    """Blocks (numpy uint8 [rows, bytes of a row]) of type `GGUF_<type>` -> numpy float32 [rows, values of a row].
-
-    Raises:
-        FileError: the library is not installed.
-    """
-    try:
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize as library
-    except ImportError:
-        raise FileError(
-            "GGUF weights need the gguf package", code="gguf_missing", try_instead="pip install 'turbodiff[gguf]'"
-        ) from None
-    return library(data, GGMLQuantizationType[dtype.removeprefix(PREFIX)])
+    tensors = {}
+    for name, shape, kind, offset in entries:
+        if kind not in TYPES:
+            raise bad_file(path, "a tensor type that turbodiff does not read", code="key_dtype", key=name, got=kind)
+        dtype, block, block_bytes = TYPES[kind]
+        row = shape[-1] if shape else 1
+        if row % block:
+            raise ValueError(f"{name}: rows of {row} values in blocks of {block}")
+        nbytes = math.prod(shape) // block * block_bytes
+        if (end := base + offset + nbytes) > size:
+            raise bad_file(
+                path, "the file is cut short", code="file_truncated", key=name, got=f"{size} bytes",
+                expected=f"{end} bytes",
+            )  # fmt: skip
+        whole = metadata.get(ORIGINAL_SHAPE + name)
+        if isinstance(whole, list) and math.prod(whole) == math.prod(shape):
+            shape = tuple(whole)
+        tensors[name] = TensorInfo(path, dtype, shape, base + offset, nbytes)
+    return Header(path, tensors)

@@ -1,8 +1,8 @@
-"""Names of parameters in other people's layouts, as data: one table per layout, one row per module, both ways.
+"""Names of parameters in other people's layouts, as data: one table per component, one row per module.
 
 Our names: the DiT's are the original Wan ones with TurboDiffusion's additions; the VAE's are those of diffusers
 (AutoencoderKLWan); the text encoder's are those of transformers (UMT5EncoderModel).
-A row is (ours, theirs); a name is a row, or a row with `.weight`, `.bias` or another leaf behind it.
+A row is (ours, the dialects' ...); a name is a row with `.weight`, `.bias` or another leaf behind it, or a row.
 """
 
 from collections.abc import Mapping
@@ -10,104 +10,69 @@ from collections.abc import Mapping
 MAX_LAYERS = 64
 VAE_STAGE = 3  # residual blocks of a decoder stage: num_res_blocks + 1; Wan2.1 has 2 + 1
 
-Rows = tuple[tuple[str, str], ...]
-
 # Prefixes and infixes that exports add: rCM training dumps (the average first), ComfyUI repacks, FSDP's wrapper
 PREFIXES = ("", "net_ema.", "net.", "model.diffusion_model.", "diffusion_model.", "model.", "module.", "transformer.")
 INFIXES = ("_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "_orig_mod.")
 
-# diffusers WanTransformer3DModel (its scripts/convert_wan_to_diffusers.py); norm2 and norm3 swap names.
-# proj_l as in the community's TurboWan exports for diffusers.
-DIT_DIFFUSERS: Rows = (
-    ("patch_embedding", "patch_embedding"),
-    ("text_embedding.0", "condition_embedder.text_embedder.linear_1"),
-    ("text_embedding.2", "condition_embedder.text_embedder.linear_2"),
-    ("time_embedding.0", "condition_embedder.time_embedder.linear_1"),
-    ("time_embedding.2", "condition_embedder.time_embedder.linear_2"),
-    ("time_projection.1", "condition_embedder.time_proj"),
-    ("head.head", "proj_out"),
-    ("head.modulation", "scale_shift_table"),
-    ("blocks.{i}.modulation", "blocks.{i}.scale_shift_table"),
-    ("blocks.{i}.self_attn.q", "blocks.{i}.attn1.to_q"),
-    ("blocks.{i}.self_attn.k", "blocks.{i}.attn1.to_k"),
-    ("blocks.{i}.self_attn.v", "blocks.{i}.attn1.to_v"),
-    ("blocks.{i}.self_attn.o", "blocks.{i}.attn1.to_out.0"),
-    ("blocks.{i}.self_attn.norm_q", "blocks.{i}.attn1.norm_q"),
-    ("blocks.{i}.self_attn.norm_k", "blocks.{i}.attn1.norm_k"),
-    ("blocks.{i}.self_attn.attn_op.local_attn.proj_l", "blocks.{i}.attn1.attn_op.local_attn.proj_l"),
-    ("blocks.{i}.cross_attn.q", "blocks.{i}.attn2.to_q"),
-    ("blocks.{i}.cross_attn.k", "blocks.{i}.attn2.to_k"),
-    ("blocks.{i}.cross_attn.v", "blocks.{i}.attn2.to_v"),
-    ("blocks.{i}.cross_attn.o", "blocks.{i}.attn2.to_out.0"),
-    ("blocks.{i}.cross_attn.norm_q", "blocks.{i}.attn2.norm_q"),
-    ("blocks.{i}.cross_attn.norm_k", "blocks.{i}.attn2.norm_k"),
-    ("blocks.{i}.norm3", "blocks.{i}.norm2"),
-    ("blocks.{i}.ffn.0", "blocks.{i}.ffn.net.0.proj"),
-    ("blocks.{i}.ffn.2", "blocks.{i}.ffn.net.2"),
+# Ours; diffusers' WanTransformer3DModel (its scripts/convert_wan_to_diffusers.py; norm2 and norm3 swap names, proj_l as
+# in the community's TurboWan exports); FastVideo's exports of TurboWan (the names of its own modules)
+DIT_DIALECTS = ("diffusers", "fastvideo")
+DIT = (
+    ("patch_embedding", "patch_embedding", "patch_embedding"),
+    ("text_embedding.0", "condition_embedder.text_embedder.linear_1", "condition_embedder.text_embedder.fc_in"),
+    ("text_embedding.2", "condition_embedder.text_embedder.linear_2", "condition_embedder.text_embedder.fc_out"),
+    ("time_embedding.0", "condition_embedder.time_embedder.linear_1", "condition_embedder.time_embedder.mlp.fc_in"),
+    ("time_embedding.2", "condition_embedder.time_embedder.linear_2", "condition_embedder.time_embedder.mlp.fc_out"),
+    ("time_projection.1", "condition_embedder.time_proj", "condition_embedder.time_modulation.linear"),
+    ("head.head", "proj_out", "proj_out"),
+    ("head.modulation", "scale_shift_table", "scale_shift_table"),
+    ("blocks.{i}.modulation", "blocks.{i}.scale_shift_table", "blocks.{i}.scale_shift_table"),
+    ("blocks.{i}.self_attn.q", "blocks.{i}.attn1.to_q", "blocks.{i}.to_q"),
+    ("blocks.{i}.self_attn.k", "blocks.{i}.attn1.to_k", "blocks.{i}.to_k"),
+    ("blocks.{i}.self_attn.v", "blocks.{i}.attn1.to_v", "blocks.{i}.to_v"),
+    ("blocks.{i}.self_attn.o", "blocks.{i}.attn1.to_out.0", "blocks.{i}.to_out"),
+    ("blocks.{i}.self_attn.norm_q", "blocks.{i}.attn1.norm_q", "blocks.{i}.norm_q"),
+    ("blocks.{i}.self_attn.norm_k", "blocks.{i}.attn1.norm_k", "blocks.{i}.norm_k"),
+    (
+        "blocks.{i}.self_attn.attn_op.local_attn.proj_l",
+        "blocks.{i}.attn1.attn_op.local_attn.proj_l",
+        "blocks.{i}.attn1.attn_impl.proj_l",
+    ),
+    ("blocks.{i}.cross_attn.q", "blocks.{i}.attn2.to_q", "blocks.{i}.attn2.to_q"),
+    ("blocks.{i}.cross_attn.k", "blocks.{i}.attn2.to_k", "blocks.{i}.attn2.to_k"),
+    ("blocks.{i}.cross_attn.v", "blocks.{i}.attn2.to_v", "blocks.{i}.attn2.to_v"),
+    ("blocks.{i}.cross_attn.o", "blocks.{i}.attn2.to_out.0", "blocks.{i}.attn2.to_out"),
+    ("blocks.{i}.cross_attn.norm_q", "blocks.{i}.attn2.norm_q", "blocks.{i}.attn2.norm_q"),
+    ("blocks.{i}.cross_attn.norm_k", "blocks.{i}.attn2.norm_k", "blocks.{i}.attn2.norm_k"),
+    ("blocks.{i}.norm3", "blocks.{i}.norm2", "blocks.{i}.self_attn_residual_norm.norm"),
+    ("blocks.{i}.ffn.0", "blocks.{i}.ffn.net.0.proj", "blocks.{i}.ffn.fc_in"),
+    ("blocks.{i}.ffn.2", "blocks.{i}.ffn.net.2", "blocks.{i}.ffn.fc_out"),
 )
 
-# FastVideo's exports of TurboWan (the names of its own modules)
-DIT_FASTVIDEO: Rows = (
-    ("patch_embedding", "patch_embedding"),
-    ("text_embedding.0", "condition_embedder.text_embedder.fc_in"),
-    ("text_embedding.2", "condition_embedder.text_embedder.fc_out"),
-    ("time_embedding.0", "condition_embedder.time_embedder.mlp.fc_in"),
-    ("time_embedding.2", "condition_embedder.time_embedder.mlp.fc_out"),
-    ("time_projection.1", "condition_embedder.time_modulation.linear"),
-    ("head.head", "proj_out"),
-    ("head.modulation", "scale_shift_table"),
-    ("blocks.{i}.modulation", "blocks.{i}.scale_shift_table"),
-    ("blocks.{i}.self_attn.q", "blocks.{i}.to_q"),
-    ("blocks.{i}.self_attn.k", "blocks.{i}.to_k"),
-    ("blocks.{i}.self_attn.v", "blocks.{i}.to_v"),
-    ("blocks.{i}.self_attn.o", "blocks.{i}.to_out"),
-    ("blocks.{i}.self_attn.norm_q", "blocks.{i}.norm_q"),
-    ("blocks.{i}.self_attn.norm_k", "blocks.{i}.norm_k"),
-    ("blocks.{i}.self_attn.attn_op.local_attn.proj_l", "blocks.{i}.attn1.attn_impl.proj_l"),
-    ("blocks.{i}.cross_attn.q", "blocks.{i}.attn2.to_q"),
-    ("blocks.{i}.cross_attn.k", "blocks.{i}.attn2.to_k"),
-    ("blocks.{i}.cross_attn.v", "blocks.{i}.attn2.to_v"),
-    ("blocks.{i}.cross_attn.o", "blocks.{i}.attn2.to_out"),
-    ("blocks.{i}.cross_attn.norm_q", "blocks.{i}.attn2.norm_q"),
-    ("blocks.{i}.cross_attn.norm_k", "blocks.{i}.attn2.norm_k"),
-    ("blocks.{i}.norm3", "blocks.{i}.self_attn_residual_norm.norm"),
-    ("blocks.{i}.ffn.0", "blocks.{i}.ffn.fc_in"),
-    ("blocks.{i}.ffn.2", "blocks.{i}.ffn.fc_out"),
+# transformers; the encoder as Wan ships it (models_t5_umt5-xxl-enc-bf16); the same in a GGUF file of llama.cpp
+UMT5_DIALECTS = ("wan", "llama.cpp")
+UMT5 = (
+    ("shared", "token_embedding", "token_embd"),
+    ("encoder.final_layer_norm", "norm", "enc.output_norm"),
+    ("encoder.block.{i}.layer.0.layer_norm", "blocks.{i}.norm1", "enc.blk.{i}.attn_norm"),
+    ("encoder.block.{i}.layer.0.SelfAttention.q", "blocks.{i}.attn.q", "enc.blk.{i}.attn_q"),
+    ("encoder.block.{i}.layer.0.SelfAttention.k", "blocks.{i}.attn.k", "enc.blk.{i}.attn_k"),
+    ("encoder.block.{i}.layer.0.SelfAttention.v", "blocks.{i}.attn.v", "enc.blk.{i}.attn_v"),
+    ("encoder.block.{i}.layer.0.SelfAttention.o", "blocks.{i}.attn.o", "enc.blk.{i}.attn_o"),
+    (
+        "encoder.block.{i}.layer.0.SelfAttention.relative_attention_bias",
+        "blocks.{i}.pos_embedding.embedding",
+        "enc.blk.{i}.attn_rel_b",
+    ),
+    ("encoder.block.{i}.layer.1.layer_norm", "blocks.{i}.norm2", "enc.blk.{i}.ffn_norm"),
+    ("encoder.block.{i}.layer.1.DenseReluDense.wi_0", "blocks.{i}.ffn.gate.0", "enc.blk.{i}.ffn_gate"),
+    ("encoder.block.{i}.layer.1.DenseReluDense.wi_1", "blocks.{i}.ffn.fc1", "enc.blk.{i}.ffn_up"),
+    ("encoder.block.{i}.layer.1.DenseReluDense.wo", "blocks.{i}.ffn.fc2", "enc.blk.{i}.ffn_down"),
 )
+UMT5_TIED = ("shared.weight", "encoder.embed_tokens.weight")  # transformers' two names of the token embedding
 
-# UMT5 encoder as Wan ships it -> transformers; the token embedding answers to two names there
-UMT5_ORIGINAL: Rows = (
-    ("shared", "token_embedding"),
-    ("encoder.final_layer_norm", "norm"),
-    ("encoder.block.{i}.layer.0.layer_norm", "blocks.{i}.norm1"),
-    ("encoder.block.{i}.layer.0.SelfAttention.q", "blocks.{i}.attn.q"),
-    ("encoder.block.{i}.layer.0.SelfAttention.k", "blocks.{i}.attn.k"),
-    ("encoder.block.{i}.layer.0.SelfAttention.v", "blocks.{i}.attn.v"),
-    ("encoder.block.{i}.layer.0.SelfAttention.o", "blocks.{i}.attn.o"),
-    ("encoder.block.{i}.layer.0.SelfAttention.relative_attention_bias", "blocks.{i}.pos_embedding.embedding"),
-    ("encoder.block.{i}.layer.1.layer_norm", "blocks.{i}.norm2"),
-    ("encoder.block.{i}.layer.1.DenseReluDense.wi_0", "blocks.{i}.ffn.gate.0"),
-    ("encoder.block.{i}.layer.1.DenseReluDense.wi_1", "blocks.{i}.ffn.fc1"),
-    ("encoder.block.{i}.layer.1.DenseReluDense.wo", "blocks.{i}.ffn.fc2"),
-)
-# The same encoder in a GGUF file: llama.cpp's names
-UMT5_GGUF: Rows = (
-    ("shared", "token_embd"),
-    ("encoder.final_layer_norm", "enc.output_norm"),
-    ("encoder.block.{i}.layer.0.layer_norm", "enc.blk.{i}.attn_norm"),
-    ("encoder.block.{i}.layer.0.SelfAttention.q", "enc.blk.{i}.attn_q"),
-    ("encoder.block.{i}.layer.0.SelfAttention.k", "enc.blk.{i}.attn_k"),
-    ("encoder.block.{i}.layer.0.SelfAttention.v", "enc.blk.{i}.attn_v"),
-    ("encoder.block.{i}.layer.0.SelfAttention.o", "enc.blk.{i}.attn_o"),
-    ("encoder.block.{i}.layer.0.SelfAttention.relative_attention_bias", "enc.blk.{i}.attn_rel_b"),
-    ("encoder.block.{i}.layer.1.layer_norm", "enc.blk.{i}.ffn_norm"),
-    ("encoder.block.{i}.layer.1.DenseReluDense.wi_0", "enc.blk.{i}.ffn_gate"),
-    ("encoder.block.{i}.layer.1.DenseReluDense.wi_1", "enc.blk.{i}.ffn_up"),
-    ("encoder.block.{i}.layer.1.DenseReluDense.wo", "enc.blk.{i}.ffn_down"),
-)
 # The ten linears of a block that TurboDiffusion quantises: all but proj_l
 DIT_LINEARS = (*(f"{part}.{x}" for part in ("self_attn", "cross_attn") for x in "qkvo"), "ffn.0", "ffn.2")
-UMT5_TIED = ("shared.weight", "encoder.embed_tokens.weight")
 
 RESIDUAL = (
     ("norm1", "residual.0"), ("conv1", "residual.2"), ("norm2", "residual.3"), ("conv2", "residual.6"),
@@ -115,27 +80,18 @@ RESIDUAL = (
 )  # fmt: skip
 
 
-def dit_from_diffusers() -> dict[str, str]:
-    """diffusers module name -> ours."""
-    return _theirs_to_ours(DIT_DIFFUSERS)
+def names_from(component: str, dialect: str) -> dict[str, str]:
+    """Module name in a dialect of a component ("dit", "vae", "text_encoder") -> ours; {} where the names are ours."""
+    if (component, dialect) == ("vae", "wan"):
+        return _vae_names()
+    rows, dialects = {"dit": (DIT, DIT_DIALECTS), "text_encoder": (UMT5, UMT5_DIALECTS)}.get(component, ((), ()))
+    if dialect not in dialects:
+        return {}
+    theirs = 1 + dialects.index(dialect)
+    return {row[theirs].format(i=i): row[0].format(i=i) for row in rows for i in range(MAX_LAYERS)}
 
 
-def dit_from_fastvideo() -> dict[str, str]:
-    """FastVideo's module name -> ours."""
-    return _theirs_to_ours(DIT_FASTVIDEO)
-
-
-def umt5_from_original() -> dict[str, str]:
-    """Module name in models_t5_umt5-xxl-enc-bf16 -> transformers' name."""
-    return _theirs_to_ours(UMT5_ORIGINAL)
-
-
-def umt5_from_gguf() -> dict[str, str]:
-    """llama.cpp's module name -> transformers' name."""
-    return _theirs_to_ours(UMT5_GGUF)
-
-
-def vae_from_original() -> dict[str, str]:
+def _vae_names() -> dict[str, str]:
     """Module name in Wan2.1_VAE -> diffusers' name; the decoder's flat list of modules becomes stages of four."""
     rows = [("quant_conv", "conv1"), ("post_quant_conv", "conv2")]
     for half in ("encoder", "decoder"):
@@ -156,10 +112,18 @@ def vae_from_original() -> dict[str, str]:
     return {theirs: ours for ours, theirs in rows}
 
 
+def _residual(ours: str, theirs: str) -> list[tuple[str, str]]:
+    return [(f"{ours}.{a}", f"{theirs}.{b}") for a, b in RESIDUAL]
+
+
+def _resample(ours: str, theirs: str) -> list[tuple[str, str]]:
+    return [(f"{ours}.{part}", f"{theirs}.{part}") for part in ("resample.1", "time_conv")]
+
+
 def dit_names(num_layers: int, *, quant: bool, sla: bool) -> set[str]:
     """Every parameter of a DiT of that depth in our names; INT8 linears have int8_weight and scale for weight."""
     names = set()
-    for row, _ in DIT_DIFFUSERS:
+    for row, *_ in DIT:
         if ".proj_l" in row and not sla:
             continue
         for i in range(num_layers) if "{i}" in row else (0,):
@@ -175,32 +139,13 @@ def dit_names(num_layers: int, *, quant: bool, sla: bool) -> set[str]:
 
 def umt5_names(num_layers: int) -> set[str]:
     """Every parameter of a text encoder of that depth, in our names; none has a bias."""
-    modules = {ours.format(i=i) for ours, _ in UMT5_ORIGINAL for i in (range(num_layers) if "{i}" in ours else (0,))}
+    modules = {ours.format(i=i) for ours, *_ in UMT5 for i in (range(num_layers) if "{i}" in ours else (0,))}
     return {f"{module}.weight" for module in modules} | set(UMT5_TIED)
 
 
-def renamed(name: str, table: Mapping[str, str]) -> str | None:
-    """Our name for one of theirs, or None where the table has no row for it; an empty table changes nothing."""
+def rename(name: str, table: Mapping[str, str]) -> str | None:
+    """The table's name for a parameter, or None where it has no row; an empty table changes nothing."""
     if not table or name in table:
         return table.get(name, name)
     module, _, leaf = name.rpartition(".")
     return f"{table[module]}.{leaf}" if module in table else None
-
-
-def inverse(table: Mapping[str, str]) -> dict[str, str]:
-    """The table for the other direction; every table is one to one."""
-    result = {ours: theirs for theirs, ours in table.items()}
-    assert len(result) == len(table), "two rows with one name"
-    return result
-
-
-def _theirs_to_ours(rows: Rows) -> dict[str, str]:
-    return {theirs.format(i=i): ours.format(i=i) for ours, theirs in rows for i in range(MAX_LAYERS)}
-
-
-def _residual(ours: str, theirs: str) -> list[tuple[str, str]]:
-    return [(f"{ours}.{a}", f"{theirs}.{b}") for a, b in RESIDUAL]
-
-
-def _resample(ours: str, theirs: str) -> list[tuple[str, str]]:
-    return [(f"{ours}.{part}", f"{theirs}.{part}") for part in ("resample.1", "time_conv")]

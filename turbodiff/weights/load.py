@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from turbodiff.spec.errors import FileError
 from turbodiff.weights import gguf
 from turbodiff.weights.detect import Checkpoint, Part, open_checkpoint, other_kind
-from turbodiff.weights.headers import TensorInfo, bad_file, is_float
+from turbodiff.weights.headers import TensorInfo, bad_file
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -44,50 +44,95 @@ def load_into(
     """Give `module`, built on the meta device, the parameters of a checkpoint; frozen, in evaluation mode.
 
     Names of the module are those of keymaps.py. INT8 weights stay INT8, their scales and the weights of norms become
-    float32, the DiT's modulation keeps its dtype, everything else becomes `dtype`.
+    float32, the DiT's modulation keeps its dtype, everything else becomes `dtype`. The projections of SLA's linear
+    branch may be missing (plain Wan has none: zeros switch the branch off, as before its training) or unwanted (dense
+    attention ignores them).
 
     Raises:
         FileError: damaged, foreign, or of another size than the module; names the first key at fault.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, component)
     wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    state, notes = state_dict_of(checkpoint, wanted, dtype=dtype)
+    notes = _compare_names(checkpoint, wanted)
+    for name, shape in wanted.items():
+        if name in checkpoint.sources:
+            _check_tensor(checkpoint, name, shape)
+    maps = FileMaps()
+    read: dict[str, Tensor] = {}  # by stored name: two parameters of one stored tensor share it
+    state = {}
+    for name, shape in wanted.items():
+        if name not in checkpoint.sources:
+            state[name] = torch.zeros(shape, dtype=dtype)
+            continue
+        stored = checkpoint.sources[name].stored
+        if stored not in read:
+            read[stored] = _read_parameter(checkpoint, name, dtype, maps).reshape(shape)
+        state[name] = read[stored]
     module.load_state_dict(state, strict=True, assign=True)
     assert not any(value.is_meta for value in (*module.parameters(), *module.buffers())), "not everything was loaded"
     return Loaded(module.requires_grad_(False).eval(), checkpoint, notes)
 
 
-def state_dict_of(
-    checkpoint: Checkpoint, wanted: Mapping[str, tuple[int, ...]], *, dtype: torch.dtype
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The wanted parameters by name, mapped from the file, and notes on what was dropped or made up.
+def _compare_names(checkpoint: Checkpoint, wanted: Mapping[str, object]) -> tuple[str, ...]:
+    """What to tell about a linear branch that only one side has; any other difference of names is an error."""
+    missing = [name for name in wanted if name not in checkpoint.sources]
+    extra = [name for name in checkpoint.sources if name not in wanted]
+    what, code, names = "tensors are missing", "key_missing", [name for name in missing if LINEAR_BRANCH not in name]
+    if not names:
+        what, code = "tensors without a place in this model", "key_unexpected"
+        names = [checkpoint.sources[name].stored for name in extra if LINEAR_BRANCH not in name]
+        names += checkpoint.unknown
+    if names:
+        looks = other_kind(names)
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise bad_file(
+            checkpoint.header.path, what + (f": this looks like {looks}" if looks else ""), code=code,
+            key=names[0] + more, got=f"layout {checkpoint.layout}, {len(checkpoint.header.tensors)} tensors",
+            expected="exactly the tensors of this model" if code == "key_unexpected" else names[0],
+        )  # fmt: skip
+    notes = []
+    if missing:
+        notes.append("no linear branch in this file (not distilled for SLA): its projections are zero, a no-op")
+    if extra:
+        notes.append("the linear branch of this file is not used")
+    return tuple(notes)
 
-    The projections of SLA's linear branch may be missing (plain Wan has none: zeros switch the branch off, as before
-    its training) or unwanted (dense attention ignores them).
+
+def _check_tensor(checkpoint: Checkpoint, name: str, wanted: tuple[int, ...]) -> None:
+    """Refuse a tensor of another shape or kind of number.
+
+    Axes of size one do not count, and a patch convolution [d, C, 1, 2, 2] is as good as the matrix [d, 4C].
     """
-    names, notes = _agree_on_names(checkpoint, wanted)
-    for name in names:
-        _check_tensor(checkpoint, name, wanted[name])
-    maps = FileMaps()
-    tied: dict[str, Tensor] = {}  # two names for one stored tensor share it
-    state = {}
-    for name, shape in wanted.items():
-        if name not in names:
-            state[name] = torch.zeros(shape, dtype=dtype)
-            continue
-        stored = checkpoint.sources[name].stored
-        if stored not in tied:
-            tied[stored] = read_values(checkpoint, name, dtype, maps).reshape(shape)
-        state[name] = tied[stored]
-    return state, notes
+    info, path, stored = checkpoint.info(name), checkpoint.header.path, checkpoint.sources[name].stored
+    if len(info.shape) == 5 and len(wanted) == 2:
+        same = (info.shape[0], math.prod(info.shape[1:])) == wanted
+    else:
+        same = [size for size in info.shape if size != 1] == [size for size in wanted if size != 1]
+    if not same:
+        got, expected = list(info.shape), list(wanted)
+        raise bad_file(path, "a tensor of another shape", code="key_shape", key=stored, got=got, expected=expected)
+    is_float = info.dtype.startswith(gguf.PREFIX) or TORCH_DTYPES[info.dtype].is_floating_point
+    fits, kinds = is_float, "F32, BF16, F16 or F8"
+    if name.endswith(".int8_weight"):
+        fits, kinds = info.dtype == "I8", "I8"
+    if not fits:
+        raise bad_file(
+            path, "a tensor of another dtype", code="key_dtype", key=stored, got=info.dtype, expected=kinds
+        )  # fmt: skip
 
 
-def read_values(checkpoint: Checkpoint, name: str, dtype: torch.dtype, maps: "FileMaps") -> Tensor:
-    """One of our parameters in the dtype it runs in, scaled where the file scales it; shaped as stored."""
+def _read_parameter(checkpoint: Checkpoint, name: str, dtype: torch.dtype, maps: "FileMaps") -> Tensor:
+    """One of our parameters in the dtype it runs in (`dtype`: of the computation), scaled where the file scales it."""
     source = checkpoint.sources[name]
     info = checkpoint.header.tensors[source.stored]
     value = maps.tensor(info) if info.dtype in TORCH_DTYPES else dequantized(maps.bytes(info), info)
-    target = run_dtype(checkpoint.component, name, value.dtype, dtype)
+    is_dit, target = checkpoint.component == "dit", dtype
+    if name.endswith(".int8_weight"):
+        target = torch.int8
+    elif name.endswith(".scale") or (is_dit and any(part in name for part in NORMS)):
+        target = torch.float32
+    elif is_dit and name.endswith("modulation") and value.dtype.itemsize >= dtype.itemsize:
+        target = value.dtype
     if source.scale:
         value = scaled(value, maps.tensor(checkpoint.header.tensors[source.scale]))
     return value.to(target)
@@ -99,20 +144,21 @@ def scaled(value: Tensor, scale: Tensor) -> Tensor:
 
 
 def dequantized(data: Tensor, info: TensorInfo) -> Tensor:
-    """The numbers of a GGUF tensor, float32, shaped as its header says; data uint8 [nbytes]."""
-    rows = math.prod(info.shape[:-1])
-    return torch.from_numpy(gguf.dequantize(data.numpy().reshape(rows, -1), info.dtype)).reshape(info.shape)
+    """The numbers of a GGUF tensor, float32, shaped as its header says; data uint8 [nbytes].
 
-
-def run_dtype(component: Part, name: str, stored: torch.dtype, dtype: torch.dtype) -> torch.dtype:
-    """The dtype that a parameter runs in; `dtype` is that of the computation."""
-    if name.endswith(".int8_weight"):
-        return torch.int8
-    if name.endswith(".scale") or (component == "dit" and any(part in name for part in NORMS)):
-        return torch.float32
-    if component == "dit" and name.endswith("modulation") and stored.itemsize >= dtype.itemsize:
-        return stored
-    return dtype
+    Raises:
+        FileError: the library `gguf` is not installed.
+    """
+    try:
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+    except ImportError:
+        raise FileError(
+            "GGUF weights need the gguf package", code="gguf_missing", try_instead="pip install 'turbodiff[gguf]'"
+        ) from None
+    rows = data.numpy().reshape(math.prod(info.shape[:-1]), -1)
+    kind = GGMLQuantizationType[info.dtype.removeprefix(gguf.PREFIX)]
+    return torch.from_numpy(dequantize(rows, kind)).reshape(info.shape)
 
 
 class FileMaps:
@@ -143,54 +189,3 @@ class FileMaps:
                 torch.UntypedStorage, torch.UntypedStorage.from_file(str(info.file), False, size)
             )
         return self._maps[info.file][info.offset : info.offset + info.nbytes]
-
-
-def _agree_on_names(checkpoint: Checkpoint, wanted: Mapping[str, object]) -> tuple[list[str], tuple[str, ...]]:
-    """Wanted names that the file has; every difference but the linear branch is an error."""
-    missing = [name for name in wanted if name not in checkpoint.sources]
-    extra = [name for name in checkpoint.sources if name not in wanted]
-    real_missing = [name for name in missing if LINEAR_BRANCH not in name]
-    real_extra = [name for name in extra if LINEAR_BRANCH not in name]
-    if real_missing:
-        raise _wrong_keys(checkpoint, "tensors are missing", "key_missing", real_missing)
-    if real_extra or checkpoint.unknown:
-        raise _wrong_keys(checkpoint, "tensors without a place in this model", "key_unexpected",
-                          [*(checkpoint.sources[name].stored for name in real_extra), *checkpoint.unknown])  # fmt: skip
-    notes = []
-    if missing:
-        notes.append("no linear branch in this file (not distilled for SLA): its projections are zero, a no-op")
-    if extra:
-        notes.append("the linear branch of this file is not used")
-    return [name for name in wanted if name in checkpoint.sources], tuple(notes)
-
-
-def _wrong_keys(checkpoint: Checkpoint, what: str, code: str, names: list[str]) -> FileError:
-    looks = other_kind(names)
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return bad_file(
-        checkpoint.header.path, what + (f": this looks like {looks}" if looks else ""), code=code, key=names[0] + more,
-        got=f"layout {checkpoint.layout}, {len(checkpoint.header.tensors)} tensors",
-        expected="exactly the tensors of this model" if code == "key_unexpected" else names[0],
-    )  # fmt: skip
-
-
-def _check_tensor(checkpoint: Checkpoint, name: str, wanted: tuple[int, ...]) -> None:
-    info, path = checkpoint.info(name), checkpoint.header.path
-    stored = checkpoint.sources[name].stored
-    if not _same_values(info.shape, wanted):
-        raise bad_file(
-            path, "a tensor of another shape", code="key_shape", key=stored, got=list(info.shape), expected=list(wanted)
-        )
-    fits = info.dtype == "I8" if name.endswith(".int8_weight") else is_float(info)
-    if not fits:
-        expected = "I8" if name.endswith(".int8_weight") else "F32, BF16, F16 or F8"
-        raise bad_file(
-            path, "a tensor of another dtype", code="key_dtype", key=stored, got=info.dtype, expected=expected
-        )
-
-
-def _same_values(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Equal but for axes of size one, or a patch convolution [d, C, 1, 2, 2] wanted as a matrix [d, 4C]."""
-    if len(stored) == 5 and len(wanted) == 2:
-        return stored[0] == wanted[0] and math.prod(stored[1:]) == wanted[1]
-    return [size for size in stored if size != 1] == [size for size in wanted if size != 1]

@@ -8,7 +8,7 @@ weight (norms, mostly) and `.diff_b` of a bias.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from turbodiff.spec.errors import FileError
 from turbodiff.weights import keymaps
-from turbodiff.weights.headers import Header, read_header
+from turbodiff.weights.detect import read_header
+from turbodiff.weights.headers import Header
 from turbodiff.weights.load import TORCH_DTYPES, FileMaps
 
 LOW_EXPERT = "transformer_2."
@@ -34,8 +35,6 @@ DIFFERENCES = {".diff": ".weight", ".diff_b": ".bias"}
 SHOWN_NAMES = 5
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
 NO_SHAPES: Shapes = MappingProxyType({})
 
 
@@ -65,80 +64,46 @@ def read_lora(path: Path | str, shapes: Shapes, expert: str = "single", paramete
         FileError: not a LoRA of this network, a half is missing, or a shape is wrong; names the keys at fault.
     """
     header = read_header(path)
-    mine = [name for name in header.tensors if _is_for(name, header, expert)]
-    changed, rest = _differences(mine, parameters)
-    halves, unknown = _sorted_out(rest, _places(shapes))
+    two_experts = any(LOW_EXPERT in name for name in header.tensors)
+    mine = [name for name in header.tensors if not two_experts or (LOW_EXPERT in name) == (expert == "low")]
+    places = _places(shapes)
+    owners = _places(name.removesuffix(".weight").removesuffix(".bias") for name in parameters)
+    halves: dict[str, dict[str, str]] = {}  # module: {"down": stored name, "up": ..., "alpha": ...}
+    changed: dict[str, str] = {}  # parameter: stored name of its difference
+    unknown = []
+    for stored in mine:
+        ending = next((ending for ending in (*DIFFERENCES, *HALVES) if stored.endswith(ending)), "")
+        bare = stored.removesuffix(ending).removeprefix(KOHYA)
+        for prefix in PREFIXES:
+            bare = bare.removeprefix(prefix)
+        owner = owners.get(bare, "") if ending in DIFFERENCES else ""
+        whole = [name for name in (owner + DIFFERENCES.get(ending, ""), owner) if name in parameters]
+        if whole:
+            changed[whole[0]] = stored
+        elif ending in HALVES and bare in places:
+            halves.setdefault(places[bare], {})[HALVES[ending]] = stored
+        else:
+            unknown.append(stored)
     if not halves and not changed:
         raise _bad(header, "no name in this file belongs to this network", "lora_foreign", list(header.tensors))
     maps = FileMaps()
     pairs = {module: _pair(header, maps, module, names, shapes[module]) for module, names in halves.items()}
-    whole = {name: _difference(header, maps, stored, parameters[name]) for name, stored in changed.items()}
-    return Lora(pairs, tuple(unknown), whole)
-
-
-def _is_for(stored: str, header: Header, expert: str) -> bool:
-    """Whether a name belongs to this expert: all do, unless the file holds both."""
-    two_experts = any(LOW_EXPERT in name for name in header.tensors)
-    return not two_experts or (LOW_EXPERT in stored) == (expert == "low")
+    differences = {}
+    for name, stored in changed.items():
+        value, shape = _read(header, maps, stored), parameters[name]
+        if value.numel() != math.prod(shape):
+            got = f"{list(value.shape)} for {list(shape)}"
+            raise _bad(header, f"a difference has another shape: {got}", "lora_shape", [stored])
+        differences[name] = value.reshape(shape)
+    return Lora(pairs, tuple(unknown), differences)
 
 
 def _places(modules: Iterable[str]) -> dict[str, str]:
     """Every name a module goes by -> ours."""
     known = set(modules)
-    theirs = {name: ours for name, ours in keymaps.dit_from_diffusers().items() if ours in known}
+    theirs = {name: ours for name, ours in keymaps.names_from("dit", "diffusers").items() if ours in known}
     names = {ours: ours for ours in known} | theirs
     return names | {name.replace(".", "_"): ours for name, ours in names.items()}
-
-
-def _differences(names: Sequence[str], parameters: Shapes) -> tuple[dict[str, str], list[str]]:
-    """({parameter: stored name of its difference}, the other names)."""
-    owners = _places(name.removesuffix(".weight").removesuffix(".bias") for name in parameters)
-    found, rest = {}, []
-    for stored in names:
-        stem, dot, ending = stored.rpartition(".")
-        module = owners.get(_bare(stem), "") if dot + ending in DIFFERENCES else ""
-        whole = [name for name in (module + DIFFERENCES.get(dot + ending, ""), module) if name in parameters]
-        if whole:
-            found[whole[0]] = stored
-        else:
-            rest.append(stored)
-    return found, rest
-
-
-def _difference(header: Header, maps: FileMaps, stored: str, shape: tuple[int, ...]) -> Tensor:
-    value = _read(header, maps, stored)
-    if value.numel() != math.prod(shape):
-        got = f"{list(value.shape)} for {list(shape)}"
-        raise _bad(header, f"a difference has another shape: {got}", "lora_shape", [stored])
-    return value.reshape(shape)
-
-
-def _sorted_out(names: Sequence[str], places: Mapping[str, str]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """({module: {"down": stored name, "up": ..., "alpha": ...}}, names without a place)."""
-    halves: dict[str, dict[str, str]] = {}
-    unknown = []
-    for stored in names:
-        module, half = _module_and_half(stored)
-        if half and module in places:
-            halves.setdefault(places[module], {})[half] = stored
-        else:
-            unknown.append(stored)
-    return halves, unknown
-
-
-def _module_and_half(stored: str) -> tuple[str, str]:
-    for ending, half in HALVES.items():
-        if stored.endswith(ending):
-            return _bare(stored.removesuffix(ending)), half
-    return stored, ""
-
-
-def _bare(name: str) -> str:
-    """A module's name without what exporters put before it."""
-    name = name.removeprefix(KOHYA)
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
 
 
 def _pair(header: Header, maps: FileMaps, module: str, names: Mapping[str, str], shape: tuple[int, ...]) -> Pair:

@@ -10,7 +10,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from turbodiff.spec.errors import FileError, OutputError
 from turbodiff.spec.files import atomic_write
 from turbodiff.spec.numbers import gib
 from turbodiff.weights import keymaps
-from turbodiff.weights.detect import Checkpoint, open_checkpoint
+from turbodiff.weights.detect import Checkpoint, expected_names, open_checkpoint
 from turbodiff.weights.headers import DTYPE_BYTES, TensorInfo, bad_file
 from turbodiff.weights.load import NORMS, TORCH_DTYPES, dequantized, scaled
 
@@ -54,34 +54,52 @@ def quantize(source: Path | str, target: Path | str, *, progress: Progress | Non
     """
     target = Path(target)
     checkpoint = open_checkpoint(source, "dit")
-    entries = plan_entries(checkpoint)
-    _check_target(target, sum(entry.nbytes for entry in entries))
+    entries = _plan_entries(checkpoint)
+    nbytes = sum(entry.nbytes for entry in entries)
+    if target.suffix != ".safetensors":
+        raise _cannot_write(target, "its name does not end in .safetensors")
+    if target.exists():
+        raise _cannot_write(target, "it exists already")
+    if not target.parent.is_dir():
+        raise _cannot_write(target, "its folder does not exist")
+    if (free := shutil.disk_usage(target.parent).free) < nbytes:
+        raise _cannot_write(target, f"{gib(free)} free", expected=gib(nbytes))
     try:
         with atomic_write(target, durable=True) as part, part.open("wb") as file:
-            _write(checkpoint, entries, file.write, progress or _silent)
+            for done in _write(checkpoint, entries, file):
+                if progress:
+                    progress(done, nbytes)
     except OSError as error:
         raise _cannot_write(target, error.strerror) from None
     return target
 
 
-def plan_entries(checkpoint: Checkpoint) -> list[Entry]:
+def _plan_entries(checkpoint: Checkpoint) -> list[Entry]:
     """The tensors of the target in the order of the source file.
 
     Raises:
         FileError: already quantised, or a block lacks one of its linears.
     """
-    path = checkpoint.header.path
+    path, sources = checkpoint.header.path, checkpoint.sources
     if checkpoint.quant:
         raise bad_file(path, "this checkpoint is quantised already", code="already_quantised", got=checkpoint.layout)
     if checkpoint.unknown:
         raise bad_file(path, "a tensor without a place", code="key_unexpected", key=checkpoint.unknown[0])
-    missing = keymaps.dit_names(checkpoint.numbers["num_layers"], quant=False, sla=checkpoint.sla) - set(
-        checkpoint.sources
-    )
-    if missing:
-        raise bad_file(path, "a tensor is missing", code="key_missing", key=min(missing), expected=min(missing))
-    names = sorted(checkpoint.sources, key=lambda name: (checkpoint.info(name).file, checkpoint.info(name).offset))
-    return [entry for name in names for entry in _entries(name, checkpoint.info(name))]
+    if lacking := sorted(expected_names(checkpoint) - set(sources)):
+        raise bad_file(path, "a tensor is missing", code="key_missing", key=lacking[0], expected=lacking[0])
+    entries = []
+    for name in sorted(sources, key=lambda name: (checkpoint.info(name).file, checkpoint.info(name).offset)):
+        info = checkpoint.info(name)
+        shape = (info.shape[0], math.prod(info.shape[1:])) if len(info.shape) == 5 else info.shape
+        if name.startswith("blocks.") and name.split(".", 2)[2].removesuffix(".weight") in keymaps.DIT_LINEARS:
+            module = name.removesuffix("weight")
+            grid = tuple(-(-size // TILE) for size in shape)
+            entries += [Entry(f"{module}int8_weight", "I8", shape, name), Entry(f"{module}scale", "F32", grid, name)]
+        elif any(part in name for part in NORMS) or (name.endswith("modulation") and info.dtype == "F32"):
+            entries.append(Entry(name, "F32", shape, name))
+        else:
+            entries.append(Entry(name, info.dtype if info.dtype in {"F16", "BF16"} else "BF16", shape, name))
+    return entries
 
 
 def quantize_band(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,22 +114,8 @@ def quantize_band(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rounded.flatten(1)[:, :columns].contiguous(), amax / TILE
 
 
-def _is_quantised(name: str) -> bool:
-    return name.startswith("blocks.") and name.split(".", 2)[2].removesuffix(".weight") in keymaps.DIT_LINEARS
-
-
-def _entries(name: str, info: TensorInfo) -> list[Entry]:
-    shape = (info.shape[0], math.prod(info.shape[1:])) if len(info.shape) == 5 else info.shape
-    if _is_quantised(name):
-        module = name.removesuffix("weight")
-        grid = tuple(-(-size // TILE) for size in shape)
-        return [Entry(f"{module}int8_weight", "I8", shape, name), Entry(f"{module}scale", "F32", grid, name)]
-    if any(part in name for part in NORMS) or (name.endswith("modulation") and info.dtype == "F32"):
-        return [Entry(name, "F32", shape, name)]
-    return [Entry(name, info.dtype if info.dtype in {"F16", "BF16"} else "BF16", shape, name)]
-
-
-def _write(checkpoint: Checkpoint, entries: list[Entry], write: Callable[[bytes], object], progress: Progress) -> None:
+def _write(checkpoint: Checkpoint, entries: list[Entry], file: BinaryIO) -> Iterator[int]:
+    """Write the header, then tensor by tensor; yield the bytes of the tensors written so far."""
     header, position = {}, 0
     for entry in entries:
         ends = [position, position + entry.nbytes]
@@ -119,47 +123,41 @@ def _write(checkpoint: Checkpoint, entries: list[Entry], write: Callable[[bytes]
         position = ends[1]
     text = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
     text += b" " * (-len(text) % 8)
-    write(struct.pack("<Q", len(text)) + text)
+    file.write(struct.pack("<Q", len(text)) + text)
     done, scales = 0, b""
     for entry in entries:
-        if entry.dtype == "I8":
-            scales = b"".join(_write_tiles(band, write) for band in _bands(checkpoint, entry.source))
-        elif entry.name.endswith(".scale"):  # follows its int8_weight
-            write(scales)
+        if entry.name.endswith(".scale"):  # follows its int8_weight
+            file.write(scales)
         else:
+            scales = b""
             for band in _bands(checkpoint, entry.source):
-                write(_bytes(band.to(TORCH_DTYPES[entry.dtype])))
+                if entry.dtype == "I8":
+                    band, scale = quantize_band(band)
+                    scales += _bytes(scale)
+                file.write(_bytes(band.to(TORCH_DTYPES[entry.dtype])))
         done += entry.nbytes
-        progress(done, position)
-
-
-def _write_tiles(band: Tensor, write: Callable[[bytes], object]) -> bytes:
-    """Writes the INT8 rows and hands back their scales."""
-    rows, scale = quantize_band(band)
-    write(_bytes(rows))
-    return _bytes(scale)
+        yield done
 
 
 def _bands(checkpoint: Checkpoint, name: str) -> Iterator[Tensor]:
-    """The parameter in bands of at most 128 rows [n, K], in the dtype of the file or float32 where it was scaled."""
+    """The parameter in bands of at most 128 rows [n, K], in the dtype of the file or float32 where it was scaled.
+
+    Bands of a contiguous tensor are read, not mapped: mapped pages count as memory of the process.
+    """
     source = checkpoint.sources[name]
     info = checkpoint.header.tensors[source.stored]
     scale = _read(checkpoint.header.tensors[source.scale]) if source.scale else None
     whole = _read(info) if info.stride else None
     rows = info.shape[0] if info.shape else 1
+    row_bytes = info.nbytes // max(rows, 1)
     for first in range(0, rows, TILE):
         last = min(first + TILE, rows)
-        band = _read_rows(info, first, last) if whole is None else whole[first:last]
+        place, nbytes = info.offset + first * row_bytes, (last - first) * row_bytes
+        some = info._replace(shape=(last - first, *info.shape[1:]), offset=place, nbytes=nbytes)
+        band = _read(some) if whole is None else whole[first:last]
         if scale is not None:
             band = scaled(band, scale if scale.numel() == 1 else scale.flatten()[first:last])
         yield band.reshape(last - first, -1)
-
-
-def _read_rows(info: TensorInfo, first: int, last: int) -> Tensor:
-    """Rows of a contiguous tensor, read (not mapped: mapped pages count as memory of the process)."""
-    row_bytes = info.nbytes // (info.shape[0] if info.shape else 1)
-    shape = (last - first, *info.shape[1:])
-    return _read(info._replace(shape=shape, offset=info.offset + first * row_bytes, nbytes=(last - first) * row_bytes))
 
 
 def _read(info: TensorInfo) -> Tensor:
@@ -179,24 +177,8 @@ def _bytes(value: Tensor) -> bytes:
     return value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
-def _check_target(target: Path, nbytes: int) -> None:
-    if target.suffix != ".safetensors":
-        raise _cannot_write(target, "its name does not end in .safetensors")
-    if target.exists():
-        raise _cannot_write(target, "it exists already")
-    if not target.parent.is_dir():
-        raise _cannot_write(target, "its folder does not exist")
-    free = shutil.disk_usage(target.parent).free
-    if free < nbytes:
-        raise _cannot_write(target, f"{gib(free)} free", expected=gib(nbytes))
-
-
 def _cannot_write(target: Path, got: str | None, expected: str = "") -> FileError:
     return OutputError(
         "the quantised file cannot be written", code="output_unwritable", field=str(target), got=got, expected=expected,
         try_instead="another target, such as model-quant.safetensors",
     )  # fmt: skip
-
-
-def _silent(_done: int, _all: int) -> None:
-    pass

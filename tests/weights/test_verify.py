@@ -1,4 +1,4 @@
-"""verify says what a file is and what is wrong with it; list says what is here and what a card would download."""
+"""verify says what a file is and what is wrong with it."""
 
 import hashlib
 from dataclasses import replace
@@ -11,8 +11,8 @@ from tests.weights import tiny
 from tests.weights.test_locate import hollow
 from turbodiff.models.text_encoder import make_text_encoder
 from turbodiff.models.wan_dit import WanDiT
-from turbodiff.spec.inventory import Inventory
-from turbodiff.weights import catalog, keymaps, locate
+from turbodiff.weights import keymaps, locate
+from turbodiff.weights.locate import verify
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def test_the_expected_names_are_those_of_the_text_encoder() -> None:
 
 def test_a_published_file_is_reported_without_a_problem(tmp_path: Path) -> None:
     path = hollow("Wan2.1-1.3B", tmp_path / "a-480P-quant.pth", quant=True)
-    report = catalog.verify(path, sha256=True)
+    report = verify(path, sha256=True)
     assert (report.component, report.layout, report.models) == ("dit", "turbowan-quant", ("wan2.1-1.3b",))
     assert (report.tensors, report.problems) == (1185, ())
     assert report.dtypes == {"BF16": 885, "I8": 300}
@@ -49,7 +49,7 @@ def test_a_published_file_is_reported_without_a_problem(tmp_path: Path) -> None:
 def test_a_file_without_a_tensor_and_without_a_model_says_both(tmp_path: Path) -> None:
     state = tiny.dit_state()
     del state["blocks.1.norm3.bias"]
-    report = catalog.verify(tiny.save_pth(state | {"blocks.0.k_img": torch.zeros(1)}, tmp_path / "a.pth"))
+    report = verify(tiny.save_pth(state | {"blocks.0.k_img": torch.zeros(1)}, tmp_path / "a.pth"))
     assert [problem.split(",")[0] for problem in report.problems] == [
         "1 tensors are missing",
         "1 tensors have no place",
@@ -59,26 +59,6 @@ def test_a_file_without_a_tensor_and_without_a_model_says_both(tmp_path: Path) -
 
 
 def test_a_folder_of_shards_is_one_checkpoint(tmp_path: Path) -> None:
-    report = catalog.verify(tiny.write("diffusers shards", tmp_path), sha256=True)
+    report = verify(tiny.write("diffusers shards", tmp_path), sha256=True)
     assert report.layout == "diffusers"
     assert len(report.sha256.split()) == 2
-
-
-def test_verify_of_a_model_reports_what_is_here_and_names_what_is_not(tmp_path: Path) -> None:
-    hollow("Wan2.1-1.3B", tmp_path / "a.pth")
-    reports, error = catalog.verify_model("Wan2.1-1.3B", locate.inventory([tmp_path]))
-    assert [report.path.name for report in reports] == ["a.pth"]
-    assert error is not None and "Wan2.1_VAE.pth" in error.expected
-
-
-def test_the_list_says_what_a_card_would_download(tmp_path: Path) -> None:
-    hollow("Wan2.1-1.3B", tmp_path / "a.pth")
-    found = locate.inventory([tmp_path])
-    small, large = (catalog.list_models(found, memory_bytes=gib << 30) for gib in (24, 80))
-    rows = {listing.spec.name: listing for listing in large}
-    assert [file.component for file in rows["wan2.1-1.3b"].missing] == ["vae", "text_encoder", "tokenizer"]
-    assert not rows["wan2.1-1.3b"].ready
-    small_row = next(listing for listing in small if listing.spec.name == "wan2.1-1.3b")
-    assert small_row.missing[0].names[0].endswith("quant.pth")
-    assert small_row.download_bytes == sum(file.bytes for file in small_row.missing)
-    assert not any(listing.found for listing in catalog.list_models(Inventory()))

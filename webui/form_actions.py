@@ -43,10 +43,8 @@ def fill(reader: StudioReader, name: str, argument: str, values: FormValues, ui_
         case "example":
             return {**values, "prompt": argument}
         case "pin":  # lock one field as it was asked
-            return {
-                **values,
-                "pinned": [pin for pin in form.PINS if pin == argument or pin in (values["pinned"] or ())],
-            }
+            pinned = {argument, *(values["pinned"] or ())}
+            return {**values, "pinned": [pin for pin in form.PINS if pin in pinned]}
         case "fill":  # an alternative, the advisor's proposal: some fields at once
             given = {field: value for field, value in object_of(argument).items() if field in FILLABLE}
             return _fitted({**values, **form.sanitize(given)})
@@ -54,9 +52,8 @@ def fill(reader: StudioReader, name: str, argument: str, values: FormValues, ui_
             return _fitted({**values, **jobs.smaller(values), "pinned": []})
         case "lora":  # one LoRA put on or off, or its strength or expert changed
             change = object_of(argument)
-            if not isinstance(change.get("strength", 1.0), int | float) or not isinstance(
-                change.get("expert", ""), str
-            ):
+            strength, expert = change.get("strength", 1.0), change.get("expert", "")
+            if not isinstance(strength, int | float) or not isinstance(expert, str):
                 return values
             return {**values, "loras": form.with_lora(values.get("loras"), str(change.get("name", "")), change)}
         case "round":

@@ -9,9 +9,12 @@ Order of `publish`: the verified clip is fsynced, poster and sidecar are written
 then each gets its final name by link(2), which never overwrites: poster, sidecar, and last the clip; then the folder is
 fsynced and the temporary names go. The name of the clip is the commit: a process killed anywhere before it leaves no
 clip (at most a sidecar without one, which nobody reads and `sweep` removes), killed after it leaves a complete one.
+
+The worker has decoded the file in full before; the supervisor trusts nothing but bytes: size, SHA-256, sidecar.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -20,10 +23,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import psutil
+
 from turbodiff.media.tags import read_settings_tag
-from turbodiff.spec.clips import Sidecar, read_record
-from turbodiff.spec.errors import FileError
-from turbodiff.spec.files import output_error, sync, write_synced
+from turbodiff.spec.clips import ClipResult, Sidecar, read_record
+from turbodiff.spec.errors import FileError, VerifyError
+from turbodiff.spec.files import output_error, sha256_of, sync, write_synced
 
 PARTIAL = ".partial"
 MAX_SIDECAR_BYTES = 4 << 20
@@ -40,14 +45,10 @@ class Clip:
     created: datetime | None
 
 
-def clip_name(kind: str, seed: int, model: str, created: datetime) -> str:
-    """The name people look for: t2v_42_wan2.1-1.3b_20261123_003107.mp4."""
-    return f"{kind}_{seed}_{_slug(model)}_{created:%Y%m%d_%H%M%S}.mp4"
-
-
 def clip_path(outputs: Path, kind: str, seed: int, model: str, created: datetime) -> Path:
-    """Where a clip belongs: its day's folder in `outputs`. `publish` adds _2 where the name is taken."""
-    return outputs / f"{created:%Y-%m-%d}" / clip_name(kind, seed, model, created)
+    """Where a clip belongs: 2026-11-23/t2v_42_wan2.1-1.3b_20261123_003107.mp4; `publish` adds _2 to a taken name."""
+    slug = re.sub(r"[^a-z0-9.]+", "-", model.lower()).strip("-.") or "model"
+    return outputs / f"{created:%Y-%m-%d}" / f"{kind}_{seed}_{slug}_{created:%Y%m%d_%H%M%S}.mp4"
 
 
 def partial_path(outputs: Path, job: int, attempt: int) -> Path:
@@ -76,7 +77,7 @@ def publish(partial: Path, final: Path, sidecar: Sidecar, poster: bytes = b"", r
     Args:
         partial: the clip under its temporary name, on the file system of `final`. Gone afterwards.
         final: the wished name; _2, _3, ... is appended where it is taken.
-        sidecar: what made the clip; what made it.
+        sidecar: what made the clip.
         poster: a JPEG, b"" for none.
         replace: take the name `final` even where it is taken: only for a name that a person typed.
 
@@ -87,13 +88,23 @@ def publish(partial: Path, final: Path, sidecar: Sidecar, poster: bytes = b"", r
         OutputError: field `output`. The clip keeps its temporary name, nothing else is left.
     """
     sidecar_partial, poster_partial = sidecar_path(partial), poster_path(partial)
+    target = final
     try:
         sync(partial)
         final.parent.mkdir(parents=True, exist_ok=True)
         write_synced(sidecar_partial, sidecar.model_dump_json(indent=1).encode())
         if poster:
             write_synced(poster_partial, poster)
-        target = _commit(partial, final, replace)
+        parts = [name for name in (poster_path, sidecar_path, Path) if name(partial).exists()]
+        if replace:
+            for name in parts:
+                name(partial).replace(name(final))
+        else:
+            for number in itertools.count(1):
+                target = final if number == 1 else final.with_name(f"{final.stem}_{number}{final.suffix}")
+                taken = any(name(target).exists() for name in parts)
+                if not taken and _link_all([(name(partial), name(target)) for name in parts]):
+                    break
         sync(target.parent)
         partial.unlink(missing_ok=True)
         return target
@@ -105,14 +116,54 @@ def publish(partial: Path, final: Path, sidecar: Sidecar, poster: bytes = b"", r
                 temporary.unlink(missing_ok=True)
 
 
+def _link_all(pairs: list[tuple[Path, Path]]) -> bool:
+    """Whether every source got its target's name by link(2); False, and none has, where one was taken meanwhile.
+
+    On file systems without hard links (exFAT, some shares) a rename where the name is free.
+    """
+    linked: list[Path] = []
+    try:
+        for source, target in pairs:
+            try:
+                os.link(source, target)
+            except FileExistsError:
+                raise
+            except OSError:
+                if target.exists():
+                    raise FileExistsError(target) from None
+                source.rename(target)
+            linked.append(target)
+    except OSError as error:
+        for path in linked:
+            path.unlink()
+        if isinstance(error, FileExistsError):
+            return False
+        raise
+    return True
+
+
 def clips(outputs: Path, limit: int = 24) -> list[Clip]:
     """The newest clips first, by the time in their names; damaged sidecars and foreign files do no harm."""
-    found: list[Path] = []
-    for day in sorted(_folders(outputs), reverse=True):
-        found += sorted(_clips_of(day), key=_age_key, reverse=True)
+    found: list[tuple[str, int, str, Path]] = []  # time in the name, number behind it, name, path
+    for day in sorted(_day_folders(outputs), reverse=True):
+        dated = []
+        for path in _files(day):
+            if path.suffix == ".mp4" and not path.name.startswith("."):
+                stamp = _STAMP.search(path.name)
+                dated.append((stamp[1], int(stamp[2] or 1), path.name, path) if stamp else ("", 0, path.name, path))
+        found += sorted(dated, reverse=True)
         if len(found) >= limit:
             break
-    return [_clip(path) for path in found[:limit]]
+    listed = []
+    for time, _, _, path in found[:limit]:
+        sidecar, created, poster = None, None, poster_path(path)
+        with contextlib.suppress(FileError):
+            sidecar = read_sidecar(path)
+        with contextlib.suppress(ValueError):
+            created = datetime.strptime(time, "%Y%m%d_%H%M%S").astimezone()
+        has_poster = poster.is_file() and not poster.is_symlink()
+        listed.append(Clip(path, sidecar, poster if has_poster else None, created))
+    return listed
 
 
 def read_sidecar(clip: Path) -> Sidecar:
@@ -136,89 +187,81 @@ def read_sidecar(clip: Path) -> Sidecar:
     return sidecar
 
 
+def sidecars(outputs: Path) -> Iterator[tuple[Path, Sidecar]]:
+    """Every clip with its sidecar (else what its tags say), oldest name first; clips of other programs are left out."""
+    for clip in sorted(outputs.glob("*/*.mp4")):
+        if not clip.name.startswith(".") and clip.parent.name != PARTIAL:
+            with contextlib.suppress(FileError):
+                yield clip, read_sidecar(clip)
+
+
+def find_clip(outputs: Path, nonce: str) -> ClipResult | None:
+    """The result that stands for the sound clip that the job of this nonce left behind, or None."""
+    for path in outputs.glob("*/*.mp4.json"):
+        clip = path.with_suffix("")
+        with contextlib.suppress(OSError, ValueError, FileError):
+            if nonce in path.read_text("utf-8"):
+                sidecar = read_sidecar(clip)
+                if sidecar.request.nonce == nonce and sidecar.sha256 == sha256_of(clip):
+                    return sidecar.result(clip)
+    return None
+
+
+def check_clip(outputs: Path, result: ClipResult) -> None:
+    """Compare a `result` with the disk. A clip that is not sound leaves the library for `.partial`, which is swept.
+
+    Raises:
+        VerifyError: the file is missing, empty, or not the one that was verified.
+    """
+    clip = Path(result.path)
+    try:
+        if not clip.is_file() or clip.stat().st_size == 0:
+            raise VerifyError(
+                "the clip is not on disk", code="clip_missing", field="path", got=clip.name, try_instead="run it again"
+            )
+        got = sha256_of(clip)
+        if result.sha256 == got:
+            return
+        raise VerifyError(
+            "the clip on disk is not the one that was verified",
+            code="clip_changed",
+            field="sha256",
+            got=got[:12],
+            expected=result.sha256[:12],
+            try_instead="run it again; check the disk",
+        )
+    except (OSError, VerifyError) as error:
+        aside = outputs / PARTIAL
+        for path in (clip, sidecar_path(clip), poster_path(clip)) if clip.name else ():
+            with contextlib.suppress(OSError):
+                aside.mkdir(parents=True, exist_ok=True)
+                path.rename(aside / path.name)
+        if isinstance(error, VerifyError):
+            raise
+        raise VerifyError("the clip cannot be read", code="clip_unreadable", field="path", got=error) from None
+
+
 def sweep(outputs: Path) -> list[Path]:
     """Remove what killed processes left: partial files of processes that are gone, sidecars and posters without a clip.
 
     Call it at start, while nobody publishes. Returns what was removed.
     """
-    gone = [path for path in _files(outputs / PARTIAL) if not _is_running(path)]
-    for day in _folders(outputs):
-        gone += [path for path in _files(day) if path.suffix in {".json", ".jpg"} and _is_orphan(path)]
+    gone = []
+    for path in _files(outputs / PARTIAL):
+        parts = path.name.split(".")
+        if not (len(parts) > 2 and parts[2].isdecimal() and psutil.pid_exists(int(parts[2]))):
+            gone.append(path)
+    for path in itertools.chain.from_iterable(_files(day) for day in _day_folders(outputs)):
+        clip = path.with_suffix("")
+        if path.suffix in {".json", ".jpg"} and _STAMP.search(clip.name) and not clip.exists():
+            gone.append(path)
     for path in gone:
         with contextlib.suppress(OSError):
             path.unlink()
     return gone
 
 
-def _commit(partial: Path, final: Path, replace: bool) -> Path:
-    parts = [name for name in (poster_path, sidecar_path, Path) if name(partial).exists()]
-    if replace:
-        for name in parts:
-            name(partial).replace(name(final))
-        return final
-    for target in _names(final):
-        if not any(name(target).exists() for name in parts) and _link_all([(n(partial), n(target)) for n in parts]):
-            return target
-    raise AssertionError("names are endless")
-
-
-def _link_all(pairs: list[tuple[Path, Path]]) -> bool:
-    """Whether every pair was linked; False, and none is, where a name was taken meanwhile."""
-    linked: list[Path] = []
-    try:
-        for source, target in pairs:
-            _link(source, target)
-            linked.append(target)
-    except OSError as error:
-        for path in linked:
-            path.unlink()
-        if isinstance(error, FileExistsError):
-            return False
-        raise
-    return True
-
-
-def _names(final: Path) -> Iterator[Path]:
-    yield final
-    number = 2
-    while True:
-        yield final.with_name(f"{final.stem}_{number}{final.suffix}")
-        number += 1
-
-
-def _link(source: Path, target: Path) -> None:
-    """link(2); on file systems without hard links (exFAT, some shares) a rename where the name is free."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        raise
-    except OSError:
-        if target.exists():
-            raise FileExistsError(target) from None
-        source.rename(target)
-
-
-def _clip(path: Path) -> Clip:
-    sidecar, poster = None, poster_path(path)
-    with contextlib.suppress(FileError):
-        sidecar = read_sidecar(path)
-    has_poster = poster.is_file() and not poster.is_symlink()
-    return Clip(path, sidecar, poster if has_poster else None, _created(path))
-
-
-def _created(clip: Path) -> datetime | None:
-    stamp = _STAMP.search(clip.name)
-    with contextlib.suppress(ValueError):
-        return datetime.strptime(stamp[1], "%Y%m%d_%H%M%S").astimezone() if stamp else None
-    return None
-
-
-def _age_key(clip: Path) -> tuple[str, int, str]:
-    stamp = _STAMP.search(clip.name)
-    return (stamp[1], int(stamp[2] or 1), clip.name) if stamp else ("", 0, clip.name)
-
-
-def _folders(outputs: Path) -> list[Path]:
+def _day_folders(outputs: Path) -> list[Path]:
     with contextlib.suppress(OSError):
         found = [path for path in outputs.iterdir() if re.fullmatch(r"\d{4}-\d\d-\d\d", path.name)]
         return [path for path in found if path.is_dir() and not path.is_symlink()]
@@ -226,27 +269,7 @@ def _folders(outputs: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
+    """The files of a folder, [] where it cannot be read; a link may lead anywhere and is left out."""
     with contextlib.suppress(OSError):
-        return [
-            path for path in folder.iterdir() if path.is_file() and not path.is_symlink()
-        ]  # a link may lead anywhere
+        return [path for path in folder.iterdir() if path.is_file() and not path.is_symlink()]
     return []
-
-
-def _clips_of(day: Path) -> list[Path]:
-    return [path for path in _files(day) if path.suffix == ".mp4" and not path.name.startswith(".")]
-
-
-def _is_running(partial: Path) -> bool:
-    parts = partial.name.split(".")
-    pid = parts[2] if len(parts) > 2 and parts[2].isdecimal() else ""
-    return bool(pid) and Path(f"/proc/{pid}").exists()
-
-
-def _is_orphan(path: Path) -> bool:
-    clip = path.with_suffix("")
-    return clip.suffix == ".mp4" and bool(_STAMP.search(clip.name)) and not clip.exists()
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "model"

@@ -16,6 +16,7 @@ RULE = "|---|---|---|---|---|---|"
 _CELL = re.compile(r"((?:\\.|[^\\|])*\\?)\|")
 _ESCAPES = {"\\": "\\\\", "|": "\\|", "\n": "\\n", "\r": "\\r"}
 _ESCAPING = str.maketrans(_ESCAPES)
+_ESCAPED = re.compile(r"\\[\\|nr]")
 _UNESCAPES = {escaped: plain for plain, escaped in _ESCAPES.items()}
 
 
@@ -36,39 +37,26 @@ class Row(NamedTuple):
         return self.prompt, self.seed, self.model, self.resolution
 
 
-def write_row(row: Row) -> str:
-    """The line of a row; one that was read comes out byte for byte."""
-    if row.raw:
-        return row.raw
-    cells = (cell.strip() for cell in row[:6])
-    return "|" + "".join(f" {_escaped(cell)} |" if cell else " |" for cell in cells)
-
-
-def read_row(line: str) -> Row | None:
-    """The row of a line; None for the header, the rule and everything that is not six cells."""
-    text = line.strip()
-    if not text.startswith("|") or set(text) <= set("|-: "):
-        return None
-    cells = [_unescaped(cell.strip()) for cell in _CELL.findall(text[1:])]
-    if len(cells) != 6 or not cells[0] or (cells[0], cells[1]) == ("提示词", "种子值"):
-        return None
-    prompt, seed, model, resolution, rating, note = cells
-    return Row(prompt, seed, model, resolution, rating, note, line.removesuffix("\r"))
-
-
 def read_table(text: str) -> list[Row]:
-    """The rows of a file, in order."""
-    return [row for line in text.removeprefix("\ufeff").split("\n") if (row := read_row(line))]
+    """The rows of a file, in order; the header, the rule and every line that is not six cells are left out."""
+    rows = []
+    for line in text.removeprefix("\ufeff").split("\n"):
+        bare = line.strip()
+        if not bare.startswith("|") or set(bare) <= set("|-: "):
+            continue
+        cells = [
+            _ESCAPED.sub(lambda found: _UNESCAPES[found.group()], cell.strip()) for cell in _CELL.findall(bare[1:])
+        ]
+        if len(cells) == 6 and cells[0] and (cells[0], cells[1]) != ("提示词", "种子值"):
+            prompt, seed, model, resolution, rating, note = cells
+            rows.append(Row(prompt, seed, model, resolution, rating, note, line.removesuffix("\r")))
+    return rows
 
 
 def write_table(rows: list[Row]) -> str:
-    """The file with these rows."""
-    return "\n".join([HEADER, RULE, *map(write_row, rows)]) + "\n"
-
-
-def _escaped(cell: str) -> str:
-    return cell.translate(_ESCAPING)
-
-
-def _unescaped(cell: str) -> str:
-    return re.sub(r"\\[\\|nr]", lambda found: _UNESCAPES[found.group()], cell)
+    """The file with these rows; one that was read comes out byte for byte."""
+    lines = [HEADER, RULE]
+    for row in rows:
+        cells = (cell.strip().translate(_ESCAPING) for cell in row[:6])
+        lines.append(row.raw or "|" + "".join(f" {cell} |" if cell else " |" for cell in cells))
+    return "\n".join(lines) + "\n"

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import sqlite3
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +42,8 @@ class Seed:
 def list_seeds(store: Store, search: str = "", limit: int = 200) -> list[Seed]:
     """The newest rows first; `search` looks in prompt, note, rating, model and seed, every word must occur."""
     columns = "prompt || ' ' || note || ' ' || rating || ' ' || model || ' ' || seed"
-    words = [f"%{_literal(word)}%" for word in search.split()]
+    literal = search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    words = [f"%{word}%" for word in literal.split()]
     where = "".join(f" AND {columns} LIKE ? ESCAPE '\\'" for _ in words)
     found = store.rows(f"SELECT * FROM seed WHERE 1{where} ORDER BY id DESC LIMIT ?", *words, limit)
     return [_seed(row) for row in found]
@@ -106,7 +106,10 @@ def rate(store: Store, outputs: Path, seed: int, rating: str | None = None, note
             "UPDATE seed SET rating = ?, note = ?, raw = '' WHERE id = ?", (cells["rating"], cells["note"], seed)
         )
     if found[0]["path"]:
-        _rate_sidecar(Path(found[0]["path"]), cells)
+        sidecar = sidecar_path(Path(found[0]["path"]))
+        with contextlib.suppress(OSError, ValueError):  # a clip that was moved away has none to write to
+            record = json.loads(sidecar.read_text("utf-8"))
+            _replace(sidecar, json.dumps(record | cells, ensure_ascii=False, indent=1))
     write_file(store, outputs)
     return _seed(store.rows("SELECT * FROM seed WHERE id = ?", seed)[0])
 
@@ -182,13 +185,6 @@ def _take_over(db: sqlite3.Connection, rows: list[Row], now_s: float) -> None:
         db.execute("UPDATE seed SET rating = ?, note = ?, raw = ? WHERE id = ?", (rating, note, raw, known["id"]))
 
 
-def _rate_sidecar(clip: Path, cells: Mapping[str, str]) -> None:
-    sidecar = sidecar_path(clip)
-    with contextlib.suppress(OSError, ValueError):  # a clip that was moved away has no sidecar to write to
-        record = json.loads(sidecar.read_text("utf-8"))
-        _replace(sidecar, json.dumps(record | dict(cells), ensure_ascii=False, indent=1))
-
-
 def _replace(path: Path, text: str) -> None:
     try:
         with atomic_write(path, durable=True) as part:
@@ -207,7 +203,3 @@ def _seed(row: sqlite3.Row) -> Seed:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _literal(word: str) -> str:
-    return word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

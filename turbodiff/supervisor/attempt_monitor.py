@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from turbodiff.archive.delivery import check_clip, discard, find_clip
+from turbodiff.archive.clips import check_clip, find_clip
 from turbodiff.archive.disk import check_place
 from turbodiff.archive.seeds import archive_clip
 from turbodiff.diagnostics.logs import LogFile
@@ -197,9 +197,8 @@ class AttemptMonitor:
         move_on(self.shop.store, self.job.id, self.job.attempt, "verifying", out_of=("running",))
         result = read_record(ClipResult, dict(event.fields)) or ClipResult()
         try:
-            check_clip(result)
+            check_clip(self.shop.outputs, result)
         except VerifyError as error:
-            discard(self.shop.outputs, Path(result.path))
             self.end(Ending("unverified", error.fields()))
             return
         self._done(result)

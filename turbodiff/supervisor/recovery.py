@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from turbodiff.archive import seeds
-from turbodiff.archive.clips import sweep
-from turbodiff.archive.delivery import find_clip, sidecars
+from turbodiff.archive.clips import find_clip, sidecars, sweep
 from turbodiff.jobs.attempts import add_artifact, finish, move_on
 from turbodiff.jobs.database import DATABASE
 from turbodiff.jobs.store import Store, packed

@@ -15,7 +15,6 @@ from turbodiff.runtime.device import Device
 from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.runtime.pipeline import generate
 from turbodiff.spec.errors import CancelledByUser, OutOfMemoryError, TurbodiffError
-from turbodiff.spec.events import Event
 from turbodiff.spec.request import make_request
 from turbodiff.weights.locate import inventory
 
@@ -35,13 +34,12 @@ class Nobody:
 class Ears(list):
     """Collects events; each must fit its line."""
 
-    def __call__(self, kind, **fields):
-        event = Event(type=kind, fields=fields)
+    def __call__(self, event):
         event.line()
         self.append(event)
 
     def of(self, kind):
-        return [event.fields for event in self if event.type == kind]
+        return [event for event in self if event.type == kind]
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +60,13 @@ def files(folder):
 def test_a_sentence_becomes_a_verified_clip_with_its_recipe(tmp_path, shelf):
     ears = Ears()
     result = generate(job(tmp_path), shelf, ears, Nobody())
-    clip = tmp_path / "outputs" / result["path"]
+    clip = tmp_path / "outputs" / result.path
     assert clip.name.startswith("t2v_7_demo_") and clip.suffix == ".mp4"
-    assert hashlib.sha256(clip.read_bytes()).hexdigest() == result["sha256"]
-    assert (result["frames"], result["width"], result["height"]) == (5, 128, 128)
+    assert hashlib.sha256(clip.read_bytes()).hexdigest() == result.sha256
+    assert (result.frames, result.width, result.height) == (5, 128, 128)
     recipe = read_sidecar(clip).request
     assert recipe.prompt == PROMPT and recipe.seed == 7
-    assert json.loads((tmp_path / "outputs" / result["sidecar"]).read_text())["sha256"] == result["sha256"]
+    assert json.loads((tmp_path / "outputs" / result.sidecar).read_text())["sha256"] == result.sha256
     assert not list((tmp_path / "outputs" / ".partial").iterdir())
     assert not list((tmp_path / "state" / "latents").iterdir())
 
@@ -76,9 +74,9 @@ def test_a_sentence_becomes_a_verified_clip_with_its_recipe(tmp_path, shelf):
 def test_phases_and_steps_are_told_in_order(tmp_path, shelf):
     ears = Ears()
     generate(job(tmp_path), shelf, ears, Nobody())
-    started = [fields["name"] for fields in ears.of("phase") if fields["state"] == "start"]
+    started = [fields.name for fields in ears.of("phase") if fields.state == "start"]
     assert started == ["text_encode", "denoise", "vae_decode", "write"]
-    assert [(fields["i"], fields["n"]) for fields in ears.of("step")] == [(1, 2), (2, 2)]
+    assert [(fields.i, fields.n) for fields in ears.of("step")] == [(1, 2), (2, 2)]
     assert len(ears.of("preview")) == 1
     assert ears[0].type == "plan"
 
@@ -89,7 +87,7 @@ def test_one_seed_is_one_clip_also_when_the_prompt_comes_from_the_cache(tmp_path
     other = generate(job(tmp_path, seed=8), shelf, Ears(), Nobody())
     first_frames, second_frames, other_frames = (frames_of(result) for result in (first, second, other))
     assert first_frames == second_frames != other_frames
-    assert first["path"] != second["path"]
+    assert first.path != second.path
 
 
 def frames_of(result):
@@ -97,7 +95,7 @@ def frames_of(result):
 
     import imageio_ffmpeg
 
-    argv = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", result["path"], "-f", "rawvideo", "-"]
+    argv = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", result.path, "-f", "rawvideo", "-"]
     return hashlib.sha256(subprocess.run(argv, capture_output=True, check=True).stdout).hexdigest()
 
 
@@ -145,7 +143,7 @@ def test_stop_and_decode_makes_a_clip_of_the_estimate_so_far(tmp_path, shelf):
 
     ears = Ears()
     result = generate(job(tmp_path, steps=4), shelf, ears, Content())
-    assert len(ears.of("step")) == 1 and result["frames"] == 5
+    assert len(ears.of("step")) == 1 and result.frames == 5
 
 
 def test_latents_that_are_no_numbers_are_an_error_that_names_the_step(tmp_path, shelf, monkeypatch):
@@ -172,7 +170,7 @@ def test_an_out_of_memory_is_named_oom_with_its_phase(tmp_path, shelf, monkeypat
 @pytest.mark.parametrize("fields", [{"quant_linear": "on"}, {"attention": "sla", "topk": 0.5}, {"sampler": "ode"}])
 def test_every_way_of_running_makes_a_clip(tmp_path, shelf, fields):
     result = generate(job(tmp_path, **fields), shelf, Ears(), Nobody())
-    assert result["frames"] == 5
-    assert {name: result["ran"].get(name) for name in fields if name in result["ran"]} == {
-        name: value for name, value in fields.items() if name in result["ran"]
+    assert result.frames == 5
+    assert {name: result.ran.get(name) for name in fields if name in result.ran} == {
+        name: value for name, value in fields.items() if name in result.ran
     }

@@ -19,7 +19,7 @@ from turbodiff.gpu import probe
 from turbodiff.gpu.holders import CardHolders, holders
 from turbodiff.jobs import measurements, retry_policy
 from turbodiff.jobs.database import DATABASE
-from turbodiff.jobs.store import Job, Store, Where
+from turbodiff.jobs.store import Store
 from turbodiff.media import pictures
 from turbodiff.plan import tiers
 from turbodiff.plan.hardware import Machine, only
@@ -27,10 +27,11 @@ from turbodiff.plan.planner import Policy, plan_request
 from turbodiff.prompt.clean import clean
 from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.prompt.weights import parse
-from turbodiff.spec.clips import ClipResult, Sidecar, read_record
+from turbodiff.spec.clips import ClipResult, Sidecar
 from turbodiff.spec.errors import DoesNotFitError, FileError, OutOfMemoryError, RequestError, error_from
 from turbodiff.spec.events import Event
 from turbodiff.spec.inventory import Inventory
+from turbodiff.spec.jobs import QueuedJob, Where
 from turbodiff.spec.models import ModelSpec, all_models
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import Plan
@@ -127,8 +128,8 @@ class Studio:
         machine = only(probe.machine_now(), device)
         plan = self._plan(request, machine, inventory, "auto")
         command = worker_process.build_run_command(
-            plan.request.model_dump(mode="json"),
-            plan.model_dump(mode="json"),
+            plan.request,
+            plan,
             self.outputs,
             self.state,
             job=uuid.uuid4().int % 2**31,  # not in the queue; the number names its temporary files
@@ -140,7 +141,8 @@ class Studio:
             try:
                 return _run_attempt(command, argv, on_event)
             except OutOfMemoryError as error:
-                cap = {"cap_bytes": retry_policy.next_cap(command["plan"], command["cap_bytes"]), "plan": None}
+                planned = plan if command["plan"] else None
+                cap = {"cap_bytes": retry_policy.next_cap(planned, command["cap_bytes"]), "plan": None}
                 command = {**command, **cap, "attempt": command["attempt"] + 1}
                 sys.stderr.write(f"{error}\nonce more, one rung lower\n")
         return _run_attempt(command, argv, on_event)
@@ -181,11 +183,11 @@ class Studio:
 
     # --- the queue -----------------------------------------------------------------------------------------------
 
-    def jobs(self, limit: int = 50) -> list[Job]:
+    def jobs(self, limit: int = 50) -> list[QueuedJob]:
         """The newest jobs."""
         return self._store.jobs(limit)
 
-    def job(self, job: int) -> Job:
+    def job(self, job: int) -> QueuedJob:
         """One job."""
         return self._store.job(job)
 
@@ -373,12 +375,12 @@ def _request_of(fields: Mapping[str, Any]) -> Request:
 def _run_attempt(command: Mapping[str, Any], argv: Sequence[str], on_event: OnEvent) -> ClipResult:
     for event in worker_process.run_once(command, argv, on_output=_to_stderr):
         if event.type == "error":
-            raise error_from(event.fields)
+            raise error_from(event.model_dump())
         on_event(event)
         if event.type == "result":
-            return read_record(ClipResult, dict(event.fields)) or ClipResult()
+            return event
         if event.type == "wait":  # there is no queue to wait in
-            free, needed = gib(event.fields["free_bytes"]), gib(event.fields["need_bytes"])
+            free, needed = gib(event.free_bytes), gib(event.need_bytes)
             what = "another program took the memory of the device meanwhile"
             raise DoesNotFitError(what, code="does_not_fit", got=f"{free} free", expected=needed, try_instead="end it")
     raise AssertionError("a run ends with a result or an error")

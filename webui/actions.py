@@ -153,11 +153,12 @@ def _start_job(reader: StudioReader, name: str, argument: str) -> int:
     if name == "retry":
         return reader.studio.retry(number_of(argument))
     if name == "retry_smaller":
-        request = reader.studio.job(number_of(argument)).request
-        change = jobs.smaller(request)
-        spec = find_model(str(change.get("model") or request["model"]))
-        values = form.fitted_to(spec, {**form.from_request(request), **change, "pinned": []})
-        loras = {"loras": request["loras"]} if request.get("loras") else {}  # with their paths, which the form drops
+        failed = reader.studio.job(number_of(argument)).request
+        change = jobs.smaller(failed.model, failed.num_frames)
+        spec = find_model(str(change.get("model") or failed.model))
+        recorded = failed.model_dump(mode="json")
+        values = form.fitted_to(spec, {**form.from_request(recorded), **change, "pinned": []})
+        loras = {"loras": recorded["loras"]} if failed.loras else {}  # with their paths, which the form drops
         return _queue(reader, {**form.request_fields(values), **loras})
     if name == "neighbour":
         request = wished_request(clip_called(reader, argument))

@@ -16,8 +16,10 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from gradio.events import api
+from pydantic_core import to_jsonable_python
 
 from turbodiff.spec.errors import RequestError, TurbodiffError
+from turbodiff.spec.request import Request
 from webui import request_guard
 from webui.snapshot import StudioReader
 from webui.view.clips import media_url
@@ -67,8 +69,8 @@ class Endpoints:
     def status(self, number: float = 0) -> Json:
         """State and progress of a job."""
         job = self.reader.studio.job(_checked_number(number))
-        told = {"state": job.state, "attempt": job.attempt, "progress": job.progress, "error": job.error}
-        return {"job": job.id, **told}
+        told = {"progress": to_jsonable_python(job.progress), "error": to_jsonable_python(job.error)}
+        return {"job": job.id, "state": job.state, "attempt": job.attempt, **told}
 
     @endpoint
     def cancel(self, number: float = 0) -> Json:
@@ -87,16 +89,16 @@ class Endpoints:
     def result(self, number: float = 0) -> Json:
         """What came of a job, with the address of its clip on this server."""
         job = self.reader.studio.job(_checked_number(number))
-        made = dict(job.result or {})
+        made = job.result.model_dump(mode="json") if job.result else {}
         path = PurePath(str(made.pop("path", "")))
         made.pop("sidecar", None)
         url = media_url(path.name.removesuffix(".mp4")) if path.name else None
-        return {"job": job.id, "state": job.state, "result": made, "url": url, "plan": job.plan}
+        return {"job": job.id, "state": job.state, "result": made, "url": url, "plan": to_jsonable_python(job.plan)}
 
 
-def _shown(request: Mapping[str, Any]) -> Json:
+def _shown(request: Request) -> Json:
     """A request without the folders of this machine: a picture by its name."""
-    return {**request, "image": PurePath(str(request["image"])).name if request.get("image") else None}
+    return {**request.model_dump(mode="json"), "image": PurePath(request.image).name or None}
 
 
 def add(reader: StudioReader) -> None:

@@ -49,7 +49,8 @@ def fill(reader: StudioReader, name: str, argument: str, values: FormValues, ui_
             given = {field: value for field, value in object_of(argument).items() if field in FILLABLE}
             return _fitted({**values, **form.sanitize(given)})
         case "smaller":  # the guide's emergency setting
-            return _fitted({**values, **jobs.smaller(values), "pinned": []})
+            smaller = jobs.smaller(str(values["model"]), int(values.get("num_frames") or 49))
+            return _fitted({**values, **smaller, "pinned": []})
         case "lora":  # one LoRA put on or off, or its strength or expert changed
             change = object_of(argument)
             strength, expert = change.get("strength", 1.0), change.get("expert", "")

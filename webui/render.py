@@ -3,13 +3,15 @@
 import base64
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from turbodiff.spec.errors import TurbodiffError
+from turbodiff.spec.events import Event
+from turbodiff.spec.jobs import QueuedJob
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import MAX_PROMPT_CHARS, Request
@@ -94,7 +96,7 @@ class Renderer:
         job, clip = look_at(snapshot, ui_state["at"], reader)
         card = clips.card(clip, words, snapshot.clips) if clip else None
         running = job is not None and job.state in ("running", "verifying")
-        events = [event for _, event in reader.studio.events(job.id)] if running else []
+        events = [event for _, event in reader.studio.events(job.id)] if running and job else []
         left = reader.clip(ui_state["left"]) if ui_state["left"] else None
         report, ready = reader.report()
         posters = {shot.id for shot in snapshot.clips if shot.poster}
@@ -121,7 +123,7 @@ class Renderer:
         return {name: draw[name]() for name in PANELS}
 
 
-def look_at(snapshot: Snapshot, chosen: str, reader: StudioReader) -> tuple[Any, ClipView | None]:
+def look_at(snapshot: Snapshot, chosen: str, reader: StudioReader) -> tuple[QueuedJob | None, ClipView | None]:
     """The job and the clip that the stage shows: what was chosen, else what runs, else the newest clip."""
     if chosen.startswith("job:"):
         job = snapshot.job(int(chosen[4:])) or snapshot.active
@@ -134,19 +136,19 @@ def look_at(snapshot: Snapshot, chosen: str, reader: StudioReader) -> tuple[Any,
     return None, snapshot.clips[0] if snapshot.clips else None
 
 
-def clip_of(job: Any, reader: StudioReader) -> ClipView | None:
+def clip_of(job: QueuedJob | None, reader: StudioReader) -> ClipView | None:
     """The clip that a finished job made."""
-    path = str((job.result or {}).get("path", "")) if job is not None else ""
+    path = job.result.path if job is not None and job.result else ""
     return reader.clip(path.rsplit("/", 1)[-1].removesuffix(".mp4")) if path else None
 
 
-def preview(events: list[Any]) -> str:
+def preview(events: Sequence[Event]) -> str:
     """The newest preview of a running job as a data URL, "" while there is none."""
-    pictures = [event.fields.get("png") for event in events if event.type == "preview"]
-    if not pictures or not pictures[-1]:
+    pictures = [event.jpeg for event in events if event.type == "preview"]
+    if not pictures:
         return ""
     base64.b64decode(pictures[-1], validate=True)
-    return f"data:image/png;base64,{pictures[-1]}"
+    return f"data:image/jpeg;base64,{pictures[-1]}"
 
 
 def places(reader: StudioReader, words: Words) -> tuple[tuple[str, str], ...]:
@@ -156,7 +158,7 @@ def places(reader: StudioReader, words: Words) -> tuple[tuple[str, str], ...]:
     return tuple((words(f"settings.place_{name}"), str(path)) for name, path in found.items())
 
 
-def _progress(job: Any, events: list[Any], snapshot: Snapshot, words: Words) -> Html:
+def _progress(job: QueuedJob | None, events: list[Event], snapshot: Snapshot, words: Words) -> Html:
     if job is None:
         return Html("")
     if job.state in ("failed", "parked"):
@@ -165,7 +167,8 @@ def _progress(job: Any, events: list[Any], snapshot: Snapshot, words: Words) -> 
     if job.state in ("running", "verifying"):
         return run.draw_progress(jobs.progress(job, events, words), words)
     if job.state == "queued":
-        return el("div", words("run.submitted", job=job.id), cls="td-note", role="status")
+        said = jobs.waits_for_memory(job, words) or words("run.submitted", job=job.id)
+        return el("div", said, cls="td-note", role="status")
     return Html("")
 
 

@@ -63,7 +63,7 @@ def test_every_finished_clip_is_archived_with_its_recipe(bench: Bench) -> None:
     job = bench.run(scripted({"steps": 1}, seed=42))
     [seed] = seeds.list_seeds(bench.store)
     assert (seed.row.seed, seed.job) == ("42", job.id)
-    assert seed.recipe is not None and seed.recipe.request.steps == job.request["steps"] and seed.recipe.sha256
+    assert seed.recipe is not None and seed.recipe.request.steps == job.request.steps and seed.recipe.sha256
     assert (bench.outputs / "seeds.md").read_text("utf-8").startswith(HEADER)
 
 

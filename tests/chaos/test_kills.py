@@ -106,7 +106,7 @@ def hold_the_books(app: App, acknowledged: list[int]) -> None:
     """Every acknowledged job has one verified clip, and nothing else has a final name."""
     jobs = [app.store.job(job) for job in acknowledged]
     assert [job.state for job in jobs] == ["done"] * len(jobs), [job for job in jobs if job.state != "done"]
-    paths = [job.result["path"] for job in jobs if job.result]
+    paths = [job.result.path for job in jobs if job.result]
     assert len(set(paths)) == len(jobs)
     assert sorted(map(str, (app.folder / "outputs").glob("2*/*.mp4"))) == sorted(paths)
     for path in paths:

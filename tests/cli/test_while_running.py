@@ -66,7 +66,7 @@ def test_the_queue_from_the_shell_while_the_app_runs(running, turbodiff):
     _, studio = running
     long = json.dumps({"steps": 2000, "dt_s": 0.05})
     first = studio.submit({"prompt": long})
-    wait(lambda: (studio.job(first).progress or {}).get("step"))
+    wait(lambda: (now := studio.job(first).progress) and now.step)
     assert "paused" in turbodiff("jobs", "pause")
     second, third = (studio.submit({"prompt": "a red circle moves right", "seed": seed}) for seed in (1, 2))
     turbodiff("jobs", "move", str(third), "first")

@@ -5,23 +5,28 @@ import pytest
 from supervisor.bench import request
 
 from turbodiff.jobs.retry_policy import LIMITS, Ending, decide
-from turbodiff.jobs.store import Job
+from turbodiff.spec.events import JobError
+from turbodiff.spec.jobs import QueuedJob
+from turbodiff.spec.plan import Plan
 
-PLAN = {"peak_bytes": 20 << 30, "budget_bytes": 22 << 30, "request": {"attention": "sagesla"}}
+
+def planned(peak_bytes: int = 20 << 30, attention: str = "sagesla") -> Plan:
+    sizes = {"peak_bytes": peak_bytes, "budget_bytes": 22 << 30}
+    return Plan.model_construct(request=request(attention=attention), **sizes)
 
 
-def job(**fields: Any) -> Job:
-    base: dict[str, Any] = dict.fromkeys(Job.__dataclass_fields__)
-    base |= {"id": 1, "attempt": 1, "request": request().model_dump(mode="json"), "plan": PLAN, "ask": ""}
-    return Job(**{**base, "strikes": {}, "overrides": {}, **fields})
+def job(**fields: Any) -> QueuedJob:
+    base: dict[str, Any] = dict.fromkeys(QueuedJob.__dataclass_fields__)
+    base |= {"id": 1, "attempt": 1, "request": request(), "plan": planned(), "ask": ""}
+    return QueuedJob(**{**base, "strikes": {}, "overrides": {}, **fields})
 
 
 def error(code: str, exit_code: int = 1, **fields: Any) -> Ending:
-    return Ending("error", {"code": code, "what": code, "exit_code": exit_code, **fields})
+    return Ending("error", JobError(**{"code": code, "what": code, "exit_code": exit_code, **fields}))
 
 
 def test_fault_2_a_neighbour_that_grew_means_wait_not_shrink() -> None:
-    grown = Ending("error", {"code": "oom", "what": "OOM", "exit_code": 1}, others_grew_bytes=3 << 30)
+    grown = Ending("error", JobError(code="oom", what="OOM", exit_code=1), others_grew_bytes=3 << 30)
     decision = decide(job(), grown)
     assert (decision.to, decision.columns["hold_bytes"]) == ("queued", 20 << 30)
     assert "cap_bytes" not in decision.columns and "oom" not in decision.columns["strikes"]
@@ -31,12 +36,12 @@ def test_fault_13_each_out_of_memory_goes_one_rung_lower_and_the_third_parks() -
     first = decide(job(), error("oom"))
     assert first.to == "queued" and first.end_worker and first.columns["plan"] is None
     assert first.columns["cap_bytes"] == int(0.9 * (22 << 30))
-    tight = job(plan={"peak_bytes": 10 << 30, "budget_bytes": 22 << 30})
+    tight = job(plan=planned(10 << 30))
     assert decide(tight, error("oom")).columns["cap_bytes"] == (10 << 30) - 1
     second = decide(job(strikes={"oom": 1}, cap_bytes=8 << 30, plan=None), error("oom"))
     assert second.to == "queued" and second.columns["cap_bytes"] == int(0.9 * (8 << 30))
     third = decide(job(strikes={"oom": 2}), error("oom"))
-    assert third.to == "parked" and third.columns["error"]["code"] == "oom"
+    assert third.to == "parked" and third.columns["error"].code == "oom"
 
 
 def test_fault_16_memory_words_in_another_error_are_no_out_of_memory() -> None:
@@ -51,14 +56,14 @@ def test_fault_20_the_kernels_oom_kill_is_named_and_repeated_once() -> None:
     killed = Ending("died", exit_status=-signal.SIGKILL, host_oom=True)
     assert decide(job(), killed).to == "queued"
     again = decide(job(strikes={"host_ram": 1}), killed)
-    assert again.to == "parked" and again.columns["error"]["code"] == "host_ram" and "OOM" in again.say
+    assert again.to == "parked" and again.columns["error"].code == "host_ram" and "OOM" in again.say
 
 
 def test_fault_21_two_crashes_are_poison_and_twenty_kills_from_outside_are_not() -> None:
     crash = Ending("died", exit_status=-signal.SIGSEGV)
     assert decide(job(), crash).to == "queued"
     poison = decide(job(strikes={"crash": 1}), crash)
-    assert poison.to == "failed" and poison.columns["error"]["code"] == "worker_crashed"
+    assert poison.to == "failed" and poison.columns["error"].code == "worker_crashed"
     killed = Ending("died", exit_status=-signal.SIGKILL)
     assert decide(job(strikes={"killed": 18}), killed).to == "queued"
     assert decide(job(strikes={"killed": 19}), killed).to == "failed"
@@ -67,14 +72,14 @@ def test_fault_21_two_crashes_are_poison_and_twenty_kills_from_outside_are_not()
 @pytest.mark.parametrize(("asked", "next_one"), [("sagesla", "sla"), ("sage", "dense")])
 def test_fault_34_nan_is_tried_once_more_with_sturdier_attention(asked: str, next_one: str) -> None:
     nan = error("nan_latents", what="not numbers any more after step 2 of 4")
-    decision = decide(job(plan={**PLAN, "request": {"attention": asked}}), nan)
+    decision = decide(job(plan=planned(attention=asked)), nan)
     assert decision.to == "queued" and decision.columns["overrides"] == {"attention": next_one}
     again = decide(job(strikes={"nan": 1}, overrides={"attention": next_one}), nan)
     assert again.to == "failed" and "step 2" in again.say
 
 
 def test_fault_34_a_pinned_attention_is_never_changed() -> None:
-    pinned = request(attention="sage", pinned="attention").model_dump(mode="json")
+    pinned = request(attention="sage", pinned="attention")
     assert decide(job(request=pinned, plan=None), error("nan_latents")).to == "failed"
 
 
@@ -98,7 +103,7 @@ def test_a_sticky_cuda_error_gets_one_new_process() -> None:
 
 
 def test_what_a_person_or_a_neighbour_did_charges_nothing() -> None:
-    for ending in (Ending("stopped", reason="restart"), Ending("wait", {"need_bytes": 5})):
+    for ending in (Ending("stopped", reason="restart"), Ending("wait", need_bytes=5)):
         decision = decide(job(), ending)
         assert decision.to == "queued" and "strikes" not in decision.columns
 

@@ -16,14 +16,16 @@ from supervisor.bench import request
 from turbodiff.jobs import attempts, database
 from turbodiff.jobs.attempts import claim, finish, move_on, note
 from turbodiff.jobs.store import Store
+from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.errors import FileError, OutputError, RequestError
-from turbodiff.spec.events import Event
+from turbodiff.spec.events import JobError, PreviewEvent, StepEvent
+from turbodiff.spec.jobs import Progress
 
-RESULT = {"path": "/clips/a.mp4", "sha256": "0" * 64, "frames": 17}
+RESULT = ClipResult(path="/clips/a.mp4", sha256="0" * 64, frames=17)
 
 
-def step(job: int, attempt: int, i: int) -> Event:
-    return Event(job=job, attempt=attempt, type="step", fields={"i": i, "n": 4})
+def step(job: int, attempt: int, i: int) -> StepEvent:
+    return StepEvent(job=job, attempt=attempt, i=i, n=4, t=0.5, expert="single", dt_s=1.0, eta_s=1.0)
 
 
 def test_a_nonce_makes_one_job_however_often_it_is_sent(store: Store) -> None:
@@ -102,7 +104,7 @@ def test_words_of_an_earlier_attempt_change_nothing(store: Store) -> None:
     claim(store)
     move_on(store, job, 1, "queued")
     claim(store)
-    assert not note(store, step(job, 1, 3), {"phase": "denoise", "step": 3, "of": 4, "eta_s": 1})
+    assert not note(store, step(job, 1, 3), Progress(phase="denoise", step=3, of=4, eta_s=1))
     assert not move_on(store, job, 1, "failed")
     assert not finish(store, job, 1, RESULT)
     assert store.job(job).state == "running"
@@ -114,24 +116,39 @@ def test_progress_is_one_row_whose_number_grows(store: Store) -> None:
     job = store.submit(request())
     claim(store)
     for i in range(1, 5):
-        note(store, step(job, 1, i), {"phase": "denoise", "step": i, "of": 4, "eta_s": 1.0})
+        note(store, step(job, 1, i), Progress(phase="denoise", step=i, of=4, eta_s=1.0))
     [(seq, event)] = store.events(job)
-    assert event.fields["i"] == 4
+    assert event.type == "step" and event.i == 4
     assert store.events(job, after=seq) == []
     note(store, step(job, 1, 4))
     assert store.events(job, after=seq)
-    assert store.job(job).progress == {"phase": "denoise", "step": 4, "of": 4, "eta_s": 1.0}
+    assert store.job(job).progress == Progress(phase="denoise", step=4, of=4, eta_s=1.0)
 
 
 def test_the_newest_preview_is_at_hand_while_the_job_runs(store: Store) -> None:
     job = store.submit(request())
     claim(store)
-    assert store.preview(job) is None
-    for png in ("AAAA", "iVBO"):
-        note(store, Event(job=job, attempt=1, type="preview", fields={"png": png, "i": 1}))
-    assert store.preview(job) == b"\x89PN"
+    for jpeg in ("AAAA", "iVBO"):
+        note(store, PreviewEvent(job=job, attempt=1, jpeg=jpeg, i=1))
+    assert [event.jpeg for _, event in store.events(job) if event.type == "preview"] == ["iVBO"]
     finish(store, job, 1, RESULT)
-    assert store.preview(job) is None
+    assert store.events(job) == []
+
+
+def test_rows_that_another_version_wrote_still_open(store: Store) -> None:
+    job = store.submit(request(seed=7))
+    claim(store)
+    fields = {**json.loads(request(seed=7).model_dump_json()), "dropped_since": 1}
+    with store.write() as db:
+        old = (json.dumps(fields), json.dumps({"levers": "older"}), json.dumps({"code": "oom", "got": 5}))
+        db.execute("UPDATE job SET request = ?, plan = ?, error = ?", old)
+        insert = "INSERT INTO event (job, attempt, type, t_s, at_s, fields) VALUES (1, 1, ?, 0, 0, ?)"
+        db.execute(insert, ("notice", json.dumps({"key": "spill", "text": "x", "numbers": {}, "added": 2})))
+        db.execute(insert, ("rumour", "{}"))
+    row = store.job(job)
+    assert (row.request.seed, row.request.model, row.plan) == (7, "demo", None)
+    assert row.error is not None and row.error.code == "oom"
+    assert [event.type for _, event in store.events(job)] == ["notice"]
 
 
 def test_a_store_that_is_damaged_under_us_says_so(tmp_path: Path) -> None:
@@ -192,11 +209,11 @@ def test_fault_69_any_order_of_calls_keeps_every_job_and_its_last_word(tmp_path:
 def test_retry_of_a_parked_job_keeps_its_row_and_of_one_that_is_over_makes_a_child(store: Store) -> None:
     job = store.submit(request(nonce="n"))
     claim(store)
-    move_on(store, job, 1, "parked", strikes={"oom": 3}, cap_bytes=5, error={"code": "oom"})
+    move_on(store, job, 1, "parked", strikes={"oom": 3}, cap_bytes=5, error=JobError(code="oom"))
     assert store.retry(job, request(num_frames=9)) == job
     again = store.job(job)
     assert (again.state, again.strikes, again.cap_bytes, again.error) == ("queued", {}, None, None)
-    assert (again.request["num_frames"], again.nonce) == (9, "n")
+    assert (again.request.num_frames, again.nonce) == (9, "n")
     with pytest.raises(RequestError, match="is queued"):
         store.retry(job)
     store.cancel(job)
@@ -337,6 +354,6 @@ def test_fault_43_a_damaged_store_says_so(tmp_path: Path) -> None:
 
 def test_fault_57_seeds_beyond_2_53_never_reach_the_store(store: Store) -> None:
     job = store.submit(request(seed=2**53 - 1))
-    assert store.job(job).request["seed"] == 9007199254740991
+    assert store.job(job).request.seed == 9007199254740991
     with pytest.raises(RequestError):
         store.submit(request(seed=2**53))

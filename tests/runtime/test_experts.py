@@ -74,7 +74,7 @@ def test_one_expert_at_a_time_and_none_before_the_decode(tmp_path, boundary, tur
     assert steps(run).shape[1] == 16
     assert bench.seen == turns
     assert bench.here == []
-    done = [fields["name"] for fields in run.say.of("phase") if fields["state"] == "done"]
+    done = [fields.name for fields in run.say.of("phase") if fields.state == "done"]
     assert done == [f"denoise_{expert}" for (expert,) in turns]
 
 

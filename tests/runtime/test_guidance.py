@@ -13,8 +13,8 @@ from turbodiff.spec.request import make_request
 def test_unipc_makes_a_clip_of_twenty_steps(run_of):
     run = run_of(sampler="unipc", steps=20)
     result = generate(run.job, run.shelf, run.say, run.orders)
-    assert result["frames"] == 5
-    assert [(fields["i"], fields["n"]) for fields in run.say.of("step")] == [(i, 20) for i in range(1, 21)]
+    assert result.frames == 5
+    assert [(fields.i, fields.n) for fields in run.say.of("step")] == [(i, 20) for i in range(1, 21)]
 
 
 @pytest.mark.parametrize(("guidance", "evaluations"), [(1.0, 1), (3.0, 2)])

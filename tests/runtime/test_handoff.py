@@ -90,9 +90,9 @@ def test_each_step_runs_the_expert_of_the_table_and_one_is_there_at_a_time(
 ):
     run = run_with(pair, machine, tmp_path, boundary=boundary, steps=len(letters))
     latents_of(run)
-    assert "".join(LETTERS[step["expert"]] for step in run.say.of("step")) == letters
+    assert "".join(LETTERS[step.expert] for step in run.say.of("step")) == letters
     names = [f"denoise_{expert}" for expert in ("high", "low") if LETTERS[expert] in letters]
-    told = [(phase["name"], phase["state"]) for phase in run.say.of("phase")]
+    told = [(phase.name, phase.state) for phase in run.say.of("phase")]
     assert told == [(name, state) for name in names for state in ("start", "done")]
     assert [phase.name for phase in run.plan.phases if phase.name.startswith("denoise")] == names
     assert [what for what, *_ in visits] == ["in", "out"] * len(names)

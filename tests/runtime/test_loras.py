@@ -227,7 +227,7 @@ def test_names_without_a_place_are_one_notice_and_a_foreign_file_one_error(run_o
     run = run_of(steps=1, loras=[{"path": str(tmp_path / "some.safetensors")}])
     denoise(run, TextRows(torch.randn(1, 512, 128), 8), None)
     (notice,) = run.say.of("notice")
-    assert "9 names not used" in notice["text"] and "and 4 more" in notice["text"]
+    assert "9 names not used" in notice.text and "and 4 more" in notice.text
     with pytest.raises(FileError) as caught:
         read_lora(tmp_path / "none.safetensors", shapes)
     assert caught.value.code == "lora_foreign" and "and 4 more" in caught.value.got

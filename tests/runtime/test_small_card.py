@@ -75,7 +75,7 @@ class OneOrder(Nobody):
 
 
 def words(events, kind):
-    return [event.fields for event in events if event.type == kind]
+    return [event for event in events if event.type == kind]
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_no_budget_runs_out_where_the_plan_said_it_fits(toy, tmp_path):
         shelf.warm(request)
         job = Job(number, 1, plan, tmp_path / "outputs", tmp_path / f"state{number}")
         with shelf.insert(plan.budget_bytes) as ledger:
-            assert generate(job, shelf, Ears(), Nobody())["frames"] == 5
+            assert generate(job, shelf, Ears(), Nobody()).frames == 5
         assert ledger.peak_bytes <= plan.budget_bytes
     assert 1 <= refused <= 3 and {lever.experts for lever in levers} == {"streamed", "resident"}
 
@@ -105,11 +105,11 @@ def test_a_card_smaller_than_its_plan_ends_the_worker_and_one_rung_lower_finishe
     small = plan.peak_bytes * 9 // 10  # what it needs is 92 % of the plan, slack of the allocator included
     status, events = attempt(request, plan, small, 1, wide)
     (error,) = words(events, "error")
-    assert status == 1 and (error["code"], error["field"]) == ("oom", "denoise")
+    assert status == 1 and (error.code, error.field) == ("oom", "denoise")
     status, events = attempt(request, None, small, 2, wide, cap_bytes=small)
     assert status == 0 and words(events, "result")
     (again,) = words(events, "plan")
-    assert again["plan"]["peak_bytes"] <= small and again["plan"]["levers"]["experts"] == "streamed"
+    assert again.plan.peak_bytes <= small and again.plan.levers.experts == "streamed"
 
 
 def test_a_decode_that_ran_out_is_done_in_tiles_from_the_saved_latents(toy, attempt):
@@ -118,10 +118,10 @@ def test_a_decode_that_ran_out_is_done_in_tiles_from_the_saved_latents(toy, atte
     small = plan.peak_bytes * 9 // 10
     status, events = attempt(request, plan, small, 1, wide)
     (error,) = words(events, "error")
-    assert status == 1 and (error["code"], error["field"]) == ("oom", "vae_decode")
+    assert status == 1 and (error.code, error.field) == ("oom", "vae_decode")
     status, events = attempt(request, None, small, 2, wide, cap_bytes=small)
     assert status == 0 and words(events, "result") and not words(events, "step")
-    assert words(events, "plan")[0]["plan"]["levers"]["vae"] == "tiled"
+    assert words(events, "plan")[0].plan.levers.vae == "tiled"
 
 
 @pytest.mark.slow
@@ -144,13 +144,13 @@ def test_through_the_supervisor_a_job_that_ran_out_runs_again_one_rung_lower(
         bench.turn_until(lambda: bench.store.job(job).over or bench.store.job(job).state == "parked", 280)
         row, told = bench.store.job(job), [event for _, event in bench.store.events(job)]
         assert (row.state, row.attempt, row.strikes) == ("done", 2, {"oom": 1}), bench.log_text()
-        (error,) = [event.fields for event in told if event.type == "error"]
-        assert (error["code"], error["field"]) == ("oom", phase)
+        (error,) = [event for event in told if event.type == "error"]
+        assert (error.code, error.field) == ("oom", phase)
         assert bench.slot.worker is not first  # the worker that ran out is gone
-        assert row.plan["peak_bytes"] <= row.cap_bytes < plan.peak_bytes
-        assert levers.items() <= row.plan["levers"].items()
-        assert row.plan["request"]["num_frames"] == plan.request.num_frames
-        again = [event.fields["name"] for event in told if event.attempt == 2 and event.type == "phase"]
+        assert row.plan.peak_bytes <= row.cap_bytes < plan.peak_bytes
+        assert levers.items() <= row.plan.levers.model_dump().items()
+        assert row.plan.request.num_frames == plan.request.num_frames
+        again = [event.name for event in told if event.attempt == 2 and event.type == "phase"]
         assert ("denoise" in again) == (phase == "denoise")  # else the saved latents are decoded
         log = bench.run_log_text()
         assert "one rung lower" in log and "an earlier attempt needed more than there was: this one stays below" in log
@@ -170,10 +170,10 @@ def test_levers_are_pulled_between_two_phases_where_a_neighbour_grew(toy, tmp_pa
         return 40 * MB if not ears.of("phase") else less  # it grew while the prompt was read
 
     with shelf.insert(less, shown) as ledger:
-        assert generate(job, shelf, ears, Nobody())["frames"] == 5
+        assert generate(job, shelf, ears, Nobody()).frames == 5
     before, after = ears.of("plan")
-    assert before["plan"]["levers"]["experts"] == "resident" and after["plan"]["levers"]["experts"] == "streamed"
-    assert [notice["key"] for notice in ears.of("notice")] == ["levers_pulled"]
+    assert before.plan.levers.experts == "resident" and after.plan.levers.experts == "streamed"
+    assert [notice.key for notice in ears.of("notice")] == ["levers_pulled"]
     assert ledger.peak_bytes <= less
 
 
@@ -184,23 +184,23 @@ def test_where_no_lever_is_enough_the_job_waits_and_its_latents_stay(toy, tmp_pa
     shelf.warm(request)
 
     def shown():
-        return 2 * MB if "denoise" in [phase["name"] for phase in ears.of("phase")] else 40 * MB
+        return 2 * MB if "denoise" in [phase.name for phase in ears.of("phase")] else 40 * MB
 
     with shelf.insert(plan.peak_bytes, shown), pytest.raises(Waits) as waits:
         generate(job, shelf, ears, Nobody())
     assert waits.value.shortage.free_bytes == 2 * MB < waits.value.shortage.need_bytes < plan.peak_bytes
-    assert [phase["name"] for phase in ears.of("phase")][-1] == "denoise"
+    assert [phase.name for phase in ears.of("phase")][-1] == "denoise"
     assert not list((tmp_path / "outputs").rglob("*.mp4"))
     ears.clear()
     with shelf.insert(plan.peak_bytes):
-        assert generate(job, shelf, ears, Nobody())["frames"] == 5
-    assert not ears.of("step") and ears.of("notice")[0]["key"] == "latents_resumed"
+        assert generate(job, shelf, ears, Nobody()).frames == 5
+    assert not ears.of("step") and ears.of("notice")[0].key == "latents_resumed"
 
 
 def test_a_cap_below_everything_does_not_fit_and_says_so(toy, attempt):
     status, events = attempt(toy(4), None, None, 2, card(40 * MB), cap_bytes=2 * MB)
     (error,) = words(events, "error")
-    assert status == 0 and (error["code"], error["exit_code"]) == ("does_not_fit", 5)
+    assert status == 0 and (error.code, error.exit_code) == ("does_not_fit", 5)
 
 
 def test_a_neighbour_that_grew_moves_levers_and_then_makes_the_job_wait(toy):

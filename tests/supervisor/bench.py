@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from turbodiff.jobs.store import Job, Store
+from turbodiff.jobs.store import Store
+from turbodiff.spec.jobs import QueuedJob
 from turbodiff.spec.request import Request, make_request
 from turbodiff.supervisor.supervisor import Supervisor
 
-SCRIPTED = (sys.executable, "-S", "-E", str(Path(__file__).with_name("scripted_worker.py")))
+SCRIPTED = (sys.executable, str(Path(__file__).with_name("scripted_worker.py")))
 
 
 def request(prompt: str = "a red circle moves right", **fields: Any) -> Request:
@@ -44,7 +45,7 @@ class Bench:
             assert time.monotonic() < end, f"not in {timeout_s} s; log:\n" + self.log_text()
             self.supervisor.tick(0.02)
 
-    def run(self, asked: Request, timeout_s: float = 60.0) -> Job:
+    def run(self, asked: Request, timeout_s: float = 60.0) -> QueuedJob:
         """Submit and turn until the job is over or parked."""
         job = self.store.submit(asked)
         self.turn_until(lambda: self.store.job(job).over or self.store.job(job).state == "parked", timeout_s)

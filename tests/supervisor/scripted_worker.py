@@ -31,6 +31,19 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from turbodiff.spec.events import (  # started by path
+    BeatEvent,
+    ErrorEvent,
+    HelloEvent,
+    PhaseEvent,
+    PlanEvent,
+    PreviewEvent,
+    ResultEvent,
+    StepEvent,
+    WaitEvent,
+)
+
 CLIP = b"\x00\x00\x00\x18ftypmp42" + b"frames " * 64
 
 
@@ -39,11 +52,12 @@ class Voice:
         self.fd, self.job, self.attempt = fd, 0, 0
         self.lock = threading.Lock()
 
-    def say(self, kind, **fields):
-        event = {"v": 1, "job": self.job, "attempt": self.attempt, "type": kind, "t_s": time.monotonic()}
-        line = json.dumps({**event, "fields": fields}).encode() + b"\n"
+    def say(self, event):
+        self.send(event.model_copy(update={"job": self.job, "attempt": self.attempt}).line())
+
+    def send(self, line):
         with self.lock:
-            os.write(self.fd, line)
+            os.write(self.fd, line.encode() + b"\n")
 
 
 class Cancelled(Exception):
@@ -131,7 +145,8 @@ def publish(order, script, voice):
         final.unlink()
     elif damage:
         os.truncate(final, 0 if damage == "empty" else len(data) // 2)
-    voice.say("result", path=str(final), sidecar=str(sidecar), seconds=1.0, ran={"attention": "dense"}, **facts)
+    ran = {"attention": "dense"}
+    voice.say(ResultEvent(path=str(final), sidecar=str(sidecar), seconds=1.0, ran=ran, **facts))
 
 
 def run(order, voice, orders):
@@ -139,31 +154,33 @@ def run(order, voice, orders):
     voice.job, voice.attempt = order["job"], order["attempt"]
     if script.get("late"):
         voice.attempt = 0
-        voice.say("result", path="/nowhere.mp4", sha256="0")
+        voice.say(ResultEvent(path="/nowhere.mp4", sha256="0"))
         voice.attempt = order["attempt"]
     if script.get("odd"):
-        voice.say("step", n="many")
+        head = {"v": 1, "job": voice.job, "attempt": voice.attempt, "type": "step", "t_s": 0.0}
+        voice.send(json.dumps({**head, "fields": {"n": "many"}}))
     if "print" in script:
         print(script["print"], file=sys.stderr, flush=True)
     if "wait" in script:
-        voice.say("wait", need_bytes=script["wait"], free_bytes=0)
+        voice.say(WaitEvent(need_bytes=script["wait"], free_bytes=0))
         return
     if order.get("plan"):
-        voice.say("plan", plan=order["plan"])
-    voice.say("phase", name="text_encode", state="start")
+        voice.say(PlanEvent(plan=order["plan"]))
+    voice.say(PhaseEvent(name="text_encode", state="start"))
     load(script)
-    voice.say("phase", name="text_encode", state="done", seconds=script.get("seconds", 0.1), peak_bytes=1 << 30)
-    voice.say("phase", name="denoise", state="start")
+    took_s = script.get("seconds", 0.1)
+    voice.say(PhaseEvent(name="text_encode", state="done", seconds=took_s, peak_bytes=1 << 30))
+    voice.say(PhaseEvent(name="denoise", state="start"))
     if "error" in script:
         fail(script["error"], voice)
         return
     denoise(order, script, voice, orders)
-    voice.say("phase", name="denoise", state="done", seconds=script.get("seconds", 0.1), peak_bytes=2 << 30)
+    voice.say(PhaseEvent(name="denoise", state="done", seconds=took_s, peak_bytes=2 << 30))
     publish(order, script, voice)
 
 
 def fail(error, voice):
-    voice.say("error", **{"code": "unexpected", "what": "scripted", "exit_code": 1, **error})
+    voice.say(ErrorEvent(**{"code": "unexpected", "what": "scripted", "exit_code": 1, **error}))
     if error.get("code") == "oom":
         os._exit(1)
 
@@ -176,8 +193,8 @@ def denoise(order, script, voice, orders):
         time.sleep(script.get("dt_s", 0.0))
         if order["job"] in orders.cancelled and not script.get("deaf"):
             raise Cancelled
-        voice.say("step", i=i, n=total, t=0.5, expert="single", dt_s=script.get("dt_s", 0.0), eta_s=0.0)
-        voice.say("preview", png="AAAA", i=i)
+        voice.say(StepEvent(i=i, n=total, t=0.5, expert="single", dt_s=script.get("dt_s", 0.0), eta_s=0.0))
+        voice.say(PreviewEvent(jpeg="AAAA", i=i))
         if script.get("die") and script.get("die_at", "step") == "step":
             die(script["die"])
         if order["job"] in orders.decode_now:
@@ -197,7 +214,7 @@ def beat(voice):
     while True:
         time.sleep(0.5)
         try:
-            voice.say("beat", rss_bytes=1 << 20)
+            voice.say(BeatEvent(rss_bytes=1 << 20))
         except OSError:
             os._exit(1)
 
@@ -214,13 +231,13 @@ def main():
     if args.die_at_start:
         print("Traceback: no such module", file=sys.stderr, flush=True)
         die(args.die_at_start)
-    voice.say("hello", pid=os.getpid(), torch="0", device="cpu", device_name="scripted", cudnn="")
+    voice.say(HelloEvent(pid=os.getpid(), torch="0", device="cpu", device_name="scripted", cudnn=""))
     threading.Thread(target=beat, args=(voice,), daemon=True).start()
     while (order := orders.jobs.get()) is not None:
         try:
             run(order, voice, orders)
         except Cancelled:
-            voice.say("error", code="cancelled", what="stopped", exit_code=130)
+            voice.say(ErrorEvent(code="cancelled", what="stopped", exit_code=130))
         voice.job = voice.attempt = 0
 
 

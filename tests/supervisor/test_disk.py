@@ -38,8 +38,8 @@ def test_fault_40_a_job_without_room_is_parked_before_the_work_and_the_queue_wai
     for _ in range(10):
         bench.supervisor.tick(0.01)
     parked, waiting = bench.store.job(first), bench.store.job(second)
-    assert parked.error is not None and parked.error["code"] == "disk_full"
-    assert parked.error["got"].startswith("0.9 GiB free for") and parked.error["try_instead"]
+    assert parked.error is not None and parked.error.code == "disk_full"
+    assert parked.error.got.startswith("0.9 GiB free for") and parked.error.try_instead
     assert waiting.state == "queued" and bench.store.events(first) == []
     assert "too little room" in bench.run_log_text() and "the queue waits" in bench.log_text()
     full[which] = 5000 * MIB
@@ -56,7 +56,7 @@ def test_fault_41_outputs_that_take_no_file_park_the_job_before_the_work(bench: 
     shutil.rmtree(blocked, ignore_errors=True)
     blocked.write_text("a file where the folder should be")
     job = bench.run(request())
-    assert job.state == "parked" and job.error is not None and job.error["code"] == "output_unwritable"
+    assert job.state == "parked" and job.error is not None and job.error.code == "output_unwritable"
     assert bench.store.events(job.id) == []
     blocked.unlink()
     assert bench.run(request()).state == "done"
@@ -69,7 +69,7 @@ def test_fault_78_a_job_that_nothing_can_encode_is_parked_before_the_work(
     monkeypatch.setattr(ffmpeg, "ffmpeg_path", lambda: str(tmp_path / "no such program"))
     ffmpeg.check_encoder.cache_clear()
     job = bench.run(request())
-    assert job.state == "parked" and job.error is not None and job.error["code"] == "ffmpeg_missing"
+    assert job.state == "parked" and job.error is not None and job.error.code == "ffmpeg_missing"
     monkeypatch.undo()
     bench.store.retry(job.id)
     bench.turn_until(lambda: bench.store.job(job.id).over)

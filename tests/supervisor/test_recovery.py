@@ -37,14 +37,14 @@ def test_fault_38_a_clip_that_was_published_before_the_commit_is_adopted(bench: 
     report = recovery.Report()
     recovery.settle(bench.store, bench.outputs, report)
     assert report.adopted == 1
-    assert bench.store.job(job.id).result["path"] == job.result["path"]  # type: ignore[index]
+    assert bench.store.job(job.id).result.path == job.result.path  # type: ignore[index]
     assert len(seeds.list_seeds(bench.store)) == 1
 
 
 def test_fault_38_a_damaged_clip_is_not_adopted(bench: Bench) -> None:
     job = bench.run(scripted({}))
     assert job.result is not None
-    Path(job.result["path"]).write_bytes(b"cut")
+    Path(job.result.path).write_bytes(b"cut")
     with bench.store.write() as db:
         db.execute("UPDATE job SET state = 'running' WHERE id = ?", (job.id,))
     recovery.settle(bench.store, bench.outputs, recovery.Report())
@@ -86,9 +86,9 @@ def test_fault_43_a_damaged_store_is_moved_aside_and_every_clip_comes_back(make_
     store, report = recovery.recover(bench.state, bench.outputs)
     assert len(list(bench.state.glob(f"damaged-*/{DATABASE}"))) == 1
     assert any("damaged" in line for line in report.lines)
-    assert sorted(job.request["seed"] for job in store.jobs() if job.state == "done") == [1, 2]
+    assert sorted(job.request.seed for job in store.jobs() if job.state == "done") == [1, 2]
     assert sorted(seed.row.seed for seed in seeds.list_seeds(store)) == ["1", "2"]
-    assert [job.request["seed"] for job in store.queue()] == ([9] if backup else [])
+    assert [job.request.seed for job in store.queue()] == ([9] if backup else [])
     store.close()
 
 

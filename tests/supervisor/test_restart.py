@@ -1,12 +1,12 @@
 """重启应用, and what the probe's numbers decide."""
 
-import json
 from collections.abc import Callable
 
 import pytest
 
 from supervisor.bench import Bench, request, scripted
 from supervisor.cards import GIB, Card
+from tests.plan import machines
 from tests.plan.machines import disk
 from turbodiff.jobs import measurements
 from turbodiff.plan.planner import plan_request
@@ -77,11 +77,11 @@ def test_without_a_driver_a_restart_claims_nothing(bench: Bench) -> None:
 
 def test_fault_2_out_of_memory_beside_a_neighbour_that_grew_waits_for_it(carded: Bench, card: Card) -> None:
     plan_bytes = 20 * GIB
-    plan = {"peak_bytes": plan_bytes, "budget_bytes": 22 * GIB, "phases": [], "band": "fits", "device_name": "x"}
     oom = {"error": {"code": "oom", "what": "OOM: the device ran out"}, "load_s": 0.3}
-    job = carded.store.submit(scripted(oom, {}))
-    with carded.store.write() as db:
-        db.execute("UPDATE job SET plan = ?", (json.dumps(plan),))
+    asked = scripted(oom, {})
+    plan = plan_request(asked, machines.card(24), disk())
+    sized = plan.model_copy(update={"peak_bytes": plan_bytes, "budget_bytes": 22 * GIB})
+    job = carded.store.submit(asked, sized)
     carded.turn_until(lambda: carded.slot.job)
     card.others_bytes = 10 * GIB
     carded.turn_until(lambda: carded.store.job(job).strikes)

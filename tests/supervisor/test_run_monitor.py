@@ -1,6 +1,5 @@
 """What a person hears while a job runs and the world around it changes: each cause once, in words, with its numbers."""
 
-import json
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +10,7 @@ from tests.plan.machines import ask, card, disk
 from turbodiff.plan.planner import plan_request
 from turbodiff.runtime.attempt import levers_pulled
 from turbodiff.runtime.worker import one_rung_lower
-from turbodiff.spec.events import Event
+from turbodiff.spec.events import Notice, PhaseEvent, StepEvent
 from turbodiff.supervisor.run_monitor import AGAIN_S, Guard, Seen, expected_steps_s
 from webui.view.jobs import notice
 from webui.wording import Words
@@ -22,14 +21,14 @@ CALM = Seen(others_bytes=GIB, own_bytes=8 * GIB, free_bytes=10 * GIB, ram_availa
 def guard(*steps_s: float, expected_s: float = 10.0) -> Guard:
     """A guard whose job took those seconds for its steps."""
     made = Guard(others_bytes=GIB, step_s={"denoise": expected_s})
-    made.heard(Event(type="phase", fields={"name": "denoise", "state": "start"}))
+    made.heard(PhaseEvent(name="denoise", state="start"))
     for dt_s in steps_s:
-        made.heard(Event(type="step", fields={"dt_s": dt_s}))
+        made.heard(StepEvent(i=1, n=4, t=0.5, expert="single", dt_s=dt_s, eta_s=0.0))
     return made
 
 
-def keys(found: list[dict]) -> list[str]:
-    return [notice["key"] for notice in found]
+def keys(found: list[Notice]) -> list[str]:
+    return [notice.key for notice in found]
 
 
 def test_a_calm_run_says_nothing() -> None:
@@ -41,8 +40,8 @@ def test_a_neighbour_that_grows_is_said_once_and_again_after_a_while() -> None:
     made = guard(10.0)
     grown = Seen(others_bytes=4 * GIB, free_bytes=7 * GIB)
     (notice,) = made.look(0.0, grown)
-    assert notice["key"] == "neighbour_grew"
-    assert notice["numbers"] == {"grew_bytes": 3 * GIB, "free_bytes": 7 * GIB}
+    assert notice.key == "neighbour_grew"
+    assert notice.numbers == {"grew_bytes": 3 * GIB, "free_bytes": 7 * GIB}
     assert made.look(AGAIN_S - 1, grown) == []
     assert keys(made.look(AGAIN_S, grown)) == ["neighbour_grew"]
 
@@ -56,7 +55,7 @@ def test_a_full_card_with_steps_that_slow_down_spills() -> None:
 
 def test_little_ram_is_said() -> None:
     (notice,) = guard().look(0.0, Seen(ram_available_bytes=GIB // 2))
-    assert (notice["key"], notice["numbers"]) == ("host_ram_low", {"available_bytes": GIB // 2})
+    assert (notice.key, notice.numbers) == ("host_ram_low", {"available_bytes": GIB // 2})
 
 
 @pytest.mark.parametrize(
@@ -72,8 +71,8 @@ def test_little_ram_is_said() -> None:
 )
 def test_a_step_far_over_plan_comes_with_its_cause(seen: Seen, cause: str) -> None:
     found = guard(10.0, 10.0, 31.0).look(0.0, seen)
-    assert found[-1]["key"] == "slow_step"
-    assert found[-1]["numbers"] == {"step_s": 31.0, "expected_s": 10.0, "cause": cause}
+    assert found[-1].key == "slow_step"
+    assert found[-1].numbers == {"step_s": 31.0, "expected_s": 10.0, "cause": cause}
 
 
 def test_the_peak_that_the_driver_shows_is_that_of_the_phase() -> None:
@@ -81,17 +80,17 @@ def test_the_peak_that_the_driver_shows_is_that_of_the_phase() -> None:
     made.look(0.0, Seen(own_bytes=9 * GIB))
     made.look(1.0, Seen(own_bytes=8 * GIB))
     assert made.peak_bytes == 9 * GIB
-    made.heard(Event(type="phase", fields={"name": "vae_decode", "state": "start"}))
+    made.heard(PhaseEvent(name="vae_decode", state="start"))
     assert made.peak_bytes is None
 
 
 def test_a_step_is_expected_to_take_what_earlier_runs_took_else_what_the_plan_says() -> None:
-    plan = plan_request(ask("wan2.1-1.3b", steps=4), card(24), disk()).model_dump(mode="json")
-    planned = next(row["seconds"] for row in plan["phases"] if row["name"] == "denoise")
+    plan = plan_request(ask("wan2.1-1.3b", steps=4), card(24), disk())
+    planned = next(phase.seconds for phase in plan.phases if phase.name == "denoise")
     assert expected_steps_s(plan, {}) == {"denoise": pytest.approx(planned / 4)}
     assert expected_steps_s(plan, {"denoise": 8.0}) == {"denoise": 2.0}
-    assert expected_steps_s({**plan, "device": "cpu"}, {}) == {}
-    experts = expected_steps_s(plan_request(ask("wan2.2-a14b"), card(80), disk()).model_dump(mode="json"), {})
+    assert expected_steps_s(plan.model_copy(update={"device": "cpu"}), {}) == {}
+    experts = expected_steps_s(plan_request(ask("wan2.2-a14b"), card(80), disk()), {})
     assert set(experts) == {"denoise_high", "denoise_low"}
 
 
@@ -102,9 +101,9 @@ def test_every_notice_is_worded_with_its_own_numbers(lang: str) -> None:
     assert set(keys(every)) == {"neighbour_grew", "spill", "host_ram_low", "slow_step"}
     plan = plan_request(ask("wan2.1-1.3b"), card(12), disk())
     every += [levers_pulled("vae_decode", plan), one_rung_lower(plan, 8 * GIB)]
-    for fields in every:
-        said = notice(fields, Words(lang))
-        assert said != fields["text"]  # no fall-back to the log's own words
+    for told in every:
+        said = notice(told, Words(lang))
+        assert said != told.text  # no fall-back to the log's own words
         assert "{" not in said and "_" not in said
 
 
@@ -118,8 +117,8 @@ def test_a_notice_reaches_the_job_and_both_logs(make_bench: Callable[..., Bench]
     bench.turn_until(lambda: bench.store.job(job).progress)
     beside.others_bytes = 2 * GIB
     bench.turn_until(lambda: "another program took 2.0 GiB" in bench.log_text())
-    told = [event.fields for _, event in bench.store.events(job) if event.type == "notice"]
-    assert [fields["key"] for fields in told] == ["neighbour_grew"], json.dumps(told)
+    told = [event for _, event in bench.store.events(job) if event.type == "notice"]
+    assert keys(told) == ["neighbour_grew"], told
     assert "another program took 2.0 GiB" in bench.run_log_text()
     bench.store.cancel(job)
     bench.turn_until(lambda: bench.store.job(job).over)

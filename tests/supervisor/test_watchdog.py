@@ -4,20 +4,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbodiff.jobs.measurements import medians
-from turbodiff.spec.events import Event
+from turbodiff.spec.events import BeatEvent, PhaseEvent, StepEvent
 from turbodiff.supervisor.watchdog import Evidence, Watch
 
 
-def event(kind: Any, **fields: Any) -> Event:
-    return Event(job=1, attempt=1, type=kind, fields=fields)
+def step(dt_s: float) -> StepEvent:
+    return StepEvent(i=1, n=4, t=0.5, expert="single", dt_s=dt_s, eta_s=0.0)
 
 
 def denoising(dt_s: float = 2.0, steps: int = 3, **options: Any) -> Watch:
     """A watch at t = 0 that has seen some steps."""
     watch = Watch(0.0, **options)
-    watch.heard(event("phase", name="denoise", state="start"), 0.0)
+    watch.heard(PhaseEvent(name="denoise", state="start"), 0.0)
     for _ in range(steps):
-        watch.heard(event("step", dt_s=dt_s), 0.0)
+        watch.heard(step(dt_s), 0.0)
     return watch
 
 
@@ -44,7 +44,7 @@ def test_fault_29_heartbeats_alone_are_no_progress() -> None:
     watch = denoising()
     found = set()
     for now in range(1, 130):
-        watch.heard(event("beat", rss_bytes=1), now)
+        watch.heard(BeatEvent(rss_bytes=1), now)
         found.add(watch.look(float(now), Evidence(cpu_s=float(now))))
     assert "end" in found
     assert "CPU busy, no progress" in watch.why()
@@ -59,7 +59,7 @@ def test_fault_29_a_busy_cpu_beside_a_cold_gpu_is_ended_like_any_silence() -> No
 
 def test_fault_30_a_slow_disk_is_not_stuck_while_bytes_arrive() -> None:
     watch = Watch(0.0)
-    watch.heard(event("phase", name="text_encode", state="start"), 0.0)
+    watch.heard(PhaseEvent(name="text_encode", state="start"), 0.0)
     found = verdicts(watch, 5000, lambda now: Evidence(bytes_read=now * 1_000_000))
     assert list(found) == ["quiet"]
     assert "bytes still rising" in watch.why()
@@ -78,20 +78,20 @@ def test_loading_that_reads_nothing_for_300_s_is_slow() -> None:
 
 def test_a_first_step_may_compile_for_ten_minutes() -> None:
     watch = Watch(0.0)
-    watch.heard(event("phase", name="denoise", state="start"), 0.0)
+    watch.heard(PhaseEvent(name="denoise", state="start"), 0.0)
     assert verdicts(watch, 599) == {"quiet": 11}
 
 
 def test_phases_learn_their_deadline_from_earlier_runs() -> None:
     watch = Watch(0.0, medians([("vae_decode", 30.0), ("vae_decode", 20.0), ("vae_decode", 40.0)]))
-    watch.heard(event("phase", name="vae_decode", state="start"), 0.0)
+    watch.heard(PhaseEvent(name="vae_decode", state="start"), 0.0)
     assert watch.deadline_s() == 180.0
 
 
 def test_fault_31_a_busy_gpu_that_draws_no_power_is_called_slow_at_once() -> None:
     watch = denoising(dt_s=60.0)
     for now in range(1, 40):
-        watch.heard(event("step", dt_s=60.0), now)
+        watch.heard(step(60.0), now)
         watch.look(float(now), Evidence(utilisation=1.0, power_w=400.0))
     found = verdicts(watch, 70, lambda now: Evidence(utilisation=1.0, power_w=90.0), from_s=40)
     assert found["slow"] < 60
@@ -112,7 +112,7 @@ def test_no_slow_but_living_worker_is_ever_ended(gaps: list[float]) -> None:
         while now < end:
             now = min(now + 1.0, end)
             assert watch.look(now, Evidence()) in ("ok", "quiet")
-        watch.heard(event("step", dt_s=gap), now)
+        watch.heard(step(gap), now)
 
 
 def test_the_reason_names_what_the_evidence_says() -> None:

@@ -29,7 +29,7 @@ from supervisor.bench import SCRIPTED, scripted
 from turbodiff.supervisor.worker_process import Worker, build_run_command
 worker = Worker(SCRIPTED)
 folder = Path(sys.argv[1])
-worker.send(build_run_command(scripted({"hang": "gil"}, nonce="n").model_dump(mode="json"), None, folder, folder))
+worker.send(build_run_command(scripted({"hang": "gil"}, nonce="n"), None, folder, folder))
 while "step" not in {event.type for event in worker.events()}:
     time.sleep(0.01)
 time.sleep(0.3)  # now native code holds the GIL: no thread can see that the command pipe has ended
@@ -43,16 +43,16 @@ def alive(pid: int) -> bool:
 
 
 def test_one_job_without_store_or_supervisor(tmp_path: Path) -> None:
-    command = build_run_command(request(nonce="n").model_dump(mode="json"), None, tmp_path, tmp_path)
+    command = build_run_command(request(nonce="n"), None, tmp_path, tmp_path)
     events = list(run_once(command, SCRIPTED))
     assert events[0].type == "hello"
-    assert events[-1].type == "result" and Path(events[-1].fields["path"]).is_file()
+    assert events[-1].type == "result" and Path(events[-1].path).is_file()
 
 
 def test_closing_the_generator_ends_the_worker(tmp_path: Path) -> None:
     asked = scripted({"steps": 100, "dt_s": 0.1}, nonce="n")
-    running = run_once(build_run_command(asked.model_dump(mode="json"), None, tmp_path, tmp_path), SCRIPTED)
-    pid = next(running).fields["pid"]
+    running = run_once(build_run_command(asked, None, tmp_path, tmp_path), SCRIPTED)
+    pid = next(running).pid
     running.close()  # type: ignore[attr-defined]
     assert not alive(pid)
 
@@ -60,7 +60,7 @@ def test_closing_the_generator_ends_the_worker(tmp_path: Path) -> None:
 def test_a_worker_that_dies_without_a_word_is_an_error_that_says_how(tmp_path: Path) -> None:
     asked = scripted({"die": "SIGSEGV"}, nonce="n")
     with pytest.raises(TurbodiffError, match="signal SIGSEGV"):
-        list(run_once(build_run_command(asked.model_dump(mode="json"), None, tmp_path, tmp_path), SCRIPTED))
+        list(run_once(build_run_command(asked, None, tmp_path, tmp_path), SCRIPTED))
 
 
 def seconds_from_the_parents_death_to_the_workers(folder: Path) -> float:

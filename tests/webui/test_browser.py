@@ -27,7 +27,7 @@ def test_a_first_clip_takes_two_clicks(app, chromium):
         before = newest(app).id if app.store.jobs(1) else 0
         page.click("#go")
         job = app.wait(lambda: app.store.jobs(1) and newest(app).id > before and newest(app))
-        assert job.request["model"] == "demo"
+        assert job.request.model == "demo"
         wait_done(app, job.id)
         page.wait_for_selector("#player video", timeout=30_000)
         assert "/media/" in page.get_attribute("#player video", "src")
@@ -74,7 +74,7 @@ def test_a_failed_card_leads_to_a_running_clip_in_one_click(app, chromium):
         assert "重启应用" in page.inner_text("#progress .failed")
         page.click("#progress .failed [data-act=retry_smaller]")
         again = app.wait(lambda: newest(app).id > job.id and newest(app))
-        assert again.request["num_frames"] == 9
+        assert again.request.num_frames == 9
 
 
 @pytest.fixture(scope="module")

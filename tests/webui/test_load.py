@@ -53,9 +53,9 @@ def sixty_jobs(app, pages):
         go_on(pages, number)
         app.wait(lambda done=BROWSERS * (number + 1): len(app.store.jobs(100)) >= done)
     app.wait(lambda: all(job.state == "done" for job in app.store.jobs(100)), 120)
-    found = sorted(job.request["prompt"] for job in app.store.jobs(100))
+    found = sorted(job.request.prompt for job in app.store.jobs(100))
     assert found == sorted(prompt_of(who, number) for who in range(BROWSERS) for number in range(JOBS))
-    assert len({job.result["path"] for job in app.store.jobs(100)}) == BROWSERS * JOBS
+    assert len({job.result.path for job in app.store.jobs(100)}) == BROWSERS * JOBS
     for who, page in enumerate(pages):  # each sees its own last clip, not its neighbour's
         last = json.dumps(f"browser {who}")
         page.wait_for_function(f"document.querySelector('#card h3')?.innerText.includes({last})", timeout=60_000)

@@ -11,7 +11,7 @@ from turbodiff.spec.request import make_request
 
 def test_the_page_answers_throughout_a_restart_and_the_job_runs_again(app):
     job = app.store.submit(_slow())
-    app.wait(lambda: (app.store.job(job).progress or {}).get("step"))
+    app.wait(lambda: (now := app.store.job(job).progress) and now.step)
     before = app.store.fact("worker0")["pid"]
     answers, over = [], threading.Event()
 

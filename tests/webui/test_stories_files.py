@@ -119,7 +119,7 @@ def test_a_picture_becomes_the_first_frame_of_a_clip(reader, chromium, tmp_path)
         write_prompt(page, "the camera moves slowly to the right while leaves fall")
         page.wait_for_selector("#image img")
         job = submit(page, reader)
-        width, height = job.request["width"], job.request["height"]
-        assert job.request["kind"] == "i2v" and abs(width / height - 4 / 3) < 0.05  # Adaptive Resolution
-        assert Path(job.request["image"]).read_bytes() == data.getvalue()
-        assert reader.state in Path(job.request["image"]).parents
+        width, height = job.request.width, job.request.height
+        assert job.request.kind == "i2v" and abs(width / height - 4 / 3) < 0.05  # Adaptive Resolution
+        assert Path(job.request.image).read_bytes() == data.getvalue()
+        assert reader.state in Path(job.request.image).parents

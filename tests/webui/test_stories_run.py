@@ -24,13 +24,13 @@ def a_step_of(page, app, prompt):
     write_prompt(page, prompt)
     job = begin(page, app)
     page.wait_for_selector(f"#progress [data-job='{job}']")
-    app.wait(lambda: (app.store.job(job).progress or {}).get("step", 0) >= 1)
+    app.wait(lambda: (now := app.store.job(job).progress) and now.step >= 1)
     return job
 
 
 def shows_the_clip(page, app, job):
     """The player has the clip of this job."""
-    clip = app.store.job(job).result["path"].rsplit("/", 1)[-1].removesuffix(".mp4")
+    clip = app.store.job(job).result.path.rsplit("/", 1)[-1].removesuffix(".mp4")
     page.wait_for_selector(f"#player .td-player[data-clip='{clip}'] video")
 
 

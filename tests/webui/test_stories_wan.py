@@ -56,7 +56,7 @@ def test_what_does_not_fit_becomes_an_alternative_that_runs_in_three_clicks(card
         changes(page, before)
         assert page.locator("#changes").count() == 0  # an alternative runs as it is
         job = submit(page, card)
-        assert {name: job.request[name] for name in fields if name in job.request} == fields
+        assert {name: getattr(job.request, name) for name in fields if hasattr(job.request, name)} == fields
         page.wait_for_selector("#player video")
 
 
@@ -69,7 +69,7 @@ def test_run_anyway_runs_exactly_what_was_asked(card, chromium):
         before = newest(card).id if card.store.jobs(1) else 0
         page.click("#anyway")
         job = card.wait(lambda: card.store.jobs(1) and newest(card).id > before and newest(card))
-        assert (job.request["model"], job.request["resolution"], job.request["num_frames"]) == (
+        assert (job.request.model, job.request.resolution, job.request.num_frames) == (
             "wan2.1-14b",
             "720p",
             81,
@@ -86,14 +86,14 @@ def test_three_rounds_from_an_idea_to_a_delivery(card, chromium):
         page.click("#rounds [data-arg^=scout]")
         page.wait_for_timeout(1500)
         scout = submit(page, card)
-        assert (scout.request["model"], scout.request["steps"], scout.request["seed"]) == ("wan2.1-1.3b", 2, 42)
+        assert (scout.request.model, scout.request.steps, scout.request.seed) == ("wan2.1-1.3b", 2, 42)
         page.wait_for_selector("#card :text('能不能看到核心动作')")
         before = page.inner_text("#go")
         page.click("#card [data-form=round]")
         page.wait_for_timeout(1500)
         write_prompt(page, PROMPT.replace("wide shot", "close shot"))
         polish = submit(page, card)
-        assert (polish.request["steps"], polish.request["seed"], polish.request["model"]) == (4, 42, "wan2.1-1.3b")
+        assert (polish.request.steps, polish.request.seed, polish.request.model) == (4, 42, "wan2.1-1.3b")
         page.wait_for_selector("#card .td-words ins")  # what changed in the prompt
         before = page.inner_text("#go")
         page.click("#rounds [data-arg^=deliver]")
@@ -101,8 +101,8 @@ def test_three_rounds_from_an_idea_to_a_delivery(card, chromium):
         deliver = begin(page, card)
         wait_done(card, deliver)
         plan = card.store.job(deliver).plan
-        asked = {change["field"]: change["from_value"] for change in plan["changes"]}
-        wanted = {**card.store.job(deliver).request, **asked}
+        asked = {change.field: change.from_value for change in plan.changes}
+        wanted = {**card.store.job(deliver).request.model_dump(), **asked}
         assert (wanted["model"], wanted["resolution"], wanted["seed"]) == ("wan2.1-14b", "720p", 42)
 
 
@@ -114,6 +114,6 @@ def test_a_failed_wan_clip_runs_smaller_after_one_click(card, chromium):
         failed = submit(page, card, "parked")
         page.click("#progress .failed [data-act=retry_smaller]")
         small = card.wait(lambda: (job := newest(card)).id > failed.id and job)
-        assert (small.request["model"], small.request["resolution"], small.request["num_frames"]) == (
+        assert (small.request.model, small.request.resolution, small.request.num_frames) == (
             "wan2.1-1.3b", "480p", 49
         )  # fmt: skip

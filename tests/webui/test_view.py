@@ -9,12 +9,14 @@ import pytest
 from turbodiff.plan.hardware import GpuFacts, Machine, pretend
 from turbodiff.plan.planner import Refusal, plan_request
 from turbodiff.plan.tiers import rounds as tiers_rounds
-from turbodiff.spec.events import Event
+from turbodiff.spec.events import JobError, PhaseEvent, PreviewEvent
 from turbodiff.spec.inventory import Inventory
+from turbodiff.spec.jobs import Progress, QueuedJob
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.request import make_request
 from webui import form
+from webui.render import preview
 from webui.view import Snapshot
 from webui.view import aid as aid_view
 from webui.view import bar as bar_view
@@ -37,9 +39,10 @@ def plan_on(gib, **fields):
 
 
 def job(number, state="queued", **more):
-    request = make_request({**CAT, "model": "wan2.1-14b", "resolution": "720p"}).model_dump(mode="json")
-    defaults = {"attempt": 1, "progress": None, "plan": None, "error": None, "result": None, "place": float(number)}
-    return Some(id=number, state=state, request=request, **{**defaults, **more})
+    blank = dict.fromkeys(QueuedJob.__dataclass_fields__)
+    known = {"id": number, "state": state, "attempt": 1, "place": float(number)}
+    request = make_request({**CAT, "model": "wan2.1-14b", "resolution": "720p"})
+    return QueuedJob(**{**blank, **known, "request": request, **more})
 
 
 def test_the_button_says_what_will_run_not_what_was_asked():
@@ -104,11 +107,11 @@ def test_a_restart_says_how_many_bytes_came_back():
 
 def test_progress_shows_phases_step_and_time_left():
     events = [
-        Event(job=1, attempt=1, type="phase", fields={"name": "text_encode", "state": "done", "seconds": 1.5}),
-        Event(job=1, attempt=1, type="phase", fields={"name": "denoise", "state": "start"}),
-        Event(job=1, attempt=0, type="phase", fields={"name": "write", "state": "done"}),
+        PhaseEvent(job=1, attempt=1, name="text_encode", state="done", seconds=1.5),
+        PhaseEvent(job=1, attempt=1, name="denoise", state="start"),
+        PhaseEvent(job=1, attempt=0, name="write", state="done"),
     ]
-    running = job(1, "running", plan=None, progress={"phase": "denoise", "step": 2, "of": 4, "eta_s": 12.0})
+    running = job(1, "running", plan=None, progress=Progress(phase="denoise", step=2, of=4, eta_s=12.0))
     shown = jobs_view.progress(running, events, EN)
     assert [chip.state for chip in shown.chips] == ["done", "now", "waiting", "waiting"]  # attempt 0 is forgotten
     assert shown.line == "Denoise, step 2 of 4"
@@ -119,10 +122,24 @@ def test_progress_shows_phases_step_and_time_left():
 
 def test_the_queue_is_in_the_order_it_will_run_and_failures_stay_visible():
     waiting = [job(5, place=2.0), job(4, place=1.0)]
-    snapshot = Snapshot(jobs=(job(6, "failed", error={"code": "oom"}), *waiting, job(3, "running"), job(2, "done")))
+    snapshot = Snapshot(
+        jobs=(job(6, "failed", error=JobError(code="oom")), *waiting, job(3, "running"), job(2, "done"))
+    )
     rows = jobs_view.queue(snapshot, EN)
     assert [(row.job, row.state) for row in rows] == [(3, "running"), (4, "queued"), (5, "queued"), (6, "failed")]
     assert "up" not in rows[1].acts and "up" in rows[2].acts
+
+
+def test_a_job_that_waits_for_memory_says_how_much():
+    held = job(4, hold_bytes=5 * GIB)
+    rows = jobs_view.queue(Snapshot(jobs=(job(5), held)), EN)
+    assert [row.note for row in rows] == ["Waiting: another program took memory, 5.0 GiB needed", CAT["prompt"]]
+
+
+def test_the_preview_of_the_running_job_is_its_newest_picture():
+    events = [PreviewEvent(job=1, attempt=1, i=i, jpeg=jpeg) for i, jpeg in ((1, "AAAA"), (2, "/9j/"))]
+    assert preview(events) == "data:image/jpeg;base64,/9j/"
+    assert preview([]) == ""
 
 
 def test_one_running_job_needs_no_queue():
@@ -130,7 +147,7 @@ def test_one_running_job_needs_no_queue():
 
 
 def test_first_aid_after_memory_failure_is_the_guides_and_steps_are_not_a_memory_lever():
-    shown = jobs_view.failure(job(1, "failed", error={"code": "oom", "what": "x"}), EN)
+    shown = jobs_view.failure(job(1, "failed", error=JobError(code="oom", what="x")), EN)
     assert shown.memory
     assert dict(shown.smaller) == {
         "model": "wan2.1-1.3b", "resolution": "480p", "num_frames": 49, "steps": 2, "quant_linear": "on",
@@ -139,12 +156,11 @@ def test_first_aid_after_memory_failure_is_the_guides_and_steps_are_not_a_memory
 
 
 def test_picture_to_video_retries_smaller_without_another_model():
-    request = {"model": "wan2.2-a14b", "num_frames": 81}
-    assert "model" not in jobs_view.smaller(request)
+    assert "model" not in jobs_view.smaller("wan2.2-a14b", 81)
 
 
 def test_other_failures_offer_no_first_aid():
-    assert not jobs_view.failure(job(1, "failed", error={"code": "clip_frames", "what": "x"}), EN).memory
+    assert not jobs_view.failure(job(1, "failed", error=JobError(code="clip_frames", what="x")), EN).memory
 
 
 def clip(**request):
@@ -356,10 +372,10 @@ def test_first_aid_names_the_largest_holders_and_the_newest_job_that_memory_stop
              idle=False, kill_line=f"kill {size}")
         for size in (1, 9, 3)
     ]  # fmt: skip
-    oom = {"code": "oom", "what": "out of memory"}
+    oom = JobError(code="oom", what="out of memory")
     snapshot = Snapshot(
         holders=(Some(uuid="GPU-1", rows=rows, listed=True),),
-        jobs=(job(4), job(3, "parked", error=oom), job(2, "failed", error={"code": "nan_latents", "what": "x"})),
+        jobs=(job(4), job(3, "parked", error=oom), job(2, "failed", error=JobError(code="nan_latents", what="x"))),
     )
     shown = aid_view.aid(snapshot, EN)
     assert [held.pid for held in shown.holders] == [9, 3, 1]

@@ -19,7 +19,6 @@ from turbodiff.spec.clips import Sidecar, read_record
 from turbodiff.spec.errors import FileError, OutputError, RequestError
 from turbodiff.spec.files import atomic_write
 from turbodiff.spec.models import display_name_of
-from turbodiff.spec.request import Request
 
 SEEDS_FILE = "seeds.md"
 MAX_NOTE_CHARS = 500
@@ -52,11 +51,11 @@ def list_seeds(store: Store, search: str = "", limit: int = 200) -> list[Seed]:
 def archive_clip(store: Store, outputs: Path, job: int) -> None:
     """Add the clip of a finished job, and bring seeds.md up to date; a file that cannot be written waits."""
     done = store.job(job)
-    clip = Path(str((done.result or {}).get("path", "")))
+    clip = Path(done.result.path if done.result else "")
     try:
         sidecar = read_sidecar(clip)
     except FileError:
-        sidecar = Sidecar(request=Request.model_validate(done.request))
+        sidecar = Sidecar(request=done.request)
     add_clip(store, clip, sidecar, job)
     with contextlib.suppress(OutputError):
         write_file(store, outputs)

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -79,12 +79,8 @@ class TextPrinter:
     """A line per phase and step, with the time left; the file's name last."""
 
     def __call__(self, event: Event) -> None:
-        lines = plan_lines(event.fields["plan"]) if event.type == "plan" else [event_line(event)]
+        lines = plan_lines(event.plan) if event.type == "plan" else [event_line(event)]
         for line in filter(None, lines):
             sys.stderr.write(line + "\n")
         if event.type == "result":
-            sys.stdout.write(_path(event.fields) + "\n")
-
-
-def _path(fields: dict[str, Any]) -> str:
-    return str(fields["path"])
+            sys.stdout.write(event.path + "\n")

@@ -5,6 +5,7 @@ import sys
 from typing import Annotated, Literal
 
 import typer
+from pydantic_core import to_jsonable_python
 
 from turbodiff.cli import flags
 from turbodiff.cli.places import StateDir, open_studio
@@ -18,18 +19,15 @@ JobId = Annotated[int, typer.Argument(help="number of the job")]
 def list_jobs(state_dir: StateDir = None, limit: Annotated[int, typer.Option("--limit")] = 20) -> None:
     """The newest jobs first."""
     for job in open_studio(state_dir).jobs(limit):
-        request = job.request
-        sys.stdout.write(f"{job.id:6} {job.state:10} {request['model']:14} {request['prompt'][:60]}\n")
+        sys.stdout.write(f"{job.id:6} {job.state:10} {job.request.model:14} {job.request.prompt[:60]}\n")
 
 
 @jobs_app.command("show")
 def show_job(job: JobId, state_dir: StateDir = None, as_json: flags.Json = False) -> None:
     """One job: what was asked, how far it is, what came of it."""
     found = open_studio(state_dir).job(job)
-    facts = {
-        name: getattr(found, name)
-        for name in ("id", "state", "attempt", "request", "plan", "progress", "error", "result", "strikes")
-    }
+    names = ("id", "state", "attempt", "request", "plan", "progress", "error", "result", "strikes")
+    facts = {name: to_jsonable_python(getattr(found, name)) for name in names}
     if as_json:
         sys.stdout.write(json.dumps(facts) + "\n")
         return

@@ -26,38 +26,37 @@ PHASES = {
 }
 
 
-def plan_lines(plan: dict[str, Any]) -> list[str]:
+def plan_lines(plan: Plan) -> list[str]:
     """What will run, whether it fits, and what was lowered to make it fit."""
-    request = plan["request"]
-    name = find_model(request["model"]).display_name
+    request = plan.request
+    name = find_model(request.model).display_name
     lines = [
-        f"{name}  {request['width']}x{request['height']}  {request['num_frames']} frames  {request['steps']} steps"
-        f"  seed {request['seed']}  attention {request['attention']}  on {plan['device_name']}",
-        f"peak {gib(plan['peak_bytes'])} of {gib(plan['budget_bytes'])}: {plan['band']}",
+        f"{name}  {request.width}x{request.height}  {request.num_frames} frames  {request.steps} steps"
+        f"  seed {request.seed}  attention {request.attention}  on {plan.device_name}",
+        f"peak {gib(plan.peak_bytes)} of {gib(plan.budget_bytes)}: {plan.band}",
     ]
-    lossy = [change for change in plan["changes"] if change["lossy"]]
-    return lines + [f"changed to fit: {c['field']} {c['from_value']} -> {c['to_value']}" for c in lossy]
+    lossy = [change for change in plan.changes if change.lossy]
+    return lines + [f"changed to fit: {c.field} {c.from_value} -> {c.to_value}" for c in lossy]
 
 
 def event_line(event: Event) -> str:
     """One event as one line, or "" for those that need none."""
-    fields = event.fields
-    if event.type == "phase" and fields["state"] == "start":
-        return f"{PHASES.get(fields['name'], fields['name'])} ..."
+    if event.type == "phase" and event.state == "start":
+        return f"{PHASES.get(event.name, event.name)} ..."
     if event.type == "step":
-        return f"  step {fields['i']}/{fields['n']}  {fields['dt_s']:.1f} s a step, {seconds(fields['eta_s'])} left"
+        return f"  step {event.i}/{event.n}  {event.dt_s:.1f} s a step, {seconds(event.eta_s)} left"
     if event.type == "result":
-        done = f"done in {seconds(fields['seconds'])}: {fields['frames']} frames, {fields['width']}x{fields['height']}"
-        return "\n".join([done, *(f"note: {line}" for line in flaw_lines(fields))])
+        done = f"done in {seconds(event.seconds or 0.0)}: {event.frames} frames, {event.width}x{event.height}"
+        return "\n".join([done, *(f"note: {line}" for line in flaw_lines(event))])
     if event.type == "wait":
-        return f"waiting for {gib(fields['need_bytes'])} of memory, {gib(fields['free_bytes'])} free"
+        return f"waiting for {gib(event.need_bytes)} of memory, {gib(event.free_bytes)} free"
     return ""
 
 
 def plan_table(plan: Plan, words: Words) -> None:
     """A plan with its phases as a table, the phase that binds marked; then why, and what else there is."""
     console = Console(highlight=False, soft_wrap=True)
-    for line in plan_lines(plan.model_dump(mode="json")):
+    for line in plan_lines(plan):
         console.print(line, markup=False)
     table = Table(
         "phase", "weights", "activations", "workspace", "peak", "host RAM", "seconds", box=None, pad_edge=False

@@ -4,11 +4,13 @@ On failure the cause and what to try. `turbodiff selftest` writes here too.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
-from turbodiff.spec.events import Event
+from turbodiff.spec.clips import ClipResult
+from turbodiff.spec.events import Event, JobError
 from turbodiff.spec.models import display_name_of
 from turbodiff.spec.numbers import gib, seconds
+from turbodiff.spec.plan import Plan
+from turbodiff.spec.request import Request
 
 # what a sound clip may still look like (media/flaws.py), and what helps
 FLAWS = {
@@ -18,60 +20,57 @@ FLAWS = {
 }
 
 
-def request_line(request: dict[str, Any], attempt: int) -> str:
+def request_line(request: Request, attempt: int) -> str:
     """The first line of an attempt."""
-    size = f"{request['width']}x{request['height']}"
-    seed = "random" if request.get("seed") is None else request["seed"]
-    name = display_name_of(request["model"])
-    words = f"attempt {attempt}: {request['kind']} {name} {size} {request['num_frames']} frames"
-    tuning = f"{request['steps']} steps {request['sampler']} attention {request['attention']} topk {request['topk']}"
-    return f"{words} {tuning} quant_linear {request['quant_linear']} seed {seed} prompt {request['prompt']!r}"
+    size = f"{request.width}x{request.height}"
+    seed = "random" if request.seed is None else request.seed
+    name = display_name_of(request.model)
+    words = f"attempt {attempt}: {request.kind} {name} {size} {request.num_frames} frames"
+    tuning = f"{request.steps} steps {request.sampler} attention {request.attention} topk {request.topk}"
+    return f"{words} {tuning} quant_linear {request.quant_linear} seed {seed} prompt {request.prompt!r}"
 
 
 def run_lines(event: Event, planned_bytes: int | None = None) -> Iterator[str]:
     """What an event adds to the run log."""
-    fields = event.fields
     match event.type:
         case "plan":
-            yield from plan_lines(fields["plan"])
-        case "phase" if fields.get("state") == "done":
-            peak = fields.get("peak_bytes")
-            held = f", peak {gib(peak)}" if peak else ""
-            held += f" of {gib(planned_bytes)} planned" if peak and planned_bytes else ""
-            yield f"{fields['name']} done in {seconds(fields.get('seconds') or 0.0)}{held}"
+            yield from plan_lines(event.plan)
+        case "phase" if event.state == "done":
+            held = f", peak {gib(event.peak_bytes)}" if event.peak_bytes else ""
+            held += f" of {gib(planned_bytes)} planned" if event.peak_bytes and planned_bytes else ""
+            yield f"{event.name} done in {seconds(event.seconds or 0.0)}{held}"
         case "phase":
-            note = f": {fields['note']}" if fields.get("note") else ""
-            yield f"{fields['name']} starts{note}"
+            yield f"{event.name} starts"
         case "step":
-            expert = f" {fields['expert']}" if fields.get("expert") else ""
-            yield f"step {fields['i']}/{fields['n']}{expert} t {fields.get('t', 0):.3f} {fields.get('dt_s', 0):.2f} s"
+            expert = f" {event.expert}" if event.expert else ""
+            yield f"step {event.i}/{event.n}{expert} t {event.t:.3f} {event.dt_s:.2f} s"
         case "notice":
-            yield str(fields.get("text", ""))
+            yield event.text
         case "result":
-            size = f"{fields.get('width')}x{fields.get('height')}"
-            yield f"verdict: done, {fields['path']} {fields.get('frames')} frames {size} sha256 {fields['sha256'][:12]}"
-            yield from (f"[WARNING] verdict: {line}" for line in flaw_lines(fields))
+            size = f"{event.width}x{event.height}"
+            yield f"verdict: done, {event.path} {event.frames} frames {size} sha256 {event.sha256[:12]}"
+            yield from (f"[WARNING] verdict: {line}" for line in flaw_lines(event))
         case "error":
-            yield error_line(fields)
+            yield error_line(event)
 
 
-def flaw_lines(result: dict[str, Any]) -> list[str]:
+def flaw_lines(result: ClipResult) -> list[str]:
     """What a finished clip may be wrong with, and the knob that helps."""
-    return [FLAWS.get(flaw, flaw) for flaw in result.get("warnings", ())]
+    return [FLAWS.get(flaw, flaw) for flaw in result.warnings]
 
 
-def plan_lines(plan: dict[str, Any]) -> Iterator[str]:
+def plan_lines(plan: Plan) -> Iterator[str]:
     """The plan: what runs, what it needs, what was changed."""
-    need, budget = gib(plan["peak_bytes"]), gib(plan["budget_bytes"])
-    total_s = sum(phase["seconds"] for phase in plan["phases"])
-    yield f"plan: {plan['band']} on {plan['device_name']}, needs {need} of {budget}, about {seconds(total_s)}"
-    for change in plan.get("changes", ()):
-        yield f"plan changed {change['field']}: {change['from_value']} -> {change['to_value']}"
+    need, budget = gib(plan.peak_bytes), gib(plan.budget_bytes)
+    yield f"plan: {plan.band} on {plan.device_name}, needs {need} of {budget}, about {seconds(plan.seconds)}"
+    for change in plan.changes:
+        yield f"plan changed {change.field}: {change.from_value} -> {change.to_value}"
 
 
-def error_line(fields: dict[str, Any]) -> str:
+def error_line(error: JobError) -> str:
     """Cause and remedy in one line; memory failures say OOM."""
-    parts = [f"[ERROR] verdict: {fields.get('code')}: {fields.get('what')}"]
-    parts += [f"{name} {fields[name]}" for name in ("got", "expected") if fields.get(name)]
-    parts += [f"try: {fields['try_instead']}"] if fields.get("try_instead") else []
+    parts = [f"[ERROR] verdict: {error.code}: {error.what}"]
+    parts += [f"got {error.got}"] if error.got else []
+    parts += [f"expected {error.expected}"] if error.expected else []
+    parts += [f"try: {error.try_instead}"] if error.try_instead else []
     return "; ".join(parts)

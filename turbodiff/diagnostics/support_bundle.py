@@ -9,9 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from turbodiff.diagnostics.logs import RUN_LOG, STARTUP_LOG, redact
 from turbodiff.gpu.probe import machine_now
-from turbodiff.jobs.store import Job, Store
+from turbodiff.jobs.store import Store
 from turbodiff.spec.errors import OutputError
 
 LAST_BYTES = 2 << 20  # of each log
@@ -50,9 +52,9 @@ def _parts(store: Store, logs: Path) -> Iterator[tuple[str, str]]:
     for old in sorted((store.path.parent / "logs").glob("*.log"))[-3:]:
         yield f"earlier/{old.name}", _end_of(old)
     jobs = store.jobs(JOBS)
-    yield "jobs.json", _json([_as_dict(job) for job in jobs])
+    yield "jobs.json", _json(jobs)
     failed = [job for job in jobs if job.state in ("failed", "parked")][:WITH_EVENTS]
-    events = {job.id: [event.model_dump() for _, event in store.events(job.id)] for job in failed}
+    events = {job.id: [json.loads(event.line()) for _, event in store.events(job.id)] for job in failed}
     yield "events_of_failed_jobs.json", _json(events)
     facts = {row["name"]: json.loads(row["value"]) for row in store.rows("SELECT name, value FROM fact")}
     yield "facts.json", _json(facts)
@@ -60,20 +62,16 @@ def _parts(store: Store, logs: Path) -> Iterator[tuple[str, str]]:
     yield "versions.txt", _versions()
 
 
-def _as_dict(job: Job) -> dict[str, Any]:
-    return dict(vars(job))
-
-
 def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False, default=str)
+    return json.dumps(to_jsonable_python(value, fallback=str), indent=1, ensure_ascii=False)
 
 
 def _prompts(store: Store) -> list[str]:
     """Every private text of the known jobs, in the spellings of the logs and of JSON, the longest first."""
     found: set[str] = set()
     for job in store.jobs(1_000_000):
-        for request in (job.request, (job.plan or {}).get("request") or {}):
-            texts = [str(request.get(name) or "") for name in TEXT_FIELDS]
+        for request in (job.request, job.planned_request):
+            texts = [str(getattr(request, name)) for name in TEXT_FIELDS]
             found |= {
                 spelling
                 for text in texts

@@ -2,19 +2,22 @@
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from turbodiff.jobs.store import JSON_COLUMNS, OVER, Job, State, Store, packed
+from turbodiff.jobs.store import Store, packed
+from turbodiff.spec.clips import ClipResult, Record
 from turbodiff.spec.events import Event
+from turbodiff.spec.jobs import OVER, Progress, QueuedJob, State
+from turbodiff.spec.plan import Plan
 
 IN_PLACE = {"step", "preview"}  # progress is one row, replaced, so a day of work is not a million rows
 NOT_KEPT = {"hello", "beat", "plan", "result"}  # of the worker, or with a column of their own
 HOLD_REST_S = 5.0
 
 
-def claim(store: Store, slot: int = 0, free_bytes: int | None = None) -> Job | None:
+def claim(store: Store, slot: int = 0, free_bytes: int | None = None) -> QueuedJob | None:
     """Start the next attempt of the next waiting job, or None: queue empty, paused, or held for memory.
 
     A job on hold is passed over until `free_bytes` (None: unknown, which holds nothing back) covers it, and for
@@ -49,7 +52,7 @@ def move_on(
     **columns: Any,
 ) -> bool:
     """Move an attempt to another state and set columns with it; False if that attempt is no longer current."""
-    values = {name: _as_column(name, value) for name, value in columns.items()} | {"state": to}
+    values = {name: _as_column(value) for name, value in columns.items()} | {"state": to}
     if to in OVER or to == "parked":
         values |= {"ended_s": store.now(), "ask": "", "progress": None}
     sets = ", ".join(f"{name} = ?" for name in values)
@@ -64,13 +67,15 @@ def move_on(
     return done.rowcount == 1
 
 
-def set_plan(store: Store, job: int, attempt: int, plan: Mapping[str, Any]) -> None:
+def set_plan(store: Store, job: int, attempt: int, plan: Plan) -> None:
     """The plan that the worker really runs."""
     with store.write() as db:
-        db.execute("UPDATE job SET plan = ? WHERE id = ? AND attempt = ?", (_as_column("plan", plan), job, attempt))
+        db.execute(
+            "UPDATE job SET plan = ? WHERE id = ? AND attempt = ?", (packed(plan.model_dump_json()), job, attempt)
+        )
 
 
-def note(store: Store, event: Event, progress: Mapping[str, Any] | None = None) -> bool:
+def note(store: Store, event: Event, progress: Progress | None = None) -> bool:
     """Keep an event of a current attempt, and the progress it means; False for an earlier attempt's words."""
     if event.type in NOT_KEPT:
         return True
@@ -84,20 +89,20 @@ def note(store: Store, event: Event, progress: Mapping[str, Any] | None = None) 
             return False
         db.execute(
             f"{how} INTO event (job, attempt, type, t_s, at_s, fields) VALUES (?, ?, ?, ?, ?, ?)",
-            (event.job, event.attempt, event.type, event.t_s, store.now(), json.dumps(event.fields)),
+            (event.job, event.attempt, event.type, event.t_s, store.now(), event.model_dump_json()),
         )
         if progress is not None:
-            db.execute("UPDATE job SET progress = ? WHERE id = ?", (json.dumps(progress), event.job))
+            db.execute("UPDATE job SET progress = ? WHERE id = ?", (progress.model_dump_json(), event.job))
     return True
 
 
-def finish(store: Store, job: int, attempt: int, result: Mapping[str, Any]) -> bool:
+def finish(store: Store, job: int, attempt: int, result: ClipResult) -> bool:
     """Done, with its clip as an artifact, in one transaction; False if the attempt is not current."""
     with store.write() as db:
         done = db.execute(
             "UPDATE job SET state = 'done', result = ?, error = NULL, progress = NULL, ask = '', ended_s = ?"
             " WHERE id = ? AND attempt = ? AND state IN ('running', 'verifying')",
-            (packed(json.dumps(dict(result))), store.now(), job, attempt),
+            (packed(result.model_dump_json()), store.now(), job, attempt),
         )
         if done.rowcount != 1:
             return False
@@ -106,9 +111,9 @@ def finish(store: Store, job: int, attempt: int, result: Mapping[str, Any]) -> b
     return True
 
 
-def add_artifact(db: sqlite3.Connection, job: int, attempt: int, result: Mapping[str, Any], at_s: float) -> None:
+def add_artifact(db: sqlite3.Connection, job: int, attempt: int, result: ClipResult, at_s: float) -> None:
     """The clip of a `result` as a row, inside the caller's transaction."""
-    path = Path(str(result["path"]))
+    path = Path(result.path)
     db.execute(
         "INSERT OR REPLACE INTO artifact (job, attempt, path, sha256, bytes, frames, width, height, fps, seconds, at_s)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -116,13 +121,19 @@ def add_artifact(db: sqlite3.Connection, job: int, attempt: int, result: Mapping
             job,
             attempt,
             str(path),
-            result.get("sha256", ""),
+            result.sha256,
             path.stat().st_size if path.exists() else 0,
-            *(result.get(name) for name in ("frames", "width", "height", "fps", "seconds")),
+            result.frames,
+            result.width,
+            result.height,
+            result.fps,
+            result.seconds,
             at_s,
         ),
     )
 
 
-def _as_column(name: str, value: Any) -> Any:
-    return packed(json.dumps(value)) if name in JSON_COLUMNS and value is not None else value
+def _as_column(value: Any) -> Any:
+    if isinstance(value, Record):
+        return packed(value.model_dump_json())
+    return packed(json.dumps(value)) if isinstance(value, dict) else value

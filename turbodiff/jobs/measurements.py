@@ -3,53 +3,43 @@
 Only the supervisor records what jobs took, each phase once; `turbodiff calibrate` adds what it measured itself.
 """
 
-from collections.abc import Mapping
 from statistics import median
-from typing import Any
 
 from pydantic import ValidationError
 
-from turbodiff.jobs.store import Job, Store
+from turbodiff.jobs.store import Store
 from turbodiff.plan.calibration import Calibration, Sample, calibrate, kind_of, work_bytes
 from turbodiff.plan.hardware import Machine
-from turbodiff.spec.events import Event
-from turbodiff.spec.plan import Plan
+from turbodiff.spec.events import Event, PhaseEvent
+from turbodiff.spec.jobs import QueuedJob
+from turbodiff.spec.plan import Phase, Plan
 
 HISTORY = 300  # rows that are looked at: 50 runs of six phases
 KEEP_ROWS = 3000  # ten times that: other models and sizes have a history, too
 SHAPE = ("model", "width", "height", "num_frames")
 
 
-def planned(job: Job | None, phase: str) -> dict[str, Any]:
-    """The plan's own row for a phase, {} without a plan."""
-    phases = (job.plan or {}).get("phases", ()) if job else ()
-    return next((dict(row) for row in phases if row["name"] == phase), {})
-
-
-def planned_bytes(job: Job | None, event: Event) -> int | None:
-    """The predicted peak of the phase that an event is about."""
-    return planned(job, str(event.fields.get("name", ""))).get("peak_bytes") if event.type == "phase" else None
+def planned_phase(plan: Plan | None, name: str) -> Phase | None:
+    """The plan's own row for a phase, None where it has none."""
+    return next((phase for phase in plan.phases if phase.name == name), None) if plan else None
 
 
 def record(
-    store: Store, job: Job | None, event: Event, machine: Machine | None, slot: int = 0, nvml_bytes: int | None = None
+    store: Store, job: QueuedJob, event: Event, machine: Machine | None, slot: int = 0, nvml_bytes: int | None = None
 ) -> None:
     """Keep what a finished phase took; with a card and a prediction it also teaches the plan.
 
     An out-of-memory is a sample, too: the phase needed more than the budget had beside its weights.
     """
-    if job is None:
+    if event.type == "phase" and event.state == "done":
+        sample, phase = _sample(job, event, machine, slot, nvml_bytes), event.name
+        measured = (event.peak_bytes, event.seconds)
+    elif event.type == "error" and event.code == "oom":
+        sample, phase = _failed(job, event.field, machine, slot), event.field
+        measured = (None, None)
+    else:
         return
-    if event.type == "phase" and event.fields.get("state") == "done":
-        sample = _sample(job, event, machine, slot, nvml_bytes)
-        _insert(store, job, str(event.fields["name"]), event.fields, sample)
-    elif event.type == "error" and event.fields.get("code") == "oom":
-        _insert(store, job, str(event.fields.get("field", "")), {}, _failed(job, event, machine, slot))
-
-
-def _insert(store: Store, job: Job, phase: str, measured: Mapping[str, Any], sample: Sample | None) -> None:
-    ran = _ran(job)
-    values = (job.id, job.attempt, *(ran[name] for name in SHAPE), phase)
+    values = (job.id, job.attempt, *(getattr(job.planned_request, name) for name in SHAPE), phase)
     with store.write(durable=False) as db:
         row = db.execute(
             "INSERT INTO peak (at_s, job, attempt, model, width, height, num_frames, phase, measured_bytes, measured_s,"
@@ -57,8 +47,7 @@ def _insert(store: Store, job: Job, phase: str, measured: Mapping[str, Any], sam
             (
                 store.now(),
                 *values,
-                measured.get("peak_bytes"),
-                measured.get("seconds"),
+                *measured,
                 sample.model_dump_json() if sample else None,
             ),
         )
@@ -109,7 +98,7 @@ def calibration_for(store: Store, plan: Plan, machine: Machine, slot: int | None
     return found if found.samples else None
 
 
-def calibration_of(store: Store, job: Job, machine: Machine | None, slot: int) -> Calibration | None:
+def calibration_of(store: Store, job: QueuedJob, machine: Machine | None, slot: int) -> Calibration | None:
     """What measured runs say about the plan of a job on the card of a slot.
 
     None after an out-of-memory: then the job has no plan, and its cap is careful enough.
@@ -126,56 +115,45 @@ def medians(rows: list[tuple[str, float]]) -> dict[str, float]:
     return {phase: median(found) for phase, found in by_phase.items()}
 
 
-def usual_seconds(store: Store, job: Job) -> dict[str, float]:
+def usual_seconds(store: Store, job: QueuedJob) -> dict[str, float]:
     """Phase -> median seconds of earlier runs of the same model and size: the stuck watch's deadlines."""
-    ran = _ran(job)
     rows = store.rows(
         "SELECT phase, measured_s FROM peak WHERE model = ? AND width = ? AND height = ? AND num_frames = ?"
         " AND measured_s IS NOT NULL ORDER BY id DESC LIMIT ?",
-        *(ran[name] for name in SHAPE),
+        *(getattr(job.planned_request, name) for name in SHAPE),
         HISTORY,
     )
     return medians([(row["phase"], row["measured_s"]) for row in rows])
 
 
-def _ran(job: Job) -> dict[str, Any]:
-    return dict((job.plan or {}).get("request") or job.request)
-
-
-def _planned(job: Job, machine: Machine | None, slot: int) -> tuple[Plan, Machine] | None:
+def _planned(job: QueuedJob, machine: Machine | None, slot: int) -> tuple[Plan, Machine] | None:
     """The plan that ran on a card, or None: no card, no plan, or a row of another version."""
-    if machine is None or slot >= len(machine.gpus) or not job.plan:
+    if machine is None or slot >= len(machine.gpus) or job.plan is None:
         return None
-    try:
-        plan = Plan.model_validate(job.plan)
-    except ValidationError:
-        return None
-    return None if _card_index(plan) is None else (plan, machine)
+    return None if _card_index(job.plan) is None else (job.plan, machine)
 
 
-def _sample(job: Job, event: Event, machine: Machine | None, slot: int, nvml_bytes: int | None) -> Sample | None:
+def _sample(
+    job: QueuedJob, event: PhaseEvent, machine: Machine | None, slot: int, nvml_bytes: int | None
+) -> Sample | None:
     """Measured work memory beside the predicted one, both without the weights, which are known exactly."""
-    planned_on, fields = _planned(job, machine, slot), event.fields
-    if planned_on is None or not fields.get("peak_bytes"):
+    planned_on, phase = _planned(job, machine, slot), planned_phase(job.plan, event.name)
+    if planned_on is None or phase is None or not event.peak_bytes:
         return None
     plan, card = planned_on
-    phase = next((phase for phase in plan.phases if phase.name == fields["name"]), None)
-    if phase is None:
-        return None
     return Sample(
         kind=kind_of(card.gpus[slot], card, plan.request, plan.levers),
         phase=phase.name,
         predicted_bytes=work_bytes(plan, phase),
-        measured_bytes=max(0, fields["peak_bytes"] - (fields.get("weights_bytes") or phase.weights_bytes)),
-        reserved_bytes=fields.get("reserved_bytes"),
+        measured_bytes=max(0, event.peak_bytes - (event.weights_bytes or phase.weights_bytes)),
+        reserved_bytes=event.reserved_bytes,
         nvml_bytes=nvml_bytes,
     )
 
 
-def _failed(job: Job, event: Event, machine: Machine | None, slot: int) -> Sample | None:
+def _failed(job: QueuedJob, name: str, machine: Machine | None, slot: int) -> Sample | None:
     """What an out-of-memory says: work memory was at least what the budget had beside the weights."""
-    planned_on = _planned(job, machine, slot)
-    phase = next((p for p in planned_on[0].phases if p.name == event.fields.get("field")), None) if planned_on else None
+    planned_on, phase = _planned(job, machine, slot), planned_phase(job.plan, name)
     if planned_on is None or phase is None:
         return None
     plan, card = planned_on

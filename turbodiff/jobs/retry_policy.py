@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from turbodiff.jobs.store import Job, State
+from turbodiff.spec.events import JobError
+from turbodiff.spec.jobs import QueuedJob, State
 from turbodiff.spec.numbers import gib
+from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import PLAINER_ATTENTION
 
 Strike = Literal["crash", "killed", "oom", "neighbour", "host_ram", "stuck", "nan", "verify", "device"]
@@ -33,13 +35,17 @@ NEIGHBOUR_BYTES = 256 << 20  # growth of others that explains an out-of-memory
 OUTPUT_CODES = {"disk_full", "output_unwritable", "output_exists", "ffmpeg_missing"}
 
 
+NO_ERROR = JobError()
+
+
 @dataclass(frozen=True)
 class Ending:
     """How an attempt ended without a clip.
 
     Args:
         kind: error (the worker said so), died, stuck, unverified (the clip is not sound), wait, stopped (by a person).
-        error: fields of the error event, or what the supervisor has to say.
+        error: the worker's error event, or what the supervisor has to say.
+        need_bytes: of a `wait`.
         exit_status: of the worker that died, negative for a signal.
         host_oom: the kernel ended it for want of RAM.
         others_grew_bytes: device memory that other programs took during the attempt.
@@ -47,7 +53,8 @@ class Ending:
     """
 
     kind: Literal["error", "died", "stuck", "unverified", "wait", "stopped"]
-    error: Mapping[str, Any] = field(default_factory=dict)
+    error: JobError = NO_ERROR
+    need_bytes: int = 0
     exit_status: int | None = None
     host_oom: bool = False
     others_grew_bytes: int = 0
@@ -65,14 +72,14 @@ class Decision:
     end_worker: bool = False
 
 
-def decide(job: Job, ending: Ending) -> Decision:
+def decide(job: QueuedJob, ending: Ending) -> Decision:
     """The rules, one per way to end."""
     match ending.kind:
         case "stopped":
             return Decision("queued", f"back to the queue: {ending.reason}")
         case "wait":
-            need = int(ending.error["need_bytes"])
-            return Decision("queued", f"waits for {gib(need)} of device memory", {"hold_bytes": need})
+            need = f"waits for {gib(ending.need_bytes)} of device memory"
+            return Decision("queued", need, {"hold_bytes": ending.need_bytes})
         case "died":
             return _died(job, ending)
         case "stuck":
@@ -83,86 +90,74 @@ def decide(job: Job, ending: Ending) -> Decision:
             return _error(job, ending)
 
 
-def _died(job: Job, ending: Ending) -> Decision:
-    error = dict(ending.error)
+def _died(job: QueuedJob, ending: Ending) -> Decision:
+    error = ending.error
     if job.ask == "cancel":
         return Decision("cancelled", "cancelled; the worker ended")
     if ending.host_oom:
-        error |= {
-            "code": "host_ram",
-            "what": "OOM: the computer ran out of RAM and the kernel ended the worker",
-            "try_instead": "close other programs, or a smaller model",
-        }
+        what = "OOM: the computer ran out of RAM and the kernel ended the worker"
+        advice = "close other programs, or a smaller model"
+        error = JobError(got=error.got, code="host_ram", what=what, try_instead=advice)
         return _again(job, "host_ram", "parked", error)
     if ending.exit_status in (-signal.SIGKILL, -signal.SIGTERM) or not ending.begun:
-        error |= {"code": "worker_killed", "what": "the worker was ended from outside, again and again"}
-        return _again(job, "killed", "failed", error)
-    error |= {
-        "code": "worker_crashed",
-        "what": "this job crashes the worker",
-        "try_instead": "another attention or model; turbodiff support-bundle collects what is needed for a report",
-    }
-    return _again(job, "crash", "failed", error)
+        what = "the worker was ended from outside, again and again"
+        return _again(job, "killed", "failed", JobError(got=error.got, code="worker_killed", what=what))
+    advice = "another attention or model; turbodiff support-bundle collects what is needed for a report"
+    what = "this job crashes the worker"
+    crashed = JobError(got=error.got, code="worker_crashed", what=what, try_instead=advice)
+    return _again(job, "crash", "failed", crashed)
 
 
-def _error(job: Job, ending: Ending) -> Decision:
+def _error(job: QueuedJob, ending: Ending) -> Decision:
     error = ending.error
-    code, text = str(error.get("code", "")), str(error.get("what", ""))
-    exit_code = int(error.get("exit_code", 1))
-    if exit_code == 130:
-        return Decision("cancelled", "cancelled", {"error": dict(error)})
-    if code == "oom":
+    if error.exit_code == 130:
+        return Decision("cancelled", "cancelled", {"error": error})
+    if error.code == "oom":
         return _out_of_memory(job, ending)
-    if exit_code == 5:
-        return Decision("parked", _words(error), {"error": dict(error)})
-    if code == "nan_latents":
+    if error.exit_code == 5:
+        return Decision("parked", _words(error), {"error": error})
+    if error.code == "nan_latents":
         return _not_a_number(job, error)
-    if code in OUTPUT_CODES or error.get("field") in ("output", "outputs"):
-        return Decision("parked", _words(error), {"error": dict(error)})
-    if code.startswith("clip_"):
+    if error.code in OUTPUT_CODES or error.field in ("output", "outputs"):
+        return Decision("parked", _words(error), {"error": error})
+    if error.code.startswith("clip_"):
         return _again(job, "verify", "failed", error)
-    if code == "cuda_error" or "CUDA error" in text:
+    if error.code == "cuda_error" or "CUDA error" in error.what:
         return _again(job, "device", "failed", error, end_worker=True)
-    return Decision("failed", _words(error), {"error": dict(error)})
+    return Decision("failed", _words(error), {"error": error})
 
 
-def _out_of_memory(job: Job, ending: Ending) -> Decision:
-    plan = job.plan or {}
+def _out_of_memory(job: QueuedJob, ending: Ending) -> Decision:
     if ending.others_grew_bytes > NEIGHBOUR_BYTES:
-        hold = {"hold_bytes": plan.get("peak_bytes")}
+        hold = {"hold_bytes": job.plan.peak_bytes if job.plan else None}
         grew = f"another program took {gib(ending.others_grew_bytes)} meanwhile"
         return _again(job, "neighbour", "parked", ending.error, hold, grew, end_worker=True)
     lower = {"cap_bytes": next_cap(job.plan, job.cap_bytes), "plan": None}
     return _again(job, "oom", "parked", ending.error, lower, "one rung lower", end_worker=True)
 
 
-def next_cap(plan: Mapping[str, Any] | None, cap_bytes: int | None) -> int | None:
+def next_cap(plan: Plan | None, cap_bytes: int | None) -> int | None:
     """What the attempt after an out-of-memory stays below: its plan, and 90 % of its budget and of its cap."""
-    caps = [int(OOM_SHRINK * plan["budget_bytes"]), plan["peak_bytes"] - 1] if plan else []
+    caps = [int(OOM_SHRINK * plan.budget_bytes), plan.peak_bytes - 1] if plan else []
     caps += [int(OOM_SHRINK * cap_bytes)] if cap_bytes else []
     return min(caps, default=None)
 
 
-def _not_a_number(job: Job, error: Mapping[str, Any]) -> Decision:
-    asked = str(job.overrides.get("attention") or _ran_attention(job))
+def _not_a_number(job: QueuedJob, error: JobError) -> Decision:
+    asked = job.overrides.get("attention") or job.planned_request.attention
     # NaN with INT8 attention: LightX2V 211, ComfyUI 7020
-    if asked not in PLAINER_ATTENTION or "attention" in job.request.get("pinned", ()):
-        return Decision("failed", _words(error), {"error": dict(error)})
+    if asked not in PLAINER_ATTENTION or "attention" in job.request.pinned:
+        return Decision("failed", _words(error), {"error": error})
     plainer = {"attention": PLAINER_ATTENTION[asked]}
     columns = {"overrides": job.overrides | plainer, "plan": None}
     return _again(job, "nan", "failed", error, columns, f"attention {asked} -> {PLAINER_ATTENTION[asked]}")
 
 
-def _ran_attention(job: Job) -> str:
-    request = (job.plan or {}).get("request") or job.request
-    return str(request.get("attention", ""))
-
-
 def _again(
-    job: Job,
+    job: QueuedJob,
     strike: Strike,
     final: State,
-    error: Mapping[str, Any],
+    error: JobError,
     columns: Mapping[str, Any] | None = None,
     how: str = "",
     end_worker: bool = False,
@@ -173,11 +168,11 @@ def _again(
     if count <= LIMITS[strike]:
         say = f"{_words(error)}; attempt {job.attempt + 1} follows" + (f", {how}" if how else "")
         return Decision("queued", say, {**strikes, **(columns or {})}, end_worker)
-    return Decision(final, f"{_words(error)} ({strike} {count} times)", {**strikes, "error": dict(error)}, end_worker)
+    return Decision(final, f"{_words(error)} ({strike} {count} times)", {**strikes, "error": error}, end_worker)
 
 
-def _words(error: Mapping[str, Any]) -> str:
-    parts = [str(error.get("what") or error.get("code") or "it ended")]
-    parts += [f"got {error['got']}"] if error.get("got") else []
-    parts += [f"try: {error['try_instead']}"] if error.get("try_instead") else []
+def _words(error: JobError) -> str:
+    parts = [error.what or error.code or "it ended"]
+    parts += [f"got {error.got}"] if error.got else []
+    parts += [f"try: {error.try_instead}"] if error.try_instead else []
     return "; ".join(parts)

@@ -9,7 +9,6 @@ words of an earlier attempt change nothing. Done, failed and cancelled never cha
 never by the clock.
 """
 
-import base64
 import json
 import secrets
 import sqlite3
@@ -17,59 +16,24 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from turbodiff.jobs.database import DATABASE, damaged, open_database, write_error
+from turbodiff.spec.clips import ClipResult, Sidecar, read_record
 from turbodiff.spec.errors import RequestError
-from turbodiff.spec.events import Event
+from turbodiff.spec.events import Event, JobError, make_event
+from turbodiff.spec.jobs import Progress, QueuedJob, State, Where
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 
-State = Literal["queued", "running", "verifying", "done", "failed", "cancelled", "parked"]
-Ask = Literal["", "cancel", "stop_and_decode"]
-Where = Literal["first", "up", "down", "last"]
-
-OVER: frozenset[State] = frozenset({"done", "failed", "cancelled"})
 MAX_QUEUED_PER_CLIENT = 20  # one browser cannot fill the queue for everybody
 
 
-@dataclass(frozen=True)
-class Job:
-    """One row of the queue. Times are Unix seconds and for people only; `strikes` counts how attempts ended."""
-
-    id: int
-    nonce: str
-    client: str
-    state: State
-    place: float
-    attempt: int
-    slot: int
-    request: dict[str, Any]
-    plan: dict[str, Any] | None
-    overrides: dict[str, Any]  # request fields that a retry changed, say {"attention": "sla"}
-    strikes: dict[str, int]  # {"crash": 1, "oom": 1, ...}
-    cap_bytes: int | None  # the next plan must stay below this: the last one ran out of memory
-    hold_bytes: int | None  # do not start before this much device memory is free
-    ask: Ask
-    progress: dict[str, Any] | None  # phase, step, of, eta_s
-    error: dict[str, Any] | None
-    result: dict[str, Any] | None
-    parent: int | None
-    created_s: float
-    started_s: float | None
-    ended_s: float | None
-
-    @property
-    def over(self) -> bool:
-        """Done, failed or cancelled: this row never changes again."""
-        return self.state in OVER
-
-
 PACK_CHARS = 400
-JSON_COLUMNS = ("request", "plan", "overrides", "strikes", "progress", "error", "result")
+KEPT_COLUMNS = 512  # requests and plans that were read last
 
 
 class Store:
@@ -155,7 +119,7 @@ class Store:
         assert cursor.lastrowid is not None
         return cursor.lastrowid
 
-    def job(self, job: int) -> Job:
+    def job(self, job: int) -> QueuedJob:
         """One job.
 
         Raises:
@@ -168,13 +132,13 @@ class Store:
             )
         return as_job(found[0])
 
-    def jobs(self, limit: int = 50, states: Sequence[State] = ()) -> list[Job]:
+    def jobs(self, limit: int = 50, states: Sequence[State] = ()) -> list[QueuedJob]:
         """The newest jobs first; with `states`, only those."""
         marks = ",".join("?" * len(states))
         where = f"WHERE state IN ({marks})" if states else ""
         return [as_job(row) for row in self.rows(f"SELECT * FROM job {where} ORDER BY id DESC LIMIT ?", *states, limit)]
 
-    def queue(self) -> list[Job]:
+    def queue(self) -> list[QueuedJob]:
         """The waiting jobs in the order they will run."""
         return [as_job(row) for row in self.rows("SELECT * FROM job WHERE state = 'queued' ORDER BY place, id")]
 
@@ -183,14 +147,16 @@ class Store:
         return {row["state"]: row["n"] for row in self.rows("SELECT state, count(*) AS n FROM job GROUP BY state")}
 
     def events(self, job: int, after: int = 0) -> list[tuple[int, Event]]:
-        """The events of a job with their sequence numbers, oldest first; only those behind `after`."""
-        found = self.rows("SELECT * FROM event WHERE job = ? AND seq > ? ORDER BY seq", job, after)
-        return [(row["seq"], _event(row)) for row in found]
+        """The events of a job with their sequence numbers, oldest first; only those behind `after`.
 
-    def preview(self, job: int) -> bytes | None:
-        """The newest preview of a running job as PNG, or None."""
-        found = self.rows("SELECT fields FROM event WHERE job = ? AND type = 'preview' ORDER BY seq DESC LIMIT 1", job)
-        return base64.b64decode(json.loads(found[0]["fields"])["png"]) if found else None
+        Rows that another version wrote and that cannot be read are left out.
+        """
+        found = []
+        for row in self.rows("SELECT * FROM event WHERE job = ? AND seq > ? ORDER BY seq", job, after):
+            envelope = {name: row[name] for name in ("job", "attempt", "t_s")}
+            with suppress(ValueError):
+                found.append((row["seq"], make_event(row["type"], json.loads(row["fields"]), **envelope)))
+        return found
 
     def cancel(self, job: int) -> State:
         """Cancel: a waiting job at once, a running one at its next step; over stays over. Returns the state now."""
@@ -224,7 +190,7 @@ class Store:
                 got=old.state,
                 try_instead=f"turbodiff jobs cancel {job}",
             )
-        asked = request or Request.model_validate(old.request)
+        asked = request or old.request
         if old.over:
             return self.submit(asked.model_copy(update={"nonce": ""}), plan, client=old.client, parent=job)
         columns = {"request": asked.model_copy(update={"nonce": old.nonce}).model_dump_json()}
@@ -240,7 +206,7 @@ class Store:
     def duplicate(self, job: int) -> int:
         """The same request once more, as a new job at the end of the queue."""
         old = self.job(job)
-        return self.submit(Request.model_validate(old.request | {"nonce": ""}), client=old.client, parent=job)
+        return self.submit(old.request.model_copy(update={"nonce": ""}), client=old.client, parent=job)
 
     def move(self, job: int, where: Where) -> None:
         """Move a waiting job in the queue; any other job stays as it is."""
@@ -344,20 +310,27 @@ def packed(text: str | None) -> str | bytes | None:
     return zlib.compress(text.encode()) if text and len(text) > PACK_CHARS else text
 
 
-def unpacked(value: str | bytes | None) -> Any:
-    """What the JSON of a column says."""
-    return None if value is None else json.loads(zlib.decompress(value) if isinstance(value, bytes) else value)
+def unpacked(value: str | bytes | None) -> str | None:
+    """The JSON of a column."""
+    return zlib.decompress(value).decode() if isinstance(value, bytes) else value
 
 
-def as_job(row: sqlite3.Row) -> Job:
-    """The job of one row."""
+def as_job(row: sqlite3.Row) -> QueuedJob:
+    """The job of one row; what another version wrote differently takes its default."""
     values = dict(row)
-    for name in JSON_COLUMNS:
-        values[name] = unpacked(values[name])
-    return Job(**values)
+    values["request"], values["plan"] = _asked(values["request"], values["plan"])
+    for name in ("overrides", "strikes"):
+        values[name] = json.loads(unpacked(values[name]) or "{}")
+    values["progress"] = Progress.model_validate_json(values["progress"]) if values["progress"] else None
+    for name, model in (("error", JobError), ("result", ClipResult)):
+        text = unpacked(values[name])
+        values[name] = None if text is None else read_record(model, json.loads(text))
+    return QueuedJob(**values)
 
 
-def _event(row: sqlite3.Row) -> Event:
-    return Event(
-        job=row["job"], attempt=row["attempt"], type=row["type"], t_s=row["t_s"], fields=json.loads(row["fields"])
-    )
+@lru_cache(KEPT_COLUMNS)
+def _asked(request: str | bytes, plan: str | bytes | None) -> tuple[Request, Plan | None]:
+    columns = {"request": json.loads(unpacked(request) or "{}"), "plan": json.loads(unpacked(plan) or "null")}
+    read = read_record(Sidecar, columns)  # a sidecar holds both, too
+    assert read is not None
+    return read.request, read.plan

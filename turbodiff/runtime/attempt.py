@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -16,11 +16,12 @@ from turbodiff.plan.planner import Shortage
 from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.runtime.replan import Waits, at_phase
 from turbodiff.spec.errors import CancelledByUser, OutOfMemoryError
+from turbodiff.spec.events import Event, NoticeEvent, PhaseEvent, PlanEvent
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import PhaseName, Plan
 from turbodiff.spec.request import Request
 
-Say = Callable[..., None]
+Say = Callable[[Event], None]
 
 
 class Orders(Protocol):
@@ -83,7 +84,7 @@ class Run:
         """
         self.check_cancelled()
         self.check_plan(name)
-        self.say("phase", name=name, state="start")
+        self.say(PhaseEvent(name=name, state="start"))
         self.shelf.reset_peak()
         start_s = time.monotonic()
         try:
@@ -95,13 +96,14 @@ class Run:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start_s
         self.peaks_bytes[name] = max(self.peaks_bytes.get(name, 0), self.shelf.device.peak_bytes())
         self.say(
-            "phase",
-            name=name,
-            state="done",
-            seconds=self.seconds[name],
-            peak_bytes=self.peaks_bytes[name],
-            weights_bytes=self.shelf.weights_bytes,
-            reserved_bytes=self.shelf.device.reserved_bytes(),
+            PhaseEvent(
+                name=name,
+                state="done",
+                seconds=self.seconds[name],
+                peak_bytes=self.peaks_bytes[name],
+                weights_bytes=self.shelf.weights_bytes,
+                reserved_bytes=self.shelf.device.reserved_bytes(),
+            )
         )
 
     def check_plan(self, name: PhaseName) -> None:
@@ -117,8 +119,8 @@ class Run:
             raise Waits(fresh)
         if fresh.levers != self.plan.levers:
             self.plan = fresh
-            self.say("plan", plan=fresh.model_dump(mode="json"))
-            self.say("notice", **levers_pulled(name, fresh))
+            self.say(PlanEvent(plan=fresh))
+            self.say(levers_pulled(name, fresh))
 
     def check_cancelled(self) -> None:
         """Stop here if a person said so.
@@ -130,12 +132,12 @@ class Run:
             raise CancelledByUser("stopped", code="cancelled")
 
 
-def levers_pulled(phase: str, plan: Plan) -> dict[str, Any]:
-    """The fields of the notice that another program grew and the plan gave way without losing a pixel."""
+def levers_pulled(phase: str, plan: Plan) -> NoticeEvent:
+    """The notice that another program grew and the plan gave way without losing a pixel."""
     levers = " ".join(f"{name}={value}" for name, value in plan.levers.model_dump().items())
     text = f"less memory is free before {phase} than at the start; the same clip goes on with {levers}"
     numbers = {"phase": phase, "peak_bytes": plan.peak_bytes, "budget_bytes": plan.budget_bytes}
-    return {"key": "levers_pulled", "text": text, "numbers": numbers}
+    return NoticeEvent(key="levers_pulled", text=text, numbers=numbers)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

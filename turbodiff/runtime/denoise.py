@@ -15,6 +15,7 @@ from turbodiff.sampling.noise import Noise
 from turbodiff.sampling.rcm import Step
 from turbodiff.sampling.schedule import network_timesteps, rcm_timesteps
 from turbodiff.spec.errors import TurbodiffError
+from turbodiff.spec.events import NoticeEvent, StepEvent
 from turbodiff.spec.plan import PhaseName
 from turbodiff.spec.request import Request
 
@@ -94,7 +95,7 @@ class ExpertSwitcher:
         run = self._run
         with run.phase(name), run.shelf.network(expert, run.plan) as network:
             for note in run.shelf.lora_notes(expert, run.request):
-                run.say("notice", key="lora_names_unused", text=note, numbers={})
+                run.say(NoticeEvent(key="lora_names_unused", text=note, numbers={}))
             network.begin(self._text, self._condition, self._negative, run.request.guidance)
             yield network
 
@@ -126,7 +127,8 @@ class Progress:
             raise not_finite(done, total, run.request.attention)
         now_s = time.monotonic()
         step_s, self._last_s = now_s - self._last_s, now_s
-        run.say("step", i=done, n=total, t=step.t, expert=expert, dt_s=step_s, eta_s=step_s * (total - done))
+        eta_s = step_s * (total - done)
+        run.say(StepEvent(i=done, n=total, t=step.t, expert=expert, dt_s=step_s, eta_s=eta_s))
         if done < total:
             preview.show(run, step.clean, done)
         run.check_cancelled()

@@ -10,7 +10,8 @@ from turbodiff.models.attention import resolve_attention
 from turbodiff.models.linear import int8_mode
 from turbodiff.runtime.attempt import Run
 from turbodiff.runtime.report import installed
-from turbodiff.spec.clips import SIDECAR_VERSION, ClipResult, Measured, Predicted, Ran, Sidecar
+from turbodiff.spec.clips import SIDECAR_VERSION, Measured, Predicted, Ran, Sidecar
+from turbodiff.spec.events import ResultEvent
 
 LIBRARIES = ("turbodiff", "torch", "triton", "diffusers", "transformers")
 
@@ -65,10 +66,10 @@ def measured(run: Run) -> Measured:
     )
 
 
-def result(run: Run, clip: Path, verdict: Verdict) -> dict[str, Any]:
-    """Fields of the `result` event."""
+def result(run: Run, clip: Path, verdict: Verdict) -> ResultEvent:
+    """The `result` event."""
     request = run.request
-    made = ClipResult(
+    return ResultEvent(
         path=str(clip),
         sidecar=str(sidecar_path(clip)),
         sha256=verdict.sha256,
@@ -80,4 +81,3 @@ def result(run: Run, clip: Path, verdict: Verdict) -> dict[str, Any]:
         ran=ran(run),
         **measured(run).model_dump(),
     )
-    return made.model_dump(mode="json")

@@ -5,7 +5,6 @@ words -> text rows -> (picture -> condition) -> latents, step by step -> frames,
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -20,18 +19,19 @@ from turbodiff.runtime.denoise import denoise
 from turbodiff.runtime.latents_cache import SavedLatents
 from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.spec.errors import FileError
+from turbodiff.spec.events import NoticeEvent, PlanEvent, ResultEvent
 from turbodiff.spec.request import Request
 
 
-def generate(job: Job, shelf: ModelCache, say: Say, orders: Orders) -> dict[str, Any]:
-    """Make the clip of a job and put it into the library; returns the fields of its `result` event.
+def generate(job: Job, shelf: ModelCache, say: Say, orders: Orders) -> ResultEvent:
+    """Make the clip of a job and put it into the library; returns its `result` event.
 
     Raises:
         TurbodiffError: what a person should read; nothing half-done is left behind.
         Waits: somebody else took the memory meanwhile; nothing half-done is left but latents.
     """
     run = Run(job, shelf, say, orders)
-    say("plan", plan=job.plan.model_dump(mode="json"))
+    say(PlanEvent(plan=job.plan))
     shelf.open(run.request)
     shelf.make_room(run.plan)
     saved = SavedLatents(job.state, job.id, run.request)
@@ -40,7 +40,8 @@ def generate(job: Job, shelf: ModelCache, say: Say, orders: Orders) -> dict[str,
         latents = make_latents(run)
         saved.save(latents, run.plan)
     else:
-        say("notice", key="latents_resumed", text="the latents of an earlier attempt are decoded", numbers={})
+        text = "the latents of an earlier attempt are decoded"
+        say(NoticeEvent(key="latents_resumed", text=text, numbers={}))
     clip, verdict = write_clip(run, latents)
     saved.forget()
     return metadata.result(run, clip, verdict)

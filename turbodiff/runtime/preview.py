@@ -11,6 +11,7 @@ from torch import Tensor
 from turbodiff.models import vae as vae_driver
 from turbodiff.runtime import offload
 from turbodiff.runtime.attempt import Run
+from turbodiff.spec.events import PreviewEvent
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -23,7 +24,8 @@ def show(run: Run, clean: Tensor, step: int) -> None:
     """Send a preview of the clean estimate [1, 16, T, H, W] after a step; none where the VAE is not at hand."""
     vae = run.shelf.vae_at_hand()
     if vae is not None:
-        run.say("preview", i=step, jpeg=_as_text(_frame(vae, offload.to_device(clean, run.shelf.device.torch_device))))
+        frame = _frame(vae, offload.to_device(clean, run.shelf.device.torch_device))
+        run.say(PreviewEvent(i=step, jpeg=_as_text(frame)))
 
 
 def _frame(vae: "AutoencoderKLWan", clean: Tensor) -> Image.Image:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from turbodiff.spec.errors import OutOfMemoryError, TurbodiffError
-from turbodiff.spec.events import Event, EventType
+from turbodiff.spec.events import BeatEvent, ErrorEvent, Event, HelloEvent, NoticeEvent, WaitEvent
 from turbodiff.spec.numbers import gib
 
 log = logging.getLogger("turbodiff.worker")
@@ -38,9 +38,9 @@ class Pipe:
         self._fd, self._lock = fd, threading.Lock()
         self.job = self.attempt = 0
 
-    def say(self, kind: EventType, **fields: Any) -> None:
-        """Send one event of the current job."""
-        line = Event(job=self.job, attempt=self.attempt, type=kind, fields=fields).line()
+    def say(self, event: Event) -> None:
+        """Send one event as one of the current job."""
+        line = event.model_copy(update={"job": self.job, "attempt": self.attempt}).line()
         with self._lock:
             os.write(self._fd, line.encode() + b"\n")
 
@@ -109,10 +109,10 @@ def serve(pipe: Pipe, orders: Orders, device: str) -> int:
     try:
         place = Device.pick(device)
     except TurbodiffError as error:
-        pipe.say("error", **error.fields(), exit_code=error.exit_code)
+        pipe.say(ErrorEvent(**error.fields(), exit_code=error.exit_code))
         return error.exit_code
     torch.set_flush_denormal(True)  # denormals make CPU convolutions several times slower
-    pipe.say("hello", pid=os.getpid(), start_time=_start_time(), **place.facts())
+    pipe.say(HelloEvent(pid=os.getpid(), start_time=_start_time(), **place.facts()))
     threading.Thread(target=_beat, args=(pipe,), name="beat", daemon=True).start()
     shelf = ModelCache(place)
     for order in orders.runs():
@@ -137,10 +137,10 @@ def run(order: dict[str, Any], shelf: Any, pipe: Pipe, orders: Orders) -> None:
         machine = machine_of(order, shelf.device)
         plan = plan_for(order, machine, shelf.device)
         if isinstance(plan, Shortage):
-            pipe.say("wait", **plan._asdict())
+            pipe.say(WaitEvent(**plan._asdict()))
             return
         if order.get("cap_bytes") is not None:
-            pipe.say("notice", **one_rung_lower(plan, order["cap_bytes"]))
+            pipe.say(one_rung_lower(plan, order["cap_bytes"]))
         job = Job(
             id=order["job"],
             attempt=order["attempt"],
@@ -151,26 +151,26 @@ def run(order: dict[str, Any], shelf: Any, pipe: Pipe, orders: Orders) -> None:
             machine=machine,
             calibration=calibration_of(order),
         )
-        result = generate(job, shelf, pipe.say, orders)
-        pipe.say("result", **result)
+        pipe.say(generate(job, shelf, pipe.say, orders))
     except Waits as waits:
-        pipe.say("wait", **waits.shortage._asdict())
+        pipe.say(WaitEvent(**waits.shortage._asdict()))
     except TurbodiffError as error:
-        pipe.say("error", **error.fields(), exit_code=error.exit_code)
+        pipe.say(ErrorEvent(**error.fields(), exit_code=error.exit_code))
         if isinstance(error, OutOfMemoryError):
             raise
     except Exception as error:  # the outermost frame: whatever it was, the parent must hear of it
         log.exception("job %d failed", order["job"])
         what = f"{type(error).__name__}: {error}"[:2000]
         failure = TurbodiffError(what, code="unexpected", try_instead="see the log")
-        pipe.say("error", **failure.fields(), exit_code=failure.exit_code)
+        pipe.say(ErrorEvent(**failure.fields(), exit_code=failure.exit_code))
 
 
-def one_rung_lower(plan: Any, cap_bytes: int) -> dict[str, Any]:
-    """The fields of the notice that an earlier attempt ran out of memory, and what this one does about it."""
+def one_rung_lower(plan: Any, cap_bytes: int) -> NoticeEvent:
+    """The notice that an earlier attempt ran out of memory, and what this one does about it."""
     levers = " ".join(f"{name}={value}" for name, value in plan.levers.model_dump().items())
     text = f"an earlier attempt needed more than there was: this one stays below {gib(cap_bytes)} with {levers}"
-    return {"key": "one_rung_lower", "text": text, "numbers": {"cap_bytes": cap_bytes, "peak_bytes": plan.peak_bytes}}
+    numbers = {"cap_bytes": cap_bytes, "peak_bytes": plan.peak_bytes}
+    return NoticeEvent(key="one_rung_lower", text=text, numbers=numbers)
 
 
 def _beat(pipe: Pipe) -> None:
@@ -180,7 +180,7 @@ def _beat(pipe: Pipe) -> None:
     while True:
         time.sleep(BEAT_S)
         try:
-            pipe.say("beat", rss_bytes=me.memory_info().rss)
+            pipe.say(BeatEvent(rss_bytes=me.memory_info().rss))
         except OSError:
             os._exit(1)  # nobody listens any more
 

@@ -1,53 +1,189 @@
 """Events: what a worker says while it works, one JSON line of at most 16 KiB each.
 
-The worker speaks them on its own pipe, `--json` prints them, the store keeps them, the page draws them.
+    {"v": 1, "job": 3, "attempt": 1, "type": "step", "t_s": 12.5, "fields": {"i": 1, "n": 4, ...}}
 
-| type    | fields                                                                     |
-|---------|----------------------------------------------------------------------------|
-| hello   | pid, start_time, torch, triton, device, device_name, kernels               |
-| beat    | phase, step, rss_bytes (once a second, from a thread)                      |
-| plan    | plan (spec/plan.py as JSON)                                                |
-| phase   | name, state start|done, seconds?, peak_bytes?, note?                       |
-| step    | i, n, t, expert, dt_s, eta_s                                               |
-| preview | jpeg (base64, small), i                                                    |
-| notice  | key, text, numbers                                                         |
-| wait    | need_bytes, free_bytes                                                     |
-| result  | path, sidecar, sha256, frames, width, height, fps, seconds, ran (dict)     |
-| error   | code, field, what, got, expected, try_instead, exit_code                   |
+The worker sends them on its own pipe, `--json` prints them, the store keeps them, the page draws them. In Python each
+type is a model of its own; its own attributes are the `fields` of the line, and only those that were given are sent.
+A field that a newer worker added is kept and passed on.
 """
 
 import json
 import time
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer
+from pydantic_core import to_json
 
-EventType = Literal["hello", "beat", "plan", "phase", "step", "preview", "notice", "wait", "result", "error"]
+from turbodiff.spec.clips import ClipResult, Record
+from turbodiff.spec.plan import Plan
 
 PROTOCOL_VERSION = 1
 MAX_LINE_BYTES = 16 * 1024
+ENVELOPE = frozenset(("v", "job", "attempt", "type", "t_s"))
 
 
-class Event(BaseModel):
-    """One thing that happened to one attempt of one job; `t_s` is seconds on the worker's monotonic clock."""
+class Notice(Record):
+    """Something changed beside a job: key of the page's wording, an English sentence, and its numbers by name."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    v: int = PROTOCOL_VERSION
+    key: str
+    text: str = ""
+    numbers: dict[str, int | float | str | None] = Field(default_factory=dict)
+
+
+class JobError(Record):
+    """Why an attempt or a job ended without a clip; see TurbodiffError in spec/errors.py."""
+
+    code: str = ""
+    field: str = ""
+    what: str = ""
+    got: str = ""
+    expected: str = ""
+    try_instead: str = ""
+    exit_code: int = 1
+
+
+class EventBase(Record):
+    """One thing that happened to one attempt of one job; `t_s` is seconds on the worker's monotonic clock.
+
+    Dumped without the envelope, as the `fields` of its line.
+    """
+
+    type: str
     job: int = 0
     attempt: int = 0
-    type: EventType
     t_s: float = Field(default_factory=time.monotonic)
-    fields: dict[str, Any] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _write_what_was_set(self, write: SerializerFunctionWrapHandler) -> dict[str, object]:
+        given = self.model_fields_set - ENVELOPE
+        return {name: value for name, value in write(self).items() if name in given}
 
     def line(self) -> str:
         """The event as one JSON line without its newline, at most 16 KiB."""
-        text = self.model_dump_json()
-        assert len(text.encode()) < MAX_LINE_BYTES, f"{self.type} event of {len(text)} characters"
-        return text
+        head = {"v": PROTOCOL_VERSION, "job": self.job, "attempt": self.attempt, "type": self.type, "t_s": self.t_s}
+        data = to_json({**head, "fields": self}, inf_nan_mode="null")
+        assert len(data) < MAX_LINE_BYTES, f"{self.type} event of {len(data)} bytes"
+        return data.decode()
+
+
+class HelloEvent(EventBase):
+    """A worker is ready: its process and where it computes."""
+
+    type: Literal["hello"] = "hello"
+    pid: int
+    start_time: int = 0  # clock ticks after boot
+    device: str = ""
+    device_name: str = ""
+    arch: str = ""
+    torch: str = ""
+    cuda: str = ""
+    cudnn: int | str = 0
+
+
+class BeatEvent(EventBase):
+    """The worker is alive; once a second, from a thread."""
+
+    type: Literal["beat"] = "beat"
+    rss_bytes: int
+
+
+class PlanEvent(EventBase):
+    """The plan that really runs, from now on."""
+
+    type: Literal["plan"] = "plan"
+    plan: Plan
+
+
+class PhaseEvent(EventBase):
+    """A phase starts, or is done with what it took."""
+
+    type: Literal["phase"] = "phase"
+    name: str
+    state: Literal["start", "done"]
+    seconds: float | None = None
+    peak_bytes: int | None = None
+    weights_bytes: int | None = None  # of the peak
+    reserved_bytes: int | None = None  # by torch's allocator
+
+
+class StepEvent(EventBase):
+    """Step `i` of `n` (from 1) is done: `t` of the schedule, the network that ran, seconds it took and seconds left."""
+
+    type: Literal["step"] = "step"
+    i: int
+    n: int
+    t: float
+    expert: str
+    dt_s: float
+    eta_s: float
+
+
+class PreviewEvent(EventBase):
+    """What the clip looks like after step `i`: a small JPEG, base64."""
+
+    type: Literal["preview"] = "preview"
+    i: int
+    jpeg: str
+
+
+class NoticeEvent(EventBase, Notice):
+    """A notice about the running job."""
+
+    type: Literal["notice"] = "notice"
+
+
+class WaitEvent(EventBase):
+    """The attempt gave up because other programs hold the memory: it goes back to the queue."""
+
+    type: Literal["wait"] = "wait"
+    need_bytes: int
+    free_bytes: int
+
+
+class ResultEvent(EventBase, ClipResult):
+    """The clip is in the library and verified."""
+
+    type: Literal["result"] = "result"
+
+
+class ErrorEvent(EventBase, JobError):
+    """The attempt failed."""
+
+    type: Literal["error"] = "error"
+
+
+Event = Annotated[
+    HelloEvent
+    | BeatEvent
+    | PlanEvent
+    | PhaseEvent
+    | StepEvent
+    | PreviewEvent
+    | NoticeEvent
+    | WaitEvent
+    | ResultEvent
+    | ErrorEvent,
+    Field(discriminator="type"),
+]
+_EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def make_event(kind: str, fields: Mapping[str, Any], **envelope: float) -> Event:
+    """The event of a type with the fields of its line; `envelope` may hold job, attempt, t_s.
+
+    Raises:
+        ValueError: no such type, or a field is missing or of another kind.
+    """
+    try:
+        return _EVENT.validate_python({**fields, **envelope, "type": kind})
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors(include_url=False))
+        raise ValueError(f"{kind} event not understood: {wrong}") from None
 
 
 def read_event(line: str | bytes) -> Event:
-    """The event of one line; fields that a newer worker added are left out of the envelope, kept in `fields`.
+    """The event of one line; what a newer worker added to the envelope is left out.
 
     Raises:
         ValueError: not an event line of this protocol.
@@ -55,4 +191,5 @@ def read_event(line: str | bytes) -> Event:
     raw = json.loads(line)
     if not isinstance(raw, dict) or raw.get("v") != PROTOCOL_VERSION:
         raise ValueError(f"not a version {PROTOCOL_VERSION} event line")
-    return Event.model_validate({name: raw[name] for name in Event.model_fields if name in raw})
+    envelope = {name: raw[name] for name in ("job", "attempt", "t_s") if name in raw}
+    return make_event(str(raw.get("type")), raw.get("fields") or {}, **envelope)

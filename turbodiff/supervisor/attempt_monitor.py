@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from turbodiff.archive.clips import check_clip, find_clip
 from turbodiff.archive.disk import check_place
@@ -19,13 +18,14 @@ from turbodiff.gpu import processes
 from turbodiff.jobs import measurements
 from turbodiff.jobs.attempts import finish, move_on, note, set_plan
 from turbodiff.jobs.retry_policy import NEIGHBOUR_BYTES, Decision, Ending, decide
-from turbodiff.jobs.store import Job, Store
-from turbodiff.spec.clips import ClipResult, read_record
+from turbodiff.jobs.store import Store
+from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.errors import FileError, TurbodiffError, VerifyError
-from turbodiff.spec.events import Event
+from turbodiff.spec.events import Event, JobError, Notice, NoticeEvent, ResultEvent
+from turbodiff.spec.jobs import Progress, QueuedJob
 from turbodiff.supervisor.memory import Memory
 from turbodiff.supervisor.run_monitor import Guard, Seen, expected_steps_s
-from turbodiff.supervisor.watchdog import Evidence, Watch, as_notice
+from turbodiff.supervisor.watchdog import Evidence, Watch
 from turbodiff.supervisor.worker_process import WORKER, Worker, build_run_command, exit_words
 
 CANCEL_GRACE_S = 30.0  # a step of a large clip may take this long before the worker sees the cancel
@@ -60,7 +60,9 @@ class AttemptMonitor:
     `over` once the job has left for another state; `worn` when its ending asks for a fresh worker.
     """
 
-    def __init__(self, shop: SupervisorContext, slot: int, job: Job, worker: Worker, say: Callable[..., None]) -> None:
+    def __init__(
+        self, shop: SupervisorContext, slot: int, job: QueuedJob, worker: Worker, say: Callable[..., None]
+    ) -> None:
         self.shop, self.slot, self.job, self.worker, self.say = shop, slot, job, worker, say
         self.over = self.worn = False
         usual_s = measurements.usual_seconds(shop.store, job)
@@ -74,13 +76,12 @@ class AttemptMonitor:
     def start(self) -> bool:
         """Give the job to the worker; False where its clip would have no place, which ends the attempt."""
         job = self.job
-        request = job.request | job.overrides
+        request = job.request.model_copy(update=job.overrides)
         self.shop.runs.say(request_line(request, job.attempt), "job", job.id)
-        size = (int(request[name]) for name in ("width", "height", "num_frames"))
         try:
-            check_place(self.shop.outputs, self.shop.state, *size)
+            check_place(self.shop.outputs, self.shop.state, request.width, request.height, request.num_frames)
         except FileError as error:
-            self.end(Ending("error", error.fields()))
+            self.end(Ending("error", JobError(**error.fields())))
             return False
         self.worker.send(
             build_run_command(
@@ -110,18 +111,19 @@ class AttemptMonitor:
         if event.type == "result":
             self._verify(event)
         elif event.type == "error":
-            self.end(Ending("error", event.fields, others_grew_bytes=self._others_grew()))
+            self.end(Ending("error", event, others_grew_bytes=self._others_grew()))
         elif event.type == "wait":
-            self.end(Ending("wait", event.fields))
+            self.end(Ending("wait", need_bytes=event.need_bytes))
 
     def _keep(self, event: Event) -> None:
         if event.type == "beat":
             return
         job, store = self.job, self.shop.store
-        for line in run_lines(event, measurements.planned_bytes(job, event)):
+        planned = measurements.planned_phase(job.plan, event.name) if event.type == "phase" else None
+        for line in run_lines(event, planned.peak_bytes if planned else None):
             self.shop.runs.say(line, "job", job.id)
         if event.type == "plan":
-            set_plan(store, job.id, job.attempt, event.fields["plan"])
+            set_plan(store, job.id, job.attempt, event.plan)
             self.job = store.job(job.id)
             return
         note(store, event, progress_of(event, self.watch.phase))
@@ -155,7 +157,9 @@ class AttemptMonitor:
         for notice in self.guard.look(now, self._seen(evidence)):
             self._notice(notice)
         if verdict in ("quiet", "slow"):
-            self._notice(as_notice(watch.why()), "slow, still alive: " if verdict == "slow" else "")
+            self._notice(
+                Notice(key="silent", text=watch.why(), numbers={}), "slow, still alive: " if verdict == "slow" else ""
+            )
         elif verdict == "dump":
             self.say("stacks of all threads follow: " + watch.why(), "ERROR")
             if processes.catches(pid, signal.SIGUSR1):  # faulthandler's, or the signal would end it
@@ -168,12 +172,12 @@ class AttemptMonitor:
                 got=watch.why(),
                 try_instead="a smaller setting; the log holds its stacks",
             )
-            self.end(Ending("stuck", error.fields()))
+            self.end(Ending("stuck", JobError(**error.fields())))
 
-    def _notice(self, fields: dict[str, Any], before: str = "") -> None:
-        self.say(before + fields["text"], "WARNING")
-        self.shop.runs.say(fields["text"], "job", self.job.id, "WARNING")
-        note(self.shop.store, Event(job=self.job.id, attempt=self.job.attempt, type="notice", fields=fields))
+    def _notice(self, notice: Notice, before: str = "") -> None:
+        self.say(before + notice.text, "WARNING")
+        self.shop.runs.say(notice.text, "job", self.job.id, "WARNING")
+        note(self.shop.store, NoticeEvent(job=self.job.id, attempt=self.job.attempt, **notice.model_dump()))
 
     def _seen(self, evidence: Evidence) -> Seen:
         memory = self.shop.memory
@@ -193,13 +197,12 @@ class AttemptMonitor:
 
     # --- how it ends ---------------------------------------------------------------------------------------------
 
-    def _verify(self, event: Event) -> None:
+    def _verify(self, result: ResultEvent) -> None:
         move_on(self.shop.store, self.job.id, self.job.attempt, "verifying", out_of=("running",))
-        result = read_record(ClipResult, dict(event.fields)) or ClipResult()
         try:
             check_clip(self.shop.outputs, result)
         except VerifyError as error:
-            self.end(Ending("unverified", error.fields()))
+            self.end(Ending("unverified", JobError(**error.fields())))
             return
         self._done(result)
 
@@ -207,7 +210,7 @@ class AttemptMonitor:
         job, store = self.job, self.shop.store
         if abs(self._others_grew()) > NEIGHBOUR_BYTES:
             measurements.forget_samples(store, job.id, job.attempt)
-        if finish(store, job.id, job.attempt, result.model_dump(mode="json")):
+        if finish(store, job.id, job.attempt, result):
             archive_clip(store, self.shop.outputs, job.id)
             self.say(f"done: {result.path}")
         self.over = True
@@ -233,20 +236,19 @@ class AttemptMonitor:
             self._done(clip)
             return
         host_oom = self.shop.memory.host_ooms() > self._host_ooms
-        self.end(Ending("died", {"got": exit_words(status)}, status, host_oom, begun=self._heard))
+        self.end(Ending("died", JobError(got=exit_words(status)), 0, status, host_oom, begun=self._heard))
 
     def _others_grew(self) -> int:
         now = self.shop.memory.others_bytes(self.slot)
         return now - self._others_bytes if now is not None and self._others_bytes is not None else 0
 
 
-def progress_of(event: Event, phase: str) -> dict[str, Any] | None:
+def progress_of(event: Event, phase: str) -> Progress | None:
     """What the page's progress bar shows after this event, or None for no change."""
-    if event.type == "phase" and event.fields.get("state") == "start":
-        return {"phase": event.fields["name"], "step": 0, "of": 0, "eta_s": None}
+    if event.type == "phase" and event.state == "start":
+        return Progress(phase=event.name)
     if event.type == "step":
-        fields = event.fields
-        return {"phase": phase, "step": fields["i"], "of": fields["n"], "eta_s": fields.get("eta_s")}
+        return Progress(phase=phase, step=event.i, of=event.n, eta_s=event.eta_s)
     return None
 
 

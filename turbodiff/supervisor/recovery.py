@@ -63,7 +63,7 @@ def settle(store: Store, outputs: Path, report: Report) -> None:
     """Jobs that ran when the last supervisor died: done if their clip is there and sound, else queued, uncharged."""
     for job in store.jobs(limit=1_000_000, states=("running", "verifying")):
         clip = find_clip(outputs, job.nonce)
-        if clip is not None and finish(store, job.id, job.attempt, clip.model_dump(mode="json")):
+        if clip is not None and finish(store, job.id, job.attempt, clip):
             seeds.archive_clip(store, outputs, job.id)
             report.adopted += 1
         elif job.ask == "cancel":
@@ -165,7 +165,7 @@ def _add_history(store: Store, clip: Path, sidecar: Sidecar) -> None:
         )
         db.execute("UPDATE job SET place = id WHERE place = 0")
         job = db.execute("SELECT id, attempt FROM job WHERE nonce = ?", (nonce,)).fetchone()
-        add_artifact(db, job["id"], job["attempt"], result.model_dump(mode="json"), now)
+        add_artifact(db, job["id"], job["attempt"], result, now)
 
 
 def backup(store: Store, state: Path, every_s: float = BACKUP_EVERY_S) -> Path | None:

@@ -7,12 +7,11 @@ notice tells a person why a job became slow, or may end, before it does. Pure: i
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from turbodiff.jobs.retry_policy import NEIGHBOUR_BYTES
-from turbodiff.spec.events import Event
+from turbodiff.spec.events import Event, Notice
 from turbodiff.spec.numbers import gib, seconds
-from turbodiff.spec.request import Request
+from turbodiff.spec.plan import Plan
 from turbodiff.supervisor.watchdog import CAP_BYTES, LOW_RAM_BYTES
 
 AGAIN_S = 120.0  # the same notice of one attempt
@@ -52,50 +51,53 @@ class Guard:
 
     def heard(self, event: Event) -> None:
         """Note an event of the attempt."""
-        if event.type == "phase" and event.fields.get("state") == "start":
-            self._phase, self._steps, self._last_s = str(event.fields.get("name", "")), 0, None
+        if event.type == "phase" and event.state == "start":
+            self._phase, self._steps, self._last_s = event.name, 0, None
             self._fastest_s, self.peak_bytes = float("inf"), None
         elif event.type == "step":
             self._steps += 1
             if self._steps > 1:  # kernels may compile in the first
-                self._last_s = float(event.fields.get("dt_s", 0.0))
+                self._last_s = event.dt_s
                 self._fastest_s = min(self._fastest_s, self._last_s)
 
-    def look(self, now_s: float, seen: Seen) -> list[dict[str, Any]]:
-        """The fields of the notices that are new."""
+    def look(self, now_s: float, seen: Seen) -> list[Notice]:
+        """The notices that are new."""
         if seen.own_bytes is not None:
             self.peak_bytes = max(self.peak_bytes or 0, seen.own_bytes)
         fresh = []
-        for key, text, numbers in self._causes(seen):
-            if now_s - self._said_s.get(key, -AGAIN_S) >= AGAIN_S:
-                self._said_s[key] = now_s
-                fresh.append({"key": key, "text": text, "numbers": numbers})
+        for notice in self._causes(seen):
+            if now_s - self._said_s.get(notice.key, -AGAIN_S) >= AGAIN_S:
+                self._said_s[notice.key] = now_s
+                fresh.append(notice)
         return fresh
 
-    def _causes(self, seen: Seen) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """What is wrong now: key, English sentence, numbers."""
+    def _causes(self, seen: Seen) -> Iterator[Notice]:
+        """What is wrong now."""
         causes = list(self._memory(seen))
         slow = self._far_over_plan()
         if slow is not None:
             took_s, expected_s = slow
-            cause = causes[0][0] if causes else "cold" if seen.cold else "unknown"
+            cause = causes[0].key if causes else "cold" if seen.cold else "unknown"
             text = f"a step took {seconds(took_s)}, {seconds(expected_s)} were expected; cause: {cause}"
-            causes.append(("slow_step", text, {"step_s": took_s, "expected_s": expected_s, "cause": cause}))
+            numbers = {"step_s": took_s, "expected_s": expected_s, "cause": cause}
+            causes.append(Notice(key="slow_step", text=text, numbers=numbers))
         yield from causes
 
-    def _memory(self, seen: Seen) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    def _memory(self, seen: Seen) -> Iterator[Notice]:
         full = seen.free_bytes is not None and seen.free_bytes < CAP_BYTES
         if full and self._last_s is not None and self._last_s > SLOWED * self._fastest_s:
             numbers = {"free_bytes": seen.free_bytes, "step_s": self._last_s, "fastest_s": self._fastest_s}
             text = f"the card is full and a step took {seconds(self._last_s)} instead of {seconds(self._fastest_s)}: "
-            yield "spill", text + "memory spills into the computer's RAM", numbers
+            yield Notice(key="spill", text=text + "memory spills into the computer's RAM", numbers=numbers)
         grew = seen.others_bytes - self.others_bytes if None not in (seen.others_bytes, self.others_bytes) else 0  # type: ignore[operator]
         if grew > NEIGHBOUR_BYTES:
             text = f"another program took {gib(grew)} of the card meanwhile"
-            yield "neighbour_grew", text, {"grew_bytes": grew, "free_bytes": seen.free_bytes}
+            numbers = {"grew_bytes": grew, "free_bytes": seen.free_bytes}
+            yield Notice(key="neighbour_grew", text=text, numbers=numbers)
         ram = seen.ram_available_bytes
         if ram is not None and ram < LOW_RAM_BYTES:
-            yield "host_ram_low", f"only {gib(ram)} of RAM is left", {"available_bytes": ram}
+            text = f"only {gib(ram)} of RAM is left"
+            yield Notice(key="host_ram_low", text=text, numbers={"available_bytes": ram})
 
     def _far_over_plan(self) -> tuple[float, float] | None:
         """(seconds of the last step, expected seconds) where the one is far over the other."""
@@ -105,11 +107,11 @@ class Guard:
         return self._last_s, expected_s
 
 
-def expected_steps_s(plan: Mapping[str, Any] | None, usual_s: Mapping[str, float]) -> dict[str, float]:
+def expected_steps_s(plan: Plan | None, usual_s: Mapping[str, float]) -> dict[str, float]:
     """Seconds of one step per phase that has steps: as earlier runs took, else as the plan of a GPU says."""
-    if not plan or "request" not in plan:
+    if plan is None:
         return {}
-    planned = {row["name"]: row["seconds"] for row in plan["phases"] if str(plan.get("device")).startswith("cuda")}
-    steps = Counter(expert.phase for expert in Request.model_validate(plan["request"]).experts)
-    known = {**planned, **usual_s}
+    planned: dict[str, float] = {phase.name: phase.seconds for phase in plan.phases if plan.device.startswith("cuda")}
+    steps = Counter(expert.phase for expert in plan.request.experts)
+    known: dict[str, float] = {**planned, **usual_s}
     return {name: known[name] / count for name, count in steps.items() if name in known}

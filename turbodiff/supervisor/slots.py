@@ -3,11 +3,10 @@
 import signal
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
 
 from turbodiff.jobs.retry_policy import Ending
-from turbodiff.jobs.store import Job
-from turbodiff.spec.events import Event
+from turbodiff.spec.events import Event, HelloEvent
+from turbodiff.spec.jobs import QueuedJob
 from turbodiff.supervisor.attempt_monitor import AttemptMonitor, SupervisorContext
 from turbodiff.supervisor.leftover_workers import forget_worker, remember_worker
 from turbodiff.supervisor.worker_process import TERM_S, Worker, exit_words
@@ -29,7 +28,7 @@ class GpuSlot:
     device: str = ""
     worker: Worker | None = None
     running: AttemptMonitor | None = None
-    hello: dict[str, Any] = field(default_factory=dict)
+    hello: HelloEvent | None = None
     failed_starts: int = 0
     start_after_s: float = 0.0
     started_s: float = 0.0
@@ -48,7 +47,7 @@ class GpuSlot:
         return f"worker{self.index or ''}"
 
     @property
-    def job(self) -> Job | None:
+    def job(self) -> QueuedJob | None:
         """The job that runs here now."""
         return self.running.job if self.running else None
 
@@ -60,7 +59,7 @@ class GpuSlot:
     @property
     def free(self) -> bool:
         """A worker is up, has said hello, has nothing to do, and is not on its way out."""
-        up = self.worker is not None and bool(self.hello) and not self.worker.wait(0)
+        up = self.worker is not None and self.hello is not None and not self.worker.wait(0)
         return up and self.running is None and self.ending_since_s is None
 
     def say(self, text: str, level: str = "INFO") -> None:
@@ -80,7 +79,7 @@ class GpuSlot:
             self._start_failed(f"cannot start: {error}")
             return
         remember_worker(self.shop.state, self.index, self.worker.pid, self.shop.run_id)
-        self.hello, self.jobs_run, self.first_rss_bytes, self.output_lines = {}, 0, 0, 0
+        self.hello, self.jobs_run, self.first_rss_bytes, self.output_lines = None, 0, 0, 0
         self.ending_since_s, self.host_ooms = None, self.shop.memory.host_ooms()
         self.started_s = self.idle_since_s = now
         self.say(f"started, pid {self.worker.pid}")
@@ -127,12 +126,17 @@ class GpuSlot:
 
     def _publish(self, state: str) -> None:
         pid = self.worker.pid if self.worker else None
-        facts = {**self.hello, "pid": pid, "state": state, "failed_starts": self.failed_starts}
+        facts = {
+            **(self.hello.model_dump() if self.hello else {}),
+            "pid": pid,
+            "state": state,
+            "failed_starts": self.failed_starts,
+        }
         self.shop.store.put(f"worker{self.index}", facts)
 
     # --- a turn --------------------------------------------------------------------------------------------------
 
-    def run(self, job: Job) -> bool:
+    def run(self, job: QueuedJob) -> bool:
         """Give a claimed job to the worker; False where the disk has no place for its clip."""
         assert self.worker is not None and self.running is None
         self.running = AttemptMonitor(self.shop, self.index, job, self.worker, self.say)
@@ -167,20 +171,17 @@ class GpuSlot:
             self.say(line)
         self.inbox.extend(self.worker.events())
         while self.inbox:
-            try:
-                self._hear(self.inbox[0])  # stays in the box if the store cannot be written: the next turn repeats it
-            except (KeyError, TypeError, ValueError) as error:
-                self.say(f"{self.inbox[0].type} event not understood: {error!r}", "WARNING")
+            self._hear(self.inbox[0])  # stays in the box if the store cannot be written: the next turn repeats it
             self.inbox.popleft()
 
     def _hear(self, event: Event) -> None:
         if event.type == "hello":
-            self.hello = dict(event.fields)
-            self.say(f"ready on {event.fields.get('device_name') or event.fields.get('device', 'its device')}")
+            self.hello = event
+            self.say(f"ready on {event.device_name or event.device or 'its device'}")
             self._publish("ready")
             return
         if event.type == "beat":
-            self.rss_bytes = int(event.fields.get("rss_bytes", 0))
+            self.rss_bytes = event.rss_bytes
         if self.running is not None:
             self.running.hear(event)
             self._settle()

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 from turbodiff.spec.events import Event
 from turbodiff.spec.numbers import gib
@@ -70,10 +70,10 @@ class Watch:
             self.beat_s = now_s
             return
         if event.type == "phase":
-            self.phase, self.steps = str(event.fields.get("name", "")), 0
+            self.phase, self.steps = event.name, 0
         if event.type == "step":
             self.steps += 1
-            self.step_s.append(float(event.fields.get("dt_s", 0.0)))
+            self.step_s.append(event.dt_s)
         self._moved(now_s)
 
     def _moved(self, now_s: float) -> None:
@@ -149,8 +149,3 @@ class Watch:
             cold = now.utilisation is not None and now.utilisation < IDLE_GPU
             return said + ("CPU busy while the GPU is idle, no progress" if cold else "CPU busy, no progress")
         return said + "nothing moves"
-
-
-def as_notice(text: str) -> dict[str, Any]:
-    """The fields of the `notice` event that shows a silence on the page."""
-    return {"key": "silent", "text": text, "numbers": {}}

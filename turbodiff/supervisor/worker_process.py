@@ -22,6 +22,8 @@ from typing import Any
 
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.events import Event, read_event
+from turbodiff.spec.plan import Plan
+from turbodiff.spec.request import Request
 
 WORKER = (sys.executable, "-m", "turbodiff.runtime.worker")
 RUN_ID = "TURBODIFF_RUN_ID"
@@ -232,13 +234,12 @@ def _widen(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
-def build_run_command(
-    request: Mapping[str, Any], plan: Mapping[str, Any] | None, outputs: Path, state: Path, **more: Any
-) -> dict[str, Any]:
+def build_run_command(request: Request, plan: Plan | None, outputs: Path, state: Path, **more: Any) -> dict[str, Any]:
     """The `run` command; `more` may set job, attempt, output, cap_bytes."""
     fields = {"job": 1, "attempt": 1, "output": None, "cap_bytes": None}
     paths = {"outputs": str(outputs), "state": str(state)}
-    return {"cmd": "run", **fields, **more, "request": dict(request), "plan": plan, **paths}
+    asked = {"request": request.model_dump(mode="json"), "plan": plan.model_dump(mode="json") if plan else None}
+    return {"cmd": "run", **fields, **more, **asked, **paths}
 
 
 def run_once(

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from turbodiff.spec.jobs import QueuedJob
+
 if TYPE_CHECKING:
     from turbodiff.plan.hardware import Machine
 
@@ -21,7 +23,7 @@ class Snapshot:
     """Everything the page shows at one moment, read once for all tabs; jobs and clips are the newest first."""
 
     machine: "Machine | None" = None
-    jobs: tuple[Any, ...] = ()
+    jobs: tuple[QueuedJob, ...] = ()
     clips: tuple[Any, ...] = ()
     log: tuple[str, ...] = ()
     models: tuple[Any, ...] = ()  # (spec, what is missing)
@@ -36,23 +38,19 @@ class Snapshot:
     restarted: Mapping[str, Any] | None = None  # what came of the last restart
     now_s: float = 0.0
 
-    def job(self, number: int | None) -> Any | None:
+    def job(self, number: int | None) -> QueuedJob | None:
         """The job of that id, if it is still listed."""
         return next((job for job in self.jobs if job.id == number), None)
 
     @property
-    def active(self) -> Any | None:
+    def active(self) -> QueuedJob | None:
         """The job that is running."""
         return next((job for job in self.jobs if job.state in ACTIVE), None)
 
     @property
-    def waiting(self) -> list[Any]:
+    def waiting(self) -> list[QueuedJob]:
         """Jobs in the queue, the next one first."""
-        return sorted((job for job in self.jobs if job.state == "queued"), key=_place)
-
-
-def _place(job: Any) -> tuple[float, int]:
-    return (getattr(job, "place", 0) or 0, job.id)
+        return sorted((job for job in self.jobs if job.state == "queued"), key=lambda job: (job.place, job.id))
 
 
 def short_model(display_name: str) -> str:

@@ -4,7 +4,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from turbodiff.spec import jobs as spec_jobs
+from turbodiff.spec.events import Event, Notice, PhaseEvent
+from turbodiff.spec.jobs import QueuedJob
 from turbodiff.spec.models import find_model
+from turbodiff.spec.plan import Plan
+from turbodiff.spec.request import Request
 from webui.view import ACTIVE, Snapshot, short_model
 from webui.wording import Words
 
@@ -59,9 +64,10 @@ class Failure:
     smaller: Mapping[str, Any] = field(default_factory=dict)
 
 
-def title(request: Mapping[str, Any], words: Words) -> str:
+def title(request: Request, words: Words) -> str:
     """A job in one line: model, size, frames."""
-    return f"{model_name(request)} · {size_name(request)} · {words('unit.frames', n=request.get('num_frames'))}"
+    fields = request.model_dump(include={"model", "resolution", "width", "height"})
+    return f"{model_name(fields)} · {size_name(fields)} · {words('unit.frames', n=request.num_frames)}"
 
 
 def model_name(request: Mapping[str, Any]) -> str:
@@ -75,37 +81,36 @@ def size_name(request: Mapping[str, Any]) -> str:
     return name if name != "custom" else f"{request.get('width')}x{request.get('height')}"
 
 
-def phase_names(plan: Mapping[str, Any] | None, seen: Iterable[str]) -> list[str]:
+def phase_names(plan: Plan | None, seen: Iterable[str]) -> list[str]:
     """The phases of a job in order: as planned, else the usual ones, and what was seen besides."""
-    planned = [str(phase["name"]) for phase in plan["phases"]] if plan and plan.get("phases") else list(USUAL)
+    planned: list[str] = [phase.name for phase in plan.phases] if plan and plan.phases else list(USUAL)
     return planned + [name for name in seen if name not in planned]
 
 
-def progress(job: Any, events: Iterable[Any], words: Words) -> Progress:
+def progress(job: QueuedJob, events: Iterable[Event], words: Words) -> Progress:
     """The running job from its row and its events (spec/events.py) so far."""
     events = [event for event in events if event.attempt == job.attempt]
-    seen = {e.fields["name"]: e.fields for e in events if e.type == "phase"}
-    now = job.progress or {}
+    seen = {event.name: event for event in events if event.type == "phase"}
+    now = job.progress or spec_jobs.Progress()
     names = phase_names(job.plan, seen)
-    chips = tuple(_chip(name, seen.get(name), now.get("phase"), words) for name in names)
-    step, of = now.get("step") or 0, now.get("of") or 0
+    chips = tuple(_chip(name, seen.get(name), now.phase, words) for name in names)
     return Progress(
         job=job.id,
         title=title(job.request, words),
         chips=chips,
         line=_line(job, now, words),
-        eta=words("run.eta", time=words.seconds(now["eta_s"])) if now.get("eta_s") is not None else "",
-        share=_share(chips, step, of),
-        can_decode=str(now.get("phase", "")).startswith("denoise") and step > 0,
-        notices=tuple(notice(e.fields, words) for e in events if e.type == "notice")[-NOTICES:],
+        eta=words("run.eta", time=words.seconds(now.eta_s)) if now.eta_s is not None else "",
+        share=_share(chips, now.step, now.of),
+        can_decode=now.phase.startswith("denoise") and now.step > 0,
+        notices=tuple(notice(event, words) for event in events if event.type == "notice")[-NOTICES:],
     )
 
 
-def notice(fields: Mapping[str, Any], words: Words) -> str:
+def notice(told: Notice, words: Words) -> str:
     """What changed beside a running job, in words; in English the worker's own where there are none."""
-    spoken = {name: _spoken(name, value, words) for name, value in (fields.get("numbers") or {}).items()}
-    own = str(fields.get("text", "")) if words.lang == "en" else ""
-    return words.or_else(f"notice.{fields.get('key')}", own or words("notice.other"), **spoken)
+    spoken = {name: _spoken(name, value, words) for name, value in told.numbers.items()}
+    own = told.text if words.lang == "en" else ""
+    return words.or_else(f"notice.{told.key}", own or words("notice.other"), **spoken)
 
 
 def _spoken(name: str, value: Any, words: Words) -> Any:
@@ -116,25 +121,27 @@ def _spoken(name: str, value: Any, words: Words) -> Any:
     return words.gib(value) if name.endswith("_bytes") else words.seconds(value) if name.endswith("_s") else value
 
 
-def _chip(name: str, fields: Mapping[str, Any] | None, current: str | None, words: Words) -> Chip:
+def _chip(name: str, seen: PhaseEvent | None, current: str, words: Words) -> Chip:
     label = words.or_else(f"phase.{name}", name)
-    if fields and fields.get("state") == "done":
-        took = fields.get("seconds")
-        return Chip(label, "done", words.seconds(took) if took is not None else "")
-    return Chip(label, "now" if name == current or fields else "waiting")
+    if seen and seen.state == "done":
+        return Chip(label, "done", words.seconds(seen.seconds) if seen.seconds is not None else "")
+    return Chip(label, "now" if name == current or seen else "waiting")
 
 
-def _line(job: Any, now: Mapping[str, Any], words: Words) -> str:
+def _line(job: QueuedJob, now: spec_jobs.Progress, words: Words) -> str:
     if job.state == "verifying":
         return words("run.verifying")
-    if now.get("waiting_bytes"):
-        return words("run.wait_memory", memory=words.gib(now["waiting_bytes"]))
-    if not now.get("phase"):
+    if not now.phase:
         return words("run.starting")
-    phase = words.or_else(f"phase.{now['phase']}", str(now["phase"]))
-    if now.get("step") and now.get("of"):
-        return words("run.step", phase=phase, i=now["step"], n=now["of"])
-    return phase
+    phase = words.or_else(f"phase.{now.phase}", now.phase)
+    return words("run.step", phase=phase, i=now.step, n=now.of) if now.step and now.of else phase
+
+
+def waits_for_memory(job: QueuedJob, words: Words) -> str:
+    """That a job is held until other programs let go of device memory, "" for any other."""
+    if job.state != "queued" or not job.hold_bytes:
+        return ""
+    return words("run.wait_memory", memory=words.gib(job.hold_bytes))
 
 
 def _share(chips: tuple[Chip, ...], step: int, of: int) -> float:
@@ -146,41 +153,41 @@ def _share(chips: tuple[Chip, ...], step: int, of: int) -> float:
 def queue(snapshot: Snapshot, words: Words) -> list[Row]:
     """Every job that is not done: running, then waiting in order, then what failed lately; [] if one just runs."""
     rows = [
-        Row(j.id, title(j.request, words), j.state, _prompt(j), ("cancel",)) for j in snapshot.jobs if j.state in ACTIVE
+        Row(j.id, title(j.request, words), j.state, j.request.prompt, ("cancel",))
+        for j in snapshot.jobs
+        if j.state in ACTIVE
     ]
     for place, job in enumerate(snapshot.waiting):
         acts = (("top", "up") if place else ()) + ("down", "duplicate", "cancel")
-        rows.append(Row(job.id, title(job.request, words), "queued", _prompt(job), acts))
+        rows.append(
+            Row(job.id, title(job.request, words), "queued", waits_for_memory(job, words) or job.request.prompt, acts)
+        )
     for job in [j for j in snapshot.jobs if j.state in ("failed", "parked")][:3]:
-        rows.append(Row(job.id, title(job.request, words), job.state, _prompt(job), ("show", "retry")))
+        rows.append(Row(job.id, title(job.request, words), job.state, job.request.prompt, ("show", "retry")))
     return [] if len(rows) == 1 and rows[0].state in ACTIVE else rows
 
 
-def _prompt(job: Any) -> str:
-    return str(job.request.get("prompt", ""))
-
-
-def failure(job: Any, words: Words) -> Failure:
+def failure(job: QueuedJob, words: Words) -> Failure:
     """Why a job failed and the three ways out."""
-    error = job.error or {}
-    code = str(error.get("code", "unexpected"))
-    memory = code in ("oom", "does_not_fit", "host_oom") or job.state == "parked"
+    error = job.error
+    code = (error and error.code) or "unexpected"
+    memory = code in ("oom", "does_not_fit", "host_ram") or job.state == "parked"
     return Failure(
         job=job.id,
         title=words("run.parked" if job.state == "parked" else "run.failed", job=title(job.request, words)),
-        what=words.error(error) if error else words("run.no_reason"),
+        what=words.error(error.model_dump()) if error else words("run.no_reason"),
         advice=words.or_else(f"advice.{code}", words("advice.memory") if memory else words("advice.log")),
         memory=memory,
-        smaller=smaller(job.request) if memory else {},
+        smaller=smaller(job.request.model, job.request.num_frames) if memory else {},
     )
 
 
-def smaller(request: Mapping[str, Any]) -> dict[str, Any]:
+def smaller(model: str, num_frames: int) -> dict[str, Any]:
     """The guide's emergency setting: 1.3B, 480p, 49 frames (and 2 steps for speed); I2V has no smaller model."""
-    spec = find_model(str(request["model"]))
+    spec = find_model(model)
     if spec.bundled:
         return {"num_frames": 9, "steps": FIRST_AID_STEPS}
-    frames = min(49, int(request.get("num_frames") or 49))
+    frames = min(49, num_frames)
     change: dict[str, Any] = {
         "resolution": "480p",
         "num_frames": frames,

@@ -62,6 +62,11 @@ def test_a_body_has_a_limit_whether_or_not_it_says_its_length():
     assert int(ask(guarded(), "POST", "/x", content=endless()).text) <= 2 * JSON_BYTES
 
 
+@pytest.mark.parametrize("length", ["-1", "x", "9" * 5000], ids=["negative", "no number", "5000 digits"])
+def test_a_length_that_no_body_has_is_refused(length):
+    assert ask(guarded(), "POST", "/x", headers={"content-length": length}).status_code == 413
+
+
 def test_answers_carry_the_security_headers():
     headers = ask(guarded(), "GET", "/").headers
     assert headers["x-content-type-options"] == "nosniff"
@@ -86,6 +91,17 @@ def test_the_right_password_opens_and_the_wrong_one_does_not():
     assert ask(locked, "GET", "/", headers={"cookie": f"{COOKIE}={cookie}"}).status_code == 200
     assert ask(locked, "GET", "/", headers={"authorization": "Bearer open sesame"}).status_code == 200
     assert ask(locked, "GET", "/", headers={"authorization": "Bearer guess"}).status_code == 401
+
+
+def test_a_password_beyond_the_limit_of_a_login_is_a_wrong_one():
+    locked = guarded("open sesame")
+    assert ask(locked, "POST", "/login", content=b"x" * 4096 + b"&password=open+sesame").status_code == 401
+
+    async def endless():
+        for _ in range(3):
+            yield b"x" * JSON_BYTES
+
+    assert ask(locked, "POST", "/login", content=endless()).status_code == 401
 
 
 def test_guessing_is_stopped_after_five_tries():

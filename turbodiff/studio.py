@@ -364,12 +364,7 @@ def _request_of(fields: Mapping[str, Any]) -> Request:
     Raises:
         RequestError, FileError: a field or the picture cannot be honoured.
     """
-    request = make_request(fields)
-    if not request.image:
-        return request
-    from turbodiff.media.images import adapt_size
-
-    return adapt_size(request)
+    return pictures.adapt_size(make_request(fields))
 
 
 def _run_attempt(command: Mapping[str, Any], argv: Sequence[str], on_event: OnEvent) -> ClipResult:

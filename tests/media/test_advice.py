@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from turbodiff.media.advice import advise, colour_entropy_bits, edge_density
+from turbodiff.media.pictures import advise
 
 
 def plain(side=512):
@@ -77,7 +77,7 @@ def test_a_little_noise_changes_nothing():
 
 
 def test_one_colour_has_no_edges_and_no_entropy_and_a_chessboard_has_all():
-    flat = np.full((64, 64, 3), 77.0)
-    board = np.indices((64, 64)).sum(axis=0)[..., None] % 2 * np.full(3, 255.0)
-    assert edge_density(flat) == 0 == colour_entropy_bits(flat)
-    assert edge_density(board) > 0.99 and colour_entropy_bits(board) == pytest.approx(1)
+    flat = advise(np.full((64, 64, 3), 77, np.uint8)).numbers
+    board = advise((np.indices((64, 64)).sum(axis=0)[..., None] % 2 * np.full(3, 255)).astype(np.uint8)).numbers
+    assert flat == {"edges": 0, "border_edges": 0, "entropy_bits": 0}
+    assert board["edges"] > 0.99 and board["entropy_bits"] == pytest.approx(1)

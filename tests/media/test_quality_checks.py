@@ -8,8 +8,8 @@ from PIL import Image
 
 from tests.media.clips import grain, shapes
 from turbodiff.gpu.probe import machine_now
-from turbodiff.media.fingerprints import Bytes, mark_rgb
-from turbodiff.media.quality_checks import fine_difference, flaws
+from turbodiff.media.fingerprints import Bytes, fingerprint_rgb
+from turbodiff.media.quality_checks import fine_difference, quality_warnings
 from turbodiff.plan.hardware import only
 from turbodiff.plan.planner import plan_request
 from turbodiff.prompt.motion import asks_for_stillness
@@ -20,8 +20,8 @@ RNG = np.random.default_rng(11)
 
 
 def found(clip: Bytes, picture: Bytes | None = None, prompt: str = "") -> tuple[str, ...]:
-    start = mark_rgb(picture) if picture is not None else None
-    return tuple(flaws([mark_rgb(frame) for frame in clip], start, prompt))
+    start = fingerprint_rgb(picture) if picture is not None else None
+    return tuple(quality_warnings([fingerprint_rgb(frame) for frame in clip], start, prompt))
 
 
 def noisy(clip: Bytes, frames: int, sigma: float, cell: int = 8) -> Bytes:
@@ -105,7 +105,7 @@ def test_fault_35_a_first_frame_is_held_against_its_picture() -> None:
     picture = panorama(1, 320, 192, calm_end=False)[0]
     blurred = (picture.astype(int) + np.roll(picture, 1, 0) + np.roll(picture, 1, 1)) // 3  # what a VAE loses
     brighter = np.clip(blurred + 12, 0, 255).astype(np.uint8)
-    assert fine_difference(mark_rgb(brighter), mark_rgb(picture)) < 20
+    assert fine_difference(fingerprint_rgb(brighter), fingerprint_rgb(picture)) < 20
     assert found(np.stack([brighter, np.roll(brighter, 40, 1)]), picture=picture) == ()
 
 

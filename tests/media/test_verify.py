@@ -9,7 +9,7 @@ import pytest
 
 from tests.media.clips import SETTINGS, grain, shapes, write
 from turbodiff.media.ffmpeg import ffmpeg_path
-from turbodiff.media.fingerprints import LUMA, Bytes, luma_psnr_db, mark_rgb
+from turbodiff.media.fingerprints import LUMA, Bytes, fingerprint_rgb, psnr
 from turbodiff.media.verify import verify_clip
 from turbodiff.media.video import Written
 from turbodiff.spec.errors import VerifyError
@@ -45,7 +45,7 @@ def rejected(clip: Written) -> str:
 
 
 def worst_luma_psnr_db(clip: Path, sent: Bytes) -> float:
-    """By another way than the marks: every pixel of every frame that any decoder can still get out of the file."""
+    """Without fingerprints: every pixel of every frame that any decoder can still get out of the file."""
     out = ["-f", "rawvideo", "-vf", "extractplanes=y", "pipe:1"]
     run = subprocess.run([ffmpeg_path(), "-loglevel", "quiet", "-i", clip, *out], stdout=subprocess.PIPE)
     count, height, width, _ = sent.shape
@@ -144,7 +144,7 @@ def test_fault_37_a_missing_file_is_rejected(written: Written, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("damage", ["noise", "block", "blur", "shift"])
-def test_a_mark_measures_psnr_within_a_third_of_a_db(sent: Bytes, damage: str) -> None:
+def test_a_fingerprint_measures_psnr_within_a_third_of_a_db(sent: Bytes, damage: str) -> None:
     frame, rng = sent[0], np.random.default_rng(3)
     other = frame.astype(float)
     if damage == "noise":
@@ -157,4 +157,4 @@ def test_a_mark_measures_psnr_within_a_third_of_a_db(sent: Bytes, damage: str) -
         other = np.roll(other, 1, 1)
     other = np.clip(other, 0, 255).astype(np.uint8)
     exact = 10 * np.log10(255**2 / np.square(frame @ LUMA - other @ LUMA).mean())
-    assert luma_psnr_db(mark_rgb(frame), mark_rgb(other)) == pytest.approx(exact, abs=0.3)
+    assert psnr(fingerprint_rgb(frame), fingerprint_rgb(other)).luma_db == pytest.approx(exact, abs=0.3)

@@ -179,4 +179,4 @@ def test_writing_keeps_memory_flat(tmp_path: Path) -> None:
         "print((peaks[-1] - peaks[4]) // 1024)\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert int(ran.stdout) < 20, "40 frames are 48 MB; their marks are 1 MB"
+    assert int(ran.stdout) < 20, "40 frames are 48 MB; their fingerprints are 1 MB"

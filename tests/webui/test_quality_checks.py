@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from turbodiff.archive.clips import Clip
-from turbodiff.media.quality_checks import Flaw
+from turbodiff.media.quality_checks import QualityWarning
 from turbodiff.spec.clips import Sidecar, read_record
 from webui.snapshot import shot
 from webui.view import clips as clips_view
@@ -22,7 +22,7 @@ def card(*flaws, lang="en", **request):
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
-@pytest.mark.parametrize("flaw", get_args(Flaw))
+@pytest.mark.parametrize("flaw", get_args(QualityWarning))
 def test_fault_35_a_flaw_is_a_badge_in_words(flaw, lang):
     said = dict(card(flaw, lang=lang).badges)["warn"]
     assert "flaw" not in said and len(said) > 8

@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from turbodiff.media.advice import Key
+from turbodiff.media.pictures import AdviceKey
 from turbodiff.plan.reasons import REASON_KEYS
 from webui.view.jobs import notice
 from webui.wording import Words, catalogue, language_of
@@ -77,7 +77,7 @@ def test_every_error_code_has_a_sentence():
 
 
 def test_every_proposal_of_the_advisor_has_a_sentence_with_its_own_numbers():
-    for key in get_args(Key):
+    for key in get_args(AdviceKey):
         assert names_in(catalogue()[f"picture.{key}"][0]) <= {"edges", "border_edges", "entropy_bits"}, key
 
 

@@ -1,15 +1,15 @@
-"""The one place where bytes of strangers are decoded: run by `images.py` as a program of its own, within limits.
+"""The one place where bytes of strangers are decoded: run by `pictures.py` as a program of its own, within limits.
 
-Standard input is the picture, the only argument a JSON order {"want": "size" | "fit", "width", "height", "fit",
+Standard input is the picture, the only argument a JSON object {"want": "size" | "fit", "width", "height", "fit",
 "background"}. Standard output is one JSON line {"width", "height"} of the upright picture, followed for "fit" by RGB
-bytes of the ordered size; or {"code", "got"} of what is wrong. Imports nothing of ours, so that it starts fast.
+bytes of the wanted size; or {"code", "got"} of what is wrong. Imports nothing of ours, so that it starts fast.
 """
 
 import json
 import resource
 import sys
 import warnings
-from typing import Any, BinaryIO, NoReturn
+from typing import BinaryIO, Literal, NoReturn, TypedDict
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
@@ -20,9 +20,19 @@ CPU_S = 20
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 
 
+class Wanted(TypedDict):
+    """What the argument asks for; "size" needs nothing else."""
+
+    want: Literal["size", "fit"]
+    width: int
+    height: int
+    fit: Literal["crop", "pad", "stretch"]
+    background: str
+
+
 def main() -> None:
     """Decode standard input within limits."""
-    order = json.loads(sys.argv[1])
+    wanted: Wanted = json.loads(sys.argv[1])
     for limit, value in (
         (resource.RLIMIT_AS, MEMORY_BYTES),
         (resource.RLIMIT_CPU, CPU_S),
@@ -33,7 +43,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before anything is decoded
     try:
-        head, pixels = decode(sys.stdin.buffer, order)
+        head, pixels = decode(sys.stdin.buffer, wanted)
     except UnidentifiedImageError:
         refuse("picture_kind", kind_of(sys.stdin.buffer))
     except MemoryError:
@@ -43,8 +53,8 @@ def main() -> None:
     sys.stdout.buffer.write(json.dumps(head).encode() + b"\n" + pixels)
 
 
-def decode(source: BinaryIO, order: dict[str, Any]) -> tuple[dict[str, int], bytes]:
-    """The head and the ordered pixels (none for "size")."""
+def decode(source: BinaryIO, wanted: Wanted) -> tuple[dict[str, int], bytes]:
+    """The first line of a good answer and the pixels (none for "size")."""
     picture = Image.open(source, formats=FORMATS)
     width, height = picture.size
     if width * height > MEGAPIXELS * 1_000_000:
@@ -52,19 +62,21 @@ def decode(source: BinaryIO, order: dict[str, Any]) -> tuple[dict[str, int], byt
     if min(width, height) < MIN_SIDE:
         refuse("picture_too_small", f"{width}x{height}")
     lies = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # orientations 5 to 8 lie on their side
-    upright = (height, width) if lies else (width, height)
-    if order["want"] == "size":
-        return head_of(upright), b""
-    long_side = 2 * max(order["width"], order["height"])
+    head = {"width": height, "height": width} if lies else {"width": width, "height": height}
+    if wanted["want"] == "size":
+        return head, b""
+    long_side = 2 * max(wanted["width"], wanted["height"])
     picture.draft("RGB", (long_side, long_side))  # decodes a large JPEG at 1/2 to 1/8, still twice what is asked
     ImageOps.exif_transpose(picture, in_place=True)
-    rgb = flatten(picture, order["background"])
-    return head_of(upright), fitted(rgb, order).tobytes()
-
-
-def head_of(size: tuple[int, int]) -> dict[str, int]:
-    """The first line of a good answer."""
-    return {"width": size[0], "height": size[1]}
+    rgb = flatten(picture, wanted["background"])
+    size = (wanted["width"], wanted["height"])
+    if wanted["fit"] == "stretch":
+        rgb = rgb.resize(size, Image.Resampling.BILINEAR)  # all three are antialiased
+    elif wanted["fit"] == "pad":
+        rgb = ImageOps.pad(rgb, size, Image.Resampling.BILINEAR, color=wanted["background"])
+    else:
+        rgb = ImageOps.fit(rgb, size, Image.Resampling.BILINEAR)
+    return head, rgb.tobytes()
 
 
 def flatten(picture: Image.Image, background: str) -> Image.Image:
@@ -77,16 +89,6 @@ def flatten(picture: Image.Image, background: str) -> Image.Image:
     flat = Image.new("RGB", rgba.size, background)
     flat.paste(rgba, mask=rgba.getchannel("A"))
     return flat
-
-
-def fitted(picture: Image.Image, order: dict[str, Any]) -> Image.Image:
-    """Crop to the middle, pad with the background, or stretch to the ordered size; bilinear, antialiased."""
-    size = (order["width"], order["height"])
-    if order["fit"] == "stretch":
-        return picture.resize(size, Image.Resampling.BILINEAR)
-    if order["fit"] == "pad":
-        return ImageOps.pad(picture, size, Image.Resampling.BILINEAR, color=order["background"])
-    return ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
 
 
 def kind_of(source: BinaryIO) -> str:

@@ -1,4 +1,4 @@
-"""Finding ffmpeg and running it so that its complaints are kept and nothing can block on them."""
+"""Finds ffmpeg and runs it so that its error lines are kept and nothing can block on them."""
 
 import contextlib
 import os
@@ -21,12 +21,8 @@ def ffmpeg_path() -> str:
     try:
         return str(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError as error:
-        raise FileError(
-            "ffmpeg is missing",
-            code="ffmpeg_missing",
-            got=error,
-            try_instead="pip install --force-reinstall imageio-ffmpeg",
-        ) from None
+        again = "pip install --force-reinstall imageio-ffmpeg"
+        raise FileError("ffmpeg is missing", code="ffmpeg_missing", got=error, try_instead=again) from None
 
 
 @cache
@@ -48,12 +44,9 @@ def check_encoder() -> None:
 
 def _no_encoder(path: str, got: object) -> FileError:
     return FileError(
-        "ffmpeg cannot encode H.264",
-        code="ffmpeg_missing",
-        got=f"{path}: {got}",
-        expected="an ffmpeg with libx264",
+        "ffmpeg cannot encode H.264", code="ffmpeg_missing", got=f"{path}: {got}", expected="an ffmpeg with libx264",
         try_instead="unset IMAGEIO_FFMPEG_EXE, or pip install --force-reinstall imageio-ffmpeg",
-    )
+    )  # fmt: skip
 
 
 class Ffmpeg:
@@ -92,17 +85,14 @@ class Ffmpeg:
         with contextlib.suppress(OSError):
             (self._process.stdin or self.stdout).close()
         status = self._process.wait()
-        return status, self._read_errors()
+        if self._errors < 0:
+            return status, ""
+        text = os.pread(self._errors, 64 * 1024, 0).decode("utf-8", "replace").strip()
+        os.close(self._errors)
+        self._errors = -1
+        return status, text
 
     def kill(self) -> None:
         """End it now; safe to call twice."""
         self._process.kill()
         self.finish()
-
-    def _read_errors(self) -> str:
-        if self._errors < 0:
-            return ""
-        text = os.pread(self._errors, 64 * 1024, 0).decode("utf-8", "replace").strip()
-        os.close(self._errors)
-        self._errors = -1
-        return text

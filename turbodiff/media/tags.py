@@ -6,9 +6,9 @@ beside it holds the values (Apple, QuickTime File Format, "Metadata"). With `fas
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from turbodiff.spec.errors import FileError
 
@@ -37,16 +37,22 @@ def read_tags(clip: Path) -> dict[str, str]:
         raise FileError(
             "the clip cannot be read", code="clip_unreadable", field=clip.name, got=error.strerror
         ) from None
-    for meta in (*_inside(moov, b"meta"), *_inside(b"".join(_inside(moov, b"udta")), b"meta")):
+    inside = [*_boxes(moov)]
+    for meta in (*_inside(inside, b"meta"), *_inside(_boxes(b"".join(_inside(inside, b"udta"))), b"meta")):
         # ISO files put 4 bytes of version and flags before the children, QuickTime files do not
         boxes = list(_boxes(meta if meta[4:8] == b"hdlr" else meta[4:]))
-        keys = _keys(next((box.body for box in boxes if box.name == b"keys"), b""))
-        values = _values(next((box.body for box in boxes if box.name == b"ilst"), b""))
-        return {keys[index]: text for index, text in values if index < len(keys)}
+        names = [box.body.decode("utf-8", "replace") for keys in _inside(boxes, b"keys") for box in _boxes(keys[8:])]
+        tags = {}
+        for item in (item for values in _inside(boxes, b"ilst") for item in _boxes(values)):
+            index = int.from_bytes(item.name, "big") - 1  # a box's name is the key's number, counted from one
+            for data in _inside(_boxes(item.body), b"data"):
+                if 0 <= index < len(names):
+                    tags[names[index]] = data[8:].decode("utf-8", "replace")
+        return tags
     return {}
 
 
-def read_settings_tag(clip: Path) -> dict[str, Any]:
+def read_settings_tag(clip: Path) -> dict[str, object]:
     """The settings that `ClipWriter` wrote into an mp4, {} where there are none.
 
     Raises:
@@ -90,16 +96,5 @@ def _boxes(data: bytes) -> Iterator[Box]:
         at += size
 
 
-def _inside(data: bytes, name: bytes) -> Iterator[bytes]:
-    return (box.body for box in _boxes(data) if box.name == name)
-
-
-def _keys(body: bytes) -> list[str]:
-    return [box.body.decode("utf-8", "replace") for box in _boxes(body[8:])]
-
-
-def _values(body: bytes) -> Iterator[tuple[int, str]]:
-    """(index of the key, text) of each item of an ilst; a box's name is the key's number, counted from one."""
-    for item in _boxes(body):
-        for data in _inside(item.body, b"data"):
-            yield int.from_bytes(item.name, "big") - 1, data[8:].decode("utf-8", "replace")
+def _inside(boxes: Iterable[Box], name: bytes) -> Iterator[bytes]:
+    return (box.body for box in boxes if box.name == name)

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from PIL import Image
 
 from turbodiff.media.ffmpeg import Ffmpeg
-from turbodiff.media.fingerprints import Bytes, Mark, mark_rgb
+from turbodiff.media.fingerprints import Bytes, Fingerprint, fingerprint_rgb
 from turbodiff.media.tags import TAG
 from turbodiff.spec.errors import OutputError
 from turbodiff.spec.files import output_error, sha256_of, sync
@@ -26,6 +26,7 @@ X264 = ("-c:v", "libx264", "-preset", "veryfast", "-crf", "16", "-qmax", "17", "
 TO_BT709 = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int+area"
 BT709 = ("-color_primaries", "bt709", "-color_trc", "bt709", "-colorspace", "bt709", "-color_range", "tv")
 POSTER_SIDE = 480  # pixels of the longer side
+ESCAPE = str.maketrans({mark: f"\\{mark}" for mark in "=;#\\\n"})  # in ffmpeg's metadata format
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ class Written:
     fps: int
     settings: str
     sha256: str
-    marks: tuple[Mark, ...]
+    fingerprints: tuple[Fingerprint, ...]
     poster: bytes
 
     @property
     def frames(self) -> int:
         """How many frames were sent to the encoder."""
-        return len(self.marks)
+        return len(self.fingerprints)
 
 
 class ClipWriter:
@@ -53,7 +54,7 @@ class ClipWriter:
     A context manager: leaving it closes the file and sets `written`; leaving it by an exception removes the file.
 
     Args:
-        path: a temporary name on the file system of the final one (see `library.partial_path`).
+        path: a temporary name on the file system of the final one (see archive/clips.py: partial_path).
         width / height: pixels, multiples of 16.
         fps: frames per second.
         settings: what made the clip; stored as JSON in the tags `turbodiff` and `comment`.
@@ -64,7 +65,7 @@ class ClipWriter:
     """
 
     def __init__(
-        self, path: Path, width: int, height: int, fps: int, settings: Mapping[str, Any], num_frames: int = 1
+        self, path: Path, width: int, height: int, fps: int, settings: Mapping[str, object], num_frames: int = 1
     ) -> None:
         check_size(width, height)
         self.path, self.width, self.height, self.fps = path, width, height, fps
@@ -72,7 +73,7 @@ class ClipWriter:
         self._settings = json.dumps(settings, ensure_ascii=False, separators=(",", ":"))
         self._poster_at = num_frames // 2
         self._poster = b""
-        self._marks: list[Mark] = []
+        self._fingerprints: list[Fingerprint] = []
         self._ffmpeg = self._start()
 
     def __enter__(self) -> Self:
@@ -82,15 +83,19 @@ class ClipWriter:
         if error is None:
             self.close()
         else:
-            self.abort()
+            self._ffmpeg.kill()
+            self.path.unlink(missing_ok=True)
 
     def write(self, frames: Bytes) -> None:
         """Append frames, uint8 RGB [T, H, W, 3]."""
         assert frames.dtype == np.uint8 and frames.shape[1:] == (self.height, self.width, 3), frames.shape
         for frame in np.ascontiguousarray(frames):
-            if len(self._marks) == self._poster_at:
-                self._poster = _jpeg(frame)
-            self._marks.append(mark_rgb(frame))
+            if len(self._fingerprints) == self._poster_at:
+                picture, jpeg = Image.fromarray(frame), io.BytesIO()
+                picture.thumbnail((POSTER_SIDE, POSTER_SIDE))
+                picture.save(jpeg, "JPEG", quality=85)
+                self._poster = jpeg.getvalue()
+            self._fingerprints.append(fingerprint_rgb(frame))
             try:
                 self._ffmpeg.stdin.write(frame.data)
             except OSError:
@@ -99,7 +104,7 @@ class ClipWriter:
     def close(self) -> Written:
         """Finish the file and bring it to the disk."""
         assert self.written is None, "closed twice"
-        assert self._marks, "a clip has at least one frame"
+        assert self._fingerprints, "a clip has at least one frame"
         with contextlib.suppress(OSError):  # a broken pipe here shows in the exit status
             self._ffmpeg.stdin.flush()
         status, errors = self._ffmpeg.finish()
@@ -111,54 +116,35 @@ class ClipWriter:
         except OSError as error:
             raise self._failed(str(error)) from None
         self.written = Written(
-            self.path, self.width, self.height, self.fps, self._settings, sha256, tuple(self._marks), self._poster
-        )
+            self.path, self.width, self.height, self.fps, self._settings, sha256, tuple(self._fingerprints),
+            self._poster,
+        )  # fmt: skip
         return self.written
 
-    def abort(self) -> None:
-        """Stop the encoder and remove what it wrote."""
-        self._ffmpeg.kill()
-        self.path.unlink(missing_ok=True)
-
     def _start(self) -> Ffmpeg:
+        """The encoder; the settings go to it through a file in memory in ffmpeg's metadata format."""
+        text = self._settings.translate(ESCAPE)
         tags = os.memfd_create("clip-tags")
+        frames = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{self.width}x{self.height}", "-r", str(self.fps))
+        arguments = (
+            "-y", *frames, "-i", "pipe:0", "-f", "ffmetadata", "-i", f"/dev/fd/{tags}", "-map", "0:v",
+            "-map_metadata", "1", "-vf", TO_BT709, *X264, *BT709, "-movflags", "+faststart+use_metadata_tags",
+            "-f", "mp4", str(self.path.absolute()),
+        )  # fmt: skip
         try:
-            os.write(tags, _ffmetadata({"comment": self._settings, TAG: self._settings}))
+            os.write(tags, f";FFMETADATA1\ncomment={text}\n{TAG}={text}\n".encode())
             os.lseek(tags, 0, os.SEEK_SET)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("wb"):  # says why before a frame is made, in the system's own words
                 pass
-            return Ffmpeg(self._arguments(tags), feed=True, inherit=(tags,))
+            return Ffmpeg(arguments, feed=True, inherit=(tags,))
         except OSError as error:
             raise output_error(self.path.parent, error.strerror or str(error)) from None
         finally:
             os.close(tags)
-
-    def _arguments(self, tags: int) -> list[str]:
-        frames = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{self.width}x{self.height}", "-r", str(self.fps)]
-        return [
-            "-y", *frames, "-i", "pipe:0", "-f", "ffmetadata", "-i", f"/dev/fd/{tags}", "-map", "0:v",
-            "-map_metadata", "1", "-vf", TO_BT709, *X264, *BT709, "-movflags", "+faststart+use_metadata_tags",
-            "-f", "mp4", str(self.path.absolute()),
-        ]  # fmt: skip
 
     def _failed(self, errors: str | None = None) -> OutputError:
         if errors is None:
             _, errors = self._ffmpeg.finish()
         self.path.unlink(missing_ok=True)
         return output_error(self.path.parent, errors)
-
-
-def _jpeg(frame: Bytes) -> bytes:
-    picture = Image.fromarray(frame)
-    picture.thumbnail((POSTER_SIDE, POSTER_SIDE))
-    data = io.BytesIO()
-    picture.save(data, "JPEG", quality=85)
-    return data.getvalue()
-
-
-def _ffmetadata(tags: Mapping[str, str]) -> bytes:
-    """Tags in ffmpeg's metadata format, where = ; # \\ and line ends are escaped with a backslash."""
-    escape = str.maketrans({mark: f"\\{mark}" for mark in "=;#\\\n"})
-    lines = (f"{key}={text.translate(escape)}\n" for key, text in tags.items())
-    return (";FFMETADATA1\n" + "".join(lines)).encode()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from turbodiff.archive import clips
 from turbodiff.media.fingerprints import Bytes
-from turbodiff.media.images import fit_picture
+from turbodiff.media.pictures import fit_picture
 from turbodiff.media.verify import Verdict, verify_clip
 from turbodiff.media.video import ClipWriter
 from turbodiff.runtime import metadata, stages

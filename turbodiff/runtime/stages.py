@@ -55,7 +55,7 @@ def texts_of(request: Request) -> list[str]:
 @torch.inference_mode()
 def encode_image(run: Run) -> Tensor:
     """The picture as the condition [1, 20, T, H, W], float32 on the CPU."""
-    from turbodiff.media.images import fit_picture
+    from turbodiff.media.pictures import fit_picture
 
     pixels = torch.from_numpy(np.array(fit_picture(run.request).pixels))
     picture = pixels.permute(2, 0, 1)[None].float() / 127.5 - 1

@@ -11,19 +11,23 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from turbodiff.archive import clips, disk
-from turbodiff.archive import seeds as seed_archive
+from turbodiff.archive import disk
+from turbodiff.archive.clips import Clip, clips, read_sidecar
+from turbodiff.archive.seeds import Seed, export_text, import_file, list_seeds, rate
 from turbodiff.diagnostics import background_tasks, downloads, logs, support_bundle
-from turbodiff.diagnostics.doctor import doctor
+from turbodiff.diagnostics.background_tasks import SelfTest
+from turbodiff.diagnostics.doctor import DoctorReport, doctor
+from turbodiff.diagnostics.downloads import Download, Offer
 from turbodiff.gpu import probe
-from turbodiff.gpu.holders import CardHolders, holders
+from turbodiff.gpu.holders import HOST_COMMAND, CardHolders, Holder, holders
 from turbodiff.jobs import measurements, retry_policy
 from turbodiff.jobs.database import DATABASE
 from turbodiff.jobs.store import Store
 from turbodiff.media import pictures
-from turbodiff.plan import tiers
-from turbodiff.plan.hardware import Machine, only
+from turbodiff.media.pictures import Look
+from turbodiff.plan.hardware import GpuFacts, Machine, only
 from turbodiff.plan.planner import Policy, plan_request
+from turbodiff.plan.tiers import Round, Tier, rounds, tier_of
 from turbodiff.prompt.clean import clean
 from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.prompt.weights import parse
@@ -37,14 +41,15 @@ from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, make_request
 from turbodiff.supervisor import leftover_workers, state_lock, worker_process
+from turbodiff.supervisor.leftover_workers import Identity
 from turbodiff.supervisor.memory import machine_of, worker_pids
 from turbodiff.supervisor.supervisor import Supervisor
 from turbodiff.weights.locate import LoraFile, find_loras, resolve_files
 from turbodiff.weights.locate import inventory as find_weights
 
 POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
-SELFTEST = (sys.executable, "-m", "turbodiff.cli", "selftest")
-SELFTEST_FOLDER = "errands"  # in the state folder
+SELFTEST = (sys.executable, "-m", "turbodiff.cli", "selftest", "--json")
+_tokenizer = cache(Tokenizer)
 OnEvent = Callable[[Event], None]
 
 
@@ -176,9 +181,8 @@ class Studio:
             RequestError: none of the three.
         """
         if policy not in POLICIES:
-            raise RequestError(
-                "no such policy", code="bad_policy", field="policy", got=policy[:40], expected=" | ".join(POLICIES)
-            )
+            expected = " | ".join(POLICIES)
+            raise RequestError("no such policy", code="bad_policy", field="policy", got=policy[:40], expected=expected)
         self._store.put("policy", policy)
 
     # --- the queue -----------------------------------------------------------------------------------------------
@@ -238,29 +242,29 @@ class Studio:
 
     # --- clips and seeds -----------------------------------------------------------------------------------------
 
-    def clips(self, limit: int = 24) -> list[clips.Clip]:
+    def clips(self, limit: int = 24) -> list[Clip]:
         """The newest clips of the library."""
-        return clips.clips(self.outputs, limit)
+        return clips(self.outputs, limit)
 
     def sidecar_of(self, video: Path) -> Sidecar:
         """What made a clip, from its sidecar or the tags inside it."""
-        return clips.read_sidecar(video)
+        return read_sidecar(video)
 
-    def seeds(self, search: str = "", limit: int = 200) -> list[seed_archive.Seed]:
+    def seeds(self, search: str = "", limit: int = 200) -> list[Seed]:
         """The seed archive, the newest rows first; `search` looks in prompt, note, rating, model and seed."""
-        return seed_archive.list_seeds(self._store, search, limit)
+        return list_seeds(self._store, search, limit)
 
-    def rate(self, row: int, rating: str | None = None, note: str | None = None) -> seed_archive.Seed:
+    def rate(self, row: int, rating: str | None = None, note: str | None = None) -> Seed:
         """Rate a row of the archive, also in the clip's sidecar and in seeds.md."""
-        return seed_archive.rate(self._store, self.outputs, row, rating, note)
+        return rate(self._store, self.outputs, row, rating, note)
 
     def seeds_text(self) -> str:
         """The archive as a Markdown table."""
-        return seed_archive.export_text(self._store)
+        return export_text(self._store)
 
     def import_seeds(self, path: Path) -> int:
         """Take over the rows of a Markdown table; returns how many it has."""
-        return seed_archive.import_file(self._store, self.outputs, path)
+        return import_file(self._store, self.outputs, path)
 
     # --- weights -------------------------------------------------------------------------------------------------
 
@@ -283,7 +287,7 @@ class Studio:
         """The LoRA files on this disk."""
         return find_loras()
 
-    def offers(self) -> dict[str, downloads.Offer]:
+    def offers(self) -> dict[str, Offer]:
         """By model name: the files that suit this machine's card and are not here."""
         here, sizes = find_weights(), [gpu.total_bytes for gpu in self.machine().gpus if gpu.total_bytes]
         found = {spec.name: downloads.offer(spec, max(sizes, default=None), here) for spec in all_models()}
@@ -293,7 +297,7 @@ class Studio:
         """Download what a model needs, in a process of its own."""
         downloads.start(self.state, model)
 
-    def download(self, model: str) -> downloads.Download:
+    def download(self, model: str) -> Download:
         """How the download of a model is doing."""
         return downloads.download(self.state, model)
 
@@ -310,10 +314,8 @@ class Studio:
 
     def holders(self) -> tuple[CardHolders, ...]:
         """Who holds the memory of each card, from the supervisor's probe; () without one."""
-        seen = self._store.fact("probe")
-        if not seen:
-            return ()
-        return holders(probe.Sample(**seen), worker_pids(self._store), [left.pid for left in self.leftovers()])
+        seen, leftovers = self._store.fact("probe"), [left.pid for left in self.leftovers()]
+        return holders(probe.Sample(**seen), worker_pids(self._store), leftovers) if seen else ()
 
     def cards_now(self) -> tuple[Machine, tuple[CardHolders, ...]]:
         """The machine as the driver says now, and who holds the memory of each card."""
@@ -322,7 +324,7 @@ class Studio:
         left = {found.pid for found in leftover_workers.leftovers(self.state)} - ours
         return probe.machine_from(sample, ours), holders(sample, ours, left)
 
-    def leftovers(self) -> list[leftover_workers.Identity]:
+    def leftovers(self) -> list[Identity]:
         """Workers of an earlier run that still live."""
         now = (self._store.fact("supervisor") or {}).get("run_id")
         return [found for found in leftover_workers.leftovers(self.state) if found.run_id != now]
@@ -331,22 +333,22 @@ class Studio:
         """End one of `leftovers`; True when it is gone. No other process is ever signalled."""
         return any(leftover_workers.end(found) for found in self.leftovers() if found.pid == pid)
 
-    def tier(self) -> tiers.Tier | None:
+    def tier(self) -> Tier | None:
         """The tier of this machine's largest card."""
         sizes = [gpu.total_bytes for gpu in self.machine().gpus if gpu.total_bytes]
-        return tiers.tier_of(max(sizes)) if sizes else None
+        return tier_of(max(sizes)) if sizes else None
 
-    def rounds(self, demo: bool = False) -> tuple[tiers.Round, ...]:
+    def rounds(self, demo: bool = False) -> tuple[Round, ...]:
         """The three rounds from an idea to a clip, and the one between; the demo has its own."""
-        return tiers.rounds(demo)
+        return rounds(demo)
 
     def start_selftest(self) -> None:
         """Run the self-test in a process of its own."""
-        background_tasks.start(self.state / SELFTEST_FOLDER, "selftest", SELFTEST)
+        background_tasks.start(self.state / "errands", "selftest", SELFTEST)
 
-    def selftest(self) -> background_tasks.Errand:
+    def selftest(self) -> SelfTest:
         """How the last self-test is doing."""
-        return background_tasks.errand(self.state / SELFTEST_FOLDER, "selftest")
+        return background_tasks.selftest(self.state / "errands", "selftest")
 
     def log_tail(self, lines: int = 200) -> list[str]:
         """The end of the start-up log, wherever the supervisor writes it."""
@@ -386,9 +388,8 @@ def _to_stderr(line: str) -> None:
         sys.stderr.write(line + "\n")
 
 
-@cache
-def _tokenizer(path: Path) -> Tokenizer:
-    return Tokenizer(path)
-
-
-__all__ = ["Studio", "doctor", "pictures", "state_folder"]
+__all__ = [
+    "HOST_COMMAND", "POLICIES", "CardHolders", "Clip", "DoctorReport", "Download", "GpuFacts", "Holder", "Identity",
+    "Look", "LoraFile", "Machine", "Offer", "Policy", "Round", "Seed", "SelfTest", "Studio", "Tier", "doctor",
+    "pictures", "state_folder",
+]  # fmt: skip

@@ -13,9 +13,8 @@ from turbodiff.spec.models import find_model
 from turbodiff.studio import Studio
 from webui import form
 from webui.form import FormValues
-from webui.panels import extras
+from webui.panels import first_aid, meter
 from webui.snapshot import ClipView, StudioReader
-from webui.view import jobs, meter
 from webui.wording import Words
 
 UiState = Mapping[str, str]  # what one browser looks at, see render.INITIAL_UI_STATE
@@ -54,9 +53,9 @@ def generate(reader: StudioReader, values: FormValues, ui_state: UiState, words:
     """
     digest = hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
     if reader.studio.policy == "ask" and not anyway and ui_state.get("agreed") != digest:
-        lowered = meter.lowered(reader.estimate(reader.asked(values)), words)
+        lowered = meter.diffs(reader.estimate(reader.asked(values)).changes, words, lossy_only=True)
         if lowered:
-            return {**ui_state, "agreed": digest}, extras.draw_ask(lowered, words)
+            return {**ui_state, "agreed": digest}, meter.draw_question(lowered, words)
     fields = reader.asked(values, keep=True)
     seed = str(fields.get("seed", "")).strip()
     made = []
@@ -153,12 +152,11 @@ def _start_job(reader: StudioReader, name: str, argument: str) -> int:
     if name == "retry":
         return reader.studio.retry(number_of(argument))
     if name == "retry_smaller":
-        failed = reader.studio.job(number_of(argument)).request
-        change = jobs.smaller(failed.model, failed.num_frames)
-        spec = find_model(str(change.get("model") or failed.model))
-        recorded = failed.model_dump(mode="json")
-        values = form.fitted_to(spec, {**form.from_request(recorded), **change, "pinned": []})
-        loras = {"loras": recorded["loras"]} if failed.loras else {}  # with their paths, which the form drops
+        stored = reader.studio.job(number_of(argument)).request
+        request, change = stored.model_dump(mode="json"), first_aid.smaller(stored.model, stored.num_frames)
+        spec = find_model(str(change.get("model") or stored.model))
+        values = form.fitted_to(spec, {**form.from_request(request), **change, "pinned": []})
+        loras = {"loras": request["loras"]} if stored.loras else {}  # with their paths, which the form drops
         return _queue(reader, {**form.request_fields(values), **loras})
     if name == "neighbour":
         request = wished_request(clip_called(reader, argument))
@@ -178,7 +176,7 @@ def _annotate_clip(reader: StudioReader, name: str, argument: str) -> None:
         reader.studio.rate(reader.row_of(clip), rating="★" * stars + "☆" * (STARS - stars))
     else:
         reader.studio.rate(reader.row_of(clip), note=rest.strip())
-    reader.clips_changed()
+    reader.changed(clips=True)
 
 
 def number_of(argument: str) -> int:
@@ -221,10 +219,8 @@ def clip_called(reader: StudioReader, name: str) -> ClipView:
 
 def wished_request(clip: ClipView) -> dict[str, Any]:
     """A clip's request as it was wished: what the planner settled from "auto" is "auto" again."""
-    request = {name: value for name, value in clip.request.items() if name != "nonce"}
-    for change in (clip.plan or {}).get("changes", ()):
-        if change.get("from_value") == "auto" and change.get("field") in request:
-            request[change["field"]] = "auto"
-    if request.get("resolution") != "custom":
+    request = clip.request.model_dump(mode="json", exclude={"nonce"})
+    request |= {change.field: "auto" for change in clip.changes if change.from_value == "auto"}
+    if clip.request.resolution != "custom":
         request.pop("width", None), request.pop("height", None)
     return request

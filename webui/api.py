@@ -21,8 +21,8 @@ from pydantic_core import to_jsonable_python
 from turbodiff.spec.errors import RequestError, TurbodiffError
 from turbodiff.spec.request import Request
 from webui import request_guard
+from webui.panels.stage import media_url
 from webui.snapshot import StudioReader
-from webui.view.clips import media_url
 
 NOT_FROM_OUTSIDE = ("image", "loras", "noise_device")  # paths on this machine are chosen on this machine
 MAX_FIELDS = 40

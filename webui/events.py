@@ -12,12 +12,12 @@ import gradio as gr
 
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.models import find_model
-from webui import actions, api, form, form_actions, render
+from webui import actions, api, form, form_actions, markup, render
 from webui.actions import Answer, UiState
 from webui.form import FormValues
 from webui.markup import Html
 from webui.page import Page, layout
-from webui.panels import create, extras
+from webui.panels import create, form_help
 from webui.request_guard import BadRequest, GuardedBlocks, button_of, handler
 from webui.snapshot import StudioReader
 from webui.wording import Words
@@ -69,7 +69,7 @@ def action_handler(method: Callable[Concatenate["PageEvents", UiState, P], Answe
         except TurbodiffError as error:
             sentence, kind = self.words.error(error.fields()), "warn"
         self.reader.changed()
-        note = sentence if isinstance(sentence, Html) else extras.draw_note(sentence, kind)
+        note = sentence if isinstance(sentence, Html) else markup.note(sentence, kind)
         return [*self.renderer.everything(ui_state), dict(ui_state), note]
 
     return redrawn
@@ -84,7 +84,7 @@ def form_handler(method: Callable[Concatenate["PageEvents", P], Filling]) -> Cal
         try:
             values, note = method(self, *args, **kwargs)
         except TurbodiffError as error:
-            values, note = None, extras.draw_note(self.words.error(error.fields()), "warn")
+            values, note = None, markup.note(self.words.error(error.fields()), "warn")
         whole = [gr.skip()] * (len(self.fields) + len(self.boxes)) if values is None else self.refilled(values)
         return [*whole, note]
 
@@ -166,7 +166,7 @@ class PageEvents:
         spec, held = form.model_called(values["model"]), dict(values)
         updates = {name: gr.update(value=held[name]) if name in held else gr.skip() for name in self.names}
         updates["model"]["choices"] = create.model_choices(self.reader.here(), self.words)
-        examples = extras.draw_examples(spec, self.words)
+        examples = form_help.draw_examples(spec, self.words)
         return [
             *updates.values(),
             gr.update(visible=spec.kind == "i2v"),
@@ -218,7 +218,7 @@ class PageEvents:
     def load_video(self, path: object, *row: object) -> Filling:
         """The settings of a video of ours, back in the form."""
         values = form_actions.from_video(self.reader, uploaded(path), self.values_of(row))
-        return values, extras.draw_loaded(self.words)
+        return values, form_help.draw_loaded(self.words)
 
     # --- clicks --------------------------------------------------------------------------------------------------
 
@@ -238,7 +238,7 @@ class PageEvents:
         try:
             return [actions.batch_text(uploaded(path)), ""]
         except TurbodiffError as error:
-            return [gr.skip(), extras.draw_note(self.words.error(error.fields()), "warn")]
+            return [gr.skip(), markup.note(self.words.error(error.fields()), "warn")]
 
     @action_handler
     def go_batch(self, ui_state: UiState, lines: object, *row: object) -> Answer:

@@ -8,8 +8,9 @@ from turbodiff.spec.models import all_models, find_model
 from webui import form
 from webui.actions import UiState, clip_called, number_of, object_of, wished_request
 from webui.form import FormValues
+from webui.panels.first_aid import smaller
+from webui.panels.form_help import round_fields
 from webui.snapshot import StudioReader
-from webui.view import jobs, rounds
 
 FILLABLE = set(form.FIELDS) - {"image", "prompt", "negative_prompt", "loras"}  # what an alternative may change
 MAX_ARGUMENT_CHARS = 20_000
@@ -49,8 +50,8 @@ def fill(reader: StudioReader, name: str, argument: str, values: FormValues, ui_
             given = {field: value for field, value in object_of(argument).items() if field in FILLABLE}
             return _fitted({**values, **form.sanitize(given)})
         case "smaller":  # the guide's emergency setting
-            smaller = jobs.smaller(str(values["model"]), int(values.get("num_frames") or 49))
-            return _fitted({**values, **smaller, "pinned": []})
+            less = smaller(str(values["model"]), int(values.get("num_frames") or 49))
+            return _fitted({**values, **less, "pinned": []})
         case "lora":  # one LoRA put on or off, or its strength or expert changed
             change = object_of(argument)
             strength, expert = change.get("strength", 1.0), change.get("expert", "")
@@ -64,7 +65,7 @@ def fill(reader: StudioReader, name: str, argument: str, values: FormValues, ui_
         case "animate":  # picture to video from a frame: "CLIP SECONDS", the last frame where no second is given
             clip_name, _, at = argument.partition(" ")
             clip = clip_called(reader, clip_name)
-            picture, prompt = str(reader.frame(clip, at)), str(clip.request.get("prompt", ""))
+            picture, prompt = str(reader.frame(clip, at)), clip.request.prompt
             return _fitted({**values, **initial_values(reader, "i2v"), "prompt": prompt, "image": picture})
         case "use_seed":
             return _values_of_seed(reader, number_of(argument), values)
@@ -102,8 +103,8 @@ def _values_of_round(reader: StudioReader, argument: str, values: FormValues, ui
     if "seed" in found.keeps and not str(held.get("seed") or ""):
         at = ui_state.get("at", "")
         seen = reader.clip(at) if not at.startswith("job:") else None
-        held = {**held, "seed": str(seen.seed) if seen else ""}
-    return _fitted(rounds.fields_of(found, held))
+        held = {**held, "seed": str(seen.request.seed) if seen else ""}
+    return _fitted(round_fields(found, held))
 
 
 def _values_of_seed(reader: StudioReader, row: int, values: FormValues) -> FormValues | None:

@@ -8,7 +8,7 @@ import gradio as gr
 
 from webui import form, render
 from webui.form_actions import initial_values
-from webui.panels import bar, create, extras
+from webui.panels import create, form_help, log, seeds, status_bar
 from webui.snapshot import StudioReader
 from webui.wording import Words
 
@@ -42,7 +42,7 @@ class Page:
 def layout(reader: StudioReader, words: Words) -> Page:
     """Lay the page out inside the gr.Blocks that is open."""
     stage = {"bar": gr.HTML(elem_id="bar"), "aid": gr.HTML(elem_id="aid")}
-    gr.HTML(bar.draw_help(words))
+    gr.HTML(status_bar.draw_help(words))
     act_bus = gr.HTML(elem_classes="hidden-bus", js_on_load=BUS.format(hook="tdAct", event="act"))
     form_bus = gr.HTML(elem_classes="hidden-bus", js_on_load=BUS.format(hook="tdForm", event="fill"))
     note = gr.HTML(elem_id="note")
@@ -71,7 +71,7 @@ def layout(reader: StudioReader, words: Words) -> Page:
         with gr.Tab(words("system.tab"), id="system"):
             stage["system"] = gr.HTML(elem_id="system")
         with gr.Tab(words("log.tab"), id="log-tab"):
-            gr.HTML(extras.draw_log_tools(words))
+            gr.HTML(log.draw_tools(words))
             stage["log"] = gr.HTML(max_height=640, autoscroll=True, elem_id="log")
         with gr.Tab(words("settings.tab"), id="settings-tab"):
             stage["settings"] = gr.HTML(elem_id="settings")
@@ -84,8 +84,7 @@ def layout(reader: StudioReader, words: Words) -> Page:
 def _form_column(reader: StudioReader, words: Words) -> tuple[create.Create, gr.Textbox, gr.UploadButton, gr.Button]:
     """The form, and below it the box for many prompts at once with its two buttons."""
     spec = form.model_called(initial_values(reader)["model"])
-    shown = render.choices_style(spec, {}, {})
-    made = create.build(words, spec, reader.here(), extras.draw_examples(spec, words), shown)
+    made = create.build(words, spec, reader.here(), form_help.draw_examples(spec, words))
     with gr.Accordion(words("create.batch"), open=False, elem_id="batch-box"):
         batch = gr.Textbox(label=words("create.batch_label"), info=words("create.batch_info"), lines=4, elem_id="batch")
         batch_file = gr.UploadButton(
@@ -109,7 +108,7 @@ def _seed_tools(words: Words) -> tuple[gr.Textbox, gr.UploadButton]:
         seed_file = gr.UploadButton(
             words("seeds.import"), file_types=[".md"], elem_id="import-seeds", size="sm", scale=1, min_width=180
         )
-        gr.HTML(extras.draw_export(words))
+        gr.HTML(seeds.draw_export(words))
     return search, seed_file
 
 

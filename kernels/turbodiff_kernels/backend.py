@@ -12,10 +12,10 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,16 +24,30 @@ log = logging.getLogger(__name__)
 
 OLDEST_ARCH = 80  # INT8 matrix products with INT32 sums, bfloat16
 OPS = ("norm", "quant", "gemm", "sage", "sla", "sagesla")
-UNCHECKED = "not checked on this card yet"
+REASONS = {
+    "no_gpu": "device is {device}",
+    "no_triton": "Triton is not installed",
+    "old": "{arch} is older than {oldest}",
+    "wish": "TURBODIFF_KERNELS={wish}",
+    "unchecked": "not checked on this card yet",
+    "equal": "equal to its reference on this card",
+    "differs": "{got}",
+}
 CHECKING = "the check of this kernel ended the program last time"
 
 
 class Candidate(NamedTuple):
-    """What computes an operation on a device, and why."""
+    """What computes an operation on a device, and why: a key of REASONS with its words."""
 
     op: str
     runs: Literal["triton", "reference"]
-    why: str
+    key: str
+    words: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def why(self) -> str:
+        """The reason in English."""
+        return REASONS[self.key].format(**self.words)
 
 
 def choose(op: str, device: torch.device) -> ModuleType:
@@ -73,48 +87,47 @@ def expected(op: str, device: torch.device) -> Candidate:
     word = wish()
     if word != "auto":
         return _chosen(op, device, word)
-    why_not = _impossible(device)
-    if not why_not:
+    if not (impossible := _impossible(op, device)):
         from turbodiff_kernels.launch import arch
 
-        why_not = _read(state_folder() / "kernels.json").get(fingerprint(arch(device)), {}).get(op, UNCHECKED)
-    runs = "triton" if why_not in ("", UNCHECKED) else "reference"
-    return Candidate(op, runs, why_not or "equal to its reference on this card")  # type: ignore[arg-type]
+        return _judged(op, _read(state_folder() / "kernels.json").get(fingerprint(arch(device)), {}).get(op))
+    return impossible
 
 
 @cache
 def _chosen(op: str, device: torch.device, word: str) -> Candidate:
-    if word == "auto":
-        why_not = _objection(op, device)
-        choice = Candidate(op, "reference" if why_not else "triton", why_not or "equal to its reference on this card")
+    if word != "auto":
+        choice = Candidate(op, "triton" if word == "triton" else "reference", "wish", {"wish": word})
+    elif not (impossible := _impossible(op, device)):
+        from turbodiff_kernels.launch import arch
+
+        choice = _judged(op, checked(op, device, fingerprint(arch(device)), state_folder() / "kernels.json"))
     else:
-        choice = Candidate(op, "triton" if word == "triton" else "reference", f"TURBODIFF_KERNELS={word}")
+        choice = impossible
     if device.type == "cuda":
         log.info("kernel %s: %s (%s)", op, choice.runs, choice.why)
     return choice
 
 
-def _objection(op: str, device: torch.device) -> str:
-    """Why the kernel of `op` may not run on `device`; "" when it may."""
-    why_not = _impossible(device)
-    if why_not:
-        return why_not
-    from turbodiff_kernels.launch import arch
-
-    return checked(op, device, fingerprint(arch(device)), state_folder() / "kernels.json")
+def _judged(op: str, verdict: str | None) -> Candidate:
+    """What runs after a verdict of the self-check: "" is good, None is not known yet."""
+    if verdict:
+        return Candidate(op, "reference", "differs", {"got": verdict})
+    return Candidate(op, "triton", "unchecked" if verdict is None else "equal")
 
 
-def _impossible(device: torch.device) -> str:
-    """Why no kernel can run on `device`; "" where one can."""
+def _impossible(op: str, device: torch.device) -> Candidate | None:
+    """The reference with the reason why no kernel can run on `device`; None where one can."""
     if device.type != "cuda":
-        return f"device is {device.type}"
+        return Candidate(op, "reference", "no_gpu", {"device": device.type})
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
+        return Candidate(op, "reference", "no_triton")
     from turbodiff_kernels.launch import arch
 
     if arch(device) < OLDEST_ARCH:
-        return f"sm_{arch(device)} is older than sm_{OLDEST_ARCH}"
-    return ""
+        words = {"arch": f"sm_{arch(device)}", "oldest": f"sm_{OLDEST_ARCH}"}
+        return Candidate(op, "reference", "old", words)
+    return None
 
 
 def checked(op: str, device: torch.device, machine: str, file: Path) -> str:

@@ -107,12 +107,14 @@ def test_a_damaged_or_unwritable_file_costs_a_check_and_no_more(monkeypatch, tmp
 
 
 def test_a_cpu_runs_the_references_and_says_why():
-    assert backend.chosen("sla", torch.device("cpu")) == ("sla", "reference", "device is cpu")
+    choice = backend.chosen("sla", torch.device("cpu"))
+    assert (choice.op, choice.runs, choice.why) == ("sla", "reference", "device is cpu")
 
 
 def test_the_person_has_the_last_word(monkeypatch):
     monkeypatch.setenv("TURBODIFF_KERNELS", "triton")
-    assert backend.chosen("sagesla", CARD) == ("sagesla", "triton", "TURBODIFF_KERNELS=triton")
+    choice = backend.chosen("sagesla", CARD)
+    assert (choice.op, choice.runs, choice.why) == ("sagesla", "triton", "TURBODIFF_KERNELS=triton")
     assert backend.choose("sagesla", CARD) is sla_kernel
     monkeypatch.setenv("TURBODIFF_KERNELS", "cuda")
     with pytest.raises(ValueError, match="expected auto, reference or triton"):

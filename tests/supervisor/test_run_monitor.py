@@ -12,7 +12,7 @@ from turbodiff.runtime.attempt import levers_pulled
 from turbodiff.runtime.worker import one_rung_lower
 from turbodiff.spec.events import Notice, PhaseEvent, StepEvent
 from turbodiff.supervisor.run_monitor import AGAIN_S, Guard, Seen, expected_steps_s
-from webui.view.jobs import notice
+from webui.panels.jobs import notice
 from webui.wording import Words
 
 CALM = Seen(others_bytes=GIB, own_bytes=8 * GIB, free_bytes=10 * GIB, ram_available_bytes=20 * GIB)

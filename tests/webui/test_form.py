@@ -9,9 +9,8 @@ from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import all_models, find_model
 from turbodiff.spec.request import make_request
 from webui import form
-from webui.markup import Html, action, each, el, join, text
-from webui.panels import extras
-from webui.view import meter
+from webui.markup import Html, action, el, join, text
+from webui.panels import meter
 from webui.wording import Words
 
 
@@ -49,7 +48,7 @@ def test_text_to_video_drops_the_picture():
 
 def test_user_text_is_escaped_everywhere():
     bad = "<img onerror=x> {{evil}} ${1+1} `x` \"'"
-    for markup in (text(bad), el("p", bad), el("p", title=bad), join(bad), action("go", bad, bad), each([bad])):
+    for markup in (text(bad), el("p", bad), el("p", title=bad), join(bad), action("go", bad, bad), join([bad])):
         assert "<img" not in markup
         assert "${" not in markup and "{{" not in markup and "`" not in markup
 
@@ -65,10 +64,10 @@ def letters(steps: int, boundary: float) -> str:
 
 @pytest.mark.parametrize("steps", [3, 4])
 def test_between_the_two_boundaries_of_the_strips_note_nothing_changes(steps):
-    low, high = extras.SAME_FROM + 0.001, extras.SAME_TO - 0.001
+    low, high = meter.SAME_FROM + 0.001, meter.SAME_TO - 0.001
     inside = {letters(steps, low + (high - low) * n / 20) for n in range(21)}
     assert len(inside) == 1
-    outside = {letters(steps, edge) for edge in (extras.SAME_FROM - 0.01, extras.SAME_TO + 0.01)}
+    outside = {letters(steps, edge) for edge in (meter.SAME_FROM - 0.01, meter.SAME_TO + 0.01)}
     assert not inside & outside
 
 
@@ -79,5 +78,5 @@ def test_the_strip_of_experts_is_the_plans(boundary, letters):
     )
     plan = plan_request(wish, pretend(Machine(), 24), Inventory())
     assert meter.experts(plan) == letters
-    assert f'data-letters="{letters}"' in extras.draw_experts(meter.experts(plan), {"boundary": boundary}, Words("en"))
-    assert meter.experts(None) == "" == extras.draw_experts("", {}, Words("en"))
+    assert f'data-letters="{letters}"' in meter.draw_experts(meter.experts(plan), boundary, Words("en"))
+    assert meter.experts(None) == "" == meter.draw_experts("", 0.9, Words("en"))

@@ -9,8 +9,8 @@ import pytest
 from turbodiff.archive.clips import Clip
 from turbodiff.media.quality_checks import QualityWarning
 from turbodiff.spec.clips import Sidecar, read_record
-from webui.snapshot import shot
-from webui.view import clips as clips_view
+from webui.panels import stage
+from webui.snapshot import clip_view
 from webui.wording import Words
 
 
@@ -18,7 +18,7 @@ def card(*flaws, lang="en", **request):
     fields = {"kind": "t2v", "model": "demo", "prompt": "x", "steps": 4, "sampler": "sde", "topk": 0.15, **request}
     sidecar = read_record(Sidecar, {"request": fields, "warnings": list(flaws)})
     clip = Clip(Path("t2v_1.mp4"), sidecar, None, datetime.now(UTC))
-    return clips_view.card(shot(clip), Words(lang))
+    return stage.card(clip_view(clip), Words(lang))
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])

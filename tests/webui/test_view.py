@@ -2,31 +2,29 @@
 
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace as Some
 
 import pytest
 
+from turbodiff.diagnostics.background_tasks import Check, SelfTest
+from turbodiff.diagnostics.doctor import DoctorReport
 from turbodiff.plan.hardware import GpuFacts, Machine, pretend
 from turbodiff.plan.planner import Refusal, plan_request
 from turbodiff.plan.tiers import rounds as tiers_rounds
+from turbodiff.spec.clips import Sidecar, read_record
 from turbodiff.spec.events import JobError, PhaseEvent, PreviewEvent
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.jobs import Progress, QueuedJob
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import GIB
+from turbodiff.spec.plan import Change
 from turbodiff.spec.request import make_request
 from webui import form
-from webui.render import preview
-from webui.view import Snapshot
-from webui.view import aid as aid_view
-from webui.view import bar as bar_view
-from webui.view import clips as clips_view
-from webui.view import jobs as jobs_view
-from webui.view import meter as meter_view
-from webui.view import system as system_view
-from webui.view.picture import picture as picture_view
-from webui.view.prompt import prompt_help
-from webui.view.rounds import tiles
+from webui.panels import first_aid, jobs, meter, stage, status_bar, system
+from webui.panels.form_help import picture, prompt_help, round_tile
+from webui.snapshot import ClipView, Snapshot
 from webui.wording import Words
 
 EN, ZH = Words("en"), Words("zh")
@@ -47,22 +45,22 @@ def job(number, state="queued", **more):
 
 def test_the_button_says_what_will_run_not_what_was_asked():
     plan = plan_on(12, model="wan2.1-14b", resolution="720p")
-    label = meter_view.button(plan, ZH).label
+    label = meter.button(plan, ZH).label
     assert label.startswith("生成 · ")
     assert f"{plan.request.num_frames}帧" in label
     assert plan.request.resolution in label
 
 
 def test_run_anyway_is_offered_only_when_the_picture_was_changed():
-    assert not meter_view.button(plan_on(80, model="wan2.1-14b"), EN).anyway
+    assert not meter.button(plan_on(80, model="wan2.1-14b"), EN).anyway
     changed = plan_on(6, model="wan2.1-14b", resolution="720p")
     assert any(change.lossy for change in changed.changes)
-    assert meter_view.button(changed, EN).anyway
+    assert meter.button(changed, EN).anyway
 
 
 def test_the_meter_names_the_binding_phase_and_shows_each_change_once():
     plan = plan_on(6, model="wan2.1-14b", resolution="720p")
-    shown = meter_view.meter(plan, EN)
+    shown = meter.meter(plan, EN)
     assert [phase.binding for phase in shown.phases].count(True) == 1
     assert {row.lossy for row in shown.diffs} >= {True}
     assert all(row.before != "automatic" for row in shown.diffs)
@@ -70,13 +68,13 @@ def test_the_meter_names_the_binding_phase_and_shows_each_change_once():
 
 
 def test_what_auto_settled_is_no_news():
-    shown = meter_view.meter(plan_on(80, model="wan2.1-1.3b"), EN)
+    shown = meter.meter(plan_on(80, model="wan2.1-1.3b"), EN)
     assert shown.diffs == ()
     assert not shown.urgent
 
 
 def test_an_illegal_form_shows_its_problem_instead_of_numbers():
-    shown = meter_view.problem({"code": "frames_not_4n1", "got": "80", "expected": "1, 5, 9"}, ZH)
+    shown = meter.problem({"code": "frames_not_4n1", "got": "80", "expected": "1, 5, 9"}, ZH)
     assert "80" in shown.problem and not shown.phases
 
 
@@ -84,24 +82,24 @@ def test_the_bar_splits_a_card_into_ours_others_and_unaccounted():
     card = GpuFacts(name="RTX 4090", uuid="GPU-1", total_bytes=24 * GIB, free_bytes=10 * GIB, used_bytes=14 * GIB)
     rows = (Some(kind="worker", bytes=9 * GIB, pid=5), Some(kind="browser", bytes=3 * GIB, pid=6))
     snapshot = Snapshot(machine=BARE.model_copy(update={"gpus": (card,)}), holders=(Some(uuid="GPU-1", rows=rows),))
-    shares = {part.kind: round(part.share * 24) for part in bar_view.status_bar(snapshot, EN).gauges[0].segments}
+    shares = {part.kind: round(part.share * 24) for part in status_bar.status_bar(snapshot, EN).gauges[0].segments}
     assert shares == {"ours": 9, "others": 3, "unknown": 2}
 
 
 def test_a_machine_without_a_card_says_so_and_shows_no_vram():
-    shown = bar_view.status_bar(Snapshot(machine=BARE), ZH)
+    shown = status_bar.status_bar(Snapshot(machine=BARE), ZH)
     assert shown.card == "没有 GPU"
     assert [gauge.label for gauge in shown.gauges] == ["内存"]
 
 
 def test_a_leftover_worker_is_named_with_its_memory():
     held = (Some(uuid="GPU-1", rows=(Some(kind="leftover", bytes=2 * GIB, pid=7),)),)
-    shown = bar_view.status_bar(Snapshot(machine=BARE, leftovers=(Some(pid=7),), holders=held), EN)
+    shown = status_bar.status_bar(Snapshot(machine=BARE, leftovers=(Some(pid=7),), holders=held), EN)
     assert shown.leftovers == ((7, "a leftover worker holds 2.0 GiB"),)
 
 
 def test_a_restart_says_how_many_bytes_came_back():
-    shown = bar_view.status_bar(Snapshot(machine=BARE, restarted={"ok": True, "freed_bytes": 3 * GIB}), EN)
+    shown = status_bar.status_bar(Snapshot(machine=BARE, restarted={"ok": True, "freed_bytes": 3 * GIB}), EN)
     assert shown.restarted == "3.0 GiB came back."
 
 
@@ -112,7 +110,7 @@ def test_progress_shows_phases_step_and_time_left():
         PhaseEvent(job=1, attempt=0, name="write", state="done"),
     ]
     running = job(1, "running", plan=None, progress=Progress(phase="denoise", step=2, of=4, eta_s=12.0))
-    shown = jobs_view.progress(running, events, EN)
+    shown = jobs.progress(running, events, EN)
     assert [chip.state for chip in shown.chips] == ["done", "now", "waiting", "waiting"]  # attempt 0 is forgotten
     assert shown.line == "Denoise, step 2 of 4"
     assert shown.eta == "about 12 s left"
@@ -125,29 +123,29 @@ def test_the_queue_is_in_the_order_it_will_run_and_failures_stay_visible():
     snapshot = Snapshot(
         jobs=(job(6, "failed", error=JobError(code="oom")), *waiting, job(3, "running"), job(2, "done"))
     )
-    rows = jobs_view.queue(snapshot, EN)
+    rows = jobs.queue(snapshot, EN)
     assert [(row.job, row.state) for row in rows] == [(3, "running"), (4, "queued"), (5, "queued"), (6, "failed")]
     assert "up" not in rows[1].acts and "up" in rows[2].acts
 
 
 def test_a_job_that_waits_for_memory_says_how_much():
     held = job(4, hold_bytes=5 * GIB)
-    rows = jobs_view.queue(Snapshot(jobs=(job(5), held)), EN)
+    rows = jobs.queue(Snapshot(jobs=(job(5), held)), EN)
     assert [row.note for row in rows] == ["Waiting: another program took memory, 5.0 GiB needed", CAT["prompt"]]
 
 
 def test_the_preview_of_the_running_job_is_its_newest_picture():
     events = [PreviewEvent(job=1, attempt=1, i=i, jpeg=jpeg) for i, jpeg in ((1, "AAAA"), (2, "/9j/"))]
-    assert preview(events) == "data:image/jpeg;base64,/9j/"
-    assert preview([]) == ""
+    assert stage.preview(events) == "data:image/jpeg;base64,/9j/"
+    assert stage.preview([]) == ""
 
 
 def test_one_running_job_needs_no_queue():
-    assert jobs_view.queue(Snapshot(jobs=(job(1, "running"),)), EN) == []
+    assert jobs.queue(Snapshot(jobs=(job(1, "running"),)), EN) == []
 
 
 def test_first_aid_after_memory_failure_is_the_guides_and_steps_are_not_a_memory_lever():
-    shown = jobs_view.failure(job(1, "failed", error=JobError(code="oom", what="x")), EN)
+    shown = first_aid.failure(job(1, "failed", error=JobError(code="oom", what="x")), EN)
     assert shown.memory
     assert dict(shown.smaller) == {
         "model": "wan2.1-1.3b", "resolution": "480p", "num_frames": 49, "steps": 2, "quant_linear": "on",
@@ -156,47 +154,41 @@ def test_first_aid_after_memory_failure_is_the_guides_and_steps_are_not_a_memory
 
 
 def test_picture_to_video_retries_smaller_without_another_model():
-    assert "model" not in jobs_view.smaller("wan2.2-a14b", 81)
+    assert "model" not in first_aid.smaller("wan2.2-a14b", 81)
 
 
 def test_other_failures_offer_no_first_aid():
-    assert not jobs_view.failure(job(1, "failed", error=JobError(code="clip_frames", what="x")), EN).memory
+    assert not first_aid.failure(job(1, "failed", error=JobError(code="clip_frames", what="x")), EN).memory
 
 
 def clip(**request):
     fields = make_request({**CAT, "seed": 7, **request}).model_dump(mode="json")
-    change = {"field": "attention", "from_value": "sagesla", "to_value": "sla", "lossy": False}
-    return Some(
-        id="t2v_7",
-        poster=None,
-        request=fields,
-        plan={"peak_bytes": 3 * GIB, "changes": [change]},
-        seed=7,
-        created_s=0.0,
-        result={
-            "ran": {"attention": "sla", "backend": "triton", "arch": "sm_120"},
-            "peak_bytes": 2 * GIB,
-            "seconds": 9.0,
-        },
-        rating="★★☆☆☆",
-        note="",
-    )
+    change = Change(field="attention", from_value="sagesla", to_value="sla", lossy=False)
+    plan = plan_on(80).model_copy(update={"peak_bytes": 3 * GIB, "changes": (change,)})
+    made = {
+        "plan": plan.model_dump(mode="json"),
+        "ran": {"attention": "sla", "backend": "triton", "arch": "sm_120"},
+        "measured": {"peak_bytes": 2 * GIB, "seconds": 9.0},
+        "rating": "★★☆☆☆",
+    }
+    return ClipView("t2v_7", Path("t2v_7.mp4"), None, read_record(Sidecar, {"request": fields, **made}))
 
 
 def test_the_card_says_what_was_asked_and_what_ran():
-    facts = dict(clips_view.card(clip(), EN).facts)
+    facts = dict(stage.card(clip(), EN).facts)
     assert facts["Attention"] == "asked sagesla, ran sla (triton, sm_120)"
     assert facts["Peak"] == "3.0 GiB predicted, 2.0 GiB measured"
 
 
 def test_a_demo_clip_is_labelled_as_one():
-    assert ("accent", EN("clip.demo")) in clips_view.card(clip(model="demo"), EN).badges
+    assert ("accent", EN("clip.demo")) in stage.card(clip(model="demo"), EN).badges
 
 
 def test_symptoms_offer_only_knobs_that_would_change_something():
-    knobs = clips_view.knobs({"kind": "i2v", "boundary": 0.7, "sampler": "sde", "topk": 0.15, "steps": 4}, EN)
+    i2v = {"model": "wan2.2-a14b", "image": "cat.png"}
+    knobs = stage.card(clip(**i2v, boundary=0.7, sampler="sde", topk=0.15, steps=4), EN).knobs
     assert [knob.label for knob in knobs] == ["add a verb"]
-    knobs = clips_view.knobs({"kind": "i2v", "boundary": 0.9, "sampler": "ode", "topk": 0.1, "steps": 2}, EN)
+    knobs = stage.card(clip(**i2v, boundary=0.9, sampler="ode", topk=0.1, steps=2), EN).knobs
     assert [dict(knob.fields) for knob in knobs[:4]] == [
         {"boundary": 0.7},
         {"sampler": "sde"},
@@ -229,7 +221,11 @@ def test_a_round_over_its_budget_says_so():
         Some(name="between", budget_s=1, t2v=start, i2v=start),
     ]
     values = {"model": "wan2.1-1.3b", "kind": "t2v", **CAT}
-    shown = tiles(found, values, lambda fields: plan_on(24, **{k: v for k, v in fields.items() if k != "kind"}), EN)
+
+    def seconds(fields):
+        return plan_on(24, **{name: value for name, value in fields.items() if name != "kind"}).seconds
+
+    shown = [round_tile(entry, values, seconds, EN) for entry in found]
     assert [(tile.name, tile.over) for tile in shown] == [("deliver", True), ("between", True)]
     assert "over 1.0 s" in shown[0].time
     assert shown[0].instead == "" and shown[0].instead_fields == {}  # nothing takes less than a second
@@ -239,11 +235,11 @@ def test_a_round_over_its_budget_names_what_fits_it():
     start = Some(fields=lambda: {"model": "wan2.1-14b", "resolution": "720p", "num_frames": 81, "steps": 4})
     slow = {("wan2.1-14b", "480p", 49): 100.0}
 
-    def estimate(fields):
-        return Some(seconds=slow.get((fields["model"], fields["resolution"], fields["num_frames"]), 900.0))
+    def seconds(fields):
+        return slow.get((fields["model"], fields["resolution"], fields["num_frames"]), 900.0)
 
-    found = [Some(name="deliver", budget_s=180, t2v=start, i2v=start)]
-    [tile] = tiles(found, {"model": "wan2.1-1.3b", "kind": "t2v", **CAT}, estimate, EN)
+    found = Some(name="deliver", budget_s=180, t2v=start, i2v=start)
+    tile = round_tile(found, {"model": "wan2.1-1.3b", "kind": "t2v", **CAT}, seconds, EN)
     assert tile.over
     assert tile.instead == "14B 480p · 4 steps · 49 frames · 100 s"
     assert tile.instead_fields == {"model": "wan2.1-14b", "resolution": "480p", "num_frames": 49, "steps": 4}
@@ -269,7 +265,7 @@ def test_a_missing_model_is_offered_with_size_room_and_folder():
         offers={spec.name: offer},
         downloads={spec.name: Some(running=True, words="a.pth 12 %")},
     )
-    shown = system_view.system(snapshot, None, EN).models[0]
+    shown = system.system(snapshot, None, EN).models[0]
     assert "14.5 GB to checkpoints" in shown.offer and "8.0 GB free" in shown.offer
     assert shown.files == ("a.pth  11.4 GB  org/repo",)
     assert not shown.enough_room
@@ -287,30 +283,30 @@ def test_lines_to_end_a_program_are_offered_for_ones_own_only_and_gently_first()
         idle=True,
         kill_line="kill 77",
     )
-    shown = system_view.holder(mine, EN)
+    shown = system.holder(mine, EN)
     assert shown.kill == ("kill 77", "kill -9 77")
     assert "6 h 0 min" in shown.note and "idle" in shown.note
     browser = Some(kind="browser", bytes=GIB, pid=78, name="chrome", command="", age_s=None, idle=None, kill_line="")
-    assert system_view.holder(browser, EN).kill == ()
-    assert "close its video tabs" in system_view.holder(browser, EN).note
+    assert system.holder(browser, EN).kill == ()
+    assert "close its video tabs" in system.holder(browser, EN).note
 
 
 def test_the_difference_between_two_rounds_prompts_is_shown():
-    pieces = clips_view.prompt_diff("宇航员在月球表面跳跃", "宇航员在月球表面轻盈地弹跳")
+    pieces = stage.prompt_diff("宇航员在月球表面跳跃", "宇航员在月球表面轻盈地弹跳")
     assert "".join(word.text for word in pieces if word.how != "gone") == "宇航员在月球表面轻盈地弹跳"
     assert "".join(word.text for word in pieces if word.how != "new") == "宇航员在月球表面跳跃"
-    assert clips_view.prompt_diff("a cat", "a cat") == ()
+    assert stage.prompt_diff("a cat", "a cat") == ()
 
 
 def test_the_round_before_is_the_newest_older_clip_of_the_same_seed_and_idea_in_other_words():
     def made(seed, prompt, at):
-        return Some(seed=seed, request={"prompt": prompt}, created_s=at)
+        return replace(clip(seed=seed, prompt=prompt), created_s=at)
 
     polished, scouted = "an astronaut bounces lightly on the moon", "an astronaut bounces on the moon"
     now, same, seed = made(7, polished, 9.0), made(7, polished, 8.0), made(8, scouted, 7.0)
     other, older = made(7, "a red circle grows on a black background", 6.5), made(7, scouted, 6.0)
-    assert clips_view.round_before(now, [now, same, seed, other, older]) is older
-    assert clips_view.round_before(older, [now, same, seed, other, older]) is None
+    assert stage.round_before(now, [now, same, seed, other, older]) is older
+    assert stage.round_before(older, [now, same, seed, other, older]) is None
 
 
 def test_a_refusal_shows_what_was_asked_and_what_would_fit():
@@ -319,23 +315,23 @@ def test_a_refusal_shows_what_was_asked_and_what_would_fit():
         plan_request(request, pretend(BARE, 6), Inventory(), policy="never")
     error = caught.value
     would = plan_request(request, pretend(BARE, 6), Inventory())
-    shown = meter_view.problem(error.fields(), ZH, error.plan, would)
+    shown = meter.problem(error.fields(), ZH, error.plan, would)
     assert shown.band == "no" and shown.urgent and shown.phases and shown.problem
     assert {"num_frames": would.request.num_frames}.items() <= shown.choices[0].fields.items()
-    assert meter_view.button(error.plan, ZH).anyway  # and it can be run all the same
+    assert meter.button(error.plan, ZH).anyway  # and it can be run all the same
 
 
 def test_the_question_before_a_run_lists_what_the_picture_loses_and_nothing_else():
     plan = plan_on(6, model="wan2.1-14b", resolution="720p", num_frames=161)
-    asked = meter_view.lowered(plan, EN)
+    asked = meter.diffs(plan.changes, EN, lossy_only=True)
     assert asked and all(row.lossy and row.field for row in asked)
-    assert meter_view.lowered(plan_on(80, model="wan2.1-1.3b"), EN) == ()
+    assert meter.diffs(plan_on(80, model="wan2.1-1.3b").changes, EN, lossy_only=True) == ()
 
 
 @pytest.mark.parametrize("gib", [6, 12, 24, 80])
 @pytest.mark.parametrize("words", [EN, ZH], ids=["en", "zh"])
 def test_residency_is_one_line_for_every_choice_of_levers(gib, words):
-    line = meter_view.residency(plan_on(gib, model="wan2.1-14b"), words)
+    line = meter.residency(plan_on(gib, model="wan2.1-14b"), words)
     assert "VAE" in line and "{" not in line
 
 
@@ -348,7 +344,7 @@ LOOK = Some(
 def picture_of(words, look=LOOK, model="wan2.2-a14b", **values):
     spec = find_model(model)
     fields = {**CAT, "model": model, "image": "cat.png"}
-    return picture_view(look, make_request(fields), b"jpeg", {**form.defaults(spec), **values}, spec, words)
+    return picture(look, make_request(fields), b"jpeg", {**form.defaults(spec), **values}, spec, words)
 
 
 def test_a_picture_proposes_its_boundary_with_the_reason_until_the_form_holds_it():
@@ -377,27 +373,45 @@ def test_first_aid_names_the_largest_holders_and_the_newest_job_that_memory_stop
         holders=(Some(uuid="GPU-1", rows=rows, listed=True),),
         jobs=(job(4), job(3, "parked", error=oom), job(2, "failed", error=JobError(code="nan_latents", what="x"))),
     )
-    shown = aid_view.aid(snapshot, EN)
+    shown = first_aid.first_aid(snapshot, EN)
     assert [held.pid for held in shown.holders] == [9, 3, 1]
     assert shown.failed.job == 3 and shown.failed.smaller["model"] == "wan2.1-1.3b"
     assert shown.host_line == ""
-    assert "nvidia-smi" in aid_view.aid(Snapshot(), EN).host_line
+    assert "nvidia-smi" in first_aid.first_aid(Snapshot(), EN).host_line
 
 
-@pytest.mark.parametrize(("runs", "why", "said"), [
-    ("reference", "device is cpu", "there is no GPU"), ("triton", "not checked on this card yet", "first use"),
-    ("triton", "equal to its reference on this card", "equal to its reference"),
-    ("reference", "sm_75 is older than sm_80", "sm_75 is older"), ("reference", "off by 0.3", "failed the check"),
-    ("triton", "TURBODIFF_KERNELS=triton", "TURBODIFF_KERNELS=triton"),
+@pytest.mark.parametrize(("runs", "key", "numbers", "said"), [
+    ("reference", "no_gpu", {"device": "cpu"}, "there is no GPU"), ("triton", "unchecked", {}, "first use"),
+    ("triton", "equal", {}, "equal to its reference"),
+    ("reference", "old", {"arch": "sm_75", "oldest": "sm_80"}, "sm_75 is older"),
+    ("reference", "differs", {"got": "off by 0.3"}, "failed the check"),
+    ("triton", "wish", {"wish": "triton"}, "TURBODIFF_KERNELS=triton"),
 ])  # fmt: skip
-def test_which_kernels_run_is_said_with_the_reason(runs, why, said):
-    assert said in system_view.kernel("sla", runs, why, EN)[1]
-    assert re.search("[\u4e00-\u9fff]", system_view.kernel("sla", runs, why, ZH)[1])
+def test_which_kernels_run_is_said_with_the_reason(runs, key, numbers, said):
+    report = doctor_report(kernel_reasons=[("sla", runs, key, numbers)])
+    assert said in system.system(Snapshot(), report, EN).kernels[0][1]
+    assert re.search("[\u4e00-\u9fff]", system.system(Snapshot(), report, ZH).kernels[0][1])
+
+
+def doctor_report(machine=BARE, versions=(), **more):
+    facts = {"found": {}, "warnings": [], "pip_line": "", "kernels": [], "notes": [], "optional": {"flash-attn"}}
+    return DoctorReport(**{**facts, "machine": machine, "versions": dict(versions), "kernel_reasons": [], **more})
+
+
+def test_versions_stay_as_they_are_and_that_there_is_none_is_worded():
+    versions = {"torch": "2.13", "triton": "", "flash-attn": "", "GPU": "pretended card of 6 GiB (6.4 GB)"}
+    shown = system.system(Snapshot(), doctor_report(pretend(BARE, 6), versions), ZH)
+    assert [value for _, value in shown.versions] == [
+        "2.13",
+        ZH("system.none"),
+        ZH("system.not_found"),
+        "假想的 6 GiB 显卡",
+    ]
 
 
 def test_the_self_test_is_shown_line_by_line():
-    lines = ("selftest install: ok, torch 2.13", "noise", "selftest clip: FAILED, no worker")
-    shown = system_view.system(Snapshot(selftest=Some(running=True, lines=lines)), None, ZH)
+    checks = (Check(name="install", ok=True, detail="torch 2.13"), Check(name="clip", ok=False, detail="no worker"))
+    shown = system.system(Snapshot(selftest=SelfTest(running=True, checks=checks)), None, ZH)
     assert [(check.name, check.good) for check in shown.checks] == [("安装", True), ("视频", False)]
     assert shown.checking
 
@@ -409,5 +423,5 @@ def test_one_button_fetches_what_this_card_runs():
     snapshot = Snapshot(
         models=((spec, ["a.pth"]),), offers={spec.name: offer}, tier=Some(t2v=start, i2v=Some(model="wan2.2-a14b"))
     )
-    assert system_view.system(snapshot, None, EN).best.id == spec.name
-    assert system_view.system(Snapshot(models=((spec, []),), tier=snapshot.tier), None, EN).best is None
+    assert system.system(snapshot, None, EN).best.id == spec.name
+    assert system.system(Snapshot(models=((spec, []),), tier=snapshot.tier), None, EN).best is None

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from turbodiff_kernels import backend
 
 from turbodiff.media.pictures import AdviceKey
 from turbodiff.plan.reasons import REASON_KEYS
-from webui.view.jobs import notice
+from turbodiff.spec.events import Notice
+from webui.panels.jobs import notice
 from webui.wording import Words, catalogue, language_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,10 +84,15 @@ def test_every_proposal_of_the_advisor_has_a_sentence_with_its_own_numbers():
 
 
 def test_what_the_worker_says_is_shown_in_english_only_to_those_who_read_it():
-    fields = {"key": "from_the_future", "text": "it rained", "numbers": {}}
-    assert notice(fields, Words("en")) == "it rained"
-    assert not re.search("[A-Za-z]", notice(fields, Words("zh")))
-    assert "LoRA" in notice({**fields, "key": "lora_names_unused"}, Words("zh"))
+    said = Notice(key="from_the_future", text="it rained")
+    assert notice(said, Words("en")) == "it rained"
+    assert not re.search("[A-Za-z]", notice(said, Words("zh")))
+    assert "LoRA" in notice(Notice(key="lora_names_unused", text="it rained"), Words("zh"))
+
+
+def test_every_reason_for_a_kernel_has_a_sentence_with_its_own_words():
+    for key, sentence in backend.REASONS.items():
+        assert names_in(catalogue()[f"system.kernel_{key}"][0]) == names_in(sentence), key
 
 
 def test_every_key_that_the_page_asks_for_is_there():

@@ -2,56 +2,48 @@
 
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import typer
 
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.events import Event
 
-if TYPE_CHECKING:
-    from turbodiff.diagnostics.logs import LogFile
-
 PROMPT = "a red circle moves right on a black background"
 
 
-def selftest() -> None:
+def selftest(as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False) -> None:
     """Install, GPU, plan, a demo clip, and its verification."""
     from turbodiff.diagnostics import logs
+    from turbodiff.diagnostics.background_tasks import Check
     from turbodiff.studio import state_folder
 
     log = logs.LogFile(logs.log_folder(Path.cwd(), state_folder()) / logs.RUN_LOG)
-    checks: dict[str, Callable[[], str]] = {
-        "install": _install,
-        "gpu": _gpu,
-        "plan": _plan,
-        "clip": _clip,
-    }
-    failed = [name for name, check in checks.items() if not _passes(name, check, log)]
+    checks = {"install": _install, "gpu": _gpu, "plan": _plan, "clip": _clip}
+    failed = False
+    for name, check in checks.items():
+        try:
+            found = Check(name=name, ok=True, detail=check())
+        except TurbodiffError as error:
+            found = Check(name=name, ok=False, detail=str(error))
+        line = f"selftest {name}: {'ok' if found.ok else 'FAILED'}, {found.detail}"
+        log.say(line, who="selftest")
+        sys.stdout.write((found.model_dump_json() if as_json else line) + "\n")
+        sys.stdout.flush()  # the page shows each as it comes
+        failed = failed or not found.ok
     if failed:
         raise typer.Exit(1)
-
-
-def _passes(name: str, check: Callable[[], str], log: "LogFile") -> bool:
-    try:
-        line, good = f"selftest {name}: ok, {check()}", True
-    except TurbodiffError as error:
-        line, good = f"selftest {name}: FAILED, {error}", False
-    log.say(line, who="selftest")
-    sys.stdout.write(line + "\n")
-    return good
 
 
 def _install() -> str:
     from turbodiff.diagnostics.doctor import doctor
 
     report = doctor()
-    if report["warnings"]:
-        key, text = report["warnings"][0]
+    if report.warnings:
+        key, text = report.warnings[0]
         raise TurbodiffError(text, code=key)
-    return f"torch {report['found']['torch']}, ffmpeg {report['found']['ffmpeg']}"
+    return f"torch {report.found['torch']}, ffmpeg {report.found['ffmpeg']}"
 
 
 def _gpu() -> str:

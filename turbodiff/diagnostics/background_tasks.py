@@ -3,10 +3,13 @@
 An errand outlives the page; a second start while it runs does nothing.
 """
 
+import contextlib
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from turbodiff.gpu.processes import process_state, start_ticks
 
@@ -18,6 +21,22 @@ class Errand(NamedTuple):
 
     running: bool
     lines: tuple[str, ...]
+
+
+class Check(BaseModel):
+    """One check of the self-test, which says each as one line of JSON."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    ok: bool
+    detail: str
+
+
+class SelfTest(NamedTuple):
+    """A self-test that was started: whether it still runs, and the checks that it has made."""
+
+    running: bool
+    checks: tuple[Check, ...] = ()
 
 
 def start(folder: Path, name: str, argv: Sequence[str]) -> None:
@@ -39,3 +58,12 @@ def errand(folder: Path, name: str) -> Errand:
         return Errand(False, ())
     running = ticks.isdecimal() and start_ticks(int(pid)) == int(ticks) and process_state(int(pid)) not in ("Z", "")
     return Errand(running, tuple(text.replace("\r", "\n").strip().splitlines()))
+
+
+def selftest(folder: Path, name: str) -> SelfTest:
+    """How the self-test that was started under this name is doing; lines that are no checks are passed over."""
+    found, checks = errand(folder, name), []
+    for line in found.lines:
+        with contextlib.suppress(ValidationError):
+            checks.append(Check.model_validate_json(line))
+    return SelfTest(found.running, tuple(checks))

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from turbodiff.gpu.probe import machine_now
 from turbodiff.plan import torch_compat
@@ -14,8 +16,32 @@ from turbodiff.plan.hardware import Machine
 from turbodiff.spec.numbers import GB
 
 
-def doctor() -> dict[str, Any]:
-    """What this machine has, warnings (key, sentence), torch's pip line, kernels (operation, runs, why), notes."""
+class KernelReason(NamedTuple):
+    """What computes an operation, and why as a key with its numbers (turbodiff_kernels/backend.py)."""
+
+    op: str
+    runs: str
+    key: str
+    numbers: dict[str, str]
+
+
+class DoctorReport(BaseModel):
+    """What this machine has. The last four fields are for who words it in another language, not part of the JSON."""
+
+    model_config = ConfigDict(frozen=True)
+    found: dict[str, str]  # program or device -> version or name, in English
+    warnings: list[tuple[str, str]]  # key, sentence
+    pip_line: str  # installs the torch for this machine
+    kernels: list[tuple[str, str, str]]  # operation, what runs ("triton" or "reference"), why
+    notes: list[str]
+    machine: Machine = Field(exclude=True)
+    versions: dict[str, str] = Field(exclude=True)  # `found` with "" for what is not here
+    optional: frozenset[str] = Field(exclude=True)  # of `versions`, what nobody needs
+    kernel_reasons: list[KernelReason] = Field(exclude=True)
+
+
+def doctor() -> DoctorReport:
+    """What this machine has, warnings, torch's pip line, which kernels run and why."""
     machine, torch_facts = machine_now(), worker_report()
     capability = torch_facts.get("capability")
     advice = torch_compat.advise(
@@ -25,16 +51,24 @@ def doctor() -> dict[str, Any]:
         machine.driver,
         tuple(capability) if capability else None,
     )
-    return {
-        "found": _found(machine, torch_facts),
-        "warnings": [*advice.warnings, *_trouble(torch_facts)],
-        "pip_line": advice.pip_line,
-        "kernels": torch_facts.get("kernels", []),
-        "notes": [
+    optional: dict[str, str] = torch_facts.get("optional", {})
+    versions = {**_versions(machine, torch_facts), **optional}
+    none = {**dict.fromkeys(versions, "none"), "GPU": f"none ({machine.gpu_state})"}
+    none |= dict.fromkeys(optional, "not found, not needed")
+    return DoctorReport(
+        found={name: version or none[name] for name, version in versions.items()},
+        warnings=[*advice.warnings, *_trouble(torch_facts)],
+        pip_line=advice.pip_line,
+        kernels=torch_facts.get("kernels", []),
+        notes=[
             "SageAttention, SpargeAttn and flash-attn are not needed: turbodiff brings its own Triton kernels.",
             "Do not install `sparselinear`: it is an unrelated package of 2020. torchvision is not needed either.",
         ],
-    }
+        machine=machine,
+        versions=versions,
+        optional=frozenset(optional),
+        kernel_reasons=torch_facts.get("kernel_reasons", []),
+    )
 
 
 def worker_report() -> dict[str, Any]:
@@ -50,19 +84,16 @@ def worker_report() -> dict[str, Any]:
     return report
 
 
-def _found(machine: Machine, torch_facts: Mapping[str, Any]) -> dict[str, str]:
+def _versions(machine: Machine, torch_facts: Mapping[str, Any]) -> dict[str, str]:
     cards = ", ".join(f"{gpu.name} ({_gb(gpu.total_bytes)})" for gpu in machine.gpus)
-    found = {name: str(torch_facts.get(name) or "none") for name in ("torch", "cuda", "cudnn", "triton", "diffusers")}
-    optional = torch_facts.get("optional", {})
     return {
         "python": sys.version.split()[0],
-        **found,
-        "driver": machine.driver or "none",
-        "GPU": cards or f"none ({machine.gpu_state})",
+        **{name: str(torch_facts.get(name) or "") for name in ("torch", "cuda", "cudnn", "triton", "diffusers")},
+        "driver": machine.driver or "",
+        "GPU": cards,
         "RAM": _gb(machine.ram_total_bytes),
         "ffmpeg": _ffmpeg_version(),
         "free disk here": _gb(shutil.disk_usage(Path.cwd()).free),
-        **{name: version or "not found, not needed" for name, version in optional.items()},
     }
 
 

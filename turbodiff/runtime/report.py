@@ -29,11 +29,13 @@ def report() -> dict[str, Any]:
     from turbodiff.runtime.device import Device
 
     device = Device.pick()
+    kernels = [backend.expected(op, device.torch_device) for op in backend.OPS]
     return {
         **device.facts(),
         "capability": list(torch.cuda.get_device_capability()) if device.is_cuda else None,
         "conv3d": _try_conv3d(device.torch_device, device.dtype),
-        "kernels": [backend.expected(op, device.torch_device) for op in backend.OPS],
+        "kernels": [(kernel.op, kernel.runs, kernel.why) for kernel in kernels],
+        "kernel_reasons": [(kernel.op, kernel.runs, kernel.key, dict(kernel.words)) for kernel in kernels],
         "triton": installed("triton"),
         "diffusers": installed("diffusers"),
         "transformers": installed("transformers"),

@@ -1,6 +1,5 @@
-"""The panels: each builds its Gradio parts, or draws a view as HTML.
+"""One file per panel: what it shows as a frozen view, the pure function that makes it, and its markup.
 
-Lives here: one module per panel, `build` for parts, `draw` for markup.
-Never here: what to show (view/), words (wording/), clicks (page.py), decisions (the studio).
-Who may knock: webui.page.
+Lives here: panels. `draw` turns a view into HTML; create.py builds the form's Gradio parts.
+Never here: words (wording/), clicks (actions.py), decisions (the studio). Who may knock: webui.page, render, events.
 """

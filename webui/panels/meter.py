@@ -1,86 +1,298 @@
-"""The fit meter beside the controls that move it."""
+"""The fit meter beside the controls that move it: what the plan needs against what there is, which phase decides, what
+changed and the ways out; with it what else the plan says around the form: the button, the experts, where weights lie.
+"""
 
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from turbodiff.spec.experts import Expert
+from turbodiff.spec.models import display_name_of
+from turbodiff.spec.plan import Alternative, Change, Plan
 from webui.form import PINS
-from webui.markup import Html, action, each, el, join
-from webui.view.meter import Diff, Meter, PhaseBar
+from webui.markup import Html, action, el, join, local
 from webui.wording import Words
 
-ALT = "fill"
+SHORT_NAMES = {"Wan2.1-1.3B": "1.3B", "Wan2.1-14B": "14B", "Wan2.2-A14B": "A14B"}
+PIXELS = ("width", "height")  # said by the resolution
+# boundaries between which 3 and 4 steps are shared out alike (spec/experts.py, rCM schedule)
+SAME_FROM, SAME_TO = 0.853, 0.933
 
 
-def draw(meter: Meter, words: Words) -> Html:
-    """The meter as markup."""
-    problem = el("div", meter.problem, cls="td-note warn", role="status") if meter.problem else None
-    if not meter.phases:
-        return el("div", problem, cls="td-html")
-    head = el(
-        "div",
-        el("b", meter.verdict),
-        el("span", meter.numbers, cls="td-num"),
-        el("span", meter.side, cls="side"),
-        cls="head",
+@dataclass(frozen=True)
+class PhaseBar:
+    """One phase: its peak against the budget."""
+
+    name: str
+    size: str
+    time: str
+    share: float
+    binding: bool
+
+
+@dataclass(frozen=True)
+class Diff:
+    """One field before and after; `lossy` when the picture changes."""
+
+    label: str
+    before: str
+    after: str
+    lossy: bool
+    field: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An alternative as a button: its label, what it takes, and the form fields it sets."""
+
+    label: str
+    note: str
+    fields: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Meter:
+    """What the meter shows; `problem` alone when the form is not a legal request yet."""
+
+    band: str = ""
+    verdict: str = ""
+    numbers: str = ""
+    side: str = ""
+    share: float = 0.0
+    binding: str = ""
+    phases: tuple[PhaseBar, ...] = ()
+    diffs: tuple[Diff, ...] = ()
+    choices: tuple[Candidate, ...] = ()
+    why: tuple[str, ...] = ()
+    problem: str = ""
+
+    @property
+    def urgent(self) -> bool:
+        """Whether alternatives belong in the open: something was given up, or it does not fit."""
+        return self.band != "fits" or any(row.lossy for row in self.diffs)
+
+
+@dataclass(frozen=True)
+class Button:
+    """The Generate button: what it says, and whether a changed plan offers "Run anyway"."""
+
+    label: str
+    anyway: str = ""
+
+
+def meter(plan: Plan, words: Words) -> Meter:
+    """The meter of a plan."""
+    budget = max(plan.budget_bytes, 1)
+    binding = plan.binding_phase
+    kind = words("meter.ram" if plan.device == "cpu" else "meter.vram")
+    need, have = words.gib(plan.peak_bytes), words.gib(plan.budget_bytes)
+    why = []
+    for reason in plan.reasons:  # as sentences, fields and values named as the form names them
+        numbers = dict(reason.numbers)
+        about = str(numbers.get("field", ""))
+        if about:
+            numbers |= {name: value_text(about, numbers[name], words) for name in ("from", "to") if name in numbers}
+            numbers["field"] = words.or_else(f"field.{about}", about)
+        if numbers.get("model"):
+            numbers["model"] = display_name_of(str(numbers["model"]))
+        for name, key in (("expert", "value.expert"), ("state", "bar.gpu")):
+            if numbers.get(name):
+                numbers[name] = words.or_else(f"{key}_{numbers[name]}", str(numbers[name]))
+        why.append(words.reason(reason.key, numbers))
+    return Meter(
+        band=plan.band,
+        verdict=words(f"meter.{plan.band}"),
+        numbers=words("meter.numbers", need=need, budget=have, kind=kind),
+        side=words("meter.about", time=words.seconds(plan.seconds)),
+        share=min(1.0, plan.peak_bytes / budget),
+        binding=words("meter.binding", phase=words(f"phase.{binding.name}")),
+        phases=tuple(
+            PhaseBar(
+                words(f"phase.{phase.name}"),
+                words.gib(phase.peak_bytes),
+                words.seconds(phase.seconds),
+                min(1.0, phase.peak_bytes / budget),
+                phase is binding,
+            )
+            for phase in plan.phases
+        ),
+        diffs=diffs(plan.changes, words),
+        choices=tuple(_candidate(other, words) for other in plan.alternatives[:3]),
+        why=tuple(why),
     )
-    body = join(
-        problem,
-        head,
-        el("div", el("span", style=f"width:{meter.share:.1%}"), cls="td-big", role="img", aria_label=meter.numbers),
-        el("div", el("span", meter.binding, cls="td-quiet"), cls="td-line"),
-        _changes(meter.diffs, words) if meter.diffs else None,
-        _choices(meter, words) if meter.choices and meter.urgent else None,
-        _why(meter, words),
-    )
-    return el("div", body, cls=f"td-meter td-html {meter.band}", data_band=meter.band)
 
 
-def _changes(diffs: tuple[Diff, ...], words: Words) -> Html:
-    rows = each(
-        el(
-            "div",
-            el("span", f"{row.label}: "),
-            el("del", row.before),
-            " → ",
-            el("ins", row.after),
-            el("span", " · " + words("meter.lossy"), cls="td-quiet") if row.lossy else None,
-            _lock(row, words) if row.lossy and row.field in PINS else None,
+def problem(fields: Mapping[str, object], words: Words, plan: Plan | None = None, instead: Plan | None = None) -> Meter:
+    """The meter of a form that is not a legal request, or of one that does not fit.
+
+    Args:
+        fields: of the error. plan: what was asked, where it does not fit. instead: what would.
+    """
+    if plan is None:
+        return Meter(problem=words.error(fields))
+    shown = meter(plan, words)
+    if instead is not None:
+        seconds, peak = instead.seconds, instead.peak_bytes
+        lower = Alternative(changes=instead.changes, peak_bytes=peak, seconds=seconds, fits=True)
+        shown = replace(shown, choices=tuple(_candidate(way, words) for way in (lower, *instead.alternatives[:2])))
+    return replace(shown, problem=words.error(fields))
+
+
+def _is_news(change: Change) -> bool:
+    """Whether a change is news to a person: what "auto" settled is not, unless the picture changes."""
+    return change.field not in PIXELS and (change.lossy or change.from_value != "auto")
+
+
+def diffs(changes: Iterable[Change], words: Words, lossy_only: bool = False) -> tuple[Diff, ...]:
+    """Changes that a person wants to know, as before and after; `lossy_only`: those that change the picture."""
+    return tuple(
+        Diff(
+            words.or_else(f"field.{change.field}", change.field),
+            value_text(change.field, change.from_value, words),
+            value_text(change.field, change.to_value, words),
+            change.lossy,
+            change.field,
         )
-        for row in diffs
-    )
-    return el("div", el("b", words("meter.changed")), rows, cls="td-diff", id="changes")
-
-
-def _lock(row: Diff, words: Words) -> Html:
-    """Keep this field as it was asked."""
-    return action("pin", row.field, words("meter.lock"), form=True, cls="plain", title=words("create.pins_info"))
-
-
-def _choices(meter: Meter, words: Words) -> Html:
-    buttons = each(
-        action(ALT, _packed(choice.fields), el("b", choice.label), el("span", choice.note, cls="td-num"), form=True)
-        for choice in meter.choices
-    )
-    return el("div", el("span", words("meter.instead"), cls="td-quiet"), buttons, cls="td-alts", id="alternatives")
-
-
-def _why(meter: Meter, words: Words) -> Html:
-    rows = each(_phase(phase) for phase in meter.phases)
-    reasons = el("ul", each(el("li", sentence) for sentence in meter.why)) if meter.why else None
-    grid = el("div", rows, cls="td-phases", aria_label=words("meter.phases"))
-    calm = _choices(meter, words) if meter.choices and not meter.urgent else None
-    return el("details", el("summary", words("meter.why")), grid, reasons, calm)
-
-
-def _phase(phase: PhaseBar) -> Html:
-    cls = "binding" if phase.binding else ""
-    bar = el("span", style=f"width:{phase.share:.1%}", cls="peak" if phase.binding else "")
-    return join(
-        el("span", phase.name, cls=cls),
-        el("div", bar, cls="bar"),
-        el("span", phase.size, cls=f"td-num {cls}"),
-        el("span", phase.time, cls="td-num td-quiet"),
+        for change in changes
+        if _is_news(change) and (change.lossy or not lossy_only)
     )
 
 
-def _packed(fields: object) -> str:
-    import json
+def _candidate(other: Alternative, words: Words) -> Candidate:
+    told = [change for change in other.changes if _is_news(change)]
+    label = " · ".join(value_text(change.field, change.to_value, words) for change in told) or words("meter.same")
+    note = f"{words.gib(other.peak_bytes)} · {words.seconds(other.seconds)}"
+    if other.download_bytes:
+        note += " · " + words("meter.download", size=words.gib(other.download_bytes))
+    return Candidate(label, note, {change.field: change.to_value for change in told})
 
-    return json.dumps(fields, ensure_ascii=False)
+
+def button(plan: Plan | None, words: Words) -> Button:
+    """What the Generate button says: the plan as it will run, not as it was asked."""
+    if plan is None:
+        return Button(words("create.go"))
+    request = plan.request
+    size = request.resolution if request.resolution != "custom" else f"{request.width}x{request.height}"
+    label = words("create.go_what", model=short_model(request.model), size=size, frames=request.num_frames)
+    lowered = diffs(plan.changes, words, lossy_only=True)
+    return Button(label, words("create.anyway") if lowered or plan.band == "no" else "")
+
+
+def experts(plan: Plan | None) -> str:
+    """Which expert runs which step, as "HHLL"; "" without a plan or without two experts."""
+    for reason in plan.reasons if plan else ():
+        if reason.key == "experts_by_step":
+            return str(reason.numbers["experts"])
+        if reason.key == "one_expert_runs":
+            return Expert(reason.numbers["expert"]).letter * int(reason.numbers["steps"])
+    return ""
+
+
+def residency(plan: Plan, words: Words) -> str:
+    """Where weights lie while the clip is made: the levers of the plan that change no pixel, in one line."""
+    levers, blocks = plan.levers, plan.request.spec.dit.num_layers
+    network = words(f"residency.experts_{levers.experts}", resident=levers.blocks_resident, blocks=blocks)
+    text = words(f"residency.text_{levers.text}")
+    return words("residency.line", text=text, network=network, vae=words(f"residency.vae_{levers.vae}"))
+
+
+def short_model(name: str) -> str:
+    """A model's display name as a button has room for it: Wan2.1-14B is 14B."""
+    display_name = display_name_of(name)
+    return SHORT_NAMES.get(display_name, display_name)
+
+
+def value_text(name: str, value: object, words: Words) -> str:
+    """A request field's value as a person says it."""
+    if name == "model":
+        return short_model(str(value))
+    if name in ("num_frames", "steps"):
+        return words("unit.frames" if name == "num_frames" else "meter.steps", n=value)
+    if isinstance(value, str):
+        return words.or_else(f"value.{name}_{value}", value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def draw(shown: Meter, words: Words) -> Html:
+    """The meter as markup."""
+    problem = el("div", shown.problem, cls="td-note warn", role="status") if shown.problem else None
+    if not shown.phases:
+        return el("div", problem, cls="td-html")
+    head = (
+        el("b", shown.verdict),
+        el("span", shown.numbers, cls="td-num"),
+        el("span", shown.side, cls="side"),
+    )
+    choices = [
+        action(
+            "fill",
+            json.dumps(choice.fields, ensure_ascii=False),
+            el("b", choice.label),
+            el("span", choice.note, cls="td-num"),
+            form=True,
+        )
+        for choice in shown.choices
+    ]
+    instead = el("span", words("meter.instead"), cls="td-quiet")
+    ways_out = el("div", instead, choices, cls="td-alts", id="alternatives") if choices else None
+    reasons = el("ul", [el("li", sentence) for sentence in shown.why]) if shown.why else None
+    rows = []
+    for phase in shown.phases:
+        cls = "binding" if phase.binding else ""
+        bar = el("span", style=f"width:{phase.share:.1%}", cls="peak" if phase.binding else "")
+        rows += [el("span", phase.name, cls=cls), el("div", bar, cls="bar")]
+        rows += [el("span", phase.size, cls=f"td-num {cls}"), el("span", phase.time, cls="td-num td-quiet")]
+    phases = el("div", rows, cls="td-phases", aria_label=words("meter.phases"))
+    return el(
+        "div",
+        problem,
+        el("div", head, cls="head"),
+        el("div", el("span", style=f"width:{shown.share:.1%}"), cls="td-big", role="img", aria_label=shown.numbers),
+        el("div", el("span", shown.binding, cls="td-quiet"), cls="td-line"),
+        _changes(shown.diffs, words) if shown.diffs else None,
+        ways_out if shown.urgent else None,
+        el("details", el("summary", words("meter.why")), phases, reasons, None if shown.urgent else ways_out),
+        cls=f"td-meter td-html {shown.band}",
+        data_band=shown.band,
+    )
+
+
+def _changes(rows: tuple[Diff, ...], words: Words) -> Html:
+    """What was lowered, each with a lock where it may be kept as it was asked."""
+    told = []
+    for row in rows:
+        lossy = el("span", " · " + words("meter.lossy"), cls="td-quiet") if row.lossy else None
+        tip = words("create.pins_info")
+        lock = action("pin", row.field, words("meter.lock"), form=True, cls="plain", title=tip)
+        told.append(_before_after(row, lossy, lock if row.lossy and row.field in PINS else None))
+    return el("div", el("b", words("meter.changed")), told, cls="td-diff", id="changes")
+
+
+def _before_after(row: Diff, *more: object) -> Html:
+    return el("div", el("span", f"{row.label}: "), el("del", row.before), " → ", el("ins", row.after), *more)
+
+
+def draw_question(rows: Iterable[Diff], words: Words) -> Html:
+    """The question before a run that was lowered: what changes, and both ways on."""
+    yes = local("press", "go", words("settings.ask_yes"), cls="main")
+    buttons = el("div", yes, local("press", "anyway", words("create.anyway")), cls="td-acts")
+    body = (el("b", words("settings.ask_question")), [_before_after(row) for row in rows], buttons)
+    return el("div", body, cls="td-note td-diff td-html", role="alertdialog", id="ask")
+
+
+def draw_experts(letters: str, boundary: float, words: Words) -> Html:
+    """Which expert runs which step ("HHLL", as the plan says), and a word where the low-noise one never does."""
+    if not letters:
+        return Html("")
+    names = {"H": words("create.experts_high"), "L": words("create.experts_low")}
+    boxes = [
+        el("b", f"{i}{letter}", cls="low" if letter == "L" else "", title=names[letter])
+        for i, letter in enumerate(letters, 1)
+    ]
+    legend = el("span", f"H {names['H']} · L {names['L']}")
+    warning, note = None, None
+    if "L" not in letters:
+        warning = el("div", words("create.experts_one"), cls="td-note warn", style="margin-top:8px")
+    if len(letters) in (3, 4) and SAME_FROM < boundary < SAME_TO:
+        note = el("p", words("create.experts_same"), cls="td-quiet td-small")
+    return join(el("div", boxes, legend, cls="td-experts", data_letters=letters), warning, note)

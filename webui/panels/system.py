@@ -1,22 +1,211 @@
-"""The System tab as markup."""
+"""The System tab: cards, RAM, who holds memory, the self-test, kernels, versions, models present and missing."""
 
-from webui.markup import Html, action, each, el, join
-from webui.panels.bar import RESTART
-from webui.view.system import Holder, Model, System
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from turbodiff.spec.models import ModelSpec
+from turbodiff.spec.numbers import GB
+from turbodiff.studio import HOST_COMMAND, DoctorReport, Holder, Machine
+from webui.markup import Html, action, el, facts, join, local
+from webui.panels.status_bar import RESTART, card_name
+from webui.snapshot import Snapshot
 from webui.wording import Words
+
+LARGEST_HOLDERS = 5  # shown in first aid
+
+
+@dataclass(frozen=True)
+class HolderRow:
+    """A process that holds memory of a card; `kill` are lines to copy, () where none must be offered."""
+
+    pid: int
+    name: str
+    memory: str
+    note: str
+    kind: str
+    kill: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model and what is missing of it."""
+
+    name: str
+    about: str
+    here: bool
+    missing: tuple[str, ...]
+    id: str = ""
+    offer: str = ""  # "14.5 GB to checkpoints/, 80 GB free there"; "" where nothing can be fetched
+    files: tuple[str, ...] = ()
+    enough_room: bool = True
+    running: bool = False
+    words: str = ""  # the last line of its download
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the self-test."""
+
+    name: str
+    good: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class System:
+    """Everything on the System tab."""
+
+    cards: tuple[tuple[str, str], ...]
+    holders: tuple[HolderRow, ...]
+    host_line: str
+    models: tuple[Model, ...]
+    versions: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
+    pip_line: str = ""
+    best: Model | None = None  # what this card runs best and is not here
+    kernels: tuple[tuple[str, str], ...] = ()  # operation, what computes it and why
+    checks: tuple[Check, ...] = ()
+    checking: bool = False
+
+
+def system(snapshot: Snapshot, report: DoctorReport | None, words: Words) -> System:
+    """The tab from a snapshot and the slower report of versions (None while it is being read)."""
+    models = tuple(_model(spec, tuple(missing), snapshot, words) for spec, missing in snapshot.models)
+    tier, selftest = snapshot.tier, snapshot.selftest
+    wanted = [start.model for start in (tier.t2v, tier.i2v)] if tier is not None else []  # text to video first
+    shown = System(
+        cards=tuple(_cards(snapshot.machine, words)) if snapshot.machine else (),
+        holders=tuple(holder(row, words) for row in snapshot.holder_rows()),
+        host_line=host_line(snapshot),
+        models=models,
+        best=next((model for name in wanted for model in models if model.id == name and model.offer), None),
+        checks=tuple(
+            Check(words.or_else(f"system.check_{check.name}", check.name), check.ok, check.detail)
+            for check in (selftest.checks if selftest else ())
+        ),
+        checking=bool(selftest and selftest.running),
+    )
+    if report is None:
+        return shown
+    return replace(
+        shown,
+        versions=tuple(_versions(report, words)),
+        warnings=tuple(words.or_else(f"warning.{key}", sentence) for key, sentence in report.warnings),
+        pip_line=report.pip_line,
+        kernels=tuple(
+            (op, f"{words(f'system.kernel_{runs}')} · {words(f'system.kernel_{key}', **numbers)}")
+            for op, runs, key, numbers in report.kernel_reasons
+        ),
+    )
+
+
+def host_line(snapshot: Snapshot) -> str:
+    """The line that lists holders on the host, where they cannot be seen from here."""
+    return HOST_COMMAND if not snapshot.holders or any(not card.listed for card in snapshot.holders) else ""
+
+
+def holder(found: Holder, words: Words) -> HolderRow:
+    """A holder of turbodiff/gpu/holders.py in words; `kill -9` only follows where `kill` is offered."""
+    kind = words(f"system.kind_{found.kind}")
+    age = words.seconds(found.age_s) if found.age_s is not None else ""
+    details = (kind, found.command[:90], age, words("system.idle") if found.idle else "")
+    kill = (found.kill_line, found.kill_line.replace("kill ", "kill -9 ")) if found.kill_line else ()
+    memory = words.gib(found.bytes) if found.bytes else "?"
+    return HolderRow(found.pid or 0, found.name or kind, memory, " · ".join(filter(None, details)), found.kind, kill)
+
+
+def largest_holders(snapshot: Snapshot, words: Words) -> tuple[HolderRow, ...]:
+    """The holders of most memory, ours included."""
+    rows = sorted(snapshot.holder_rows(), key=lambda row: -(row.bytes or 0))
+    return tuple(holder(row, words) for row in rows[:LARGEST_HOLDERS])
+
+
+def _model(spec: ModelSpec, missing: tuple[str, ...], snapshot: Snapshot, words: Words) -> Model:
+    about = words.or_else(f"model.{spec.name.replace('.', '_').replace('-', '_')}", spec.about)
+    shown = Model(spec.display_name, about, not missing, missing)
+    offer, download = snapshot.offers.get(spec.name), snapshot.downloads.get(spec.name)
+    if not missing or offer is None:
+        return shown
+    size, free = _gb(offer.nbytes), _gb(offer.free_bytes)
+    return replace(
+        shown,
+        id=spec.name,
+        offer=words("system.offer", size=size, folder=offer.folder, free=free, host=offer.endpoint),
+        files=tuple(f"{name}  {_gb(nbytes)}  {repo}" for name, repo, nbytes in offer.files),
+        enough_room=offer.free_bytes > offer.nbytes,
+        running=bool(download and download.running),
+        words=download.words if download else "",
+    )
+
+
+def _gb(n_bytes: float) -> str:
+    """Sizes of files as hubs and disks count them."""
+    return f"{n_bytes / GB:.1f} GB"
+
+
+def _versions(report: DoctorReport, words: Words) -> Iterable[tuple[str, str]]:
+    """Names and versions stay as they are; words are worded, and so is that there is none."""
+    for name, version in report.versions.items():
+        if name == "GPU" and report.machine.pretended:
+            version = ", ".join(card_name(gpu, report.machine, words) for gpu in report.machine.gpus)
+        label = words.or_else(f"system.fact_{name.replace(' ', '_').lower()}", name)
+        none = words("system.not_found" if name in report.optional else "system.none")
+        yield label, version or none
+
+
+def _cards(machine: Machine, words: Words) -> Iterable[tuple[str, str]]:
+    for gpu in machine.gpus:
+        free = words.gib(gpu.free_bytes) if gpu.free_bytes is not None else "?"
+        total = words.gib(gpu.total_bytes) if gpu.total_bytes else "?"
+        told = (
+            words("system.free_of", free=free, total=total),
+            f"{gpu.utilisation:.0%}" if gpu.utilisation is not None else "",
+            f"{gpu.temperature_c:.0f} °C" if gpu.temperature_c is not None else "",
+            f"{gpu.power_w:.0f} W" if gpu.power_w is not None else "",
+            gpu.uuid,
+        )
+        yield card_name(gpu, machine, words), " · ".join(filter(None, told))
+    if machine.ram_total_bytes and machine.ram_available_bytes is not None:
+        free, total = words.gib(machine.ram_available_bytes), words.gib(machine.ram_total_bytes)
+        yield words("bar.ram"), words("system.free_of", free=free, total=total)
+    if machine.driver:
+        yield words("system.driver"), machine.driver
 
 
 def draw(shown: System, ready: bool, words: Words) -> Html:
-    """Machine and versions on the left, holders and models on the right."""
-    left = join(
-        _section(words("system.machine"), el("dl", _pairs(shown.cards), cls="td-facts")),
-        _section(words("system.holders"), _holders(shown, words)),
-        _section(words("system.selftest"), _selftest(shown, words), _selftest_button(shown, words)),
-        _section(words("system.kernels"), _kernels(shown, ready, words)),
-        _section(words("system.versions"), _versions(shown, ready, words)),
+    """Machine and versions on the left, holders and models on the right; `ready` False: versions are being read."""
+    reading = el("p", words("system.reading"), cls="td-quiet")
+    host = draw_host_line(shown.host_line, words) or el("p", words("system.holders_none"), cls="td-quiet")
+    holders = join(draw_holders(shown.holders, words), host if shown.host_line or not shown.holders else None)
+    if shown.kernels:
+        kernels = facts(shown.kernels, cls="", id="kernels")
+    else:
+        kernels = el("p", words("system.kernels_none"), cls="td-quiet") if ready else reading
+    versions = (
+        [el("div", sentence, cls="td-note warn") for sentence in shown.warnings],
+        facts(shown.versions),
+        el("p", words("system.pip"), " ", el("code", shown.pip_line)) if shown.pip_line else None,
+        el("p", words("system.not_needed"), cls="td-quiet"),
     )
-    models = join(_best(shown, words), each(_model(model, not shown.best, words) for model in shown.models))
-    right = _section(words("system.models"), models, _rescan(words))
+    checks = []
+    for check in shown.checks:
+        verdict = "good" if check.good else "bad"
+        pill = el("span", words(f"system.{verdict}"), cls=f"td-pill {verdict}")
+        checks.append(el("div", pill, el("span", check.name), el("code", check.detail, cls="what")))
+    about = el("p", words("system.selftest_reading" if shown.checking else "system.selftest_text"), cls="td-quiet")
+    selftest = el("div", checks, cls="td-list", id="selftest") if checks else about
+    start = words("system.selftest_running" if shown.checking else "system.selftest_go")
+    run = action("selftest", "", start, disabled=shown.checking, cls="plain")
+    left = (
+        _section(words("system.machine"), facts(shown.cards)),
+        _section(words("system.holders"), holders),
+        _section(words("system.selftest"), selftest, run),
+        _section(words("system.kernels"), kernels),
+        _section(words("system.versions"), versions if ready else reading),
+    )
+    models = [_draw_model(model, not shown.best, words) for model in shown.models]
+    rescan = action("rescan", "", words("system.rescan"), cls="plain")
+    right = _section(words("system.models"), (_best(shown.best, words), models), rescan)
     return el("div", el("div", left, cls="td-stack"), el("div", right, cls="td-stack"), cls="td-two td-html")
 
 
@@ -24,131 +213,68 @@ def _section(head: str, body: object, acts: object = "") -> Html:
     return el("section", el("div", head, el("span", acts, cls="td-acts"), cls="td-sec"), body)
 
 
-def _pairs(rows: tuple[tuple[str, str], ...]) -> Html:
-    return each(join(el("dt", name), el("dd", value, cls="td-num")) for name, value in rows)
+def draw_host_line(line: str, words: Words) -> Html | None:
+    """The command that lists programs on the host, where there is one to run."""
+    return el("p", words("system.holders_unknown"), " ", el("code", line), cls="td-quiet") if line else None
 
 
-def _rescan(words: Words) -> Html:
-    return action("rescan", "", words("system.rescan"), cls="plain")
-
-
-def _holders(shown: System, words: Words) -> Html:
-    host = (
-        el("p", words("system.holders_unknown"), " ", el("code", shown.host_line), cls="td-quiet")
-        if shown.host_line
-        else None
-    )
-    if not shown.holders:
-        return host or el("p", words("system.holders_none"), cls="td-quiet")
-    return join(draw_holders(shown.holders, words), host)
-
-
-def draw_holders(holders: tuple[Holder, ...], words: Words) -> Html:
+def draw_holders(holders: tuple[HolderRow, ...], words: Words) -> Html:
     """Programs that hold memory, each with the line that ends it where one may be offered."""
     if not holders:
         return Html("")
-    head = el("tr", *(el("th", words(f"system.{name}")) for name in ("process", "memory", "what")), el("th", ""))
-    note = el("p", words("system.holders_note"), cls="td-quiet")
-    table = el("table", head, each(_holder(found, words) for found in holders), cls="td-table")
-    return join(el("div", table, cls="td-scroll"), note)
+    head = el("tr", [el("th", words(f"system.{name}")) for name in ("process", "memory", "what")], el("th", ""))
+    rows = []
+    for found in holders:
+        if found.kind == "worker":
+            end = action("restart", "", RESTART)
+        elif found.kind == "leftover":
+            end = action("end_leftover", found.pid, words("bar.end_leftover"))
+        else:
+            end = join([local("copy", line, line, cls="plain", title=words("system.copy")) for line in found.kill])
+        name = f"{found.name} ({found.pid})" if found.pid else found.name
+        rows.append(el("tr", el("td", name), el("td", found.memory, cls="td-num"), el("td", found.note), el("td", end)))
+    table = el("table", head, rows, cls="td-table")
+    return join(el("div", table, cls="td-scroll"), el("p", words("system.holders_note"), cls="td-quiet"))
 
 
-def _holder(found: Holder, words: Words) -> Html:
-    name = f"{found.name} ({found.pid})" if found.pid else found.name
+def _draw_model(model: Model, main: bool, words: Words) -> Html:
+    """A model with what is missing of it, and where there is an offer one button for the files that suit this card."""
+    state, cls = ("system.here", "td-pill good") if model.here else ("system.missing", "td-pill")
+    pill = el("span", words(state), cls=cls)
+    offer = None
+    if model.offer:
+        button, last_line = _download(model, "system.download", main, words)
+        room = None if model.enough_room else el("span", words("system.no_room"), cls="td-pill bad")
+        offer = (el("div", el("span", model.offer, cls="td-quiet"), room, button, cls="td-line"), last_line)
     return el(
-        "tr", el("td", name), el("td", found.memory, cls="td-num"), el("td", found.note), el("td", _end(found, words))
+        "div",
+        el("div", el("h3", model.name), pill, cls="td-line"),
+        el("p", model.about, cls="td-quiet", style="margin:0"),
+        offer,
+        _files(words("system.missing_list"), model.files or model.missing),
+        cls="td-card",
+        data_model=model.name,
     )
 
 
-def _end(found: Holder, words: Words) -> Html:
-    if found.kind == "worker":
-        return action("restart", "", RESTART)
-    if found.kind == "leftover":
-        return action("end_leftover", found.pid, words("bar.end_leftover"))
-    return each(
-        el("button", line, type="button", cls="td-btn plain", data_do="copy", data_arg=line, title=words("system.copy"))
-        for line in found.kill
-    )
-
-
-def _model(model: Model, main: bool, words: Words) -> Html:
-    state = words("system.here" if model.here else "system.missing")
-    pill = el("span", state, cls="td-pill good" if model.here else "td-pill")
-    head = el("div", el("h3", model.name), pill, cls="td-line")
-    about = el("p", model.about, cls="td-quiet", style="margin:0")
-    files = each(el("li", el("code", line)) for line in model.files or model.missing)
-    details = el("details", el("summary", words("system.missing_list")), el("ul", files)) if files else None
-    return el("div", head, about, _offer(model, main, words), details, cls="td-card", data_model=model.name)
-
-
-def _best(shown: System, words: Words) -> Html | None:
+def _best(best: Model | None, words: Words) -> Html | None:
     """One button for what this card runs best."""
-    best = shown.best
     if best is None:
         return None
-    label = words("system.downloading" if best.running else "system.download_best", model=best.name)
-    button = action("download", best.id, label, cls="main", disabled=best.running or not best.enough_room)
     what = el("div", el("h3", words("system.best", model=best.name)), el("span", best.offer, cls="td-quiet"))
-    said = el("code", best.words) if best.words else None
-    manual = el(
-        "details", el("summary", words("system.manual")), el("ul", each(el("li", el("code", f)) for f in best.files))
-    )
-    return el("div", el("div", what, button, cls="td-line"), said, manual, cls="td-card", id="best-download")
+    button, last_line = _download(best, "system.download_best", True, words)
+    head = el("div", what, button, cls="td-line")
+    return el("div", head, last_line, _files(words("system.manual"), best.files), cls="td-card", id="best-download")
 
 
-def _selftest_button(shown: System, words: Words) -> Html:
-    label = words("system.selftest_running" if shown.checking else "system.selftest_go")
-    return action("selftest", "", label, disabled=shown.checking, cls="plain")
+def _download(model: Model, key: str, main: bool, words: Words) -> tuple[Html, Html | None]:
+    """The button that fetches a model, and the last line of its download."""
+    label = words("system.downloading" if model.running else key, model=model.name)
+    blocked = model.running or not model.enough_room
+    button = action("download", model.id, label, cls="main" if main else "", disabled=blocked)
+    return button, el("code", model.words) if model.words else None
 
 
-def _selftest(shown: System, words: Words) -> Html:
-    """What the last self-test found."""
-    if not shown.checks:
-        return el("p", words("system.selftest_reading" if shown.checking else "system.selftest_text"), cls="td-quiet")
-    rows = each(
-        el(
-            "div",
-            el(
-                "span",
-                words("system.good" if check.good else "system.bad"),
-                cls=f"td-pill {'good' if check.good else 'bad'}",
-            ),
-            el("span", check.name),
-            el("code", check.detail, cls="what"),
-        )
-        for check in shown.checks
-    )
-    return el("div", rows, cls="td-list", id="selftest")
-
-
-def _kernels(shown: System, ready: bool, words: Words) -> Html:
-    if not shown.kernels:
-        return el("p", words("system.kernels_none" if ready else "system.reading"), cls="td-quiet")
-    return el("dl", each(join(el("dt", op), el("dd", why)) for op, why in shown.kernels), cls="td-facts", id="kernels")
-
-
-def _offer(model: Model, main: bool, words: Words) -> Html | None:
-    """One button for the files that suit this card, and how far they are."""
-    if not model.offer:
-        return None
-    button = action(
-        "download",
-        model.id,
-        words("system.downloading" if model.running else "system.download"),
-        cls="main" if main else "",
-        disabled=model.running or not model.enough_room,
-    )
-    room = None if model.enough_room else el("span", words("system.no_room"), cls="td-pill bad")
-    said = el("code", model.words) if model.words else None
-    return join(el("div", el("span", model.offer, cls="td-quiet"), room, button, cls="td-line"), said)
-
-
-def _versions(shown: System, ready: bool, words: Words) -> Html:
-    if not ready:
-        return el("p", words("system.reading"), cls="td-quiet")
-    return join(
-        each(el("div", sentence, cls="td-note warn") for sentence in shown.warnings),
-        el("dl", _pairs(shown.facts), cls="td-facts"),
-        el("p", words("system.pip"), " ", el("code", shown.pip_line)) if shown.pip_line else None,
-        el("p", words("system.not_needed"), cls="td-quiet"),
-    )
+def _files(summary: str, lines: tuple[str, ...]) -> Html | None:
+    listed = [el("li", el("code", line)) for line in lines]
+    return el("details", el("summary", summary), el("ul", listed)) if listed else None

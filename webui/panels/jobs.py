@@ -1,0 +1,186 @@
+"""Jobs on the stage: the progress of the running one, and the queue."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from turbodiff.spec.events import Event, Notice, NoticeEvent, PhaseEvent
+from turbodiff.spec.jobs import QueuedJob
+from turbodiff.spec.request import Request
+from webui.markup import Html, action, el, note
+from webui.panels.stage import model_name, size_name
+from webui.snapshot import ACTIVE, STOPPED, Snapshot
+from webui.wording import Words
+
+USUAL_PHASES = ("text_encode", "denoise", "vae_decode", "write")
+NOTICES = 2  # the newest of a running job
+STOPPED_ROWS = 3  # of the queue
+STATE_PILLS = {"running": "accent", "verifying": "accent", "failed": "bad", "parked": "warn"}
+CHIP_PILLS = {"done": "td-pill good", "now": "td-pill now", "waiting": "td-pill"}
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One phase: waiting, now or done, with its seconds once done."""
+
+    name: str
+    state: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class JobProgress:
+    """The running job."""
+
+    job: int
+    title: str
+    chips: tuple[Chip, ...]
+    line: str
+    eta: str
+    share: float
+    can_decode: bool
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the queue; `acts` are the names of its buttons."""
+
+    job: int
+    title: str
+    state: str
+    note: str
+    acts: tuple[str, ...]
+
+
+def title(request: Request, words: Words) -> str:
+    """A job in one line: model, size, frames."""
+    return " · ".join((model_name(request), size_name(request), words("unit.frames", n=request.num_frames)))
+
+
+def progress(job: QueuedJob, events: Iterable[Event], words: Words) -> JobProgress:
+    """The running job from its row and its events (spec/events.py) so far; events of earlier attempts are left out."""
+    events = [event for event in events if event.attempt == job.attempt]
+    seen = {event.name: event for event in events if isinstance(event, PhaseEvent)}
+    now = job.progress
+    phase, step, of = (now.phase, now.step, now.of) if now else ("", 0, 0)
+    planned = [phase.name for phase in job.plan.phases] if job.plan else list(USUAL_PHASES)
+    chips = []
+    for name in (*planned, *(name for name in seen if name not in planned)):
+        label, event = words.or_else(f"phase.{name}", name), seen.get(name)
+        if event and event.state == "done":
+            chips.append(Chip(label, "done", words.seconds(event.seconds) if event.seconds is not None else ""))
+        else:
+            chips.append(Chip(label, "now" if name == phase or event else "waiting"))
+    done = sum(chip.state == "done" for chip in chips)
+    inside = step / of if of and any(chip.state == "now" for chip in chips) else 0.3
+    if job.state == "verifying":
+        line = words("run.verifying")
+    elif not phase:
+        line = words("run.starting")
+    else:
+        line = words.or_else(f"phase.{phase}", phase)
+        line = words("run.step", phase=line, i=step, n=of) if step and of else line
+    return JobProgress(
+        job=job.id,
+        title=title(job.request, words),
+        chips=tuple(chips),
+        line=line,
+        eta=words("run.eta", time=words.seconds(now.eta_s)) if now and now.eta_s is not None else "",
+        share=min(0.99, (done + inside) / len(chips)) if chips else 0.0,
+        can_decode=phase.startswith("denoise") and step > 0,
+        notices=tuple(notice(event, words) for event in events if isinstance(event, NoticeEvent))[-NOTICES:],
+    )
+
+
+def notice(said: Notice, words: Words) -> str:
+    """What changed beside a running job, in words; in English the worker's own where there are none."""
+    spoken: dict[str, object] = {}
+    for name, value in said.numbers.items():
+        if isinstance(value, str):
+            spoken[name] = words.or_else(f"notice.cause_{value}", words.or_else(f"phase.{value}", value))
+        elif value is None:
+            spoken[name] = "?"
+        elif name.endswith("_bytes"):
+            spoken[name] = words.gib(value)
+        else:
+            spoken[name] = words.seconds(value) if name.endswith("_s") else value
+    own = said.text if words.lang == "en" else ""
+    return words.or_else(f"notice.{said.key}", own or words("notice.other"), **spoken)
+
+
+def queue(snapshot: Snapshot, words: Words) -> list[Row]:
+    """Every job that is not done: running, then waiting in order, then what failed lately; [] if one just runs."""
+    found: list[tuple[QueuedJob, tuple[str, ...]]] = []
+    found += [(job, ("cancel",)) for job in snapshot.jobs if job.state in ACTIVE]
+    for place, job in enumerate(snapshot.waiting):
+        found.append((job, (*(("top", "up") if place else ()), "down", "duplicate", "cancel")))
+    stopped = [job for job in snapshot.jobs if job.state in STOPPED]
+    found += [(job, ("show", "retry")) for job in stopped[:STOPPED_ROWS]]
+    if len(found) == 1 and found[0][0].state in ACTIVE:
+        return []
+    return [
+        Row(job.id, title(job.request, words), job.state, waits_for_memory(job, words) or job.request.prompt, acts)
+        for job, acts in found
+    ]
+
+
+def waits_for_memory(job: QueuedJob, words: Words) -> str:
+    """That a job is held until other programs let go of device memory, "" for any other."""
+    if job.state != "queued" or not job.hold_bytes:
+        return ""
+    return words("run.wait_memory", memory=words.gib(job.hold_bytes))
+
+
+def draw_progress(shown: JobProgress, words: Words) -> Html:
+    """The running job: phases, step i of n, time left, stop."""
+    chips = [
+        el("span", f"{chip.name} {chip.note}".strip(), cls=CHIP_PILLS[chip.state], data_state=chip.state)
+        for chip in shown.chips
+    ]
+    decode = action("stop_and_decode", shown.job, words("run.decode"), title=words("run.decode_tip"))
+    stop = action("cancel", shown.job, words("run.stop"), title=words("run.stop_tip"))
+    buttons = el("div", decode if shown.can_decode else None, stop, cls="td-acts")
+    bar = el(
+        "div",
+        el("span", style=f"width:{shown.share:.1%}"),
+        cls="td-prog",
+        role="progressbar",
+        aria_valuenow=f"{shown.share:.0%}".rstrip("%"),
+        aria_valuemin="0",
+        aria_valuemax="100",
+        aria_label=shown.line,
+    )
+    return el(
+        "div",
+        el("div", el("h3", shown.title), buttons, cls="td-line"),
+        el("div", chips, cls="td-steps"),
+        bar,
+        el("div", el("span", shown.line), el("span", shown.eta, cls="td-num"), cls="td-line", role="status"),
+        [note(sentence) for sentence in shown.notices],
+        cls="td-card td-html",
+        data_job=shown.job,
+    )
+
+
+def draw_queue(rows: list[Row], paused: bool, words: Words) -> Html:
+    """The queue with its buttons; nothing at all when there is nothing to say."""
+    if not rows and not paused:
+        return Html("")
+    switch = action("resume", "", words("run.resume"))
+    if not paused:
+        switch = action("pause", "", words("run.pause"), cls="plain")
+    head = el("div", words("run.queue"), el("span", switch, cls="td-acts"), cls="td-sec")
+    body = el("div", [_row(row, words) for row in rows], cls="td-list") if rows else None
+    return el("div", head, body or el("p", words("run.queue_empty"), cls="td-quiet"), cls="td-html", id="queue-list")
+
+
+def _row(row: Row, words: Words) -> Html:
+    return el(
+        "div",
+        el("span", words(f"run.state_{row.state}"), cls=f"td-pill {STATE_PILLS.get(row.state, '')}"),
+        el("span", row.note, cls="what", title=f"{row.note} · {row.title}"),
+        el("span", row.title, cls="td-quiet wide"),
+        [action(act, row.job, words(f"run.{act}"), cls="plain") for act in row.acts],
+        data_job=row.job,
+        data_state=row.state,
+    )

@@ -1,0 +1,307 @@
+"""Finished clips: the player, the card with its symptoms and knobs, the strip of posters, the gallery, compare."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+from turbodiff.spec.events import Event, PreviewEvent
+from turbodiff.spec.request import Request
+from webui.markup import Html, action, download, el, facts, local, poster, void
+from webui.panels.meter import diffs, short_model
+from webui.snapshot import ClipView, Snapshot
+from webui.wording import Words
+
+STARS = 5
+_WORDS = re.compile(r"[\u3400-\u9fff]|\s+|[^\s\u3400-\u9fff]+")
+SAME_IDEA = 0.6  # of the shorter prompt's words: the demo's captions share half of theirs with any other
+SCOUT_STEPS = 2  # configs/presets.toml: a scout takes two steps
+DIFF_TAGS = {"new": "ins", "gone": "del"}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A clip in a grid."""
+
+    clip: str
+    poster: str
+    caption: str
+    note: str
+    rating: str
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A symptom and the one change that answers it, with the same seed."""
+
+    symptom: str
+    label: str
+    fields: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Word:
+    """A piece of a prompt: kept, added or dropped since the clip before."""
+
+    text: str
+    how: str  # same | new | gone
+
+
+@dataclass(frozen=True)
+class Card:
+    """The result card."""
+
+    clip: str
+    video: str
+    poster: str
+    prompt: str
+    facts: tuple[tuple[str, str], ...]
+    badges: tuple[tuple[str, str], ...]  # kind, sentence
+    knobs: tuple[Knob, ...]
+    rating: str
+    note: str
+    demo: bool
+    scouted: bool = False  # a first round: ask whether the motion is there
+    changed: tuple[Word, ...] = ()  # against the prompt of the round before
+
+
+def media_url(clip: str, poster: bool = False) -> str:
+    """Where our own route serves a clip or its poster."""
+    return f"/media/{clip}" + ("/poster" if poster else "")
+
+
+def poster_url(clip: ClipView) -> str:
+    """Where the clip's poster is served, "" where it has none."""
+    return media_url(clip.id, poster=True) if clip.poster else ""
+
+
+def size_name(request: Request) -> str:
+    """ "480p", or the pixels of a size of one's own."""
+    return request.resolution if request.resolution != "custom" else f"{request.width}x{request.height}"
+
+
+def model_name(request: Request) -> str:
+    """The display name of a request's model, short; "?" where the record of a clip does not say."""
+    return short_model(request.model) if request.model else "?"
+
+
+def tiles(snapshot: Snapshot, words: Words, limit: int = 12) -> list[Tile]:
+    """The newest clips as tiles."""
+    shown = []
+    for clip in snapshot.clips[:limit]:
+        request, made = clip.request, words.ago(max(0, snapshot.now_s - clip.created_s))
+        note = " · ".join((model_name(request), size_name(request), str(request.seed), made))
+        shown.append(Tile(clip.id, poster_url(clip), request.prompt, note, clip.sidecar.rating))
+    return shown
+
+
+def card(clip: ClipView, words: Words, others: Iterable[ClipView] = ()) -> Card:
+    """The card of one clip: settings, what really ran, predicted and measured, what the guard did.
+
+    `others`: the library, to show what changed since the round before.
+    """
+    before, request = round_before(clip, others), clip.request
+    demo = request.model.startswith("demo")
+    badges = [("accent", words("clip.demo"))] if demo else []
+    for row in diffs(clip.changes, words, lossy_only=True):
+        badges.append(("warn", words("clip.lowered", field=row.label, before=row.before, after=row.after)))
+    badges += [("warn", words.or_else(f"clip.flaw_{finding}", finding)) for finding in clip.sidecar.warnings]
+    return Card(
+        clip=clip.id,
+        video=media_url(clip.id),
+        poster=poster_url(clip),
+        prompt=request.prompt,
+        facts=tuple(_facts(clip, words)),
+        badges=tuple(badges),
+        knobs=tuple(knobs(request, words)),
+        rating=clip.sidecar.rating,
+        note=clip.sidecar.note,
+        demo=demo,
+        changed=prompt_diff(before.request.prompt, request.prompt) if before else (),
+        scouted=request.steps <= SCOUT_STEPS,
+    )
+
+
+def prompt_diff(before: str, after: str) -> tuple[Word, ...]:
+    """What changed between two rounds' prompts, word by word (Chinese: character by character); () if nothing did."""
+    if not before or before == after:
+        return ()
+    old, new = _WORDS.findall(before), _WORDS.findall(after)
+    pieces = []
+    for how, i, j, k, m in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if how == "equal":
+            pieces.append(Word("".join(new[k:m]), "same"))
+            continue
+        pieces += [Word("".join(old[i:j]), "gone")] if j > i else []
+        pieces += [Word("".join(new[k:m]), "new")] if m > k else []
+    return tuple(pieces)
+
+
+def round_before(clip: ClipView, others: Iterable[ClipView]) -> ClipView | None:
+    """The newest older clip of the same seed whose prompt is another wording of this one."""
+    words = _prompt_words(clip.request.prompt)
+    for other in others:  # the newest first
+        if other.created_s >= clip.created_s or other.request.seed != clip.request.seed:
+            continue
+        old = _prompt_words(other.request.prompt)
+        kept = sum(block.size for block in SequenceMatcher(None, old, words, autojunk=False).get_matching_blocks())
+        if other.request.prompt != clip.request.prompt and kept > SAME_IDEA * min(len(old), len(words)):
+            return other
+    return None
+
+
+def _prompt_words(prompt: str) -> list[str]:
+    return [word for word in _WORDS.findall(prompt) if not word.isspace()]
+
+
+def _facts(clip: ClipView, words: Words) -> Iterable[tuple[str, str]]:
+    request, ran, measured = clip.request, clip.sidecar.ran, clip.sidecar.measured
+    length = words.seconds(request.num_frames / request.fps)
+    yield words("clip.model"), f"{model_name(request)} · {request.width}x{request.height}"
+    yield words("clip.length"), f"{words('unit.frames', n=request.num_frames)} · {length}"
+    yield words("clip.seed"), str(request.seed)
+    yield words("clip.steps"), f"{request.steps} · {request.sampler.upper()}"
+    if ran.attention:  # asked and ran, never silently different: "asked sagesla, ran sagesla (triton, sm_120)"
+        how = ", ".join(filter(None, (ran.backend, ran.arch)))
+        did = f"{ran.attention} ({how})" if how and "(" not in ran.attention else ran.attention
+        changed = [change.from_value for change in clip.changes if change.field == "attention"]
+        asked = str(changed[-1] if changed else request.attention)
+        asked = words.or_else(f"value.attention_{asked}", asked)
+        yield words("clip.attention"), words("clip.asked_ran", asked=asked, ran=did)
+    if clip.sidecar.plan and measured.peak_bytes:
+        predicted = words.gib(clip.sidecar.plan.peak_bytes)
+        both = words("clip.peak_both", predicted=predicted, measured=words.gib(measured.peak_bytes))
+        yield words("clip.peak"), both
+    if measured.seconds:
+        yield words("clip.took"), words.seconds(measured.seconds)
+
+
+def knobs(request: Request, words: Words) -> Iterable[Knob]:
+    """Symptom -> knob: each repeats the same seed with only that changed."""
+    if request.kind == "i2v" and request.boundary > 0.7:
+        yield Knob(words("clip.noisy"), "Boundary 0.7", {"boundary": 0.7})
+    if request.sampler == "ode":
+        yield Knob(words("clip.noisy"), "SDE", {"sampler": "sde"})
+    if request.topk < 0.15:
+        yield Knob(words("clip.blurry"), "SLA TopK 0.15", {"topk": 0.15})
+    if request.steps < 4:
+        yield Knob(words("clip.blurry"), words("meter.steps", n=4), {"steps": 4})
+    yield Knob(words("clip.still"), words("clip.add_verb"), {})
+
+
+def preview(events: Iterable[Event]) -> str:
+    """The newest preview of a running job as a data URL, "" while there is none."""
+    jpeg = ""
+    for event in events:
+        jpeg = event.jpeg if isinstance(event, PreviewEvent) else jpeg
+    return f"data:image/jpeg;base64,{jpeg}" if jpeg else ""
+
+
+def draw_player(card: Card | None, preview: str, words: Words, autoplay: bool = True) -> Html:
+    """The newest preview of the running job (a data URL), else the clip, else what to do first."""
+    if preview:
+        return el("div", void("img", src=preview, alt=""), cls="td-player")
+    if card is None:
+        empty = el("div", el("b", words("clip.empty_title")), words("clip.empty_text"), cls="empty")
+        return el("div", empty, cls="td-player")
+    video = _video(card, preload="metadata", autoplay=autoplay, aria_label=card.prompt[:120])
+    badge = el("span", words("clip.demo"), cls="td-pill badge") if card.demo else None
+    return el("div", video, badge, cls="td-player", data_clip=card.clip)
+
+
+def _video(card: Card, **attributes: object) -> Html:
+    """A player without sound that goes round."""
+    source = {"src": card.video, "poster": card.poster}
+    return el("video", **source, controls=True, loop=True, muted=True, playsinline=True, **attributes)
+
+
+def draw_card(card: Card, words: Words, where: str = "stage") -> Html:
+    """The result card: settings, what really ran, symptoms, rating, note."""
+    stars = []
+    for n in range(1, STARS + 1):
+        tip, on = words("clip.rate", n=n), n <= card.rating.count("★")
+        stars.append(action("rate", f"{card.clip} {n}", "★", cls="on" if on else "", title=tip, aria_label=tip))
+    badges = [el("span", sentence, cls=f"td-pill {kind}") for kind, sentence in card.badges]
+    tip = words("clip.i2v_tip")
+    buttons = (
+        action("reuse", card.clip, words("clip.reuse"), form=True),
+        action("neighbour", card.clip, words("clip.neighbours"), title=words("clip.seed_tip")),
+        action("animate", card.clip, words("clip.i2v_from_this"), form=True, title=tip, data_time=True),
+        download(card.video, words("clip.open_file")),
+    )
+    # after a scout there is one question only: is the motion there?
+    yes = action("round", f"polish {card.clip}", words("round.yes"), form=True, cls="main")
+    no = action("neighbour", card.clip, words("round.no"))
+    question = el("div", el("b", words("round.question")), el("div", yes, no, cls="td-acts"), cls="td-note td-line")
+    field_id, hint = f"note-{where}", words("clip.note")
+    note = {"type": "text", "id": field_id, "value": card.note, "placeholder": hint, "aria_label": hint}
+    save = action("note", card.clip, words("clip.note_save"), data_from=field_id, cls="plain")
+    chips = []
+    for knob in card.knobs:
+        label = (el("span", knob.symptom, cls="td-quiet"), " → ", knob.label)
+        packed = json.dumps({"clip": card.clip, "fields": dict(knob.fields)})
+        edit = action("edit", card.clip, label, form=True)
+        chips.append(action("knob", packed, label) if knob.fields else edit)
+    symptoms = el("div", chips, cls="td-chips", style="margin-top:10px")
+    pieces = [el(DIFF_TAGS[word.how], word.text) if word.how in DIFF_TAGS else word.text for word in card.changed]
+    changed = el("span", words("clip.changed") + " ", cls="td-quiet")
+    return el(
+        "div",
+        el("div", el("h3", card.prompt), el("span", stars, cls="td-stars"), cls="td-line"),
+        el("div", badges, cls="td-steps") if badges else None,
+        facts(card.facts),
+        el("div", changed, pieces, cls="td-diff td-words") if pieces else None,
+        question if card.scouted else None,
+        el("details", el("summary", words("clip.symptoms")), symptoms),
+        el("div", buttons, cls="td-acts"),
+        el("div", void("input", **note, cls="td-input"), save, cls="td-line"),
+        cls="td-card td-html",
+        data_clip=card.clip,
+    )
+
+
+def draw_strip(tiles: list[Tile], chosen: str, words: Words, big: bool = False) -> Html:
+    """Clips as posters; a click shows one."""
+    if not tiles:
+        return el("div", words("clip.none"), cls="td-blank") if big else Html("")
+    shown = [
+        el(
+            "button",
+            el("span", poster(tile.poster), cls="pic"),
+            el("span", tile.caption, cls="cap"),
+            el("small", " ".join(filter(None, (tile.rating, tile.note)))),
+            type="button",
+            cls="td-tile on" if tile.clip == chosen else "td-tile",
+            data_act="choose",
+            data_arg=tile.clip,
+            aria_label=tile.caption[:100],
+            title=tile.caption,
+        )
+        for tile in tiles
+    ]
+    head = None if big else el("div", words("clip.recent"), cls="td-sec")
+    return el("div", head, el("div", shown, cls="td-strip td-big-grid" if big else "td-strip"), cls="td-html")
+
+
+def draw_side(card: Card | None, comparing: bool, words: Words) -> Html:
+    """The gallery's side: the chosen clip with its card."""
+    if card is None:
+        return Html("")
+    compare = action("compare", card.clip, words("gallery.stop" if comparing else "gallery.compare"))
+    player = draw_player(card, "", words, autoplay=False)
+    return el("div", player, el("div", compare, cls="td-acts"), draw_card(card, words, "side"), cls="td-stack")
+
+
+def draw_compare(left: Card | None, right: Card | None, words: Words) -> Html:
+    """Two clips side by side; one button plays both from their start. Nothing without a left one."""
+    if left is None:
+        return Html("")
+    if right is None:
+        return el("p", words("gallery.compare_hint"), cls="td-quiet")
+    sides = [
+        el("div", el("div", _video(card, cls="sync"), cls="td-player"), el("h3", card.prompt), facts(card.facts))
+        for card in (left, right)
+    ]
+    play = el("div", local("play", "", words("gallery.play")), cls="td-acts", style="margin-top:14px")
+    return el("div", el("div", sides, cls="td-two"), play, cls="td-html")

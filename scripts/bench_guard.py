@@ -29,8 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 from turbodiff.gpu.probe import machine_now  # noqa: E402
 from turbodiff.memory_lab.ledger import Ledger  # noqa: E402
 from turbodiff.memory_lab.measure import MadeUp, rows_of, run_denoise  # noqa: E402
-from turbodiff.plan.hardware import Machine, pretend  # noqa: E402
-from turbodiff.plan.phase_costs import CONTEXT_BYTES  # noqa: E402
+from turbodiff.plan.hardware import CONTEXT_BYTES, Machine, pretend  # noqa: E402
 from turbodiff.plan.planner import plan_request  # noqa: E402
 from turbodiff.runtime import offload  # noqa: E402
 from turbodiff.runtime.device import Device  # noqa: E402

@@ -25,6 +25,7 @@ from turbodiff.jobs.database import DATABASE
 from turbodiff.jobs.store import Store
 from turbodiff.media import pictures
 from turbodiff.media.pictures import Look
+from turbodiff.plan.calibration import History
 from turbodiff.plan.hardware import GpuFacts, Machine, only
 from turbodiff.plan.planner import Policy, plan_request
 from turbodiff.plan.tiers import Round, Tier, rounds, tier_of
@@ -165,8 +166,8 @@ class Studio:
         return self._store.submit(request, plan)
 
     def _plan(self, request: Request, machine: Machine, inventory: Inventory, policy: Policy) -> Plan:
-        taught = measurements.samples(self._store) if self.database.exists() else ()
-        return plan_request(request, machine, inventory, policy=policy, samples=taught)
+        history = History(measurements.samples(self._store)) if self.database.exists() else None
+        return plan_request(request, machine, inventory, policy=policy, history=history)
 
     @property
     def policy(self) -> Policy:

@@ -9,7 +9,7 @@ from turbodiff.cli import main
 from turbodiff.cli.calibrate import samples_of
 from turbodiff.jobs import measurements
 from turbodiff.jobs.store import Store
-from turbodiff.plan.calibration import work_bytes
+from turbodiff.plan.calibration import History, work_bytes
 from turbodiff.plan.hardware import Machine
 from turbodiff.plan.planner import plan_request
 
@@ -40,19 +40,19 @@ def test_what_was_learned_is_used_shown_and_forgotten(tmp_path, monkeypatch, cap
     store, here = Store(tmp_path), card(24)
     request = ask("wan2.1-1.3b")
     plan = plan_request(request, here, disk())
-    assert plan_request(request, here, disk(), samples=measurements.samples(store)) == plan
+    assert plan_request(request, here, disk(), history=History(measurements.samples(store))) == plan
     for sample in samples_of(plan, [*rows_of(plan, 1.1), {"name": "denoise", "oom": "CUDA out of memory"}], here, 0):
         measurements.keep_sample(store, sample)
-    learned = plan_request(request, here, disk(), samples=measurements.samples(store))
+    learned = plan_request(request, here, disk(), history=History(measurements.samples(store)))
     (told,) = [reason.numbers for reason in learned.reasons if reason.key == "calibrated"]
     assert told == {"factor": pytest.approx(1.1, abs=1e-3), "samples": len(plan.phases) - 1}
     assert learned.peak_bytes > plan.peak_bytes and learned.request == plan.request
-    other = plan_request(request, card(16), disk(), samples=measurements.samples(store))
+    other = plan_request(request, card(16), disk(), history=History(measurements.samples(store)))
     assert other == plan_request(request, card(16), disk())
     assert calibrate(monkeypatch, "--state-dir", str(tmp_path), "--list") == 0
     assert "work memory x 1.10" in capsys.readouterr().out
     assert calibrate(monkeypatch, "--state-dir", str(tmp_path), "--clear") == 0
-    assert plan_request(request, here, disk(), samples=measurements.samples(store)) == plan
+    assert plan_request(request, here, disk(), history=History(measurements.samples(store))) == plan
 
 
 def test_samples_taken_while_a_neighbour_moved_teach_nothing(tmp_path):
@@ -60,4 +60,4 @@ def test_samples_taken_while_a_neighbour_moved_teach_nothing(tmp_path):
     plan = plan_request(request, here, disk())
     for sample in samples_of(plan, list(rows_of(plan, 1.2)), here, 300 << 20):
         measurements.keep_sample(store, sample)
-    assert plan_request(request, here, disk(), samples=measurements.samples(store)) == plan
+    assert plan_request(request, here, disk(), history=History(measurements.samples(store))) == plan

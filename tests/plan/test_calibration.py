@@ -8,9 +8,9 @@ from turbodiff.plan.calibration import (
     HIGHEST,
     LOWEST,
     Calibration,
+    History,
     Kind,
     Sample,
-    calibrate,
     work_bytes,
 )
 from turbodiff.plan.planner import plan_request
@@ -31,59 +31,63 @@ KIND = Kind(
 )
 
 
+def learned_from(samples, kind) -> Calibration:
+    return History(samples).calibration(kind)
+
+
 def sample(ratio: float, kind: Kind = KIND, **facts) -> Sample:
     return Sample(kind=kind, phase="denoise", predicted_bytes=GIB, measured_bytes=round(ratio * GIB), **facts)
 
 
 def test_without_samples_the_formula_stands():
-    assert calibrate([], KIND) == Calibration(1.0, 0)
+    assert learned_from([], KIND) == Calibration(1.0, 0)
 
 
 def test_an_underestimate_counts_at_once_an_overestimate_slowly():
-    assert abs(calibrate([sample(1.1)], KIND).factor - 1.1) < 1e-6
-    once, often = calibrate([sample(0.9)], KIND).factor, calibrate([sample(0.9)] * 30, KIND).factor
+    assert abs(learned_from([sample(1.1)], KIND).factor - 1.1) < 1e-6
+    once, often = learned_from([sample(0.9)], KIND).factor, learned_from([sample(0.9)] * 30, KIND).factor
     assert 0.9 < often < once < 1.0
 
 
 def test_the_factor_is_bounded_both_ways():
-    assert calibrate([sample(5.0)], KIND).factor == HIGHEST
-    assert calibrate([sample(0.1)] * 50, KIND).factor == LOWEST
+    assert learned_from([sample(5.0)], KIND).factor == HIGHEST
+    assert learned_from([sample(0.1)] * 50, KIND).factor == LOWEST
 
 
 def test_a_wrong_sample_fades():
-    assert calibrate([sample(1.2), *[sample(1.0)] * 50], KIND).factor < 1.01
+    assert learned_from([sample(1.2), *[sample(1.0)] * 50], KIND).factor < 1.01
 
 
 def test_samples_of_another_torch_or_cudnn_teach_nothing():
     for other in ({"torch": "2.9.1"}, {"cudnn": "9.10"}, {"gpu": "RTX 3090"}, {"attention": "dense"}):
-        assert calibrate([sample(1.2, KIND.model_copy(update=other))], KIND).samples == 0
+        assert learned_from([sample(1.2, KIND.model_copy(update=other))], KIND).samples == 0
 
 
 def test_samples_of_an_older_formula_teach_nothing():
-    assert calibrate([sample(1.2, estimator=ESTIMATOR - 1)], KIND).samples == 0
+    assert learned_from([sample(1.2, estimator=ESTIMATOR - 1)], KIND).samples == 0
 
 
 def test_a_new_shape_borrows_from_its_neighbours():
     short = KIND.model_copy(update={"num_frames": 49})
     small = KIND.model_copy(update={"num_frames": 49, "width": 832, "height": 480})
-    assert abs(calibrate([sample(1.1, short)], KIND).factor - 1.1) < 1e-6
-    assert abs(calibrate([sample(1.1, small)], KIND).factor - 1.1) < 1e-6
+    assert abs(learned_from([sample(1.1, short)], KIND).factor - 1.1) < 1e-6
+    assert abs(learned_from([sample(1.1, small)], KIND).factor - 1.1) < 1e-6
 
 
 def test_what_an_old_sample_asks_for_fades():
     bad = sample(1.2)
-    fresh, later = calibrate([bad], KIND).factor, calibrate([bad, *[sample(1.0)] * 15], KIND).factor
+    fresh, later = learned_from([bad], KIND).factor, learned_from([bad, *[sample(1.0)] * 15], KIND).factor
     assert 1.0 < later < fresh - 0.04
-    assert calibrate([sample(1.2)] * 50, KIND).factor > 1.17  # what is still true stays
+    assert learned_from([sample(1.2)] * 50, KIND).factor > 1.17  # what is still true stays
 
 
 def test_a_run_that_failed_says_nothing_below_what_was_predicted():
-    assert calibrate([sample(0.7, out_of_memory=True)], KIND).factor == 1.0
+    assert learned_from([sample(0.7, out_of_memory=True)], KIND).factor == 1.0
 
 
 def test_small_phases_teach_nothing():
     small = Sample(kind=KIND, phase="text_encode", predicted_bytes=100 * MIB, measured_bytes=200 * MIB)
-    assert calibrate([small] * 9, KIND).factor == 1.0
+    assert learned_from([small] * 9, KIND).factor == 1.0
 
 
 def calibrated(factor: float, samples: int = 5, measured: float | None = None) -> Calibration:
@@ -106,7 +110,7 @@ def test_a_true_underestimate_is_learned_once_and_does_not_grow_or_swing():
     """The machine needs 15 % more than the formula: every plan after the first says so, and none says more."""
     history: list[Sample] = []
     for _ in range(12):
-        learned = calibrate(history, KIND)
+        learned = learned_from(history, KIND)
         plan = plan_request(ask("wan2.1-1.3b"), card(24), disk(), calibration=learned if learned.samples else None)
         if history:
             assert 1.12 < learned.factor <= 1.1501
@@ -125,8 +129,8 @@ def test_no_history_leaves_the_bounds_and_failed_runs_never_make_a_plan_refuse(h
     samples = [
         sample(ratio, out_of_memory=failed, neighbours_moved_bytes=moved * MIB) for ratio, failed, moved in history
     ]
-    learned = calibrate(samples, KIND)
-    without = calibrate([each for each in samples if not each.out_of_memory], KIND)
+    learned = learned_from(samples, KIND)
+    without = learned_from([each for each in samples if not each.out_of_memory], KIND)
     assert LOWEST <= learned.factor <= HIGHEST
     assert learned.samples == 0 or learned.measured <= learned.factor
     assert without.factor == pytest.approx(learned.measured, abs=0.06)  # ages differ by the failed ones between

@@ -8,10 +8,10 @@ import pytest
 from tests.plan.machines import ask, card, disk, gpu, machine
 from turbodiff.jobs.retry_policy import next_cap
 from turbodiff.plan import phase_costs
-from turbodiff.plan.calibration import HIGHEST, Kind, Sample, calibrate
+from turbodiff.plan.calibration import HIGHEST, History, Kind, Sample
+from turbodiff.plan.hardware import CONTEXT_BYTES, RESERVE_BYTES
 from turbodiff.plan.planner import Refusal, plan_request, replan
 from turbodiff.plan.tiers import tier_of
-from turbodiff.plan.vae_memory import decode_bytes
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.numbers import GIB, MIB
 from turbodiff.spec.plan import Plan
@@ -42,7 +42,7 @@ def test_03_our_own_context_is_counted_once():
     again = plan_request(ask(), card(24, free_bytes=24 * GIB - left, used_bytes=left, reclaimable_bytes=left), DISK)
     assert again.phases == first.phases
     context = [phase.workspace_bytes for phase in first.phases if phase.name == "write"]
-    assert context == [phase_costs.CONTEXT_BYTES + phase_costs.WORKSPACE_BYTES]
+    assert context == [CONTEXT_BYTES + phase_costs.WORKSPACE_BYTES]
 
 
 def test_04_host_memory_that_the_first_run_keeps_is_credited_to_the_second():
@@ -56,10 +56,10 @@ def test_04_host_memory_that_the_first_run_keeps_is_credited_to_the_second():
 def test_05_out_of_memory_never_makes_later_plans_refuse():
     failed = Sample(kind=KIND, phase="denoise", predicted_bytes=GIB, measured_bytes=9 * GIB, out_of_memory=True)
     good = Sample(kind=KIND, phase="denoise", predicted_bytes=GIB, measured_bytes=GIB)
-    inflated = calibrate([failed] * 60, KIND)
+    inflated = History([failed] * 60).calibration(KIND)
     assert inflated.factor == HIGHEST
     plan_request(ask("wan2.1-1.3b"), card(8), DISK, calibration=inflated)
-    assert calibrate([failed, *[good] * 3], KIND).factor == pytest.approx(1.0)
+    assert History([failed, *[good] * 3]).calibration(KIND).factor == pytest.approx(1.0)
 
 
 def test_06_the_slider_the_queue_and_the_worker_ask_one_function():
@@ -91,18 +91,18 @@ def test_08_a_card_reaches_the_tier_of_its_nameplate(shown_gib, tier):
 def test_09_memory_that_spills_into_the_host_is_no_evidence_of_room():
     """WSL reports more free than the card has; the budget stays on the card, with the larger reserve."""
     plan = plan_request(ask(), machine(gpu(16, free_bytes=40 * GIB), wsl=True), DISK)
-    assert plan.budget_bytes == 16 * GIB - phase_costs.RESERVE_BYTES["wsl"]
+    assert plan.budget_bytes == 16 * GIB - RESERVE_BYTES["wsl"]
     moved = Sample(
         kind=KIND, phase="denoise", predicted_bytes=GIB, measured_bytes=GIB // 2, neighbours_moved_bytes=300 * MIB
     )
-    assert calibrate([moved] * 9, KIND).samples == 0
+    assert History([moved] * 9).calibration(KIND).samples == 0
 
 
 def test_10_the_vae_peak_is_where_the_modules_have_it():
     """The widest moment is a residual block of level 2 beside all remembered frames, not the output."""
     latent = VideoShape(81, 720, 1280).latent
     one_frame = 96 * 720 * 1280 * 2
-    assert 36 < decode_bytes(latent, 96, 2, tiled=False, conv2d=False) / one_frame < 39
+    assert 36 < phase_costs.decode_bytes(latent, 96, 2, tiled=False, conv2d=False) / one_frame < 39
 
 
 def test_11_every_lever_that_is_named_saves_what_it_says():

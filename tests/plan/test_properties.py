@@ -4,10 +4,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.plan.machines import ask, disk, gpu, machine
-from turbodiff.plan.candidates import SIZE_PINS, WORTHWHILE_FRAMES, candidates, smaller_models
-from turbodiff.plan.explain import choice_of
-from turbodiff.plan.offload_search import NEARLY
-from turbodiff.plan.plan_context import setting_of, unlimited
+from turbodiff.plan.candidates import SIZE_PINS, WORTHWHILE_FRAMES, as_wished, candidates, smaller_models
+from turbodiff.plan.offload_search import NEARLY, evaluate, plan_context
 from turbodiff.plan.planner import LOSSY_FIELDS, SLOW, plan_request
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.models import all_models
@@ -120,9 +118,9 @@ def quality(request):
 
 
 def is_slow(plan, request, where, inventory):
-    setting = setting_of(where, inventory)
-    chosen = choice_of(plan.request, candidates(plan.request, where, inventory, None, frozenset())[0], setting)
-    return plan.seconds > SLOW * unlimited(request, chosen, setting).seconds
+    first = next(candidates(plan.request, where, inventory, None, frozenset()))
+    chosen = as_wished(plan.request, first.int8)
+    return plan.seconds > SLOW * evaluate(request, chosen, plan_context(where, inventory), unlimited=True).seconds
 
 
 @CASES

@@ -12,9 +12,8 @@ from turbodiff.memory_lab.ledger import Ledger
 from turbodiff.models.linear import Int8Linear, SideBranch
 from turbodiff.models.text_encoder import encode, make_text_encoder
 from turbodiff.plan import phase_costs
-from turbodiff.plan.candidates import candidates
-from turbodiff.plan.explain import choice_of
-from turbodiff.plan.plan_context import job_of, setting_of
+from turbodiff.plan.candidates import as_wished, candidates
+from turbodiff.plan.offload_search import cost_inputs, plan_context
 from turbodiff.spec.shapes import VAE_TILE
 
 UNDER, OVER = -0.02, 0.05
@@ -38,20 +37,22 @@ class Pair(NamedTuple):
         return UNDER <= self.off <= OVER
 
 
-def job(model: str, *, on_cpu: bool = False, capability: tuple[int, int] = (9, 0), **fields: Any) -> phase_costs.Job:
+def job(
+    model: str, *, on_cpu: bool = False, capability: tuple[int, int] = (9, 0), **fields: Any
+) -> phase_costs.CostInputs:
     """The job of a request as the planner builds it."""
     request = ask(model, **fields)
-    setting = setting_of(machine() if on_cpu else card(80, capability=capability), disk())
-    first = candidates(request, setting.machine, setting.inventory, setting.total_bytes, frozenset())[0]
-    return job_of(request, choice_of(request, first, setting), setting)
+    context = plan_context(machine() if on_cpu else card(80, capability=capability), disk())
+    first = next(candidates(request, context.machine, context.inventory, context.total_bytes, frozenset()))
+    return cost_inputs(request, as_wished(request, first.int8), context)
 
 
-def dtype_of(job: phase_costs.Job) -> torch.dtype:
+def dtype_of(job: phase_costs.CostInputs) -> torch.dtype:
     """What the job computes in."""
     return torch.float32 if job.on_cpu else torch.bfloat16
 
 
-def denoising(job: phase_costs.Job, chunks: int = 1) -> Pair:
+def denoising(job: phase_costs.CostInputs, chunks: int = 1) -> Pair:
     """All that a step holds, what the attention kernels take for themselves included."""
     facts, capability = job.spec.dit, 90 if job.fp8 else 80
     size = (job.attention, job.tokens, facts.num_heads, facts.head_dim, job.topk)
@@ -60,11 +61,12 @@ def denoising(job: phase_costs.Job, chunks: int = 1) -> Pair:
         job.spec, job.shape, dtype_of(job), int8=job.int8, chunks=chunks, attention=job.attention,
         inside=dict.fromkeys(KERNELS, inside),
     )  # fmt: skip
-    activations = phase_costs.denoise_activations(job, chunks)
-    return Pair(activations + phase_costs.kernel_temporaries(job, activations), traced)
+    work = phase_costs.step_work(job, chunks)
+    inside_kernels = work.workspace - phase_costs.workspace(job, work.activations)
+    return Pair(work.activations + inside_kernels, traced)
 
 
-def denoising_with_a_lora(job: phase_costs.Job, rank: int) -> Pair:
+def denoising_with_a_lora(job: phase_costs.CostInputs, rank: int) -> Pair:
     """A step of INT8 layers that all have a side branch."""
 
     def wear(dit: nn.Module) -> None:
@@ -79,7 +81,7 @@ def denoising_with_a_lora(job: phase_costs.Job, rank: int) -> Pair:
     return Pair(phase_costs.denoise_activations(job, 1), traced)
 
 
-def vae(job: phase_costs.Job, *, decode: bool, tiled: bool) -> Pair:
+def vae(job: phase_costs.CostInputs, *, decode: bool, tiled: bool) -> Pair:
     """Decoding a clip, or encoding a picture and the empty frames after it."""
     need, run = (
         (phase_costs.vae_decode, dry_run.decode_bytes) if decode else (phase_costs.image_encode, dry_run.encode_bytes)
@@ -89,7 +91,7 @@ def vae(job: phase_costs.Job, *, decode: bool, tiled: bool) -> Pair:
     return Pair(need(job, tiled).activations, traced)
 
 
-def reading(job: phase_costs.Job, monkeypatch) -> Pair:
+def reading(job: phase_costs.CostInputs, monkeypatch) -> Pair:
     """A full prompt of 512 tokens through two layers of the text encoder."""
     # transformers asks whether the mask is all ones, which a meta tensor cannot answer
     monkeypatch.setattr("transformers.masking_utils._ignore_bidirectional_mask_sdpa", lambda *mask: True)
@@ -103,7 +105,7 @@ def reading(job: phase_costs.Job, monkeypatch) -> Pair:
     return Pair(phase_costs.text_encode(job, "resident").activations, ledger.peak_bytes - weights)
 
 
-def meta_encoder(job: phase_costs.Job, layers: int = 2) -> nn.Module:
+def meta_encoder(job: phase_costs.CostInputs, layers: int = 2) -> nn.Module:
     """The text encoder without weights, cut to a few layers."""
     with torch.device("meta"):
         facts = job.spec.text_encoder.model_copy(update={"num_layers": layers})

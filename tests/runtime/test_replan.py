@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.plan.machines import ask, card, disk, gpu, machine
-from turbodiff.plan.phase_costs import CONTEXT_BYTES
+from turbodiff.plan.hardware import CONTEXT_BYTES
 from turbodiff.plan.planner import Shortage, from_phase, plan_request
 from turbodiff.runtime import offload, replan
 from turbodiff.runtime.attempt import is_out_of_memory

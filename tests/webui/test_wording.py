@@ -10,7 +10,7 @@ import pytest
 from turbodiff_kernels import backend
 
 from turbodiff.media.pictures import AdviceKey
-from turbodiff.plan.reasons import REASON_KEYS
+from turbodiff.plan.explain import REASON_KEYS
 from turbodiff.spec.events import Notice
 from webui.panels.jobs import notice
 from webui.wording import Words, catalogue, language_of

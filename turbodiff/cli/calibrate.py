@@ -131,7 +131,7 @@ def _show(samples: "list[Sample]", as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from turbodiff.plan.calibration import calibrate as learn
+    from turbodiff.plan.calibration import History
     from turbodiff.spec.numbers import gib
 
     console = Console(highlight=False, soft_wrap=True)
@@ -146,8 +146,9 @@ def _show(samples: "list[Sample]", as_json: bool) -> None:
         sizes = (gib(sample.predicted_bytes), gib(sample.measured_bytes), ratio)
         table.add_row(kind.model, f"{kind.width}x{kind.height}", str(kind.num_frames), sample.phase, *sizes)
     console.print(table)
+    history = History(samples)
     for kind in dict.fromkeys(sample.kind for sample in samples):
-        learned = learn(samples, kind)
+        learned = history.calibration(kind)
         console.print(
             f"{kind.model} {kind.width}x{kind.height} {kind.num_frames} frames on {kind.gpu}: work memory x "
             f"{learned.factor:.2f} from {learned.samples} samples"

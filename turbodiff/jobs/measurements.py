@@ -8,7 +8,7 @@ from statistics import median
 from pydantic import ValidationError
 
 from turbodiff.jobs.store import Store
-from turbodiff.plan.calibration import Calibration, Sample, calibrate, kind_of, work_bytes
+from turbodiff.plan.calibration import Calibration, History, Sample, kind_of, work_bytes
 from turbodiff.plan.hardware import Machine
 from turbodiff.spec.events import Event, PhaseEvent
 from turbodiff.spec.jobs import QueuedJob
@@ -94,7 +94,8 @@ def calibration_for(store: Store, plan: Plan, machine: Machine, slot: int | None
     index = _card_index(plan) if slot is None else slot
     if index is None or index >= len(machine.gpus):
         return None
-    found = calibrate(samples(store), kind_of(machine.gpus[index], machine, plan.request, plan.levers))
+    kind = kind_of(machine.gpus[index], machine, plan.request, plan.levers)
+    found = History(samples(store)).calibration(kind)
     return found if found.samples else None
 
 

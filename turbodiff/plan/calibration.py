@@ -8,6 +8,7 @@ careful, never makes one refuse (`measured` is the factor without it), and three
 """
 
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -45,12 +46,12 @@ class Kind(BaseModel):
     height: int = 0
     num_frames: int = 0
 
-    def coarser(self) -> "tuple[Kind, ...]":
-        """Itself, then without frames, without size, without model: what may stand in for it."""
-        without_frames = self.model_copy(update={"num_frames": 0})
-        without_size = without_frames.model_copy(update={"width": 0, "height": 0})
-        any_model = without_size.model_copy(update={"model": "", "int8": False, "vae": ""})
-        return self, without_frames, without_size, any_model
+
+# a kind itself, then without frames, without size, without model: what may stand in for it
+_ANY_MODEL = ("gpu", "total_bytes", "torch", "cudnn", "driver", "attention")
+_ANY_SIZE = (*_ANY_MODEL, "model", "int8", "vae")
+_ANY_LENGTH = (*_ANY_SIZE, "width", "height")
+_COARSER = tuple(attrgetter(*names) for names in ((*_ANY_LENGTH, "num_frames"), _ANY_LENGTH, _ANY_SIZE, _ANY_MODEL))
 
 
 class Sample(BaseModel):
@@ -81,15 +82,29 @@ class Calibration(NamedTuple):
     measured: float = 1.0
 
 
-def calibrate(samples: Sequence[Sample], kind: Kind) -> Calibration:
-    """The factor for a kind of job, from its own samples, else from the nearest coarser kind that has any."""
-    usable = [sample for sample in samples if _usable(sample)]
-    for level, coarse in enumerate(kind.coarser()):
-        group = [sample for sample in usable if sample.kind.coarser()[level] == coarse][-LAST:]
-        if group:
-            measured = [sample for sample in group if not sample.out_of_memory]
-            return Calibration(_factor(group), len(group), _factor(measured))
-    return Calibration()
+class History:
+    """Measured runs, oldest first, that plans learn from; two of them are equal only if they are the same object."""
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        # only what was measured while the neighbours stayed still, by this formula, in a phase that decides something
+        self._usable = [
+            sample
+            for sample in samples
+            if abs(sample.neighbours_moved_bytes) < STILL_BYTES
+            and sample.measured_bytes > (sample.predicted_bytes if sample.out_of_memory else 0)
+            and sample.estimator == ESTIMATOR
+            and sample.predicted_bytes >= LEAST_BYTES
+        ]
+
+    def calibration(self, kind: Kind) -> Calibration:
+        """The factor for a kind of job, from its own samples, else from the nearest coarser kind that has any."""
+        for fields in _COARSER:
+            wanted = fields(kind)
+            group = [sample for sample in self._usable if fields(sample.kind) == wanted][-LAST:]
+            if group:
+                measured = [sample for sample in group if not sample.out_of_memory]
+                return Calibration(_factor(group), len(group), _factor(measured))
+        return Calibration()
 
 
 def kind_of(gpu: GpuFacts, machine: Machine, request: Request, levers: Levers) -> Kind:
@@ -115,34 +130,28 @@ def work_bytes(plan: Plan, phase: Phase) -> int:
 
     Context and the allocator's slack are none of torch's tensors. `write` has nothing but context and scratch.
     """
-    told = next((reason.numbers["factor"] for reason in plan.reasons if reason.key == "calibrated"), 1.0)
+    told = float(str(next((reason.numbers["factor"] for reason in plan.reasons if reason.key == "calibrated"), 1.0)))
     context = next(other.workspace_bytes for other in plan.phases if other.name == "write") - WORKSPACE_BYTES
     beside = (SLACK + told - 1) * phase.activations_bytes
     return round(phase.activations_bytes + phase.workspace_bytes - max(0, context) - beside)
 
 
-def _usable(sample: Sample) -> bool:
-    still = abs(sample.neighbours_moved_bytes) < STILL_BYTES
-    told = sample.measured_bytes > (sample.predicted_bytes if sample.out_of_memory else 0)
-    return still and told and sample.estimator == ESTIMATOR and sample.predicted_bytes >= LEAST_BYTES
-
-
 def _factor(group: Sequence[Sample]) -> float:
-    """The 95th percentile of measured / predicted; an overestimate is drawn towards 1 while samples are few."""
-    ratios = sorted(_believed(group))
-    if not ratios:
-        return 1.0
-    high = ratios[min(len(ratios) - 1, int(0.95 * len(ratios)))]
-    drawn = 1 + (high - 1) * len(ratios) / (len(ratios) + DOUBT)
-    return min(max(high if high > 1 else drawn, LOWEST), HIGHEST)
+    """The 95th percentile of measured / predicted; an overestimate is drawn towards 1 while samples are few.
 
-
-def _believed(group: Sequence[Sample]) -> Iterable[float]:
-    """Ratios, excesses faded by the good runs after them; an out-of-memory is left out after enough of those."""
+    Excesses are faded by the good runs after them; an out-of-memory is left out after enough of those.
+    """
+    ratios: list[float] = []
     good_after = 0
     for sample in reversed(group):
         if sample.out_of_memory and good_after >= OVERRULED_BY:
             continue
         ratio = sample.measured_bytes / sample.predicted_bytes
-        yield ratio if ratio <= 1 else 1 + (min(ratio, HIGHEST) - 1) * FADES**good_after
+        ratios.append(ratio if ratio <= 1 else 1 + (min(ratio, HIGHEST) - 1) * FADES**good_after)
         good_after += not sample.out_of_memory
+    if not ratios:
+        return 1.0
+    ratios.sort()
+    high = ratios[min(len(ratios) - 1, int(0.95 * len(ratios)))]
+    drawn = 1 + (high - 1) * len(ratios) / (len(ratios) + DOUBT)
+    return min(max(high if high > 1 else drawn, LOWEST), HIGHEST)

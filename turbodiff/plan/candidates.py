@@ -4,11 +4,13 @@ Least dear first: INT8, frames down to 49, resolution, model, and only then the 
 ever raised.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from turbodiff.plan.hardware import Machine, prefers_int8
-from turbodiff.spec.inventory import Inventory
+from turbodiff.spec.inventory import FoundFile, Inventory
 from turbodiff.spec.models import ModelSpec, all_models
+from turbodiff.spec.plan import JsonScalar
 from turbodiff.spec.request import Request
 from turbodiff.spec.shapes import RESOLUTIONS, VideoShape, adaptive_size, table_size
 
@@ -33,7 +35,12 @@ class Candidate(NamedTuple):
         """The clip in pixels."""
         return VideoShape(self.num_frames, self.height, self.width)
 
-    def fields(self) -> dict[str, Any]:
+    @property
+    def visible(self) -> tuple[str, int, int, int]:
+        """What a person sees of it."""
+        return self.spec.name, self.width, self.height, self.num_frames
+
+    def fields(self) -> dict[str, JsonScalar]:
         """As fields of a Request."""
         return {
             "model": self.spec.name,
@@ -48,46 +55,71 @@ class Candidate(NamedTuple):
 
 def candidates(
     request: Request, machine: Machine, inventory: Inventory, total_bytes: int | None, pinned: frozenset[str]
-) -> list[Candidate]:
-    """Every choice at or below the wish that the pins and the weights on disk allow, best first."""
-    ranked: list[tuple[tuple[Any, ...], Candidate]] = []
-    for model_rank, spec in enumerate(_models(request, machine, inventory, pinned)):
-        switches = _switches(request, spec, machine, inventory, total_bytes, pinned)
-        for size_rank, size in enumerate(_sizes(request, spec, pinned)):
-            for frames in _frames(request, spec, pinned):
-                for int8 in switches:
-                    few = frames < WORTHWHILE_FRAMES
-                    ranked.append(((few, model_rank, size_rank, -frames, int8), Candidate(spec, *size, frames, int8)))
-    return [choice for _, choice in sorted(ranked, key=lambda pair: pair[0])]
+) -> Iterator[Candidate]:
+    """Every choice at or below the wish that the pins and the weights on disk allow, best first.
+
+    total_bytes: memory of the card, None on a CPU. "auto" for INT8 is on below 40 GB; above, and for an explicit "off",
+    INT8 is only there to make it fit.
+    """
+    wish = request.spec
+    models = [wish]
+    if "model" not in pinned:
+        models += [spec for spec in smaller_models(wish) if has_weights(spec, machine, inventory)]
+    switches: dict[str, tuple[bool, ...]] = {}
+    for spec in models:
+        off = spec.bundled or total_bytes is None or ("quant_linear" in pinned and request.quant_linear == "off")
+        only_on_disk = only_int8(spec, inventory) and not machine.pretended
+        if request.quant_linear == "on" or only_on_disk:
+            switches[spec.name] = (True,)
+        elif off:
+            switches[spec.name] = (False,)
+        else:
+            switches[spec.name] = (
+                (True,) if request.quant_linear == "auto" and prefers_int8(total_bytes) else (False, True)
+            )
+    for few in (False, True):
+        for spec in models:
+            ladder = [min(request.num_frames, spec.limits.max_frames)]
+            ladder += [frames for frames in FRAME_LADDER if frames < ladder[0]]
+            frame_counts = [request.num_frames] if "num_frames" in pinned else ladder
+            for size in _sizes(request, spec, pinned):
+                for frames in frame_counts:
+                    if (frames < WORTHWHILE_FRAMES) is few:
+                        for int8 in switches[spec.name]:
+                            yield Candidate(spec, *size, frames, int8)
+
+
+def as_wished(request: Request, int8: bool) -> Candidate:
+    """The wish itself; where INT8 is "auto", `int8` is taken."""
+    int8 = int8 if request.quant_linear == "auto" else request.quant_linear == "on"
+    return Candidate(
+        request.spec, request.resolution, request.aspect, request.width, request.height, request.num_frames, int8
+    )
 
 
 def has_weights(spec: ModelSpec, machine: Machine, inventory: Inventory) -> bool:
     """Whether the networks of a model are on disk; with a pretended machine every model counts as present."""
-    parts = ("dit_high", "dit_low") if spec.two_experts else ("dit",)
-    return machine.pretended or spec.bundled or all(inventory.of(spec.name, part) for part in parts)
+    found = [inventory.of(spec.name, expert.component) for expert in spec.experts]
+    return machine.pretended or spec.bundled or None not in found
 
 
 def smaller_models(spec: ModelSpec) -> list[ModelSpec]:
     """Models of the same kind with a smaller network, largest first; never the bundled demo."""
-    same = [other for other in all_models() if other.kind == spec.kind and not other.bundled and not spec.bundled]
-    return sorted((other for other in same if _size(other) < _size(spec)), key=_size, reverse=True)
+    sizes = [(other.network_size, other) for other in all_models() if other.kind == spec.kind and not other.bundled]
+    smaller = [(size, other) for size, other in sizes if size < spec.network_size and not spec.bundled]
+    return [other for _, other in sorted(smaller, key=lambda pair: pair[0], reverse=True)]
 
 
 def only_int8(spec: ModelSpec, inventory: Inventory) -> bool:
     """Whether the disk holds this model's INT8 file and not the plain one."""
-    part = "dit_high" if spec.two_experts else "dit"
-    return inventory.of(spec.name, part, quant=True) is not None and inventory.of(spec.name, part, quant=False) is None
+    int8, plain = dit_files(spec, inventory)
+    return int8 is not None and plain is None
 
 
-def _size(spec: ModelSpec) -> int:
-    return spec.dit.dim**2 * spec.dit.num_layers * len(spec.experts)
-
-
-def _models(request: Request, machine: Machine, inventory: Inventory, pinned: frozenset[str]) -> list[ModelSpec]:
-    wish = request.spec
-    if "model" in pinned:
-        return [wish]
-    return [wish, *(spec for spec in smaller_models(wish) if has_weights(spec, machine, inventory))]
+def dit_files(spec: ModelSpec, inventory: Inventory) -> tuple[FoundFile | None, FoundFile | None]:
+    """(INT8, plain) file of a model's first network, None where there is none."""
+    component = spec.experts[0].component
+    return inventory.of(spec.name, component, True), inventory.of(spec.name, component, False)
 
 
 def _sizes(request: Request, spec: ModelSpec, pinned: frozenset[str]) -> list[tuple[str, str, int, int]]:
@@ -95,48 +127,19 @@ def _sizes(request: Request, spec: ModelSpec, pinned: frozenset[str]) -> list[tu
     wish = (request.resolution, request.aspect, request.width, request.height)
     if SIZE_PINS & pinned:
         return [wish]
-    named = request.resolution in RESOLUTIONS and (request.width, request.height) == _table(request)
+    known = RESOLUTIONS.get(request.resolution, {})
+    named = known.get(request.aspect) == wish[2:]
+    areas: dict[str, int] = {}
+    for name in spec.limits.resolutions:
+        width, height = RESOLUTIONS[name].get("9:16", (128, 128))
+        areas[name] = width * height
     lower = []
-    for name in sorted(spec.limits.resolutions, key=_area, reverse=True):
-        if _area(name) >= 0.9 * request.width * request.height:
+    for name in sorted(areas, key=areas.__getitem__, reverse=True):
+        if areas[name] >= 0.9 * request.width * request.height:
             continue
         if named:
             lower.append((name, request.aspect, *table_size(name, request.aspect)))
         else:
-            size = adaptive_size(request.width, request.height, _area(name))
-            lower.append((name if request.resolution in RESOLUTIONS else "custom", request.aspect, *size))
+            size = adaptive_size(request.width, request.height, areas[name])
+            lower.append((name if known else "custom", request.aspect, *size))
     return [wish, *lower]
-
-
-def _table(request: Request) -> tuple[int, int]:
-    return RESOLUTIONS[request.resolution].get(request.aspect, (0, 0))
-
-
-def _area(name: str) -> int:
-    width, height = next(reversed(RESOLUTIONS[name].values())) if name != "128" else (128, 128)
-    return width * height
-
-
-def _frames(request: Request, spec: ModelSpec, pinned: frozenset[str]) -> list[int]:
-    if "num_frames" in pinned:
-        return [request.num_frames]
-    wish = min(request.num_frames, spec.limits.max_frames)
-    return [wish, *(frames for frames in FRAME_LADDER if frames < wish)]
-
-
-def _switches(
-    request: Request,
-    spec: ModelSpec,
-    machine: Machine,
-    inventory: Inventory,
-    total_bytes: int | None,
-    pinned: frozenset[str],
-) -> tuple[bool, ...]:
-    """Whether INT8 is on, best first. "auto": on below 40 GB; above, and for an explicit "off", only to make it fit."""
-    if request.quant_linear == "on":
-        return (True,)
-    if only_int8(spec, inventory) and not machine.pretended:
-        return (True,)
-    if spec.bundled or total_bytes is None or ("quant_linear" in pinned and request.quant_linear == "off"):
-        return (False,)
-    return (True,) if request.quant_linear == "auto" and prefers_int8(total_bytes) else (False, True)

@@ -1,98 +1,150 @@
-"""Why a plan looks like this: which phase binds, what was settled or lowered, what levers save, what cannot help."""
+"""Why a plan looks like this: which phase binds, what was settled or lowered, what levers save, what cannot help; and
+what else there is to run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from turbodiff.plan import offload_search, phase_costs
-from turbodiff.plan.candidates import Candidate, has_weights, only_int8
-from turbodiff.plan.hardware import GpuFacts, prefers_int8
-from turbodiff.plan.offload_search import CandidateCost
-from turbodiff.plan.plan_context import PlanContext, cudnn_number, job_of, placement_of, unlimited
-from turbodiff.plan.reasons import reason
-from turbodiff.plan.torch_compat import conv3d_is_broken
+from turbodiff.plan import phase_costs
+from turbodiff.plan.candidates import Candidate, as_wished, candidates, has_weights, only_int8, smaller_models
+from turbodiff.plan.hardware import prefers_int8
+from turbodiff.plan.offload_search import FITS_SHARE, CandidateCost, PlanContext, cost_inputs, evaluate
 from turbodiff.plan.weight_sizes import missing_bytes
-from turbodiff.spec.plan import Change, Levers, Reason
+from turbodiff.spec.plan import Alternative, Change, JsonScalar, Reason
 from turbodiff.spec.request import Request
 from turbodiff.spec.shapes import RESOLUTIONS
 
 HELPS = 0.95  # fewer frames help only if the peak falls below this share
 FEW_FRAMES = 5
 SHARED = 0.05  # of a card in other hands is worth a word
+MOST_ALTERNATIVES = 3
+ALTERNATIVE_FIELDS = ("model", "resolution", "width", "height", "num_frames", "quant_linear", "steps")
+FAST_STEPS = 2
+
+# Every reason as a key with the numbers it carries; the page words each in zh and en. Sizes are in bytes, times in
+# seconds; a number may be None where it is unknown.
+REASON_KEYS: dict[str, tuple[str, ...]] = {
+    # what decides
+    "binding_phase": ("phase", "peak_bytes", "budget_bytes", "weights_bytes", "activations_bytes"),
+    "wish_does_not_fit": ("need_bytes", "budget_bytes", "short_bytes", "phase"),
+    "fewer_frames_will_not_help": ("phase", "peak_bytes", "peak_at_5_frames_bytes"),
+    "fewer_steps_save_time_only": ("steps",),
+    # what was settled or lowered, one per entry of `changes`
+    "settled": ("field", "to"),
+    "lowered": ("field", "from", "to"),
+    "int8_below_40gb": ("total_bytes", "saved_bytes"),
+    "int8_not_faster_here": ("device_name",),
+    "only_int8_on_disk": ("model",),
+    "outside_trained_size": ("model", "resolution", "trained"),
+    # levers: nothing of the picture changes
+    "text_streamed": ("saved_bytes", "seconds"),
+    "text_on_cpu": ("saved_bytes", "seconds"),
+    "experts_swapped": ("saved_bytes", "seconds"),
+    "blocks_streamed": ("blocks_resident", "blocks", "saved_bytes", "slower"),
+    "vae_tiled": ("saved_bytes", "seconds"),
+    "ffn_chunked": ("chunks", "saved_bytes"),
+    "lossless_is_slow": ("seconds", "seconds_chosen", "slower"),
+    # the schedule
+    "experts_by_step": ("experts",),
+    "one_expert_runs": ("expert", "steps", "boundary"),
+    # the machine
+    "cpu_run": ("available_bytes",),
+    "card_shared": ("others_bytes", "total_bytes"),
+    "free_memory_unknown": ("total_bytes",),
+    "free_memory_bogus": ("free_bytes", "used_bytes", "total_bytes"),
+    "card_memory_unknown": ("assumed_bytes",),
+    "unified_memory": ("available_bytes",),
+    "host_memory_unknown": (),
+    "host_memory_binds": ("need_bytes", "available_bytes", "phase"),
+    "gpu_unavailable": ("state",),
+    "torch_without_cuda": ("torch",),
+    "conv3d_trap": ("torch", "cudnn"),
+    "pretended": ("total_bytes",),
+    "calibrated": ("factor", "samples"),
+    "download": ("model", "bytes"),
+}
+# those about what was chosen of the picture, which stay true when levers change
+OF_THE_PICTURE = frozenset(
+    ("wish_does_not_fit", "settled", "lowered", "int8_below_40gb", "int8_not_faster_here", "only_int8_on_disk",
+     "outside_trained_size", "lossless_is_slow")
+)  # fmt: skip
 
 
-def reasons(
-    wish: Request, setting: PlanContext, choice: Candidate, placement: CandidateCost, changes: tuple[Change, ...]
-) -> tuple[Reason, ...]:
-    """Every reason that applies, the deciding phase first."""
-    return (
-        _binding(setting, placement),
-        *_about_wish(wish, setting, choice, placement, changes),
-        *_about_changes(setting, choice, changes),
-        *_about_levers(wish, setting, choice, placement),
-        *_about_schedule(wish, setting, choice),
-        *_about_machine(setting, placement),
-        *_about_weights(setting, choice),
+def reason(key: str, **numbers: JsonScalar) -> Reason:
+    """A reason with exactly the numbers its key carries."""
+    assert set(numbers) == set(REASON_KEYS[key]), (key, sorted(numbers))
+    return Reason(key=key, numbers=numbers)
+
+
+def changes_between(before: Request, fields: Mapping[str, JsonScalar], names: tuple[str, ...]) -> tuple[Change, ...]:
+    """Those of `names` whose value in `fields` is another; a field that "auto" settled is no loss."""
+    pairs = [(name, getattr(before, name), fields[name]) for name in names if name in fields]
+    return tuple(
+        [
+            Change(field=name, from_value=old, to_value=new, lossy=old != "auto")
+            for name, old, new in pairs
+            if old != new
+        ]
     )
 
 
-def _binding(setting: PlanContext, placement: CandidateCost) -> Reason:
-    need = placement.binding
-    return reason(
+def reasons(
+    wish: Request, context: PlanContext, choice: Candidate, cost: CandidateCost, changes: tuple[Change, ...]
+) -> tuple[Reason, ...]:
+    """Every reason that applies, the deciding phase first."""
+    binding = max(cost.phases, key=lambda phase: phase.peak)
+    decides = reason(
         "binding_phase",
-        phase=need.name,
-        peak_bytes=need.peak,
-        budget_bytes=setting.room.device,
-        weights_bytes=need.weights,
-        activations_bytes=need.activations,
+        phase=binding.name,
+        peak_bytes=binding.peak,
+        budget_bytes=context.limits.device,
+        weights_bytes=binding.weights,
+        activations_bytes=binding.activations,
+    )
+    return (
+        decides,
+        *_about_wish(wish, context, choice, cost, lossy=True in [change.lossy for change in changes]),
+        *_about_changes(context, choice, changes),
+        *_about_levers(wish, context, choice, cost),
+        *_about_machine(context, cost),
+        *_about_weights(context, choice),
     )
 
 
 def _about_wish(
-    wish: Request, setting: PlanContext, choice: Candidate, placement: CandidateCost, changes: tuple[Change, ...]
+    wish: Request, context: PlanContext, choice: Candidate, cost: CandidateCost, lossy: bool
 ) -> Iterator[Reason]:
     """Whether the wish fitted, and which wishes cannot help."""
-    lossy = any(change.lossy for change in changes)
     if lossy:
-        asked = choice_of(wish, choice, setting)
-        yield from _wish_or_slow(wish, setting, asked, placement)
-    few = min(FEW_FRAMES, choice.num_frames)
-    shorter = placement_of(wish, choice._replace(num_frames=few), setting, like=placement.levers)
-    at_few = next(need for need in shorter.needs if need.name == placement.binding.name)
-    if at_few.peak > HELPS * placement.peak and choice.num_frames > few:
-        yield reason(
-            "fewer_frames_will_not_help",
-            phase=at_few.name,
-            peak_bytes=placement.peak,
-            peak_at_5_frames_bytes=at_few.peak,
-        )
-    if lossy or placement.peak > offload_search.FITS_SHARE * setting.room.device:
+        asked = as_wished(wish, choice.int8)
+        tried = evaluate(wish, asked, context)
+        if tried.fits:
+            slower = round(tried.seconds / evaluate(wish, asked, context, unlimited=True).seconds, 1)
+            yield reason("lossless_is_slow", seconds=tried.seconds, seconds_chosen=cost.seconds, slower=slower)
+        else:
+            worst = max(tried.phases, key=context.limits.short)
+            yield reason(
+                "wish_does_not_fit",
+                need_bytes=worst.peak,
+                budget_bytes=context.limits.device,
+                short_bytes=tried.short,
+                phase=worst.name,
+            )
+    if choice.num_frames > FEW_FRAMES:
+        shorter = evaluate(wish, choice._replace(num_frames=FEW_FRAMES), context, like=cost.levers)
+        number = [phase.peak for phase in cost.phases].index(cost.peak)
+        at_few = shorter.phases[number]
+        if at_few.peak > HELPS * cost.peak:
+            yield reason(
+                "fewer_frames_will_not_help",
+                phase=at_few.name,
+                peak_bytes=cost.peak,
+                peak_at_5_frames_bytes=at_few.peak,
+            )
+    if lossy or cost.peak > FITS_SHARE * context.limits.device:
         yield reason("fewer_steps_save_time_only", steps=wish.steps)
 
 
-def _wish_or_slow(wish: Request, setting: PlanContext, asked: Candidate, placement: CandidateCost) -> Iterator[Reason]:
-    try_wish = placement_of(wish, asked, setting)
-    if try_wish.fits:
-        at_full_memory = unlimited(wish, asked, setting)
-        slower = round(try_wish.seconds / at_full_memory.seconds, 1)
-        yield reason("lossless_is_slow", seconds=try_wish.seconds, seconds_chosen=placement.seconds, slower=slower)
-        return
-    short = try_wish.short(setting.room)
-    worst = max(try_wish.needs, key=setting.room.short)
-    yield reason(
-        "wish_does_not_fit",
-        need_bytes=worst.peak,
-        budget_bytes=setting.room.device,
-        short_bytes=short,
-        phase=worst.name,
-    )
-
-
-def choice_of(wish: Request, choice: Candidate, setting: PlanContext) -> Candidate:
-    """The wish itself as a choice; "auto" INT8 takes what was chosen for it."""
-    int8 = choice.int8 if wish.quant_linear == "auto" else wish.quant_linear == "on"
-    return Candidate(wish.spec, wish.resolution, wish.aspect, wish.width, wish.height, wish.num_frames, int8)
-
-
-def _about_changes(setting: PlanContext, choice: Candidate, changes: tuple[Change, ...]) -> Iterator[Reason]:
+def _about_changes(context: PlanContext, choice: Candidate, changes: tuple[Change, ...]) -> Iterator[Reason]:
+    spec, gpu = choice.spec, context.gpu
     for change in changes:
         if change.field in ("width", "height", "aspect"):
             continue
@@ -100,121 +152,143 @@ def _about_changes(setting: PlanContext, choice: Candidate, changes: tuple[Chang
             yield reason("lowered", field=change.field, **{"from": change.from_value, "to": change.to_value})
         else:
             yield reason("settled", field=change.field, to=change.to_value)
-    named = choice.resolution in RESOLUTIONS and choice.resolution not in choice.spec.limits.trained_resolutions
-    if named:
-        trained = ", ".join(choice.spec.limits.trained_resolutions)
+    trained = spec.limits.trained_resolutions
+    if choice.resolution in RESOLUTIONS and choice.resolution not in trained:
         yield reason(
-            "outside_trained_size", model=choice.spec.display_name, resolution=choice.resolution, trained=trained
+            "outside_trained_size", model=spec.display_name, resolution=choice.resolution, trained=", ".join(trained)
         )
-    gpu = setting.gpu
     if choice.int8 and gpu is not None:
-        if any(change.field == "quant_linear" for change in changes) and prefers_int8(gpu.total_bytes):
-            yield reason("int8_below_40gb", total_bytes=gpu.total_bytes, saved_bytes=_int8_saves(setting, choice))
+        if "quant_linear" in [change.field for change in changes] and prefers_int8(gpu.total_bytes):
+            saved_bytes = context.weights(spec, False).dit - context.weights(spec, True).dit
+            yield reason("int8_below_40gb", total_bytes=gpu.total_bytes, saved_bytes=saved_bytes)
         if gpu.capability is not None and gpu.capability[0] == 9:
             yield reason("int8_not_faster_here", device_name=gpu.name)
 
 
-def _int8_saves(setting: PlanContext, choice: Candidate) -> int:
-    return setting.weights(choice.spec, False).dit - setting.weights(choice.spec, True).dit
-
-
-def _about_levers(wish: Request, setting: PlanContext, choice: Candidate, placement: CandidateCost) -> Iterator[Reason]:
-    """What each lever saves and costs, against the same clip with all memory in the world."""
-    free, chosen = unlimited(wish, choice, setting), placement.levers
-    groups = {
-        "text": (chosen.text != free.levers.text, ("text_encode",)),
-        "blocks": (chosen.experts != free.levers.experts, ("denoise", "denoise_high", "denoise_low")),
-        "vae": (chosen.vae != free.levers.vae, ("image_encode", "vae_decode")),
-    }
-    for group, (pulled, names) in groups.items():
+def _about_levers(wish: Request, context: PlanContext, choice: Candidate, cost: CandidateCost) -> Iterator[Reason]:
+    """What each lever saves and costs, against the same clip in unlimited memory; and which experts run."""
+    free, chosen = evaluate(wish, choice, context, unlimited=True), cost.levers
+    inputs = cost_inputs(wish, choice, context)
+    text_key = "text_streamed" if chosen.text == "streamed" else "text_on_cpu"
+    blocks_key = "experts_swapped" if chosen.experts == "swapped" else "blocks_streamed"
+    groups = (
+        (text_key, chosen.text != free.levers.text, ("text_encode",)),
+        (blocks_key, chosen.experts != free.levers.experts, ("denoise", "denoise_high", "denoise_low")),
+        ("vae_tiled", chosen.vae != free.levers.vae, ("image_encode", "vae_decode")),
+    )
+    for key, pulled, names in groups:
         if not pulled:
             continue
-        before = [need for need in free.needs if need.name in names]
-        after = [need for need in placement.needs if need.name in names]
-        saved = max(need.peak for need in before) - max(need.peak for need in after)
-        seconds_before, seconds_after = (sum(need.seconds for need in needs) for needs in (before, after))
-        yield _lever_reason(group, chosen, setting.weights(choice.spec, choice.int8).blocks, saved,
-                            seconds_before, seconds_after)  # fmt: skip
+        before = [phase for phase in free.phases if phase.name in names]
+        after = [phase for phase in cost.phases if phase.name in names]
+        saved = max([phase.peak for phase in before]) - max([phase.peak for phase in after])
+        seconds_before, seconds_after = (sum([phase.seconds for phase in phases]) for phases in (before, after))
+        if key == "blocks_streamed":
+            slower = round(seconds_after / seconds_before, 2)
+            resident, blocks = chosen.blocks_resident, inputs.weights.blocks
+            yield reason(key, blocks_resident=resident, blocks=blocks, saved_bytes=saved, slower=slower)
+        else:
+            yield reason(key, saved_bytes=saved, seconds=round(seconds_after - seconds_before, 1))
     if chosen.ffn_chunks > 1:
-        job = job_of(wish, choice, setting)
-        one, many = (phase_costs.denoise_activations(job, chunks) for chunks in (1, chosen.ffn_chunks))
+        one, many = (phase_costs.denoise_activations(inputs, chunks) for chunks in (1, chosen.ffn_chunks))
         yield reason("ffn_chunked", chunks=chosen.ffn_chunks, saved_bytes=one - many)
-
-
-def _lever_reason(
-    group: str, chosen: Levers, blocks: int, saved: int, seconds_before: float, seconds_after: float
-) -> Reason:
-    more_s = round(seconds_after - seconds_before, 1)
-    if group == "text":
-        key = "text_streamed" if chosen.text == "streamed" else "text_on_cpu"
-        return reason(key, saved_bytes=saved, seconds=more_s)
-    if group == "vae":
-        return reason("vae_tiled", saved_bytes=saved, seconds=more_s)
-    if chosen.experts == "swapped":
-        return reason("experts_swapped", saved_bytes=saved, seconds=more_s)
-    slower = round(seconds_after / seconds_before, 2)
-    return reason(
-        "blocks_streamed", blocks_resident=chosen.blocks_resident, blocks=blocks, saved_bytes=saved, slower=slower
-    )
-
-
-def _about_schedule(wish: Request, setting: PlanContext, choice: Candidate) -> Iterator[Reason]:
-    job = job_of(wish, choice, setting)
-    if choice.spec.two_experts and len(set(job.experts)) == 2:
-        yield reason("experts_by_step", experts="".join(expert.letter for expert in job.experts))
+    if choice.spec.two_experts and len(set(inputs.experts)) == 2:
+        yield reason("experts_by_step", experts="".join([expert.letter for expert in inputs.experts]))
     elif choice.spec.two_experts:
-        yield reason("one_expert_runs", expert=job.experts[0].value, steps=wish.steps, boundary=wish.boundary)
+        yield reason("one_expert_runs", expert=inputs.experts[0].value, steps=wish.steps, boundary=wish.boundary)
 
 
-def _about_machine(setting: PlanContext, placement: CandidateCost) -> Iterator[Reason]:
-    machine, gpu = setting.machine, setting.gpu
+def _about_machine(context: PlanContext, cost: CandidateCost) -> Iterator[Reason]:
+    machine, gpu, host = context.machine, context.gpu, context.limits.host
     if gpu is None:
-        yield from _about_cpu(setting)
+        yield reason("host_memory_unknown") if host is None else reason("cpu_run", available_bytes=host)
+        if machine.gpus and (machine.torch or "").endswith("+cpu"):
+            yield reason("torch_without_cuda", torch=machine.torch)
+        if machine.gpu_state not in ("ok", "none"):
+            yield reason("gpu_unavailable", state=machine.gpu_state)
         return
-    yield from _about_free_memory(gpu, setting)
-    if machine.pretended:
-        yield reason("pretended", total_bytes=gpu.total_bytes)
-    elif machine.torch and conv3d_is_broken(machine.torch, cudnn_number(machine.cudnn)):
-        yield reason("conv3d_trap", torch=machine.torch, cudnn=machine.cudnn)
-    if setting.room.host is None:
-        yield reason("host_memory_unknown")
-    elif (
-        worst := max(placement.needs, key=lambda need: need.host)
-    ).host > offload_search.FITS_SHARE * setting.room.host:
-        yield reason("host_memory_binds", need_bytes=worst.host, available_bytes=setting.room.host, phase=worst.name)
-
-
-def _about_free_memory(gpu: GpuFacts, setting: PlanContext) -> Iterator[Reason]:
-    total, free = gpu.total_bytes, phase_costs.free_bytes(gpu)
-    if total is None and setting.room.host is not None:
-        yield reason("unified_memory", available_bytes=setting.room.device)
+    total, free = gpu.total_bytes, gpu.plausible_free_bytes
+    if total is None and host is not None:
+        yield reason("unified_memory", available_bytes=context.limits.device)
     elif total is None:
-        yield reason("card_memory_unknown", assumed_bytes=setting.room.device)
+        yield reason("card_memory_unknown", assumed_bytes=context.limits.device)
     elif free is None and gpu.free_bytes is None:
         yield reason("free_memory_unknown", total_bytes=total)
     elif free is None or free != gpu.free_bytes:
         yield reason("free_memory_bogus", free_bytes=gpu.free_bytes, used_bytes=gpu.used_bytes, total_bytes=total)
     elif (others := total - free - gpu.reclaimable_bytes) > SHARED * total:
         yield reason("card_shared", others_bytes=others, total_bytes=total)
-
-
-def _about_cpu(setting: PlanContext) -> Iterator[Reason]:
-    machine = setting.machine
-    if setting.room.host is None:
+    if machine.pretended:
+        yield reason("pretended", total_bytes=gpu.total_bytes)
+    elif machine.torch and context.conv3d_is_broken:
+        yield reason("conv3d_trap", torch=machine.torch, cudnn=machine.cudnn)
+    if host is None:
         yield reason("host_memory_unknown")
-    else:
-        yield reason("cpu_run", available_bytes=setting.room.host)
-    if machine.gpus and (machine.torch or "").endswith("+cpu"):
-        yield reason("torch_without_cuda", torch=machine.torch)
-    if machine.gpu_state not in ("ok", "none"):
-        yield reason("gpu_unavailable", state=machine.gpu_state)
+    elif (worst := max(cost.phases, key=lambda phase: phase.host)).host > FITS_SHARE * host:
+        yield reason("host_memory_binds", need_bytes=worst.host, available_bytes=host, phase=worst.name)
 
 
-def _about_weights(setting: PlanContext, choice: Candidate) -> Iterator[Reason]:
-    spec, inventory = choice.spec, setting.inventory
-    if not has_weights(spec, setting.machine, inventory):
+def _about_weights(context: PlanContext, choice: Candidate) -> Iterator[Reason]:
+    spec, inventory, told = choice.spec, context.inventory, context.calibration
+    if not has_weights(spec, context.machine, inventory):
         yield reason("download", model=spec.display_name, bytes=missing_bytes(spec, inventory, choice.int8))
-    elif choice.int8 and not setting.machine.pretended and only_int8(spec, inventory):
+    elif choice.int8 and not context.machine.pretended and only_int8(spec, inventory):
         yield reason("only_int8_on_disk", model=spec.display_name)
-    if setting.calibration is not None and setting.calibration.samples:
-        yield reason("calibrated", factor=setting.calibration.factor, samples=setting.calibration.samples)
+    if told is not None and told.samples:
+        yield reason("calibrated", factor=told.factor, samples=told.samples)
+
+
+def alternatives(
+    wish: Request, context: PlanContext, chosen: Candidate, pinned: frozenset[str]
+) -> tuple[Alternative, ...]:
+    """At most three that fit and differ from the plan in what a person sees, the nearest to the wish first.
+
+    The wish itself (slow, where it fits), then the first choice below it that keeps each quality in turn: the frames,
+    the size, the clip with another model; then smaller models that are not on this disk. Where that is not enough,
+    fewer steps: for speed, never for memory.
+    """
+    asked = as_wished(wish, chosen.int8)
+    area = asked.width * asked.height
+    kept: dict[str, Candidate] = {}
+    for choice in candidates(wish, context.machine, context.inventory, context.total_bytes, pinned):
+        less = choice.width * choice.height < area
+        same = choice.width * choice.height == area
+        if choice.spec.name != asked.spec.name:
+            group = "model"
+        elif less and choice.num_frames == asked.num_frames:
+            group = "frames"
+        elif same and choice.num_frames < asked.num_frames:
+            group = "size"
+        else:
+            continue
+        if group not in kept and evaluate(wish, choice, context).fits:
+            kept[group] = choice
+    trades = [asked, *[kept[group] for group in ("frames", "size", "model") if group in kept]]
+    if "model" not in pinned:
+        absent = [s for s in smaller_models(wish.spec) if not has_weights(s, context.machine, context.inventory)]
+        trades += [chosen._replace(spec=spec) for spec in absent]
+    found: list[Alternative] = []
+    seen = {chosen.visible}
+    for choice in trades:
+        if choice.visible in seen or len(found) == MOST_ALTERNATIVES:
+            continue
+        cost = evaluate(wish, choice, context)
+        if not cost.fits:
+            continue
+        seen.add(choice.visible)
+        here = has_weights(choice.spec, context.machine, context.inventory)
+        found.append(
+            Alternative(
+                changes=changes_between(wish, choice.fields(), ALTERNATIVE_FIELDS),
+                peak_bytes=cost.peak,
+                seconds=round(cost.seconds, 1),
+                fits=True,
+                download_bytes=0 if here else missing_bytes(choice.spec, context.inventory, choice.int8),
+            )
+        )
+    if len(found) < MOST_ALTERNATIVES and wish.steps > FAST_STEPS and wish.sampler != "unipc" and "steps" not in pinned:
+        cost = evaluate(wish.model_copy(update={"steps": FAST_STEPS}), chosen, context)
+        fields = {**chosen.fields(), "steps": FAST_STEPS}
+        changes = changes_between(wish, fields, ALTERNATIVE_FIELDS)
+        found.append(Alternative(changes=changes, peak_bytes=cost.peak, seconds=round(cost.seconds, 1), fits=cost.fits))
+    return tuple(found)

@@ -1,17 +1,21 @@
-"""What a machine has: cards, memory, versions. Facts only; None means unknown and is never read as 0 or as free."""
+"""What a machine has and what a job may use of it. Facts only; None means unknown and is never read as 0 or as free."""
 
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ValidationError
 
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.models import Facts
-from turbodiff.spec.numbers import GB, GIB
+from turbodiff.spec.numbers import GB, GIB, MIB
 
 INT8_BELOW_BYTES = 40 * GB  # TurboDiffusion's guide: `quant_linear` is a must below 40 GB
+CONTEXT_BYTES = 600 * MIB  # a CUDA context with its modules and cuBLAS, 0.5-0.8 GiB on the cards that were measured
+RESERVE_BYTES = {"headless": 512 * MIB, "display": 800 * MIB, "wsl": 1 * GIB}  # others use 400 to 1024 MiB
+HOST_RESERVE_BYTES = 1 * GIB
+
 GpuState = Literal["ok", "none", "mismatch", "lost", "hang", "error"]
 
 
@@ -22,8 +26,8 @@ class GpuFacts(Facts):
         index: N of "cuda:N" under the current CUDA_VISIBLE_DEVICES.
         total_bytes / free_bytes / used_bytes: as NVML says, None where it does not.
         reclaimable_bytes: what our own worker holds, its CUDA context included; free again when the next job starts.
-        context_bytes: a measured CUDA context, None for the default of plan/budget.py.
-        reserve_bytes: left alone for others, None for the default of plan/budget.py.
+        context_bytes: a measured CUDA context, None for CONTEXT_BYTES.
+        reserve_bytes: left alone for others, None for RESERVE_BYTES.
         pcie_bytes_s: host to device, None for the default of the card's class.
     """
 
@@ -44,6 +48,18 @@ class GpuFacts(Facts):
     reserve_bytes: int | None = None
     pcie_bytes_s: float | None = None
 
+    @property
+    def cuda_context_bytes(self) -> int:
+        """Bytes of a CUDA context here: part of every budget, and none of torch's allocator."""
+        return CONTEXT_BYTES if self.context_bytes is None else self.context_bytes
+
+    @property
+    def plausible_free_bytes(self) -> int | None:
+        """Free memory if it can be believed: 0 free while nothing is used is a bogus reading, not a full card."""
+        if self.free_bytes == 0 and (self.used_bytes or 0) < (self.total_bytes or 0):
+            return None if self.used_bytes is None else (self.total_bytes or 0) - self.used_bytes
+        return self.free_bytes
+
 
 class Machine(Facts):
     """One machine at one moment. `gpu_state` says why `gpus` is empty; `pretended` makes every model of configs/
@@ -61,6 +77,36 @@ class Machine(Facts):
     cudnn: str | None = None
     wsl: bool = False
     pretended: bool = False
+
+    @property
+    def host_budget_bytes(self) -> int | None:
+        """Bytes of host memory that a job may use, None when unknown."""
+        if self.ram_available_bytes is None:
+            return None
+        return max(0, self.ram_available_bytes + self.ram_reclaimable_bytes - HOST_RESERVE_BYTES)
+
+    def reserved_bytes(self, gpu: GpuFacts) -> int:
+        """Memory of a card that is left alone for the desktop and for other programs' growth."""
+        if gpu.reserve_bytes is not None:
+            return gpu.reserve_bytes
+        return RESERVE_BYTES["wsl" if self.wsl else "display" if gpu.display else "headless"]
+
+    def card_budget_bytes(self, gpu: GpuFacts) -> int:
+        """Bytes that a job may use on a card: what is free or becomes free, less a reserve for others.
+
+        Our own worker's memory, its context included, counts as free: the plan's peak carries the context once.
+        """
+        total = gpu.total_bytes
+        if total is None:
+            return self.host_budget_bytes or 8 * GIB
+        free = gpu.plausible_free_bytes
+        available = total if free is None else min(free + gpu.reclaimable_bytes, total)
+        return available - self.reserved_bytes(gpu)
+
+    @property
+    def largest_budget_bytes(self) -> int:
+        """Bytes that a job may use on the freest card, 0 without one."""
+        return max((self.card_budget_bytes(gpu) for gpu in self.gpus), default=0)
 
 
 def prefers_int8(total_bytes: int | None) -> bool:
@@ -92,10 +138,21 @@ def read_machine(path: Path) -> Machine:
     Raises:
         FileError: missing, not TOML or JSON, or an unknown key.
     """
+
+    def in_bytes(fields: dict[str, object]) -> dict[str, object]:
+        """`x_gib = 12` as `x_bytes`, everything else as it is."""
+        sizes = {key: value for key, value in fields.items() if key.endswith("_gib")}
+        rest = {key: value for key, value in fields.items() if key not in sizes}
+        return rest | {key.removesuffix("_gib") + "_bytes": round(float(str(sizes[key])) * GIB) for key in sizes}
+
     try:
         text = path.read_text("utf-8")
         raw = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-        return Machine.model_validate(_machine_fields(raw))
+        cards = [{"index": index, **in_bytes(card)} for index, card in enumerate(raw.get("gpus", ()))]
+        for card in cards:
+            card.setdefault("free_bytes", card.get("total_bytes"))
+        found = {"gpu_state": "ok" if cards else "none", **in_bytes(raw), "gpus": cards, "pretended": True}
+        return Machine.model_validate(found)
     except OSError as error:
         raise FileError("cannot read the machine file", code="machine_file", field=path.name, got=error) from None
     except ValidationError as error:
@@ -104,19 +161,3 @@ def read_machine(path: Path) -> Machine:
         raise FileError(first["msg"], code="machine_key", field=f"{path.name}: {key}", got=first.get("input")) from None
     except (ValueError, AttributeError, TypeError) as error:
         raise FileError("not TOML or JSON", code="machine_syntax", field=path.name, got=error) from None
-
-
-def _machine_fields(raw: dict[str, Any]) -> dict[str, Any]:
-    cards = [{"index": index, **_in_bytes(card)} for index, card in enumerate(raw.get("gpus", ()))]
-    for card in cards:
-        card.setdefault("free_bytes", card.get("total_bytes"))
-    return {"gpu_state": "ok" if cards else "none", **_in_bytes(raw), "gpus": cards, "pretended": True}
-
-
-def _in_bytes(fields: dict[str, Any]) -> dict[str, Any]:
-    """`x_gib = 12` as `x_bytes`, everything else as it is."""
-    out = {}
-    for key, value in fields.items():
-        in_gib = key.endswith("_gib")
-        out[key.removesuffix("_gib") + "_bytes" if in_gib else key] = round(value * GIB) if in_gib else value
-    return out

@@ -1,192 +1,284 @@
-"""Levers: which of the choices that cost time but not one pixel, phase by phase, for one candidate."""
+"""Where a request is planned for, and what one candidate costs there with the best of its lossless levers.
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+Levers cost time and not one pixel. Phases run one after the other, so each phase gets its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from turbodiff.plan import phase_costs
-from turbodiff.plan.phase_costs import Job, PhaseCost
-from turbodiff.spec.experts import Expert
-from turbodiff.spec.plan import Levers, Phase
+from turbodiff.plan.calibration import Calibration
+from turbodiff.plan.candidates import Candidate, dit_files
+from turbodiff.plan.hardware import GpuFacts, Machine
+from turbodiff.plan.phase_costs import CostInputs, PhaseCost
+from turbodiff.plan.roofline import Speed, speed_of
+from turbodiff.plan.torch_compat import conv3d_is_broken, cudnn_number
+from turbodiff.plan.weight_sizes import Weights, lora_bytes, weights_of
+from turbodiff.spec.inventory import Inventory
+from turbodiff.spec.models import ModelSpec
+from turbodiff.spec.plan import Levers
+from turbodiff.spec.request import Request
 
+NO_LIMIT_BYTES = 1 << 60
+FP8_CAPABILITY = (8, 9)  # Ada; an unknown card counts as one, which is the larger need
 FFN_CHUNKS = (1, 2, 4, 8)
 NEARLY = 1.02  # times the fastest: that much time is worth the ease of a smaller peak
 FITS_SHARE = 0.9  # of the budget; a plan between this and all of it is "tight"
 
 
-class Room(NamedTuple):
+class MemoryLimits(NamedTuple):
     """What a job may use: bytes on the device, and of host memory (None: unknown, not limited)."""
 
     device: int
     host: int | None
 
-    def holds(self, need: PhaseCost) -> bool:
-        """Whether a phase fits."""
-        return need.peak <= self.device and (self.host is None or need.host <= self.host)
-
-    def short(self, need: PhaseCost) -> int:
+    def short(self, cost: PhaseCost) -> int:
         """Bytes by which a phase does not fit, on the device or in host memory; <= 0 when it does."""
-        return max(need.peak - self.device, 0 if self.host is None else need.host - self.host)
+        return max(cost.peak - self.device, 0 if self.host is None else cost.host - self.host)
 
 
 class CandidateCost(NamedTuple):
-    """A candidate with its levers set: the fastest that fits, or the smallest when none does."""
+    """A candidate with its levers set: the fastest that fits, or the smallest when none does.
+
+    Over all phases: `short`, the bytes by which the worst does not fit, <= 0 when it does; the largest peak; seconds.
+    """
 
     levers: Levers
-    needs: tuple[PhaseCost, ...]
-    fits: bool
+    phases: tuple[PhaseCost, ...]
+    short: int
+    peak: int
+    seconds: float
 
     @property
-    def peak(self) -> int:
-        """Bytes of the largest phase."""
-        return max(need.peak for need in self.needs)
+    def fits(self) -> bool:
+        """Whether every phase fits."""
+        return self.short <= 0
+
+
+Option = tuple[dict[str, str | int], tuple[PhaseCost, ...]]
+EvaluationKey = tuple[str, int, int, int, bool, int, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanContext:
+    """The machine, the chosen card (None: the CPU), what a job may use there, and what is at hand.
+
+    One per plan: it remembers what this plan has worked out, since a refusal looks at each candidate again and again.
+    Of a request only the steps are ever varied on the way.
+    """
+
+    machine: Machine
+    gpu: GpuFacts | None
+    limits: MemoryLimits
+    speed: Speed
+    inventory: Inventory
+    calibration: Calibration | None = None
+    loaded: frozenset[str] = frozenset()
+    text_cached: bool = False
+    evaluated: dict[EvaluationKey, CandidateCost] = field(default_factory=dict, compare=False, repr=False)
+    text_options: dict[tuple[str, bool], Option] = field(default_factory=dict, compare=False, repr=False)
 
     @property
-    def seconds(self) -> float:
-        """Seconds of all phases."""
-        return sum(need.seconds for need in self.needs)
+    def total_bytes(self) -> int | None:
+        """Memory of the card; None on a CPU."""
+        return None if self.gpu is None else self.gpu.total_bytes or self.limits.device
 
     @property
-    def binding(self) -> PhaseCost:
-        """The phase that decides."""
-        return max(self.needs, key=lambda need: need.peak)
+    def conv3d_is_broken(self) -> bool:
+        """Whether this torch takes many times the memory for the VAE."""
+        return conv3d_is_broken(self.machine.torch or "2.11", cudnn_number(self.machine.cudnn))
 
-    def short(self, room: Room) -> int:
-        """Bytes by which the worst phase does not fit."""
-        return max(room.short(need) for need in self.needs)
-
-
-Option = tuple[dict[str, Any], tuple[PhaseCost, ...]]
+    def weights(self, spec: ModelSpec, int8: bool) -> Weights:
+        """A model's weights as they sit here: bf16 on a card, float32 on a CPU."""
+        return weights_of(spec, int8, 4 if self.gpu is None else 2)
 
 
-def place(job: Job, room: Room, *, text_cached: bool = False) -> CandidateCost:
-    """The fastest levers that fit, each phase on its own; the smallest where nothing fits."""
-    parts = [_best(_text(job, text_cached), room), _best(_denoise(job, room), room), _best(_vae(job), room)]
-    chosen: dict[str, Any] = {}
-    for fields, _ in parts:
-        chosen |= fields
-    needs = (*parts[0][1], *parts[2][1][:-1], *parts[1][1], parts[2][1][-1], phase_costs.write(job))
-    return CandidateCost(Levers(**chosen), needs, all(map(room.holds, needs)))
+def plan_context(
+    machine: Machine,
+    inventory: Inventory,
+    calibration: Calibration | None = None,
+    loaded: frozenset[str] = frozenset(),
+    text_cached: bool = False,
+    limit_bytes: int | None = None,
+) -> PlanContext:
+    """The freest card that this torch can use, else the CPU. `limit_bytes` lowers the budget below what is free."""
+    host = machine.host_budget_bytes
+    cpu_torch = not machine.pretended and (machine.torch or "").endswith("+cpu")
+    gpu, device = None, NO_LIMIT_BYTES if host is None else host
+    budgets = [] if cpu_torch else [(machine.card_budget_bytes(card), -card.index, card) for card in machine.gpus]
+    if budgets:
+        device, _, gpu = max(budgets, key=lambda budget: budget[:2])
+    limits = MemoryLimits(min(device, NO_LIMIT_BYTES if limit_bytes is None else limit_bytes), host)
+    speed = speed_of(gpu, machine.cpu_count)
+    return PlanContext(machine, gpu, limits, speed, inventory, calibration, loaded, text_cached)
 
 
-def placed_like(job: Job, like: Levers, room: Room) -> CandidateCost:
-    """A candidate with given levers."""
-    tiled, text = like.vae == "tiled", like.text
-    needs = [phase_costs.text_encode(job, text, like.text_dtype)]
-    work = phase_costs.step_work(job, like.ffn_chunks)
-    if job.spec.kind == "i2v":
-        needs.append(phase_costs.image_encode(job, tiled))
-    needs += [
-        phase_costs.denoise(job, expert, like.experts, like.blocks_resident, work) for expert in experts_in_order(job)
-    ]
-    needs += [phase_costs.vae_decode(job, tiled), phase_costs.write(job)]
-    return CandidateCost(like, tuple(needs), all(map(room.holds, needs)))
+def attention_for(request: Request, candidate: Candidate, context: PlanContext) -> str:
+    """What "auto" becomes: dense on a CPU, for the demo and for UniPC; SageSLA for distilled weights, else Sage.
+
+    SageSLA needs a file with the projections of SLA's linear branch; one that is not here is taken for the published.
+    """
+    if request.attention != "auto":
+        return request.attention
+    if context.gpu is None or candidate.spec.bundled or request.sampler == "unipc":
+        return "dense"
+    int8, plain = dit_files(candidate.spec, context.inventory)
+    file = (int8 if candidate.int8 else plain) or context.inventory.of(
+        candidate.spec.name, candidate.spec.experts[0].component
+    )
+    return "sagesla" if candidate.spec.turbo and (file is None or file.sla) else "sage"
 
 
-def phases(placement: CandidateCost) -> tuple[Phase, ...]:
-    """The needs as the plan shows them."""
-    return tuple(
-        Phase(
-            name=need.name,
-            weights_bytes=need.weights,
-            activations_bytes=need.activations,
-            workspace_bytes=need.workspace,
-            peak_bytes=need.peak,
-            host_ram_bytes=need.host,
-            seconds=round(need.seconds, 3),
-        )
-        for need in placement.needs
+def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) -> CostInputs:
+    """One candidate with everything the formulas need."""
+    spec, gpu, machine = candidate.spec, context.gpu, context.machine
+    latent, element_bytes = candidate.shape.latent, 4 if gpu is None else 2
+    tokens = latent.tokens
+    weights = context.weights(spec, candidate.int8)
+    loras = [lora_bytes(request.loras, spec, context.inventory, expert) for expert in spec.experts if request.loras]
+    lora = max(loras, default=0)
+    int8_file, plain_file = dit_files(spec, context.inventory)
+    # INT8 weights are made from a plain file where there is no other; a pretended disk has both
+    quantised_here = not machine.pretended and int8_file is None and plain_file is not None
+    return CostInputs(
+        spec=spec,
+        shape=candidate.shape,
+        latent=latent,
+        tokens=tokens,
+        unit=tokens * spec.dit.dim * element_bytes,
+        pixels=candidate.width * candidate.height * candidate.num_frames,
+        int8=candidate.int8,
+        attention=attention_for(request, candidate, context),
+        topk=request.topk,
+        forwards=2 if request.guidance > 1 else 1,
+        experts=request.experts_of(spec),
+        weights=weights,
+        made=weights.dit if (quantised_here if candidate.int8 else lora) else 0,
+        lora=lora if candidate.int8 else 0,
+        speed=context.speed,
+        on_cpu=gpu is None,
+        element_bytes=element_bytes,
+        context_bytes=0 if gpu is None else gpu.cuda_context_bytes,
+        loaded=context.loaded,
+        fp8=gpu is not None and (gpu.capability is None or gpu.capability >= FP8_CAPABILITY),
+        conv2d=gpu is None or context.conv3d_is_broken,
+        correction=1.0 if context.calibration is None else context.calibration.factor,
     )
 
 
-def _best(options: Iterable[Option], room: Room) -> Option:
+def evaluate(
+    request: Request, candidate: Candidate, context: PlanContext, *, like: Levers | None = None, unlimited: bool = False
+) -> CandidateCost:
+    """What a candidate costs here: with the fastest levers that fit, phase by phase, or the smallest where none fits.
+
+    Args:
+        like: these levers and no others.
+        unlimited: as if memory had no end: what levers cost is measured against it.
+    """
+    key = (*candidate.visible, candidate.int8, request.steps, unlimited)
+    if like is None and key in context.evaluated:
+        return context.evaluated[key]
+    limits = MemoryLimits(NO_LIMIT_BYTES, None) if unlimited else context.limits
+    inputs = cost_inputs(request, candidate, context)
+    if like is not None:
+        work = phase_costs.step_work(inputs, like.ffn_chunks)
+        text: tuple[PhaseCost, ...] = (phase_costs.text_encode(inputs, like.text, like.text_dtype),)
+        denoise = _denoise_option(inputs, like.experts, like.blocks_resident, like.ffn_chunks, work)[1]
+        vae = _vae_option(inputs, like.vae)[1]
+        levers = like
+    else:
+        by_text = context.text_options
+        if (candidate.spec.name, unlimited) not in by_text:
+            names: list[phase_costs.TextLever] = ["resident", "streamed", "cpu"]
+            if inputs.on_cpu or context.text_cached:
+                names = ["cached"] if context.text_cached else ["resident"]
+            options: list[Option] = [({"text": name}, (phase_costs.text_encode(inputs, name),)) for name in names]
+            by_text[candidate.spec.name, unlimited] = _best(options, limits)
+        text_fields, text = by_text[candidate.spec.name, unlimited]
+        denoise_fields, denoise = _best(_denoise_options(inputs, limits), limits)
+        vae_fields, vae = _best([_vae_option(inputs, "whole"), _vae_option(inputs, "tiled")], limits)
+        levers = Levers.model_validate({**text_fields, **denoise_fields, **vae_fields})
+    phases = (*text, *vae[:-1], *denoise, vae[-1], phase_costs.write(inputs))
+    found = CandidateCost(levers, phases, *_rate(phases, limits))
+    if like is None:
+        context.evaluated[key] = found
+    return found
+
+
+def _rate(phases: Sequence[PhaseCost], limits: MemoryLimits) -> tuple[int, int, float]:
+    """(bytes by which the worst phase does not fit, largest peak, seconds) of some phases."""
+    peak, seconds = max([cost.peak for cost in phases]), sum([cost.seconds for cost in phases])
+    short = peak - limits.device
+    if limits.host is not None:
+        short = max(short, max([cost.host for cost in phases]) - limits.host)
+    return short, peak, seconds
+
+
+def _best(options: Sequence[Option], limits: MemoryLimits) -> Option:
     """The fastest option that fits; one that is nearly as fast and fits with ease goes before it.
 
     Where none fits, the one that is short by the least.
     """
-    options = list(options)
-    fitting = [option for option in options if all(map(room.holds, option[1]))]
+    rated = [(*_rate(phases, limits), number) for number, (_, phases) in enumerate(options)]
+    fitting = [row for row in rated if row[0] <= 0]
     if not fitting:
-        return min(options, key=lambda option: max(map(room.short, option[1])))
-    limit_s = NEARLY * min(map(_seconds, fitting))
-    fast = [option for option in fitting if _seconds(option) <= limit_s]
-    return min(fast, key=lambda option: (_peak(option) > FITS_SHARE * room.device, _seconds(option)))
+        return options[min([(short, number) for short, _, _, number in rated])[1]]
+    limit_s = NEARLY * min([seconds for _, _, seconds, _ in fitting])
+    easy_bytes = FITS_SHARE * limits.device
+    fast = [(peak > easy_bytes, seconds, number) for _, peak, seconds, number in fitting if seconds <= limit_s]
+    return options[min(fast)[2]]
 
 
-def _peak(option: Option) -> int:
-    return max(need.peak for need in option[1])
-
-
-def _seconds(option: Option) -> float:
-    return sum(need.seconds for need in option[1])
-
-
-def _text(job: Job, cached: bool) -> list[Option]:
-    levers: tuple[phase_costs.TextLever, ...] = ("resident",) if job.on_cpu else ("resident", "streamed", "cpu")
-    return [({"text": lever}, (phase_costs.text_encode(job, lever),)) for lever in (("cached",) if cached else levers)]
-
-
-def _denoise(job: Job, room: Room) -> list[Option]:
+def _denoise_options(inputs: CostInputs, limits: MemoryLimits) -> list[Option]:
     """Placements of the blocks x chunks of the feed-forward; streaming keeps as many blocks as fit.
 
     More chunks are tried only while they save something and nothing faster fits; where not even the smallest placement
-    has room on the device, nothing but that.
+    has room on the device, nothing but that: as little as possible on the device, the fewest chunks that need the same.
     """
-    smallest = _smallest(job)
-    if any(need.peak > room.device for need in smallest[1]):
-        return [smallest]
+    both = len(set(inputs.experts)) > 1
+    levers: tuple[phase_costs.ExpertLever, ...] = ("resident", "swapped") if both else ("resident",)
+    if not inputs.on_cpu:
+        levers = (*levers, "streamed")
+    w = inputs.weights
     options: list[Option] = []
+    works = {chunks: phase_costs.step_work(inputs, chunks) for chunks in FFN_CHUNKS}
+    fewest = min([(work.activations, chunks) for chunks, work in works.items()])[1]
+    smallest = _denoise_option(inputs, levers[-1], 0, fewest, works[fewest])
+    if max([cost.peak for cost in smallest[1]]) > limits.device:
+        return [smallest]
     activations = None
-    for chunks in FFN_CHUNKS:
-        work = phase_costs.step_work(job, chunks)
+    for chunks, work in works.items():
         if work.activations == activations:
             break
         activations = work.activations
-        for lever in _expert_levers(job):
-            resident = _blocks_that_fit(job, room, work) if lever == "streamed" else 0
-            option = _placed(job, lever, resident, chunks, work)
+        for lever in levers:
+            resident = 0
+            if lever == "streamed":
+                # a block more is worth little time, so blocks fill the budget only as far as a plan still "fits"
+                bare = w.rest + phase_costs.STREAM_BUFFERS * w.block + work.activations + work.workspace
+                room = (int(FITS_SHARE * limits.device) - bare) // w.block
+                resident = max(0, min(room, w.blocks - phase_costs.STREAM_BUFFERS))
+            option = _denoise_option(inputs, lever, resident, chunks, work)
             options.append(option)
-            if lever != "streamed" and all(map(room.holds, option[1])):
+            if lever != "streamed" and _rate(option[1], limits)[0] <= 0:
                 return options
     return options
 
 
-def _smallest(job: Job) -> Option:
-    """As little as possible on the device; of chunks that need the same the fewest."""
-    chunks = min(FFN_CHUNKS, key=lambda chunks: phase_costs.denoise_activations(job, chunks))
-    return _placed(job, _expert_levers(job)[-1], 0, chunks, phase_costs.step_work(job, chunks))
+def _denoise_option(
+    inputs: CostInputs, lever: phase_costs.ExpertLever, resident: int, chunks: int, work: phase_costs.StepWork
+) -> Option:
+    """One way to place the blocks, with a phase for each expert that runs at all."""
+    fields: dict[str, str | int] = {"experts": lever, "blocks_resident": resident, "ffn_chunks": chunks}
+    experts = dict.fromkeys(inputs.experts)
+    return fields, tuple([phase_costs.denoise(inputs, expert, lever, resident, work) for expert in experts])
 
 
-def _placed(job: Job, lever: phase_costs.ExpertLever, resident: int, chunks: int, work: phase_costs.StepWork) -> Option:
-    fields = {"experts": lever, "blocks_resident": resident, "ffn_chunks": chunks}
-    return fields, tuple(phase_costs.denoise(job, expert, lever, resident, work) for expert in experts_in_order(job))
-
-
-def experts_in_order(job: Job) -> tuple[Expert, ...]:
-    """The experts that run at all: each has a phase."""
-    return tuple(dict.fromkeys(job.experts))
-
-
-def _expert_levers(job: Job) -> tuple[phase_costs.ExpertLever, ...]:
-    both = len(set(job.experts)) > 1
-    keep: tuple[phase_costs.ExpertLever, ...] = ("resident", "swapped") if both else ("resident",)
-    return keep if job.on_cpu else (*keep, "streamed")
-
-
-def _blocks_that_fit(job: Job, room: Room, work: phase_costs.StepWork) -> int:
-    """The most blocks that can stay on the device beside the two in flight; fewer than all, or it is not streaming.
-
-    A block more is worth little time, so blocks fill the budget only as far as a plan still "fits".
-    """
-    bare = job.weights.rest + phase_costs.STREAM_BUFFERS * job.weights.block + work.activations + work.workspace
-    resident = (int(FITS_SHARE * room.device) - bare) // job.weights.block
-    return max(0, min(resident, job.weights.blocks - phase_costs.STREAM_BUFFERS))
-
-
-def _vae(job: Job) -> list[Option]:
-    phases: list[Callable[[Job, bool], PhaseCost]] = [phase_costs.vae_decode]
-    if job.spec.kind == "i2v":
-        phases.insert(0, phase_costs.image_encode)
-    return [
-        ({"vae": "tiled" if tiled else "whole"}, tuple(phase(job, tiled) for phase in phases))
-        for tiled in (False, True)
-    ]
+def _vae_option(inputs: CostInputs, lever: Literal["whole", "tiled"]) -> Option:
+    """The VAE as a whole or in tiles, for the picture of an I2V clip too; the last phase is the decode."""
+    tiled = lever == "tiled"
+    phases = [phase_costs.vae_decode(inputs, tiled)]
+    if inputs.spec.kind == "i2v":
+        phases.insert(0, phase_costs.image_encode(inputs, tiled))
+    return {"vae": lever}, tuple(phases)

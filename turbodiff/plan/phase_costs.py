@@ -3,18 +3,16 @@
 Phases run one after the other and each frees its networks, so a job needs the largest phase, never the sum. Activations
 are in units of N = 2 L d bytes (L tokens, d channels, bf16) for the DiT and of one full-size frame of the VAE's base
 width for the VAE; the coefficients are read off dry runs of the real modules on turbodiff/memory_lab/ledger.py, and a
-test
-holds them to it within 5 %.
+test holds them to it within 5 %.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from turbodiff.plan import roofline
-from turbodiff.plan.hardware import GpuFacts, Machine
-from turbodiff.plan.vae_memory import decode_bytes, encode_bytes, tile_work
-from turbodiff.plan.weight_sizes import TILE, Weights, encoder_bytes
+from turbodiff.plan.weight_sizes import INT8_TILE, Weights, encoder_bytes
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.numbers import GIB, MIB
@@ -26,16 +24,17 @@ from turbodiff.spec.shapes import (
     ENCODER_MARGIN,
     HEAD_TOKENS,
     PATCH,
+    SPACE_STRIDE,
+    TIME_STRIDE,
+    VAE_TILE,
     LatentShape,
     VideoShape,
+    pixel_frames,
 )
 
-CONTEXT_BYTES = 600 * MIB  # a CUDA context with its modules and cuBLAS, 0.5-0.8 GiB on the cards that were measured
 WORKSPACE_BYTES = 100 * MIB  # cuBLAS and cuDNN scratch outside our tensors
 SLACK = 0.05  # share of activations that the caching allocator loses to blocks of unlike size
-RESERVE_BYTES = {"headless": 512 * MIB, "display": 800 * MIB, "wsl": 1 * GIB}  # others use 400 to 1024 MiB
 CPU_PROCESS_BYTES = 600 * MIB  # Python with torch loaded, measured on Linux
-HOST_RESERVE_BYTES = 1 * GIB
 PROCESS_BYTES = int(1.5 * GIB)  # the worker with torch and CUDA loaded, before any weights
 CONV_SCRATCH = 0.06  # share of the VAE's activations that cuDNN's convolutions ask for as scratch
 ATTENTION_UNITS = 5.0  # copies of N alive at the widest point of self-attention: the stream, its norm, q, k, v
@@ -49,29 +48,41 @@ REFERENCE_ROWS = 140  # what SLA's reference pads
 BRANCH_TOKENS = 8192  # rows that a LoRA's side branch turns back into floats at a time (models/linear.py)
 STREAM_BUFFERS = 2  # blocks in flight beside the resident ones: one computing, one arriving
 
+RGB = 3
+# The VAE at work, level by level, as models/vae.py runs it: one latent frame at a time, whole or in tiles. Counts are
+# in frames of the base width b: level 0 is the latent grid with 4b channels, level 3 full size with b. Every 3x3x3
+# convolution remembers two frames of its input, as far as there were two; on top comes the widest moment.
+# Remembered frames plus work at levels 0-3, in channels of width b, at the widest moment of the first, the second and
+# every later latent frame: a residual block over one and four frames of level 3, then over four frames of level 2
+DECODER_WIDTHS = ((24, 22, 16, 12), (52, 52, 40, 21), (56, 84, 64, 14))
+SUM_OF_2D = ((0, 0, 0, -2), (0, 0, 0, -1), (0, 0, 2, 0))  # more where 3-D convolutions run as sums of 2-D ones
+# the same for the encoder, in frames of full size: everything scales with the tile, nothing is cropped on the way
+ENCODER_FRAMES = (10, 21.375, 22.5)
+ENCODER_FRAMES_2D = (8.25, 20.375, 21.5)
+BEGIN_WIDTH = 4 * 4  # a frame of the middle block on the whole picture: four convolutions that remember 4b
+CHUNKS_IN_FLIGHT = 3  # the chunk being made, handed over, and turned into bytes
+SHAPES = 4096  # that are remembered: models and kinds of weights share a VAE
+
 TextLever = Literal["cached", "resident", "streamed", "cpu"]
 TextDtype = Literal["bf16", "int8", "nf4"]
 ExpertLever = Literal["resident", "swapped", "streamed"]
 
 
 class PhaseCost(NamedTuple):
-    """What one phase needs. `workspace` holds the context, library scratch and the allocator's slack."""
+    """What one phase needs. `workspace` holds the context, library scratch and the allocator's slack; `peak` is the sum
+    of the three before it, the bytes on the device at the worst moment."""
 
     name: PhaseName
     weights: int
     activations: int
     workspace: int
+    peak: int
     host: int
     seconds: float
 
-    @property
-    def peak(self) -> int:
-        """Bytes on the device at the worst moment of the phase."""
-        return self.weights + self.activations + self.workspace
-
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class CostInputs:
     """One candidate: what it computes and on what, with everything the formulas need worked out once."""
 
     spec: ModelSpec
@@ -79,11 +90,12 @@ class Job:
     latent: LatentShape
     tokens: int  # L
     unit: int  # N = L d element_bytes, bytes of one copy of the residual stream
+    pixels: int  # of all frames
     int8: bool
     attention: str
     topk: float
     forwards: int  # passes per step: 2 with guidance
-    experts: tuple[Expert, ...]  # one for every step
+    experts: tuple[Expert, ...]  # the network of every step
     weights: Weights
     speed: roofline.Speed
     on_cpu: bool
@@ -95,59 +107,68 @@ class Job:
     fp8: bool = True  # the card multiplies FP8, from sm_89 on
     conv2d: bool = False  # 3-D convolutions as sums of 2-D ones: on a CPU, and around the conv3d trap
     correction: float = 1.0  # measured / predicted work memory on this machine (plan/calibration.py)
+    state_bytes: int = field(init=False)  # lives through all steps
+    attention_bytes: int = field(init=False)  # the widest point of self-attention, its kernel included
+    forward_s: float = field(init=False)  # one forward pass with all weights on the device
+
+    def __post_init__(self) -> None:
+        text_rows = self.spec.text_encoder.text_len
+        state_bytes = _denoise_state(self)
+        widest = math.ceil(ATTENTION_UNITS * self.unit + _attention_inside(self) + state_bytes)
+        topk = self.topk if self.attention in SPARSE_ATTENTION else None
+        forward_s = roofline.dit_seconds(self.spec.dit, self.speed, self.tokens, topk, self.int8, text_rows)
+        for name, value in (("state_bytes", state_bytes), ("attention_bytes", widest), ("forward_s", forward_s)):
+            object.__setattr__(self, name, value)
 
 
-def _need(
-    job: Job, name: PhaseName, weights: int, activations: int, extra: int, host: int, seconds: float
+def _phase(
+    inputs: CostInputs, name: PhaseName, weights: int, activations: int, extra: int, host: int, seconds: float
 ) -> PhaseCost:
     """A phase; on a CPU the device is the host, and its peak is what the host must give."""
-    host = weights + activations + extra if job.on_cpu else host
-    return PhaseCost(name, weights, activations, extra, host, seconds)
+    peak = weights + activations + extra
+    return PhaseCost(name, weights, activations, extra, peak, peak if inputs.on_cpu else host, seconds)
 
 
-def workspace(job: Job, activations: int, library: int = WORKSPACE_BYTES) -> int:
+def workspace(inputs: CostInputs, activations: int) -> int:
     """Context, library scratch, slack, and what measured runs taught; on a CPU the process instead of a context."""
-    fixed = CPU_PROCESS_BYTES if job.on_cpu else job.context_bytes + (library if job.context_bytes else 0)
-    return fixed + math.ceil((SLACK + job.correction - 1) * activations)
+    library = inputs.context_bytes + (WORKSPACE_BYTES if inputs.context_bytes else 0)
+    fixed = CPU_PROCESS_BYTES if inputs.on_cpu else library
+    return fixed + math.ceil((SLACK + inputs.correction - 1) * activations)
 
 
-def reading_s(job: Job, component: str, n_bytes: int) -> float:
+def _reading_s(inputs: CostInputs, component: str, n_bytes: int) -> float:
     """Seconds to read weights from disk, none where they are in memory already."""
-    return 0.0 if component in job.loaded else n_bytes / roofline.DISK_BYTES_S
+    return 0.0 if component in inputs.loaded else n_bytes / roofline.DISK_BYTES_S
 
 
-def text_encode(job: Job, lever: TextLever, dtype: TextDtype = "bf16") -> PhaseCost:
+def text_encode(inputs: CostInputs, lever: TextLever, dtype: TextDtype = "bf16") -> PhaseCost:
     """UMT5 over one prompt of 512 tokens (two with a negative prompt and guidance, one after the other).
 
     streamed: one linear at a time is on the device, token table and rows stay in host memory; int8 and nf4 are small
     enough to be resident, beside full weights in host memory.
+
+    Activations are the largest of three moments of UMT5's first layer: its distances (six int64, a float32, a mask)
+    beside the stream; the position bias twice beside stream, q, k, v; the gated feed-forward.
     """
-    text, w = job.spec.text_encoder, job.weights
-    reading = reading_s(job, "text_encoder", w.text)
-    share = w.text / 11.4e9
+    text, w, size = inputs.spec.text_encoder, inputs.weights, inputs.element_bytes
+    reading = _reading_s(inputs, "text_encoder", w.text)
     if lever == "cached":
-        return _need(job, "text_encode", 0, 0, workspace(job, 0), PROCESS_BYTES, 0.01)
+        return _phase(inputs, "text_encode", 0, 0, workspace(inputs, 0), PROCESS_BYTES, 0.01)
     if lever == "cpu":
-        seconds = reading + roofline.TEXT_SECONDS_CPU * share
-        return _need(job, "text_encode", 0, 0, workspace(job, 0), PROCESS_BYTES + w.text, seconds)
-    rows, activations = text.text_len, text_activations(job)
-    streamed = lever == "streamed" and dtype == "bf16"
-    on_device = w.text_linear if streamed else encoder_bytes(text, dtype, job.element_bytes)
-    in_host = w.text_rest + 2 * w.text_block if streamed else 2 * w.text_block if dtype == "bf16" else w.text
-    copying = 0.0 if job.on_cpu else w.text / job.speed.pcie_bytes_s
-    seconds = reading + copying + 2 * rows * w.text / 2 / job.speed.bf16_flops * job.forwards
-    host = PROCESS_BYTES + in_host
-    return _need(job, "text_encode", on_device, activations, workspace(job, activations), host, seconds)
-
-
-def text_activations(job: Job) -> int:
-    """The largest of three moments of UMT5's first layer: its distances (six int64, a float32, a mask) beside the
-    stream; the position bias twice beside stream, q, k, v; the gated feed-forward."""
-    text, size, rows = job.spec.text_encoder, job.element_bytes, job.spec.text_encoder.text_len
+        seconds = reading + roofline.TEXT_SECONDS_CPU * (w.text / 11.4e9)
+        return _phase(inputs, "text_encode", 0, 0, workspace(inputs, 0), PROCESS_BYTES + w.text, seconds)
+    rows = text.text_len
     distances = 53 * rows**2 + 6 * size * rows * text.dim
     scores = 2 * size * text.num_heads * rows**2 + 8 * size * rows * max(text.dim, text.dim_attn)
     feed_forward = 4 * size * rows * (text.dim + text.dim_ffn)
-    return max(distances, scores, feed_forward)
+    activations = max(distances, scores, feed_forward)
+    streamed = lever == "streamed" and dtype == "bf16"
+    on_device = w.text_linear if streamed else encoder_bytes(text, dtype, size)
+    in_host = w.text_rest + 2 * w.text_block if streamed else 2 * w.text_block if dtype == "bf16" else w.text
+    copying = 0.0 if inputs.on_cpu else w.text / inputs.speed.pcie_bytes_s
+    seconds = reading + copying + 2 * rows * w.text / 2 / inputs.speed.bf16_flops * inputs.forwards
+    extra = workspace(inputs, activations)
+    return _phase(inputs, "text_encode", on_device, activations, extra, PROCESS_BYTES + in_host, seconds)
 
 
 class StepWork(NamedTuple):
@@ -158,206 +179,188 @@ class StepWork(NamedTuple):
     seconds: float
 
 
-def step_work(job: Job, chunks: int) -> StepWork:
-    """A forward pass whose feed-forward runs in so many chunks."""
-    activations = denoise_activations(job, chunks)
-    extra = workspace(job, activations) + kernel_temporaries(job, activations)
-    return StepWork(activations, extra, dit_step(job) * (1 + 0.01 * (chunks - 1)))
+def step_work(inputs: CostInputs, chunks: int) -> StepWork:
+    """A forward pass whose feed-forward runs in so many chunks; its workspace holds what attention allocates inside,
+    where that goes beyond the widest point outside it."""
+    activations = denoise_activations(inputs, chunks)
+    extra = workspace(inputs, activations) + max(0, inputs.attention_bytes - activations)
+    return StepWork(activations, extra, inputs.forward_s * (1 + 0.01 * (chunks - 1)))
 
 
-def denoise(job: Job, expert: Expert, lever: ExpertLever, resident: int, work: StepWork) -> PhaseCost:
+def denoise(inputs: CostInputs, expert: Expert, lever: ExpertLever, resident: int, work: StepWork) -> PhaseCost:
     """All steps of one expert. `resident` blocks stay on the device when streamed."""
-    w = job.weights
-    steps = job.experts.count(expert) * job.forwards
-    experts_here = len(set(job.experts)) if lever == "resident" else 1
+    w = inputs.weights
+    steps = inputs.experts.count(expert) * inputs.forwards
+    experts_here = len(set(inputs.experts)) if lever == "resident" else 1
     on_device: float = experts_here * w.dit if lever != "streamed" else w.rest + (resident + STREAM_BUFFERS) * w.block
-    on_device += job.lora * (experts_here if lever != "streamed" else (resident + STREAM_BUFFERS) / w.blocks)
-    seconds = reading_s(job, expert.component, w.dit) + steps * work.seconds
-    host = PROCESS_BYTES + 2 * w.block + job.made * (1 if expert is Expert.HIGH else len(set(job.experts)))
-    if not job.on_cpu:
-        seconds += w.dit / job.speed.pcie_bytes_s
+    on_device += inputs.lora * (experts_here if lever != "streamed" else (resident + STREAM_BUFFERS) / w.blocks)
+    seconds = _reading_s(inputs, expert.component, w.dit) + steps * work.seconds
+    made_by_now = 1 if expert is Expert.HIGH else len(set(inputs.experts))
+    host = PROCESS_BYTES + 2 * w.block + inputs.made * made_by_now + inputs.lora
+    if not inputs.on_cpu:
+        seconds += w.dit / inputs.speed.pcie_bytes_s
     if lever == "streamed":
-        copy, compute = w.block / job.speed.pcie_bytes_s, work.seconds / w.blocks
+        copy, compute = w.block / inputs.speed.pcie_bytes_s, work.seconds / w.blocks
         seconds += steps * ((w.blocks - resident) * max(0.0, copy - compute) + copy)
-        host += 0 if job.made else (w.blocks - resident - 2) * w.block  # pinned; another expert's are gone by now
-    host += job.lora
-    return _need(job, expert.phase, math.ceil(on_device), work.activations, work.workspace, host, seconds)
+        # page-locked; those of another expert are gone by now
+        host += 0 if inputs.made else (w.blocks - resident - 2) * w.block
+    return _phase(inputs, expert.phase, math.ceil(on_device), work.activations, work.workspace, host, seconds)
 
 
-def dit_step(job: Job) -> float:
-    """Seconds of one forward with all weights on the device."""
-    facts = job.spec.dit
-    sparse = job.attention in SPARSE_ATTENTION
-    return roofline.dit_seconds(
-        job.speed,
-        tokens=job.tokens,
-        dim=facts.dim,
-        ffn_dim=facts.ffn_dim,
-        blocks=facts.num_layers,
-        topk=job.topk if sparse else None,
-        int8=job.int8,
-        text_rows=job.spec.text_encoder.text_len,
-    )
-
-
-def denoise_activations(job: Job, chunks: int) -> int:
+def denoise_activations(inputs: CostInputs, chunks: int) -> int:
     """The largest of embedding, attention, feed-forward and head, beside what lives through all steps.
 
     Attention holds the stream, its norm, q, k and v: 5 N; to the text as much. The feed-forward holds the stream, the
     hidden rows, and their input or result: 2 N and the hidden width; with INT8 layers the wide rows exist at half size
     only, beside the normed input or its INT8 copy. The float32 copies of the time projection (24 d^2 bytes) and of the
     head's 8192 rows bind for short clips only.
+
+    INT8 layers with a LoRA (models/linear.py) hold its change at full width beside the product, and two float32 copies
+    of some of the rows that it reads.
     """
-    facts, n = job.spec.dit, job.unit
+    facts, n, tokens = inputs.spec.dit, inputs.unit, inputs.tokens
     rho = facts.ffn_dim / facts.dim
-    wide = max(1.5, 0.5 + 0.5 * rho) if job.int8 else 1 + rho
-    tokens = job.tokens if chunks == 1 else _chunk_tokens(job.tokens, chunks)
-    part = tokens * n // job.tokens
+    wide = max(1.5, 0.5 + 0.5 * rho) if inputs.int8 else 1 + rho
+    if chunks > 1:  # whole INT8 tiles (models/wan_dit.py)
+        tokens = -(-tokens // (chunks * INT8_TILE)) * INT8_TILE
+    part = tokens * n // inputs.tokens
     attention, feed_forward = n * ATTENTION_UNITS, n + wide * part
-    if job.lora:
-        beside = _beside_lora(job, tokens, part, rho)
-        attention, feed_forward = max(attention, n + beside[0]), max(feed_forward, n + beside[1])
-    single = job.element_bytes != 4
-    patches = job.element_bytes * facts.in_dim * PATCH * PATCH * job.tokens
+    if inputs.lora:
+        floats = 8 * min(inputs.tokens, BRANCH_TOKENS) * facts.dim
+        wide_floats = 8 * min(tokens, BRANCH_TOKENS) * facts.ffn_dim
+        attention = max(attention, n + max(4.5 * n, 3.5 * n + floats))
+        feed_forward = max(feed_forward, n + max((0.5 + 2 * rho) * part, 1.5 * rho * part + wide_floats))
+    single = inputs.element_bytes != 4
+    patches = inputs.element_bytes * facts.in_dim * PATCH * PATCH * inputs.tokens
     embedding = n + patches + (24 * facts.dim * (facts.dim + 1) if single else 0)
-    head = n + 4 * (1 + single) * min(job.tokens, HEAD_TOKENS) * facts.dim + 256 * job.tokens
-    return math.ceil(max(attention, feed_forward, embedding, head)) + _denoise_state(job)
+    head = n + 4 * (1 + single) * min(inputs.tokens, HEAD_TOKENS) * facts.dim + 256 * inputs.tokens
+    return math.ceil(max(attention, feed_forward, embedding, head)) + inputs.state_bytes
 
 
-def _beside_lora(job: Job, tokens: int, part: int, rho: float) -> tuple[float, float]:
-    """What attention and feed-forward hold beside the stream where INT8 layers wear a LoRA (models/linear.py): its
-    change at full width beside the product, and two float32 copies of some of the rows that it reads."""
-    facts, n = job.spec.dit, job.unit
-    floats = 8 * min(job.tokens, BRANCH_TOKENS) * facts.dim
-    wide_floats = 8 * min(tokens, BRANCH_TOKENS) * facts.ffn_dim
-    attention = max(4.5 * n, 3.5 * n + floats)
-    return attention, max((0.5 + 2 * rho) * part, 1.5 * rho * part + wide_floats)
+def _attention_inside(inputs: CostInputs) -> int:
+    """Bytes that an attention kernel holds beside q, k, v and its result.
 
-
-def kernel_temporaries(job: Job, activations: int) -> int:
-    """What attention allocates inside, where that goes beyond the widest point outside it."""
-    widest = ATTENTION_UNITS * job.unit + attention_inside(job) + _denoise_state(job)
-    return max(0, math.ceil(widest) - activations)
-
-
-def attention_inside(job: Job) -> int:
-    """Bytes that an attention kernel holds beside q, k, v and its result: INT8 rows, FP8 values; for the sparse kinds
-    the means of blocks, the indices of those kept (int64, and int32 for the kernel), and the linear branch's state,
-    whose partial states are there before the result is."""
-    if job.on_cpu:
-        return _reference_inside(job)
-    rows = KERNEL_UNITS[job.attention]
-    values = FP8_UNITS * rows * job.fp8
-    if job.attention not in SPARSE_ATTENTION:
-        return math.ceil((rows + values) * job.unit)
-    (_, keys, kept), heads = _blocks(job), job.spec.dit.num_heads
-    square = job.spec.dit.head_dim**2
+    INT8 rows, FP8 values; for the sparse kinds the means of blocks, the indices of those kept (int64, and int32 for the
+    kernel), and the linear branch's state, whose partial states are there before the result is. On a CPU those of the
+    plain implementations, counted on them (tests/plan/kernel_bytes.py).
+    """
+    tokens, unit = inputs.tokens, inputs.unit
+    queries, keys = -(-tokens // BLOCK_Q), -(-tokens // BLOCK_K)
+    kept = max(1, int(inputs.topk * keys))
+    if inputs.on_cpu:
+        padded = queries * BLOCK_Q / tokens
+        units = {
+            "dense": 0.0,
+            "sage": max(5.0, 4 * padded),
+            "sla": 4 + REFERENCE_ROWS / tokens,
+            "sagesla": max(5 + 2 * kept / keys, 4 * padded),
+        }
+        return math.ceil(units[inputs.attention] * unit)
+    rows = KERNEL_UNITS[inputs.attention]
+    values = FP8_UNITS * rows * inputs.fp8
+    if inputs.attention not in SPARSE_ATTENTION:
+        return math.ceil((rows + values) * unit)
+    facts = inputs.spec.dit
+    heads, square = facts.num_heads, facts.head_dim**2
     partial = (1 + min(keys, -(-STATES // heads))) * heads
-    state = max(4 * square * partial - (1 + values) * job.unit, 2 * square * heads)
-    indices = 12 * heads * -(-job.tokens // BLOCK_Q) * kept
-    return math.ceil((rows + values + MEANS_UNITS) * job.unit + state) + indices
+    state = max(4 * square * partial - (1 + values) * unit, 2 * square * heads)
+    return math.ceil((rows + values + MEANS_UNITS) * unit + state) + 12 * heads * queries * kept
 
 
-def _reference_inside(job: Job) -> int:
-    """The same of the plain implementations that a CPU runs, counted on them (tests/plan/kernel_bytes.py)."""
-    padded, keys, kept = _blocks(job)
-    units = {
-        "dense": 0.0,
-        "sage": max(5.0, 4 * padded),
-        "sla": 4 + REFERENCE_ROWS / job.tokens,
-        "sagesla": max(5 + 2 * kept / keys, 4 * padded),
-    }
-    return math.ceil(units[job.attention] * job.unit)
-
-
-def _blocks(job: Job) -> tuple[float, int, int]:
-    """(tokens in whole blocks of queries / tokens, blocks of keys, how many of them are kept)."""
-    keys = -(-job.tokens // BLOCK_K)
-    return -(-job.tokens // BLOCK_Q) * BLOCK_Q / job.tokens, keys, max(1, int(job.topk * keys))
-
-
-def _chunk_tokens(tokens: int, chunks: int) -> int:
-    """Tokens of one chunk of the feed-forward: whole INT8 tiles (models/wan_dit.py)."""
-    return -(-tokens // (chunks * TILE)) * TILE
-
-
-def _denoise_state(job: Job) -> int:
+def _denoise_state(inputs: CostInputs) -> int:
     """Rotary tables; the text, and the keys and values that each block made of it; the condition; and the sampler's
     state: three float64 copies of the latents, one float32."""
-    facts, latent = job.spec.dit, job.latent
-    rope = 4 * job.tokens * facts.head_dim
-    rows = job.element_bytes * job.spec.text_encoder.text_len * facts.dim
-    text = (1 + 2 * facts.num_layers) * rows * job.forwards
+    facts, latent = inputs.spec.dit, inputs.latent
+    rope = 4 * inputs.tokens * facts.head_dim
+    rows = inputs.element_bytes * inputs.spec.text_encoder.text_len * facts.dim
+    text = (1 + 2 * facts.num_layers) * rows * inputs.forwards
     plane = latent.frames * latent.height * latent.width
-    condition = 4 * CONDITION_CHANNELS * plane if job.spec.kind == "i2v" else 0
-    return rope + text + condition + 28 * latent.elements
+    condition = 4 * CONDITION_CHANNELS * plane if inputs.spec.kind == "i2v" else 0
+    return rope + text + condition + 28 * latent.channels * plane
 
 
-def vae_decode(job: Job, tiled: bool) -> PhaseCost:
+def vae_decode(inputs: CostInputs, tiled: bool) -> PhaseCost:
     """Latents to frames, one latent frame at a time; tiled: one tile at a time into a canvas of the whole clip."""
-    latent, base = job.latent, job.spec.vae.base_dim
-    activations = decode_bytes(latent, base, job.element_bytes, tiled=tiled, conv2d=job.conv2d)
-    return _vae("vae_decode", job, activations, tile_work(latent, DECODER_MARGINS[0]) if tiled else 1.0)
+    latent, base = inputs.latent, inputs.spec.vae.base_dim
+    activations = decode_bytes(latent, base, inputs.element_bytes, tiled=tiled, conv2d=inputs.conv2d)
+    return _vae(inputs, "vae_decode", activations, tile_work(latent, DECODER_MARGINS[0]) if tiled else 1.0)
 
 
-def image_encode(job: Job, tiled: bool) -> PhaseCost:
+def image_encode(inputs: CostInputs, tiled: bool) -> PhaseCost:
     """The picture and empty frames after it to the I2V condition."""
-    latent, base = job.latent, job.spec.vae.base_dim
-    activations = encode_bytes(latent, base, job.element_bytes, tiled=tiled, conv2d=job.conv2d)
-    return _vae("image_encode", job, activations, tile_work(latent, ENCODER_MARGIN) if tiled else 1.0)
+    latent, base = inputs.latent, inputs.spec.vae.base_dim
+    activations = encode_bytes(latent, base, inputs.element_bytes, tiled=tiled, conv2d=inputs.conv2d)
+    return _vae(inputs, "image_encode", activations, tile_work(latent, ENCODER_MARGIN) if tiled else 1.0)
 
 
-def _vae(name: PhaseName, job: Job, activations: int, extra_work: float) -> PhaseCost:
-    scratch = 0 if job.on_cpu or not job.context_bytes else math.ceil(CONV_SCRATCH * activations)
-    seconds = reading_s(job, "vae", job.weights.vae)
-    width_factor = (job.spec.vae.base_dim / 96) ** 2
-    seconds += extra_work * width_factor * roofline.VAE_FLOPS_PER_PIXEL * _pixels(job) / job.speed.conv_flops
-    extra = workspace(job, activations) + scratch
-    host = PROCESS_BYTES + 3 * _pixels(job)
+def _vae(inputs: CostInputs, name: PhaseName, activations: int, extra_work: float) -> PhaseCost:
+    scratch = 0 if inputs.on_cpu or not inputs.context_bytes else math.ceil(CONV_SCRATCH * activations)
+    width_factor = (inputs.spec.vae.base_dim / 96) ** 2
+    seconds = _reading_s(inputs, "vae", inputs.weights.vae)
+    seconds += extra_work * width_factor * roofline.VAE_FLOPS_PER_PIXEL * inputs.pixels / inputs.speed.conv_flops
+    extra = workspace(inputs, activations) + scratch
+    host = PROCESS_BYTES + 3 * inputs.pixels
     if name == "vae_decode":
-        host += job.made * len(set(job.experts))
-    return _need(job, name, job.weights.vae, activations, extra, host, seconds)
+        host += inputs.made * len(set(inputs.experts))
+    return _phase(inputs, name, inputs.weights.vae, activations, extra, host, seconds)
 
 
-def write(job: Job) -> PhaseCost:
+def write(inputs: CostInputs) -> PhaseCost:
     """Frames to an mp4, on the CPU: about 60 frames of 832x480 a second for two cores."""
-    host = PROCESS_BYTES + 3 * _pixels(job) + job.made * len(set(job.experts))
-    return _need(job, "write", 0, 0, workspace(job, 0), host, _pixels(job) / 25e6)
+    host = PROCESS_BYTES + 3 * inputs.pixels + inputs.made * len(set(inputs.experts))
+    return _phase(inputs, "write", 0, 0, workspace(inputs, 0), host, inputs.pixels / 25e6)
 
 
-def _pixels(job: Job) -> int:
-    return math.prod(job.shape)
+@lru_cache(SHAPES)
+def decode_bytes(latent: LatentShape, base: int, element_bytes: int, *, tiled: bool, conv2d: bool) -> int:
+    """Peak beyond weights while latents become frames.
 
-
-def device_budget(gpu: GpuFacts, machine: Machine) -> int:
-    """Bytes that a job may use on a card: what is free or becomes free, less a reserve for others.
-
-    Our own worker's memory, its context included, counts as free: the plan's peak carries the context once.
+    Whole: the chunk being made, the one handed over and the one turned into bytes. Tiled: all features and a canvas of
+    all frames, beside one tile; the middle block is done by then.
     """
-    total = gpu.total_bytes
-    if total is None:
-        return host_budget(machine) or 8 * GIB
-    free = free_bytes(gpu)
-    available = total if free is None else min(free + gpu.reclaimable_bytes, total)
-    return available - reserve_bytes(gpu, machine)
+    area = latent.height * latent.width
+    pixels = [_tile_area(latent, tiled, margin) << 2 * level for level, margin in enumerate(DECODER_MARGINS)]
+    work = 0
+    for moment in range(min(latent.frames, len(DECODER_WIDTHS))):
+        widths = zip(DECODER_WIDTHS[moment], SUM_OF_2D[moment], pixels, strict=True)
+        work = max(work, sum([(width + conv2d * more) * size for width, more, size in widths]))
+    frames, frame = pixel_frames(latent.frames), RGB * SPACE_STRIDE**2 * area
+    if tiled:
+        held = frames * frame + latent.frames * 4 * base * area
+    else:
+        begin = 4 + BEGIN_WIDTH * min(latent.frames, 2)
+        held = min(frames, CHUNKS_IN_FLIGHT * TIME_STRIDE) * frame + begin * base * area
+    # latents as they came, float32, and as the decoder takes them
+    state = (4 + element_bytes) * latent.channels * latent.frames * area
+    return element_bytes * (base * work + held) + state
 
 
-def free_bytes(gpu: GpuFacts) -> int | None:
-    """Free memory if it can be believed: 0 free while nothing is used is a bogus reading, not a full card."""
-    if gpu.free_bytes == 0 and (gpu.used_bytes or 0) < (gpu.total_bytes or 0):
-        return None if gpu.used_bytes is None else (gpu.total_bytes or 0) - gpu.used_bytes
-    return gpu.free_bytes
+@lru_cache(SHAPES)
+def encode_bytes(latent: LatentShape, base: int, element_bytes: int, *, tiled: bool, conv2d: bool) -> int:
+    """Peak beyond weights while frames become latents; the video arrives in the dtype of the VAE."""
+    area = latent.height * latent.width
+    video = pixel_frames(latent.frames) * RGB * SPACE_STRIDE**2 * area
+    counts = ENCODER_FRAMES_2D if conv2d else ENCODER_FRAMES
+    work = counts[min(latent.frames, len(counts)) - 1] * SPACE_STRIDE**2 * _tile_area(latent, tiled, ENCODER_MARGIN)
+    features = latent.frames * 4 * base * area
+    return int(element_bytes * (base * work + features + video))
 
 
-def reserve_bytes(gpu: GpuFacts, machine: Machine) -> int:
-    """Memory left alone for the desktop and for other programs' growth."""
-    if gpu.reserve_bytes is not None:
-        return gpu.reserve_bytes
-    return RESERVE_BYTES["wsl" if machine.wsl else "display" if gpu.display else "headless"]
+@lru_cache(SHAPES)
+def tile_work(latent: LatentShape, margin: int) -> float:
+    """How much more is computed with tiles than without: their margins are computed twice."""
+    rows, columns = (_spans(size, margin) for size in (latent.height, latent.width))
+    return sum(rows) * sum(columns) / (latent.height * latent.width)
 
 
-def host_budget(machine: Machine) -> int | None:
-    """Bytes of host memory that a job may use, None when unknown."""
-    if machine.ram_available_bytes is None:
-        return None
-    return max(0, machine.ram_available_bytes + machine.ram_reclaimable_bytes - HOST_RESERVE_BYTES)
+def _tile_area(latent: LatentShape, tiled: bool, margin: int) -> int:
+    """Latent pixels of the largest tile with its margin, or of the whole picture."""
+    if not tiled:
+        return latent.height * latent.width
+    return max(_spans(latent.height, margin)) * max(_spans(latent.width, margin))
+
+
+def _spans(size: int, margin: int) -> list[int]:
+    """Rows of each tile with its margin, cut at the picture's edge."""
+    starts = range(0, size, VAE_TILE)
+    return [min(size, min(size, start + VAE_TILE) + margin) - max(0, start - margin) for start in starts]

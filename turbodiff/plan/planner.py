@@ -1,52 +1,49 @@
 """The planner: a request and a machine in, a plan out. Pure: no torch, no disk, no clock, a few milliseconds.
 
 Order: lossless levers, then INT8, frames, resolution, model (plan/candidates.py). A wish may be lowered, a pin never,
-and nothing is ever raised. A candidate whose levers make it more than three times slower than the same clip with all
-memory in the world is "slow": it yields to the next one that is not, and is shown beside it.
+and nothing is ever raised. A candidate whose levers make it more than three times slower than the same clip in
+unlimited memory is "slow": it yields to the next one that is not, and is shown beside it.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from turbodiff.plan import explain, offload_search
-from turbodiff.plan.alternatives import alternatives
-from turbodiff.plan.calibration import Calibration, Kind, Sample, calibrate, kind_of
+from turbodiff.plan import explain
+from turbodiff.plan.calibration import Calibration, History, kind_of
 from turbodiff.plan.candidates import SIZE_PINS, Candidate, candidates
 from turbodiff.plan.hardware import Machine
-from turbodiff.plan.offload_search import FITS_SHARE, CandidateCost
-from turbodiff.plan.phase_costs import device_budget, reserve_bytes
-from turbodiff.plan.plan_context import PlanContext, placement_of, setting_of, settled_attention, unlimited
+from turbodiff.plan.offload_search import (
+    FITS_SHARE,
+    CandidateCost,
+    PlanContext,
+    attention_for,
+    evaluate,
+    plan_context,
+)
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.numbers import gib
-from turbodiff.spec.plan import Band, Change, Phase, PhaseName, Plan
+from turbodiff.spec.plan import Band, Phase, PhaseName, Plan
 from turbodiff.spec.request import Request
 
 Policy = Literal["auto", "ask", "never", "anyway"]
 
 SLOW = 3.0
 LOSSY_FIELDS = ("quant_linear", "num_frames", "resolution", "model")  # in the order of sacrifice
-# reasons for what was chosen of the picture, which stay true when levers change
-OF_THE_PICTURE = frozenset(
-    (
-        "wish_does_not_fit",
-        "settled",
-        "lowered",
-        "int8_below_40gb",
-        "int8_not_faster_here",
-        "only_int8_on_disk",
-        "outside_trained_size",
-        "lossless_is_slow",
-    )
-)
 CHANGED_FIELDS = ("model", "resolution", "aspect", "width", "height", "num_frames", "quant_linear", "attention")
+# what no figure of a plan depends on; a prompt that is being typed needs no new plan
+WORDS = {"prompt": "-", "negative_prompt": "", "seed": None, "nonce": "", "image": ""}
 
 
 class Refusal(DoesNotFitError):
     """No plan. `plan` is the request as asked with band "no": what "Run anyway" would run, and what the meter shows."""
 
-    def __init__(self, what: str, *, plan: Plan, need_bytes: int, have_bytes: int, **fields: str) -> None:
-        super().__init__(what, got=gib(need_bytes), expected=f"at most {gib(have_bytes)}", **fields)  # type: ignore[arg-type]
+    def __init__(
+        self, what: str, *, code: str, field: str, try_instead: str, plan: Plan, need_bytes: int, have_bytes: int
+    ) -> None:
+        got, expected = gib(need_bytes), f"at most {gib(have_bytes)}"
+        super().__init__(what, code=code, field=field, got=got, expected=expected, try_instead=try_instead)
         self.plan, self.need_bytes, self.have_bytes = plan, need_bytes, have_bytes
 
 
@@ -61,10 +58,19 @@ class Shortage(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The choice that was taken, with its levers."""
+    """The candidate that was taken, with what it costs where it was looked for."""
 
     choice: Candidate
-    placement: CandidateCost
+    cost: CandidateCost
+    context: PlanContext
+    pinned: frozenset[str]
+
+
+class Outlook(NamedTuple):
+    """What a plan would say, in short: seconds are those of what would run, lowered wishes included."""
+
+    band: Band
+    seconds: float
 
 
 def plan_request(
@@ -73,7 +79,7 @@ def plan_request(
     inventory: Inventory,
     *,
     policy: Policy = "auto",
-    samples: Sequence[Sample] = (),
+    history: History | None = None,
     calibration: Calibration | None = None,
     loaded: Collection[str] = (),
     text_cached: bool = False,
@@ -84,7 +90,7 @@ def plan_request(
     Args:
         policy: "auto" and "ask" lower wishes (asking is the page's business), "never" treats every wish as a pin,
             "anyway" lowers nothing that shows and answers with band "no" instead of an error.
-        samples: measured runs, the oldest first: what they teach about this clip on this card is used.
+        history: measured runs; what they teach about this clip on this card is used.
         calibration: what they taught, where it is known already.
         loaded: components whose weights are in memory already and need no reading ("dit", "vae", "text_encoder").
         text_cached: the embedding of this prompt is on disk.
@@ -93,23 +99,19 @@ def plan_request(
     Raises:
         Refusal: nothing that the pins allow fits; says by how much, and which pin to release. A DoesNotFitError.
     """
-    setting = setting_of(machine, inventory, calibration, frozenset(loaded), text_cached, limit_bytes)
-    pinned = request.pinned | (frozenset(LOSSY_FIELDS) if policy in ("never", "anyway") else frozenset())
-    decision = _decide(request, setting, pinned)
-    if samples and setting.gpu is not None:
-        found = calibrate(samples, _kind(request, setting, decision, policy))
-        if found.samples:
-            calibration = found
-            setting = setting_of(machine, inventory, calibration, frozenset(loaded), text_cached, limit_bytes)
-            decision = _decide(request, setting, pinned)
-    if not decision.placement.fits and calibration is not None and calibration.measured < calibration.factor:
-        # a run that failed makes plans careful; it never makes one refuse
-        calibration = calibration._replace(factor=calibration.measured)
-        setting = setting_of(machine, inventory, calibration, frozenset(loaded), text_cached, limit_bytes)
-        decision = _decide(request, setting, pinned)
-    if not decision.placement.fits and policy != "anyway":
-        raise _refusal(request, setting, decision, pinned)
-    return _plan(request, setting, decision, pinned)
+    terms = (policy, history, calibration, frozenset(loaded), text_cached, limit_bytes)
+    decision = _decision(request.model_copy(update=WORDS), machine, inventory, *terms)
+    if not decision.cost.fits and policy != "anyway":
+        raise _refusal(request, decision)
+    return _plan(request, decision)
+
+
+def outlook(
+    request: Request, machine: Machine, inventory: Inventory, policy: Policy = "auto", history: History | None = None
+) -> Outlook:
+    """Band and seconds of `plan_request`, without the reasons and alternatives that most of its time goes to."""
+    decision = _decision(request.model_copy(update=WORDS), machine, inventory, policy, history)
+    return Outlook(_band(decision), sum([round(phase.seconds, 3) for phase in decision.cost.phases]))
 
 
 def replan(
@@ -131,8 +133,8 @@ def replan(
     """
     if not machine.gpus or plan.band == "no":
         return plan
-    budget_bytes = free_for_us(machine)
-    reserved = max(reserve_bytes(gpu, machine) for gpu in machine.gpus)
+    budget_bytes = machine.largest_budget_bytes
+    reserved = max([machine.reserved_bytes(gpu) for gpu in machine.gpus])
     if at == "launch":
         files = inventory()
         try:
@@ -144,13 +146,13 @@ def replan(
             except Refusal:
                 return Shortage(refusal.plan.peak_bytes + reserved, budget_bytes + reserved)
             raise
-    if max(phase.peak_bytes for phase in from_phase(plan, at)) <= budget_bytes:
+    if max([phase.peak_bytes for phase in from_phase(plan, at)]) <= budget_bytes:
         return plan
     smaller = plan_request(
         plan.request, machine, inventory(), policy="anyway", calibration=calibration,
         text_cached=plan.levers.text == "cached",
     )  # fmt: skip
-    need_bytes = max(phase.peak_bytes for phase in from_phase(smaller, at))
+    need_bytes = max([phase.peak_bytes for phase in from_phase(smaller, at)])
     if need_bytes > budget_bytes:
         return Shortage(need_bytes + reserved, budget_bytes + reserved)
     return told_as(plan, smaller).model_copy(update={"band": band_of(need_bytes, budget_bytes)})
@@ -162,65 +164,12 @@ def from_phase(plan: Plan, name: PhaseName) -> tuple[Phase, ...]:
     return plan.phases[names.index(name) if name in names else 0 :]
 
 
-def free_for_us(machine: Machine) -> int:
-    """Bytes that a job may use on the freest card, 0 without one."""
-    return max((device_budget(gpu, machine) for gpu in machine.gpus), default=0)
-
-
 def told_as(plan: Plan, fresh: Plan) -> Plan:
     """The fresh plan with what was said about the picture when it was chosen."""
-    said = [reason for reason in plan.reasons if reason.key in OF_THE_PICTURE]
-    more = [reason for reason in fresh.reasons if reason.key not in OF_THE_PICTURE]
+    said = [reason for reason in plan.reasons if reason.key in explain.OF_THE_PICTURE]
+    more = [reason for reason in fresh.reasons if reason.key not in explain.OF_THE_PICTURE]
     told = {"changes": plan.changes, "alternatives": plan.alternatives, "reasons": (*said, *more)}
     return fresh.model_copy(update=told)
-
-
-def _kind(request: Request, setting: PlanContext, decision: Decision, policy: Policy) -> Kind:
-    """What measurements of the plan would be filed under, which is the request as asked where nothing fits."""
-    if not decision.placement.fits and policy != "anyway":
-        decision = _decide(request, setting, frozenset(LOSSY_FIELDS))
-    gpu, choice = setting.gpu, decision.choice
-    assert gpu is not None
-    return kind_of(
-        gpu,
-        setting.machine,
-        _settled(request, choice, setting),
-        decision.placement.levers,
-    )
-
-
-def _decide(request: Request, setting: PlanContext, pinned: frozenset[str]) -> Decision:
-    """The first choice that fits and is not slow; else the first that fits; else the one that is short by the least."""
-    slow: Decision | None = None
-    closest: tuple[int, Decision] | None = None
-    for choice in candidates(request, setting.machine, setting.inventory, setting.total_bytes, pinned):
-        decision = Decision(choice, placement_of(request, choice, setting))
-        if not decision.placement.fits:
-            short = decision.placement.short(setting.room)
-            closest = (short, decision) if closest is None or short < closest[0] else closest
-        elif decision.placement.seconds <= SLOW * unlimited(request, choice, setting).seconds:
-            return decision
-        else:
-            slow = slow or decision
-    if slow is not None:
-        return slow
-    assert closest is not None
-    return closest[1]
-
-
-def _settled(request: Request, choice: Candidate, setting: PlanContext) -> Request:
-    attention = settled_attention(request, choice, setting)
-    return request.model_copy(update={**choice.fields(), "attention": attention})
-
-
-def _changes(request: Request, settled: Request) -> tuple[Change, ...]:
-    """Fields that differ; a field that "auto" settled is no loss."""
-    pairs = ((field, getattr(request, field), getattr(settled, field)) for field in CHANGED_FIELDS)
-    return tuple(
-        Change(field=field, from_value=before, to_value=after, lossy=before != "auto")
-        for field, before, after in pairs
-        if before != after
-    )
 
 
 def band_of(peak_bytes: int, budget_bytes: int) -> Band:
@@ -230,59 +179,126 @@ def band_of(peak_bytes: int, budget_bytes: int) -> Band:
     return "fits" if peak_bytes <= FITS_SHARE * budget_bytes else "tight"
 
 
-def _plan(request: Request, setting: PlanContext, decision: Decision, pinned: frozenset[str]) -> Plan:
-    choice, placement = decision
-    settled = _settled(request, choice, setting)
-    changes = _changes(request, settled)
+@lru_cache(256)
+def _decision(
+    request: Request,
+    machine: Machine,
+    inventory: Inventory,
+    policy: Policy,
+    history: History | None,
+    calibration: Calibration | None = None,
+    loaded: frozenset[str] = frozenset(),
+    text_cached: bool = False,
+    limit_bytes: int | None = None,
+) -> Decision:
+    """What is taken, remembered with all that was worked out on the way: a keystroke in a prompt changes none of it.
+
+    A run that failed makes plans careful; it never makes one refuse.
+    """
+    pinned = request.pinned | (frozenset(LOSSY_FIELDS) if policy in ("never", "anyway") else frozenset())
+    here = (loaded, text_cached, limit_bytes)
+    decision = _decide(request, plan_context(machine, inventory, calibration, *here), pinned)
+    gpu = decision.context.gpu
+    if history is not None and gpu is not None:
+        ran = decision
+        if not decision.cost.fits:  # then what would be measured is the request as asked
+            ran = _decide(request, decision.context, pinned | frozenset(LOSSY_FIELDS))
+        found = history.calibration(kind_of(gpu, machine, _settled(request, ran), ran.cost.levers))
+        if found.samples:
+            calibration = found
+            decision = _decide(request, plan_context(machine, inventory, calibration, *here), pinned)
+    if not decision.cost.fits and calibration is not None and calibration.measured < calibration.factor:
+        calibration = calibration._replace(factor=calibration.measured)
+        decision = _decide(request, plan_context(machine, inventory, calibration, *here), pinned)
+    return decision
+
+
+def _decide(request: Request, context: PlanContext, pinned: frozenset[str]) -> Decision:
+    """The first choice that fits and is not slow; else the first that fits; else the one that is short by the least."""
+    slow: Decision | None = None
+    closest: Decision | None = None
+    for choice in candidates(request, context.machine, context.inventory, context.total_bytes, pinned):
+        decision = Decision(choice, evaluate(request, choice, context), context, pinned)
+        if not decision.cost.fits:
+            closest = decision if closest is None or decision.cost.short < closest.cost.short else closest
+        elif decision.cost.seconds <= SLOW * evaluate(request, choice, context, unlimited=True).seconds:
+            return decision
+        else:
+            slow = slow or decision
+    taken = slow or closest
+    assert taken is not None
+    return taken
+
+
+def _settled(request: Request, decision: Decision) -> Request:
+    """The request as it will run."""
+    attention = attention_for(request, decision.choice, decision.context)
+    return request.model_copy(update={**decision.choice.fields(), "attention": attention})
+
+
+def _band(decision: Decision) -> Band:
+    return band_of(decision.cost.peak, decision.context.limits.device) if decision.cost.fits else "no"
+
+
+def _plan(request: Request, decision: Decision) -> Plan:
+    choice, cost, context, pinned = decision
+    settled = _settled(request, decision)
+    after = {name: getattr(settled, name) for name in CHANGED_FIELDS}
+    changes = explain.changes_between(request, after, CHANGED_FIELDS)
     return Plan(
         request=settled,
-        device="cpu" if setting.gpu is None else f"cuda:{setting.gpu.index}",
-        device_name="CPU" if setting.gpu is None else setting.gpu.name,
-        levers=placement.levers,
-        phases=offload_search.phases(placement),
-        peak_bytes=placement.peak,
-        budget_bytes=setting.room.device,
-        band=band_of(placement.peak, setting.room.device) if placement.fits else "no",
+        device="cpu" if context.gpu is None else f"cuda:{context.gpu.index}",
+        device_name="CPU" if context.gpu is None else context.gpu.name,
+        levers=cost.levers,
+        phases=tuple(
+            [
+                Phase(
+                    name=phase.name,
+                    weights_bytes=phase.weights,
+                    activations_bytes=phase.activations,
+                    workspace_bytes=phase.workspace,
+                    peak_bytes=phase.peak,
+                    host_ram_bytes=phase.host,
+                    seconds=round(phase.seconds, 3),
+                )
+                for phase in cost.phases
+            ]
+        ),
+        peak_bytes=cost.peak,
+        budget_bytes=context.limits.device,
+        band=_band(decision),
         changes=changes,
-        alternatives=alternatives(request, setting, choice, placement, pinned),
-        reasons=explain.reasons(request, setting, choice, placement, changes),
+        alternatives=explain.alternatives(request, context, choice, pinned),
+        reasons=explain.reasons(request, context, choice, cost, changes),
     )
 
 
-def _refusal(request: Request, setting: PlanContext, decision: Decision, pinned: frozenset[str]) -> Refusal:
+def _refusal(request: Request, decision: Decision) -> Refusal:
     """The exact shortfall of the smallest allowed choice, and the cheapest pin whose release makes something fit."""
-    worst = max(decision.placement.needs, key=setting.room.short)
-    short = decision.placement.short(setting.room)
-    on_host = setting.room.host is not None and worst.host - setting.room.host >= short
-    need, have = (worst.host, setting.room.host or 0) if on_host else (worst.peak, setting.room.device)
-    field, instead = _release(request, setting, pinned)
+    cost, context, pinned = decision.cost, decision.context, decision.pinned
+    limits = context.limits
+    worst = max(cost.phases, key=limits.short)
+    on_host = limits.host is not None and worst.host - limits.host >= cost.short
+    need, have = (worst.host, limits.host or 0) if on_host else (worst.peak, limits.device)
+    field, instead = "", "free memory, or run on a larger card: nothing on this disk fits"
+    pins = [frozenset({"quant_linear"}), frozenset({"num_frames"}), SIZE_PINS, frozenset({"model"})]
+    for released in (*pins, frozenset[str]().union(*pins)):
+        if not released & pinned:
+            continue
+        choice, smaller, _, _ = _decide(request, context, pinned - released)
+        if smaller.fits:
+            field = " and ".join([name for name in LOSSY_FIELDS if name in released & (pinned | {"resolution"})])
+            size = choice.resolution if choice.resolution != "custom" else f"{choice.width}x{choice.height}"
+            clip = f"{choice.spec.display_name} {size} {choice.num_frames} frames{' int8' if choice.int8 else ''}"
+            instead = f"release {field}: {clip} needs {gib(smaller.peak)}"
+            break
     memory = "host memory" if on_host else "memory of the device"
-    all_pinned = frozenset(LOSSY_FIELDS)
     return Refusal(
-        f"{worst.name} needs {gib(need)} of {memory}, {gib(short)} more than there is",
+        f"{worst.name} needs {gib(need)} of {memory}, {gib(cost.short)} more than there is",
         code="does_not_fit_host" if on_host else "does_not_fit",
         field=field,
         try_instead=instead,
-        plan=_plan(request, setting, _decide(request, setting, all_pinned), all_pinned),
+        plan=_plan(request, _decide(request, context, frozenset(LOSSY_FIELDS))),
         need_bytes=need,
         have_bytes=have,
     )
-
-
-def _release(request: Request, setting: PlanContext, pinned: frozenset[str]) -> tuple[str, str]:
-    """(field, advice): the first pin in the order of sacrifice whose release helps, else all of them, else none."""
-    groups = [frozenset({"quant_linear"}), frozenset({"num_frames"}), SIZE_PINS, frozenset({"model"})]
-    for released in (*groups, frozenset[str]().union(*groups)):
-        if not released & pinned:
-            continue
-        choice, placement = _decide(request, setting, pinned - released)
-        if placement.fits:
-            names = " and ".join(field for field in LOSSY_FIELDS if field in released & (pinned | {"resolution"}))
-            return names, f"release {names}: {describe(choice)} needs {gib(placement.peak)}"
-    return "", "free memory, or run on a larger card: nothing on this disk fits"
-
-
-def describe(choice: Candidate) -> str:
-    """ "Wan2.1-1.3B 480p 49 frames int8"."""
-    size = choice.resolution if choice.resolution != "custom" else f"{choice.width}x{choice.height}"
-    return f"{choice.spec.display_name} {size} {choice.num_frames} frames{' int8' if choice.int8 else ''}"

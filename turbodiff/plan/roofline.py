@@ -10,8 +10,9 @@ FLOP formulas: research on TurboDiffusion's DiT (arXiv 2512.16093), one forward,
 from typing import NamedTuple
 
 from turbodiff.plan.hardware import GpuFacts
+from turbodiff.spec.models import DitFacts
+from turbodiff.spec.numbers import GB, GIB
 
-GB = 10**9
 TERA = 10**12
 DISK_BYTES_S = 2.0 * GB  # NVMe through the page cache; a cold hard disk is ten times slower
 TRAFFIC_BYTES = 200  # HBM bytes per token, channel and block outside weights: between the fused ~100 and eager ~400
@@ -58,10 +59,13 @@ _BY_MEMORY = ((9, "4060"), (13, "3060"), (17, "4080"), (25, "4090"), (33, "5090"
 def speed_of(gpu: GpuFacts | None, cpu_count: int | None) -> Speed:
     """The rates of a card, by name, else of a typical card of its size; of a CPU when `gpu` is None."""
     if gpu is None:
-        cores = cpu_count or 4
-        flops = 25e9 * cores  # float32 GEMM per core, AVX2
+        flops = 25e9 * (cpu_count or 4)  # float32 GEMM per core, AVX2
         return Speed(flops, flops / 4, flops / 2, flops / 3, 10 * GB, 10 * GB)
-    bf16, int8, memory, pcie = _card(gpu)
+    total_gib = (gpu.total_bytes or 0) / GIB
+    like = next((name for limit, name in _BY_MEMORY if total_gib <= limit), "H200")
+    _, bf16, int8, memory, pcie = next(
+        (card for card in _CARDS if card[0] in gpu.name), next(card for card in _CARDS if card[0] == like)
+    )
     hopper = gpu.capability is not None and gpu.capability[0] == 9
     return Speed(
         bf16_flops=0.75 * bf16 * TERA,
@@ -73,20 +77,10 @@ def speed_of(gpu: GpuFacts | None, cpu_count: int | None) -> Speed:
     )
 
 
-def _card(gpu: GpuFacts) -> tuple[float, float, float, float]:
-    for name, *rates in _CARDS:
-        if name in gpu.name:
-            return tuple(rates)  # type: ignore[return-value]
-    total_gib = (gpu.total_bytes or 0) / (1 << 30)
-    like = next((name for limit, name in _BY_MEMORY if total_gib <= limit), "H200")
-    return next(tuple(rates) for name, *rates in _CARDS if name == like)  # type: ignore[return-value]
-
-
-def dit_seconds(
-    speed: Speed, *, tokens: int, dim: int, ffn_dim: int, blocks: int, topk: float | None, int8: bool, text_rows: int
-) -> float:
+def dit_seconds(dit: DitFacts, speed: Speed, tokens: int, topk: float | None, int8: bool, text_rows: int) -> float:
     """One forward of the whole DiT with its weights on the device; `topk` None for dense attention."""
-    linear = blocks * (12 * tokens * dim**2 + 4 * tokens * dim * ffn_dim)
+    dim, blocks = dit.dim, dit.num_layers
+    linear = blocks * (12 * tokens * dim**2 + 4 * tokens * dim * dit.ffn_dim)
     dense = blocks * 4 * tokens**2 * dim
     self_attention = dense if topk is None else dense * topk + blocks * 6 * tokens * 128 * dim
     cross = blocks * (4 * tokens * text_rows * dim + 4 * text_rows * dim**2)

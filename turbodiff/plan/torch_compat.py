@@ -33,9 +33,11 @@ def conv3d_is_broken(torch_version: str, cudnn: int) -> bool:
     return (2, 9) <= release(torch_version) < (2, 11) and 0 < cudnn < FIXED_CUDNN
 
 
-def pth_needs_care(torch_version: str) -> bool:
-    """Whether `torch.load(weights_only=True)` alone is not enough for a .pth of unknown origin."""
-    return release(torch_version) < (2, 11)
+def cudnn_number(version: str | None) -> int:
+    """ "9.10.2.21" as torch counts it, 91002; 0 when unknown."""
+    parts = [int(part) for part in (version or "0").split(".")[:3] if part.isdecimal()]
+    major, minor, patch = (*parts, 0, 0)[:3]
+    return major * 10_000 + minor * 100 + patch
 
 
 def pip_line(driver: str | None) -> str:
@@ -60,7 +62,7 @@ def advise(
         warnings.append(
             ("conv3d_trap", f"torch {torch_version} with cuDNN {cudnn} multiplies the VAE's memory; install: {line}")
         )
-    if pth_needs_care(torch_version):
+    if release(torch_version) < (2, 11):
         warnings.append(
             (
                 "pth_care",
@@ -69,10 +71,6 @@ def advise(
         )
     if driver is not None and not cuda:
         warnings.append(("cpu_build", f"this machine has an NVIDIA driver but a CPU build of torch; install: {line}"))
-    if capability and capability >= (12, 0) and cuda and _number(cuda) < (12, 8):
+    if capability and capability >= (12, 0) and cuda and release(cuda) < (12, 8):
         warnings.append(("sm120_cuda", f"this card needs CUDA 12.8 or newer, torch brings {cuda}; install: {line}"))
     return TorchAdvice(line, tuple(warnings))
-
-
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2])

@@ -11,9 +11,8 @@ from typing import Any
 
 from turbodiff.gpu.probe import machine_now
 from turbodiff.plan.calibration import Calibration
-from turbodiff.plan.hardware import GpuFacts, Machine, only
-from turbodiff.plan.phase_costs import CONTEXT_BYTES
-from turbodiff.plan.planner import Shortage, band_of, free_for_us, from_phase, plan_request, replan, told_as
+from turbodiff.plan.hardware import CONTEXT_BYTES, Machine, only
+from turbodiff.plan.planner import Shortage, band_of, from_phase, plan_request, replan, told_as
 from turbodiff.runtime import offload
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.latents_cache import earlier_plan
@@ -80,7 +79,7 @@ def at_phase(
 def hold_to(plan: Plan, machine: Machine | None, device: Device) -> None:
     """Stop torch's allocator at what this machine has for us; "Run anyway" may take what it needs."""
     if device.is_cuda and machine is not None and machine.gpus:
-        room_bytes = max(free_for_us(machine), plan.peak_bytes if plan.band == "no" else 0)
+        room_bytes = max(machine.largest_budget_bytes, plan.peak_bytes if plan.band == "no" else 0)
         offload.cap(device.torch_device, room_bytes - context_bytes(machine))
 
 
@@ -107,8 +106,7 @@ def with_free(machine: Machine, free_bytes: int) -> Machine:
 
 def context_bytes(machine: Machine | None) -> int:
     """Bytes of the CUDA context, which are part of every budget and none of the allocator's."""
-    gpu: GpuFacts | None = machine.gpus[0] if machine and machine.gpus else None
-    return CONTEXT_BYTES if gpu is None or gpu.context_bytes is None else gpu.context_bytes
+    return machine.gpus[0].cuda_context_bytes if machine and machine.gpus else CONTEXT_BYTES
 
 
 def calibration_of(order: Mapping[str, Any]) -> Calibration | None:

@@ -121,6 +121,14 @@ class ModelSpec(Facts):
         """Whether a high-noise and a low-noise network take turns at the boundary."""
         return len(self.experts) == 2
 
+    @property
+    def network_size(self) -> int:
+        """Grows with the parameters of all its networks: the order of models."""
+        return self.dit.dim**2 * self.dit.num_layers * len(self.experts)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
     def answers_to(self, name: str) -> bool:
         """Whether `name` means this model; case, spaces and underscores do not matter."""
         return _plain(name) in {_plain(known) for known in (self.name, self.display_name, *self.aliases)}

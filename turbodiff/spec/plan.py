@@ -3,7 +3,7 @@
 The same JSON is shown by `turbodiff plan --json`, by the API, in the job row and in the clip's metadata.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,6 +11,7 @@ from turbodiff.spec.request import Request
 
 PhaseName = Literal["text_encode", "image_encode", "denoise", "denoise_high", "denoise_low", "vae_decode", "write"]
 Band = Literal["fits", "tight", "no"]
+JsonScalar = str | int | float | bool | None
 
 
 class Frozen(BaseModel):
@@ -46,8 +47,8 @@ class Change(Frozen):
     """One wish that was lowered, or one field that "auto" settled."""
 
     field: str
-    from_value: Any
-    to_value: Any
+    from_value: JsonScalar
+    to_value: JsonScalar
     lossy: bool
 
 
@@ -55,7 +56,7 @@ class Reason(Frozen):
     """Why, as a key of the wording and its numbers."""
 
     key: str
-    numbers: dict[str, Any] = {}
+    numbers: dict[str, JsonScalar] = {}
 
 
 class Alternative(Frozen):

@@ -99,7 +99,11 @@ class Request(BaseModel):
     @property
     def experts(self) -> tuple[Expert, ...]:
         """The network of every step."""
-        if not self.spec.two_experts:
+        return self.experts_of(self.spec)
+
+    def experts_of(self, spec: ModelSpec) -> tuple[Expert, ...]:
+        """The network of every step, had another model been asked for."""
+        if not spec.two_experts:
             return (Expert.SINGLE,) * self.steps
         return experts_by_step(self.sampler, self.steps, self.sigma_max, self.shift, self.boundary)
 

@@ -184,7 +184,7 @@ def experts(plan: Plan | None) -> str:
         if reason.key == "experts_by_step":
             return str(reason.numbers["experts"])
         if reason.key == "one_expert_runs":
-            return Expert(reason.numbers["expert"]).letter * int(reason.numbers["steps"])
+            return Expert(str(reason.numbers["expert"])).letter * int(str(reason.numbers["steps"]))
     return ""
 
 

@@ -14,10 +14,9 @@ from typing import Any
 from turbodiff.archive import disk
 from turbodiff.archive.clips import Clip, clips, read_sidecar
 from turbodiff.archive.seeds import Seed, export_text, import_file, list_seeds, rate
-from turbodiff.diagnostics import background_tasks, downloads, logs, support_bundle
-from turbodiff.diagnostics.background_tasks import SelfTest
+from turbodiff.diagnostics import background_tasks, logs, support_bundle
+from turbodiff.diagnostics.background_tasks import BackgroundTask, Offer, SelfTest
 from turbodiff.diagnostics.doctor import DoctorReport, doctor
-from turbodiff.diagnostics.downloads import Download, Offer
 from turbodiff.gpu import probe
 from turbodiff.gpu.holders import HOST_COMMAND, CardHolders, Holder, holders
 from turbodiff.jobs import measurements, retry_policy
@@ -37,7 +36,7 @@ from turbodiff.spec.errors import DoesNotFitError, FileError, OutOfMemoryError, 
 from turbodiff.spec.events import Event
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.jobs import QueuedJob, Where
-from turbodiff.spec.models import ModelSpec, all_models
+from turbodiff.spec.models import ModelSpec, all_models, find_model
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, make_request
@@ -49,7 +48,7 @@ from turbodiff.weights.locate import LoraFile, find_loras, resolve_files
 from turbodiff.weights.locate import inventory as find_weights
 
 POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
-SELFTEST = (sys.executable, "-m", "turbodiff.cli", "selftest", "--json")
+DOWNLOADS, TASKS = "downloads", "errands"  # folders in the state folder
 _tokenizer = cache(Tokenizer)
 OnEvent = Callable[[Event], None]
 
@@ -291,16 +290,19 @@ class Studio:
     def offers(self) -> dict[str, Offer]:
         """By model name: the files that suit this machine's card and are not here."""
         here, sizes = find_weights(), [gpu.total_bytes for gpu in self.machine().gpus if gpu.total_bytes]
-        found = {spec.name: downloads.offer(spec, max(sizes, default=None), here) for spec in all_models()}
+        found = {
+            spec.name: background_tasks.download_offer(spec, max(sizes, default=None), here) for spec in all_models()
+        }
         return {name: offer for name, offer in found.items() if offer is not None}
 
     def start_download(self, model: str) -> None:
-        """Download what a model needs, in a process of its own."""
-        downloads.start(self.state, model)
+        """Download what a model needs, in a process of its own (RequestError: no such model)."""
+        name = find_model(model).name
+        background_tasks.start_task(self.state / DOWNLOADS, name, (*background_tasks.PULL, name))
 
-    def download(self, model: str) -> Download:
+    def download(self, model: str) -> BackgroundTask:
         """How the download of a model is doing."""
-        return downloads.download(self.state, model)
+        return background_tasks.background_task(self.state / DOWNLOADS, model)
 
     def count_tokens(self, model: str, prompt: str) -> int | None:
         """Tokens of a prompt for a model's encoder; None while its tokenizer is not on this disk."""
@@ -345,11 +347,11 @@ class Studio:
 
     def start_selftest(self) -> None:
         """Run the self-test in a process of its own."""
-        background_tasks.start(self.state / "errands", "selftest", SELFTEST)
+        background_tasks.start_task(self.state / TASKS, "selftest", background_tasks.SELFTEST)
 
     def selftest(self) -> SelfTest:
         """How the last self-test is doing."""
-        return background_tasks.selftest(self.state / "errands", "selftest")
+        return background_tasks.selftest(self.state / TASKS, "selftest")
 
     def log_tail(self, lines: int = 200) -> list[str]:
         """The end of the start-up log, wherever the supervisor writes it."""
@@ -390,7 +392,7 @@ def _to_stderr(line: str) -> None:
 
 
 __all__ = [
-    "HOST_COMMAND", "POLICIES", "CardHolders", "Clip", "DoctorReport", "Download", "GpuFacts", "Holder", "Identity",
-    "Look", "LoraFile", "Machine", "Offer", "Policy", "Round", "Seed", "SelfTest", "Studio", "Tier", "doctor",
-    "pictures", "state_folder",
+    "HOST_COMMAND", "POLICIES", "BackgroundTask", "CardHolders", "Clip", "DoctorReport", "GpuFacts", "Holder",
+    "Identity", "Look", "LoraFile", "Machine", "Offer", "Policy", "Round", "Seed", "SelfTest", "Studio", "Tier",
+    "doctor", "pictures", "state_folder",
 ]  # fmt: skip

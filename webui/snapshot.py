@@ -19,9 +19,9 @@ from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.plan import Change, Plan
 from turbodiff.spec.request import Request
 from turbodiff.studio import (
+    BackgroundTask,
     CardHolders,
     Clip,
-    Download,
     Holder,
     Identity,
     Machine,
@@ -85,7 +85,7 @@ class Snapshot:
     log: tuple[str, ...] = ()
     models: tuple[tuple[ModelSpec, list[str]], ...] = ()  # what is missing of each
     offers: Mapping[str, Offer] = field(default_factory=dict)  # model name -> files that suit this card
-    downloads: Mapping[str, Download] = field(default_factory=dict)  # model name -> how its download is doing
+    downloads: Mapping[str, BackgroundTask] = field(default_factory=dict)  # model name -> how its download is doing
     holders: tuple[CardHolders, ...] = ()
     leftovers: tuple[Identity, ...] = ()
     paused: bool = False

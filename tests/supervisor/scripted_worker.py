@@ -114,7 +114,7 @@ def hang(how):
 
 
 def publish(order, script, voice):
-    """Like media/library.py: sidecar first, the name of the clip is the commit."""
+    """Like archive/clips.py: sidecar first, the name of the clip is the commit."""
     request, outputs = order["request"], Path(order["outputs"])
     partial = outputs / ".partial" / f"{order['job']}.{order['attempt']}.{os.getpid()}.mp4"
     partial.parent.mkdir(parents=True, exist_ok=True)

@@ -1,30 +1,44 @@
-"""Small jobs beside the queue, one process each: downloads, the self-test. What they say is in <folder>/<name>.log.
+"""Work beside the queue, one process each: downloads of weights, the self-test. Each prints to <folder>/<name>.log.
 
-An errand outlives the page; a second start while it runs does nothing.
+A task outlives the page; a second start while it runs does nothing. A download is `turbodiff models pull MODEL`: it
+checks the disk, goes on where it stopped, and checks what it got.
 """
 
 import contextlib
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from turbodiff.archive.disk import free_bytes
 from turbodiff.gpu.processes import process_state, start_ticks
+from turbodiff.spec.inventory import Inventory
+from turbodiff.spec.models import ModelSpec
+from turbodiff.weights.download import choose_files, endpoint, missing_files
+from turbodiff.weights.locate import download_root
 
+PULL = (sys.executable, "-m", "turbodiff.cli", "models", "pull")
+SELFTEST = (sys.executable, "-m", "turbodiff.cli", "selftest", "--json")
 TAIL_BYTES = 8192
 
 
-class Errand(NamedTuple):
-    """One that was started: whether it still runs, and the end of what it said."""
+class BackgroundTask(NamedTuple):
+    """A task that was started: whether it still runs, and the end of what it printed."""
 
     running: bool
     lines: tuple[str, ...]
 
+    @property
+    def words(self) -> str:
+        """Its last line: how far a download is."""
+        return self.lines[-1] if self.lines else ""
+
 
 class Check(BaseModel):
-    """One check of the self-test, which says each as one line of JSON."""
+    """One check of the self-test, which prints each as one line of JSON."""
 
     model_config = ConfigDict(frozen=True)
     name: str
@@ -39,9 +53,19 @@ class SelfTest(NamedTuple):
     checks: tuple[Check, ...] = ()
 
 
-def start(folder: Path, name: str, argv: Sequence[str]) -> None:
-    """Start an errand, unless one of that name runs already."""
-    if errand(folder, name).running:
+class Offer(NamedTuple):
+    """What a download would bring: file names with their repositories, bytes in all, where to, and the room there."""
+
+    files: tuple[tuple[str, str, int], ...]  # name, repository, bytes
+    nbytes: int
+    folder: Path
+    free_bytes: int
+    endpoint: str
+
+
+def start_task(folder: Path, name: str, argv: Sequence[str]) -> None:
+    """Start a task, unless one of that name runs already."""
+    if background_task(folder, name).running:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.log").open("wb") as log:
@@ -49,21 +73,32 @@ def start(folder: Path, name: str, argv: Sequence[str]) -> None:
     (folder / f"{name}.pid").write_text(f"{child.pid} {start_ticks(child.pid)}")
 
 
-def errand(folder: Path, name: str) -> Errand:
-    """How an errand is doing; one that was never started has said nothing."""
+def background_task(folder: Path, name: str) -> BackgroundTask:
+    """How a task is doing; one that was never started has printed nothing."""
     try:
         pid, ticks = (folder / f"{name}.pid").read_text().split()
         text = (folder / f"{name}.log").read_bytes()[-TAIL_BYTES:].decode("utf-8", "replace")
     except (OSError, ValueError):
-        return Errand(False, ())
+        return BackgroundTask(False, ())
     running = ticks.isdecimal() and start_ticks(int(pid)) == int(ticks) and process_state(int(pid)) not in ("Z", "")
-    return Errand(running, tuple(text.replace("\r", "\n").strip().splitlines()))
+    return BackgroundTask(running, tuple(text.replace("\r", "\n").strip().splitlines()))
 
 
 def selftest(folder: Path, name: str) -> SelfTest:
     """How the self-test that was started under this name is doing; lines that are no checks are passed over."""
-    found, checks = errand(folder, name), []
-    for line in found.lines:
+    task, checks = background_task(folder, name), []
+    for line in task.lines:
         with contextlib.suppress(ValidationError):
             checks.append(Check.model_validate_json(line))
-    return SelfTest(found.running, tuple(checks))
+    return SelfTest(task.running, tuple(checks))
+
+
+def download_offer(spec: ModelSpec, memory_bytes: int | None, found: Inventory) -> Offer | None:
+    """The files that suit a card of this memory and are not here; None where nothing is missing or published."""
+    files = choose_files(spec, memory_bytes=memory_bytes)
+    wanted = [file for file in missing_files(files, spec, found) if file.repo]
+    if not wanted:
+        return None
+    folder = download_root().absolute()
+    listed = tuple((file.names[0], file.repo, file.bytes) for file in wanted)
+    return Offer(listed, sum(file.bytes for file in wanted), folder, free_bytes(folder) or 0, endpoint())

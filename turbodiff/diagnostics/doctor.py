@@ -1,12 +1,10 @@
 """What this machine has, what is wrong with it, and the line that mends it. Torch is asked in a process of its own."""
 
-import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +12,13 @@ from turbodiff.gpu.probe import machine_now
 from turbodiff.plan import torch_compat
 from turbodiff.plan.hardware import Machine
 from turbodiff.spec.numbers import GB
+
+TORCH_REPORT = (sys.executable, "-m", "turbodiff.runtime.report")
+TORCH_REPORT_S = 120
+NOTES = [
+    "SageAttention, SpargeAttn and flash-attn are not needed: turbodiff brings its own Triton kernels.",
+    "Do not install `sparselinear`: it is an unrelated package of 2020. torchvision is not needed either.",
+]
 
 
 class KernelReason(NamedTuple):
@@ -40,79 +45,72 @@ class DoctorReport(BaseModel):
     kernel_reasons: list[KernelReason] = Field(exclude=True)
 
 
+class TorchReport(BaseModel):
+    """What runtime/report.py prints of this process' torch; `error` where it did not answer."""
+
+    model_config = ConfigDict(frozen=True)
+    torch: str = ""
+    cuda: str = ""
+    cudnn: int = 0
+    triton: str = ""
+    diffusers: str = ""
+    capability: tuple[int, int] | None = None
+    conv3d: str = "ok"
+    kernels: list[tuple[str, str, str]] = []
+    kernel_reasons: list[KernelReason] = []
+    optional: dict[str, str] = {}  # attention libraries -> version, "" for what is not here
+    error: str = ""
+
+
 def doctor() -> DoctorReport:
-    """What this machine has, warnings, torch's pip line, which kernels run and why."""
-    machine, torch_facts = machine_now(), worker_report()
-    capability = torch_facts.get("capability")
-    advice = torch_compat.advise(
-        torch_facts.get("torch") or "0.0",
-        torch_facts.get("cuda", ""),
-        torch_facts.get("cudnn", 0),
-        machine.driver,
-        tuple(capability) if capability else None,
-    )
-    optional: dict[str, str] = torch_facts.get("optional", {})
-    versions = {**_versions(machine, torch_facts), **optional}
-    none = {**dict.fromkeys(versions, "none"), "GPU": f"none ({machine.gpu_state})"}
-    none |= dict.fromkeys(optional, "not found, not needed")
-    return DoctorReport(
-        found={name: version or none[name] for name, version in versions.items()},
-        warnings=[*advice.warnings, *_trouble(torch_facts)],
-        pip_line=advice.pip_line,
-        kernels=torch_facts.get("kernels", []),
-        notes=[
-            "SageAttention, SpargeAttn and flash-attn are not needed: turbodiff brings its own Triton kernels.",
-            "Do not install `sparselinear`: it is an unrelated package of 2020. torchvision is not needed either.",
-        ],
-        machine=machine,
-        versions=versions,
-        optional=frozenset(optional),
-        kernel_reasons=torch_facts.get("kernel_reasons", []),
-    )
-
-
-def worker_report() -> dict[str, Any]:
-    """What torch says, asked of a process of its own: {} with an "error" when it does not answer."""
-    argv = [sys.executable, "-m", "turbodiff.runtime.report"]
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True)
-        report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except subprocess.CalledProcessError as error:
-        return {"error": (error.stderr or "").strip().splitlines()[-1:] or ["no words"]}
-    except subprocess.TimeoutExpired:
-        return {"error": ["torch did not answer within 120 s"]}
-    return report
-
-
-def _versions(machine: Machine, torch_facts: Mapping[str, Any]) -> dict[str, str]:
-    cards = ", ".join(f"{gpu.name} ({_gb(gpu.total_bytes)})" for gpu in machine.gpus)
-    return {
-        "python": sys.version.split()[0],
-        **{name: str(torch_facts.get(name) or "") for name in ("torch", "cuda", "cudnn", "triton", "diffusers")},
-        "driver": machine.driver or "",
-        "GPU": cards,
-        "RAM": _gb(machine.ram_total_bytes),
-        "ffmpeg": _ffmpeg_version(),
-        "free disk here": _gb(shutil.disk_usage(Path.cwd()).free),
-    }
-
-
-def _ffmpeg_version() -> str:
+    """What this machine has, warnings, torch's pip line, which kernels run and why; torch takes seconds to answer."""
     import imageio_ffmpeg
 
+    machine = machine_now()
     try:
-        return str(imageio_ffmpeg.get_ffmpeg_version())
+        done = subprocess.run(TORCH_REPORT, capture_output=True, text=True, timeout=TORCH_REPORT_S, check=True)
+        report = TorchReport.model_validate_json(done.stdout.splitlines()[-1])
+    except subprocess.CalledProcessError as error:
+        report = TorchReport(error=((error.stderr or "").strip().splitlines() or ["no words"])[-1])
+    except subprocess.TimeoutExpired:
+        report = TorchReport(error=f"torch did not answer within {TORCH_REPORT_S} s")
+    advice = torch_compat.advise(report.torch or "0.0", report.cuda, report.cudnn, machine.driver, report.capability)
+    warnings = [*advice.warnings]
+    if report.error:
+        warnings.append(("torch_silent", f"torch does not start: {report.error}"))
+    if report.conv3d != "ok":
+        warnings.append(("conv3d_fails", f"a small conv3d fails: {report.conv3d}"))
+    try:
+        ffmpeg = str(imageio_ffmpeg.get_ffmpeg_version())
     except RuntimeError as error:
-        return str(error)
-
-
-def _trouble(torch_facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    trouble = []
-    if "error" in torch_facts:
-        trouble.append(("torch_silent", f"torch does not start: {' '.join(torch_facts['error'])}"))
-    if torch_facts.get("conv3d", "ok") != "ok":
-        trouble.append(("conv3d_fails", f"a small conv3d fails: {torch_facts['conv3d']}"))
-    return trouble
+        ffmpeg = str(error)
+    versions = {
+        "python": sys.version.split()[0],
+        "torch": report.torch,
+        "cuda": report.cuda,
+        "cudnn": str(report.cudnn or ""),
+        "triton": report.triton,
+        "diffusers": report.diffusers,
+        "driver": machine.driver or "",
+        "GPU": ", ".join(f"{gpu.name} ({_gb(gpu.total_bytes)})" for gpu in machine.gpus),
+        "RAM": _gb(machine.ram_total_bytes),
+        "ffmpeg": ffmpeg,
+        "free disk here": _gb(shutil.disk_usage(Path.cwd()).free),
+        **report.optional,
+    }
+    none = {**dict.fromkeys(versions, "none"), "GPU": f"none ({machine.gpu_state})"}
+    none |= dict.fromkeys(report.optional, "not found, not needed")
+    return DoctorReport(
+        found={name: version or none[name] for name, version in versions.items()},
+        warnings=warnings,
+        pip_line=advice.pip_line,
+        kernels=report.kernels,
+        notes=NOTES,
+        machine=machine,
+        versions=versions,
+        optional=frozenset(report.optional),
+        kernel_reasons=report.kernel_reasons,
+    )
 
 
 def _gb(n_bytes: int | None) -> str:

@@ -3,7 +3,7 @@
 `webui_startup_latest.log` is one inode for ever: a start copies it to state/logs and truncates it, so that
 `tail -f` follows from run to run. The supervisor is the only writer; what its children print arrives through pipes
 and leaves as whole lines: `2026-11-23T00:31:07.123Z [INFO] worker j12 Loading Wan2.1-14B model... 13.5/27.0 GiB 6.1 s`.
-`webui_test.log` is the run log (runlog.py).
+`webui_test.log` is the run log (run_log.py).
 """
 
 import contextlib
@@ -108,7 +108,10 @@ class LogFile:
         with contextlib.suppress(OSError):
             self._open()
             if archive is not None and os.fstat(self._fd).st_size:
-                _keep_copy(self.path, archive, name)
+                archive.mkdir(parents=True, exist_ok=True)
+                (archive / f"{name}.log").write_bytes(self.path.read_bytes())
+                for old in sorted(archive.glob("*.log"), key=lambda file: file.stat().st_mtime)[:-KEEP_ARCHIVES]:
+                    old.unlink(missing_ok=True)
             os.ftruncate(self._fd, 0)
 
     def cap(self, archive: Path | None, name: str) -> None:
@@ -121,25 +124,15 @@ class LogFile:
         now = time.monotonic()
         if self._fd >= 0 and now - self._checked_s > 1.0:
             self._checked_s = now
-            if not _same_file(self.path, self._fd):  # deleted or replaced while we write
+            try:
+                replaced = not os.path.samestat(self.path.stat(), os.fstat(self._fd))
+            except OSError:
+                replaced = True
+            if replaced:  # or deleted, while we write
                 self.close()
         if self._fd < 0:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self._fd = os.open(self.path, flags, 0o644)
-
-
-def _same_file(path: Path, fd: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(fd))
-    except OSError:
-        return False
-
-
-def _keep_copy(path: Path, archive: Path, name: str) -> None:
-    archive.mkdir(parents=True, exist_ok=True)
-    (archive / f"{name}.log").write_bytes(path.read_bytes())
-    for old in sorted(archive.glob("*.log"), key=lambda file: file.stat().st_mtime)[:-KEEP_ARCHIVES]:
-        old.unlink(missing_ok=True)
 
 
 def log_folder(working: Path, state: Path) -> Path:

@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from pydantic_core import to_jsonable_python
 
@@ -19,7 +18,6 @@ from turbodiff.spec.errors import OutputError
 LAST_BYTES = 2 << 20  # of each log
 JOBS, WITH_EVENTS = 100, 10
 PACKAGES = ("turbodiff", "torch", "triton", "diffusers", "transformers", "accelerate", "bitsandbytes", "gradio")
-TEXT_FIELDS = ("prompt", "negative_prompt", "image")
 
 
 def support_bundle(store: Store, logs: Path, path: Path, with_prompts: bool = False) -> Path:
@@ -32,12 +30,17 @@ def support_bundle(store: Store, logs: Path, path: Path, with_prompts: bool = Fa
     Raises:
         OutputError: the file cannot be written.
     """
-    hidden = [] if with_prompts else _prompts(store)
+    private: set[str] = set()  # every prompt and picture name of the known jobs, as logs and JSON spell them
+    for job in () if with_prompts else store.jobs(1_000_000):
+        for request in (job.request, job.planned_request):
+            for text in (request.prompt, request.negative_prompt, request.image):
+                private |= {text, repr(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+    hidden = sorted((text for text in private if len(text) > 2), key=len, reverse=True)
     try:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bundle:
             for name, text in _parts(store, logs):
                 for prompt in hidden:
-                    text = text.replace(prompt, _hidden(prompt))
+                    text = text.replace(prompt, f"<{len(prompt)} characters>")
                 bundle.writestr(name, redact(text))
     except OSError as error:
         raise OutputError(
@@ -59,29 +62,17 @@ def _parts(store: Store, logs: Path) -> Iterator[tuple[str, str]]:
     facts = {row["name"]: json.loads(row["value"]) for row in store.rows("SELECT name, value FROM fact")}
     yield "facts.json", _json(facts)
     yield "machine.json", machine_now().model_dump_json(indent=1)
-    yield "versions.txt", _versions()
+    versions = [f"python {sys.version}", f"platform {platform.platform()}"]
+    for name in PACKAGES:
+        try:
+            versions.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            versions.append(f"{name} not installed")
+    yield "versions.txt", "\n".join(versions) + "\n"
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     return json.dumps(to_jsonable_python(value, fallback=str), indent=1, ensure_ascii=False)
-
-
-def _prompts(store: Store) -> list[str]:
-    """Every private text of the known jobs, in the spellings of the logs and of JSON, the longest first."""
-    found: set[str] = set()
-    for job in store.jobs(1_000_000):
-        for request in (job.request, job.planned_request):
-            texts = [str(getattr(request, name)) for name in TEXT_FIELDS]
-            found |= {
-                spelling
-                for text in texts
-                for spelling in (text, repr(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
-            }
-    return sorted((text for text in found if len(text) > 2), key=len, reverse=True)
-
-
-def _hidden(prompt: str) -> str:
-    return f"<{len(prompt)} characters>"
 
 
 def _end_of(path: Path) -> str:
@@ -91,13 +82,3 @@ def _end_of(path: Path) -> str:
             return file.read().decode("utf-8", "replace")
     except OSError as error:
         return f"not readable: {error.strerror}\n"
-
-
-def _versions() -> str:
-    lines = [f"python {sys.version}", f"platform {platform.platform()}"]
-    for name in PACKAGES:
-        try:
-            lines.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            lines.append(f"{name} not installed")
-    return "\n".join(lines) + "\n"

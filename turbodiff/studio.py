@@ -28,9 +28,8 @@ from turbodiff.plan.calibration import History
 from turbodiff.plan.hardware import GpuFacts, Machine, only
 from turbodiff.plan.planner import Policy, plan_request
 from turbodiff.plan.tiers import Round, Tier, rounds, tier_of
-from turbodiff.prompt.clean import clean
 from turbodiff.prompt.tokens import Tokenizer
-from turbodiff.prompt.weights import parse
+from turbodiff.prompt.weights import clean, parse
 from turbodiff.spec.clips import ClipResult, Sidecar
 from turbodiff.spec.errors import DoesNotFitError, FileError, OutOfMemoryError, RequestError, error_from
 from turbodiff.spec.events import Event

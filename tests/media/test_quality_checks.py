@@ -12,7 +12,7 @@ from turbodiff.media.fingerprints import Bytes, fingerprint_rgb
 from turbodiff.media.quality_checks import fine_difference, quality_warnings
 from turbodiff.plan.hardware import only
 from turbodiff.plan.planner import plan_request
-from turbodiff.prompt.motion import asks_for_stillness
+from turbodiff.prompt.lint import asks_for_stillness
 from turbodiff.spec.request import make_request
 from turbodiff.weights.locate import inventory
 

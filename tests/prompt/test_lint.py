@@ -4,8 +4,7 @@ import time
 
 import pytest
 
-from turbodiff.prompt.lint import is_chinese, lint
-from turbodiff.prompt.motion import has_motion
+from turbodiff.prompt.lint import has_motion, is_chinese, lint
 from turbodiff.prompt.weights import parse
 
 

@@ -71,5 +71,5 @@ def test_a_missing_or_foreign_tokenizer_is_one_error(tmp_path: Path) -> None:
 
 
 def test_the_room_needs_no_torch() -> None:
-    code = "import sys, turbodiff.prompt.tokens, turbodiff.prompt.clean; print('torch' in sys.modules)"
+    code = "import sys, turbodiff.prompt.tokens, turbodiff.prompt.weights; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turbodiff.prompt.clean import clean
-from turbodiff.prompt.weights import MAX_WEIGHT, MIN_WEIGHT, parse, weights_out_of_range
+from turbodiff.prompt.weights import MAX_WEIGHT, MIN_WEIGHT, clean, parse, weights_out_of_range
 
 
 def read(prompt: str) -> tuple[str, list[tuple[str, float]]]:

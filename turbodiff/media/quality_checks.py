@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from turbodiff.media.fingerprints import Fingerprint, psnr
-from turbodiff.prompt.motion import asks_for_stillness
+from turbodiff.prompt.lint import asks_for_stillness
 
 QualityWarning = Literal["black", "frozen", "noisy_start"]
 

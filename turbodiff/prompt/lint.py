@@ -1,16 +1,19 @@
 """Advice on a prompt: keys and numbers for the page to word, and a rewrite where one click can do it.
 
 Only what is likely to disappoint is mentioned, and nothing is ever blocked or threatened: a prompt cannot hang a
-sampler of four fixed steps.
+sampler of four fixed steps. Whether a sentence says that something moves is told by word lists, English and Chinese
+(lint.toml); a doubt counts as motion, for advice that comes too often is not read.
 """
 
 import re
-from typing import Any, NamedTuple
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
-from turbodiff.prompt.clean import clean
-from turbodiff.prompt.motion import has_motion
 from turbodiff.prompt.tokens import TEXT_LEN
-from turbodiff.prompt.weights import MAX_WEIGHT, MIN_WEIGHT, parse, weights_out_of_range
+from turbodiff.prompt.weights import MAX_WEIGHT, MIN_WEIGHT, clean, parse, weights_out_of_range
 
 MIN_WORDS, MIN_HAN = 5, 8  # less than this hardly says who does what where
 _HAN = re.compile("[\u3400-\u9fff]")
@@ -44,6 +47,23 @@ _OPPOSITES = (
         rf"|{_LENS}(?:mov|push|pull|orbit|track|follow|fl[iy])|{_ZH_LENS}(?:推|拉|摇|移|跟|环绕|旋转)",
     ),
 )
+_CAMERA = re.compile(
+    r"\bcamera\b.{0,60}?\b(?:mov|pan|tilt|push|pull|zoom|orbit|circl|follow|track|dolly|rise|fall|fly|glid|rotat|sweep)\w*"
+    r"|\b(?:pans|panning|zooms?|zooming|dolly|dollies|tracking shot|crane shot|fly-?through|orbit shot|time-?lapse)\b"
+    r"|(?:镜头|运镜|视角|画面).{0,6}?(?:推|拉|摇|移|跟|升|降|旋转|环绕|靠近|远离|放大|缩小|变)|延时摄影|推近|拉远",
+    re.IGNORECASE,
+)
+# Words that ask for a picture that stands still; a camera that stands still is no such wish
+_STILLNESS = re.compile(
+    r"\b(?:motionless|unmoving|immobile|freeze[- ]frame|still[- ]life|nothing moves)\b"
+    r"|\bwithout (?:any )?(?:motion|movement)\b"
+    r"|\bno (?:motion|movement)\b|\bfrozen in (?:time|place|motion)\b"
+    r"|\b(?:a|one) still (?:image|picture|photo\w*|frame)\b"
+    r"|\b(?:stands?|standing|sits?|sitting|lies|lying|holds?|holding|stays?|staying|keeps?|remains?|perfectly|completely"
+    r"|absolutely|totally|entirely) still\b"
+    r"|(?<!镜头)(?<!机位)(?<!相机)(?:完全|保持|处于)?静止|(?<!镜头)(?<!机位)(?<!相机)不动|纹丝不动|定格|静物|凝固",
+    re.IGNORECASE,
+)
 
 
 class Advice(NamedTuple):
@@ -53,11 +73,24 @@ class Advice(NamedTuple):
     """
 
     key: str
-    numbers: dict[str, Any]
+    numbers: dict[str, str | float]
     rewrite: str = ""
 
 
-def lint(prompt: str, tokens: int | None = None, limit: int = TEXT_LEN) -> list[Advice]:
+class WordLists(NamedTuple):
+    """The lists of lint.toml; Chinese ones as patterns."""
+
+    verbs: frozenset[str]  # of action and change, in their base form
+    irregular: frozenset[str]
+    nouns: frozenset[str]  # verbs that are nouns behind one of `before_nouns`
+    before_nouns: frozenset[str]
+    plurals: frozenset[str]
+    still_ing: frozenset[str]
+    zh_nouns: re.Pattern[str]
+    zh_verbs: re.Pattern[str]
+
+
+def lint(prompt: str, tokens: int | None = None, limit: int = TEXT_LEN) -> Iterator[Advice]:
     """What is likely to disappoint about a prompt as typed; nothing for an empty one.
 
     Args:
@@ -67,11 +100,36 @@ def lint(prompt: str, tokens: int | None = None, limit: int = TEXT_LEN) -> list[
     source = clean(prompt)
     text = parse(source).text
     if not text:
-        return []
-    advice = [_no_verb(prompt, text), _flat_list(prompt, text), _too_short(text), _camera(prompt, text), _range(source)]
+        return
+    chinese = is_chinese(text)
+    if not has_motion(text):
+        camera = "，镜头缓缓推近" if chinese else ", the camera slowly pushes in"
+        yield Advice("no_verb", {}, prompt.rstrip(" ,，.。") + camera)
+    joints = len(_AND.findall(text))
+    parts = [part for part in _PARTS.split(text) if part.strip()]
+    if joints >= 2 or (len(parts) >= 3 and not any(map(has_motion, parts))):
+        rewrite = _AND.sub("，" if chinese else ", ", prompt) if joints else ""
+        yield Advice("flat_list", {"parts": max(len(parts), joints + 1)}, rewrite)
+    han, words = len(_HAN.findall(text)), len(re.findall(r"[^\W\d_]+", _HAN.sub(" ", text)))
+    if han < MIN_HAN and words + han / 2 < MIN_WORDS:
+        yield Advice("too_short", {"words": words + han})
+    yield from _camera_contradictions(prompt, text)
+    if outside := weights_out_of_range(source):
+        yield Advice("weight_range", {"got": outside[0], "low": MIN_WEIGHT, "high": MAX_WEIGHT})
     if tokens is not None and tokens > limit:
-        advice.append(Advice("too_long", {"tokens": tokens, "limit": limit, "over": tokens - limit}))
-    return [one for one in advice if one]
+        yield Advice("too_long", {"tokens": tokens, "limit": limit, "over": tokens - limit})
+
+
+def _camera_contradictions(prompt: str, text: str) -> Iterator[Advice]:
+    """The first two moves of the camera that cannot both be meant; the rewrite leaves one of them out."""
+    for pattern, opposite in () if _THEN.search(text) else _OPPOSITES:
+        one, other = (re.search(move, text, re.IGNORECASE) for move in (pattern, opposite))
+        if one and other:
+            # without the part between commas that holds the move; "" where that is the whole prompt
+            pieces = re.split(r"(?<=[,，;；])", prompt)
+            rewrites = ("".join(p for p in pieces if move[0] not in clean(p)).strip(" ,，;；") for move in (other, one))
+            yield Advice("camera_contradicts", {"one": one[0], "other": other[0]}, max(rewrites, key=len))
+            return
 
 
 def is_chinese(prompt: str) -> bool:
@@ -80,44 +138,43 @@ def is_chinese(prompt: str) -> bool:
     return han > len(re.findall(r"[A-Za-z]+", prompt))
 
 
-def _no_verb(prompt: str, text: str) -> Advice | None:
-    if has_motion(text):
-        return None
-    camera = "，镜头缓缓推近" if is_chinese(text) else ", the camera slowly pushes in"
-    return Advice("no_verb", {}, prompt.rstrip(" ,，.。") + camera)
+def asks_for_stillness(text: str) -> bool:
+    """Whether a prompt says that nothing should move; a fixed camera alone does not."""
+    return _STILLNESS.search(text) is not None
 
 
-def _flat_list(prompt: str, text: str) -> Advice | None:
-    joints = len(_AND.findall(text))
-    parts = [part for part in _PARTS.split(text) if part.strip()]
-    if joints < 2 and (len(parts) < 3 or any(map(has_motion, parts))):
-        return None
-    rewrite = _AND.sub("，" if is_chinese(text) else ", ", prompt) if joints else ""
-    return Advice("flat_list", {"parts": max(len(parts), joints + 1)}, rewrite)
+def has_motion(text: str) -> bool:
+    """Whether a clean prompt, or a part of one, names an action, a change or a camera move."""
+    if _CAMERA.search(text):
+        return True
+    lists, before = _word_lists(), ""
+    for word in re.findall(r"[a-z]+(?:-[a-z]+)*", text.lower()):
+        if _is_motion(word, before, lists):
+            return True
+        before = word
+    return bool(lists.zh_verbs.search(lists.zh_nouns.sub("", text)))
 
 
-def _too_short(text: str) -> Advice | None:
-    han, words = len(_HAN.findall(text)), len(re.findall(r"[^\W\d_]+", _HAN.sub(" ", text)))
-    return Advice("too_short", {"words": words + han}) if han < MIN_HAN and words + han / 2 < MIN_WORDS else None
+def _is_motion(word: str, before: str, lists: WordLists) -> bool:
+    """Whether an English word behind another is a verb of motion, in whatever form."""
+    if word.endswith("ing") and len(word) > 4:
+        return word not in lists.still_ing
+    forms = {word}  # what the form may come from: chases -> chase, stopped -> stop, carries -> carry
+    if word.endswith("s"):
+        forms |= {word[:-1], word[:-2], word[:-3] + "y"}
+    if word.endswith("ed"):
+        forms |= {word[:-1], word[:-2], word[:-3], word[:-3] + "y"}
+    bases = forms & lists.verbs
+    is_noun = word in bases and word in lists.nouns and before in lists.before_nouns
+    is_plural = word.endswith("s") and bool(bases & lists.plurals)
+    return word in lists.irregular or (bool(bases) and not is_noun and not is_plural)
 
 
-def _camera(prompt: str, text: str) -> Advice | None:
-    if _THEN.search(text):
-        return None
-    for pattern, opposite in _OPPOSITES:
-        one, other = (re.search(move, text, re.IGNORECASE) for move in (pattern, opposite))
-        if one and other:
-            rewrites = (_without(prompt, other[0]), _without(prompt, one[0]))
-            return Advice("camera_contradicts", {"one": one[0], "other": other[0]}, max(rewrites, key=len))
-    return None
-
-
-def _without(prompt: str, words: str) -> str:
-    """The prompt without the part between commas that holds `words`, "" where that part is the whole prompt."""
-    kept = [part for part in re.split(r"(?<=[,，;；])", prompt) if words not in clean(part)]
-    return "".join(kept).strip(" ,，;；")
-
-
-def _range(source: str) -> Advice | None:
-    outside = weights_out_of_range(source)
-    return Advice("weight_range", {"got": outside[0], "low": MIN_WEIGHT, "high": MAX_WEIGHT}) if outside else None
+@cache
+def _word_lists() -> WordLists:
+    table = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+    english = {name: frozenset(table[name].split()) for name in WordLists._fields if not name.startswith("zh_")}
+    nouns, verbs = ("|".join(sorted(table[name].split(), key=len, reverse=True)) for name in ("zh_nouns", "zh_verbs"))
+    # a verb, a character of action, or any verb with 着 that does not merely stand or wear
+    verbs += f"|[{table['zh_verb_characters']}]|[\u4e00-\u9fff](?<![{table['zh_still_before_zhe']}])着"
+    return WordLists(**english, zh_nouns=re.compile(nouns), zh_verbs=re.compile(verbs))

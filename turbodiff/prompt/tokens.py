@@ -1,7 +1,6 @@
 """Text -> UMT5 tokens with sentencepiece alone, and which tokens a weighted word became."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,23 +31,30 @@ class Tokenizer:
     """
 
     def __init__(self, path: Path) -> None:
-        file = _model_file(path)
+        names = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+        files = [path] if path.is_file() else [path / name for name in names if (path / name).is_file()]
+        if not files:
+            raise FileError(
+                "the tokenizer is missing", code="tokenizer_missing", field="tokenizer", got=path.name,
+                expected="spiece.model",
+            )  # fmt: skip
         try:
-            self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))
+            self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(files[0]))
         except (RuntimeError, OSError) as error:
             raise FileError(
-                "not a sentencepiece model",
-                code="tokenizer_broken",
-                field=file.name,
-                got=str(error).splitlines()[0][:120],
-                expected="UMT5's spiece.model",
-            ) from None
+                "not a sentencepiece model", code="tokenizer_broken", field=files[0].name,
+                got=str(error).splitlines()[0][:120], expected="UMT5's spiece.model",
+            ) from None  # fmt: skip
 
     def tokens(self, text: str, limit: int = TEXT_LEN) -> list[Token]:
         """The tokens of a clean text, cut so that the end mark is within `limit`, as the encoder sees them."""
         found = self._pieces.encode(text, return_type="offset_mapping")
         tokens = list(map(Token, found["ids"], *zip(*found["offsets"], strict=True))) if found["ids"] else []
-        return [*_whole_characters(tokens)[: limit - 1], Token(self._pieces.eos_id(), len(text), len(text))]
+        for index in range(len(tokens) - 2, -1, -1):
+            # of tokens that are single bytes of a character only the last carries its range: give it to all of them
+            if tokens[index].start == tokens[index].end and tokens[index + 1].start == tokens[index].start:
+                tokens[index] = tokens[index]._replace(end=tokens[index + 1].end)
+        return [*tokens[: limit - 1], Token(self._pieces.eos_id(), len(text), len(text))]
 
     def ids(self, text: str, limit: int = TEXT_LEN) -> list[int]:
         """The ids of `tokens`, end mark included."""
@@ -67,34 +73,9 @@ def token_weights(tokenizer: Tokenizer, prompt: WeightedPrompt, limit: int = TEX
     weights = [1.0] * len(prompt.text)
     for span in prompt.spans:
         weights[span.start : span.end] = [span.weight] * (span.end - span.start)
-    tokens = tokenizer.tokens(prompt.text, limit)
-    return [_strongest(prompt.text[token.start : token.end], weights[token.start : token.end]) for token in tokens]
-
-
-def _whole_characters(tokens: list[Token]) -> list[Token]:
-    """Tokens that are single bytes of a character get the whole character: only the last of them carries its range."""
-    whole: list[Token] = []
-    for token in reversed(tokens):
-        if token.start == token.end and whole and whole[-1].start == token.start:
-            token = token._replace(end=whole[-1].end)
-        whole.append(token)
-    return whole[::-1]
-
-
-def _strongest(chars: str, weights: Sequence[float]) -> float:
-    inside = [weight for char, weight in zip(chars, weights, strict=True) if not char.isspace()]
-    return max(inside, key=lambda weight: abs(math.log(weight)), default=1.0)
-
-
-def _model_file(path: Path) -> Path:
-    names = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
-    files = [path] if path.is_file() else [path / name for name in names if (path / name).is_file()]
-    if not files:
-        raise FileError(
-            "the tokenizer is missing",
-            code="tokenizer_missing",
-            field="tokenizer",
-            got=path.name,
-            expected="spiece.model",
-        )
-    return files[0]
+    strongest = []
+    for token in tokenizer.tokens(prompt.text, limit):
+        places = [place for place in range(token.start, token.end) if not prompt.text[place].isspace()]
+        inside = [weights[place] for place in places]
+        strongest.append(max(inside, key=lambda weight: abs(math.log(weight)), default=1.0))
+    return strongest

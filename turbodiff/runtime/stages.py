@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from turbodiff.models import vae as vae_driver
-from turbodiff.prompt.clean import clean
 from turbodiff.prompt.tokens import token_weights
-from turbodiff.prompt.weights import parse
+from turbodiff.prompt.weights import clean, parse
 from turbodiff.runtime import embeddings, offload
 from turbodiff.runtime.attempt import Run
 from turbodiff.runtime.embeddings import TextRows

@@ -3,7 +3,6 @@
 A request is planned here, in the asker's process, by arithmetic; it runs in a worker process.
 """
 
-import os
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -26,13 +25,14 @@ from turbodiff.media import pictures
 from turbodiff.media.pictures import Look
 from turbodiff.plan.calibration import History
 from turbodiff.plan.hardware import GpuFacts, Machine, only
-from turbodiff.plan.planner import Policy, plan_request
+from turbodiff.plan.planner import Outlook, Policy, outlook, plan_request
 from turbodiff.plan.tiers import Round, Tier, rounds, tier_of
 from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.prompt.weights import clean, parse
 from turbodiff.spec.clips import ClipResult, Sidecar
 from turbodiff.spec.errors import DoesNotFitError, FileError, OutOfMemoryError, RequestError, error_from
 from turbodiff.spec.events import Event
+from turbodiff.spec.files import state_folder
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.jobs import QueuedJob, Where
 from turbodiff.spec.models import ModelSpec, all_models, find_model
@@ -50,12 +50,6 @@ POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may cho
 DOWNLOADS, TASKS = "downloads", "errands"  # folders in the state folder
 _tokenizer = cache(Tokenizer)
 OnEvent = Callable[[Event], None]
-
-
-def state_folder() -> Path:
-    """Where the queue, the caches and the logs live: $TURBODIFF_STATE, else the XDG state folder."""
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(os.environ.get("TURBODIFF_STATE") or Path(home) / "turbodiff")
 
 
 class Studio:
@@ -105,6 +99,7 @@ class Studio:
         machine: Machine | None = None,
         inventory: Inventory | None = None,
         policy: Policy = "auto",
+        history: History | None = None,
     ) -> Plan:
         """The plan for what a form or flags say, with what earlier runs taught; pure arithmetic but for that.
 
@@ -112,7 +107,18 @@ class Studio:
             RequestError: a field cannot be honoured.
             DoesNotFitError: nothing that the pins allow fits.
         """
-        return self._plan(_request_of(fields), machine or probe.machine_now(), inventory or find_weights(), policy)
+        machine, inventory = machine or probe.machine_now(), inventory or find_weights()
+        return plan_request(_request_of(fields), machine, inventory, policy=policy, history=history or self.history())
+
+    def outlook(
+        self, fields: Mapping[str, Any], machine: Machine, inventory: Inventory, history: History | None = None
+    ) -> Outlook:
+        """The band and seconds of a plan, for many at once. Raises RequestError: a field cannot be honoured."""
+        return outlook(_request_of(fields), machine, inventory, history=history)
+
+    def history(self) -> History | None:
+        """What earlier runs taught; None where nothing ran yet: asking leaves no file behind."""
+        return History(measurements.samples(self._store)) if self.database.exists() else None
 
     def generate(
         self, fields: Mapping[str, Any], *, output: Path | None, device: str = "auto", on_event: OnEvent
@@ -130,7 +136,7 @@ class Studio:
         else:
             disk.check_output(output, *size)
         machine = only(probe.machine_now(), device)
-        plan = self._plan(request, machine, inventory, "auto")
+        plan = plan_request(request, machine, inventory, history=self.history())
         command = worker_process.build_run_command(
             plan.request,
             plan,
@@ -160,12 +166,9 @@ class Studio:
         request, inventory = _request_of(fields).seeded(), find_weights()
         resolve_files(request.model, inventory)
         disk.check_place(self.outputs, self.state, request.width, request.height, request.num_frames)
-        plan = self._plan(request, self.machine(), inventory, "anyway" if anyway else self.policy)
+        policy: Policy = "anyway" if anyway else self.policy
+        plan = plan_request(request, self.machine(), inventory, policy=policy, history=self.history())
         return self._store.submit(request, plan)
-
-    def _plan(self, request: Request, machine: Machine, inventory: Inventory, policy: Policy) -> Plan:
-        history = History(measurements.samples(self._store)) if self.database.exists() else None
-        return plan_request(request, machine, inventory, policy=policy, history=history)
 
     @property
     def policy(self) -> Policy:
@@ -303,9 +306,9 @@ class Studio:
         """How the download of a model is doing."""
         return background_tasks.background_task(self.state / DOWNLOADS, model)
 
-    def count_tokens(self, model: str, prompt: str) -> int | None:
+    def count_tokens(self, model: str, prompt: str, inventory: Inventory | None = None) -> int | None:
         """Tokens of a prompt for a model's encoder; None while its tokenizer is not on this disk."""
-        file = find_weights().of(model, "tokenizer")
+        file = (inventory or find_weights()).of(model, "tokenizer")
         return _tokenizer(Path(file.path)).count(parse(clean(prompt)).text) if file else None
 
     # --- this machine --------------------------------------------------------------------------------------------
@@ -392,6 +395,6 @@ def _to_stderr(line: str) -> None:
 
 __all__ = [
     "HOST_COMMAND", "POLICIES", "BackgroundTask", "CardHolders", "Clip", "DoctorReport", "GpuFacts", "Holder",
-    "Identity", "Look", "LoraFile", "Machine", "Offer", "Policy", "Round", "Seed", "SelfTest", "Studio", "Tier",
-    "doctor", "pictures", "state_folder",
+    "Identity", "Look", "LoraFile", "Machine", "Offer", "Outlook", "Policy", "Round", "Seed", "SelfTest", "Studio",
+    "Tier", "doctor", "pictures", "state_folder",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,20 +143,26 @@ def estimate(reader: StudioReader, values: Mapping[str, Any], words: Words) -> l
         shown = meter.meter(plan, words)
     except TurbodiffError as error:
         plan = getattr(error, "plan", None)  # a refusal knows what was asked
-        would_fit = _plan_or_none(reader, asked, spec) if reader.studio.policy == "never" else None
+        would_fit = None
+        if reader.studio.policy == "never":
+            with suppress(TurbodiffError):
+                would_fit = reader.estimate(_complete(asked, spec))
         shown = meter.problem(error.fields(), words, plan, would_fit)
     button = meter.button(plan, words)
     prompt = str(values.get("prompt") or "")[:MAX_PROMPT_CHARS]
     try:
-        tokens = reader.studio.count_tokens(spec.name, prompt)
+        tokens = reader.count_tokens(spec.name, prompt)
     except TurbodiffError:  # a damaged tokenizer: System names it, the form goes on without a count
         tokens = None
     boundary = float(values.get("boundary") or 0.9)
     of_round = {"kind": spec.kind, **form.defaults(spec), **asked, "model": spec.name}
 
     def seconds(fields: Mapping[str, Any]) -> float | None:
-        plan = _plan_or_none(reader, fields, form.model_called(fields["model"]))
-        return plan.seconds if plan else None
+        try:
+            found = reader.outlook(_complete(fields, form.model_called(fields["model"])))
+        except TurbodiffError:
+            return None
+        return None if found.band == "no" else found.seconds
 
     rounds = [form_help.round_tile(found, of_round, seconds, words) for found in reader.studio.rounds(spec.bundled)]
     return [
@@ -203,17 +210,11 @@ def fit_marks(reader: StudioReader, asked: Mapping[str, Any], spec: ModelSpec) -
             **{("frames", count): {"num_frames": count} for count in counts},
         }
         for choice, fields in choices.items():
-            plan = _plan_or_none(reader, {**exactly, **fields}, spec)
-            bands[choice] = plan.band if plan else "no"
+            try:
+                bands[choice] = reader.outlook(_complete({**exactly, **fields}, spec)).band
+            except TurbodiffError:
+                bands[choice] = "no"
     return create.choices_style(spec, asked.get("num_frames"), bands)
-
-
-def _plan_or_none(reader: StudioReader, asked: Mapping[str, Any], spec: ModelSpec) -> Plan | None:
-    """The plan for these fields, None where there is none."""
-    try:
-        return reader.estimate(_complete(asked, spec))
-    except TurbodiffError:
-        return None
 
 
 def _complete(asked: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from turbodiff.studio import (
     Identity,
     Machine,
     Offer,
+    Outlook,
     Policy,
     SelfTest,
     Studio,
@@ -177,6 +178,7 @@ class StudioReader:
         self._models = CachedValue(lambda: tuple(studio.models()), 10.0)
         self._inventory = CachedValue(studio.inventory, 5.0)
         self._offers = CachedValue(studio.offers, 10.0)
+        self._history = CachedValue(studio.history, 5.0)
         self._holders = CachedValue(lambda: (studio.holders(), tuple(studio.leftovers())), 2.0)
         self._restart: int | None = None
         self._done: tuple[int, int] | None = None
@@ -232,7 +234,19 @@ class StudioReader:
         Raises:
             TurbodiffError: not a legal request, or nothing fits.
         """
-        return self.studio.plan(fields, self._machine(), self._inventory(), policy)
+        return self.studio.plan(fields, self._machine(), self._inventory(), policy, self._history())
+
+    def outlook(self, fields: Mapping[str, object]) -> Outlook:
+        """Whether a form fits the machine as it was a moment ago, and the seconds it would take.
+
+        Raises:
+            TurbodiffError: not a legal request.
+        """
+        return self.studio.outlook(fields, self._machine(), self._inventory(), self._history())
+
+    def count_tokens(self, model: str, prompt: str) -> int | None:
+        """Tokens of a prompt for a model's encoder; None while its tokenizer is not on this disk."""
+        return self.studio.count_tokens(model, prompt, self._inventory())
 
     def asked(self, values: Mapping[str, Any], keep: bool = False) -> dict[str, Any]:
         """The form's values as fields of a request, with files of this machine for names.

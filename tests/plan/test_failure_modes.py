@@ -123,7 +123,7 @@ def test_12_the_next_attempt_needs_less_than_the_one_that_failed():
     plan = plan_request(ask(), card(12), DISK)
     peaks = [plan.peak_bytes]
     while len(peaks) < 4:
-        cap_bytes = next_cap(plan.model_dump(mode="json"), None)
+        cap_bytes = next_cap(plan, None)
         plan = plan_request(plan.request, card(12), DISK, limit_bytes=cap_bytes)
         peaks.append(plan.peak_bytes)
     assert peaks == sorted(peaks, reverse=True)

@@ -242,7 +242,11 @@ def _denoise_options(inputs: CostInputs, limits: MemoryLimits) -> list[Option]:
         levers = (*levers, "streamed")
     w = inputs.weights
     options: list[Option] = []
-    works = {chunks: phase_costs.step_work(inputs, chunks) for chunks in FFN_CHUNKS}
+    one_chunk = phase_costs.step_work(inputs, 1)
+    easiest = _denoise_option(inputs, "resident", 0, 1, one_chunk)
+    if _rate(easiest[1], limits)[0] <= 0:
+        return [easiest]
+    works = {1: one_chunk} | {chunks: phase_costs.step_work(inputs, chunks) for chunks in FFN_CHUNKS[1:]}
     fewest = min([(work.activations, chunks) for chunks, work in works.items()])[1]
     smallest = _denoise_option(inputs, levers[-1], 0, fewest, works[fewest])
     if max([cost.peak for cost in smallest[1]]) > limits.device:

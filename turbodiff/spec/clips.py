@@ -121,6 +121,7 @@ class Sidecar(Record):
 
 
 R = TypeVar("R", bound=Record)
+SCALARS = ("str", "int", "float", "bool")  # as pydantic names them at the end of an error's path
 
 
 def read_record(kind: type[R], document: dict[str, Any]) -> R | None:
@@ -135,6 +136,8 @@ def read_record(kind: type[R], document: dict[str, Any]) -> R | None:
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         *place, name = first["loc"]
+        if name in SCALARS:  # a member of a union of scalars, which is no part of the document
+            *place, name = place
         replaced = place[-1:] == ["request"] and name in UNKNOWN_REQUEST
         if first["type"] == "missing" and not replaced:  # its container cannot be read without it
             if not place:

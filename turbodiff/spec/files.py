@@ -81,3 +81,9 @@ def output_error(folder: Path, why: str) -> OutputError:
         "the result cannot be written", code="output_unwritable", field="output", got=got,
         try_instead="another output folder",
     )  # fmt: skip
+
+
+def state_folder() -> Path:
+    """Where the queue, the caches and the logs live: $TURBODIFF_STATE, else the XDG state folder."""
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(os.environ.get("TURBODIFF_STATE") or Path(home) / "turbodiff")

@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -129,10 +129,6 @@ class ModelSpec(Facts):
     def __hash__(self) -> int:
         return hash(self.name)
 
-    def answers_to(self, name: str) -> bool:
-        """Whether `name` means this model; case, spaces and underscores do not matter."""
-        return _plain(name) in {_plain(known) for known in (self.name, self.display_name, *self.aliases)}
-
 
 def configs_folder() -> Path:
     """The configs/ folder: beside the package in a checkout, inside it in a wheel."""
@@ -160,25 +156,36 @@ def read_toml(path: Path, into: type[T]) -> T:
 
 
 @cache
-def _specs(folder: Path) -> tuple[ModelSpec, ...]:
-    return tuple(read_toml(path, ModelSpec) for path in sorted((folder / "models").glob("*.toml")))
+def _models_in(folder: str) -> tuple[ModelSpec, ...]:
+    """The models of a configs folder, of our own where it is ""."""
+    models = (Path(folder) if folder else configs_folder()) / "models"
+    found = [read_toml(path, ModelSpec) for path in sorted(models.glob("*.toml"))]
+    return tuple(sorted(found, key=lambda spec: (not spec.bundled, spec.kind != "t2v", spec.dit.num_layers, spec.name)))
 
 
-def all_models(folder: Path | None = None) -> tuple[ModelSpec, ...]:
-    """Every model of configs/models, the demo first, then by size."""
-    specs = _specs(folder or Path(os.environ.get("TURBODIFF_CONFIGS") or configs_folder()))
-    return tuple(sorted(specs, key=lambda spec: (not spec.bundled, spec.kind != "t2v", spec.dit.num_layers, spec.name)))
+def all_models() -> tuple[ModelSpec, ...]:
+    """Every model of configs/models (or of $TURBODIFF_CONFIGS), the demo first, then by size."""
+    return _models_in(os.environ.get("TURBODIFF_CONFIGS", ""))
+
+
+@lru_cache(256)
+def _named(name: str, folder: str) -> ModelSpec | None:
+    for spec in _models_in(folder):
+        known = (spec.name, spec.display_name, *spec.aliases)
+        if _plain(name) in [_plain(other) for other in known]:
+            return spec
+    return None
 
 
 def find_model(name: str) -> ModelSpec:
-    """The model of that name, display name or alias.
+    """The model of that name, display name or alias; case, spaces and underscores do not matter.
 
     Raises:
         RequestError: lists the known names.
     """
-    for spec in all_models():
-        if spec.answers_to(name):
-            return spec
+    spec = _named(name, os.environ.get("TURBODIFF_CONFIGS", ""))
+    if spec is not None:
+        return spec
     raise RequestError(
         "unknown model",
         code="unknown_model",

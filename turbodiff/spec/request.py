@@ -2,9 +2,9 @@
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -38,6 +38,7 @@ ALIASES = {
     "guide_scale": "guidance",
 }
 ATTENTION_ALIASES = {"original": "dense"}
+SWITCH_WORDS = {"true": "on", "yes": "on", "1": "on", "false": "off", "no": "off", "0": "off"}
 
 
 class Lora(BaseModel):
@@ -112,7 +113,7 @@ class Request(BaseModel):
         return self if self.seed is not None else self.model_copy(update={"seed": secrets.randbelow(2**31)})
 
 
-def make_request(fields: Mapping[str, Any]) -> Request:
+def make_request(fields: Mapping[str, object]) -> Request:
     """A complete, legal Request from what a form, flags or JSON say; missing fields take the model's defaults.
 
     Accepts TurboDiffusion's names, `size` as "832x480" or "832*480", seed "" or -1 for a random one.
@@ -120,45 +121,58 @@ def make_request(fields: Mapping[str, Any]) -> Request:
     Raises:
         RequestError: names the first field that cannot be honoured.
     """
-    given = {_field_name(key): value for key, value in fields.items() if value is not None and value != ""}
+    given = _by_field_name(fields.items())
     spec = find_model(str(given.pop("model", "demo")))
     if not str(given.get("prompt", "")).strip():
         raise RequestError(
             "a prompt is needed", code="prompt_empty", field="prompt", try_instead='"a red circle moves right"'
         )
-    request = _validated(_with_defaults(given, spec))
-    _check_against(request, spec)
-    return request
-
-
-def _field_name(key: str) -> str:
-    name = key.replace("-", "_")
-    return ALIASES.get(name, name)
-
-
-def _with_defaults(given: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
     given["kind"] = given.get("kind", spec.kind)
     for name in ("num_frames", "steps", "sampler", "sigma_max", "boundary", "topk", "fps"):
         given.setdefault(name, getattr(spec.defaults, name))
     if given.pop("ode", False):
         given["sampler"] = "ode"
-    attention = given.get("attention", "auto")
+    attention, switch, pins = given.get("attention", "auto"), given.get("quant_linear", "auto"), given.get("pinned", ())
     given["attention"] = ATTENTION_ALIASES.get(attention, attention) if isinstance(attention, str) else attention
-    given["quant_linear"] = _switch(given.get("quant_linear", "auto"))
+    given["quant_linear"] = SWITCH_WORDS.get(str(switch).lower(), switch)
     if str(given.get("seed", "")).strip() in {"", "-1", "random"}:
         given["seed"] = None
-    given["pinned"] = frozenset(_field_name(name) for name in _names(given.get("pinned", ())))
-    return given | _size(given, spec) | {"model": spec.name}
+    if isinstance(pins, str):
+        pins = pins.split(",")
+    names = [str(name).strip() for name in (pins if isinstance(pins, list | tuple | set | frozenset) else [pins])]
+    given["pinned"] = frozenset(_by_field_name([(name, name) for name in names if name]))
+    request = _validated(given | _size(given, spec) | {"model": spec.name})
+    _check_model(request, spec)
+    check_size(request.width, request.height)
+    _check_values(request, spec)
+    return request
 
 
-def _size(given: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
+def _by_field_name(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
+    """What is said, under the names of fields; a value of None or "" says nothing."""
+    said = [(key.replace("-", "_"), value) for key, value in pairs if value is not None and value != ""]
+    return {ALIASES.get(name, name): value for name, value in said}
+
+
+def _size(given: dict[str, object], spec: ModelSpec) -> dict[str, object]:
+    """resolution, aspect, width and height of what is given, whose own size fields are taken out."""
     size, width, height = given.pop("size", None), given.pop("width", None), given.pop("height", None)
     if size is None and width is not None and height is not None:
         size = f"{width}x{height}"
     if size is not None:
-        width, height = _parse_size(str(size))
-        resolution, aspect = named_size(width, height, spec.limits.resolutions) or ("custom", "custom")
-        return {"resolution": resolution, "aspect": aspect, "width": width, "height": height}
+        parts = str(size).lower().replace("*", "x").replace("×", "x").split("x")
+        if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+            raise RequestError(
+                "a size is WIDTHxHEIGHT",
+                code="size_syntax",
+                field="size",
+                got=str(size)[:40],
+                expected="832x480",
+                try_instead="--size 832x480",
+            )
+        across, down = (int(part) for part in parts)
+        resolution, aspect = named_size(across, down, spec.limits.resolutions) or ("custom", "custom")
+        return {"resolution": resolution, "aspect": aspect, "width": across, "height": down}
     resolution = str(given.get("resolution", spec.defaults.resolution))
     aspect = str(given.get("aspect", spec.defaults.aspect))
     if resolution not in spec.limits.resolutions:
@@ -170,44 +184,11 @@ def _size(given: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
             expected=" | ".join(spec.limits.resolutions),
             try_instead=f"--resolution {spec.defaults.resolution}",
         )
-    width, height = table_size(resolution, aspect)
-    return {"resolution": resolution, "aspect": aspect, "width": width, "height": height}
+    across, down = table_size(resolution, aspect)
+    return {"resolution": resolution, "aspect": aspect, "width": across, "height": down}
 
 
-def _parse_size(text: str) -> tuple[int, int]:
-    parts = text.lower().replace("*", "x").replace("×", "x").split("x")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise RequestError(
-            "a size is WIDTHxHEIGHT",
-            code="size_syntax",
-            field="size",
-            got=text[:40],
-            expected="832x480",
-            try_instead="--size 832x480",
-        )
-    width, height = (int(part) for part in parts)
-    return width, height
-
-
-def _switch(value: Any) -> Any:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    words = {"true": "on", "yes": "on", "1": "on", "false": "off", "no": "off", "0": "off"}
-    return words.get(str(value).lower(), value)
-
-
-def _names(value: Any) -> list[str]:
-    parts = (
-        value.split(",")
-        if isinstance(value, str)
-        else value
-        if isinstance(value, list | tuple | set | frozenset)
-        else [value]
-    )
-    return [str(part).strip() for part in parts if str(part).strip()]
-
-
-def _validated(fields: dict[str, Any]) -> Request:
+def _validated(fields: dict[str, object]) -> Request:
     unknown = sorted(set(fields) - set(Request.model_fields))
     if unknown:
         raise RequestError(
@@ -235,16 +216,8 @@ def _validated(fields: dict[str, Any]) -> Request:
         ) from None
 
 
-def _check_against(request: Request, spec: ModelSpec) -> None:
-    _check_kind(request, spec)
-    _check_frames(request, spec)
-    _check_steps(request)
-    check_size(request.width, request.height)
-    _check_limits(request, spec)
-    _check_pins(request)
-
-
-def _check_kind(request: Request, spec: ModelSpec) -> None:
+def _check_model(request: Request, spec: ModelSpec) -> None:
+    """Refuse a kind of clip, a picture or a length that the model does not take."""
     if request.kind != spec.kind:
         raise RequestError(
             f"{spec.display_name} makes {spec.kind} clips",
@@ -272,8 +245,6 @@ def _check_kind(request: Request, spec: ModelSpec) -> None:
             try_instead="--model Wan2.2-A14B, or leave the picture out",
         )
 
-
-def _check_frames(request: Request, spec: ModelSpec) -> None:
     if not is_frame_count(request.num_frames):
         below, above = nearest_frame_counts(request.num_frames)
         raise RequestError(
@@ -295,7 +266,8 @@ def _check_frames(request: Request, spec: ModelSpec) -> None:
         )
 
 
-def _check_steps(request: Request) -> None:
+def _check_values(request: Request, spec: ModelSpec) -> None:
+    """Refuse steps, sizes, numbers and pins that no run takes."""
     if request.sampler != "unipc" and request.steps > MAX_TURBO_STEPS:
         raise RequestError(
             f"the rCM schedule has 1 to {MAX_TURBO_STEPS} steps",
@@ -306,9 +278,7 @@ def _check_steps(request: Request) -> None:
             try_instead=f"--steps {MAX_TURBO_STEPS}, or --sampler unipc for undistilled weights",
         )
 
-
-def _check_limits(request: Request, spec: ModelSpec) -> None:
-    sizes = {table_size(name, aspect) for name in spec.limits.resolutions for aspect in spec.limits.aspects}
+    sizes = [table_size(name, aspect) for name in spec.limits.resolutions for aspect in spec.limits.aspects]
     free = spec.limits.free_size and max(request.width, request.height) <= spec.limits.max_size
     if not free and (request.width, request.height) not in sizes:
         raise RequestError(
@@ -316,14 +286,12 @@ def _check_limits(request: Request, spec: ModelSpec) -> None:
             code="size_not_offered",
             field="size",
             got=f"{request.width}x{request.height}",
-            expected=" | ".join(f"{width}x{height}" for width, height in sorted(sizes)),
+            expected=" | ".join(f"{width}x{height}" for width, height in sorted(set(sizes))),
             try_instead=f"--resolution {spec.defaults.resolution}",
         )
     if not all(map(math.isfinite, (request.sigma_max, request.guidance, request.shift, request.topk))):
         raise RequestError("must be a finite number", code="not_finite", field="sigma_max")
 
-
-def _check_pins(request: Request) -> None:
     strange = sorted(request.pinned - set(Request.model_fields) - {"size"})
     if strange:
         raise RequestError(

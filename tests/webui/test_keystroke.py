@@ -1,0 +1,92 @@
+"""What one keystroke on the 14B form costs, in plans and Python calls: a busy machine bends time, not these."""
+
+import sys
+from collections import Counter
+
+import pytest
+
+from tests.plan.machines import disk
+from turbodiff.plan import planner
+from turbodiff.plan.hardware import Machine, pretend
+from turbodiff.spec.numbers import GIB
+from turbodiff.studio import Studio
+from webui import form, render
+from webui.snapshot import CachedValue, StudioReader
+from webui.wording import Words
+
+MOST_PLANS, MOST_CALLS = 4, 8000
+MODEL = "wan2.1-14b"
+
+
+@pytest.fixture(params=[16, 24], ids=["16GiB", "24GiB"])
+def reader(request, tmp_path):
+    """A reader that knows of one card and 64 GiB of RAM, and has answered a form before."""
+    studio = Studio(tmp_path / "state", tmp_path / "outputs")
+    studio.jobs(1)  # makes the queue: what runs taught is read, too
+    reader = StudioReader(studio)
+    see(reader, request.param)
+    reader._inventory = CachedValue(disk, 3600.0)
+    planner._decision.cache_clear()
+    render.estimate(reader, values(), Words("en"))
+    yield reader
+    studio.close()
+
+
+def see(reader, vram_gib, ram_gib=48):
+    """Show the reader a machine."""
+    machine = Machine(ram_total_bytes=64 * GIB, ram_available_bytes=round(ram_gib * GIB), cpu_count=8)
+    reader._machine = CachedValue(lambda: pretend(machine, vram_gib), 3600.0)
+
+
+def values(**changed):
+    held = {"prompt": "a cat chases a butterfly", "pinned": [], "loras": "", "seed": ""}
+    return {**form.defaults(form.model_called(MODEL)), **held, **changed}
+
+
+def counted(reader, held):
+    """(plans, decisions, Python calls) of the estimate for what the form holds."""
+    plan, decide = planner._plan.__code__, planner._decide.__code__
+    calls: Counter[object] = Counter()
+
+    def count(frame, event, _):
+        if event == "call":
+            calls[frame.f_code] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        told = render.estimate(reader, held, Words("en"))
+    finally:
+        sys.setprofile(before)
+    assert "14B" in told[1]["value"] and told[-1]
+    return calls[plan], calls[decide], calls.total()
+
+
+def test_a_letter_of_the_prompt_decides_nothing_anew(reader):
+    plans, decisions, calls = counted(reader, values(prompt="a cat chases a butterfly o"))
+    assert decisions == 0
+    assert plans <= MOST_PLANS and calls <= MOST_CALLS
+
+
+def test_a_letter_of_the_prompt_beside_a_neighbour_that_moved(reader):
+    see(reader, reader._machine().gpus[0].total_bytes / GIB, ram_gib=47.9)
+    plans, _, calls = counted(reader, values(prompt="a cat chases a butterfly o"))
+    assert plans <= MOST_PLANS and calls <= MOST_CALLS
+
+
+@pytest.mark.parametrize("changed", [{"num_frames": 49}, {"resolution": "720p"}, {"steps": 2}], ids=str)
+def test_a_change_of_the_form_plans_once(reader, changed):
+    plans, _, calls = counted(reader, values(**changed))
+    assert plans <= MOST_PLANS and calls <= MOST_CALLS
+
+
+def test_the_marks_say_what_a_plan_of_each_choice_says(reader):
+    for frames in form.offered_frames(form.model_called(MODEL)):
+        fields = {**form.request_fields(values(num_frames=frames)), "pinned": form.PINS}
+        asked = reader.outlook(fields)
+        try:
+            plan = reader.estimate(fields)
+        except planner.Refusal:
+            assert asked.band == "no"
+        else:
+            assert (asked.band, asked.seconds) == (plan.band, plan.seconds)

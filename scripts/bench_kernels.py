@@ -97,7 +97,10 @@ class Bench:
         )  # fmt: skip
         yield Job(
             f"{s.name} gated residual, in place",
-            {"addcmul_": lambda: y.addcmul_(x, shift.to(x.dtype)), "turbodiff": lambda: norm.add_gated_(y, x, shift)},
+            {
+                "addcmul_": lambda: y.addcmul_(x, shift.to(x.dtype)),
+                "turbodiff": lambda: norm.residual_add_(y, x, shift),
+            },
             traffic_bytes=3 * unit,
         )
         yield Job(
@@ -186,7 +189,7 @@ class Bench:
             {
                 "SDPA flash": partial(_sdpa, q, k, v, SDPBackend.FLASH_ATTENTION),
                 "SDPA cuDNN": partial(_sdpa, q, k, v, SDPBackend.CUDNN_ATTENTION),
-                "turbodiff 16 bit": partial(sage.dense_attention, q, k, v),
+                "turbodiff 16 bit": partial(sage.attend, q, k, v),
                 "turbodiff sage": partial(sage.sage_attention, q, k, v),
             },
             flop=flop,

@@ -13,14 +13,17 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, ParamSpec, TypeVar
 
 import torch
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 OLDEST_ARCH = 80  # INT8 matrix products with INT32 sums, bfloat16
 OPS = ("norm", "quant", "gemm", "sage", "sla", "sagesla")
@@ -36,7 +39,7 @@ REASONS = {
 CHECKING = "the check of this kernel ended the program last time"
 
 
-class Candidate(NamedTuple):
+class Implementation(NamedTuple):
     """What computes an operation on a device, and why: a key of REASONS with its words."""
 
     op: str
@@ -50,19 +53,20 @@ class Candidate(NamedTuple):
         return REASONS[self.key].format(**self.words)
 
 
-def choose(op: str, device: torch.device) -> ModuleType:
-    """The module that computes `op` (norm, quant, gemm, sage, sla, sagesla) for tensors on `device`.
+def kernel_module(op: str, device: torch.device) -> ModuleType | None:
+    """The Triton twin of `op` (norm, quant, gemm, sage, sla, sagesla) where it runs on `device`, else None.
 
     `triton` insists (ImportError where it is impossible; on a CPU this means Triton's interpreter), `reference`
     never asks, `auto` is described above.
     """
-    choice = chosen(op, device)
+    if chosen(op, device).runs == "reference":
+        return None
     folder = "sla" if op == "sagesla" else op
-    return importlib.import_module(f"turbodiff_kernels.{folder}.{'kernel' if choice.runs == 'triton' else 'reference'}")
+    return importlib.import_module(f"turbodiff_kernels.{folder}.kernel")
 
 
-def chosen(op: str, device: torch.device) -> Candidate:
-    """What `choose` takes, with the reason: for the log, the clip's record and the system panel.
+def chosen(op: str, device: torch.device) -> Implementation:
+    """What computes `op` on `device`, with the reason: for the log, the clip's record and the system panel.
 
     Raises:
         ValueError: TURBODIFF_KERNELS is none of its three words.
@@ -70,7 +74,20 @@ def chosen(op: str, device: torch.device) -> Candidate:
     return _chosen(op, device, wish())
 
 
-def wish() -> str:
+@cache
+def _chosen(op: str, device: torch.device, word: str) -> Implementation:
+    choice = _choose(op, device, word, run_check=True)
+    if device.type == "cuda":
+        log.info("kernel %s: %s (%s)", op, choice.runs, choice.why)
+    return choice
+
+
+def expected(op: str, device: torch.device) -> Implementation:
+    """What `chosen` will say, from what is known already: it never runs the self-check, which needs the card."""
+    return _choose(op, device, wish(), run_check=False)
+
+
+def wish() -> Literal["auto", "reference", "triton"]:
     """$TURBODIFF_KERNELS: auto, reference or triton.
 
     Raises:
@@ -82,52 +99,29 @@ def wish() -> str:
     return word
 
 
-def expected(op: str, device: torch.device) -> Candidate:
-    """What `chosen` will say, from what is known already: it never runs the self-check, which needs the card."""
-    word = wish()
+def _choose(op: str, device: torch.device, word: str, *, run_check: bool) -> Implementation:
     if word != "auto":
-        return _chosen(op, device, word)
-    if not (impossible := _impossible(op, device)):
-        from turbodiff_kernels.launch import arch
-
-        return _judged(op, _read(state_folder() / "kernels.json").get(fingerprint(arch(device)), {}).get(op))
-    return impossible
-
-
-@cache
-def _chosen(op: str, device: torch.device, word: str) -> Candidate:
-    if word != "auto":
-        choice = Candidate(op, "triton" if word == "triton" else "reference", "wish", {"wish": word})
-    elif not (impossible := _impossible(op, device)):
-        from turbodiff_kernels.launch import arch
-
-        choice = _judged(op, checked(op, device, fingerprint(arch(device)), state_folder() / "kernels.json"))
-    else:
-        choice = impossible
-    if device.type == "cuda":
-        log.info("kernel %s: %s (%s)", op, choice.runs, choice.why)
-    return choice
-
-
-def _judged(op: str, verdict: str | None) -> Candidate:
-    """What runs after a verdict of the self-check: "" is good, None is not known yet."""
-    if verdict:
-        return Candidate(op, "reference", "differs", {"got": verdict})
-    return Candidate(op, "triton", "unchecked" if verdict is None else "equal")
-
-
-def _impossible(op: str, device: torch.device) -> Candidate | None:
-    """The reference with the reason why no kernel can run on `device`; None where one can."""
+        return Implementation(op, "triton" if word == "triton" else "reference", "wish", {"wish": word})
     if device.type != "cuda":
-        return Candidate(op, "reference", "no_gpu", {"device": device.type})
+        return Implementation(op, "reference", "no_gpu", {"device": device.type})
     if importlib.util.find_spec("triton") is None:
-        return Candidate(op, "reference", "no_triton")
-    from turbodiff_kernels.launch import arch
-
+        return Implementation(op, "reference", "no_triton")
     if arch(device) < OLDEST_ARCH:
         words = {"arch": f"sm_{arch(device)}", "oldest": f"sm_{OLDEST_ARCH}"}
-        return Candidate(op, "reference", "old", words)
-    return None
+        return Implementation(op, "reference", "old", words)
+    file, machine = state_folder() / "kernels.json", fingerprint(arch(device))
+    verdict = checked(op, device, machine, file) if run_check else _read(file).get(machine, {}).get(op)
+    if verdict:
+        return Implementation(op, "reference", "differs", {"got": verdict})
+    return Implementation(op, "triton", "unchecked" if verdict is None else "equal")
+
+
+def arch(device: torch.device) -> int:
+    """Compute capability as a number: 90 for an H100. A CPU counts as 80: what every supported card can do."""
+    if device.type != "cuda":
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return major * 10 + minor
 
 
 def checked(op: str, device: torch.device, machine: str, file: Path) -> str:
@@ -193,22 +187,52 @@ def _write(file: Path, verdicts: dict[str, dict[str, str]], machine: str, op: st
         log.warning("cannot keep the verdict of kernel %s: %s", op, error)
 
 
-def operator(name: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: the annotated function becomes the operator `turbodiff::name`; `mutates`: what it overwrites.
+def operator(
+    reference: Callable[P, R],
+    kernel: str | Callable[..., str] | None = None,
+    *,
+    mutates: tuple[str, ...] = (),
+    differentiable: bool = True,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator that makes the operator `turbodiff::name` of a reference, a kernel and a meta function.
 
-    A dry run on fake tensors then sees one operation (its shapes come from `fake`) and not its temporaries. Like
-    `torch.library.custom_op`, whose first call would import 900 modules and take over a second.
+    The decorated function is the meta function: its annotations are the operator's signature, its body makes the empty
+    result. A dry run on meta tensors so sees one operation and not its temporaries. Like `torch.library.custom_op`,
+    whose first call would import 900 modules and take over a second.
+
+    Args:
+        reference: what the operator means, in plain PyTorch.
+        kernel: the operation (norm, quant, ...) whose Triton module holds the twin, a function of the same name; or how
+            it follows from the arguments. None: the reference runs everywhere.
+        mutates: arguments that are overwritten. Where the name ends in "_" the first one is also the result.
+        differentiable: the reference records gradients, and is called where they are wanted.
     """
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        qualified = f"turbodiff::{name}"
-        torch.library.define(qualified, torch.library.infer_schema(function, mutates_args=mutates))
-        torch.library.impl(qualified, ("CPU", "CUDA"))(function)
-        return getattr(torch.ops.turbodiff, name)
+    def register(meta: Callable[P, R]) -> Callable[P, R]:
+        name = meta.__name__
+        in_place = name.endswith("_")
+        schema = torch.library.infer_schema(meta, mutates_args=mutates)
+        if in_place:  # an operator cannot hand out what it was given
+            schema = schema.removesuffix("Tensor") + "()"
+
+        def run(*args: P.args, **kwargs: P.kwargs) -> R | None:
+            op = kernel(*args, **kwargs) if callable(kernel) else kernel
+            module = op and kernel_module(op, args[0].device)  # type: ignore[attr-defined]
+            result = (getattr(module, name) if module else reference)(*args, **kwargs)
+            return None if in_place else result
+
+        torch.library.define(f"turbodiff::{name}", schema)
+        torch.library.impl(f"turbodiff::{name}", ("CPU", "CUDA"))(run)
+        torch.library.register_fake(f"turbodiff::{name}")(meta if not in_place else lambda *args: None)
+        registered = getattr(torch.ops.turbodiff, name)
+
+        @wraps(meta)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            if differentiable and torch.is_grad_enabled():
+                return reference(*args, **kwargs)
+            result = registered(*args, **kwargs)
+            return args[0] if in_place else result  # type: ignore[return-value]
+
+        return call
 
     return register
-
-
-def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: the function makes the empty results of the operator `turbodiff::name`."""
-    return torch.library.register_fake(f"turbodiff::{name}")

@@ -36,7 +36,7 @@ def _norm(m: ModuleType, make: Inputs) -> list[Tensor]:
     rotated, normed, added = x.clone(), x.clone(), y.clone()
     m.rms_norm_rope_(rotated, weight, angles.cos(), angles.sin(), EPS)
     m.rms_norm_(normed, weight, EPS)
-    m.add_gated_(added, x, shift)
+    m.residual_add_(added, x, shift)
     images = make.randn(3, 5, 7, 96).movedim(-1, 1)
     silu = m.rms_norm_silu(images, make.randn(96, seed=6))
     plain = [m.norm_modulate(x, shift, scale, EPS), m.layer_norm(x, weight, bias, EPS)]
@@ -61,7 +61,7 @@ def _gemm(m: ModuleType, make: Inputs) -> list[Tensor]:
         matrices = *quantize(a), *quantize(b)
         residual = make.randn(2, 65, 272, seed=4)
         m.int8_linear_add_(residual, gate, *matrices, bias)
-        out += [residual, m.int8_linear(*matrices, bias, make.dtype, True), m.int8_matmul(*matrices, make.dtype)]
+        out += [residual, m.int8_linear(*matrices, bias, make.dtype, True), m.int8_linear(*matrices, None, make.dtype)]
     return out + [*m.int8_linear_quantize(*quantize_tiles(a), *quantize_tiles(b), bias, make.dtype, True)]
 
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SHARED_BYTES = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}  # per program (CUDA programming guide)
 KERNELS = {
-    "_layer_norm_kernel", "_rms_norm_rope_kernel", "_add_gated_kernel", "_rms_norm_silu_kernel",
+    "_layer_norm_kernel", "_rms_norm_rope_kernel", "_residual_add_kernel", "_rms_norm_silu_kernel",
     "_quantize_tiles_kernel", "_quantize_tokens_kernel", "_int8_linear_kernel",
     "_quantize_pool_kernel", "_state_kernel", "_attend_kernel",
 }  # fmt: skip

@@ -25,7 +25,7 @@ def projection(dim: int = 64, dtype: torch.dtype = torch.float32) -> tuple[torch
 def test_dense_attention_equals_sdpa(length):
     q, k, v = qkv(length)
     expected = torch.nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
-    assert relative_l2(sage.dense_attention(q, k, v), expected.transpose(1, 2)) < 2e-6
+    assert relative_l2(sage.attend(q, k, v), expected.transpose(1, 2)) < 2e-6
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -121,7 +121,7 @@ def test_the_smallest_share_still_keeps_one_block():
 def test_all_blocks_and_no_projection_are_dense_attention():
     q, k, v = qkv(130)
     nothing = torch.zeros(64, 64), torch.zeros(64)
-    assert relative_l2(sla.sla_attention(q, k, v, *nothing, 1.0, False), sage.dense_attention(q, k, v)) < 2e-6
+    assert relative_l2(sla.sla_attention(q, k, v, *nothing, 1.0, False), sage.attend(q, k, v)) < 2e-6
 
 
 @pytest.mark.parametrize("length", LENGTHS)

@@ -115,7 +115,7 @@ def test_the_person_has_the_last_word(monkeypatch):
     monkeypatch.setenv("TURBODIFF_KERNELS", "triton")
     choice = backend.chosen("sagesla", CARD)
     assert (choice.op, choice.runs, choice.why) == ("sagesla", "triton", "TURBODIFF_KERNELS=triton")
-    assert backend.choose("sagesla", CARD) is sla_kernel
+    assert backend.kernel_module("sagesla", CARD) is sla_kernel
     monkeypatch.setenv("TURBODIFF_KERNELS", "cuda")
     with pytest.raises(ValueError, match="expected auto, reference or triton"):
         backend.chosen("sla", CARD)

@@ -53,8 +53,8 @@ CALLS = {
     "normed_sla_attention int8": (lambda *args: normed_sla(*args, int8=True), projections),
     "norm_modulate": (lambda x, shift, scale: norm.norm_modulate(x, shift, scale, EPS), token_inputs),
     "norm_modulate_quantize": (lambda x, shift, scale: norm.norm_modulate_quantize(x, shift, scale, EPS), token_inputs),
-    "add_gated": (lambda x, shift, scale: norm.add_gated(x.clone(), x, shift), token_inputs),
-    "rms_norm": (lambda x, shift, scale: norm.rms_norm(x.clone(), shift[0, 0], EPS), token_inputs),
+    "residual_add_": (lambda x, shift, scale: norm.residual_add_(x.clone(), x, shift), token_inputs),
+    "rms_norm_": (lambda x, shift, scale: norm.rms_norm_(x.clone(), shift[0, 0], EPS), token_inputs),
     "rms_norm_silu": (norm.rms_norm_silu, lambda: {"x": randn(2, 5, 7, 96).movedim(-1, 1), "gamma": randn(96)}),
     "quantize_tokens": (quant.quantize_tokens, lambda: {"x": randn(9, 96)}),
     "quantize_tiles": (quant.quantize_tiles, lambda: {"x": randn(9, 200)}),
@@ -102,5 +102,5 @@ def test_a_dry_run_sees_the_real_shapes(name):
 def test_with_gradients_the_differentiable_reference_runs():
     with torch.enable_grad():
         x = randn(1, 3, 96).requires_grad_()
-        norm.add_gated(x, x, torch.ones(1, 1, 96)).sum().backward()
+        norm.residual_add_(x, x, torch.ones(1, 1, 96)).sum().backward()
     assert x.grad.eq(2).all()

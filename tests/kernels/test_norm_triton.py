@@ -110,7 +110,7 @@ def test_rms_norm_overwrites_one_third_of_a_packed_projection_only():
 def test_gated_residual_is_added_in_place(channels):
     x, y, gate = randn(2, 65, channels), randn(2, 65, channels, seed=1), randn(2, 1, channels, seed=2)
     expected = x + y * gate
-    kernel.add_gated_(x, y, gate)
+    kernel.residual_add_(x, y, gate)
     assert relative_l2(x, expected) < 1e-6
 
 

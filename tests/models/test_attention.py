@@ -14,7 +14,7 @@ def failing(monkeypatch):
     """Says which kernels fail their check on the card."""
     monkeypatch.delenv("TURBODIFF_KERNELS", raising=False)
     bad: set[str] = set()
-    chosen = lambda op, device: backend.Candidate(op, "reference" if op in bad or device == CPU else "triton", "")  # noqa: E731
+    chosen = lambda op, device: backend.Implementation(op, "reference" if op in bad or device == CPU else "triton", "")  # noqa: E731
     monkeypatch.setattr(backend, "chosen", chosen)
     return bad
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from turbodiff_kernels import backend
-from turbodiff_kernels.norm import rms_norm_rope
+from turbodiff_kernels.norm import rms_norm_rope_
 from turbodiff_kernels.sage import normed_sage_attention
 from turbodiff_kernels.sla import normed_sla_attention
 
@@ -94,7 +94,7 @@ def self_attention(
     n = norms
     args = (n.q_weight, n.k_weight, n.cos, n.sin, n.eps)
     if plan.kind == "dense":
-        q, k = (rms_norm_rope(t, w, n.cos, n.sin, n.eps) for t, w in ((q, n.q_weight), (k, n.k_weight)))
+        q, k = (rms_norm_rope_(t, w, n.cos, n.sin, n.eps) for t, w in ((q, n.q_weight), (k, n.k_weight)))
         return attention(*(t.unflatten(-1, (-1, 2 * n.cos.shape[-1])) for t in (q, k, v))).flatten(2)
     if plan.kind == "sage":
         return normed_sage_attention(q, k, v, *args)
@@ -103,24 +103,17 @@ def self_attention(
     return normed_sla_attention(q, k, v, *args, proj_l.weight, proj_l.bias, plan.topk, int8=int8)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Dense attention, scale 1/sqrt(D). `bias` [B, 1, 1, Lk] is added to the logits."""
-    if torch.is_grad_enabled():
-        return _sdpa(q, k, v, bias)
-    return _attention(q, k, v, bias)
-
-
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     mask = None if bias is None else bias.to(q.dtype)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
-@backend.operator("attention")
-def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    return _sdpa(q, k, v, bias).contiguous()
+def _contiguous_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    return _sdpa(q, k, v, bias).contiguous()  # looked up here: training swaps it for the process
 
 
-@backend.fake("attention")
-def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+@backend.operator(_contiguous_sdpa)
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Dense attention of q, k, v [B, L, H, D], scale 1/sqrt(D). `bias` [B, 1, 1, Lk] is added to the logits."""
     return torch.empty_like(q)

@@ -51,7 +51,7 @@ class Linear(nn.Linear):
     def add_to(self, x: Tensor, y: Tensor, gate: Tensor | None = None) -> Tensor:
         """`x + gate * (y @ weight.T + bias)`, x [B, L, out], gate [B, 1, out]; without gradients x is overwritten."""
         if gate is not None:
-            return norm.add_gated(x, self(y), gate)
+            return norm.residual_add_(x, self(y), gate)
         return x + self(y).to(x.dtype) if torch.is_grad_enabled() else x.add_(self(y))
 
 

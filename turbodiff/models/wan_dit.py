@@ -265,7 +265,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, inputs: BlockInputs) -> Tensor:
         """Tokens x [B, N, d] plus the text as y, the normed tokens, sees it; without gradients `x` itself."""
-        q = norm.rms_norm(self.q(y), self.norm_q.weight, self.eps)
+        q = norm.rms_norm_(self.q(y), self.norm_q.weight, self.eps)
         text = inputs.context
         k, v = text.keys_values(self._keys_values) if isinstance(text, CrossAttentionCache) else self._keys_values(text)
         heads = [t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v)]
@@ -274,7 +274,7 @@ class CrossAttention(nn.Module):
     def _keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Embedded text [B, Lt, d] -> keys and values [B, Lt, d]."""
         text = self.k.take(context)
-        return norm.rms_norm(self.k(text), self.norm_k.weight, self.eps), self.v(text)
+        return norm.rms_norm_(self.k(text), self.norm_k.weight, self.eps), self.v(text)
 
 
 class RMSNorm(nn.Module):

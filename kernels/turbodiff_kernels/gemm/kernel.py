@@ -5,6 +5,7 @@ INT32, scaled, and added in float32, K ascending; the scaling costs about as muc
 per channel (the fast mode): INT32 over all of K, scaled once at the end.
 """
 
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -12,9 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turbodiff_kernels.launch import arch, triton_dtype
+from turbodiff_kernels.backend import arch
 from turbodiff_kernels.quant.kernel import quantize_tile
 from turbodiff_kernels.quant.reference import TILE, tiles
+
+TRITON_DTYPES = MappingProxyType(
+    {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}  # that tokens may have
+)
 
 
 class Tiling(NamedTuple):
@@ -34,19 +39,8 @@ def tiling(capability: int, tiled: bool) -> Tiling:
     return Tiling(128, 256, 128, 8, 3) if capability == 90 else Tiling(128, 128, 128, 8, 4)
 
 
-def int8_matmul(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """`a @ b.T` in `dtype`, as in the door."""
-    return int8_linear(a, a_scale, b, b_scale, None, dtype)
-
-
 def int8_linear(
-    a: Tensor,
-    a_scale: Tensor,
-    b: Tensor,
-    b_scale: Tensor,
-    bias: Tensor | None,
-    dtype: torch.dtype,
-    gelu: bool = False,
+    a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None, dtype: torch.dtype, gelu: bool = False
 ) -> Tensor:
     """`gelu(a @ b.T + bias)` in `dtype`, as in the door."""
     out = a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
@@ -88,7 +82,7 @@ def _launch(
         a.stride(0), b.stride(0), out.stride(0) if gate is not None else 0, out.stride(-2),
         gate.stride(0) if gate is not None else 0,
         TILED=tiled, BIAS=bias is not None, GELU=gelu, GATE=gate is not None, QUANTIZE=out_scale is not None,
-        DTYPE=triton_dtype(dtype), ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=8,
+        DTYPE=TRITON_DTYPES[dtype], ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=8,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 

@@ -13,23 +13,17 @@ from turbodiff_kernels.quant.reference import TILE, dequantize_tiles, quantize_t
 ROW_TILES = 32  # rows are multiplied 32 tiles at a time, which bounds the float32 copies
 
 
-def int8_matmul(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """`a @ b.T` as in the door."""
-    weight = _dequantize(b, b_scale).T
-    out = torch.empty(a.shape[0], b.shape[0], dtype=dtype, device=a.device)
-    part = ROW_TILES * TILE
-    for rows, scale, into in zip(
-        a.split(part), a_scale.split(ROW_TILES if a_scale.dim() == 2 else part), out.split(part), strict=True
-    ):
-        into.copy_(_dequantize(rows, scale) @ weight)
-    return out
-
-
 def int8_linear(
     a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None, dtype: torch.dtype, gelu: bool = False
 ) -> Tensor:
     """`gelu(a @ b.T + bias)` as in the door, rounded to `dtype` after each of the three."""
-    y = int8_matmul(a, a_scale, b, b_scale, dtype)
+    weight = _dequantize(b, b_scale).T
+    y = torch.empty(a.shape[0], b.shape[0], dtype=dtype, device=a.device)
+    part = ROW_TILES * TILE
+    for rows, scale, into in zip(
+        a.split(part), a_scale.split(ROW_TILES if a_scale.dim() == 2 else part), y.split(part), strict=True
+    ):
+        into.copy_(_dequantize(rows, scale) @ weight)
     if bias is not None:
         y.add_(bias.to(dtype))
     return F.gelu(y, approximate="tanh") if gelu else y
@@ -44,9 +38,9 @@ def int8_linear_quantize(
 
 def int8_linear_add_(
     x: Tensor, gate: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None
-) -> None:
+) -> Tensor:
     """`x += gate * (a @ b.T + bias)` as in the door; the gate is rounded to the dtype of x."""
-    x.addcmul_(int8_linear(a, a_scale, b, b_scale, bias, x.dtype).view(x.shape), gate.to(x.dtype))
+    return x.addcmul_(int8_linear(a, a_scale, b, b_scale, bias, x.dtype).view(x.shape), gate.to(x.dtype))
 
 
 def _dequantize(x: Tensor, scale: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turbodiff_kernels.launch import block_warps, round_half_even
 from turbodiff_kernels.norm.reference import GROUP, groups
+from turbodiff_kernels.quant.kernel import block_warps, round_half_even
 
 TILE_VALUES = 16384  # values of a group that one program holds at a time
 
@@ -68,13 +68,13 @@ def rms_factor(x: Tensor, eps: float) -> Tensor:
     return factor
 
 
-def add_gated_(x: Tensor, y: Tensor, gate: Tensor) -> None:
+def residual_add_(x: Tensor, y: Tensor, gate: Tensor) -> None:
     """`x += y * gate`: tokens x, y [B, L, C], gate [B, 1, C]."""
     batch, length, channels = x.shape
     y, gate, block = _rows(y), gate.expand(batch, 1, channels), 1024
     strides = (x.stride(0), x.stride(1), y.stride(0), y.stride(1), gate.stride(0))
     grid = (batch * length, triton.cdiv(channels, block))
-    _add_gated_kernel[grid](x, y, gate, length, channels, *strides, BLOCK=block, num_warps=4)
+    _residual_add_kernel[grid](x, y, gate, length, channels, *strides, BLOCK=block, num_warps=4)
 
 
 def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ def _rms_norm_rope_kernel(
 
 
 @triton.jit(do_not_specialize=["length"])
-def _add_gated_kernel(
+def _residual_add_kernel(
     x, y, gate, length, channels, x_batch, x_row, y_batch, y_row, gate_batch, BLOCK: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)

@@ -38,14 +38,16 @@ def rms_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: floa
     return rotated.flatten(2).to(x.dtype)
 
 
-def rms_norm_(x: Tensor, weight: Tensor, eps: float) -> None:
-    """`rms_norm` into `x`."""
-    x.copy_(rms_norm(x, weight, eps))
+def rms_norm_(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`rms_norm`, without gradients into `x`."""
+    y = rms_norm(x, weight, eps)
+    return y if torch.is_grad_enabled() else x.copy_(y)
 
 
-def rms_norm_rope_(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> None:
-    """`rms_norm_rope` into `x`."""
-    x.copy_(rms_norm_rope(x, weight, cos, sin, eps))
+def rms_norm_rope_(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """`rms_norm_rope`, without gradients into `x`."""
+    y = rms_norm_rope(x, weight, cos, sin, eps)
+    return y if torch.is_grad_enabled() else x.copy_(y)
 
 
 def groups(length: int) -> int:
@@ -54,8 +56,8 @@ def groups(length: int) -> int:
 
 
 def rms_norm_rope_sum_(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-    """`rms_norm_rope_`, and the sums of every 16 tokens of the new x: float32 [B, groups(L), C], zeros past the end."""
-    rms_norm_rope_(x, weight, cos, sin, eps)
+    """`rms_norm_rope` into `x`, and its sums of every 16 tokens: float32 [B, groups(L), C], zeros past the end."""
+    x.copy_(rms_norm_rope(x, weight, cos, sin, eps))
     missing = groups(x.shape[1]) * GROUP - x.shape[1]
     return F.pad(x.float(), (0, 0, 0, missing)).unflatten(1, (-1, GROUP)).sum(2)
 
@@ -84,9 +86,10 @@ def norm_modulate_quantize(x: Tensor, shift: Tensor, scale: Tensor, eps: float) 
     return y.view(x.shape), step.view(x.shape[:2])
 
 
-def add_gated_(x: Tensor, y: Tensor, gate: Tensor) -> None:
-    """`x += y * gate`; the gate is rounded to the dtype of x first (TurboDiffusion)."""
-    x.addcmul_(y.to(x.dtype), gate.to(x.dtype))
+def residual_add_(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """`x + gate * y`, without gradients into `x`; the gate is rounded to the dtype of x first (TurboDiffusion)."""
+    y, gate = y.to(x.dtype), gate.to(x.dtype)
+    return x + y * gate if torch.is_grad_enabled() else x.addcmul_(y, gate)
 
 
 def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turbodiff_kernels.launch import block_warps, round_half_even
 from turbodiff_kernels.quant.reference import TILE, tiles
 
 
@@ -31,6 +30,20 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
         x, out, scale, columns, x.stride(0), BLOCK=block, num_warps=block_warps(block), enable_fp_fusion=False
     )
     return out, scale
+
+
+def block_warps(block: int) -> int:
+    """Warps for one program that holds `block` values: at most 32 float32 registers of them per thread."""
+    return min(16, max(1, block // 1024))
+
+
+@triton.jit
+def round_half_even(x):
+    """Nearest integer, ties to even, of |x| < 2^22 in float32: adding 1.5 * 2^23 pushes the fraction out.
+
+    Launch with `enable_fp_fusion=False` where `x` is a product that must be rounded before.
+    """
+    return (x + 12582912.0) - 12582912.0
 
 
 @triton.jit

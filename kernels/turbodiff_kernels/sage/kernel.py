@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turbodiff_kernels.launch import arch
+from turbodiff_kernels.backend import arch
 from turbodiff_kernels.norm.kernel import rms_factor, rope_statistics, rotate_pairs
 from turbodiff_kernels.sage.reference import BLOCK_K, BLOCK_Q
 
@@ -86,16 +86,14 @@ def normed_sage_attention(
     return attend(quantize(q, None, BLOCK_Q, norms[0]), quantize(k, mean, BLOCK_K, norms[1]), v).flatten(2)
 
 
-def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Exact attention through the same loop: the yardstick that the bench holds the others against."""
-    return attend(*(channels_last(t) for t in (q, k, v)))
-
-
 def attend(
     q: Tensor | Quantized, k: Tensor | Quantized, v: Tensor, kept: Tensor | None = None,
     linear: LinearBranch | None = None,
 ) -> Tensor:  # fmt: skip
-    """Attention of [B, L, H, D] to all key blocks, or to those in `kept` int32 [B, H, ceil(L / 128), n]."""
+    """Attention of [B, L, H, D] to all key blocks, or to those in `kept` int32 [B, H, ceil(L / 128), n].
+
+    Rows that are not quantised give exact attention. Channels must be contiguous.
+    """
     int8 = isinstance(q, Quantized)
     q_rows, k_rows = (q.rows, k.rows) if int8 else (q, k)
     q_scale, k_scale = (q.scale, k.scale) if int8 else (None, None)

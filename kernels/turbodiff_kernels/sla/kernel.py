@@ -29,7 +29,7 @@ def sla_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, bias: Tensor,
 
 def normed_sla_attention(
     q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float,
-    weight: Tensor, bias: Tensor, topk: float, int8: bool,
+    weight: Tensor, bias: Tensor, topk: float, int8: bool = False,
 ) -> Tensor:  # fmt: skip
     """The same of projections before their norm and rotation, as in the door.
 

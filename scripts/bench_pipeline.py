@@ -30,9 +30,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 from scripts import bench_timing  # noqa: E402
 from scripts.bench_timing import Job  # noqa: E402
 from turbodiff.models import vae as vae_driver  # noqa: E402
-from turbodiff.models.attention import AttentionPlan  # noqa: E402
-from turbodiff.models.linear import fast_int8_, quantize_blocks  # noqa: E402
-from turbodiff.models.rope import rope_tables  # noqa: E402
+from turbodiff.models.attention import AttentionPlan, rope_tables  # noqa: E402
+from turbodiff.models.linear import int8_blocks  # noqa: E402
 from turbodiff.models.text_encoder import encode, make_text_encoder  # noqa: E402
 from turbodiff.models.wan_dit import PATCH, CrossAttentionCache, WanConfig, WanDiT  # noqa: E402
 from turbodiff.weights.keymaps import names_from, rename  # noqa: E402
@@ -116,8 +115,8 @@ class Bench:
         model = self.made(lambda: WanDiT(config))
         given = self.randn(1, 16, frames, rows, columns), torch.full((1, 1), 700.0, device=self.device)
         text = self.randn(1, 512, config.text_dim).to(self.dtype)
-        tiles = cache(lambda: quantize_blocks(copy.deepcopy(model)))
-        fast = cache(lambda: fast_int8_(copy.deepcopy(model)))
+        tiles = cache(lambda: int8_blocks(copy.deepcopy(model), "tiles"))
+        fast = cache(lambda: int8_blocks(copy.deepcopy(model), "tokens"))
         contenders = {"diffusers": lambda: theirs()(given[0].to(self.dtype), given[1].flatten(), text).sample}
         theirs = cache(partial(_diffusers_dit, model))
         for kind in ("dense", "sage", "sla", "sagesla"):
@@ -188,8 +187,8 @@ class Step:
             rope = rope_tables(*grid, model.config.head_dim, device=self._text.device)
             self._clip = {"context": CrossAttentionCache(model.embed_text(self._text)), "rope": rope}
         x, inputs = model.prepare(*self._given, attention=self._plan, **self._clip)
-        for block in model.blocks:
-            x = block(x, inputs)
+        for index, block in enumerate(model.blocks):
+            x = block(x, inputs, index)
         return model.finish(x, inputs)
 
 

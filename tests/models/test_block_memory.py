@@ -19,7 +19,7 @@ from turbodiff_kernels.sla import kernel as sla
 
 from turbodiff.memory_lab.ledger import Ledger
 from turbodiff.models.attention import AttentionPlan
-from turbodiff.models.linear import fast_int8_
+from turbodiff.models.linear import int8_blocks
 from turbodiff.models.wan_dit import CrossAttentionCache, WanConfig, WanDiT
 
 WAN_14B = WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=1, sla=True)
@@ -62,7 +62,7 @@ def block_peak(kind: str, linears: str, inside_bytes: int) -> float:
     with torch.device("meta"):
         dit = WanDiT(config).bfloat16()
         if linears == "tokens":
-            fast_int8_(dit)
+            int8_blocks(dit, "tokens")
         context, latents = torch.empty(1, 512, config.dim, dtype=torch.bfloat16), torch.empty(LATENT)
         ledger = WithInside("meta")
         ledger.inside_bytes = inside_bytes
@@ -74,7 +74,7 @@ def block_peak(kind: str, linears: str, inside_bytes: int) -> float:
             )
             assert x.shape == (1, TOKENS, config.dim)
             ledger.reset_peak()
-            dit.blocks[0](x, inputs)
+            dit.blocks[0](x, inputs, 0)
     return (ledger.peak_bytes - weights_bytes) / N
 
 

@@ -7,9 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.weights.tiny import inverse
-from turbodiff.models.attention import AttentionPlan, attention
+from turbodiff.models.attention import AttentionPlan, attention, rope_split, rope_tables
 from turbodiff.models.linear import Int8Linear
-from turbodiff.models.rope import rope_split, rope_tables
 from turbodiff.models.wan_dit import WanConfig, WanDiT, patchify, unpatchify
 from turbodiff.spec.errors import RequestError
 from turbodiff.weights.keymaps import names_from, rename
@@ -129,8 +128,8 @@ def test_blocks_may_be_walked_one_by_one():
     with torch.no_grad():
         rope = rope_tables(3, 4, 5, SMALL.head_dim)
         x, inputs = model.prepare(latents, timesteps, model.embed_text(text), rope=rope)
-        for block in model.blocks:
-            x = block(x, inputs)
+        for index, block in enumerate(model.blocks):
+            x = block(x, inputs, index)
         assert torch.equal(model.finish(x, inputs), model(latents, timesteps, text))
 
 

@@ -9,7 +9,7 @@ from tests.plan.kernel_bytes import inside_kernel, inside_reference
 from tests.plan.machines import ask, card, disk, machine
 from turbodiff.memory_lab import dry_run
 from turbodiff.memory_lab.ledger import Ledger
-from turbodiff.models.linear import Int8Linear, SideBranch
+from turbodiff.models.linear import Int8Linear
 from turbodiff.models.text_encoder import encode, make_text_encoder
 from turbodiff.plan import phase_costs
 from turbodiff.plan.candidates import as_wished, candidates
@@ -71,10 +71,8 @@ def denoising_with_a_lora(job: phase_costs.CostInputs, rank: int) -> Pair:
 
     def wear(dit: nn.Module) -> None:
         for module in list(dit.blocks.modules()):
-            for name, layer in list(module.named_children()):
-                if isinstance(layer, Int8Linear):
-                    down, up = torch.empty(rank, layer.in_features), torch.empty(layer.out_features, rank)
-                    setattr(module, name, SideBranch(layer, down, up))
+            if isinstance(module, Int8Linear):
+                module.add_low_rank(torch.empty(rank, module.in_features), torch.empty(module.out_features, rank))
 
     assert job.int8 and job.attention == "dense"
     traced = dry_run.denoise_bytes(job.spec, job.shape, dtype_of(job), int8=True, chunks=1, wear=wear)

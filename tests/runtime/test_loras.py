@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from tests.weights import tiny
 from turbodiff.models.attention import AttentionPlan
-from turbodiff.models.linear import Int8Linear, SideBranch, to_int8
+from turbodiff.models.linear import Int8Linear, to_int8
 from turbodiff.runtime import loras as runtime_lora
 from turbodiff.runtime.denoise import denoise
 from turbodiff.runtime.embeddings import TextRows
@@ -147,8 +147,8 @@ def test_int8_takes_differences_of_biases_and_names_those_of_its_weights(run_of,
     (note,) = worn.notes
     assert "1 names not used: diffusion_model.blocks.0.ffn.0.diff" in note
     branch = worn.network.blocks[0].self_attn.q
-    assert isinstance(branch, SideBranch)
-    assert torch.equal(branch.layer.bias, int8.blocks[0].self_attn.q.bias + 1)
+    assert branch.down is not None
+    assert torch.equal(branch.bias, int8.blocks[0].self_attn.q.bias + 1)
 
 
 def test_a_difference_of_another_shape_is_one_error(dit, tmp_path):
@@ -184,9 +184,12 @@ def test_a_branch_beside_int8_is_the_merge_within_what_int8_loses(tmp_path):
     down, up = torch.randn(RANK, 256) / 16, torch.randn(128, RANK) / 16
     x = torch.randn(2, 40, 256)
     expected = torch.nn.functional.linear(x, plain.weight + up @ down, plain.bias)
-    beside = SideBranch(to_int8(plain), down, up)(x)
+    layer = to_int8(plain, "tiles")
+    without = layer(x)
+    layer.add_low_rank(down, up)
+    beside = layer(x)
     assert (beside - expected).norm() / expected.norm() < 0.02
-    assert (to_int8(plain)(x) - expected).norm() / expected.norm() > 0.05
+    assert (without - expected).norm() / expected.norm() > 0.05
 
 
 def test_int8_blocks_wear_branches_and_stream_through_one_slot(run_of, shelf, tmp_path):
@@ -198,7 +201,8 @@ def test_int8_blocks_wear_branches_and_stream_through_one_slot(run_of, shelf, tm
     int8 = shelf._keep("dit", shelf._load_dit)
     before = velocity(int8)
     branched = wear(int8, [Lora(path=path)], "single").network
-    assert isinstance(branched.blocks[5].ffn[2], SideBranch) and isinstance(int8.blocks[0].ffn[2], Int8Linear)
+    assert branched.blocks[5].ffn[2].down is not None
+    assert isinstance(int8.blocks[0].ffn[2], Int8Linear) and int8.blocks[0].ffn[2].down is None
     whole = velocity(branched)
     assert (whole - velocity(worn)).norm() < 0.5 * (whole - before).norm()
     assert torch.equal(velocity(branched, Levers(experts="streamed", blocks_resident=1)), whole)

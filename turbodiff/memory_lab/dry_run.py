@@ -12,8 +12,7 @@ import torch
 
 from turbodiff.memory_lab.ledger import Ledger
 from turbodiff.models import vae as vae_driver
-from turbodiff.models.attention import AttentionPlan
-from turbodiff.models.rope import rope_tables
+from turbodiff.models.attention import AttentionPlan, rope_tables
 from turbodiff.models.wan_dit import CrossAttentionCache, WanDiT
 from turbodiff.runtime.model_cache import dit_config
 from turbodiff.spec.models import ModelSpec
@@ -68,8 +67,8 @@ def denoise_bytes(
         for _ in range(2):
             ledger.reset_peak()
             x, inputs = dit.prepare(state[0].float(), torch.empty(1, 1), text, condition, attention=how, rope=rope)
-            for block in dit.blocks:
-                x = block(x, inputs, chunks)
+            for index, block in enumerate(dit.blocks):
+                x = block(x, inputs, index, chunks)
             dit.finish(x, inputs)
             del x, inputs
     kept_per_block = 2 * text.context.numel() * text.context.element_size()

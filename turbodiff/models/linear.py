@@ -1,12 +1,12 @@
-"""The linear layers of a Wan block, 16-bit and INT8, and what a block does around them, with one signature.
+"""The linear layers of a Wan block, 16-bit and INT8, and what a block does around them.
 
-A block speaks to both kinds alike: `take` makes the input once for several layers, a call multiplies it, `gelu` and
-`add_to` multiply and go on. An INT8 layer answers with fused passes and hands INT8 rows on; it knows no gradients.
+`norm_modulate`, `quantize_input`, `linear_gelu` and `residual_add_` are the steps of a block, named after their maths.
+They take the layer that the step leads into or out of: an INT8 layer gets fused passes, and its input as INT8 rows.
+INT8 layers know no gradients.
 """
 
 import os
-from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeAlias, TypeVar, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +16,16 @@ from turbodiff_kernels.gemm import int8_linear, int8_linear_add_, int8_linear_qu
 from turbodiff_kernels.quant import TILE, dequantize_tiles, quantize_tiles, quantize_tokens, tiles
 
 from turbodiff.spec.errors import RequestError
+from turbodiff.spec.shapes import INT8_PART_TOKENS
 
-PART_TOKENS = 64 * TILE  # tokens whose wide rows exist in 16 bits at a time
 INT8_VARIABLE = "TURBODIFF_INT8"
 
 Int8Mode = Literal["tiles", "tokens"]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Int8Rows(NamedTuple):
-    """Tokens [B, L, in] as INT8: values int8 [B * L, in], their scales, and the B, L and dtype they came with."""
+    """Tokens [B, L, in] as INT8: values int8 [B * L, in], their scales, and the B and dtype they came with."""
 
     values: Tensor
     scale: Tensor
@@ -33,26 +34,7 @@ class Int8Rows(NamedTuple):
 
 
 class Linear(nn.Linear):
-    """`x @ weight.T + bias` in the dtype of the weight; x [B, L, in] -> [B, L, out]."""
-
-    def take(self, x: Tensor) -> Tensor:
-        """Input for this layer and for others like it: the tokens as they are."""
-        return x
-
-    def take_modulated(self, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-        """`take(layer_norm(x) * (1 + scale) + shift)`, shift and scale float32 [B, 1, in]."""
-        return norm.norm_modulate(x, shift, scale, eps)
-
-    def gelu(self, x: Tensor) -> Tensor:
-        """GELU (tanh) of the product, as input for the next layer."""
-        y = self(x)
-        return F.gelu(y, approximate="tanh") if torch.is_grad_enabled() else torch.ops.aten.gelu_(y, approximate="tanh")
-
-    def add_to(self, x: Tensor, y: Tensor, gate: Tensor | None = None) -> Tensor:
-        """`x + gate * (y @ weight.T + bias)`, x [B, L, out], gate [B, 1, out]; without gradients x is overwritten."""
-        if gate is not None:
-            return norm.residual_add_(x, self(y), gate)
-        return x + self(y).to(x.dtype) if torch.is_grad_enabled() else x.add_(self(y))
+    """`x @ weight.T + bias` in the dtype of the weight; a layer of a block, which `int8_blocks` may replace."""
 
 
 class Int8Linear(nn.Module):
@@ -61,7 +43,14 @@ class Int8Linear(nn.Module):
     Tiles of 128 x 128, as in TurboDiffusion's `quant_linear` files: scale float32 [ceil(out / 128), ceil(in / 128)],
     tokens quantised in such tiles too. Rows, the fast mode: scale float32 [out], one scale per token.
     int8_weight int8 [out, in]; bias [out] in the dtype of the model.
+
+    A LoRA is a low-rank branch beside the weight, `layer(x) + up @ down @ x`: down [rank, in], up [out, rank], or None.
     """
+
+    int8_weight: Tensor
+    scale: Tensor
+    down: nn.Parameter | None
+    up: nn.Parameter | None
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -70,121 +59,110 @@ class Int8Linear(nn.Module):
         self.register_buffer("int8_weight", torch.zeros(out_features, in_features, dtype=torch.int8))
         self.register_buffer("scale", torch.ones(grid, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros(out_features))
+        self.register_parameter("down", None)
+        self.register_parameter("up", None)
 
     @property
     def tiled(self) -> bool:
         """Whether the scales are those of tiles, and not of rows."""
         return self.scale.dim() == 2
 
-    def forward(self, x: Tensor | Int8Rows) -> Tensor:
-        """x [..., in] or what `take` made of it -> [..., out] in the dtype of x."""
-        rows = self.take(x) if isinstance(x, Tensor) else x
-        y = int8_linear(rows.values, rows.scale, *self._weight, rows.dtype)
-        return y.view(*(x.shape[:-1] if isinstance(x, Tensor) else (rows.batch, -1)), self.out_features)
-
-    def take(self, x: Tensor) -> Int8Rows:
-        """Tokens [..., in] quantised once for several layers of one mode."""
-        quantize = quantize_tiles if self.tiled else quantize_tokens
-        return Int8Rows(*quantize(x.flatten(0, -2)), len(x), x.dtype)
-
-    def take_modulated(self, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Int8Rows:
-        """`take(layer_norm(x) * (1 + scale) + shift)`; in the fast mode the normed tokens never reach memory."""
-        if self.tiled:
-            return self.take(norm.norm_modulate(x, shift, scale, eps))
-        values, step = norm.norm_modulate_quantize(x, shift, scale, eps)
-        return Int8Rows(values.flatten(0, 1), step.flatten(), len(x), x.dtype)
-
-    def gelu(self, x: Int8Rows) -> Int8Rows:
-        """GELU (tanh) of the product, quantised for the next layer; few of the wide rows are ever 16 bits in memory."""
-        if self.tiled:
-            tiles_of = int8_linear_quantize(x.values, x.scale, *self._weight, x.dtype, True)
-            return Int8Rows(*tiles_of, x.batch, x.dtype)
-        values = x.values.new_empty(len(x.values), self.out_features)
-        scale = x.scale.new_empty(len(x.values))
-        for first in range(0, len(values), PART_TOKENS):
-            part = slice(first, first + PART_TOKENS)
-            wide = int8_linear(x.values[part], x.scale[part], *self._weight, x.dtype, True)
-            values[part], scale[part] = quantize_tokens(wide)
-        return Int8Rows(values, scale, x.batch, x.dtype)
-
-    def add_to(self, x: Tensor, y: Tensor | Int8Rows, gate: Tensor | None = None) -> Tensor:
-        """`x += gate * (y @ weight.T + bias)`, x [B, L, out] overwritten and returned, gate [B, 1, out]."""
-        rows = self.take(y) if isinstance(y, Tensor) else y
-        gate = x.new_ones(1, 1, self.out_features) if gate is None else gate
-        return int8_linear_add_(x, gate, rows.values, rows.scale, *self._weight)
-
     @property
-    def _weight(self) -> tuple[Tensor, Tensor, Tensor]:
+    def weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the fused products take: the integers, their scales, the bias."""
         return self.int8_weight, self.scale, self.bias
 
-
-class SideBranch(nn.Module):
-    """An INT8 layer and a low-rank change beside it, `layer(x) + up @ down @ x`: how INT8 weights wear a LoRA.
-
-    down [rank, in], up [out, rank] in the dtype of the layer's bias. The branch reads what the layer reads: INT8 rows.
-    """
-
-    def __init__(self, layer: Int8Linear, down: Tensor, up: Tensor) -> None:
-        super().__init__()
-        self.layer = layer
-        self.down = nn.Parameter(down.to(layer.bias.dtype), requires_grad=False)
-        self.up = nn.Parameter(up.to(layer.bias.dtype), requires_grad=False)
-
-    def take(self, x: Tensor) -> Int8Rows:
-        """As the layer takes it."""
-        return self.layer.take(x)
-
-    def take_modulated(self, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Int8Rows:
-        """As the layer takes it."""
-        return self.layer.take_modulated(x, shift, scale, eps)
-
     def forward(self, x: Tensor | Int8Rows) -> Tensor:
-        """x [..., in] or what `take` made of it -> [..., out] in the dtype of x."""
-        rows = self.take(x) if isinstance(x, Tensor) else x
-        y = self.layer(rows)
-        y.view(-1, y.shape[-1]).add_(self._change(rows))
-        return y.view(*x.shape[:-1], -1) if isinstance(x, Tensor) else y
+        """x [..., in] or what `quantize_input` made of it -> [..., out] in the dtype of x."""
+        rows = self.quantize_input(x)
+        y = int8_linear(rows.values, rows.scale, *self.weights, rows.dtype)
+        if self.down is not None:
+            y.add_(self.low_rank(rows))
+        return y.view(*(x.shape[:-1] if isinstance(x, Tensor) else (rows.batch, -1)), self.out_features)
 
-    def gelu(self, x: Int8Rows) -> Tensor:
-        """GELU (tanh) of the product; the next layer quantises it."""
-        return F.gelu(self(x), approximate="tanh")
+    def quantize_input(self, x: Tensor | Int8Rows) -> Int8Rows:
+        """Tokens [..., in] as INT8, once for several layers of one mode; rows as they are."""
+        if isinstance(x, Int8Rows):
+            return x
+        values, scale = quantize_tiles(x.flatten(0, -2)) if self.tiled else quantize_tokens(x.flatten(0, -2))
+        return Int8Rows(values, scale, len(x), x.dtype)
 
-    def add_to(self, x: Tensor, y: Tensor | Int8Rows, gate: Tensor | None = None) -> Tensor:
-        """`x += gate * (layer(y) + up @ down @ y)`, x [B, L, out] overwritten and returned, gate [B, 1, out]."""
-        rows = self.take(y) if isinstance(y, Tensor) else y
-        change = self._change(rows).view_as(x)
-        return self.layer.add_to(x, rows, gate).add_(change if gate is None else change * gate.to(x.dtype))
+    def add_low_rank(self, down: Tensor, up: Tensor) -> None:
+        """Put a low-rank branch beside the weight, in the dtype of the bias."""
+        self.down, self.up = (nn.Parameter(t.to(self.bias.dtype), requires_grad=False) for t in (down, up))
 
-    def _change(self, rows: Int8Rows) -> Tensor:
-        """[B * L, out] in the dtype of the tokens; whole tiles at a time, so that few of them are ever wide."""
+    def low_rank(self, rows: Int8Rows) -> Tensor:
+        """`up @ down @ x` [B * L, out] in the dtype of the tokens; few of the rows are ever wide at a time."""
+        assert self.down is not None and self.up is not None
         parts = []
-        for start in range(0, len(rows.values), PART_TOKENS):
-            values = rows.values[start : start + PART_TOKENS]
-            if self.layer.tiled:
+        for start in range(0, len(rows.values), INT8_PART_TOKENS):
+            values = rows.values[start : start + INT8_PART_TOKENS]
+            if self.tiled:
                 x = dequantize_tiles(values, rows.scale[start // TILE :][: tiles(len(values))])
             else:
-                x = values * rows.scale[start : start + PART_TOKENS, None]
+                x = values * rows.scale[start : start + INT8_PART_TOKENS, None]
             parts.append(F.linear(x.to(self.down.dtype), self.down))
         return F.linear(torch.cat(parts), self.up).to(rows.dtype)
 
 
-def make_linear(in_features: int, out_features: int, quant: bool) -> Linear | Int8Linear:
+BlockLinear: TypeAlias = Linear | Int8Linear
+
+
+def quantize_input(x: Tensor, layer: BlockLinear) -> Tensor | Int8Rows:
+    """`x` as `layer` and layers like it take it: INT8 rows, or the tokens as they are."""
+    return layer.quantize_input(x) if isinstance(layer, Int8Linear) else x
+
+
+def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float, layer: BlockLinear) -> Tensor | Int8Rows:
+    """`layer_norm(x) * (1 + scale) + shift` as input of `layer`; shift and scale float32 [B, 1, in].
+
+    In the fast INT8 mode the normed tokens never reach memory.
+    """
+    if not isinstance(layer, Int8Linear) or layer.tiled:
+        return quantize_input(norm.norm_modulate(x, shift, scale, eps), layer)
+    values, step = norm.norm_modulate_quantize(x, shift, scale, eps)
+    return Int8Rows(values.flatten(0, 1), step.flatten(), len(x), x.dtype)
+
+
+def linear_gelu(x: Tensor | Int8Rows, layer: BlockLinear) -> Tensor | Int8Rows:
+    """`gelu(layer(x))` (tanh) as input of the next layer; in INT8 few of the wide rows are ever 16 bits in memory."""
+    if not isinstance(layer, Int8Linear):
+        y = layer(x)
+        return F.gelu(y, approximate="tanh") if torch.is_grad_enabled() else torch.ops.aten.gelu_(y, approximate="tanh")
+    if layer.down is not None:
+        return F.gelu(layer(x), approximate="tanh")
+    rows = layer.quantize_input(x)
+    if layer.tiled:
+        return Int8Rows(
+            *int8_linear_quantize(rows.values, rows.scale, *layer.weights, rows.dtype, True), rows.batch, rows.dtype
+        )
+    values = rows.values.new_empty(len(rows.values), layer.out_features)
+    scale = rows.scale.new_empty(len(rows.values))
+    for first in range(0, len(values), INT8_PART_TOKENS):
+        part = slice(first, first + INT8_PART_TOKENS)
+        wide = int8_linear(rows.values[part], rows.scale[part], *layer.weights, rows.dtype, True)
+        values[part], scale[part] = quantize_tokens(wide)
+    return Int8Rows(values, scale, rows.batch, rows.dtype)
+
+
+def residual_add_(x: Tensor, layer: BlockLinear, y: Tensor | Int8Rows, gate: Tensor | None = None) -> Tensor:
+    """`x + gate * layer(y)`: tokens x [B, L, out], gate [B, 1, out] or 1; without gradients x is overwritten."""
+    if not isinstance(layer, Int8Linear):
+        if gate is not None:
+            return norm.residual_add_(x, layer(y), gate)
+        return x + layer(y).to(x.dtype) if torch.is_grad_enabled() else x.add_(layer(y))
+    rows = layer.quantize_input(y)
+    branch = None if layer.down is None else layer.low_rank(rows).view_as(x)
+    by = x.new_ones(1, 1, layer.out_features) if gate is None else gate
+    int8_linear_add_(x, by, rows.values, rows.scale, *layer.weights)
+    if branch is None:
+        return x
+    return x.add_(branch if gate is None else branch * gate.to(x.dtype))
+
+
+def make_linear(in_features: int, out_features: int, quant: bool) -> BlockLinear:
     """A linear layer of a block, INT8 when `quant`."""
     return Int8Linear(in_features, out_features) if quant else Linear(in_features, out_features)
-
-
-def to_int8(layer: Linear) -> Int8Linear:
-    """The layer with its weight in INT8 tiles: what TurboDiffusion's -quant files hold for the same weight."""
-    return _int8_layer(layer, *quantize_tiles(layer.weight.detach()))
-
-
-def to_fast_int8(layer: Linear | Int8Linear) -> Int8Linear:
-    """The layer with one scale per output channel, from a 16-bit weight or from tiles; a fast layer as it is."""
-    if isinstance(layer, Linear):
-        return _int8_layer(layer, *quantize_tokens(layer.weight.detach()))
-    if layer.tiled:
-        layer.int8_weight, layer.scale = quantize_tokens(dequantize_tiles(layer.int8_weight, layer.scale))
-    return layer
 
 
 def int8_mode() -> Int8Mode:
@@ -203,39 +181,33 @@ def int8_mode() -> Int8Mode:
             expected=" | ".join(get_args(Int8Mode)),
             try_instead=f"{INT8_VARIABLE}=tiles",
         )
-    return mode  # type: ignore[return-value]
-
-
-def int8_blocks(dit: nn.Module) -> nn.Module:
-    """The linear layers below the blocks in INT8, in the mode that this process was started with."""
-    return fast_int8_(dit) if int8_mode() == "tokens" else quantize_blocks(dit)
-
-
-def quantize_blocks(dit: nn.Module) -> nn.Module:
-    """Every `Linear` below the blocks of a transformer becomes INT8, one at a time; the transformer is changed."""
-    return _convert(dit, Linear, to_int8)
-
-
-def fast_int8_(dit: nn.Module) -> nn.Module:
-    """Every linear layer below the blocks goes into the fast INT8 mode, one at a time; the transformer is changed.
-
-    It takes plain weights and INT8 files alike; from a file each weight is rounded a second time, by half a step of
-    its row at most. Another rounding than TurboDiffusion's tiles: a seed gives a slightly other clip.
-    """
-    return _convert(dit, (Linear, Int8Linear), to_fast_int8)
-
-
-def _int8_layer(layer: Linear, values: Tensor, scale: Tensor) -> Int8Linear:
-    with torch.device("meta"):
-        quantised = Int8Linear(layer.in_features, layer.out_features)
-    quantised.int8_weight, quantised.scale, quantised.bias = values, scale, layer.bias
-    return quantised.requires_grad_(False)
+    return cast(Int8Mode, mode)
 
 
 @torch.no_grad()
-def _convert(dit: nn.Module, kinds: type | tuple[type, ...], convert: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    for module in list(dit.blocks.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, kinds):
-                setattr(module, name, convert(child))
+def int8_blocks(dit: Network, mode: Int8Mode | None = None) -> Network:
+    """The linear layers below the blocks in INT8, one at a time, by default in `int8_mode`; the network is changed."""
+    mode = mode or int8_mode()
+    for module in list(dit.get_submodule("blocks").modules()):
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, BlockLinear):
+                setattr(module, name, to_int8(layer, mode))
     return dit
+
+
+def to_int8(layer: BlockLinear, mode: Int8Mode) -> Int8Linear:
+    """The layer with its weight in INT8: tiles, what TurboDiffusion's -quant files hold for it, or one scale per row.
+
+    A layer in tiles becomes one of rows too: each weight is rounded a second time, by half a step of its row at most.
+    Another rounding than TurboDiffusion's tiles: a seed gives a slightly other clip.
+    """
+    if isinstance(layer, Int8Linear):
+        if mode == "tokens" and layer.tiled:
+            layer.int8_weight, layer.scale = quantize_tokens(dequantize_tiles(layer.int8_weight, layer.scale))
+        return layer
+    with torch.device("meta"):
+        quantised = Int8Linear(layer.in_features, layer.out_features)
+    weight = layer.weight.detach()
+    quantised.int8_weight, quantised.scale = quantize_tiles(weight) if mode == "tiles" else quantize_tokens(weight)
+    quantised.bias = layer.bias
+    return quantised.requires_grad_(False)

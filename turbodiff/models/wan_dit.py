@@ -4,31 +4,34 @@ Parameter names are those of the original checkpoints with TurboDiffusion's 2-D 
 without renaming. A forward pass is three steps, so that a caller may keep blocks elsewhere and bring them in turn:
 
     x, inputs = model.prepare(latents, timesteps, text, condition, attention=plan)
-    for block in model.blocks:
-        x = block(x, inputs)
+    for index, block in enumerate(model.blocks):
+        x = block(x, inputs, index)
     velocity = model.finish(x, inputs)
 
 What does not change from step to step is computed once per clip and handed to `prepare`: the text as a
-`CrossAttentionCache`, which remembers every block's keys and values, the rotary tables, and the time where two texts
-share it.
+`CrossAttentionCache`, which keeps every block's keys and values, the rotary tables, and the time where two texts share
+it.
 
 Numerics follow TurboDiffusion: time path, modulation and head in float32; residual stream in the dtype of the model.
 Without gradients the residual stream is updated in place.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from turbodiff_kernels import norm
-from turbodiff_kernels.quant import TILE
+from turbodiff_kernels.norm import layer_norm, rms_norm_, rms_norm_rope_
+from turbodiff_kernels.sage import normed_sage_attention
+from turbodiff_kernels.sla import normed_sla_attention
 
-from turbodiff.models.attention import DENSE, AttentionPlan, Norms, attention, check_attention, self_attention
-from turbodiff.models.linear import make_linear
-from turbodiff.models.rope import rope_tables
+from turbodiff.models.attention import DENSE, AttentionPlan, attention, rope_tables
+from turbodiff.models.linear import BlockLinear, linear_gelu, make_linear, norm_modulate, quantize_input, residual_add_
 from turbodiff.spec import shapes
+from turbodiff.spec.errors import RequestError
+from turbodiff.spec.request import SPARSE_ATTENTION
 
 PATCH = (1, shapes.PATCH, shapes.PATCH)  # latent frames, rows and columns of one token (Wan2.1)
 
@@ -60,29 +63,15 @@ class WanConfig:
         return PATCH[0] * PATCH[1] * PATCH[2]
 
 
+@dataclass(frozen=True)
 class CrossAttentionCache:
-    """The embedded text of one clip [B, Lt, d], and the keys and values that each block makes of it.
+    """The embedded text of one clip [B, Lt, d], and the keys and values that each block made of it, by block index.
 
-    The first forward pass fills it, the later ones read it. Blocks are known by their order, which every pass keeps,
-    also where they are streamed through a few slots. It holds 2 * blocks * B * Lt * d elements: 400 MiB for Wan 14B.
+    The first forward pass fills it, the later ones read it: 2 * blocks * B * Lt * d elements, 400 MiB for Wan 14B.
     """
 
-    def __init__(self, context: Tensor) -> None:
-        self.context = context
-        self._made: list[tuple[Tensor, Tensor]] = []
-        self._turn = 0
-
-    def rewind(self) -> "CrossAttentionCache":
-        """Itself, before the first block of a forward pass."""
-        self._turn = 0
-        return self
-
-    def keys_values(self, make: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """What the block whose turn it is makes of the text, or made of it in an earlier pass."""
-        if self._turn == len(self._made):
-            self._made.append(make(self.context))
-        self._turn += 1
-        return self._made[self._turn - 1]
+    context: Tensor
+    keys_values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,7 +80,7 @@ class BlockInputs:
 
     time: Tensor  # float32 [B, d], for the head
     modulation: Tensor  # float32 [B, 6, d], for the blocks
-    context: Tensor | CrossAttentionCache  # [B, Lt, d], embedded text
+    text: CrossAttentionCache
     context_bias: Tensor | None  # [B, 1, 1, Lt], added to the logits of cross-attention
     rope: tuple[Tensor, Tensor]  # cosines and sines, float32 [N, head_dim / 2]
     grid: tuple[int, int, int]  # tokens along time, height, width
@@ -136,13 +125,14 @@ class WanDiT(nn.Module):
         x, inputs = self.prepare(
             latents, timesteps, self.embed_text(text), condition, attention=attention, context_bias=context_bias
         )
-        for block in self.blocks:
-            x = block(x, inputs, ffn_chunks)
+        for index, block in enumerate(self.blocks):
+            x = block(x, inputs, index, ffn_chunks)
         return self.finish(x, inputs)
 
     def embed_text(self, text: Tensor) -> Tensor:
         """Text encoder rows [B, Lt, text_dim] -> context [B, Lt, dim]; does not depend on time: once per clip."""
-        return self.text_embedding(text.to(self.dtype))
+        context: Tensor = self.text_embedding(text.to(self.dtype))
+        return context
 
     def prepare(
         self,
@@ -163,14 +153,22 @@ class WanDiT(nn.Module):
         Raises:
             RequestError: sparse attention, and the checkpoint has no projections for it.
         """
-        check_attention(attention, projections=self.config.sla)
+        if attention.kind in SPARSE_ATTENTION and not self.config.sla:
+            raise RequestError(
+                "these weights were not trained for sparse-linear attention: they have no proj_l",
+                code="attention_needs_projections",
+                field="attention",
+                got=attention.kind,
+                expected="dense, sage or auto",
+                try_instead="--attention auto, or the TurboWan weights of this model",
+            )
         x = latents if condition is None else torch.cat((latents, condition.to(latents.dtype)), dim=1)
         x = x.to(self.dtype)
-        grid = tuple(size // patch for size, patch in zip(x.shape[2:], PATCH, strict=True))
+        grid = (x.shape[2] // PATCH[0], x.shape[3] // PATCH[1], x.shape[4] // PATCH[2])
         tokens = self.patch_embedding(patchify(x)).to(self.dtype)
         rope = rope or rope_tables(*grid, self.config.head_dim, device=x.device)
-        context = context.rewind() if isinstance(context, CrossAttentionCache) else context
-        return tokens, BlockInputs(*(time or self.embed_time(timesteps)), context, context_bias, rope, grid, attention)
+        text = context if isinstance(context, CrossAttentionCache) else CrossAttentionCache(context)
+        return tokens, BlockInputs(*(time or self.embed_time(timesteps)), text, context_bias, rope, grid, attention)
 
     def finish(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """Tokens after the last block [B, N, dim] -> velocity, float32 [B, 16, T, H, W]."""
@@ -179,10 +177,11 @@ class WanDiT(nn.Module):
 
     def embed_time(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps [B, 1] -> float32 [B, d] and [B, 6, d]. A bf16 model sees bf16 timesteps, as it was trained."""
+        layers = self.time_embedding[0], self.time_embedding[2], self.time_projection[1]
+        first, second, project = (cast(nn.Linear, layer) for layer in layers)
         waves = sinusoid(timesteps.flatten().to(self.dtype), self.config.freq_dim)
-        hidden = F.silu(linear_float32(self.time_embedding[0], waves))
-        time = linear_float32(self.time_embedding[2], hidden)
-        modulation = linear_float32(self.time_projection[1], F.silu(time))
+        time = linear_float32(second, F.silu(linear_float32(first, waves)))
+        modulation = linear_float32(project, F.silu(time))
         return time, modulation.unflatten(1, (6, -1))
 
 
@@ -203,31 +202,52 @@ class Block(nn.Module):
             make_linear(config.ffn_dim, d, config.quant_linear),
         )
 
-    def forward(self, x: Tensor, inputs: BlockInputs, ffn_chunks: int = 1) -> Tensor:
-        """Tokens [B, N, d] -> tokens [B, N, d]; without gradients `x` itself. `ffn_chunks` bounds the hidden tokens."""
+    def forward(self, x: Tensor, inputs: BlockInputs, index: int, ffn_chunks: int = 1) -> Tensor:
+        """Tokens [B, N, d] -> tokens [B, N, d]; without gradients `x` itself.
+
+        `index`: which block of the network this is, also where blocks pass through shared modules. `ffn_chunks` bounds
+        the hidden tokens of the feed-forward.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + inputs.modulation).split(1, dim=1)
-        x = self.self_attn(x, shift1, scale1, gate1, inputs)
-        x = self.cross_attn(x, norm.layer_norm(x, self.norm3.weight, self.norm3.bias, self.eps), inputs)
-        if ffn_chunks == 1 or torch.is_grad_enabled():
-            return self._feed_forward(x, shift2, scale2, gate2)
-        for part in x.split(chunk_tokens(x.shape[1], ffn_chunks), dim=1):
-            self._feed_forward(part, shift2, scale2, gate2)
-        return x
 
-    def _feed_forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-        first, _, second = self.ffn
-        return second.add_to(x, first.gelu(first.take_modulated(x, shift, scale, self.eps)), gate)
+        attn = self.self_attn
+        y = norm_modulate(x, shift1, scale1, self.eps, attn.q)
+        q, k, v = attn.q(y), attn.k(y), attn.v(y)
+        del y  # gone when attention starts, as q, k and v are when its result is projected
+        y = attn(q, k, v, inputs)
+        del q, k, v
+        x = residual_add_(x, attn.o, y, gate1)
+
+        cross = self.cross_attn
+        y = cross(cross.q(layer_norm(x, self.norm3.weight, self.norm3.bias, self.eps)), inputs, index)
+        x = residual_add_(x, cross.o, y)
+        del y
+
+        first, second = (cast(BlockLinear, self.ffn[i]) for i in (0, 2))
+        whole = ffn_chunks == 1 or torch.is_grad_enabled()
+        for part in (x,) if whole else x.split(shapes.ffn_chunk_tokens(x.shape[1], ffn_chunks), dim=1):
+            hidden = linear_gelu(norm_modulate(part, shift2, scale2, self.eps, first), first)
+            part = residual_add_(part, second, hidden, gate2)
+            del hidden
+        return part if whole else x
 
 
-class SelfAttention(nn.Module):
-    """Attention of the video tokens to each other, with rotary positions."""
+class Projections(nn.Module):
+    """The four linear layers of an attention, and the norms of its queries and keys."""
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
         d, quant = config.dim, config.quant_linear
         self.num_heads, self.eps = config.num_heads, config.eps
         self.q, self.k, self.v, self.o = (make_linear(d, d, quant) for _ in range(4))
-        self.norm_q, self.norm_k = RMSNorm(d), RMSNorm(d)
+        self.norm_q, self.norm_k = nn.RMSNorm(d), nn.RMSNorm(d)  # their weights: fused kernels do the maths
+
+
+class SelfAttention(Projections):
+    """Attention of the video tokens to each other, with rotary positions."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__(config)
         if config.sla:
             proj_l = nn.Linear(config.head_dim, config.head_dim)
             nn.init.zeros_(proj_l.weight)
@@ -235,54 +255,35 @@ class SelfAttention(nn.Module):
             self.attn_op = nn.ModuleDict({"local_attn": nn.ModuleDict({"proj_l": proj_l})})
 
     @property
-    def proj_l(self) -> nn.Linear | None:
-        """Projection of SLA's linear branch, shared by the heads, where the checkpoint has one."""
-        return self.attn_op["local_attn"]["proj_l"] if hasattr(self, "attn_op") else None
+    def proj_l(self) -> nn.Linear:
+        """Projection of SLA's linear branch, shared by the heads; a checkpoint that was trained for it has one."""
+        return cast(nn.Linear, self.get_submodule("attn_op.local_attn.proj_l"))
 
-    def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, inputs: BlockInputs) -> Tensor:
-        """Tokens [B, N, d] plus gate * attention of the normed, modulated tokens; without gradients `x` itself.
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: BlockInputs) -> Tensor:
+        """RMS norm and rotation of q and k, then attention: q, k, v, out [B, N, d]. q and k may be overwritten."""
+        (cos, sin), plan = inputs.rope, inputs.attention
+        norms = self.norm_q.weight, self.norm_k.weight, cos, sin, self.eps
+        if plan.kind == "dense":
+            q, k = (rms_norm_rope_(t, weight, *norms[2:]) for t, weight in ((q, norms[0]), (k, norms[1])))
+            return attention(*(t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))).flatten(2)
+        if plan.kind == "sage":
+            return normed_sage_attention(q, k, v, *norms)
+        proj_l, int8 = self.proj_l, plan.kind == "sagesla"
+        return normed_sla_attention(q, k, v, *norms, proj_l.weight, proj_l.bias, plan.topk, int8=int8)
 
-        The normed copy is made here, once for q, k and v, so that it is gone when attention starts.
-        """
-        y = self.q.take_modulated(x, shift, scale, self.eps)
-        q, k, v = self.q(y), self.k(y), self.v(y)
-        del y
-        norms = Norms(self.norm_q.weight, self.norm_k.weight, *inputs.rope, self.eps)
-        out = self_attention(q, k, v, norms, inputs.attention, self.proj_l)
-        del q, k, v
-        return self.o.add_to(x, out, gate)
 
-
-class CrossAttention(nn.Module):
+class CrossAttention(Projections):
     """Attention of the video tokens to the text; never sparse, never masked."""
 
-    def __init__(self, config: WanConfig) -> None:
-        super().__init__()
-        d, quant = config.dim, config.quant_linear
-        self.num_heads, self.eps = config.num_heads, config.eps
-        self.q, self.k, self.v, self.o = (make_linear(d, d, quant) for _ in range(4))
-        self.norm_q, self.norm_k = RMSNorm(d), RMSNorm(d)
-
-    def forward(self, x: Tensor, y: Tensor, inputs: BlockInputs) -> Tensor:
-        """Tokens x [B, N, d] plus the text as y, the normed tokens, sees it; without gradients `x` itself."""
-        q = norm.rms_norm_(self.q(y), self.norm_q.weight, self.eps)
-        text = inputs.context
-        k, v = text.keys_values(self._keys_values) if isinstance(text, CrossAttentionCache) else self._keys_values(text)
-        heads = [t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v)]
-        return self.o.add_to(x, attention(*heads, inputs.context_bias).flatten(2))
-
-    def _keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Embedded text [B, Lt, d] -> keys and values [B, Lt, d]."""
-        text = self.k.take(context)
-        return norm.rms_norm_(self.k(text), self.norm_k.weight, self.eps), self.v(text)
-
-
-class RMSNorm(nn.Module):
-    """Holds the weight [dim] of a query or key norm; the maths is in `turbodiff_kernels.norm`."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
+    def forward(self, q: Tensor, inputs: BlockInputs, index: int) -> Tensor:
+        """RMS norm of q, then attention to the text: q, out [B, N, d]. Keys and values are made once per clip."""
+        q, text = rms_norm_(q, self.norm_q.weight, self.eps), inputs.text
+        if index not in text.keys_values:
+            context = quantize_input(text.context, self.k)
+            text.keys_values[index] = rms_norm_(self.k(context), self.norm_k.weight, self.eps), self.v(context)
+            del context
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, *text.keys_values[index]))
+        return attention(q, k, v, inputs.context_bias).flatten(2)
 
 
 class Head(nn.Module):
@@ -326,8 +327,3 @@ def linear_float32(layer: nn.Linear, x: Tensor) -> Tensor:
     device = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"  # meta tensors have none
     with torch.autocast(device, enabled=False):
         return F.linear(x.float(), layer.weight.float(), layer.bias.float())
-
-
-def chunk_tokens(tokens: int, chunks: int) -> int:
-    """Tokens per chunk: whole INT8 tiles, so that chunking never changes the numbers, in at most `chunks` chunks."""
-    return -(-tokens // (chunks * TILE)) * TILE

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from turbodiff.plan import roofline
-from turbodiff.plan.weight_sizes import INT8_TILE, Weights, encoder_bytes
+from turbodiff.plan.weight_sizes import Weights, encoder_bytes
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.numbers import GIB, MIB
@@ -23,12 +23,14 @@ from turbodiff.spec.shapes import (
     DECODER_MARGINS,
     ENCODER_MARGIN,
     HEAD_TOKENS,
+    INT8_PART_TOKENS,
     PATCH,
     SPACE_STRIDE,
     TIME_STRIDE,
     VAE_TILE,
     LatentShape,
     VideoShape,
+    ffn_chunk_tokens,
     pixel_frames,
 )
 
@@ -45,7 +47,6 @@ BLOCK_Q, BLOCK_K = 128, 64  # queries and keys of a block in sparse attention
 MEANS_UNITS = 3 / 64  # float32 means of those blocks
 STATES = 512  # partial states of SLA's linear branch, D x D float32 each; fewer where there are fewer blocks
 REFERENCE_ROWS = 140  # what SLA's reference pads
-BRANCH_TOKENS = 8192  # rows that a LoRA's side branch turns back into floats at a time (models/linear.py)
 STREAM_BUFFERS = 2  # blocks in flight beside the resident ones: one computing, one arriving
 
 RGB = 3
@@ -222,12 +223,12 @@ def denoise_activations(inputs: CostInputs, chunks: int) -> int:
     rho = facts.ffn_dim / facts.dim
     wide = max(1.5, 0.5 + 0.5 * rho) if inputs.int8 else 1 + rho
     if chunks > 1:  # whole INT8 tiles (models/wan_dit.py)
-        tokens = -(-tokens // (chunks * INT8_TILE)) * INT8_TILE
+        tokens = ffn_chunk_tokens(tokens, chunks)
     part = tokens * n // inputs.tokens
     attention, feed_forward = n * ATTENTION_UNITS, n + wide * part
     if inputs.lora:
-        floats = 8 * min(inputs.tokens, BRANCH_TOKENS) * facts.dim
-        wide_floats = 8 * min(tokens, BRANCH_TOKENS) * facts.ffn_dim
+        floats = 8 * min(inputs.tokens, INT8_PART_TOKENS) * facts.dim
+        wide_floats = 8 * min(tokens, INT8_PART_TOKENS) * facts.ffn_dim
         attention = max(attention, n + max(4.5 * n, 3.5 * n + floats))
         feed_forward = max(feed_forward, n + max((0.5 + 2 * rho) * part, 1.5 * rho * part + wide_floats))
     single = inputs.element_bytes != 4

@@ -7,9 +7,8 @@ from turbodiff.spec.experts import Expert
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import ModelSpec, TextFacts
 from turbodiff.spec.request import Lora
-from turbodiff.spec.shapes import PATCH
+from turbodiff.spec.shapes import INT8_TILE, PATCH
 
-INT8_TILE = 128  # INT8 weights carry one float32 scale per 128 x 128 tile (TurboDiffusion's quant_linear files)
 LORA_RANK = 64  # larger than most
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a value, a scale in 8 bits for 64, one in float32 for 256 scales
 

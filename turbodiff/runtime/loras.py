@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from turbodiff.models.linear import Int8Linear, SideBranch
+from turbodiff.models.linear import Int8Linear
 from turbodiff.runtime import offload
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.request import Lora, Request
@@ -75,7 +75,7 @@ def wear(dit: nn.Module, loras: Sequence[Lora], expert: str) -> LoraModel:
         _set(twin, name, _plus(offload.host_data(parameters[name]), difference))
     branches = {name: joined(pairs) for name, pairs in changes.items() if isinstance(linears[name], Int8Linear)}
     for name, (down, up) in _same_in_every_block(branches, linears).items():
-        _set(twin, name, SideBranch(twin.get_submodule(name), down, up))
+        twin.get_submodule(name).add_low_rank(down, up)
     for name in changes.keys() - branches.keys():
         layer = twin.get_submodule(name)
         layer.weight = nn.Parameter(merged(offload.host_data(layer.weight), changes[name]), requires_grad=False)

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from turbodiff.models.attention import AttentionPlan
-from turbodiff.models.rope import rope_tables
+from turbodiff.models.attention import AttentionPlan, rope_tables
 from turbodiff.models.wan_dit import PATCH, CrossAttentionCache, WanDiT
 from turbodiff.runtime import offload
 from turbodiff.runtime.embeddings import TextRows
@@ -86,6 +85,6 @@ class Network:
         x, inputs = self._dit.prepare(
             latents, timesteps, text, attention=self._attention, context_bias=bias, time=time, **self._clip
         )
-        for block in self._blocks:
-            x = block(x, inputs, self._levers.ffn_chunks)
+        for index, block in enumerate(self._blocks):
+            x = block(x, inputs, index, self._levers.ffn_chunks)
         return self._dit.finish(x, inputs)

@@ -24,6 +24,8 @@ VAE_TILE = 32  # side of a tile in latent pixels, without its margin
 DECODER_MARGINS = (13, 6, 3, 1)
 ENCODER_MARGIN = 9  # 8.5: its costly layers come first and need all of it
 HEAD_TOKENS = 8192  # tokens that pass the DiT's float32 head at a time: bounds its temporaries, not its result
+INT8_TILE = 128  # INT8 weights carry one float32 scale per 128 x 128 tile (TurboDiffusion's quant_linear files)
+INT8_PART_TOKENS = 64 * INT8_TILE  # tokens whose rows are wide at a time between INT8 layers, and for a LoRA's branch
 
 ASPECTS = ("1:1", "4:3", "3:4", "16:9", "9:16")
 
@@ -87,6 +89,11 @@ def latent_frames(num_frames: int) -> int:
 def pixel_frames(frames_latent: int) -> int:
     """Frames that T latent frames decode to."""
     return 1 + (frames_latent - 1) * TIME_STRIDE
+
+
+def ffn_chunk_tokens(tokens: int, chunks: int) -> int:
+    """Tokens per chunk of the feed-forward, in at most `chunks` of them: whole INT8 tiles, so that the numbers stay."""
+    return -(-tokens // (chunks * INT8_TILE)) * INT8_TILE
 
 
 def is_frame_count(num_frames: int) -> bool:

@@ -1,4 +1,4 @@
-"""Does the plan keep its word? The whole pipeline with made-up weights on a card cut down to 8, 12, 16, 24 and 32 GiB.
+"""Does the plan keep its word? The whole pipeline with dummy weights on a card cut down to 8, 12, 16, 24 and 32 GiB.
 
     scripts/bench_guard.py                                  every model and budget, within nine minutes
     scripts/bench_guard.py --model wan2.1-14b --gib 12 16
@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 from turbodiff.gpu.probe import machine_now  # noqa: E402
 from turbodiff.memory_lab.ledger import Ledger  # noqa: E402
-from turbodiff.memory_lab.measure import MadeUp, rows_of, run_denoise  # noqa: E402
+from turbodiff.memory_lab.measure import DummyModels, rows_of, run_phase  # noqa: E402
 from turbodiff.plan.hardware import CONTEXT_BYTES, Machine, pretend  # noqa: E402
 from turbodiff.plan.planner import plan_request  # noqa: E402
 from turbodiff.runtime import offload  # noqa: E402
@@ -112,13 +112,13 @@ def all_rows(
 ) -> Iterator[dict[str, Any]]:
     """One row per model and budget, and one per model for what streaming costs."""
     for model in models:
-        made = MadeUp(find_model(model), device)
+        dummy = DummyModels(find_model(model), device)
         for gib in budgets:
             if time.monotonic() > end_s:
                 return
-            yield one_budget(made, gib, machine)
+            yield one_budget(dummy, gib, machine)
         if device.is_cuda and time.monotonic() < end_s:
-            yield streaming(made, machine)
+            yield streaming(dummy, machine)
 
 
 def dearest(model: str) -> Request:
@@ -127,31 +127,31 @@ def dearest(model: str) -> Request:
     return make_request({"prompt": "a cat chases a butterfly", "model": model, "steps": 2, **picture})
 
 
-def one_budget(made: MadeUp, gib: float, machine: Machine) -> dict[str, Any]:
+def one_budget(models: DummyModels, gib: float, machine: Machine) -> dict[str, Any]:
     """Plan and run one model on a card of `gib` GiB; one row."""
-    row: dict[str, Any] = {"model": made.spec.name, "gib": gib, "kept": True, "phases": []}
+    row: dict[str, Any] = {"model": models.spec.name, "gib": gib, "kept": True, "phases": []}
     small = pretend(machine, gib).model_copy(update={"torch": torch.__version__.split("+")[0]})
     try:
-        plan = plan_request(dearest(made.spec.name), small, Inventory())
+        plan = plan_request(dearest(models.spec.name), small, Inventory())
     except DoesNotFitError as error:
         return row | {"plan": str(error)}
-    offload.cap(made.device.torch_device, plan.budget_bytes - CONTEXT_BYTES)
-    phases = list(rows_of(made, plan))
+    offload.cap_allocator(models.device.torch_device, plan.budget_bytes - CONTEXT_BYTES)
+    phases = list(rows_of(models, plan))
     kept = not any("oom" in phase for phase in phases)
     close = all(abs(phase.get("error", 1)) <= CLOSE for phase in phases)
     return row | {"plan": describe(plan), "band": plan.band, "phases": phases, "kept": kept, "close": close}
 
 
-def streaming(made: MadeUp, machine: Machine) -> dict[str, Any]:
+def streaming(models: DummyModels, machine: Machine) -> dict[str, Any]:
     """Seconds of a step with all blocks passing through, over those of a step with all of them there."""
-    offload.cap(made.device.torch_device, 1 << 60)
-    plan = plan_request(dearest(made.spec.name), machine, Inventory(), policy="anyway")
+    offload.cap_allocator(models.device.torch_device, 1 << 60)
+    plan = plan_request(dearest(models.spec.name), machine, Inventory(), policy="anyway")
     seconds = {}
     for lever in ("resident", "streamed"):
         levers = plan.levers.model_copy(update={"experts": lever, "blocks_resident": 0})
         with torch.inference_mode():
-            seconds[lever] = run_denoise(made, plan.model_copy(update={"levers": levers}))
-    return {"model": made.spec.name, **seconds, "streamed_over_resident": seconds["streamed"] / seconds["resident"]}
+            seconds[lever] = run_phase(models, plan.model_copy(update={"levers": levers}), "denoise")
+    return {"model": models.spec.name, **seconds, "streamed_over_resident": seconds["streamed"] / seconds["resident"]}
 
 
 def describe(plan: Plan) -> str:

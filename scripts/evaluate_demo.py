@@ -34,16 +34,11 @@ SHEET_FRAMES = (0, 5, 11, 16)
 PICTURE_MARKS = ("first_psnr", "flicker")
 
 
-class Never:
-    """The orders of somebody who never cancels."""
+class NeverStop:
+    """Commands of somebody who lets every clip run."""
 
-    def cancelled(self, job: int) -> bool:
-        """No."""
-        return False
-
-    def decode_now(self, job: int) -> bool:
-        """No."""
-        return False
+    cancelled: frozenset[int] = frozenset()
+    decode_now: frozenset[int] = frozenset()
 
 
 class Product:
@@ -53,13 +48,13 @@ class Product:
         from turbodiff.runtime.device import Device
         from turbodiff.runtime.model_cache import ModelCache
 
-        self.folder, self.shelf = folder, ModelCache(Device.pick(device))
+        self.folder, self.models = folder, ModelCache(Device.pick(device))
 
     def clip(self, fields: dict[str, Any]) -> np.ndarray:
         """Generate one clip and read its file back: uint8 [F, H, W, 3]."""
         from turbodiff.gpu.probe import machine_now
         from turbodiff.plan.planner import plan_request
-        from turbodiff.runtime.attempt import Job
+        from turbodiff.runtime.attempt import Attempt
         from turbodiff.runtime.pipeline import generate
         from turbodiff.spec.request import make_request
         from turbodiff.weights.locate import inventory
@@ -67,8 +62,8 @@ class Product:
         plan = plan_request(make_request(fields).seeded(), machine_now(), inventory())
         output = self.folder / "clip.mp4"
         output.unlink(missing_ok=True)
-        job = Job(1, 1, plan, self.folder, self.folder / "state", output)
-        generate(job, self.shelf, lambda *_, **__: None, Never())
+        places = (self.folder, self.folder / "state")
+        generate(Attempt(1, 1, plan, *places, self.models, lambda *_, **__: None, NeverStop, output))
         return read_frames(output, plan.request.width, plan.request.height)
 
 

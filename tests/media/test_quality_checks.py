@@ -136,22 +136,22 @@ def test_fault_35_noise_left_in_the_demos_latents_is_seen_and_the_clean_clip_is_
     from scripts.train_demo.captions import held_out_captions
     from scripts.train_demo.render import random_clip
     from turbodiff.models import vae as driver
-    from turbodiff.runtime import stages
-    from turbodiff.runtime.attempt import Job, Run
+    from turbodiff.runtime.attempt import Attempt
     from turbodiff.runtime.device import Device
     from turbodiff.runtime.model_cache import ModelCache
+    from turbodiff.runtime.pipeline import decode
 
     request = make_request({"prompt": "a red circle moves right on a black background", "seed": 1}).seeded()
-    shelf, plan = ModelCache(Device.pick("cpu")), plan_request(request, only(machine_now(), "cpu"), inventory())
-    run = Run(Job(1, 1, plan, tmp_path, tmp_path), shelf, lambda *_, **__: None, None)  # type: ignore[arg-type]
-    shelf.open(request)
+    models, plan = ModelCache(Device.pick("cpu")), plan_request(request, only(machine_now(), "cpu"), inventory())
+    attempt = Attempt(1, 1, plan, tmp_path, tmp_path, models, lambda *_, **__: None, None)  # type: ignore[arg-type]
+    models.open(request)
     clip = random_clip(held_out_captions()[3], np.random.default_rng(5))
     video = torch.from_numpy(np.array(clip)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-    with torch.inference_mode(), shelf.vae(plan) as vae:
+    with torch.inference_mode(), models.vae(plan) as vae:
         latents = driver.encode(vae, video, tile=None)
-    clean = np.concatenate(list(stages.decode(run, latents)))
+    clean = np.concatenate(list(decode(attempt, latents)))
     assert found(clean) == () == found(clean, picture=clip[0])
     latents = latents.clone()
     latents[:, :, :1] += 1.5 * torch.randn(latents[:, :, :1].shape, generator=torch.Generator().manual_seed(0))
-    noisy_start = np.concatenate(list(stages.decode(run, latents)))
+    noisy_start = np.concatenate(list(decode(attempt, latents)))
     assert found(noisy_start) == ("noisy_start",) == found(noisy_start, picture=clip[0])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from turbodiff.memory_lab.ledger import Ledger
+from tests.runtime.small_card import CardLedger
 from turbodiff.models.vae import decode, decode_stream, encode, frames_to_uint8, make_vae, prefers_conv2d
 
 
@@ -62,7 +62,7 @@ def test_stream_hands_out_one_frame_then_fours(vae, tile):
 
 def test_when_tiles_are_handed_out_only_their_canvas_is_left(vae):
     """What the tiles remember of past frames is many times the canvas; it must not outlive them."""
-    with Ledger("cpu") as ledger:
+    with CardLedger("cpu") as ledger:
         ledger.ignore(vae)
         z = latents(5)
         chunks = decode_stream(vae, z, tile=4)

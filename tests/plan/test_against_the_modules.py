@@ -1,7 +1,8 @@
 """The formulas against dry runs of the real modules on meta tensors: within 5 %, and never more than 2 % under.
 
-A dry run takes two blocks (runtime/dry_run.py): what a block needs does not depend on how many follow. Steps and whole
-pictures are cheap to trace and are all traced here; tiles of real size are not: the whole matrix of the VAE is slow.
+A dry run takes two blocks (memory_lab/dry_run.py): what a block needs does not depend on how many follow. Steps and
+whole pictures are cheap to trace and are all traced here; tiles of real size are not: the whole matrix of the VAE is
+slow.
 """
 
 from dataclasses import replace
@@ -139,7 +140,7 @@ def test_an_encoder_of_fewer_bits_is_counted_as_bitsandbytes_stores_it(bits):
     if bits == "bf16":
         held = stored_bytes(encoder)
     else:
-        with text.quantised(encoder, bits, torch.device("cpu")):
+        with text.quantized(encoder, bits, torch.device("cpu")):
             held = stored_bytes(encoder)
     assert encoder_bytes(facts, bits, 4) == pytest.approx(held, rel=0.02)
     assert phase_costs.text_encode(job("demo"), "resident", bits).weights == encoder_bytes(facts, bits, 2)

@@ -69,23 +69,21 @@ def denoising(job: phase_costs.CostInputs, chunks: int = 1) -> Pair:
 def denoising_with_a_lora(job: phase_costs.CostInputs, rank: int) -> Pair:
     """A step of INT8 layers that all have a side branch."""
 
-    def wear(dit: nn.Module) -> None:
+    def add_branches(dit: nn.Module) -> None:
         for module in list(dit.blocks.modules()):
             if isinstance(module, Int8Linear):
                 module.add_low_rank(torch.empty(rank, module.in_features), torch.empty(module.out_features, rank))
 
     assert job.int8 and job.attention == "dense"
-    traced = dry_run.denoise_bytes(job.spec, job.shape, dtype_of(job), int8=True, chunks=1, wear=wear)
+    traced = dry_run.denoise_bytes(job.spec, job.shape, dtype_of(job), int8=True, chunks=1, change=add_branches)
     return Pair(phase_costs.denoise_activations(job, 1), traced)
 
 
 def vae(job: phase_costs.CostInputs, *, decode: bool, tiled: bool) -> Pair:
     """Decoding a clip, or encoding a picture and the empty frames after it."""
-    need, run = (
-        (phase_costs.vae_decode, dry_run.decode_bytes) if decode else (phase_costs.image_encode, dry_run.encode_bytes)
-    )
+    need = phase_costs.vae_decode if decode else phase_costs.image_encode
     method = "conv2d" if job.conv2d else "conv3d"
-    traced = run(job.spec, job.shape, dtype_of(job), VAE_TILE if tiled else None, method)
+    traced = dry_run.vae_bytes(job.spec, job.shape, dtype_of(job), VAE_TILE if tiled else None, method, decode=decode)
     return Pair(need(job, tiled).activations, traced)
 
 

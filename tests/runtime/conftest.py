@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.test_tiny import Ears, Nobody
+from tests.test_tiny import EventList, NoCommands
 from turbodiff.gpu.probe import machine_now
 from turbodiff.plan.planner import plan_request
-from turbodiff.runtime.attempt import Job, Run
+from turbodiff.runtime.attempt import Attempt
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.spec.request import make_request
@@ -13,7 +13,7 @@ from turbodiff.weights.locate import inventory
 
 
 @pytest.fixture(scope="session")
-def shelf():
+def models():
     return ModelCache(Device.pick("cpu"))
 
 
@@ -23,15 +23,15 @@ def machine():
 
 
 @pytest.fixture
-def run_of(tmp_path, shelf, machine):
-    """A run of the demo for some fields of a request and some levers; nothing of it has happened yet."""
+def attempt_of(tmp_path, models, machine):
+    """An attempt at the demo for some fields of a request and some levers; nothing of it has happened yet."""
 
     def make(levers=None, **fields):
         request = make_request({"prompt": "a red circle moves right", "seed": 7, "steps": 2, "num_frames": 5, **fields})
         plan = plan_request(request, machine, inventory())
         if levers:
             plan = plan.model_copy(update={"levers": plan.levers.model_copy(update=levers)})
-        shelf.open(plan.request)
-        return Run(Job(1, 1, plan, tmp_path / "outputs", tmp_path / "state"), shelf, Ears(), Nobody())
+        models.open(plan.request)
+        return Attempt(1, 1, plan, tmp_path / "outputs", tmp_path / "state", models, EventList(), NoCommands)
 
     return make

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from turbodiff.memory_lab.ledger import Ledger
+from turbodiff.memory_lab.ledger import GRAIN_BYTES, Ledger
 from turbodiff.models.vae import make_vae
 from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.runtime import offload
 from turbodiff.runtime.device import Device
-from turbodiff.runtime.model_cache import COMPONENT_OF, ModelCache
+from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.spec.models import configs_folder
 from turbodiff.spec.numbers import GIB
 
@@ -29,6 +29,31 @@ def card(total_bytes: int) -> Machine:
         name="a card of the tests", total_bytes=total_bytes, free_bytes=total_bytes, context_bytes=0, reserve_bytes=0
     )
     return Machine(gpus=(gpu,), gpu_state="ok", ram_available_bytes=32 * GIB, torch="2.9.0", cudnn="9.10.2")
+
+
+class CardLedger(Ledger):
+    """A ledger to which networks in host memory are not on the card, until they are brought there."""
+
+    def ignore(self, module: nn.Module) -> set[torch.UntypedStorage]:
+        """A network in host memory: neither its weights nor views of them count. Returns their storages."""
+        storages = {tensor.untyped_storage() for tensor in (*module.parameters(), *module.buffers())}
+        self._known.update(storages)
+        return storages
+
+    @contextmanager
+    def holding(self, *modules: nn.Module) -> Iterator[None]:
+        """Count networks inside the block only, as if they were brought to the card and taken off again.
+
+        Raises:
+            torch.OutOfMemoryError: the cap is reached.
+        """
+        storages = [storage for module in modules for storage in self.ignore(module)]
+        size = sum(-(-storage.nbytes() // GRAIN_BYTES) * GRAIN_BYTES for storage in storages)
+        self._take(size)
+        try:
+            yield
+        finally:
+            self.live_bytes -= size
 
 
 @dataclass(frozen=True)
@@ -70,16 +95,16 @@ def write_toy(folder: Path, base_dim: int) -> None:
     save_file(state, folder / "models" / "toy_vae.safetensors")
 
 
-class CardShelf(ModelCache):
-    """The shelf of a worker on the small card: weights count while they are placed; nothing is ever at hand."""
+class CardCache(ModelCache):
+    """The model cache of a worker on the small card: weights count while they are placed; nothing is ever at hand."""
 
     def __init__(self) -> None:
         super().__init__(Device(torch.device("cpu"), "a card of the tests", torch.bfloat16))
-        self.ledger = Ledger("cpu")
+        self.ledger = CardLedger("cpu")
 
-    def insert(self, cap_bytes: int | None, shown: Callable[[], int | None] = lambda: None) -> Ledger:
+    def insert(self, cap_bytes: int | None, shown: Callable[[], int | None] = lambda: None) -> CardLedger:
         """Put a card of that size in; a context manager."""
-        self.ledger = Ledger("cpu", cap_bytes)
+        self.ledger = CardLedger("cpu", cap_bytes)
         for kept in self._kept.values():
             if isinstance(kept, nn.Module):
                 self.ledger.ignore(kept)
@@ -91,15 +116,15 @@ class CardShelf(ModelCache):
         self.open(request)
         load = {"text_encoder": self._load_text_encoder, "vae": self._load_vae, "dit": self._load_dit}
         for component, read in load.items():
-            with offload.placed(self._keep(component, read), self.device.torch_device):
+            with offload.on_device(self.get_or_load(component, read), self.device.torch_device):
                 pass
 
-    def vae_at_hand(self) -> None:
+    def preview_vae(self) -> None:
         return None
 
     @contextmanager
     def text_encoder(self, plan) -> Iterator:
-        encoder = self._keep("text_encoder", self._load_text_encoder)
+        encoder = self.get_or_load("text_encoder", self._load_text_encoder)
         layers = list(encoder.encoder.block)
         parts = {"resident": [encoder], "streamed": layers[:2]}.get(plan.levers.text, [])
         with self.ledger.holding(*parts), super().text_encoder(plan) as read:
@@ -111,12 +136,12 @@ class CardShelf(ModelCache):
             yield vae
 
     @contextmanager
-    def network(self, expert, plan) -> Iterator:
-        dit = self._keep(COMPONENT_OF[expert], self._load_dit)
+    def dit(self, expert, plan) -> Iterator:
+        dit = self.get_or_load(expert.component, self._load_dit)
         rest = [child for name, child in dit.named_children() if name != "blocks"]
         here: list[nn.Module] = [*rest, *dit.blocks[: plan.levers.blocks_resident]]
         with (
             self.ledger.holding(*(here if plan.levers.experts == "streamed" else [dit])),
-            super().network(expert, plan) as network,
+            super().dit(expert, plan) as placed,
         ):
-            yield network
+            yield placed

@@ -6,17 +6,18 @@ import pytest
 import torch
 
 from tests.plan.machines import ask, card, disk
-from tests.test_tiny import Ears, Nobody
+from tests.test_tiny import EventList, NoCommands
 from turbodiff.plan.planner import plan_request
-from turbodiff.runtime.attempt import Job, Run
-from turbodiff.runtime.denoise import denoise
+from turbodiff.runtime import denoise
+from turbodiff.runtime.attempt import Attempt
 from turbodiff.runtime.device import Device
-from turbodiff.runtime.embeddings import TextRows
+from turbodiff.runtime.model_cache import PlacedDit
+from turbodiff.runtime.text import TextRows
 from turbodiff.spec.errors import OutOfMemoryError
 
 
 class Bench:
-    """A shelf whose networks only say when they come and go."""
+    """A model cache whose networks only say when they come and go."""
 
     def __init__(self, fail_at=""):
         self.device, self.weights_bytes = Device.pick("cpu"), 0
@@ -25,20 +26,14 @@ class Bench:
     def reset_peak(self):
         pass
 
-    def vae_at_hand(self):
-        return None
-
-    def lora_notes(self, expert, request):
-        return ()
-
     @contextmanager
-    def network(self, expert, plan):
+    def dit(self, expert, plan):
         if expert == self.fail_at:
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.here.append(expert)
         self.seen.append(tuple(self.here))
         try:
-            yield Still()
+            yield PlacedDit(None, (), ())
         finally:
             self.here.remove(expert)
 
@@ -46,21 +41,27 @@ class Bench:
 class Still:
     """A network that moves nothing."""
 
-    def begin(self, *clip):
+    def __init__(self, *clip):
         pass
 
     def __call__(self, latents, timesteps):
         return torch.zeros_like(latents)
 
 
-def run_of(tmp_path, bench, **fields):
+@pytest.fixture(autouse=True)
+def still(monkeypatch):
+    monkeypatch.setattr(denoise, "Network", Still)
+    monkeypatch.setattr(denoise.preview, "show", lambda *_: None)
+
+
+def attempt_of(tmp_path, bench, **fields):
     request = ask("wan2.2-a14b", size="128x128", num_frames=5, steps=4, seed=1, **fields)
     plan = plan_request(request, card(80), disk(), policy="anyway")
-    return Run(Job(1, 1, plan, tmp_path, tmp_path), bench, Ears(), Nobody())
+    return Attempt(1, 1, plan, tmp_path, tmp_path, bench, EventList(), NoCommands)
 
 
-def steps(run):
-    return denoise(run, TextRows(torch.zeros(1, 512, 4096), 4), None)
+def steps(attempt):
+    return denoise.denoise(attempt, TextRows(torch.zeros(1, 512, 4096), 4), None)
 
 
 @pytest.mark.parametrize(
@@ -70,17 +71,17 @@ def steps(run):
 )
 def test_one_expert_at_a_time_and_none_before_the_decode(tmp_path, boundary, turns):
     bench = Bench()
-    run = run_of(tmp_path, bench, boundary=boundary)
-    assert steps(run).shape[1] == 16
+    attempt = attempt_of(tmp_path, bench, boundary=boundary)
+    assert steps(attempt).shape[1] == 16
     assert bench.seen == turns
     assert bench.here == []
-    done = [fields.name for fields in run.say.of("phase") if fields.state == "done"]
+    done = [event.name for event in attempt.send.of("phase") if event.state == "done"]
     assert done == [f"denoise_{expert}" for (expert,) in turns]
 
 
 def test_an_expert_that_does_not_fit_leaves_nothing_behind(tmp_path):
     bench = Bench(fail_at="low")
-    run = run_of(tmp_path, bench, boundary=0.9)
+    attempt = attempt_of(tmp_path, bench, boundary=0.9)
     with pytest.raises(OutOfMemoryError) as error:
-        steps(run)
+        steps(attempt)
     assert (error.value.field, bench.here) == ("denoise_low", [])

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.test_tiny import PROMPT, Ears, Nobody, job
+from tests.test_tiny import PROMPT, attempt
 from tests.weights import tiny
-from turbodiff.runtime import pipeline, stages
+from turbodiff.runtime import pipeline
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.weights import keymaps, locate
@@ -82,15 +82,15 @@ def bundle_with(dit, layout, folder):
 
 def frames_of_a_clip(tmp_path, monkeypatch):
     sent = hashlib.sha256()
-    decode = stages.decode
+    decode = pipeline.decode
 
-    def tapped(run, latents):
-        for frames in decode(run, latents):
+    def tapped(attempt, latents):
+        for frames in decode(attempt, latents):
             sent.update(np.ascontiguousarray(frames))
             yield frames
 
-    monkeypatch.setattr(stages, "decode", tapped)
-    pipeline.generate(job(tmp_path, steps=1, num_frames=5), ModelCache(Device.pick("cpu")), Ears(), Nobody())
+    monkeypatch.setattr(pipeline, "decode", tapped)
+    pipeline.generate(attempt(tmp_path, ModelCache(Device.pick("cpu")), steps=1, num_frames=5))
     return sent.hexdigest()
 
 

@@ -5,14 +5,14 @@ import torch
 from safetensors.torch import save_file
 
 from tests.weights import tiny
-from turbodiff.models.attention import AttentionPlan
 from turbodiff.models.linear import Int8Linear, to_int8
-from turbodiff.runtime import loras as runtime_lora
-from turbodiff.runtime.denoise import denoise
-from turbodiff.runtime.embeddings import TextRows
-from turbodiff.runtime.loras import merged, wear
-from turbodiff.runtime.network import Network
+from turbodiff.runtime import offload
+from turbodiff.runtime.denoise import Network, denoise
+from turbodiff.runtime.loras import apply_loras, loras_for, merge
+from turbodiff.runtime.model_cache import PlacedDit
+from turbodiff.runtime.text import TextRows
 from turbodiff.spec.errors import FileError, RequestError
+from turbodiff.spec.experts import Expert
 from turbodiff.spec.plan import Levers
 from turbodiff.spec.request import Lora, make_request
 from turbodiff.weights import keymaps
@@ -24,9 +24,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def dit(shelf, run_of):
-    run_of()
-    return shelf._keep("dit", shelf._load_dit)
+def dit(models, attempt_of):
+    attempt_of()
+    return models.get_or_load("dit", models._load_dit)
 
 
 def shapes_of(dit):
@@ -58,9 +58,8 @@ def file_of(pairs, path, rename=lambda name: f"diffusion_model.{name}", down="lo
 
 def velocity(dit, levers=None):
     torch.manual_seed(1)
-    network = Network(dit, CPU, AttentionPlan(), levers or Levers())
-    with torch.inference_mode(), network.placed(stay=False):
-        network.begin(TextRows(torch.randn(1, 8, 128), 8), None)
+    with torch.inference_mode(), offload.dit_on_device(dit, CPU, levers or Levers()) as blocks:
+        network = Network(PlacedDit(dit, blocks, ()), CPU, TextRows(torch.randn(1, 8, 128), 8))
         return network(torch.randn(1, 16, 2, 8, 8), torch.full((1, 1), 800.0))
 
 
@@ -91,7 +90,7 @@ def test_everybodys_names_mean_the_same_pairs(dit, tmp_path, layout):
 def test_a_merge_adds_alpha_over_rank_times_strength(dit, tmp_path):
     pairs = halves(dit)
     path = file_of(pairs, tmp_path / "a.safetensors")
-    worn = wear(dit, [Lora(path=path, strength=0.5)], "single").network
+    worn = apply_loras(dit, [Lora(path=path, strength=0.5)], Expert.SINGLE).network
     for module, (down, up) in pairs.items():
         expected = dit.get_submodule(module).weight + 0.5 * ALPHA / RANK * up @ down
         assert torch.allclose(worn.get_submodule(module).weight, expected, atol=1e-6)
@@ -125,7 +124,7 @@ def with_differences(dit, path, **layout):
 @pytest.mark.parametrize("layout", ["comfy", "kohya"])
 def test_whole_differences_of_weights_and_biases_are_added(dit, tmp_path, layout):
     path = with_differences(dit, tmp_path / "a.safetensors", **LAYOUTS[layout])
-    worn = wear(dit, [Lora(path=path, strength=0.5), Lora(path=path, strength=0.25)], "single")
+    worn = apply_loras(dit, [Lora(path=path, strength=0.5), Lora(path=path, strength=0.25)], Expert.SINGLE)
     assert not worn.notes
     for name in DIFFERENCES:
         assert torch.equal(worn.network.get_parameter(name), (dit.get_parameter(name).float() + 0.75)), name
@@ -135,15 +134,15 @@ def test_whole_differences_of_weights_and_biases_are_added(dit, tmp_path, layout
     assert worn.network.blocks[3].norm3.bias is dit.blocks[3].norm3.bias
 
 
-def test_int8_takes_differences_of_biases_and_names_those_of_its_weights(run_of, shelf, dit, tmp_path):
+def test_int8_takes_differences_of_biases_and_names_those_of_its_weights(attempt_of, models, dit, tmp_path):
     path = with_differences(dit, tmp_path / "a.safetensors")
     from safetensors.torch import load_file
 
     state = load_file(path) | {"diffusion_model.blocks.0.ffn.0.diff": torch.ones(1024, 256)}
     save_file(state, path)
-    shelf.open(run_of().request.model_copy(update={"quant_linear": "on"}))
-    int8 = shelf._keep("dit", shelf._load_dit)
-    worn = wear(int8, [Lora(path=path)], "single")
+    models.open(attempt_of().request.model_copy(update={"quant_linear": "on"}))
+    int8 = models.get_or_load("dit", models._load_dit)
+    worn = apply_loras(int8, [Lora(path=path)], Expert.SINGLE)
     (note,) = worn.notes
     assert "1 names not used: diffusion_model.blocks.0.ffn.0.diff" in note
     branch = worn.network.blocks[0].self_attn.q
@@ -154,7 +153,7 @@ def test_int8_takes_differences_of_biases_and_names_those_of_its_weights(run_of,
 def test_a_difference_of_another_shape_is_one_error(dit, tmp_path):
     save_file({"diffusion_model.blocks.0.norm3.diff": torch.zeros(3)}, tmp_path / "a.safetensors")
     with pytest.raises(FileError) as caught:
-        wear(dit, [Lora(path=str(tmp_path / "a.safetensors"))], "single")
+        apply_loras(dit, [Lora(path=str(tmp_path / "a.safetensors"))], Expert.SINGLE)
     assert caught.value.code == "lora_shape" and "norm3.diff" in caught.value.got
 
 
@@ -163,7 +162,7 @@ def test_strengths_scale_the_change_and_it_comes_off_without_a_trace(dit, tmp_pa
     before = velocity(dit)
     weights = {name: value.clone() for name, value in dit.state_dict().items()}
     change = [
-        (velocity(wear(dit, [Lora(path=path, strength=strength)], "single").network) - before).norm().item()
+        (velocity(apply_loras(dit, [Lora(path=path, strength=strength)], Expert.SINGLE).network) - before).norm().item()
         for strength in (0.5, 1.0)
     ]
     assert 0 < change[0] < change[1]
@@ -173,8 +172,8 @@ def test_strengths_scale_the_change_and_it_comes_off_without_a_trace(dit, tmp_pa
 
 def test_two_loras_add_up(dit, tmp_path):
     path = file_of(halves(dit), tmp_path / "a.safetensors")
-    twice = wear(dit, [Lora(path=path), Lora(path=path, strength=0.5)], "single").network
-    once = wear(dit, [Lora(path=path, strength=1.5)], "single").network
+    twice = apply_loras(dit, [Lora(path=path), Lora(path=path, strength=0.5)], Expert.SINGLE).network
+    once = apply_loras(dit, [Lora(path=path, strength=1.5)], Expert.SINGLE).network
     assert torch.allclose(velocity(twice), velocity(once), atol=1e-5)
 
 
@@ -192,15 +191,15 @@ def test_a_branch_beside_int8_is_the_merge_within_what_int8_loses(tmp_path):
     assert (without - expected).norm() / expected.norm() > 0.05
 
 
-def test_int8_blocks_wear_branches_and_stream_through_one_slot(run_of, shelf, tmp_path):
-    plain = run_of()
-    dit = shelf._keep("dit", shelf._load_dit)
+def test_int8_blocks_wear_branches_and_stream_through_one_slot(attempt_of, models, tmp_path):
+    plain = attempt_of()
+    dit = models.get_or_load("dit", models._load_dit)
     path = file_of(halves(dit), tmp_path / "a.safetensors")
-    worn = wear(dit, [Lora(path=path)], "single").network
-    shelf.open(plain.request.model_copy(update={"quant_linear": "on"}))
-    int8 = shelf._keep("dit", shelf._load_dit)
+    worn = apply_loras(dit, [Lora(path=path)], Expert.SINGLE).network
+    models.open(plain.request.model_copy(update={"quant_linear": "on"}))
+    int8 = models.get_or_load("dit", models._load_dit)
     before = velocity(int8)
-    branched = wear(int8, [Lora(path=path)], "single").network
+    branched = apply_loras(int8, [Lora(path=path)], Expert.SINGLE).network
     assert branched.blocks[5].ffn[2].down is not None
     assert isinstance(int8.blocks[0].ffn[2], Int8Linear) and int8.blocks[0].ffn[2].down is None
     whole = velocity(branched)
@@ -209,18 +208,18 @@ def test_int8_blocks_wear_branches_and_stream_through_one_slot(run_of, shelf, tm
     assert torch.equal(velocity(int8), before)
 
 
-def test_a_clip_with_strength_nought_is_the_clip_without_and_one_file_serves_both(run_of, dit, tmp_path):
+def test_a_clip_with_strength_nought_is_the_clip_without_and_one_file_serves_both(attempt_of, dit, tmp_path):
     path = file_of(halves(dit), tmp_path / "a.safetensors")
     text = TextRows(torch.randn(1, 512, 128), 8)
     without, full, half, nought, again = (
-        denoise(run_of(steps=1, loras=loras), text, None)
+        denoise(attempt_of(steps=1, loras=loras), text, None)
         for loras in ([], [{"path": path}], [{"path": path, "strength": 0.5}], [{"path": path, "strength": 0}], [])
     )
     assert torch.equal(without, nought) and torch.equal(without, again)
     assert not torch.equal(without, full) and not torch.equal(full, half)
 
 
-def test_names_without_a_place_are_one_notice_and_a_foreign_file_one_error(run_of, dit, tmp_path):
+def test_names_without_a_place_are_one_notice_and_a_foreign_file_one_error(attempt_of, dit, tmp_path):
     pairs = halves(dit)
     shapes = shapes_of(dit)
     state = {f"lora_te_layer_{i}.lora_down.weight": torch.zeros(4, 4) for i in range(9)}
@@ -228,9 +227,9 @@ def test_names_without_a_place_are_one_notice_and_a_foreign_file_one_error(run_o
     good |= {f"diffusion_model.{name}.lora_B.weight": b for name, (_, b) in pairs.items()}
     save_file(state | good, tmp_path / "some.safetensors")
     save_file(state, tmp_path / "none.safetensors")
-    run = run_of(steps=1, loras=[{"path": str(tmp_path / "some.safetensors")}])
-    denoise(run, TextRows(torch.randn(1, 512, 128), 8), None)
-    (notice,) = run.say.of("notice")
+    attempt = attempt_of(steps=1, loras=[{"path": str(tmp_path / "some.safetensors")}])
+    denoise(attempt, TextRows(torch.randn(1, 512, 128), 8), None)
+    (notice,) = attempt.send.of("notice")
     assert "9 names not used" in notice.text and "and 4 more" in notice.text
     with pytest.raises(FileError) as caught:
         read_lora(tmp_path / "none.safetensors", shapes)
@@ -262,10 +261,10 @@ def test_each_expert_wears_its_own():
     request = make_request(
         {**fields, "loras": [{"path": "h", "expert": "high"}, {"path": "b"}, {"path": "0", "strength": 0}]}
     )
-    assert [lora.path for lora in runtime_lora.loras_for(request, "high")] == ["h", "b"]
-    assert [lora.path for lora in runtime_lora.loras_for(request, "low")] == ["b"]
+    assert [lora.path for lora in loras_for(request, Expert.HIGH)] == ["h", "b"]
+    assert [lora.path for lora in loras_for(request, Expert.LOW)] == ["b"]
     with pytest.raises(RequestError):
-        runtime_lora.loras_for(make_request({"prompt": "x", "loras": [{"path": "h", "expert": "high"}]}), "single")
+        loras_for(make_request({"prompt": "x", "loras": [{"path": "h", "expert": "high"}]}), Expert.SINGLE)
 
 
 def test_one_file_for_both_experts_gives_each_its_part(dit, tmp_path):
@@ -289,5 +288,5 @@ def test_a_merge_keeps_the_dtype():
 
     pair = Pair(torch.ones(1, 4), torch.ones(3, 1), 2.0)
     assert torch.equal(
-        merged(torch.ones(3, 4, dtype=torch.bfloat16), [pair]), torch.full((3, 4), 3, dtype=torch.bfloat16)
+        merge(torch.ones(3, 4, dtype=torch.bfloat16), [pair]), torch.full((3, 4), 3, dtype=torch.bfloat16)
     )

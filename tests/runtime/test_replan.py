@@ -7,12 +7,12 @@ import torch
 
 from tests.plan.machines import ask, card, disk, gpu, machine
 from turbodiff.plan.hardware import CONTEXT_BYTES
-from turbodiff.plan.planner import Shortage, from_phase, plan_request
+from turbodiff.plan.planner import from_phase, plan_request
 from turbodiff.runtime import offload, replan
 from turbodiff.runtime.attempt import is_out_of_memory
 from turbodiff.runtime.device import Device
-from turbodiff.runtime.latents_cache import SavedLatents
-from turbodiff.runtime.replan import at_phase, own_card, plan_for
+from turbodiff.runtime.latents_cache import LatentsCache
+from turbodiff.runtime.replan import RunCommand, WaitForMemory, first_plan, machine_for
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.numbers import GIB, MIB
 
@@ -48,8 +48,12 @@ def here(monkeypatch):
 def caps(monkeypatch):
     """Where the allocator was told to stop."""
     seen = []
-    monkeypatch.setattr(offload, "cap", lambda device, allocator_bytes: seen.append(allocator_bytes))
+    monkeypatch.setattr(offload, "cap_allocator", lambda device, allocator_bytes: seen.append(allocator_bytes))
     return seen
+
+
+def at_phase(plan, name, machine, device):
+    return replan.replan(plan, machine, device, at=name)
 
 
 @pytest.mark.parametrize("free_gib", [22.9, 16, 12, 10, 8, 6, 4, 2])
@@ -57,10 +61,11 @@ def caps(monkeypatch):
 def test_before_every_phase_what_is_left_fits_or_says_how_much_it_lacks(model, total, free_gib, caps):
     plan = plan_request(ask(model), card(total), disk())
     for phase in plan.phases:
-        fresh = at_phase(plan, phase.name, card(total), told(free_gib))
         budget = round(free_gib * GIB) + CONTEXT_BYTES - 512 * MIB
-        if isinstance(fresh, Shortage):
-            assert fresh.free_bytes == budget + 512 * MIB < fresh.need_bytes
+        try:
+            fresh = at_phase(plan, phase.name, card(total), told(free_gib))
+        except WaitForMemory as waits:
+            assert waits.shortage.free_bytes == budget + 512 * MIB < waits.shortage.need_bytes
             continue
         assert fresh.request == plan.request
         assert all(left.peak_bytes <= budget for left in from_phase(fresh, phase.name))
@@ -94,59 +99,65 @@ def test_run_anyway_and_a_card_that_cannot_be_asked_stay_as_they_are(caps):
     assert at_phase(plan, "denoise", machine(), told(1)) is plan
 
 
-def order(plan, **more):
+def command(plan, **more):
+    """As a worker reads it, from JSON."""
+    request = (plan.request if plan else ask()).model_dump(mode="json")
+    paths = {"state": "/nowhere", "outputs": "/nowhere"}
     shown = plan.model_dump(mode="json") if plan else None
-    return {"plan": shown, "cap_bytes": None, "job": 7, "state": "/nowhere", "request": None, **more}
+    return RunCommand.model_validate({"job": 7, "attempt": 1, "request": request, "plan": shown, **paths, **more})
 
 
 def test_the_allocator_stops_at_the_budget_less_the_context(caps):
     plan = plan_request(ask(), card(24), disk())
-    launched = plan_for(order(plan), card(24), told())
+    launched = first_plan(command(plan), card(24), told())
     assert (launched.request, launched.phases, launched.changes) == (plan.request, plan.phases, plan.changes)
     assert {reason.key for reason in plan.reasons} - {"binding_phase"} <= {reason.key for reason in launched.reasons}
     assert caps == [24 * GIB - 512 * MIB - CONTEXT_BYTES]
     anyway = plan_request(ask(quant_linear="off"), card(3), disk(), policy="anyway")
-    assert plan_for(order(anyway), card(3), told()) == anyway
+    assert first_plan(command(anyway), card(3), told()) == anyway
     assert caps[-1] == anyway.peak_bytes - CONTEXT_BYTES
 
 
 def test_an_attempt_after_an_out_of_memory_plans_smaller_and_may_use_all_there_is(caps):
     plan = plan_request(ask(), card(24), disk())
     cap_bytes = plan.peak_bytes * 9 // 10
-    again = plan_for(order(None, request=plan.request.model_dump(mode="json"), cap_bytes=cap_bytes), card(24), told())
+    again = first_plan(command(plan, cap_bytes=cap_bytes), card(24), told())
     assert again.peak_bytes <= cap_bytes < caps[-1]
 
 
 def test_with_latents_at_hand_only_the_decode_has_to_fit_and_the_clip_stays_the_same(caps, tmp_path):
     request = ask("wan2.1-14b", resolution="720p", seed=3)
     plan = plan_request(request, card(24), disk())
-    SavedLatents(tmp_path, 7, plan.request).save(torch.zeros(1, 16, 2, 4, 4), plan)
+    LatentsCache(tmp_path, 7).save(torch.zeros(1, 16, 2, 4, 4), plan)
     tiled = plan_request(plan.request, card(2), disk(), policy="anyway")
     cap_bytes = from_phase(tiled, "vae_decode")[0].peak_bytes + MIB
     assert tiled.levers.vae == "tiled" and tiled.peak_bytes > cap_bytes
     more = {"request": request.model_dump(mode="json"), "cap_bytes": cap_bytes, "state": str(tmp_path)}
-    again = plan_for(order(None, **more), card(24), told())
+    again = first_plan(command(None, **more), card(24), told())
     assert again.request == plan.request
     assert (again.levers.vae, [phase.name for phase in again.phases]) == ("tiled", ["vae_decode", "write"])
     assert again.peak_bytes <= cap_bytes and again.band != "no"
-    fresh = plan_for(order(None, **{**more, "state": "/nowhere"}), card(24), told())
+    fresh = first_plan(command(None, **{**more, "state": "/nowhere"}), card(24), told())
     assert fresh.request != plan.request  # without them the whole clip must fit, and it is made smaller
     other = request.model_copy(update={"prompt": "a dog"}).model_dump(mode="json")
-    assert plan_for(order(None, **{**more, "request": other}), card(24), told()).request.prompt == "a dog"
+    assert first_plan(command(None, **{**more, "request": other}), card(24), told()).request.prompt == "a dog"
 
 
 def test_host_memory_that_is_short_is_no_reason_to_wait_for_the_card(caps):
     plan = plan_request(ask(), card(12), disk())
     with pytest.raises(DoesNotFitError):
-        plan_for(order(plan), machine(gpu(12), ram_gib=4), told())
-    assert isinstance(plan_for(order(plan), machine(gpu(12, free_bytes=GIB, used_bytes=11 * GIB)), told()), Shortage)
+        first_plan(command(plan), machine(gpu(12), ram_gib=4), told())
+    with pytest.raises(WaitForMemory):
+        first_plan(command(plan), machine(gpu(12, free_bytes=GIB, used_bytes=11 * GIB)), told())
 
 
-def test_a_worker_plans_for_its_own_card_and_counts_its_own_memory_where_pids_are_foreign():
+def test_a_worker_plans_for_its_own_card_and_counts_its_own_memory_where_pids_are_foreign(monkeypatch):
     two = machine(gpu(24, index=0), gpu(80, index=1))
-    assert [known.total_bytes for known in own_card(two, told(index=0)).gpus] == [24 * GIB]
-    assert [known.total_bytes for known in own_card(two, told(index=1)).gpus] == [80 * GIB]
-    assert own_card(two, told(held=3 * GIB)).gpus[0].reclaimable_bytes == 3 * GIB + CONTEXT_BYTES
+    monkeypatch.setattr(replan, "machine_now", lambda own_pids: two)
+    asked = command(None)
+    assert [known.total_bytes for known in machine_for(asked, told(index=0)).gpus] == [24 * GIB]
+    assert [known.total_bytes for known in machine_for(asked, told(index=1)).gpus] == [80 * GIB]
+    assert machine_for(asked, told(held=3 * GIB)).gpus[0].reclaimable_bytes == 3 * GIB + CONTEXT_BYTES
 
 
 def test_running_out_has_many_names():

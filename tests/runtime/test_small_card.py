@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from supervisor.bench import Bench
 
-from tests.runtime.small_card import CardShelf, card, write_toy
-from tests.test_tiny import Ears, Nobody
+from tests.runtime.small_card import CardCache, card, write_toy
+from tests.test_tiny import EventList, NoCommands
+from turbodiff.plan import planner
 from turbodiff.plan.planner import Shortage, plan_request
 from turbodiff.runtime import replan, worker
-from turbodiff.runtime.attempt import Job
+from turbodiff.runtime.attempt import Attempt
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.pipeline import generate
-from turbodiff.runtime.replan import Waits, plan_for
+from turbodiff.runtime.replan import RunCommand, WaitForMemory, first_plan
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.events import read_event
 from turbodiff.spec.request import make_request
@@ -42,21 +43,21 @@ def toy(tmp_path, monkeypatch):
 
 @pytest.fixture
 def attempt(tmp_path, monkeypatch):
-    """One order to a worker on a card of that many bytes; returns (exit status of the worker, its events)."""
-    shelf = CardShelf()
-    monkeypatch.setattr("turbodiff.runtime.model_cache.ModelCache", lambda device: shelf)
-    monkeypatch.setattr(worker, "_beat", lambda pipe: None)
+    """One run command to a worker on a card of that many bytes; returns (exit status of the worker, its events)."""
+    models = CardCache()
+    monkeypatch.setattr("turbodiff.runtime.model_cache.ModelCache", lambda device: models)
+    monkeypatch.setattr(worker, "beat", lambda events: None)
 
     def run(request, plan, card_bytes, number, planned_card, cap_bytes=None):
-        monkeypatch.setattr(replan, "machine_of", lambda order, device: planned_card)
-        shelf.warm(request)
-        order = {
+        monkeypatch.setattr(replan, "machine_for", lambda command, device: planned_card)
+        models.warm(request)
+        command = {
             "job": 1, "attempt": number, "request": request.model_dump(mode="json"), "cap_bytes": cap_bytes,
             "plan": plan and plan.model_dump(mode="json"), "outputs": tmp_path / "outputs", "state": tmp_path / "state",
         }  # fmt: skip
         events = os.memfd_create("events")
-        with shelf.insert(card_bytes):
-            status = worker.serve(worker.Pipe(events), OneOrder(order), "cpu")
+        with models.insert(card_bytes):
+            status = worker.serve(worker.EventWriter(events), OneCommand(command), "cpu")
         os.lseek(events, 0, os.SEEK_SET)
         with os.fdopen(events, "rb") as lines:
             return status, [read_event(line) for line in lines]
@@ -64,14 +65,14 @@ def attempt(tmp_path, monkeypatch):
     return run
 
 
-class OneOrder(Nobody):
+class OneCommand(NoCommands):
     """The commands of a parent that wants one job done."""
 
-    def __init__(self, order):
-        self._order = order
+    def __init__(self, command):
+        self._command = command
 
     def runs(self):
-        yield self._order
+        yield self._command
 
 
 def words(events, kind):
@@ -80,7 +81,7 @@ def words(events, kind):
 
 @pytest.mark.slow
 def test_no_budget_runs_out_where_the_plan_said_it_fits(toy, tmp_path):
-    request, shelf, levers, refused = toy(4), CardShelf(), set(), 0
+    request, models, levers, refused = toy(4), CardCache(), set(), 0
     roomy = plan_request(request, card(100 * MB), inventory())
     for number, share in enumerate([0.1, 0.3, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0]):
         try:
@@ -91,10 +92,10 @@ def test_no_budget_runs_out_where_the_plan_said_it_fits(toy, tmp_path):
         if plan.levers in levers:
             continue
         levers.add(plan.levers)
-        shelf.warm(request)
-        job = Job(number, 1, plan, tmp_path / "outputs", tmp_path / f"state{number}")
-        with shelf.insert(plan.budget_bytes) as ledger:
-            assert generate(job, shelf, Ears(), Nobody()).frames == 5
+        models.warm(request)
+        places = (tmp_path / "outputs", tmp_path / f"state{number}")
+        with models.insert(plan.budget_bytes) as ledger:
+            assert generate(Attempt(number, 1, plan, *places, models, EventList(), NoCommands)).frames == 5
         assert ledger.peak_bytes <= plan.budget_bytes
     assert 1 <= refused <= 3 and {lever.experts for lever in levers} == {"streamed", "resident"}
 
@@ -144,7 +145,7 @@ def test_through_the_supervisor_a_job_that_ran_out_runs_again_one_rung_lower(
         bench.turn_until(lambda: bench.store.job(job).over or bench.store.job(job).state == "parked", 280)
         row, told = bench.store.job(job), [event for _, event in bench.store.events(job)]
         assert (row.state, row.attempt, row.strikes) == ("done", 2, {"oom": 1}), bench.log_text()
-        (error,) = [event for event in told if event.type == "error"]
+        (error,) = words(told, "error")
         assert (error.code, error.field) == ("oom", phase)
         assert bench.slot.worker is not first  # the worker that ran out is gone
         assert row.plan.peak_bytes <= row.cap_bytes < plan.peak_bytes
@@ -159,42 +160,48 @@ def test_through_the_supervisor_a_job_that_ran_out_runs_again_one_rung_lower(
         bench.supervisor.close()
 
 
+def attempt_on_card(plan, tmp_path, models, events):
+    """Its plan was made for a card of 40 MB."""
+    places = (tmp_path / "outputs", tmp_path / "state")
+    return Attempt(1, 1, plan, *places, models, events, NoCommands, machine=card(40 * MB))
+
+
 def test_levers_are_pulled_between_two_phases_where_a_neighbour_grew(toy, tmp_path):
-    request, shelf, ears = toy(4), CardShelf(), Ears()
+    request, models, events = toy(4), CardCache(), EventList()
     plan = plan_request(request, card(40 * MB), inventory())
     less = plan.peak_bytes * 85 // 100
-    shelf.warm(request)
-    job = Job(1, 1, plan, tmp_path / "outputs", tmp_path / "state", machine=card(40 * MB))
+    models.warm(request)
+    attempt = attempt_on_card(plan, tmp_path, models, events)
 
     def shown():
-        return 40 * MB if not ears.of("phase") else less  # it grew while the prompt was read
+        return 40 * MB if not events.of("phase") else less  # it grew while the prompt was read
 
-    with shelf.insert(less, shown) as ledger:
-        assert generate(job, shelf, ears, Nobody()).frames == 5
-    before, after = ears.of("plan")
+    with models.insert(less, shown) as ledger:
+        assert generate(attempt).frames == 5
+    before, after = events.of("plan")
     assert before.plan.levers.experts == "resident" and after.plan.levers.experts == "streamed"
-    assert [notice.key for notice in ears.of("notice")] == ["levers_pulled"]
+    assert [notice.key for notice in events.of("notice")] == ["levers_pulled"]
     assert ledger.peak_bytes <= less
 
 
 def test_where_no_lever_is_enough_the_job_waits_and_its_latents_stay(toy, tmp_path):
-    request, shelf, ears = toy(4), CardShelf(), Ears()
+    request, models, events = toy(4), CardCache(), EventList()
     plan = plan_request(request, card(40 * MB), inventory())
-    job = Job(1, 1, plan, tmp_path / "outputs", tmp_path / "state", machine=card(40 * MB))
-    shelf.warm(request)
+    attempt = attempt_on_card(plan, tmp_path, models, events)
+    models.warm(request)
 
     def shown():
-        return 2 * MB if "denoise" in [phase.name for phase in ears.of("phase")] else 40 * MB
+        return 2 * MB if "denoise" in [phase.name for phase in events.of("phase")] else 40 * MB
 
-    with shelf.insert(plan.peak_bytes, shown), pytest.raises(Waits) as waits:
-        generate(job, shelf, ears, Nobody())
+    with models.insert(plan.peak_bytes, shown), pytest.raises(WaitForMemory) as waits:
+        generate(attempt)
     assert waits.value.shortage.free_bytes == 2 * MB < waits.value.shortage.need_bytes < plan.peak_bytes
-    assert [phase.name for phase in ears.of("phase")][-1] == "denoise"
+    assert [phase.name for phase in events.of("phase")][-1] == "denoise"
     assert not list((tmp_path / "outputs").rglob("*.mp4"))
-    ears.clear()
-    with shelf.insert(plan.peak_bytes):
-        assert generate(job, shelf, ears, Nobody()).frames == 5
-    assert not ears.of("step") and ears.of("notice")[0].key == "latents_resumed"
+    events.clear()
+    with models.insert(plan.peak_bytes):
+        assert generate(attempt).frames == 5
+    assert not events.of("step") and events.of("notice")[0].key == "latents_resumed"
 
 
 def test_a_cap_below_everything_does_not_fit_and_says_so(toy, attempt):
@@ -205,16 +212,18 @@ def test_a_cap_below_everything_does_not_fit_and_says_so(toy, attempt):
 
 def test_a_neighbour_that_grew_moves_levers_and_then_makes_the_job_wait(toy):
     plan = plan_request(toy(4), card(40 * MB), inventory())
-    tighter = replan.replan(plan, card(plan.peak_bytes * 3 // 4), inventory)
+    tighter = planner.replan(plan, card(plan.peak_bytes * 3 // 4), inventory)
     assert tighter.request == plan.request and tighter.peak_bytes <= plan.peak_bytes * 3 // 4
     assert tighter.levers.experts == "streamed" and plan.levers.experts == "resident"
-    shortage = replan.replan(plan, card(5 * MB), inventory)
+    shortage = planner.replan(plan, card(5 * MB), inventory)
     assert isinstance(shortage, Shortage) and shortage.free_bytes == 5 * MB < shortage.need_bytes < plan.peak_bytes
-    assert replan.replan(plan, card(5 * MB).model_copy(update={"gpus": ()}), inventory) is plan
+    assert planner.replan(plan, card(5 * MB).model_copy(update={"gpus": ()}), inventory) is plan
 
 
 def test_on_a_cpu_a_plan_runs_as_it_came(toy):
     plan = plan_request(toy(4), card(40 * MB), inventory())
-    order = {"plan": json.loads(plan.model_dump_json()), "request": {}, "cap_bytes": None}
-    assert replan.machine_of(order, Device.pick("cpu")) is None
-    assert plan_for(order, None, Device.pick("cpu")) == plan
+    shown = json.loads(plan.model_dump_json())
+    fields = {"job": 1, "attempt": 1, "plan": shown, "request": shown["request"], "outputs": "/", "state": "/"}
+    command = RunCommand.model_validate(fields)
+    assert replan.machine_for(command, Device.pick("cpu")) is None
+    assert first_plan(command, None, Device.pick("cpu")) == plan

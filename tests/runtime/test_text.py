@@ -7,7 +7,7 @@ from accelerate import hooks
 from turbodiff.memory_lab.ledger import Ledger
 from turbodiff.models.text_encoder import encode, make_text_encoder
 from turbodiff.runtime import text
-from turbodiff.runtime.embeddings import text_key
+from turbodiff.runtime.text import TextCache
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import GIB
 
@@ -18,19 +18,19 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 @pytest.fixture
-def rows(run_of):
+def rows(attempt_of):
     def read(**levers):
-        run = run_of(levers)
-        with torch.inference_mode(), run.shelf.text_encoder(run.plan) as encode:
+        attempt = attempt_of(levers)
+        with torch.inference_mode(), attempt.models.text_encoder(attempt.plan) as encode:
             return encode(WORDS).rows
 
     return read
 
 
 @pytest.fixture
-def encoder(shelf, run_of):
-    run_of()
-    return shelf._keep("text_encoder", shelf._load_text_encoder)
+def encoder(models, attempt_of):
+    attempt_of()
+    return models.get_or_load("text_encoder", models._load_text_encoder)
 
 
 def relative_error(got, expected):
@@ -105,16 +105,16 @@ def test_fewer_bits_read_almost_the_same_and_the_full_weights_come_back(rows, dt
 
 
 def test_linears_are_really_small_while_they_read(encoder):
-    with text.quantised(encoder, "nf4", CPU):
+    with text.quantized(encoder, "nf4", CPU):
         block = encoder.encoder.block[0]
         assert block.layer[0].SelfAttention.q.weight.dtype == torch.uint8
         assert block.layer[1].DenseReluDense.wo.weight.dtype == torch.float32
 
 
-def test_rows_of_fewer_bits_are_cached_under_a_name_of_their_own(run_of):
-    full, small = run_of(), run_of({"text_dtype": "int8"})
-    names = {text_key(run.shelf.text_identity(run.plan), WORDS) for run in (full, small)}
-    assert len(names) == 2
+def test_rows_of_fewer_bits_are_cached_under_a_name_of_their_own(attempt_of, tmp_path):
+    full, small = attempt_of(), attempt_of({"text_dtype": "int8"})
+    keys = [attempt.models.encoder_key(attempt.plan) for attempt in (full, small)]
+    assert len({TextCache(tmp_path, key, 512).path(WORDS) for key in keys}) == 2
 
 
 def test_a_table_of_two_names_is_one_table(encoder):

@@ -8,8 +8,7 @@ from supervisor.bench import Bench, scripted
 from supervisor.cards import GIB, Card
 from tests.plan.machines import ask, card, disk
 from turbodiff.plan.planner import plan_request
-from turbodiff.runtime.attempt import levers_pulled
-from turbodiff.runtime.worker import one_rung_lower
+from turbodiff.runtime.attempt import levers_pulled, one_rung_lower
 from turbodiff.spec.events import Notice, PhaseEvent, StepEvent
 from turbodiff.supervisor.run_monitor import AGAIN_S, Guard, Seen, expected_steps_s
 from webui.panels.jobs import notice

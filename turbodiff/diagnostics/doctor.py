@@ -13,7 +13,7 @@ from turbodiff.plan import torch_compat
 from turbodiff.plan.hardware import Machine
 from turbodiff.spec.numbers import GB
 
-TORCH_REPORT = (sys.executable, "-m", "turbodiff.runtime.report")
+TORCH_REPORT = (sys.executable, "-m", "turbodiff.runtime.device")
 TORCH_REPORT_S = 120
 NOTES = [
     "SageAttention, SpargeAttn and flash-attn are not needed: turbodiff brings its own Triton kernels.",

@@ -15,9 +15,11 @@ from turbodiff.models import vae as vae_driver
 from turbodiff.models.attention import AttentionPlan, rope_tables
 from turbodiff.models.wan_dit import CrossAttentionCache, WanDiT
 from turbodiff.runtime.model_cache import dit_config
+from turbodiff.runtime.pipeline import tile_side
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.plan import Plan
-from turbodiff.spec.shapes import CONDITION_CHANNELS, VAE_TILE, VideoShape
+from turbodiff.spec.request import Attention
+from turbodiff.spec.shapes import CONDITION_CHANNELS, VideoShape
 
 BLOCKS = 2
 META = torch.device("meta")
@@ -28,38 +30,38 @@ def dry_run(plan: Plan) -> dict[str, int]:
     request, levers = plan.request, plan.levers
     spec, dtype = request.spec, torch.float32 if plan.device == "cpu" else torch.bfloat16
     method: vae_driver.ConvMethod = "conv2d" if plan.device == "cpu" else "conv3d"
-    tile = VAE_TILE if levers.vae == "tiled" else None
     traced = {}
-    for phase in plan.phases:
-        if phase.name.startswith("denoise"):
-            traced[phase.name] = denoise_bytes(
+    for name in (phase.name for phase in plan.phases):
+        if name.startswith("denoise"):
+            traced[name] = denoise_bytes(
                 spec, request.shape, dtype, int8=request.quant_linear == "on", chunks=levers.ffn_chunks,
                 attention=request.attention,
             )  # fmt: skip
-        elif phase.name == "vae_decode":
-            traced[phase.name] = decode_bytes(spec, request.shape, dtype, tile, method)
-        elif phase.name == "image_encode":
-            traced[phase.name] = encode_bytes(spec, request.shape, dtype, tile, method)
+        elif name in ("vae_decode", "image_encode"):
+            tile, decode = tile_side(levers), name == "vae_decode"
+            traced[name] = vae_bytes(spec, request.shape, dtype, tile, method, decode=decode)
     return traced
 
 
 def denoise_bytes(
-    spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, *, int8: bool, chunks: int, attention: str = "dense",
-    inside: Mapping[str, int] | None = None, wear: Callable[[WanDiT], object] | None = None, blocks: int = BLOCKS,
+    spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, *, int8: bool, chunks: int, attention: Attention = "dense",
+    inside: Mapping[str, int] | None = None, change: Callable[[WanDiT], object] | None = None, blocks: int = BLOCKS,
 ) -> int:  # fmt: skip
     """Peak beside the weights of a forward pass after the first, with the state that the sampler keeps meanwhile.
 
-    `inside`: what the attention operators hold for themselves (runtime/ledger.py); a dry run cannot see it.
-    `wear`: puts LoRAs on. `blocks`: how many really run; the others only keep their text.
+    Args:
+        inside: what the attention operators hold for themselves (see Ledger); a dry run cannot see it.
+        change: changes the network first, as LoRAs do.
+        blocks: how many really run; the others only keep their text.
     """
     facts, latent = spec.dit, shape.latent
     config = replace(dit_config(spec, quant_linear=int8, sla=spec.turbo), num_layers=blocks)
-    how = AttentionPlan(attention)  # type: ignore[arg-type]
+    how = AttentionPlan(attention)
     with META:
         dit = WanDiT(config).to(dtype)
-        if wear is not None:
-            wear(dit)
-    with _counted(dit, inside) as ledger:
+        if change is not None:
+            change(dit)
+    with counted(dit, inside) as ledger:
         state = [torch.empty(1, *latent, dtype=torch.float64) for _ in range(3)]  # x, velocity, clean estimate
         text = CrossAttentionCache(torch.empty(1, spec.text_encoder.text_len, facts.dim, dtype=dtype))
         condition = torch.empty(1, CONDITION_CHANNELS, *latent[1:]) if spec.kind == "i2v" else None
@@ -75,35 +77,27 @@ def denoise_bytes(
     return ledger.peak_bytes + (facts.num_layers - blocks) * kept_per_block
 
 
-def decode_bytes(
-    spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, tile: int | None, method: vae_driver.ConvMethod
-) -> int:
-    """Peak beside the weights of decoding a whole clip; `tile` in latent pixels."""
-    vae = _meta_vae(spec, dtype)
-    with _counted(vae) as ledger:
-        for chunk in vae_driver.decode_stream(vae, torch.empty(1, *shape.latent), tile=tile, conv=method):
-            vae_driver.frames_to_uint8(chunk)
-    return ledger.peak_bytes
+def vae_bytes(
+    spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, tile: int | None, method: vae_driver.ConvMethod,
+    *, decode: bool,
+) -> int:  # fmt: skip
+    """Peak beside the weights of decoding a whole clip, or of encoding the picture and the empty frames after it.
 
-
-def encode_bytes(
-    spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, tile: int | None, method: vae_driver.ConvMethod
-) -> int:
-    """Peak beside the weights of encoding the picture and the empty frames after it."""
-    vae = _meta_vae(spec, dtype)
-    with _counted(vae) as ledger:
-        vae_driver.encode(vae, torch.empty(1, 3, *shape, dtype=dtype), tile=tile, conv=method)
-    return ledger.peak_bytes
-
-
-def _meta_vae(spec: ModelSpec, dtype: torch.dtype) -> torch.nn.Module:
-    facts = spec.vae
+    `tile`: side in latent pixels, None for the whole picture.
+    """
     with META:
-        return vae_driver.make_vae(facts.base_dim, facts.z_dim, facts.dim_mult, facts.num_res_blocks).to(dtype)
+        vae = vae_driver.make_vae(**spec.vae.model_dump()).to(dtype)
+    with counted(vae) as ledger:
+        if decode:
+            for chunk in vae_driver.decode_stream(vae, torch.empty(1, *shape.latent), tile=tile, conv=method):
+                vae_driver.frames_to_uint8(chunk)
+        else:
+            vae_driver.encode(vae, torch.empty(1, 3, *shape, dtype=dtype), tile=tile, conv=method)
+    return ledger.peak_bytes
 
 
 @contextmanager
-def _counted(module: torch.nn.Module, inside: Mapping[str, int] | None = None) -> Iterator[Ledger]:
+def counted(module: torch.nn.Module, inside: Mapping[str, int] | None = None) -> Iterator[Ledger]:
     """A ledger over meta tensors that knows the module's weights and leaves them out of its figures."""
     ledger = Ledger("meta", inside=inside)
     ledger.see_module(module)

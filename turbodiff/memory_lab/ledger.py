@@ -7,8 +7,7 @@ ledger is told of them.
 """
 
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -56,35 +55,15 @@ class Ledger(TorchDispatchMode):
         storage = tensor.untyped_storage()
         if storage in self._known:
             return
-        size = _rounded(storage.nbytes())
+        size = -(-storage.nbytes() // GRAIN_BYTES) * GRAIN_BYTES
         self._take(size)
         self._known.add(storage)
         weakref.finalize(storage, self._gone, size)
 
     def see_module(self, module: nn.Module) -> None:
         """Count a network's parameters and buffers."""
-        for tensor in _tensors(module):
+        for tensor in (*module.parameters(), *module.buffers()):
             self.see(tensor)
-
-    @contextmanager
-    def holding(self, *modules: nn.Module) -> Iterator[None]:
-        """Count networks inside the block only, as if they were brought to the device and taken off again.
-
-        Raises:
-            torch.OutOfMemoryError: the cap is reached.
-        """
-        size = sum(_rounded(storage.nbytes()) for module in modules for storage in self.ignore(module))
-        self._take(size)
-        try:
-            yield
-        finally:
-            self.live_bytes -= size
-
-    def ignore(self, module: nn.Module) -> set[torch.UntypedStorage]:
-        """A network in host memory: neither its weights nor views of them count. Returns their storages."""
-        storages = {tensor.untyped_storage() for tensor in _tensors(module)}
-        self._known.update(storages)
-        return storages
 
     def reset_peak(self) -> None:
         """Start a new phase: the peak falls to what is live."""
@@ -100,11 +79,3 @@ class Ledger(TorchDispatchMode):
 
     def _gone(self, size: int) -> None:
         self.live_bytes -= size
-
-
-def _tensors(module: nn.Module) -> tuple[Tensor, ...]:
-    return (*module.parameters(), *module.buffers())
-
-
-def _rounded(size: int) -> int:
-    return -(-size // GRAIN_BYTES) * GRAIN_BYTES

@@ -1,6 +1,7 @@
-"""WHEN AND WHERE: the worker process, which model sits where, and the story of a clip from words to file.
+"""WHEN AND WHERE: the worker process, which model sits where, and a clip from its words to its file.
 
-Lives here: worker, pipeline, stages, shelf, residency (the only room that moves networks), ledger.
+Lives here: worker, pipeline, denoise, attempt, replan, model_cache, offload (the only module that moves networks).
 Never here: maths of networks (models/), arithmetic of memory (plan/), the queue (jobs/).
-Who may knock: studio and the command line, which start `python -m turbodiff.runtime.worker`; tests, in process.
+Who may import it: memory_lab; tests and scripts, in process. The supervisor and the command line start
+`python -m turbodiff.runtime.worker`.
 """

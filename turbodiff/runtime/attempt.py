@@ -12,63 +12,54 @@ import torch
 
 from turbodiff.plan.calibration import Calibration
 from turbodiff.plan.hardware import Machine
-from turbodiff.plan.planner import Shortage
 from turbodiff.runtime.model_cache import ModelCache
-from turbodiff.runtime.replan import Waits, at_phase
+from turbodiff.runtime.replan import replan
+from turbodiff.spec.clips import Measured
 from turbodiff.spec.errors import CancelledByUser, OutOfMemoryError
 from turbodiff.spec.events import Event, NoticeEvent, PhaseEvent, PlanEvent
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import PhaseName, Plan
 from turbodiff.spec.request import Request
 
-Say = Callable[[Event], None]
+OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
-class Orders(Protocol):
-    """What a person may want of a running job."""
+class Commands(Protocol):
+    """What a person asked of jobs while they run, by job number."""
 
-    def cancelled(self, job: int) -> bool:
-        """Whether to give up."""
-
-    def decode_now(self, job: int) -> bool:
-        """Whether to stop sampling and decode what there is."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One attempt at one clip.
-
-    Args:
-        output: a file name of the person's own; otherwise the library names it.
-        machine: as it was at launch; the plan is checked against what is free now before each phase. None: it stands.
-        calibration: what measured runs taught, for plans made on the way.
-    """
-
-    id: int
-    attempt: int
-    plan: Plan
-    outputs: Path
-    state: Path
-    output: Path | None = None
-    machine: Machine | None = None
-    calibration: Calibration | None = None
+    cancelled: set[int]
+    decode_now: set[int]  # stop sampling and decode what there is
 
 
 @dataclass
-class Run:
-    """An attempt under way: the job, the warm models, the voice, and what was measured so far."""
+class Attempt:
+    """One attempt at one clip, from its plan to its file.
 
-    job: Job
-    shelf: ModelCache
-    say: Say
-    orders: Orders
+    Args:
+        id: of the job.
+        number: of the attempt, from 1.
+        plan: what it keeps to; its levers may change between two phases.
+        output: a file name of the person's own; otherwise the library names it.
+        machine: as it was at launch; the plan is checked against what is free now before each phase. None: it stands.
+        calibration: what measured runs taught, for plans made on the way.
+        send: of an event; its job and attempt are set by the sender.
+    """
+
+    id: int
+    number: int
+    plan: Plan
+    outputs: Path
+    state: Path
+    models: ModelCache
+    send: Callable[[Event], None]
+    commands: Commands
+    output: Path | None = None
+    machine: Machine | None = None
+    calibration: Calibration | None = None
     created: datetime = field(default_factory=lambda: datetime.now().astimezone())
     started_s: float = field(default_factory=time.monotonic)
     seconds: dict[str, float] = field(default_factory=dict)
     peaks_bytes: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.plan: Plan = self.job.plan  # what this attempt keeps to; its levers may change between two phases
 
     @property
     def request(self) -> Request:
@@ -80,47 +71,43 @@ class Run:
         """Check the plan, announce a phase, time it, record its peak, and turn torch's out-of-memory into ours.
 
         Raises:
-            Waits: a neighbour took what even the smallest way to go on needs.
+            WaitForMemory: another program took what even the smallest way to go on needs.
+            OutOfMemoryError: the device ran out; OOM is what people grep for.
         """
         self.check_cancelled()
-        self.check_plan(name)
-        self.say(PhaseEvent(name=name, state="start"))
-        self.shelf.reset_peak()
+        if self.machine is not None:
+            plan = replan(self.plan, self.machine, self.models.device, self.calibration, at=name)
+            if plan.levers != self.plan.levers:
+                self.plan = plan
+                self.send(PlanEvent(plan=plan))
+                self.send(levers_pulled(name, plan))
+        self.send(PhaseEvent(name=name, state="start"))
+        self.models.reset_peak()
         start_s = time.monotonic()
         try:
             yield
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise out_of_memory(name, self.plan, error) from None
+            raise OutOfMemoryError(
+                f"OOM: the device ran out of memory in {name}",
+                code="oom",
+                field=name,
+                got=(str(error).splitlines() or ["out of memory"])[0][:300],
+                expected=f"{gib(self.plan.peak_bytes)} planned of {gib(self.plan.budget_bytes)}",
+                try_instead="a smaller size, fewer frames, or quant_linear",
+            ) from None
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start_s
-        self.peaks_bytes[name] = max(self.peaks_bytes.get(name, 0), self.shelf.device.peak_bytes())
-        self.say(
-            PhaseEvent(
-                name=name,
-                state="done",
-                seconds=self.seconds[name],
-                peak_bytes=self.peaks_bytes[name],
-                weights_bytes=self.shelf.weights_bytes,
-                reserved_bytes=self.shelf.device.reserved_bytes(),
-            )
+        self.peaks_bytes[name] = max(self.peaks_bytes.get(name, 0), self.models.device.peak_bytes())
+        done = PhaseEvent(
+            name=name,
+            state="done",
+            seconds=self.seconds[name],
+            peak_bytes=self.peaks_bytes[name],
+            weights_bytes=self.models.weights_bytes,
+            reserved_bytes=self.models.device.reserved_bytes(),
         )
-
-    def check_plan(self, name: PhaseName) -> None:
-        """Pull lossless levers where what is left does not fit any more beside somebody who grew.
-
-        Raises:
-            Waits: none of them is enough.
-        """
-        if self.job.machine is None:
-            return
-        fresh = at_phase(self.plan, name, self.job.machine, self.shelf.device, self.job.calibration)
-        if isinstance(fresh, Shortage):
-            raise Waits(fresh)
-        if fresh.levers != self.plan.levers:
-            self.plan = fresh
-            self.say(PlanEvent(plan=fresh))
-            self.say(levers_pulled(name, fresh))
+        self.send(done)
 
     def check_cancelled(self) -> None:
         """Stop here if a person said so.
@@ -128,31 +115,39 @@ class Run:
         Raises:
             CancelledByUser: the job was cancelled.
         """
-        if self.orders.cancelled(self.job.id):
+        if self.id in self.commands.cancelled:
             raise CancelledByUser("stopped", code="cancelled")
+
+    def measured(self) -> Measured:
+        """Seconds and peak bytes so far, in all and per phase."""
+        return Measured(
+            seconds=round(time.monotonic() - self.started_s, 3),
+            peak_bytes=max(self.peaks_bytes.values(), default=0),
+            phase_seconds={name: round(value, 3) for name, value in self.seconds.items()},
+            phase_peak_bytes=dict(self.peaks_bytes),
+        )
 
 
 def levers_pulled(phase: str, plan: Plan) -> NoticeEvent:
     """The notice that another program grew and the plan gave way without losing a pixel."""
-    levers = " ".join(f"{name}={value}" for name, value in plan.levers.model_dump().items())
-    text = f"less memory is free before {phase} than at the start; the same clip goes on with {levers}"
+    text = f"less memory is free before {phase} than at the start; the same clip goes on with {levers_text(plan)}"
     numbers = {"phase": phase, "peak_bytes": plan.peak_bytes, "budget_bytes": plan.budget_bytes}
     return NoticeEvent(key="levers_pulled", text=text, numbers=numbers)
 
 
+def one_rung_lower(plan: Plan, cap_bytes: int) -> NoticeEvent:
+    """The notice that an earlier attempt ran out of memory, and what this one does about it."""
+    cap, levers = gib(cap_bytes), levers_text(plan)
+    text = f"an earlier attempt needed more than there was: this one stays below {cap} with {levers}"
+    numbers = {"cap_bytes": cap_bytes, "peak_bytes": plan.peak_bytes}
+    return NoticeEvent(key="one_rung_lower", text=text, numbers=numbers)
+
+
+def levers_text(plan: Plan) -> str:
+    """The levers of a plan for a log line: "text=resident text_dtype=bf16 ..."."""
+    return " ".join(f"{name}={value}" for name, value in plan.levers.model_dump().items())
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether torch, the driver or a library of NVIDIA ran out of device memory; each says it in words of its own."""
-    words = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
-
-
-def out_of_memory(phase: str, plan: Plan, error: BaseException) -> OutOfMemoryError:
-    """Torch's out-of-memory in our words; OOM is what people grep for."""
-    return OutOfMemoryError(
-        f"OOM: the device ran out of memory in {phase}",
-        code="oom",
-        field=phase,
-        got=(str(error).splitlines() or ["out of memory"])[0][:300],
-        expected=f"{gib(plan.peak_bytes)} planned of {gib(plan.budget_bytes)}",
-        try_instead="a smaller size, fewer frames, or quant_linear",
-    )
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)

@@ -1,146 +1,135 @@
-"""Noise to latents: the steps of a sampler, and one network at a time on the device."""
+"""Noise to latents: the steps of a sampler, each by the expert whose turn it is, one expert on the device at a time."""
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from turbodiff.models.attention import DENSE, AttentionPlan, resolve_attention, rope_tables
+from turbodiff.models.wan_dit import PATCH, CrossAttentionCache
 from turbodiff.runtime import offload, preview
-from turbodiff.runtime.attempt import Run
-from turbodiff.runtime.embeddings import TextRows
+from turbodiff.runtime.attempt import Attempt
+from turbodiff.runtime.model_cache import PlacedDit
+from turbodiff.runtime.text import TextRows
 from turbodiff.sampling import rcm, unipc
 from turbodiff.sampling.noise import Noise
-from turbodiff.sampling.rcm import Step
 from turbodiff.sampling.schedule import network_timesteps, rcm_timesteps
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.events import NoticeEvent, StepEvent
-from turbodiff.spec.plan import PhaseName
-from turbodiff.spec.request import Request
 
 
 @torch.inference_mode()
-def denoise(run: Run, text: TextRows, condition: Tensor | None, negative: TextRows | None = None) -> Tensor:
+def denoise(attempt: Attempt, text: TextRows, condition: Tensor | None, negative: TextRows | None = None) -> Tensor:
     """Latents [1, 16, T, H, W], float32 on the CPU, from the noise of the request's seed.
 
+    Consecutive steps of one expert are one phase, in which that expert alone is on the device. After every step the
+    latents are checked, the step and a preview are reported, and a person may cancel or ask to decode what there is.
+
     Raises:
-        TurbodiffError: code nan_latents, where the latents stop being numbers.
+        TurbodiffError: code nan_latents, where the latents are no longer finite.
+        CancelledByUser: a person stopped the job.
     """
-    turns = ExpertSwitcher(run, text, condition, negative)
-    progress = Progress(run)
-    latents = None
-    with turns:
-        for step in steps_of(run, turns.velocity):
-            progress.after(step, turns.expert)
-            latents = step.latents
-            if run.orders.decode_now(run.job.id):
-                latents = step.clean
-                break
-    assert latents is not None
-    return latents.float().cpu()
-
-
-def steps_of(run: Run, velocity: Callable[[Tensor, float], Tensor]) -> Iterator[Step]:
-    """The steps of the request's sampler on the noise of its seed."""
-    request, device = run.request, run.shelf.device.torch_device
+    request, models = attempt.request, attempt.models
+    device = models.device.torch_device
+    attention = AttentionPlan(resolve_attention(request.attention, device).kind, request.topk)
     noise = Noise(request.seed or 0, (1, *request.shape.latent), request.noise_device)
+    network: Network | None = None
+
+    def velocity(latents: Tensor, t: float) -> Tensor:
+        assert network is not None
+        return network(latents.float(), offload.to_device(network_timesteps(t, 1), device))
 
     def draw() -> Tensor:
         return offload.to_device(noise(), device)
 
     if request.sampler == "unipc":
-        return unipc.sample(velocity, draw, request.steps, request.shift)
-    return rcm.sample(velocity, draw, times_of(request), request.sampler)
+        steps = unipc.sample(velocity, draw, request.steps, request.shift)
+    else:
+        steps = rcm.sample(velocity, draw, rcm_timesteps(request.steps, request.sigma_max), request.sampler)
+    last_s, decode_now = time.monotonic(), False
+    for expert, turns in groupby(request.experts):
+        with attempt.phase(expert.phase), models.dit(expert, attempt.plan) as placed:
+            for note in placed.lora_notes:
+                attempt.send(NoticeEvent(key="lora_names_unused", text=note, numbers={}))
+            chunks = attempt.plan.levers.ffn_chunks
+            network = Network(placed, device, text, condition, negative, request.guidance, attention, chunks)
+            for _ in turns:
+                step = next(steps)
+                done, now_s = step.index + 1, time.monotonic()
+                check_finite(step.latents, done, request.steps, request.attention)
+                took_s, last_s = now_s - last_s, now_s
+                times = {"t": step.t, "dt_s": took_s, "eta_s": took_s * (request.steps - done)}
+                attempt.send(StepEvent(i=done, n=request.steps, expert=expert, **times))
+                if done < request.steps:
+                    preview.show(attempt, step.clean, done)
+                attempt.check_cancelled()
+                if decode_now := attempt.id in attempt.commands.decode_now:
+                    break
+            network = None  # its text cache must leave the device before the next expert comes
+        if decode_now:
+            break
+    return (step.clean if decode_now else step.latents).float().cpu()
 
 
-def times_of(request: Request) -> Tensor:
-    """When the network is asked, float64 [steps + 1]."""
-    if request.sampler == "unipc":
-        return unipc.unipc_timesteps(request.steps, request.shift)
-    return rcm_timesteps(request.steps, request.sigma_max)
+def check_finite(latents: Tensor, step: int, steps: int, attention: str) -> None:
+    """Check the latents after a step.
+
+    Raises:
+        TurbodiffError: they are not finite.
+    """
+    if not bool(torch.isfinite(latents).all()):
+        raise TurbodiffError(
+            f"the latents are not numbers any more after step {step} of {steps}",
+            code="nan_latents",
+            field="attention",
+            got=attention,
+            expected="finite latents",
+            try_instead="--attention dense; if it stays, turbodiff models verify",
+        )
 
 
-class ExpertSwitcher:
-    """The networks taking turns: each expert gets its phase, is on the device for its steps only, and leaves."""
+class Network:
+    """An expert at work on one clip: holds what does not change from step to step, and a call is one evaluation.
 
-    def __init__(self, run: Run, text: TextRows, condition: Tensor | None, negative: TextRows | None) -> None:
-        self._run, self._text, self._condition, self._negative = run, text, condition, negative
-        self._experts = iter(run.request.experts)
-        self._open: Any = None
-        self._network: Any = None
-        self.expert = ""
+    Args:
+        text: the prompt's rows.
+        condition: of image to video, [1, 20, T, H, W].
+        negative: rows of a negative prompt; with them every velocity is a guided one, of two passes.
+        ffn_chunks: bounds the hidden tokens of the feed-forward, not its result.
+    """
 
-    def __enter__(self) -> "ExpertSwitcher":
-        return self
+    def __init__(
+        self, placed: PlacedDit, device: torch.device, text: TextRows, condition: Tensor | None = None,
+        negative: TextRows | None = None, guidance: float = 1.0, attention: AttentionPlan = DENSE, ffn_chunks: int = 1,
+    ) -> None:  # fmt: skip
+        self._dit, self._blocks = placed.dit, placed.blocks
+        self._device, self._guidance, self._attention, self._ffn_chunks = device, guidance, attention, ffn_chunks
+        self._condition = None if condition is None else offload.to_device(condition, device)
+        self._rope: tuple[Tensor, Tensor] | None = None
+        self._texts = [
+            (
+                CrossAttentionCache(placed.dit.embed_text(offload.to_device(prompt.rows, device))),
+                None if prompt.bias is None else offload.to_device(prompt.bias, device),
+            )
+            for prompt in ((text,) if negative is None else (text, negative))
+        ]
 
-    def __exit__(self, *error: Any) -> None:
-        self._leave(*error)
-
-    def velocity(self, latents: Tensor, t: float) -> Tensor:
-        """Velocity float32 of latents [1, 16, T, H, W] at time t, from the expert whose turn it is."""
-        expert = next(self._experts)
-        if expert != self.expert:
-            self._leave(None, None, None)
-            self._enter(expert)
-        return self._network(latents.float(), offload.to_device(network_timesteps(t, 1), latents.device))
-
-    def _enter(self, expert: str) -> None:
-        self._open = self._visit(expert)
-        self.expert = expert
-        self._network = next(self._open)
-
-    def _visit(self, expert: str) -> Any:
-        name: PhaseName = "denoise" if expert == "single" else f"denoise_{expert}"  # type: ignore[assignment]
-        run = self._run
-        with run.phase(name), run.shelf.network(expert, run.plan) as network:
-            for note in run.shelf.lora_notes(expert, run.request):
-                run.say(NoticeEvent(key="lora_names_unused", text=note, numbers={}))
-            network.begin(self._text, self._condition, self._negative, run.request.guidance)
-            yield network
-
-    def _leave(self, kind: Any, error: Any, traceback: Any) -> None:
-        visit, self._open, self._network = self._open, None, None
-        if visit is None:
-            return
-        if error is None:
-            next(visit, None)
-        else:
-            visit.throw(error)
-
-
-class Progress:
-    """After every step: is it finite, how long is left, what does it look like, does anybody want to stop."""
-
-    def __init__(self, run: Run) -> None:
-        self._run, self._last_s = run, time.monotonic()
-
-    def after(self, step: Step, expert: str) -> None:
-        """Report one step.
-
-        Raises:
-            TurbodiffError: the latents are not finite.
-            CancelledByUser: a person stopped the job.
-        """
-        run, done, total = self._run, step.index + 1, self._run.request.steps
-        if not bool(torch.isfinite(step.latents).all()):
-            raise not_finite(done, total, run.request.attention)
-        now_s = time.monotonic()
-        step_s, self._last_s = now_s - self._last_s, now_s
-        eta_s = step_s * (total - done)
-        run.say(StepEvent(i=done, n=total, t=step.t, expert=expert, dt_s=step_s, eta_s=eta_s))
-        if done < total:
-            preview.show(run, step.clean, done)
-        run.check_cancelled()
-
-
-def not_finite(step: int, total: int, attention: str) -> TurbodiffError:
-    """Latents that are no numbers any more."""
-    return TurbodiffError(
-        f"the latents are not numbers any more after step {step} of {total}",
-        code="nan_latents",
-        field="attention",
-        got=attention,
-        expected="finite latents",
-        try_instead="--attention dense; if it stays, turbodiff models verify",
-    )
+    def __call__(self, latents: Tensor, timesteps: Tensor) -> Tensor:
+        """Velocity float32 of latents [1, 16, T, H, W] at timesteps [1, 1] (x1000)."""
+        dit = self._dit
+        if self._rope is None:
+            grid = [size // patch for size, patch in zip(latents.shape[2:], PATCH, strict=True)]
+            self._rope = rope_tables(*grid, dit.config.head_dim, device=self._device)
+        time_embedding, velocities = dit.embed_time(timesteps), []
+        for context, bias in self._texts:
+            x, inputs = dit.prepare(
+                latents, timesteps, context, self._condition, attention=self._attention, context_bias=bias,
+                rope=self._rope, time=time_embedding,
+            )  # fmt: skip
+            for index, block in enumerate(self._blocks):
+                x = block(x, inputs, index, self._ffn_chunks)
+            velocities.append(dit.finish(x, inputs))
+            del x, inputs  # before the second pass makes its own
+        velocity, *negative = velocities
+        return unipc.guided(velocity, negative[0], self._guidance) if negative else velocity

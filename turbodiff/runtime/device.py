@@ -1,13 +1,23 @@
-"""The device that this worker computes on, and the dtype it computes in."""
+"""The device that this process computes on, and the dtype it computes in.
 
+    python -m turbodiff.runtime.device
+
+prints what torch, the device and the optional kernels say on this machine, as one JSON line. The asker runs it as a
+process of its own, so that a broken driver or a hanging import never stops it.
+"""
+
+import importlib.metadata
+import json
 import platform
+import sys
 from dataclasses import dataclass
-from typing import Any
 
 import psutil
 import torch
 
 from turbodiff.spec.errors import RequestError
+
+OPTIONAL = {"SageAttention": "sageattention", "SpargeAttn": "spas_sage_attn", "flash-attn": "flash_attn"}
 
 
 @dataclass(frozen=True)
@@ -41,14 +51,6 @@ class Device:
         """Whether this is a GPU."""
         return self.torch_device.type == "cuda"
 
-    @property
-    def arch(self) -> str:
-        """ "sm_90" and so on, or "cpu"."""
-        if not self.is_cuda:
-            return "cpu"
-        major, minor = torch.cuda.get_device_capability(self.torch_device)
-        return f"sm_{major}{minor}"
-
     def reset_peak(self) -> None:
         """Start measuring a new peak."""
         if self.is_cuda:
@@ -75,13 +77,53 @@ class Device:
         """Bytes that torch's allocator holds now; 0 on a CPU."""
         return torch.cuda.memory_reserved(self.torch_device) if self.is_cuda else 0
 
-    def facts(self) -> dict[str, Any]:
-        """What a worker's hello and a clip's sidecar say about where it ran."""
+    def facts(self) -> dict[str, str | int]:
+        """What a worker's hello and a clip's sidecar say about where it ran; `arch` is "sm_90" and so on, or "cpu"."""
+        capability = torch.cuda.get_device_capability(self.torch_device) if self.is_cuda else None
         return {
             "device": str(self.torch_device),
             "device_name": self.name,
-            "arch": self.arch,
+            "arch": f"sm_{capability[0]}{capability[1]}" if capability else "cpu",
             "torch": torch.__version__,
             "cuda": torch.version.cuda or "",
             "cudnn": torch.backends.cudnn.version() or 0 if self.is_cuda else 0,
         }
+
+
+def installed(distribution: str) -> str:
+    """Version of a distribution, or ""."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def report() -> dict[str, object]:
+    """Versions, the device, its kernels and why, optional attention libraries, and whether a small conv3d works.
+
+    `conv3d` is "ok" or an error (cuDNN's libraries may not belong together, pytorch issue 188892).
+    """
+    from turbodiff_kernels import backend
+
+    device, conv3d = Device.pick(), "ok"
+    try:
+        x = torch.ones(1, 4, 3, 8, 8, device=device.torch_device, dtype=device.dtype)
+        torch.nn.functional.conv3d(x, torch.ones(4, 4, 3, 3, 3, device=device.torch_device, dtype=device.dtype))
+    except RuntimeError as error:
+        conv3d = str(error).splitlines()[0]
+    kernels = [backend.expected(op, device.torch_device) for op in backend.OPS]
+    return {
+        **device.facts(),
+        "capability": list(torch.cuda.get_device_capability()) if device.is_cuda else None,
+        "conv3d": conv3d,
+        "kernels": [(kernel.op, kernel.runs, kernel.why) for kernel in kernels],
+        "kernel_reasons": [(kernel.op, kernel.runs, kernel.key, dict(kernel.words)) for kernel in kernels],
+        "triton": installed("triton"),
+        "diffusers": installed("diffusers"),
+        "transformers": installed("transformers"),
+        "optional": {name: installed(package) for name, package in OPTIONAL.items()},
+    }
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(report()) + "\n")

@@ -14,77 +14,49 @@ from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 
 # what latents depend on; everything else (fps, nonce, pins) may change without sampling again
-RECIPE = [
-    "kind",
-    "prompt",
-    "negative_prompt",
-    "seed",
-    "model",
-    "width",
-    "height",
-    "num_frames",
-    "steps",
-    "sampler",
-    "sigma_max",
-    "guidance",
-    "shift",
-    "boundary",
-    "attention",
-    "topk",
-    "quant_linear",
-    "image",
-    "fit",
-    "adaptive_resolution",
-    "loras",
-    "noise_device",
-]
+RECIPE = {
+    "kind", "prompt", "negative_prompt", "seed", "model", "width", "height", "num_frames", "steps", "sampler",
+    "sigma_max", "guidance", "shift", "boundary", "attention", "topk", "quant_linear", "image", "fit",
+    "adaptive_resolution", "loras", "noise_device",
+}  # fmt: skip
+NEVER_CHANGED = ("kind", "prompt", "seed", "image", "loras")  # by any plan
 
 
-SAME = ("kind", "prompt", "seed", "image", "loras")  # what no plan ever changes
+class LatentsCache:
+    """The latents of one job in `state/latents`, beside the plan that made them."""
 
+    def __init__(self, state: Path, job: int) -> None:
+        self._path = state / "latents" / f"{job}.safetensors"
 
-def recipe_of(request: Request) -> str:
-    """A fingerprint of everything that the latents of a request depend on."""
-    fields = request.model_dump(mode="json", include=set(RECIPE))
-    return hashlib.sha256(repr(sorted(fields.items())).encode()).hexdigest()
-
-
-def earlier_plan(state: Path, job: int, request: Request) -> Plan | None:
-    """The plan whose latents an earlier attempt at this request left behind, or None."""
-    try:
-        with safe_open(_path(state, job), "pt") as file:
-            plan = Plan.model_validate_json((file.metadata() or {}).get("plan", ""))
-    except (OSError, SafetensorError, ValidationError):
-        return None
-    same = all(getattr(plan.request, name) == getattr(request, name) for name in SAME)
-    return plan if same else None
-
-
-def _path(state: Path, job: int) -> Path:
-    return state / "latents" / f"{job}.safetensors"
-
-
-class SavedLatents:
-    """The latents of one job in `state/latents`; they count only while the recipe is the same."""
-
-    def __init__(self, state: Path, job: int, request: Request) -> None:
-        self._recipe = recipe_of(request)
-        self._path = _path(state, job)
-
-    def load(self) -> Tensor | None:
-        """Latents [1, 16, T, H, W] float32 of an earlier attempt, or None."""
+    def load(self, request: Request) -> Tensor | None:
+        """Latents [1, 16, T, H, W] float32 of an earlier attempt at the same recipe, or None."""
         try:
-            tensors = load_file(self._path)
+            return load_file(self._path).get(_recipe_of(request))
         except (FileNotFoundError, SafetensorError):
             return None
-        return tensors.get(self._recipe)
+
+    def load_plan(self, request: Request) -> Plan | None:
+        """The plan of the latents that an earlier attempt at this request left, whatever it lowered; or None."""
+        try:
+            with safe_open(self._path, "pt") as file:
+                plan = Plan.model_validate_json((file.metadata() or {}).get("plan", ""))
+        except (OSError, SafetensorError, ValidationError):
+            return None
+        same = all(getattr(plan.request, name) == getattr(request, name) for name in NEVER_CHANGED)
+        return plan if same else None
 
     def save(self, latents: Tensor, plan: Plan) -> None:
-        """Keep the latents and the plan that they were made by; a full disk costs only the shortcut."""
-        told = {"plan": plan.model_dump_json()}
+        """Keep the latents and the plan that they were made by; on a full disk they are not kept."""
+        tensors = {_recipe_of(plan.request): latents.float().cpu().contiguous()}
         with contextlib.suppress(OSError, SafetensorError), atomic_write(self._path) as part:
-            save_file({self._recipe: latents.float().cpu().contiguous()}, part, told)
+            save_file(tensors, part, {"plan": plan.model_dump_json()})
 
-    def forget(self) -> None:
-        """The clip is safe: the latents may go."""
+    def delete(self) -> None:
+        """Remove them: the clip is verified."""
         self._path.unlink(missing_ok=True)
+
+
+def _recipe_of(request: Request) -> str:
+    """A fingerprint of everything that the latents of a request depend on."""
+    fields = request.model_dump(mode="json", include=RECIPE)
+    return hashlib.sha256(repr(sorted(fields.items())).encode()).hexdigest()

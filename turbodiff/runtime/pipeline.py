@@ -1,11 +1,14 @@
-"""A clip, from the words to the file: the story of turbodiff on one screen.
+"""A clip, from the words to the file: every stage of it, in order.
 
 words -> text rows -> (picture -> condition) -> latents, step by step -> frames, chunk by chunk -> mp4 -> library
 """
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from turbodiff.archive import clips
@@ -13,78 +16,160 @@ from turbodiff.media.fingerprints import Bytes
 from turbodiff.media.pictures import fit_picture
 from turbodiff.media.verify import Verdict, verify_clip
 from turbodiff.media.video import ClipWriter
-from turbodiff.runtime import metadata, stages
-from turbodiff.runtime.attempt import Job, Orders, Run, Say
+from turbodiff.models import vae as vae_driver
+from turbodiff.models.attention import resolve_attention
+from turbodiff.models.linear import int8_mode
+from turbodiff.prompt.tokens import token_weights
+from turbodiff.prompt.weights import clean, parse
+from turbodiff.runtime import offload
+from turbodiff.runtime.attempt import Attempt
 from turbodiff.runtime.denoise import denoise
-from turbodiff.runtime.latents_cache import SavedLatents
-from turbodiff.runtime.model_cache import ModelCache
+from turbodiff.runtime.device import installed
+from turbodiff.runtime.latents_cache import LatentsCache
+from turbodiff.runtime.text import TextCache, TextRows
+from turbodiff.sampling.conditioning import image_condition, picture_video
+from turbodiff.spec.clips import SIDECAR_VERSION, ClipResult, Predicted, Ran, Sidecar
 from turbodiff.spec.errors import FileError
-from turbodiff.spec.events import NoticeEvent, PlanEvent, ResultEvent
-from turbodiff.spec.request import Request
+from turbodiff.spec.events import NoticeEvent, PlanEvent
+from turbodiff.spec.plan import Levers
+from turbodiff.spec.shapes import VAE_TILE
+
+LIBRARIES = ("turbodiff", "torch", "triton", "diffusers", "transformers")
 
 
-def generate(job: Job, shelf: ModelCache, say: Say, orders: Orders) -> ResultEvent:
-    """Make the clip of a job and put it into the library; returns its `result` event.
+def generate(attempt: Attempt) -> ClipResult:
+    """Make the clip of an attempt and put it into the library.
 
     Raises:
         TurbodiffError: what a person should read; nothing half-done is left behind.
-        Waits: somebody else took the memory meanwhile; nothing half-done is left but latents.
+        WaitForMemory: somebody else took the memory meanwhile; nothing half-done is left but latents.
     """
-    run = Run(job, shelf, say, orders)
-    say(PlanEvent(plan=job.plan))
-    shelf.open(run.request)
-    shelf.make_room(run.plan)
-    saved = SavedLatents(job.state, job.id, run.request)
-    latents = saved.load()
+    attempt.send(PlanEvent(plan=attempt.plan))
+    attempt.models.open(attempt.request)
+    attempt.models.evict_for(attempt.plan)
+    saved = LatentsCache(attempt.state, attempt.id)
+    latents = saved.load(attempt.request)
     if latents is None:
-        latents = make_latents(run)
-        saved.save(latents, run.plan)
+        latents = make_latents(attempt)
+        saved.save(latents, attempt.plan)
     else:
         text = "the latents of an earlier attempt are decoded"
-        say(NoticeEvent(key="latents_resumed", text=text, numbers={}))
-    clip, verdict = write_clip(run, latents)
-    saved.forget()
-    return metadata.result(run, clip, verdict)
+        attempt.send(NoticeEvent(key="latents_resumed", text=text, numbers={}))
+    clip, sidecar = write_clip(attempt, latents)
+    saved.delete()
+    return sidecar.model_copy(update={"measured": attempt.measured()}).result(clip)
 
 
-def make_latents(run: Run) -> Tensor:
+def make_latents(attempt: Attempt) -> Tensor:
     """Words, and a picture where there is one, to latents [1, 16, T, H, W]."""
-    with run.phase("text_encode"):
-        text, negative = stages.encode_text(run)
+    with attempt.phase("text_encode"):
+        text, negative = encode_text(attempt)
     condition = None
-    if run.request.kind == "i2v":
-        with run.phase("image_encode"):
-            condition = stages.encode_image(run)
-    return denoise(run, text, condition, negative)
+    if attempt.request.kind == "i2v":
+        with attempt.phase("image_encode"):
+            condition = encode_image(attempt)
+    return denoise(attempt, text, condition, negative)
 
 
-def write_clip(run: Run, latents: Tensor) -> tuple[Path, Verdict]:
+@torch.inference_mode()
+def encode_text(attempt: Attempt) -> tuple[TextRows, TextRows | None]:
+    """Prompt, and under UniPC's guidance the negative prompt ("" included), as rows [1, 512, dim] on the CPU.
+
+    A text that was read before comes from the cache; the encoder is loaded only where one was not. Words of a negative
+    prompt weigh as those of a prompt do.
+    """
+    request, models = attempt.request, attempt.models
+    guided = request.sampler == "unipc" and request.guidance > 1
+    texts = (request.prompt, request.negative_prompt) if guided else (request.prompt,)
+    prompts = [parse(clean(text)) for text in texts]
+    cache = TextCache(attempt.state / "embeddings", models.encoder_key(attempt.plan), models.spec.text_encoder.text_len)
+    kept = {prompt.text: cache.load(prompt.text) for prompt in prompts}
+    rows = {text: found for text, found in kept.items() if found is not None}
+    if len(rows) < len(kept):
+        with models.text_encoder(attempt.plan) as read:
+            for text in [text for text in kept if text not in rows]:
+                rows[text] = read(text)
+                cache.save(text, rows[text])
+    tokenizer = models.tokenizer()
+    positive, *negative = [rows[prompt.text].weighted(token_weights(tokenizer, prompt)) for prompt in prompts]
+    return positive, negative[0] if negative else None
+
+
+@torch.inference_mode()
+def encode_image(attempt: Attempt) -> Tensor:
+    """The picture as the condition [1, 20, T, H, W], float32 on the CPU."""
+    device = attempt.models.device
+    pixels = torch.from_numpy(np.array(fit_picture(attempt.request).pixels))
+    picture = pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
+    with attempt.models.vae(attempt.plan) as vae:
+        picture = picture.to(device.dtype)  # as the encoder takes it: half the bytes move
+        video = offload.to_device(picture_video(picture, attempt.request.num_frames), device.torch_device)
+        latents = vae_driver.encode(vae, video, tile=tile_side(attempt.plan.levers))
+    return image_condition(latents).float().cpu()
+
+
+@torch.inference_mode()
+def decode(attempt: Attempt, latents: Tensor) -> Iterator[Bytes]:
+    """Latents [1, 16, T, H, W] -> chunks of frames uint8 [t, H, W, 3], in order."""
+    with attempt.models.vae(attempt.plan) as vae:
+        latents = offload.to_device(latents, attempt.models.device.torch_device)
+        for chunk in vae_driver.decode_stream(vae, latents, tile=tile_side(attempt.plan.levers)):
+            yield vae_driver.frames_to_uint8(chunk)[0].cpu().numpy()
+
+
+def tile_side(levers: Levers) -> int | None:
+    """Side of a VAE tile in latent pixels, None for the whole picture."""
+    return VAE_TILE if levers.vae == "tiled" else None
+
+
+def write_clip(attempt: Attempt, latents: Tensor) -> tuple[Path, Sidecar]:
     """Latents to a clip in the library; it gets its name only after every frame of the file was checked."""
-    job, request = run.job, run.request
-    partial = clips.partial_beside(job.output) if job.output else clips.partial_path(job.outputs, job.id, job.attempt)
-    final = job.output or clips.clip_path(job.outputs, request.kind, request.seed or 0, request.model, run.created)
-    writer = ClipWriter(
-        partial, request.width, request.height, request.fps, metadata.settings(run), num_frames=request.num_frames
-    )
-    with writer, run.phase("vae_decode"):
-        for frames in stages.decode(run, latents):
-            run.check_cancelled()
+    request, outputs, output = attempt.request, attempt.outputs, attempt.output
+    partial = clips.partial_beside(output) if output else clips.partial_path(outputs, attempt.id, attempt.number)
+    final = output or clips.clip_path(outputs, request.kind, request.seed or 0, request.model, attempt.created)
+    recipe = {"request": request.model_dump(mode="json"), "plan": attempt.plan.model_dump(mode="json")}
+    tags = {"turbodiff": installed("turbodiff"), "job": attempt.id, **recipe}
+    writer = ClipWriter(partial, request.width, request.height, request.fps, tags, num_frames=request.num_frames)
+    with writer, attempt.phase("vae_decode"):
+        for frames in decode(attempt, latents):
+            attempt.check_cancelled()
             writer.write(frames)
     assert writer.written is not None
     try:
-        with run.phase("write"):
-            verdict = verify_clip(writer.written, start_picture(request), request.prompt)
-            sidecar = metadata.sidecar(run, verdict)
-            poster = b"" if job.output else writer.written.poster
-            path = clips.publish(partial, final, sidecar, poster, replace=job.output is not None)
+        with attempt.phase("write"):
+            start = None  # the picture that the first frame should look like
+            if request.kind == "i2v":
+                with contextlib.suppress(FileError):  # it may be gone by now
+                    start = fit_picture(request).pixels
+            sidecar = sidecar_of(attempt, verify_clip(writer.written, start, request.prompt))
+            poster = b"" if output else writer.written.poster
+            path = clips.publish(partial, final, sidecar, poster, replace=output is not None)
     finally:
         partial.unlink(missing_ok=True)
-    return path, verdict
+    return path, sidecar
 
 
-def start_picture(request: Request) -> Bytes | None:
-    """The picture that the first frame should look like, uint8 RGB [H, W, 3]; None where there is none any more."""
-    if request.kind == "i2v":
-        with contextlib.suppress(FileError):
-            return fit_picture(request).pixels
-    return None
+def sidecar_of(attempt: Attempt, verdict: Verdict) -> Sidecar:
+    """The sidecar of a verified clip. `ran` is what really ran, which a wish or a fall-back may have changed."""
+    request, plan, models = attempt.request, attempt.plan, attempt.models
+    attention = resolve_attention(request.attention, models.device.torch_device)
+    how = {"attention": attention.kind, "backend": attention.backend, "quant_linear": request.quant_linear}
+    how |= {"int8": int8_mode()} if request.quant_linear == "on" else {}
+    return Sidecar(
+        v=SIDECAR_VERSION,
+        created=attempt.created,
+        job=attempt.id,
+        attempt=attempt.number,
+        request=request,
+        plan=plan,
+        ran=Ran.model_validate({**how, **models.device.facts(), "weights": models.weight_files()}),
+        versions={name: installed(name) for name in LIBRARIES},
+        sha256=verdict.sha256,
+        frames=verdict.frames,
+        width=request.width,
+        height=request.height,
+        fps=request.fps,
+        warnings=verdict.warnings,
+        predicted=Predicted(peak_bytes=plan.peak_bytes, seconds=plan.seconds),
+        measured=attempt.measured(),
+    )

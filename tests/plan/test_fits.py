@@ -1,7 +1,7 @@
 """`models list` says of every model whether its default clip fits this machine, and what that takes."""
 
 from tests.plan.machines import card, disk
-from turbodiff.plan.fits import fit_of
+from turbodiff.plan.tiers import fit_of
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import all_models, find_model
 

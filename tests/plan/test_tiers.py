@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from scripts.tier_table import SHOWN_SHARE, TABLE_GB, TABLE_MODELS, table_plan, tier_table
 from tests.plan.machines import disk, gpu, machine
 from turbodiff.plan.planner import plan_request
-from turbodiff.plan.tiers import SHOWN_SHARE, TABLE_GB, TABLE_MODELS, rounds, table_plan, tier_of, tier_table, tiers
+from turbodiff.plan.tiers import rounds, tier_of, tiers
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import make_request

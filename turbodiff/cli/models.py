@@ -15,7 +15,7 @@ def list_models() -> None:
     """Every model: are its files here, what is missing, and does its default clip fit this machine."""
     from turbodiff.cli.show import models_table
     from turbodiff.gpu.probe import machine_now
-    from turbodiff.plan.fits import fit_of
+    from turbodiff.plan.tiers import fit_of
     from turbodiff.studio import Studio
 
     studio = Studio()

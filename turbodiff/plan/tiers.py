@@ -1,22 +1,16 @@
-"""Tiers and rounds: what the form starts with on a card of this size, and the table of what each size of card runs."""
+"""Tiers and rounds: what the form starts with on a card of this size; and whether a model fits, for a list."""
 
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from turbodiff.plan.hardware import Machine, pretend
-from turbodiff.plan.planner import plan_request
-from turbodiff.spec.errors import DoesNotFitError
+from turbodiff.plan.hardware import Machine
+from turbodiff.plan.planner import Refusal, plan_request
 from turbodiff.spec.inventory import Inventory
-from turbodiff.spec.models import Facts, Kind, configs_folder, read_toml
-from turbodiff.spec.numbers import GIB, gib, seconds
-from turbodiff.spec.plan import Plan
+from turbodiff.spec.models import Facts, ModelSpec, configs_folder, read_toml
+from turbodiff.spec.numbers import GIB, gib
+from turbodiff.spec.plan import Band
 from turbodiff.spec.request import make_request
-
-TABLE_GB = (8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 141)
-TABLE_RAM_BYTES = 64 * GIB
-TABLE_MODELS: dict[Kind, str] = {"t2v": "wan2.1-14b", "i2v": "wan2.2-a14b"}
-SHOWN_SHARE = 0.955  # of the nameplate that a card shows as total memory: 8 GB cards show 7.6 GiB
 
 
 class Start(Facts):
@@ -85,36 +79,40 @@ def tier_of(total_bytes: int | None) -> Tier | None:
     return reached[-1] if reached else None
 
 
-def table_plan(gb: float, kind: Kind, ram_bytes: int = TABLE_RAM_BYTES) -> Plan | DoesNotFitError:
-    """The plan for the dearest wish (largest model, 720p, 81 frames) on a card of `gb` GB nameplate."""
-    machine = Machine(ram_total_bytes=ram_bytes, ram_available_bytes=round(0.9 * ram_bytes), cpu_count=16)
-    image = "cat.jpg" if kind == "i2v" else ""
-    fields = {"prompt": "a cat chases a butterfly", "model": TABLE_MODELS[kind], "image": image}
+class Fit(NamedTuple):
+    """How the default clip of a model would run here. `words`: "fits", "fits with int8, blocks streamed", "tight at
+    480p, 49 frames", or "does not fit: needs 9 GiB of 6 GiB"."""
+
+    band: Band
+    words: str
+    peak_bytes: int
+    budget_bytes: int
+
+
+def fit_of(spec: ModelSpec, machine: Machine, inventory: Inventory) -> Fit:
+    """The model's default clip on this machine, with the levers that cost time only and what gets smaller; another
+    model is no answer, so the model is pinned."""
+    picture = {"image": "picture"} if spec.kind == "i2v" else {}
+    asked = make_request({"model": spec.name, "prompt": "-", "seed": 0, "pinned": ["model"], **picture})
     try:
-        return plan_request(make_request(fields), pretend(machine, gb * SHOWN_SHARE), Inventory())
-    except DoesNotFitError as error:
-        return error
-
-
-def tier_table() -> str:
-    """Markdown for the README: what runs on each size of card when the wish is the largest model at 720p, 81 frames.
-
-    Seconds are predictions for a typical card of that size with weights read from an NVMe disk, not measurements.
-    """
-    head = ("card", "kind", "what runs", "peak", "blocks on the card", "text encoder", "VAE", "predicted")
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    return "\n".join([*lines, *(_row(gb, kind) for gb in TABLE_GB for kind in TABLE_MODELS)])
-
-
-def _row(gb: float, kind: Kind) -> str:
-    plan = table_plan(gb, kind)
-    if isinstance(plan, DoesNotFitError):
-        return f"| {gb:g} GB | {kind} | nothing: {plan.what} | | | | | |"
-    request, levers = plan.request, plan.levers
-    int8 = " int8" if request.quant_linear == "on" else ""
-    what = f"{request.spec.display_name} {request.resolution} {request.num_frames} frames{int8}"
-    blocks = f"{levers.blocks_resident} of {request.spec.dit.num_layers}" if levers.experts == "streamed" else "all"
-    if levers.experts == "swapped":
-        blocks = "all, one expert at a time"
-    cells = (f"{gb:g} GB", kind, what, gib(plan.peak_bytes), blocks, levers.text, levers.vae, seconds(plan.seconds))
-    return f"| {' | '.join(cells)} |"
+        plan = plan_request(asked, machine, inventory)
+    except Refusal as error:
+        need, have = error.need_bytes, error.have_bytes
+        return Fit("no", f"does not fit: needs {gib(need)} of {gib(have)}", need, have)
+    levers, request, changed = plan.levers, plan.request, {change.field for change in plan.changes}
+    with_levers = {
+        "int8": request.quant_linear == "on",
+        "text encoder streamed": levers.text == "streamed",
+        "text encoder on the CPU": levers.text == "cpu",
+        "experts taking turns": levers.experts == "swapped",
+        "blocks streamed": levers.experts == "streamed",
+        "feed-forward in parts": levers.ffn_chunks > 1,
+        "VAE tiled": levers.vae == "tiled",
+    }
+    smaller = {
+        request.resolution: bool(changed & {"resolution", "width", "height"}),
+        f"{request.num_frames} frames": "num_frames" in changed,
+    }
+    at, using = ([words for words, holds in said.items() if holds] for said in (smaller, with_levers))
+    words = plan.band + (f" at {', '.join(at)}" if at else "") + (f" with {', '.join(using)}" if using else "")
+    return Fit(plan.band, words, plan.peak_bytes, plan.budget_bytes)

@@ -187,13 +187,9 @@ def find_model(name: str) -> ModelSpec:
     if spec is not None:
         return spec
     raise RequestError(
-        "unknown model",
-        code="unknown_model",
-        field="model",
-        got=name,
-        expected=" | ".join(spec.display_name for spec in all_models()),
-        try_instead="--model demo",
-    )
+        "unknown model", code="unknown_model", field="model", got=name,
+        expected=" | ".join(spec.display_name for spec in all_models()), try_instead="--model demo",
+    )  # fmt: skip
 
 
 def _plain(name: str) -> str:

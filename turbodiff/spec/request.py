@@ -163,13 +163,9 @@ def _size(given: dict[str, object], spec: ModelSpec) -> dict[str, object]:
         parts = str(size).lower().replace("*", "x").replace("×", "x").split("x")
         if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
             raise RequestError(
-                "a size is WIDTHxHEIGHT",
-                code="size_syntax",
-                field="size",
-                got=str(size)[:40],
-                expected="832x480",
+                "a size is WIDTHxHEIGHT", code="size_syntax", field="size", got=str(size)[:40], expected="832x480",
                 try_instead="--size 832x480",
-            )
+            )  # fmt: skip
         across, down = (int(part) for part in parts)
         resolution, aspect = named_size(across, down, spec.limits.resolutions) or ("custom", "custom")
         return {"resolution": resolution, "aspect": aspect, "width": across, "height": down}
@@ -177,13 +173,10 @@ def _size(given: dict[str, object], spec: ModelSpec) -> dict[str, object]:
     aspect = str(given.get("aspect", spec.defaults.aspect))
     if resolution not in spec.limits.resolutions:
         raise RequestError(
-            f"{spec.display_name} has no such resolution",
-            code="unknown_resolution",
-            field="resolution",
-            got=resolution,
-            expected=" | ".join(spec.limits.resolutions),
+            f"{spec.display_name} has no such resolution", code="unknown_resolution", field="resolution",
+            got=resolution, expected=" | ".join(spec.limits.resolutions),
             try_instead=f"--resolution {spec.defaults.resolution}",
-        )
+        )  # fmt: skip
     across, down = table_size(resolution, aspect)
     return {"resolution": resolution, "aspect": aspect, "width": across, "height": down}
 
@@ -192,13 +185,9 @@ def _validated(fields: dict[str, object]) -> Request:
     unknown = sorted(set(fields) - set(Request.model_fields))
     if unknown:
         raise RequestError(
-            "unknown field",
-            code="unknown_field",
-            field=unknown[0],
-            got=unknown[0],
-            expected=", ".join(Request.model_fields),
-            try_instead="leave it out",
-        )
+            "unknown field", code="unknown_field", field=unknown[0], got=unknown[0],
+            expected=", ".join(Request.model_fields), try_instead="leave it out",
+        )  # fmt: skip
     try:
         return Request.model_validate(fields)
     except ValidationError as error:
@@ -207,98 +196,68 @@ def _validated(fields: dict[str, object]) -> Request:
         got = first.get("input")
         got_text = f"{len(got)} characters" if isinstance(got, str) and len(got) > 80 else got
         raise RequestError(
-            "not a legal value",
-            code=f"bad_{field}",
-            field=field,
-            got=got_text,
-            expected=first["msg"],
+            "not a legal value", code=f"bad_{field}", field=field, got=got_text, expected=first["msg"],
             try_instead="leave it out to get the default",
-        ) from None
+        ) from None  # fmt: skip
 
 
 def _check_model(request: Request, spec: ModelSpec) -> None:
     """Refuse a kind of clip, a picture or a length that the model does not take."""
     if request.kind != spec.kind:
         raise RequestError(
-            f"{spec.display_name} makes {spec.kind} clips",
-            code="kind_mismatch",
-            field="kind",
-            got=request.kind,
-            expected=spec.kind,
-            try_instead=f"another --model, or --kind {spec.kind}",
-        )
+            f"{spec.display_name} makes {spec.kind} clips", code="kind_mismatch", field="kind", got=request.kind,
+            expected=spec.kind, try_instead=f"another --model, or --kind {spec.kind}",
+        )  # fmt: skip
     if spec.kind == "i2v" and not request.image:
         raise RequestError(
-            f"{spec.display_name} starts from a picture",
-            code="image_missing",
-            field="image",
-            expected="a picture file",
-            try_instead="--image photo.jpg",
-        )
+            f"{spec.display_name} starts from a picture", code="image_missing", field="image",
+            expected="a picture file", try_instead="--image photo.jpg",
+        )  # fmt: skip
     if spec.kind == "t2v" and request.image:
         raise RequestError(
-            f"{spec.display_name} makes clips from text only",
-            code="image_unused",
-            field="image",
-            got=request.image[-80:],
-            expected="no picture",
+            f"{spec.display_name} makes clips from text only", code="image_unused", field="image",
+            got=request.image[-80:], expected="no picture",
             try_instead="--model Wan2.2-A14B, or leave the picture out",
-        )
+        )  # fmt: skip
 
     if not is_frame_count(request.num_frames):
         below, above = nearest_frame_counts(request.num_frames)
         raise RequestError(
-            "the VAE takes 4n+1 frames",
-            code="frames_not_4n1",
-            field="num_frames",
-            got=request.num_frames,
-            expected="1, 5, 9, ... (4n+1)",
-            try_instead=f"--frames {below} or --frames {above}",
-        )
+            "the VAE takes 4n+1 frames", code="frames_not_4n1", field="num_frames", got=request.num_frames,
+            expected="1, 5, 9, ... (4n+1)", try_instead=f"--frames {below} or --frames {above}",
+        )  # fmt: skip
     if request.num_frames > spec.limits.max_frames:
         raise RequestError(
-            f"{spec.display_name} makes at most {spec.limits.max_frames} frames",
-            code="too_many_frames",
-            field="num_frames",
-            got=request.num_frames,
-            expected=f"at most {spec.limits.max_frames}",
+            f"{spec.display_name} makes at most {spec.limits.max_frames} frames", code="too_many_frames",
+            field="num_frames", got=request.num_frames, expected=f"at most {spec.limits.max_frames}",
             try_instead=f"--frames {spec.limits.max_frames}",
-        )
+        )  # fmt: skip
 
 
 def _check_values(request: Request, spec: ModelSpec) -> None:
     """Refuse steps, sizes, numbers and pins that no run takes."""
     if request.sampler != "unipc" and request.steps > MAX_TURBO_STEPS:
         raise RequestError(
-            f"the rCM schedule has 1 to {MAX_TURBO_STEPS} steps",
-            code="too_many_steps",
-            field="steps",
-            got=request.steps,
-            expected=f"1..{MAX_TURBO_STEPS} with sampler {request.sampler}",
+            f"the rCM schedule has 1 to {MAX_TURBO_STEPS} steps", code="too_many_steps", field="steps",
+            got=request.steps, expected=f"1..{MAX_TURBO_STEPS} with sampler {request.sampler}",
             try_instead=f"--steps {MAX_TURBO_STEPS}, or --sampler unipc for undistilled weights",
-        )
+        )  # fmt: skip
 
     sizes = [table_size(name, aspect) for name in spec.limits.resolutions for aspect in spec.limits.aspects]
     free = spec.limits.free_size and max(request.width, request.height) <= spec.limits.max_size
     if not free and (request.width, request.height) not in sizes:
         raise RequestError(
-            f"{spec.display_name} does not make this size",
-            code="size_not_offered",
-            field="size",
+            f"{spec.display_name} does not make this size", code="size_not_offered", field="size",
             got=f"{request.width}x{request.height}",
             expected=" | ".join(f"{width}x{height}" for width, height in sorted(set(sizes))),
             try_instead=f"--resolution {spec.defaults.resolution}",
-        )
+        )  # fmt: skip
     if not all(map(math.isfinite, (request.sigma_max, request.guidance, request.shift, request.topk))):
         raise RequestError("must be a finite number", code="not_finite", field="sigma_max")
 
     strange = sorted(request.pinned - set(Request.model_fields) - {"size"})
     if strange:
         raise RequestError(
-            "only fields of a request can be pinned",
-            code="bad_pin",
-            field="pin",
-            got=strange[0],
-            expected="model, resolution, num_frames, quant_linear, ...",
-            try_instead="--pin model,resolution",
-        )
+            "only fields of a request can be pinned", code="bad_pin", field="pin", got=strange[0],
+            expected="model, resolution, num_frames, quant_linear, ...", try_instead="--pin model,resolution",
+        )  # fmt: skip

@@ -27,8 +27,6 @@ HEAD_TOKENS = 8192  # tokens that pass the DiT's float32 head at a time: bounds 
 INT8_TILE = 128  # INT8 weights carry one float32 scale per 128 x 128 tile (TurboDiffusion's quant_linear files)
 INT8_PART_TOKENS = 64 * INT8_TILE  # tokens whose rows are wide at a time between INT8 layers, and for a LoRA's branch
 
-ASPECTS = ("1:1", "4:3", "3:4", "16:9", "9:16")
-
 # (width, height) per resolution and aspect, TurboDiffusion rcm/datasets/utils.py
 RESOLUTIONS: dict[str, dict[str, tuple[int, int]]] = {
     "480p": {"1:1": (640, 640), "4:3": (640, 480), "3:4": (480, 640), "16:9": (832, 480), "9:16": (480, 832)},
@@ -75,10 +73,6 @@ class VideoShape(NamedTuple):
             LATENT_CHANNELS, latent_frames(self.frames), self.height // SPACE_STRIDE, self.width // SPACE_STRIDE
         )
 
-    def duration_s(self, fps: int) -> float:
-        """Seconds at `fps` frames per second."""
-        return self.frames / fps
-
 
 def latent_frames(num_frames: int) -> int:
     """Latent frames T of a video of 4n+1 frames."""
@@ -120,23 +114,15 @@ def table_size(resolution: str, aspect: str) -> tuple[int, int]:
     """
     if resolution not in RESOLUTIONS:
         raise RequestError(
-            "unknown resolution",
-            code="unknown_resolution",
-            field="resolution",
-            got=resolution,
-            expected=" | ".join(RESOLUTIONS),
-            try_instead="--resolution 480p",
-        )
+            "unknown resolution", code="unknown_resolution", field="resolution", got=resolution,
+            expected=" | ".join(RESOLUTIONS), try_instead="--resolution 480p",
+        )  # fmt: skip
     by_aspect = RESOLUTIONS[resolution]
     if aspect not in by_aspect:
         raise RequestError(
-            f"{resolution} has no such aspect ratio",
-            code="unknown_aspect",
-            field="aspect",
-            got=aspect,
-            expected=" | ".join(by_aspect),
-            try_instead=f"--aspect {next(iter(by_aspect))}",
-        )
+            f"{resolution} has no such aspect ratio", code="unknown_aspect", field="aspect", got=aspect,
+            expected=" | ".join(by_aspect), try_instead=f"--aspect {next(iter(by_aspect))}",
+        )  # fmt: skip
     return by_aspect[aspect]
 
 
@@ -158,22 +144,14 @@ def check_size(width: int, height: int) -> None:
     near = f"{_legal_side(width)}x{_legal_side(height)}"
     if width % PIXEL_MULTIPLE or height % PIXEL_MULTIPLE or min(width, height) < PIXEL_MULTIPLE:
         raise RequestError(
-            f"width and height must be multiples of {PIXEL_MULTIPLE}",
-            code="size_not_multiple",
-            field="size",
-            got=f"{width}x{height}",
-            expected=f"multiples of {PIXEL_MULTIPLE}",
-            try_instead=f"--size {near}",
-        )
+            f"width and height must be multiples of {PIXEL_MULTIPLE}", code="size_not_multiple", field="size",
+            got=f"{width}x{height}", expected=f"multiples of {PIXEL_MULTIPLE}", try_instead=f"--size {near}",
+        )  # fmt: skip
     if max(width, height) > MAX_PATCHES * PIXEL_MULTIPLE:
         raise RequestError(
-            "the network's position tables end here",
-            code="size_too_large",
-            field="size",
-            got=f"{width}x{height}",
-            expected=f"at most {MAX_PATCHES * PIXEL_MULTIPLE} a side",
-            try_instead=f"--size {near}",
-        )
+            "the network's position tables end here", code="size_too_large", field="size", got=f"{width}x{height}",
+            expected=f"at most {MAX_PATCHES * PIXEL_MULTIPLE} a side", try_instead=f"--size {near}",
+        )  # fmt: skip
 
 
 def adaptive_size(image_width: int, image_height: int, area: int) -> tuple[int, int]:

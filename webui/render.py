@@ -5,7 +5,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
@@ -17,6 +16,7 @@ from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import MAX_PROMPT_CHARS
 from turbodiff.studio import pictures
 from webui import form
+from webui.form import FormValues
 from webui.markup import Html, note
 from webui.panels import create, first_aid, form_help, jobs, log, meter, seeds, settings, stage, status_bar, system
 from webui.request_guard import handler
@@ -45,13 +45,13 @@ class Renderer:
         self._drawings: OrderedDict[tuple[object, ...], tuple[dict[str, Html], dict[str, str]]] = OrderedDict()
 
     @handler
-    def everything(self, ui_state: Mapping[str, str]) -> list[Any]:
+    def everything(self, ui_state: Mapping[str, str]) -> list[object]:
         """All panels and their digests."""
         drawn, digests = self._drawn(ui_state)
         return [*drawn.values(), digests]
 
     @handler
-    def changed(self, ui_state: Mapping[str, str], seen: Mapping[str, str]) -> list[Any]:
+    def changed(self, ui_state: Mapping[str, str], seen: Mapping[str, str]) -> list[object]:
         """Panels that differ from `seen`, the others skipped."""
         drawn, digests = self._drawn(ui_state)
         if digests == seen:
@@ -132,7 +132,7 @@ def _progress(job: QueuedJob | None, events: list[Event], snapshot: Snapshot, wo
     return Html("")
 
 
-def estimate(reader: StudioReader, values: Mapping[str, Any], words: Words) -> list[Any]:
+def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[object]:
     """The form, told in the order of PageEvents.estimated: meter, buttons, lint, experts, residency, LoRAs, rounds."""
     spec = form.model_called(values["model"])
     asked = form.request_fields({**values, "loras": ""})
@@ -157,7 +157,7 @@ def estimate(reader: StudioReader, values: Mapping[str, Any], words: Words) -> l
     boundary = float(values.get("boundary") or 0.9)
     of_round = {"kind": spec.kind, **form.defaults(spec), **asked, "model": spec.name}
 
-    def seconds(fields: Mapping[str, Any]) -> float | None:
+    def seconds(fields: Mapping[str, object]) -> float | None:
         try:
             found = reader.outlook(_complete(fields, form.model_called(fields["model"])))
         except TurbodiffError:
@@ -177,7 +177,7 @@ def estimate(reader: StudioReader, values: Mapping[str, Any], words: Words) -> l
     ]
 
 
-def look(reader: StudioReader, values: Mapping[str, Any], words: Words) -> Html:
+def look(reader: StudioReader, values: FormValues, words: Words) -> Html:
     """The fitted picture and what it proposes, for what the form holds now; it takes a process of its own to decode."""
     if values.get("kind") != "i2v":
         return Html("")
@@ -199,7 +199,7 @@ def look(reader: StudioReader, values: Mapping[str, Any], words: Words) -> Html:
         return note(words.error(error.fields()), "warn")
 
 
-def fit_marks(reader: StudioReader, asked: Mapping[str, Any], spec: ModelSpec) -> Html:
+def fit_marks(reader: StudioReader, asked: Mapping[str, object], spec: ModelSpec) -> Html:
     """A style sheet that shows this model's choices, each size and length with a fit mark, the rest as asked."""
     sizes, counts = spec.limits.resolutions, form.offered_frames(spec)
     bands: dict[tuple[str, object], str] = {}
@@ -217,7 +217,7 @@ def fit_marks(reader: StudioReader, asked: Mapping[str, Any], spec: ModelSpec) -
     return create.choices_style(spec, asked.get("num_frames"), bands)
 
 
-def _complete(asked: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+def _complete(asked: Mapping[str, object], spec: ModelSpec) -> dict[str, object]:
     """The same fields as a whole request: a prompt and a picture that are still to come must not stop the meter."""
     whole = {**asked, "prompt": asked.get("prompt") or "-"}
     if spec.kind == "i2v" and not asked.get("image"):

@@ -93,7 +93,7 @@ class Snapshot:
     policy: Policy = "auto"
     selftest: SelfTest | None = None
     tier: Tier | None = None  # of this machine's card
-    restarted: Mapping[str, Any] | None = None  # what came of the last restart
+    restarted: Mapping[str, object] | None = None  # what came of the last restart
     now_s: float = 0.0
 
     def job(self, number: int) -> QueuedJob | None:

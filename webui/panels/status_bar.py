@@ -60,7 +60,7 @@ def status_bar(snapshot: Snapshot, words: Words) -> StatusBar:
     restarted, outcome = "", snapshot.restarted
     if outcome is not None:
         freed = outcome.get("freed_bytes")
-        came_back = words("bar.freed", memory=words.gib(freed)) if freed is not None else words("bar.restarted")
+        came_back = words("bar.freed", memory=words.gib(freed)) if isinstance(freed, int) else words("bar.restarted")
         restarted = came_back if outcome.get("ok") else words("bar.restart_failed")
     return StatusBar(
         card, note, tuple(_gauges(snapshot, words)), words(f"bar.{queue}", n=waiting), busy, tuple(leftovers), restarted

@@ -81,10 +81,9 @@ def denoising_with_a_lora(job: phase_costs.CostInputs, rank: int) -> Pair:
 
 def vae(job: phase_costs.CostInputs, *, decode: bool, tiled: bool) -> Pair:
     """Decoding a clip, or encoding a picture and the empty frames after it."""
-    need = phase_costs.vae_decode if decode else phase_costs.image_encode
     method = "conv2d" if job.conv2d else "conv3d"
     traced = dry_run.vae_bytes(job.spec, job.shape, dtype_of(job), VAE_TILE if tiled else None, method, decode=decode)
-    return Pair(need(job, tiled).activations, traced)
+    return Pair(phase_costs.vae(job, "vae_decode" if decode else "image_encode", tiled).activations, traced)
 
 
 def reading(job: phase_costs.CostInputs, monkeypatch) -> Pair:

@@ -282,7 +282,7 @@ def _denoise_option(
 def _vae_option(inputs: CostInputs, lever: Literal["whole", "tiled"]) -> Option:
     """The VAE as a whole or in tiles, for the picture of an I2V clip too; the last phase is the decode."""
     tiled = lever == "tiled"
-    phases = [phase_costs.vae_decode(inputs, tiled)]
+    decode = phase_costs.vae(inputs, "vae_decode", tiled)
     if inputs.spec.kind == "i2v":
-        phases.insert(0, phase_costs.image_encode(inputs, tiled))
-    return {"vae": lever}, tuple(phases)
+        return {"vae": lever}, (phase_costs.vae(inputs, "image_encode", tiled), decode)
+    return {"vae": lever}, (decode,)

@@ -280,23 +280,15 @@ def _denoise_state(inputs: CostInputs) -> int:
     return rope + text + condition + 28 * latent.channels * plane
 
 
-def vae_decode(inputs: CostInputs, tiled: bool) -> PhaseCost:
-    """Latents to frames, one latent frame at a time; tiled: one tile at a time into a canvas of the whole clip."""
+def vae(inputs: CostInputs, name: Literal["vae_decode", "image_encode"], tiled: bool) -> PhaseCost:
+    """vae_decode: latents to frames, one latent frame at a time; tiled: one tile at a time into a canvas of the whole
+    clip. image_encode: the picture and empty frames after it to the I2V condition."""
     latent, base = inputs.latent, inputs.spec.vae.base_dim
-    activations = decode_bytes(latent, base, inputs.element_bytes, tiled=tiled, conv2d=inputs.conv2d)
-    return _vae(inputs, "vae_decode", activations, tile_work(latent, DECODER_MARGINS[0]) if tiled else 1.0)
-
-
-def image_encode(inputs: CostInputs, tiled: bool) -> PhaseCost:
-    """The picture and empty frames after it to the I2V condition."""
-    latent, base = inputs.latent, inputs.spec.vae.base_dim
-    activations = encode_bytes(latent, base, inputs.element_bytes, tiled=tiled, conv2d=inputs.conv2d)
-    return _vae(inputs, "image_encode", activations, tile_work(latent, ENCODER_MARGIN) if tiled else 1.0)
-
-
-def _vae(inputs: CostInputs, name: PhaseName, activations: int, extra_work: float) -> PhaseCost:
+    count, margin = (decode_bytes, DECODER_MARGINS[0]) if name == "vae_decode" else (encode_bytes, ENCODER_MARGIN)
+    activations = count(latent, base, inputs.element_bytes, tiled=tiled, conv2d=inputs.conv2d)
+    extra_work = tile_work(latent, margin) if tiled else 1.0
     scratch = 0 if inputs.on_cpu or not inputs.context_bytes else math.ceil(CONV_SCRATCH * activations)
-    width_factor = (inputs.spec.vae.base_dim / 96) ** 2
+    width_factor = (base / 96) ** 2
     seconds = _reading_s(inputs, "vae", inputs.weights.vae)
     seconds += extra_work * width_factor * roofline.VAE_FLOPS_PER_PIXEL * inputs.pixels / inputs.speed.conv_flops
     extra = workspace(inputs, activations) + scratch

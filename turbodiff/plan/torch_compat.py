@@ -59,16 +59,11 @@ def advise(
     """What to say about a torch on a machine; cuda as "12.8" or "", driver as "580.82", capability as (12, 0)."""
     line, warnings = pip_line(driver), []
     if conv3d_is_broken(torch_version, cudnn):
-        warnings.append(
-            ("conv3d_trap", f"torch {torch_version} with cuDNN {cudnn} multiplies the VAE's memory; install: {line}")
-        )
+        trap = f"torch {torch_version} with cuDNN {cudnn} multiplies the VAE's memory; install: {line}"
+        warnings.append(("conv3d_trap", trap))
     if release(torch_version) < (2, 11):
-        warnings.append(
-            (
-                "pth_care",
-                f"torch {torch_version} can be tricked by a hostile .pth: only files that our reader accepts load",
-            )
-        )
+        trick = f"torch {torch_version} can be tricked by a hostile .pth: only files that our reader accepts load"
+        warnings.append(("pth_care", trick))
     if driver is not None and not cuda:
         warnings.append(("cpu_build", f"this machine has an NVIDIA driver but a CPU build of torch; install: {line}"))
     if capability and capability >= (12, 0) and cuda and release(cuda) < (12, 8):

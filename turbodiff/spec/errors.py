@@ -33,7 +33,7 @@ class TurbodiffError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(
-        self, what: str, *, code: str, field: str = "", got: Any = "", expected: Any = "", try_instead: str = ""
+        self, what: str, *, code: str, field: str = "", got: object = "", expected: object = "", try_instead: str = ""
     ) -> None:
         super().__init__(what)
         self.what, self.code, self.field = what, code, field

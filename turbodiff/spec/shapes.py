@@ -53,11 +53,6 @@ class LatentShape(NamedTuple):
         """N tokens L of one clip."""
         return math.prod(self.patch_grid)
 
-    @property
-    def elements(self) -> int:
-        """Values in the latents of one clip."""
-        return math.prod(self)
-
 
 class VideoShape(NamedTuple):
     """A video in pixels."""

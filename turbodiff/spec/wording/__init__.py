@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from turbodiff.spec.numbers import gib
+from turbodiff.spec.plan import JsonScalar
 
 LANGUAGES = ("en", "zh")
 Sentences = Mapping[str, tuple[str, str]]
@@ -49,37 +49,32 @@ class Words:
         """Where the keys are looked up."""
         return shared_catalogue()
 
-    def __call__(self, key: str, **numbers: Any) -> str:
+    def __call__(self, key: str, **numbers: object) -> str:
         """The sentence of `key`; a missing key or number is a mistake in the program."""
         return self.sentences[key][LANGUAGES.index(self.lang)].format(**numbers)
 
-    def has(self, key: str) -> bool:
-        """Whether there is a sentence for `key`."""
-        return key in self.sentences
-
-    def or_else(self, key: str, fallback: str, **numbers: Any) -> str:
+    def or_else(self, key: str, fallback: str, **numbers: object) -> str:
         """The sentence of `key`, else `fallback`: for keys that come from another room or an older job."""
-        if not self.has(key):
+        if key not in self.sentences:
             return fallback
         try:
             return self(key, **numbers)
         except (KeyError, IndexError, ValueError):  # written by another version, with other numbers
             return fallback
 
-    def reason(self, key: str, numbers: Mapping[str, Any]) -> str:
+    def reason(self, key: str, numbers: Mapping[str, JsonScalar]) -> str:
         """Why a plan looks as it does, from its key and numbers; bytes and seconds are worded by their names."""
-        return self.or_else(
-            f"reason.{key}", key, **{name: self._spoken(name, value) for name, value in numbers.items()}
-        )
-
-    def _spoken(self, name: str, value: Any) -> Any:
-        if isinstance(value, str):
-            return self.or_else(f"phase.{value}", self.or_else(f"value.{name}_{value}", value))
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            return value
-        if name == "bytes" or name.endswith("_bytes"):
-            return self.gib(value)
-        return self.seconds(value) if name.endswith(("_s", "seconds")) else value
+        spoken = dict(numbers)
+        for name, value in numbers.items():
+            if isinstance(value, str):
+                spoken[name] = self.or_else(f"phase.{value}", self.or_else(f"value.{name}_{value}", value))
+            elif value is None or isinstance(value, bool):
+                continue
+            elif name == "bytes" or name.endswith("_bytes"):
+                spoken[name] = self.gib(value)
+            elif name.endswith(("_s", "seconds")):
+                spoken[name] = self.seconds(value)
+        return self.or_else(f"reason.{key}", key, **spoken)
 
     def gib(self, n_bytes: float) -> str:
         """Bytes as "11.2 GiB", small ones as MiB."""
@@ -88,15 +83,10 @@ class Words:
     def seconds(self, value_s: float) -> str:
         """A duration: "0.4 s", "41 s", "3 min 20 s" and the same in Chinese."""
         if value_s < 120:
-            return self("unit.s", n=_short(value_s))
+            short = f"{value_s:.0f}" if value_s >= 10 else f"{value_s:.1f}"
+            return self("unit.s", n="< 0.1" if 0 != value_s < 0.05 else short)
         if value_s < 7200 and value_s % 60 < 1:
             return self("unit.min", m=int(value_s // 60))
         if value_s < 7200:
             return self("unit.min_s", m=int(value_s // 60), s=int(value_s % 60))
         return self("unit.h_min", h=int(value_s // 3600), m=int(value_s % 3600 // 60))
-
-
-def _short(value_s: float) -> str:
-    if value_s >= 10:
-        return f"{value_s:.0f}"
-    return f"{value_s:.1f}" if value_s == 0 or value_s >= 0.05 else "< 0.1"

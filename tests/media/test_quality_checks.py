@@ -9,7 +9,7 @@ from PIL import Image
 from tests.media.clips import grain, shapes
 from turbodiff.gpu.probe import machine_now
 from turbodiff.media.fingerprints import Bytes, fingerprint_rgb
-from turbodiff.media.quality_checks import fine_difference, quality_warnings
+from turbodiff.media.quality_checks import quality_warnings
 from turbodiff.plan.hardware import only
 from turbodiff.plan.planner import plan_request
 from turbodiff.prompt.lint import asks_for_stillness
@@ -105,7 +105,6 @@ def test_fault_35_a_first_frame_is_held_against_its_picture() -> None:
     picture = panorama(1, 320, 192, calm_end=False)[0]
     blurred = (picture.astype(int) + np.roll(picture, 1, 0) + np.roll(picture, 1, 1)) // 3  # what a VAE loses
     brighter = np.clip(blurred + 12, 0, 255).astype(np.uint8)
-    assert fine_difference(fingerprint_rgb(brighter), fingerprint_rgb(picture)) < 20
     assert found(np.stack([brighter, np.roll(brighter, 40, 1)]), picture=picture) == ()
 
 

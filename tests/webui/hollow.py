@@ -60,7 +60,7 @@ def shapes_of(spec: ModelSpec, component: str) -> Shapes:
             f"{layer}.0.SelfAttention.q.weight": (facts.dim_attn, facts.dim),
             f"{layer}.1.DenseReluDense.wi_0.weight": (facts.dim_ffn, facts.dim),
         }
-        names = keymaps.umt5_names(facts.num_layers) - {"encoder.embed_tokens.weight"}
+        names = keymaps.parameter_names("text_encoder", facts.num_layers) - {"encoder.embed_tokens.weight"}
     else:
         dit = spec.dit
         told = {
@@ -71,7 +71,7 @@ def shapes_of(spec: ModelSpec, component: str) -> Shapes:
             "time_embedding.0.weight": (dit.dim, dit.freq_dim),
             "blocks.0.self_attn.attn_op.local_attn.proj_l.weight": (dit.head_dim, dit.head_dim),
         }
-        names = keymaps.dit_names(dit.num_layers, quant=False, sla=True)
+        names = keymaps.parameter_names("dit", dit.num_layers, sla=True)
     return {name: told.get(name, (1,)) for name in sorted(names)}
 
 

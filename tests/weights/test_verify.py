@@ -26,7 +26,7 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_expected_names_are_those_of_the_network(quant: bool, sla: bool) -> None:
     with torch.device("meta"):
         state = WanDiT(replace(tiny.CONFIG, sla=sla, quant_linear=quant)).state_dict()
-    assert keymaps.dit_names(2, quant=quant, sla=sla) == set(state)
+    assert keymaps.parameter_names("dit", 2, quant=quant, sla=sla) == set(state)
 
 
 def test_the_expected_names_are_those_of_the_text_encoder() -> None:
@@ -34,7 +34,7 @@ def test_the_expected_names_are_those_of_the_text_encoder() -> None:
 
     with torch.device("meta"):
         state = make_text_encoder(TEXT).state_dict()
-    assert keymaps.umt5_names(TEXT.num_layers) == set(state)
+    assert keymaps.parameter_names("text_encoder", TEXT.num_layers) == set(state)
 
 
 def test_a_published_file_is_reported_without_a_problem(tmp_path: Path) -> None:

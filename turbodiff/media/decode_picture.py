@@ -1,4 +1,4 @@
-"""The one place where bytes of strangers are decoded: run by `pictures.py` as a program of its own, within limits.
+"""The one place where untrusted pictures are decoded: run by `pictures.py` as a program of its own, within limits.
 
 Standard input is the picture, the only argument a JSON object {"want": "size" | "fit", "width", "height", "fit",
 "background"}. Standard output is one JSON line {"width", "height"} of the upright picture, followed for "fit" by RGB
@@ -48,7 +48,7 @@ def main() -> None:
         refuse("picture_kind", kind_of(sys.stdin.buffer))
     except MemoryError:
         refuse("picture_too_large", f"needs more than {MEMORY_BYTES >> 20} MiB")
-    except Exception as error:  # noqa: BLE001  whatever a decoder throws at a stranger's bytes, the picture is broken
+    except Exception as error:  # noqa: BLE001  whatever a decoder raises on untrusted bytes, the picture is broken
         refuse("picture_broken", f"{error}"[:200])
     sys.stdout.buffer.write(json.dumps(head).encode() + b"\n" + pixels)
 

@@ -50,16 +50,13 @@ def quality_warnings(
     first, grain = math.ceil(len(frames) / 4), [frame.grain for frame in frames]
     noisy = len(frames) > 1 and _is_grainier(max(grain[:first]), max(grain[first:]))
     if picture is not None and not noisy:
-        noisy = _is_grainier(grain[0], picture.grain) or fine_difference(frames[0], picture) > PICTURE_LEVELS
+        # root mean square of what differs within the blocks of the thumbnails: detail and noise, not light or colour
+        whole = 255**2 / 10 ** (psnr(frames[0], picture).luma_db / 10)
+        blocks = float(np.square(frames[0].thumbnail[..., 0] - picture.thumbnail[..., 0]).mean())
+        fine = math.sqrt(max(0.0, whole - blocks))
+        noisy = _is_grainier(grain[0], picture.grain) or fine > PICTURE_LEVELS
     if noisy:
         yield "noisy_start"
-
-
-def fine_difference(a: Fingerprint, b: Fingerprint) -> float:
-    """Root mean square of what differs within the blocks of the thumbnails: detail and noise, not light or colour."""
-    whole = 255**2 / 10 ** (psnr(a, b).luma_db / 10)
-    blocks = float(np.square(a.thumbnail[..., 0] - b.thumbnail[..., 0]).mean())
-    return math.sqrt(max(0.0, whole - blocks))
 
 
 def _is_grainier(one: float, other: float) -> bool:

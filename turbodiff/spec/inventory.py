@@ -8,7 +8,7 @@ Component = Literal["dit", "dit_high", "dit_low", "vae", "text_encoder", "tokeni
 
 
 class FoundFile(BaseModel):
-    """One component of one model on disk. `layout` is recognised from keys and shapes, "" where not yet read."""
+    """One component of one model on disk. `layout` is detected from keys and shapes, "" where not yet read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     model: str

@@ -1,7 +1,8 @@
 """BYTES -> PARAMETERS: what a checkpoint on disk is, where it lies, and how it becomes the parameters of a module.
 
-Lives here: headers and pickles read without torch (headers, pth, gguf), recognition by keys and shapes (recognise,
-keymaps), search (locate), parameters (load), downloads (fetch), checks (verify), conversion (quantize).
-Never here: networks, devices, memory decisions. Only load and quantize import torch.
-Who may knock: `turbodiff.runtime`, `turbodiff.studio`, `turbodiff.cli` and the scripts, each module by its own name.
+Lives here: readers of headers without torch (headers, pth, gguf), detection by keys and shapes (detect, keymaps),
+search and verification (locate), downloads (download), parameters (load, lora), conversion (quantize).
+Never here: networks, devices, memory decisions. Only load, lora and quantize import torch.
+Used by: `turbodiff.runtime`, `turbodiff.studio`, `turbodiff.diagnostics`, `turbodiff.cli` and the scripts, each module
+by its own name.
 """

@@ -66,7 +66,7 @@ SIZES: Mapping[Part, Mapping[str, tuple[str, int | None]]] = {
     },
 }
 
-# What other files give themselves away by: (a piece of some key, what it is)
+# Files of other networks: (a piece of some key, what it is)
 OTHERS = (
     ("lora_", "a LoRA: use it with --lora"),
     ("img_emb", "Wan2.1 I2V with a CLIP picture encoder"),
@@ -307,12 +307,10 @@ def expected_names(checkpoint: Checkpoint) -> set[str]:
     if checkpoint.component == "vae":
         return set(checkpoint.sources)
     layers = min(checkpoint.numbers["num_layers"], keymaps.MAX_LAYERS)
-    if checkpoint.component == "text_encoder":
-        return keymaps.umt5_names(layers)
-    return keymaps.dit_names(layers, quant=checkpoint.quant, sla=checkpoint.sla)
+    return keymaps.parameter_names(checkpoint.component, layers, quant=checkpoint.quant, sla=checkpoint.sla)
 
 
 def other_kind(names: object) -> str:
-    """What a file with keys such as `names` is, or "" where nothing gives it away."""
+    """What a file with keys such as `names` is, or "" where its keys do not tell."""
     text = str(names)
     return next((what for piece, what in OTHERS if piece in text), "")

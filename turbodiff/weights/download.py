@@ -170,7 +170,7 @@ def _receive(remote: Remote, part: Path) -> Iterator[int]:
     Raises:
         OSError: the connection broke; what came is kept.
     """
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # not in its __all__
 
     # the person's token goes to the hub itself, never to the storage that it redirects to
     same = urlsplit(remote.location).netloc == urlsplit(remote.url).netloc

@@ -120,8 +120,14 @@ def _resample(ours: str, theirs: str) -> list[tuple[str, str]]:
     return [(f"{ours}.{part}", f"{theirs}.{part}") for part in ("resample.1", "time_conv")]
 
 
-def dit_names(num_layers: int, *, quant: bool, sla: bool) -> set[str]:
-    """Every parameter of a DiT of that depth in our names; INT8 linears have int8_weight and scale for weight."""
+def parameter_names(component: str, num_layers: int, *, quant: bool = False, sla: bool = False) -> set[str]:
+    """Every parameter of a "dit" or "text_encoder" of that depth, in our names.
+
+    INT8 linears of a DiT have int8_weight and scale for weight; nothing of a text encoder has a bias.
+    """
+    if component == "text_encoder":
+        modules = {row.format(i=i) for row, *_ in UMT5 for i in (range(num_layers) if "{i}" in row else (0,))}
+        return {f"{module}.weight" for module in modules} | set(UMT5_TIED)
     names = set()
     for row, *_ in DIT:
         if ".proj_l" in row and not sla:
@@ -135,12 +141,6 @@ def dit_names(num_layers: int, *, quant: bool, sla: bool) -> set[str]:
             else:
                 names |= {f"{module}.weight"} if ".norm_" in module else {f"{module}.weight", f"{module}.bias"}
     return names
-
-
-def umt5_names(num_layers: int) -> set[str]:
-    """Every parameter of a text encoder of that depth, in our names; none has a bias."""
-    modules = {ours.format(i=i) for ours, *_ in UMT5 for i in (range(num_layers) if "{i}" in ours else (0,))}
-    return {f"{module}.weight" for module in modules} | set(UMT5_TIED)
 
 
 def rename(name: str, table: Mapping[str, str]) -> str | None:

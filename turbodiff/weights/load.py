@@ -174,7 +174,7 @@ class FileMaps:
             return torch.empty(info.shape, dtype=dtype)
         part = self._part(info)
         if info.offset % dtype.itemsize or (info.offset % ALIGNMENT_BYTES and info.nbytes <= COPIED_BYTES):
-            part = part.clone()
+            part = torch.empty(0, dtype=torch.uint8).set_(part).clone().untyped_storage()
         stride = info.stride or torch.empty(info.shape, device="meta").stride()
         return torch.empty(0, dtype=dtype).set_(part, 0, info.shape, stride)
 
@@ -188,4 +188,5 @@ class FileMaps:
             self._maps[info.file] = cast(
                 torch.UntypedStorage, torch.UntypedStorage.from_file(str(info.file), False, size)
             )
-        return self._maps[info.file][info.offset : info.offset + info.nbytes]
+        part: torch.UntypedStorage = self._maps[info.file][info.offset : info.offset + info.nbytes]
+        return part

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from turbodiff.gpu.probe import machine_now
 from turbodiff.plan import torch_compat
 from turbodiff.plan.hardware import Machine
-from turbodiff.spec.numbers import GB
+from turbodiff.spec.numbers import gb
 
 TORCH_REPORT = (sys.executable, "-m", "turbodiff.runtime.device")
 TORCH_REPORT_S = 120
@@ -114,4 +114,4 @@ def doctor() -> DoctorReport:
 
 
 def _gb(n_bytes: int | None) -> str:
-    return "unknown" if n_bytes is None else f"{n_bytes / GB:.1f} GB"
+    return "unknown" if n_bytes is None else gb(n_bytes)

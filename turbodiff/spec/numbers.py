@@ -10,6 +10,11 @@ def gib(n_bytes: float) -> str:
     return f"{n_bytes / GIB:.1f} GiB" if n_bytes >= GIB / 10 else f"{n_bytes / MIB:.0f} MiB"
 
 
+def gb(n_bytes: float) -> str:
+    """Bytes as "14.5 GB", as hubs and disks count them."""
+    return f"{n_bytes / GB:.1f} GB"
+
+
 def seconds(value_s: float) -> str:
     """Seconds as "0.4 s", "41 s" or "3 min 20 s"."""
     if value_s < 10:

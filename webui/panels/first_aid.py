@@ -68,12 +68,7 @@ def smaller(model: str, num_frames: int) -> dict[str, object]:
     spec = find_model(model)
     if spec.bundled:
         return {"num_frames": 9, "steps": FIRST_AID_STEPS}
-    change = {
-        "resolution": "480p",
-        "num_frames": min(49, num_frames),
-        "steps": FIRST_AID_STEPS,
-        "quant_linear": "on",
-    }
+    change = {"resolution": "480p", "num_frames": min(49, num_frames), "steps": FIRST_AID_STEPS, "quant_linear": "on"}
     return change if spec.kind == "i2v" else {"model": "wan2.1-1.3b", **change}
 
 

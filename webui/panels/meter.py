@@ -145,17 +145,14 @@ def _is_news(change: Change) -> bool:
 
 def diffs(changes: Iterable[Change], words: Words, lossy_only: bool = False) -> tuple[Diff, ...]:
     """Changes that a person wants to know, as before and after; `lossy_only`: those that change the picture."""
-    return tuple(
-        Diff(
-            words.or_else(f"field.{change.field}", change.field),
-            value_text(change.field, change.from_value, words),
-            value_text(change.field, change.to_value, words),
-            change.lossy,
-            change.field,
-        )
-        for change in changes
-        if _is_news(change) and (change.lossy or not lossy_only)
-    )
+    told = [change for change in changes if _is_news(change) and (change.lossy or not lossy_only)]
+    return tuple(diff(change, words) for change in told)
+
+
+def diff(change: Change, words: Words) -> Diff:
+    """A change as before and after."""
+    before, after = (value_text(change.field, value, words) for value in (change.from_value, change.to_value))
+    return Diff(words.or_else(f"field.{change.field}", change.field), before, after, change.lossy, change.field)
 
 
 def _candidate(other: Alternative, words: Words) -> Candidate:
@@ -218,21 +215,11 @@ def draw(shown: Meter, words: Words) -> Html:
     problem = el("div", shown.problem, cls="td-note warn", role="status") if shown.problem else None
     if not shown.phases:
         return el("div", problem, cls="td-html")
-    head = (
-        el("b", shown.verdict),
-        el("span", shown.numbers, cls="td-num"),
-        el("span", shown.side, cls="side"),
-    )
-    choices = [
-        action(
-            "fill",
-            json.dumps(choice.fields, ensure_ascii=False),
-            el("b", choice.label),
-            el("span", choice.note, cls="td-num"),
-            form=True,
-        )
-        for choice in shown.choices
-    ]
+    head = (el("b", shown.verdict), el("span", shown.numbers, cls="td-num"), el("span", shown.side, cls="side"))
+    choices = []
+    for choice in shown.choices:
+        packed, note = json.dumps(choice.fields, ensure_ascii=False), el("span", choice.note, cls="td-num")
+        choices.append(action("fill", packed, el("b", choice.label), note, form=True))
     instead = el("span", words("meter.instead"), cls="td-quiet")
     ways_out = el("div", instead, choices, cls="td-alts", id="alternatives") if choices else None
     reasons = el("ul", [el("li", sentence) for sentence in shown.why]) if shown.why else None

@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from turbodiff.spec.events import Event, PreviewEvent
 from turbodiff.spec.request import Request
 from webui.markup import Html, action, download, el, facts, local, poster, void
-from webui.panels.meter import diffs, short_model
+from webui.panels.meter import diff, short_model
 from webui.snapshot import ClipView, Snapshot
 from webui.wording import Words
 
@@ -104,7 +104,7 @@ def card(clip: ClipView, words: Words, others: Iterable[ClipView] = ()) -> Card:
     before, request = round_before(clip, others), clip.request
     demo = request.model.startswith("demo")
     badges = [("accent", words("clip.demo"))] if demo else []
-    for row in diffs(clip.changes, words, lossy_only=True):
+    for row in (diff(change, words) for change in clip.changes if change.lossy):
         badges.append(("warn", words("clip.lowered", field=row.label, before=row.before, after=row.after)))
     badges += [("warn", words.or_else(f"clip.flaw_{finding}", finding)) for finding in clip.sidecar.warnings]
     return Card(

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from turbodiff.spec.models import ModelSpec
-from turbodiff.spec.numbers import GB
+from turbodiff.spec.numbers import gb
 from turbodiff.studio import HOST_COMMAND, DoctorReport, Holder, Machine
 from webui.markup import Html, action, el, facts, join, local
 from webui.panels.status_bar import RESTART, card_name
@@ -43,15 +43,6 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Check:
-    """One line of the self-test."""
-
-    name: str
-    good: bool
-    detail: str
-
-
-@dataclass(frozen=True)
 class System:
     """Everything on the System tab."""
 
@@ -64,7 +55,7 @@ class System:
     pip_line: str = ""
     best: Model | None = None  # what this card runs best and is not here
     kernels: tuple[tuple[str, str], ...] = ()  # operation, what computes it and why
-    checks: tuple[Check, ...] = ()
+    checks: tuple[tuple[str, bool, str], ...] = ()  # of the self-test: name, whether it is good, what it found
     checking: bool = False
 
 
@@ -80,7 +71,7 @@ def system(snapshot: Snapshot, report: DoctorReport | None, words: Words) -> Sys
         models=models,
         best=next((model for name in wanted for model in models if model.id == name and model.offer), None),
         checks=tuple(
-            Check(words.or_else(f"system.check_{check.name}", check.name), check.ok, check.detail)
+            (words.or_else(f"system.check_{check.name}", check.name), check.ok, check.detail)
             for check in (selftest.checks if selftest else ())
         ),
         checking=bool(selftest and selftest.running),
@@ -126,21 +117,16 @@ def _model(spec: ModelSpec, missing: tuple[str, ...], snapshot: Snapshot, words:
     offer, download = snapshot.offers.get(spec.name), snapshot.downloads.get(spec.name)
     if not missing or offer is None:
         return shown
-    size, free = _gb(offer.nbytes), _gb(offer.free_bytes)
+    size, free = gb(offer.nbytes), gb(offer.free_bytes)
     return replace(
         shown,
         id=spec.name,
         offer=words("system.offer", size=size, folder=offer.folder, free=free, host=offer.endpoint),
-        files=tuple(f"{name}  {_gb(nbytes)}  {repo}" for name, repo, nbytes in offer.files),
+        files=tuple(f"{name}  {gb(nbytes)}  {repo}" for name, repo, nbytes in offer.files),
         enough_room=offer.free_bytes > offer.nbytes,
         running=bool(download and download.running),
         words=download.words if download else "",
     )
-
-
-def _gb(n_bytes: float) -> str:
-    """Sizes of files as hubs and disks count them."""
-    return f"{n_bytes / GB:.1f} GB"
 
 
 def _versions(report: DoctorReport, words: Words) -> Iterable[tuple[str, str]]:
@@ -188,10 +174,10 @@ def draw(shown: System, ready: bool, words: Words) -> Html:
         el("p", words("system.not_needed"), cls="td-quiet"),
     )
     checks = []
-    for check in shown.checks:
-        verdict = "good" if check.good else "bad"
+    for name, good, detail in shown.checks:
+        verdict = "good" if good else "bad"
         pill = el("span", words(f"system.{verdict}"), cls=f"td-pill {verdict}")
-        checks.append(el("div", pill, el("span", check.name), el("code", check.detail, cls="what")))
+        checks.append(el("div", pill, el("span", name), el("code", detail, cls="what")))
     about = el("p", words("system.selftest_reading" if shown.checking else "system.selftest_text"), cls="td-quiet")
     selftest = el("div", checks, cls="td-list", id="selftest") if checks else about
     start = words("system.selftest_running" if shown.checking else "system.selftest_go")

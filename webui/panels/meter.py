@@ -216,6 +216,12 @@ def draw(shown: Meter, words: Words) -> Html:
     if not shown.phases:
         return el("div", problem, cls="td-html")
     head = (el("b", shown.verdict), el("span", shown.numbers, cls="td-num"), el("span", shown.side, cls="side"))
+    changes = []
+    for row in shown.diffs:  # each with a lock where it may be kept as it was asked
+        lossy = el("span", " · " + words("meter.lossy"), cls="td-quiet") if row.lossy else None
+        tip = words("create.pins_info")
+        lock = action("pin", row.field, words("meter.lock"), form=True, cls="plain", title=tip)
+        changes.append(_before_after(row, lossy, lock if row.lossy and row.field in PINS else None))
     choices = []
     for choice in shown.choices:
         packed, note = json.dumps(choice.fields, ensure_ascii=False), el("span", choice.note, cls="td-num")
@@ -236,23 +242,12 @@ def draw(shown: Meter, words: Words) -> Html:
         el("div", head, cls="head"),
         el("div", el("span", style=f"width:{shown.share:.1%}"), cls="td-big", role="img", aria_label=shown.numbers),
         el("div", el("span", shown.binding, cls="td-quiet"), cls="td-line"),
-        _changes(shown.diffs, words) if shown.diffs else None,
+        el("div", el("b", words("meter.changed")), changes, cls="td-diff", id="changes") if changes else None,
         ways_out if shown.urgent else None,
         el("details", el("summary", words("meter.why")), phases, reasons, None if shown.urgent else ways_out),
         cls=f"td-meter td-html {shown.band}",
         data_band=shown.band,
     )
-
-
-def _changes(rows: tuple[Diff, ...], words: Words) -> Html:
-    """What was lowered, each with a lock where it may be kept as it was asked."""
-    told = []
-    for row in rows:
-        lossy = el("span", " · " + words("meter.lossy"), cls="td-quiet") if row.lossy else None
-        tip = words("create.pins_info")
-        lock = action("pin", row.field, words("meter.lock"), form=True, cls="plain", title=tip)
-        told.append(_before_after(row, lossy, lock if row.lossy and row.field in PINS else None))
-    return el("div", el("b", words("meter.changed")), told, cls="td-diff", id="changes")
 
 
 def _before_after(row: Diff, *more: object) -> Html:

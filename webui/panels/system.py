@@ -78,9 +78,16 @@ def system(snapshot: Snapshot, report: DoctorReport | None, words: Words) -> Sys
     )
     if report is None:
         return shown
+    versions = []
+    for name, version in report.versions.items():  # they stay as they are; that there is none is worded
+        if name == "GPU" and report.machine.pretended:
+            version = ", ".join(card_name(gpu, report.machine, words) for gpu in report.machine.gpus)
+        none = words("system.not_found" if name in report.optional else "system.none")
+        label = words.or_else(f"system.fact_{name.replace(' ', '_').lower()}", name)
+        versions.append((label, version or none))
     return replace(
         shown,
-        versions=tuple(_versions(report, words)),
+        versions=tuple(versions),
         warnings=tuple(words.or_else(f"warning.{key}", sentence) for key, sentence in report.warnings),
         pip_line=report.pip_line,
         kernels=tuple(
@@ -127,16 +134,6 @@ def _model(spec: ModelSpec, missing: tuple[str, ...], snapshot: Snapshot, words:
         running=bool(download and download.running),
         words=download.words if download else "",
     )
-
-
-def _versions(report: DoctorReport, words: Words) -> Iterable[tuple[str, str]]:
-    """Names and versions stay as they are; words are worded, and so is that there is none."""
-    for name, version in report.versions.items():
-        if name == "GPU" and report.machine.pretended:
-            version = ", ".join(card_name(gpu, report.machine, words) for gpu in report.machine.gpus)
-        label = words.or_else(f"system.fact_{name.replace(' ', '_').lower()}", name)
-        none = words("system.not_found" if name in report.optional else "system.none")
-        yield label, version or none
 
 
 def _cards(machine: Machine, words: Words) -> Iterable[tuple[str, str]]:

@@ -128,7 +128,7 @@ def test_a_streamed_text_encoder_holds_its_largest_linear_and_no_more():
     here = job("wan2.1-14b")
     layers = [module for layer in meta_encoder(here).encoder.block for module in layer.modules()]
     own = [sum(p.numel() * p.element_size() for p in module.parameters(recurse=False)) for module in layers]
-    assert phase_costs.text_encode(here, "streamed").weights == max(own) < 100e6
+    assert phase_costs.text_encode(here, "streamed").weights_bytes == max(own) < 100e6
     assert here.weights.text_block == sum(own) / 2
 
 
@@ -143,7 +143,7 @@ def test_an_encoder_of_fewer_bits_is_counted_as_bitsandbytes_stores_it(bits):
         with text.quantized(encoder, bits, torch.device("cpu")):
             held = stored_bytes(encoder)
     assert encoder_bytes(facts, bits, 4) == pytest.approx(held, rel=0.02)
-    assert phase_costs.text_encode(job("demo"), "resident", bits).weights == encoder_bytes(facts, bits, 2)
+    assert phase_costs.text_encode(job("demo"), "resident", bits).weights_bytes == encoder_bytes(facts, bits, 2)
 
 
 def stored_bytes(module: nn.Module) -> int:

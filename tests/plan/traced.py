@@ -83,7 +83,7 @@ def vae(job: phase_costs.CostInputs, *, decode: bool, tiled: bool) -> Pair:
     """Decoding a clip, or encoding a picture and the empty frames after it."""
     method = "conv2d" if job.conv2d else "conv3d"
     traced = dry_run.vae_bytes(job.spec, job.shape, dtype_of(job), VAE_TILE if tiled else None, method, decode=decode)
-    return Pair(phase_costs.vae(job, "vae_decode" if decode else "image_encode", tiled).activations, traced)
+    return Pair(phase_costs.vae(job, "vae_decode" if decode else "image_encode", tiled).activations_bytes, traced)
 
 
 def reading(job: phase_costs.CostInputs, monkeypatch) -> Pair:
@@ -97,7 +97,7 @@ def reading(job: phase_costs.CostInputs, monkeypatch) -> Pair:
     with torch.inference_mode(), ledger, torch.device("meta"):
         ids = torch.zeros(1, job.spec.text_encoder.text_len, dtype=torch.long)
         encode(encoder, ids, torch.ones_like(ids), ids.shape[1])
-    return Pair(phase_costs.text_encode(job, "resident").activations, ledger.peak_bytes - weights)
+    return Pair(phase_costs.text_encode(job, "resident").activations_bytes, ledger.peak_bytes - weights)
 
 
 def meta_encoder(job: phase_costs.CostInputs, layers: int = 2) -> nn.Module:

@@ -110,19 +110,11 @@ class History:
 def kind_of(gpu: GpuFacts, machine: Machine, request: Request, levers: Levers) -> Kind:
     """What measurements of a request as it runs on a card are filed under."""
     return Kind(
-        gpu=gpu.name,
-        total_bytes=gpu.total_bytes or 0,
-        torch=machine.torch or "",
-        cudnn=machine.cudnn or "",
-        driver=machine.driver or "",
-        attention=request.attention,
-        model=request.model,
-        int8=request.quant_linear == "on",
-        vae=levers.vae,
-        width=request.width,
-        height=request.height,
+        gpu=gpu.name, total_bytes=gpu.total_bytes or 0, torch=machine.torch or "", cudnn=machine.cudnn or "",
+        driver=machine.driver or "", attention=request.attention, model=request.model,
+        int8=request.quant_linear == "on", vae=levers.vae, width=request.width, height=request.height,
         num_frames=request.num_frames,
-    )
+    )  # fmt: skip
 
 
 def work_bytes(plan: Plan, phase: Phase) -> int:

@@ -90,15 +90,11 @@ def reasons(
     wish: Request, context: PlanContext, choice: Candidate, cost: CandidateCost, changes: tuple[Change, ...]
 ) -> tuple[Reason, ...]:
     """Every reason that applies, the deciding phase first."""
-    binding = max(cost.phases, key=lambda phase: phase.peak)
+    binding = max(cost.phases, key=lambda phase: phase.peak_bytes)
     decides = reason(
-        "binding_phase",
-        phase=binding.name,
-        peak_bytes=binding.peak,
-        budget_bytes=context.limits.device,
-        weights_bytes=binding.weights,
-        activations_bytes=binding.activations,
-    )
+        "binding_phase", phase=binding.name, peak_bytes=binding.peak_bytes, budget_bytes=context.limits.device,
+        weights_bytes=binding.weights_bytes, activations_bytes=binding.activations_bytes,
+    )  # fmt: skip
     return (
         decides,
         *_about_wish(wish, context, choice, cost, lossy=True in [change.lossy for change in changes]),
@@ -122,24 +118,19 @@ def _about_wish(
         else:
             worst = max(tried.phases, key=context.limits.short)
             yield reason(
-                "wish_does_not_fit",
-                need_bytes=worst.peak,
-                budget_bytes=context.limits.device,
-                short_bytes=tried.short,
-                phase=worst.name,
-            )
+                "wish_does_not_fit", need_bytes=worst.peak_bytes, budget_bytes=context.limits.device,
+                short_bytes=tried.short, phase=worst.name,
+            )  # fmt: skip
     if choice.num_frames > FEW_FRAMES:
         shorter = evaluate(wish, choice._replace(num_frames=FEW_FRAMES), context, like=cost.levers)
-        number = [phase.peak for phase in cost.phases].index(cost.peak)
+        number = [phase.peak_bytes for phase in cost.phases].index(cost.peak_bytes)
         at_few = shorter.phases[number]
-        if at_few.peak > HELPS * cost.peak:
+        if at_few.peak_bytes > HELPS * cost.peak_bytes:
             yield reason(
-                "fewer_frames_will_not_help",
-                phase=at_few.name,
-                peak_bytes=cost.peak,
-                peak_at_5_frames_bytes=at_few.peak,
-            )
-    if lossy or cost.peak > FITS_SHARE * context.limits.device:
+                "fewer_frames_will_not_help", phase=at_few.name, peak_bytes=cost.peak_bytes,
+                peak_at_5_frames_bytes=at_few.peak_bytes,
+            )  # fmt: skip
+    if lossy or cost.peak_bytes > FITS_SHARE * context.limits.device:
         yield reason("fewer_steps_save_time_only", steps=wish.steps)
 
 
@@ -181,7 +172,7 @@ def _about_levers(wish: Request, context: PlanContext, choice: Candidate, cost: 
             continue
         before = [phase for phase in free.phases if phase.name in names]
         after = [phase for phase in cost.phases if phase.name in names]
-        saved = max([phase.peak for phase in before]) - max([phase.peak for phase in after])
+        saved = max([phase.peak_bytes for phase in before]) - max([phase.peak_bytes for phase in after])
         seconds_before, seconds_after = (sum([phase.seconds for phase in phases]) for phases in (before, after))
         if key == "blocks_streamed":
             slower = round(seconds_after / seconds_before, 2)
@@ -224,8 +215,8 @@ def _about_machine(context: PlanContext, cost: CandidateCost) -> Iterator[Reason
         yield reason("conv3d_trap", torch=machine.torch, cudnn=machine.cudnn)
     if host is None:
         yield reason("host_memory_unknown")
-    elif (worst := max(cost.phases, key=lambda phase: phase.host)).host > FITS_SHARE * host:
-        yield reason("host_memory_binds", need_bytes=worst.host, available_bytes=host, phase=worst.name)
+    elif (worst := max(cost.phases, key=lambda phase: phase.host_ram_bytes)).host_ram_bytes > FITS_SHARE * host:
+        yield reason("host_memory_binds", need_bytes=worst.host_ram_bytes, available_bytes=host, phase=worst.name)
 
 
 def _about_weights(context: PlanContext, choice: Candidate) -> Iterator[Reason]:
@@ -280,7 +271,7 @@ def alternatives(
         found.append(
             Alternative(
                 changes=changes_between(wish, choice.fields(), ALTERNATIVE_FIELDS),
-                peak_bytes=cost.peak,
+                peak_bytes=cost.peak_bytes,
                 seconds=round(cost.seconds, 1),
                 fits=True,
                 download_bytes=0 if here else missing_bytes(choice.spec, context.inventory, choice.int8),
@@ -290,5 +281,7 @@ def alternatives(
         cost = evaluate(wish.model_copy(update={"steps": FAST_STEPS}), chosen, context)
         fields = {**chosen.fields(), "steps": FAST_STEPS}
         changes = changes_between(wish, fields, ALTERNATIVE_FIELDS)
-        found.append(Alternative(changes=changes, peak_bytes=cost.peak, seconds=round(cost.seconds, 1), fits=cost.fits))
+        found.append(
+            Alternative(changes=changes, peak_bytes=cost.peak_bytes, seconds=round(cost.seconds, 1), fits=cost.fits)
+        )
     return tuple(found)

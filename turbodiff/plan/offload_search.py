@@ -35,7 +35,7 @@ class MemoryLimits(NamedTuple):
 
     def short(self, cost: PhaseCost) -> int:
         """Bytes by which a phase does not fit, on the device or in host memory; <= 0 when it does."""
-        return max(cost.peak - self.device, 0 if self.host is None else cost.host - self.host)
+        return max(cost.peak_bytes - self.device, 0 if self.host is None else cost.host_ram_bytes - self.host)
 
 
 class CandidateCost(NamedTuple):
@@ -47,7 +47,7 @@ class CandidateCost(NamedTuple):
     levers: Levers
     phases: tuple[PhaseCost, ...]
     short: int
-    peak: int
+    peak_bytes: int
     seconds: float
 
     @property
@@ -208,10 +208,10 @@ def evaluate(
 
 def _rate(phases: Sequence[PhaseCost], limits: MemoryLimits) -> tuple[int, int, float]:
     """(bytes by which the worst phase does not fit, largest peak, seconds) of some phases."""
-    peak, seconds = max([cost.peak for cost in phases]), sum([cost.seconds for cost in phases])
+    peak, seconds = max([cost.peak_bytes for cost in phases]), sum([cost.seconds for cost in phases])
     short = peak - limits.device
     if limits.host is not None:
-        short = max(short, max([cost.host for cost in phases]) - limits.host)
+        short = max(short, max([cost.host_ram_bytes for cost in phases]) - limits.host)
     return short, peak, seconds
 
 
@@ -249,7 +249,7 @@ def _denoise_options(inputs: CostInputs, limits: MemoryLimits) -> list[Option]:
     works = {1: one_chunk} | {chunks: phase_costs.step_work(inputs, chunks) for chunks in FFN_CHUNKS[1:]}
     fewest = min([(work.activations, chunks) for chunks, work in works.items()])[1]
     smallest = _denoise_option(inputs, levers[-1], 0, fewest, works[fewest])
-    if max([cost.peak for cost in smallest[1]]) > limits.device:
+    if max([cost.peak_bytes for cost in smallest[1]]) > limits.device:
         return [smallest]
     activations = None
     for chunks, work in works.items():

@@ -70,15 +70,15 @@ ExpertLever = Literal["resident", "swapped", "streamed"]
 
 
 class PhaseCost(NamedTuple):
-    """What one phase needs. `workspace` holds the context, library scratch and the allocator's slack; `peak` is the sum
-    of the three before it, the bytes on the device at the worst moment."""
+    """What one phase needs, as a plan's Phase says it. `workspace_bytes` hold the context, library scratch and the
+    allocator's slack; `peak_bytes` is the sum of the three before it, what is on the device at the worst moment."""
 
     name: PhaseName
-    weights: int
-    activations: int
-    workspace: int
-    peak: int
-    host: int
+    weights_bytes: int
+    activations_bytes: int
+    workspace_bytes: int
+    peak_bytes: int
+    host_ram_bytes: int
     seconds: float
 
 

@@ -237,7 +237,7 @@ def _settled(request: Request, decision: Decision) -> Request:
 
 
 def _band(decision: Decision) -> Band:
-    return band_of(decision.cost.peak, decision.context.limits.device) if decision.cost.fits else "no"
+    return band_of(decision.cost.peak_bytes, decision.context.limits.device) if decision.cost.fits else "no"
 
 
 def _plan(request: Request, decision: Decision) -> Plan:
@@ -250,21 +250,8 @@ def _plan(request: Request, decision: Decision) -> Plan:
         device="cpu" if context.gpu is None else f"cuda:{context.gpu.index}",
         device_name="CPU" if context.gpu is None else context.gpu.name,
         levers=cost.levers,
-        phases=tuple(
-            [
-                Phase(
-                    name=phase.name,
-                    weights_bytes=phase.weights,
-                    activations_bytes=phase.activations,
-                    workspace_bytes=phase.workspace,
-                    peak_bytes=phase.peak,
-                    host_ram_bytes=phase.host,
-                    seconds=round(phase.seconds, 3),
-                )
-                for phase in cost.phases
-            ]
-        ),
-        peak_bytes=cost.peak,
+        phases=tuple([Phase(**{**phase._asdict(), "seconds": round(phase.seconds, 3)}) for phase in cost.phases]),
+        peak_bytes=cost.peak_bytes,
         budget_bytes=context.limits.device,
         band=_band(decision),
         changes=changes,
@@ -278,8 +265,8 @@ def _refusal(request: Request, decision: Decision) -> Refusal:
     cost, context, pinned = decision.cost, decision.context, decision.pinned
     limits = context.limits
     worst = max(cost.phases, key=limits.short)
-    on_host = limits.host is not None and worst.host - limits.host >= cost.short
-    need, have = (worst.host, limits.host or 0) if on_host else (worst.peak, limits.device)
+    on_host = limits.host is not None and worst.host_ram_bytes - limits.host >= cost.short
+    need, have = (worst.host_ram_bytes, limits.host or 0) if on_host else (worst.peak_bytes, limits.device)
     field, instead = "", "free memory, or run on a larger card: nothing on this disk fits"
     pins = [frozenset({"quant_linear"}), frozenset({"num_frames"}), SIZE_PINS, frozenset({"model"})]
     for released in (*pins, frozenset[str]().union(*pins)):
@@ -290,15 +277,11 @@ def _refusal(request: Request, decision: Decision) -> Refusal:
             field = " and ".join([name for name in LOSSY_FIELDS if name in released & (pinned | {"resolution"})])
             size = choice.resolution if choice.resolution != "custom" else f"{choice.width}x{choice.height}"
             clip = f"{choice.spec.display_name} {size} {choice.num_frames} frames{' int8' if choice.int8 else ''}"
-            instead = f"release {field}: {clip} needs {gib(smaller.peak)}"
+            instead = f"release {field}: {clip} needs {gib(smaller.peak_bytes)}"
             break
     memory = "host memory" if on_host else "memory of the device"
     return Refusal(
         f"{worst.name} needs {gib(need)} of {memory}, {gib(cost.short)} more than there is",
-        code="does_not_fit_host" if on_host else "does_not_fit",
-        field=field,
-        try_instead=instead,
-        plan=_plan(request, _decide(request, context, frozenset(LOSSY_FIELDS))),
-        need_bytes=need,
-        have_bytes=have,
-    )
+        code="does_not_fit_host" if on_host else "does_not_fit", field=field, try_instead=instead,
+        plan=_plan(request, _decide(request, context, frozenset(LOSSY_FIELDS))), need_bytes=need, have_bytes=have,
+    )  # fmt: skip

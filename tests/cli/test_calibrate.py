@@ -6,7 +6,7 @@ import pytest
 
 from tests.plan.machines import ask, card, disk
 from turbodiff.cli import main
-from turbodiff.cli.calibrate import samples_of
+from turbodiff.cli.machine import samples_of
 from turbodiff.jobs import measurements
 from turbodiff.jobs.store import Store
 from turbodiff.plan.calibration import History, work_bytes

@@ -4,7 +4,7 @@ import json
 import os
 
 from tests.gpu.conftest import fake_nvml, fake_nvml_folder  # noqa: F401  the fixtures of that room
-from turbodiff.cli.gpu import gpu
+from turbodiff.cli.machine import gpu
 from turbodiff.gpu import probe
 from turbodiff.spec.numbers import GIB
 

@@ -7,8 +7,25 @@ Who may knock: the shell.
 
 import sys
 
-from turbodiff.cli.app import app
+import typer
+
+from turbodiff.cli.generate import generate, plan
+from turbodiff.cli.machine import calibrate, doctor, gpu, models_app, selftest
+from turbodiff.cli.queue import jobs_app, restart, seeds_app, serve, support_bundle
 from turbodiff.spec.errors import TurbodiffError
+
+app = typer.Typer(
+    name="turbodiff",
+    help="Text or a picture to a short video, fast, and never out of memory. `turbodiff generate --help` is the start.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (generate, plan, serve, restart, gpu, calibrate, doctor, selftest, support_bundle):
+    app.command()(command)
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(seeds_app, name="seeds")
+app.add_typer(models_app, name="models")
 
 
 def main() -> None:
@@ -22,17 +39,12 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
-    except Exception as error:  # noqa: BLE001  sorted out below
-        sys.exit(_usage_error(error))
-    sys.exit(code or 0)
-
-
-def _usage_error(error: Exception) -> int:
-    """Flags that the parser refused print their own line; anything else is ours and keeps its traceback."""
-    show = getattr(error, "show", None)
-    if show is None:
+    except Exception as error:
+        show = getattr(error, "show", None)
+        if show is not None:  # flags that the parser refused print their own line
+            show()
+            sys.exit(2)
         if type(error).__name__ in {"Exit", "Abort"}:
-            return int(getattr(error, "exit_code", 130))
-        raise error
-    show()
-    return 2
+            sys.exit(int(getattr(error, "exit_code", 130)))
+        raise  # ours: it keeps its traceback
+    sys.exit(code or 0)

@@ -1,77 +1,122 @@
-"""Every field of a Request as a flag, once, for all commands that take a request."""
+"""Every field of a Request as a flag, once, for all commands that take a request; and which folders a command uses."""
 
+import functools
+import inspect
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from turbodiff.spec.errors import RequestError
 
-Option = typer.Option
-STRENGTH = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
+if TYPE_CHECKING:
+    from turbodiff.studio import Studio
 
-Prompt = Annotated[str, typer.Argument(help='What to show, e.g. "a red circle moves right on a black background"')]
-Model = Annotated[str, Option("--model", help="Demo, Wan2.1-1.3B, Wan2.1-14B, Wan2.2-A14B")]
-Seed = Annotated[str | None, Option("--seed", help="0 .. 2^53-1; left out or -1: random")]
-Negative = Annotated[str | None, Option("--negative-prompt", help="only with --sampler unipc and --guidance > 1")]
-Resolution = Annotated[str | None, Option("--resolution", help="480p, 720p; the demo: 128")]
-Aspect = Annotated[str | None, Option("--aspect", "--aspect-ratio", "--aspect_ratio", help="16:9, 9:16, 1:1, 4:3, 3:4")]
-Size = Annotated[str | None, Option("--size", help="WIDTHxHEIGHT, multiples of 16, instead of a resolution")]
-Frames = Annotated[str | None, Option("--frames", "--num-frames", "--num_frames", help="4n+1: 17, 49, 81")]
-Steps = Annotated[str | None, Option("--steps", "--num-steps", "--num_steps", help="1-4; with unipc up to 100")]
-Sampler = Annotated[str | None, Option("--sampler", help="sde (default), ode (sharper, less robust), unipc")]
-Ode = Annotated[bool, Option("--ode", help="the same as --sampler ode")]
-SigmaMax = Annotated[str | None, Option("--sigma-max", "--sigma_max", help="noise of the first step")]
-Guidance = Annotated[str | None, Option("--guidance", help="classifier-free guidance, only with unipc")]
-Shift = Annotated[str | None, Option("--shift", help="timestep shift, only with unipc")]
-Boundary = Annotated[str | None, Option("--boundary", help="A14B: the low-noise expert runs where t < boundary")]
-Attention = Annotated[
-    str | None, Option("--attention", "--attention-type", "--attention_type", help="auto, dense, sage, sla, sagesla")
-]
-Topk = Annotated[
-    str | None, Option("--topk", "--sla-topk", "--sla_topk", help="SLA TopK: share of key blocks, 0.1, 0.15")
-]
-QuantLinear = Annotated[
-    bool | None, Option("--quant-linear/--no-quant-linear", "--quant_linear", help="INT8 linears; left out: auto")
-]
-Fps = Annotated[str | None, Option("--fps", help="frames per second of the file, 16")]
-Image = Annotated[str | None, Option("--image", "--image-path", "--image_path", help="the picture to start from")]
-Fit = Annotated[str | None, Option("--fit", help="crop, pad or stretch, with --no-adaptive-resolution")]
-Adaptive = Annotated[
-    bool | None,
-    Option("--adaptive-resolution/--no-adaptive-resolution", "--adaptive_resolution", help="keep the picture's aspect"),
-]
-Loras = Annotated[
-    list[str] | None,
-    Option("--lora", metavar="PATH[:STRENGTH][:high|low]", help="a LoRA, strength -4 to 4, 1; may be given repeatedly"),
-]
-NoiseDevice = Annotated[str | None, Option("--noise-device", help="cpu; cuda reproduces TurboDiffusion's noise")]
-Pin = Annotated[str | None, Option("--pin", help="fields the guard must not lower: model,resolution,num_frames,...")]
-Json = Annotated[bool, Option("--json", help="one JSON object a line instead of text")]
+Json = Annotated[bool, typer.Option("--json", help="one JSON object a line instead of text")]
+StateDir = Annotated[Path | None, typer.Option("--state-dir", help="queue and caches; default: the XDG state folder")]
+Outputs = Annotated[Path, typer.Option("--outputs", help="the library's folder")]
+OUTPUTS = Path("outputs")
+
+PROMPT = typer.Argument(help='What to show, e.g. "a red circle moves right on a black background"')
+# field of a request (spec/request.py) -> its flag, other names of it, what --help says; values are checked there
+FLAGS: Mapping[str, tuple[str, ...]] = {
+    "model": ("--model", "Demo, Wan2.1-1.3B, Wan2.1-14B, Wan2.2-A14B"),
+    "seed": ("--seed", "0 .. 2^53-1; left out or -1: random"),
+    "negative_prompt": ("--negative-prompt", "only with --sampler unipc and --guidance > 1"),
+    "resolution": ("--resolution", "480p, 720p; the demo: 128"),
+    "aspect": ("--aspect", "--aspect-ratio", "--aspect_ratio", "16:9, 9:16, 1:1, 4:3, 3:4"),
+    "size": ("--size", "WIDTHxHEIGHT, multiples of 16, instead of a resolution"),
+    "num_frames": ("--frames", "--num-frames", "--num_frames", "4n+1: 17, 49, 81"),
+    "steps": ("--steps", "--num-steps", "--num_steps", "1-4; with unipc up to 100"),
+    "sampler": ("--sampler", "sde (default), ode (sharper, less robust), unipc"),
+    "ode": ("--ode", "the same as --sampler ode"),
+    "sigma_max": ("--sigma-max", "--sigma_max", "noise of the first step"),
+    "guidance": ("--guidance", "classifier-free guidance, only with unipc"),
+    "shift": ("--shift", "timestep shift, only with unipc"),
+    "boundary": ("--boundary", "A14B: the low-noise expert runs where t < boundary"),
+    "attention": ("--attention", "--attention-type", "--attention_type", "auto, dense, sage, sla, sagesla"),
+    "topk": ("--topk", "--sla-topk", "--sla_topk", "SLA TopK: share of key blocks, 0.1, 0.15"),
+    "quant_linear": ("--quant-linear/--no-quant-linear", "--quant_linear", "INT8 linears; left out: auto"),
+    "fps": ("--fps", "frames per second of the file, 16"),
+    "image": ("--image", "--image-path", "--image_path", "the picture to start from"),
+    "fit": ("--fit", "crop, pad or stretch, with --no-adaptive-resolution"),
+    "adaptive_resolution": (
+        "--adaptive-resolution/--no-adaptive-resolution", "--adaptive_resolution", "keep the picture's aspect",
+    ),
+    "loras": ("--lora", "a LoRA, strength -4 to 4, 1; may be given repeatedly"),
+    "noise_device": ("--noise-device", "cpu; cuda reproduces TurboDiffusion's noise"),
+    "pinned": ("--pin", "fields the guard must not lower: model,resolution,num_frames,..."),
+}  # fmt: skip
+SWITCHES: Mapping[str, tuple[object, object]] = {  # flags that are not text or nothing: type and default
+    "model": (str, "demo"),
+    "ode": (bool, False),
+    "quant_linear": (bool | None, None),
+    "adaptive_resolution": (bool | None, None),
+    "loras": (list[str] | None, None),
+}
+LORA_FORM = "PATH[:STRENGTH][:high|low]"
+LORA_STRENGTH = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 
 
-def read_lora(text: str) -> dict[str, Any]:
+def takes_request(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the prompt and every flag of `FLAGS` but `left_out`, as one mapping in place of its `fields`."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        keyword, names = inspect.Parameter.KEYWORD_ONLY, [name for name in FLAGS if name not in left_out]
+        options = [inspect.Parameter("prompt", keyword, annotation=Annotated[str, PROMPT])]
+        for name in names:
+            *flags, help_text = FLAGS[name]
+            kind, default = SWITCHES.get(name, (str | None, None))
+            option = typer.Option(*flags, help=help_text, metavar=LORA_FORM if name == "loras" else None)
+            options.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, option]))
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command).parameters.values():
+            parameters += options if parameter.name == "fields" else [parameter]
+
+        @functools.wraps(command)
+        def run(**given: object) -> None:
+            fields = {name: given.pop(name) for name in ("prompt", *names)}
+            loras = fields.get("loras")
+            fields["loras"] = [read_lora(text) for text in loras] if isinstance(loras, list) else []
+            command(fields=fields, **given)
+
+        run.__dict__["__signature__"] = inspect.Signature(parameters)
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def read_lora(text: str) -> dict[str, str | float]:
     """ "style.safetensors:0.8:high" as the fields of a Lora; a colon within the path stays in it.
 
     Raises:
         RequestError: field `lora`: no such file.
     """
-    fields: dict[str, Any] = {"path": text}
-    head, _, tail = text.rpartition(":")
-    if head and tail in ("high", "low"):
-        fields |= {"path": head, "expert": tail}
-        head, _, tail = head.rpartition(":")
-    if head and STRENGTH.fullmatch(tail):
-        fields |= {"path": head, "strength": float(tail)}
-    path = Path(fields["path"]).expanduser()
-    if not path.exists():
+    fields: dict[str, str | float] = {}
+    path, _, tail = text.rpartition(":")
+    if path and tail in ("high", "low"):
+        text, fields["expert"] = path, tail
+        path, _, tail = text.rpartition(":")
+    if path and LORA_STRENGTH.fullmatch(tail):
+        text, fields["strength"] = path, float(tail)
+    file = Path(text).expanduser()
+    if not file.exists():
         raise RequestError(
             "there is no such file",
             code="lora_missing",
             field="lora",
-            got=path,
-            expected="PATH[:STRENGTH][:high|low]",
+            got=file,
+            expected=LORA_FORM,
             try_instead="--lora style.safetensors:0.8",
         )
-    return fields | {"path": str(path.absolute())}
+    return fields | {"path": str(file.absolute())}
+
+
+def open_studio(state_dir: Path | None, outputs: Path = OUTPUTS) -> "Studio":
+    """The studio of a state folder; works while the app runs."""
+    from turbodiff.studio import Studio
+
+    return Studio(state_dir, outputs)

@@ -1,86 +1,104 @@
-"""`turbodiff generate`: one clip from the shell."""
+"""`turbodiff generate` and `turbodiff plan`: one clip from the shell, and whether it fits."""
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from turbodiff.cli import flags
-from turbodiff.cli.show import event_line, plan_lines
-from turbodiff.spec.events import Event
+from turbodiff.cli.flags import OUTPUTS, Json, Outputs, open_studio, takes_request
 
-NOT_FIELDS = {"output", "outputs", "device", "as_json"}
+if TYPE_CHECKING:
+    from turbodiff.spec.events import Event
+
+NOT_PLANNED = (
+    "negative_prompt",
+    "ode",
+    "guidance",
+    "shift",
+    "fps",
+    "fit",
+    "adaptive_resolution",
+    "loras",
+    "noise_device",
+)
 
 
+@takes_request()
 def generate(
-    prompt: flags.Prompt,
+    *,
     output: Annotated[Path | None, typer.Option("-o", "--output", "--save-path", "--save_path")] = None,
-    model: flags.Model = "demo",
-    seed: flags.Seed = None,
-    negative_prompt: flags.Negative = None,
-    resolution: flags.Resolution = None,
-    aspect: flags.Aspect = None,
-    size: flags.Size = None,
-    num_frames: flags.Frames = None,
-    steps: flags.Steps = None,
-    sampler: flags.Sampler = None,
-    ode: flags.Ode = False,
-    sigma_max: flags.SigmaMax = None,
-    guidance: flags.Guidance = None,
-    shift: flags.Shift = None,
-    boundary: flags.Boundary = None,
-    attention: flags.Attention = None,
-    topk: flags.Topk = None,
-    quant_linear: flags.QuantLinear = None,
-    fps: flags.Fps = None,
-    image: flags.Image = None,
-    fit: flags.Fit = None,
-    adaptive_resolution: flags.Adaptive = None,
-    loras: flags.Loras = None,
-    noise_device: flags.NoiseDevice = None,
-    pinned: flags.Pin = None,
-    outputs: Annotated[Path, typer.Option("--outputs", help="the library's folder")] = Path("outputs"),
+    fields: dict[str, object],
+    outputs: Outputs = OUTPUTS,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda:0")] = "auto",
-    as_json: flags.Json = False,
+    as_json: Json = False,
 ) -> None:
     """Turn a sentence (and a picture) into an mp4."""
-    fields = {name: value for name, value in locals().items() if name not in NOT_FIELDS}
-    fields["loras"] = [flags.read_lora(text) for text in loras or ()]
-    from turbodiff.studio import Studio
-
-    printer = JsonPrinter() if as_json else TextPrinter()
-    if image and boundary is None and not as_json:
-        _say_advice(Path(image), model)
-    Studio(outputs=outputs).generate(fields, output=output, device=device, on_event=printer)
-
-
-def _say_advice(picture: Path, model: str) -> None:
-    """What the picture proposes for the handoff of the experts; a proposal, nothing is set."""
-    from turbodiff import studio
+    from turbodiff.cli.show import event_lines
     from turbodiff.spec.models import find_model
+    from turbodiff.studio import pictures
 
-    if find_model(model).two_experts:
-        seen = studio.pictures.look(picture)
+    picture, proposed = fields["image"], fields["boundary"] is None and not as_json
+    if isinstance(picture, str) and picture and proposed and find_model(str(fields["model"])).two_experts:
+        seen = pictures.look(Path(picture))
         numbers = ", ".join(f"{name} {value:g}" for name, value in seen.numbers.items())
         why = seen.key.removeprefix("advice_").replace("_", " ")
         sys.stderr.write(f"{why} ({numbers}): --boundary {seen.boundary:g} --sampler {seen.sampler} is proposed\n")
 
-
-class JsonPrinter:
-    """Each event as its own JSON line."""
-
-    def __call__(self, event: Event) -> None:
-        sys.stdout.write(event.line() + "\n")
-        sys.stdout.flush()
-
-
-class TextPrinter:
-    """A line per phase and step, with the time left; the file's name last."""
-
-    def __call__(self, event: Event) -> None:
-        lines = plan_lines(event.plan) if event.type == "plan" else [event_line(event)]
-        for line in filter(None, lines):
-            sys.stderr.write(line + "\n")
+    def tell(event: "Event") -> None:
+        """Each event as its own JSON line; or a line per phase and step, and the file's name last."""
+        if as_json:
+            sys.stdout.write(event.line() + "\n")
+            sys.stdout.flush()
+            return
+        sys.stderr.writelines(line + "\n" for line in event_lines(event))
         if event.type == "result":
             sys.stdout.write(event.path + "\n")
+
+    open_studio(None, outputs).generate(fields, output=output, device=device, on_event=tell)
+
+
+@takes_request(*NOT_PLANNED)
+def plan(
+    *,
+    fields: dict[str, object],
+    pretend_vram: Annotated[
+        float | None, typer.Option("--pretend-vram", help="plan for a card of this many GiB")
+    ] = None,
+    machine_file: Annotated[
+        Path | None, typer.Option("--machine", help="plan for a machine described in a file")
+    ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="beside the formulas, count what the real modules allocate")
+    ] = False,
+    lang: Annotated[
+        str | None, typer.Option("--lang", help="en or zh for the reasons; left out: as $LANG says")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a request needs on this machine, phase by phase, without running anything."""
+    from turbodiff.cli.show import plan_table, print_table
+    from turbodiff.gpu.probe import machine_now
+    from turbodiff.plan.hardware import pretend, read_machine
+    from turbodiff.spec.numbers import gib
+    from turbodiff.spec.wording import Words, language_of
+
+    machine = read_machine(machine_file) if machine_file is not None else machine_now()
+    machine = machine if pretend_vram is None else pretend(machine, pretend_vram)
+    made = open_studio(None).plan(fields, machine)
+    if as_json:
+        sys.stdout.write(made.model_dump_json() + "\n")
+    else:
+        named = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))  # POSIX: the most specific first
+        plan_table(made, Words(language_of(lang or next(filter(None, named), "en"))))
+    if trace:
+        from turbodiff.memory_lab.dry_run import dry_run
+
+        traced = dry_run(made)
+        rows = [
+            (phase.name, gib(phase.activations_bytes), gib(traced[phase.name]))
+            for phase in made.phases
+            if phase.name in traced
+        ]
+        print_table(("phase", "formula", "traced"), rows)

@@ -1,0 +1,300 @@
+"""This machine from the shell: `turbodiff gpu`, `doctor`, `selftest`, `calibrate` and `models`."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from turbodiff.cli.flags import Json, StateDir, open_studio
+from turbodiff.spec.errors import RequestError, TurbodiffError
+
+if TYPE_CHECKING:
+    from turbodiff.jobs.store import Store
+    from turbodiff.plan.calibration import Sample
+    from turbodiff.plan.hardware import Machine
+    from turbodiff.spec.events import Event
+    from turbodiff.spec.plan import Plan
+
+PROMPT = "a red circle moves right on a black background"
+CHECKS = ("install", "gpu", "plan", "clip")
+MEASURE = (sys.executable, "-m", "turbodiff.memory_lab.measure")
+FRAMES = (17, 49)  # two lengths: what grows with a clip, and what does not
+models_app = typer.Typer(help="Weights: list, pull, verify, quantize.", no_args_is_help=True)
+
+
+def gpu(as_json: Json = False) -> None:
+    """Show the GPUs, their memory and who holds it."""
+    from turbodiff.cli.show import print_lines, print_table
+    from turbodiff.spec.numbers import gib, seconds
+
+    machine, held = open_studio(None).cards_now()
+    if as_json:
+        holders = [card.model_dump(mode="json") for card in held]
+        sys.stdout.write(json.dumps({**machine.model_dump(mode="json"), "holders": holders}) + "\n")
+        return
+
+    def size(n_bytes: int | None) -> str:
+        return "unknown" if n_bytes is None else gib(n_bytes)
+
+    if not machine.gpus:
+        print_lines([f"no GPU ({machine.gpu_state}) {machine.gpu_error}".rstrip()])
+    for card in machine.gpus:
+        parts = [f"cuda:{card.index} {card.name}", card.uuid, "MIG slice" if card.mig else ""]
+        parts += [f"{size(card.free_bytes)} free of {size(card.total_bytes)}", f"driver {machine.driver or 'unknown'}"]
+        parts += [f"{card.utilisation:.0%} busy"] if card.utilisation is not None else []
+        parts += [f"{card.power_w:.0f} W"] if card.power_w is not None else []
+        parts += ["a display is attached"] if card.display else []
+        print_lines(["  ".join(part for part in parts if part)])
+        for on_card in held:
+            if on_card.uuid != card.uuid:
+                continue
+            rows = []
+            for row in on_card.rows:
+                name = row.command or row.name
+                who = row.kind.replace("_", " ") + (f": {name}" if name else "")
+                age = "" if row.age_s is None else seconds(row.age_s)
+                idle = "" if row.idle is None else "idle" if row.idle else "busy"
+                rows.append(("", size(row.bytes), str(row.pid or ""), who, age, idle, row.kill_line))
+            if rows:
+                print_table(("", "holds", "pid", "who", "age", "", "to end it"), rows)
+            if on_card.host_command:
+                print_lines([f"  the driver lists no processes here; on the host: {on_card.host_command}"])
+    print_lines([f"RAM {size(machine.ram_available_bytes)} free of {size(machine.ram_total_bytes)}"])
+
+
+def doctor(as_json: Json = False) -> None:
+    """Versions, GPUs, ffmpeg, disk, optional kernels; ends with warnings and the pip line for this machine."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from turbodiff import studio
+    from turbodiff.cli.show import print_lines, print_table
+
+    report = studio.doctor()
+    if as_json:
+        sys.stdout.write(report.model_dump_json() + "\n")
+        return
+    print_table(("what", "found"), list(report.found.items()))
+    for key, text in report.warnings:
+        Console(soft_wrap=True).print(Text.assemble(("warning", "yellow"), f" {key}: {text}"))
+    print_lines([f"torch for this machine: {report.pip_line}", *report.notes])
+
+
+def selftest(as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False) -> None:
+    """Install, GPU, plan, a demo clip, and its verification."""
+    from turbodiff.diagnostics import logs
+    from turbodiff.diagnostics.background_tasks import Check
+    from turbodiff.studio import state_folder
+
+    log, failed = logs.LogFile(logs.log_folder(Path.cwd(), state_folder()) / logs.RUN_LOG), False
+    for name in CHECKS:
+        try:
+            found = Check(name=name, ok=True, detail=_check(name))
+        except TurbodiffError as error:
+            found = Check(name=name, ok=False, detail=str(error))
+        line = f"selftest {name}: {'ok' if found.ok else 'FAILED'}, {found.detail}"
+        log.say(line, who="selftest")
+        sys.stdout.write((found.model_dump_json() if as_json else line) + "\n")
+        sys.stdout.flush()  # the page shows each as it comes
+        failed = failed or not found.ok
+    if failed:
+        raise typer.Exit(1)
+
+
+def _check(name: str) -> str:
+    """What one of `CHECKS` found; a clip has its name only if every frame agreed with what was sent.
+
+    Raises:
+        TurbodiffError: something is wrong.
+    """
+    from turbodiff.diagnostics.doctor import doctor as look
+    from turbodiff.gpu.probe import machine_now
+
+    if name == "install":
+        report = look()
+        for key, text in report.warnings:
+            raise TurbodiffError(text, code=key)
+        return f"torch {report.found['torch']}, ffmpeg {report.found['ffmpeg']}"
+    if name == "gpu":
+        machine = machine_now()
+        return ", ".join(card.name for card in machine.gpus) or f"no GPU ({machine.gpu_state}): runs on the CPU"
+    if name == "plan":
+        plan = open_studio(None).plan({"prompt": PROMPT})
+        return f"{plan.peak_bytes >> 20} MiB of {plan.budget_bytes >> 20} MiB"
+    with tempfile.TemporaryDirectory() as folder:
+        studio, output = open_studio(None, Path(folder)), Path(folder) / "selftest.mp4"
+        events: list[Event] = []
+        made = studio.generate({"prompt": PROMPT, "seed": 1}, output=output, on_event=events.append)
+    return f"{made.frames} frames in {made.seconds:.1f} s, verified, sha256 {made.sha256[:12]}"
+
+
+def calibrate(
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="what to measure; left out: the models on disk")
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="show what was learned, measure nothing")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="forget what was learned")] = False,
+    state_dir: StateDir = None,
+    as_json: Json = False,
+) -> None:
+    """Measure short runs with made-up weights on this GPU, so that later plans fit it more closely."""
+    from turbodiff import studio
+    from turbodiff.cli.show import print_lines, print_table
+    from turbodiff.jobs import measurements
+    from turbodiff.jobs.store import Store
+    from turbodiff.plan.calibration import History
+    from turbodiff.spec.models import find_model
+    from turbodiff.spec.numbers import gib
+
+    state = state_dir or studio.state_folder()
+    state.mkdir(parents=True, exist_ok=True)
+    store = Store(state)
+    if clear:
+        sys.stdout.write(f"forgot {measurements.clear_samples(store)} samples\n")
+        return
+    if show:
+        samples = measurements.samples(store)
+    else:
+        ready = [spec.name for spec, missing in open_studio(state).models() if not missing and not spec.bundled]
+        asked = [find_model(name).name for name in model or ()]
+        samples = list(_measured(store, asked or ready or ["wan2.1-1.3b"]))
+    if as_json:
+        print_lines(sample.model_dump_json() for sample in samples)
+        return
+    rows = []
+    for sample in samples:
+        kind = sample.kind
+        ratio = "OOM" if sample.out_of_memory else f"{sample.measured_bytes / max(1, sample.predicted_bytes):.2f}"
+        clip = (kind.model, f"{kind.width}x{kind.height}", str(kind.num_frames), sample.phase)
+        rows.append((*clip, gib(sample.predicted_bytes), gib(sample.measured_bytes), ratio))
+    print_table(("model", "size", "frames", "phase", "predicted", "measured", "factor"), rows)
+    history = History(samples)
+    for kind in dict.fromkeys(sample.kind for sample in samples):
+        learned, clip_text = history.calibration(kind), f"{kind.width}x{kind.height} {kind.num_frames} frames"
+        factor = f"work memory x {learned.factor:.2f} from {learned.samples} samples"
+        print_lines([f"{kind.model} {clip_text} on {kind.gpu}: {factor}"])
+
+
+def _measured(store: "Store", models: list[str]) -> "Iterator[Sample]":
+    """A sample per phase of two short clips per model, kept as they come."""
+    from turbodiff.gpu.probe import machine_now
+    from turbodiff.jobs import measurements
+    from turbodiff.plan.planner import plan_request
+    from turbodiff.spec.inventory import Inventory
+    from turbodiff.spec.request import make_request
+    from turbodiff.supervisor.worker_process import new_run_id, worker_environment
+
+    def used_bytes(device: str) -> int:
+        return sum(gpu.used_bytes or 0 for gpu in machine_now().gpus if f"cuda:{gpu.index}" == device)
+
+    machine = machine_now()
+    if not machine.gpus:
+        raise RequestError(
+            "there is no GPU to measure",
+            code="no_gpu",
+            got=machine.gpu_state,
+            expected=f"a GPU, to run clips of {FRAMES[0]} and {FRAMES[1]} frames of {', '.join(models)} on",
+            try_instead="turbodiff doctor",
+        )
+    for name in models:
+        picture = {"image": "picture.jpg"} if "i2v" in name or "2.2" in name else {}
+        for frames in FRAMES:
+            fields = {"prompt": "a cat runs", "model": name, "num_frames": frames, "steps": 1, **picture}
+            plan = plan_request(make_request(fields), machine, Inventory())
+            before_bytes = used_bytes(plan.device)
+            environment = worker_environment(new_run_id(), plan.device.partition(":")[2] or "0")
+            command, text = plan.model_dump_json() + "\n", subprocess.PIPE
+            done = subprocess.run(MEASURE, input=command, env=environment, stdout=text, text=True, check=False)
+            moved_bytes = abs(used_bytes(plan.device) - before_bytes)
+            rows = [json.loads(line) for line in done.stdout.splitlines()]
+            for sample in samples_of(plan, rows, machine, moved_bytes):
+                measurements.keep_sample(store, sample)
+                yield sample
+
+
+def samples_of(plan: "Plan", rows: Sequence[Mapping[str, Any]], machine: "Machine", moved_bytes: int) -> "list[Sample]":
+    """Rows of turbodiff/memory_lab/measure.py as samples of a plan; one that ran out is left to real jobs."""
+    from turbodiff.plan.calibration import Sample, kind_of
+
+    gpu = machine.gpus[int(plan.device.partition(":")[2] or 0)]
+    kind = kind_of(gpu, machine, plan.request, plan.levers)
+    return [
+        Sample(
+            kind=kind,
+            phase=row["name"],
+            predicted_bytes=row["planned_work_bytes"],
+            measured_bytes=max(0, row["measured_bytes"] - row["weights_bytes"]),
+            neighbours_moved_bytes=moved_bytes,
+            reserved_bytes=row["reserved_bytes"],
+        )
+        for row in rows
+        if "oom" not in row
+    ]
+
+
+@models_app.command("list")
+def list_models() -> None:
+    """Every model: are its files here, what is missing, and does its default clip fit this machine."""
+    from turbodiff.cli.show import print_lines
+    from turbodiff.gpu.probe import machine_now
+    from turbodiff.plan.tiers import fit_of
+
+    studio = open_studio(None)
+    machine, here = machine_now(), studio.inventory()
+    for spec, missing in studio.models():
+        ready = "missing files" if missing else "ready"
+        print_lines([f"{spec.display_name:14} {spec.kind}  {ready:13}  {fit_of(spec, machine, here).words}"])
+        print_lines(f"    {line}" for line in (spec.about, *missing))
+
+
+@models_app.command("pull")
+def pull_model(
+    model: Annotated[str, typer.Argument(help="Wan2.1-1.3B, Wan2.1-14B, Wan2.2-A14B")],
+    quant: Annotated[bool | None, typer.Option("--quant/--no-quant", help="left out: as fits this card")] = None,
+    resolution: Annotated[str, typer.Option("--resolution", help="480p or 720p checkpoint")] = "",
+    root: Annotated[Path | None, typer.Option("--root", help="target folder; default: checkpoints/")] = None,
+) -> None:
+    """Download what a model still needs; a download that stopped goes on."""
+    from turbodiff.gpu.probe import machine_now
+    from turbodiff.weights.download import pull
+
+    def tell(name: str, done: int, total: int) -> None:
+        sys.stderr.write(f"\r{name} {100 * done // max(total, 1):3d} %")
+
+    memory_bytes = max((card.total_bytes for card in machine_now().gpus if card.total_bytes), default=None)
+    for path in pull(model, memory_bytes=memory_bytes, quant=quant, resolution=resolution, root=root, progress=tell):
+        sys.stdout.write(f"{path}\n")
+
+
+@models_app.command("verify")
+def verify_weights(
+    path: Annotated[Path, typer.Argument(help="a file or a folder of shards")],
+    sha256: Annotated[bool, typer.Option("--sha256", help="read every byte, too")] = False,
+) -> None:
+    """Say what a checkpoint is, whether it is complete, and which models can use it."""
+    from turbodiff.weights.catalog import verify
+
+    report = verify(path, sha256=sha256)
+    for name, value in report._asdict().items():
+        if isinstance(value, Mapping):  # "BF16 189, I8 300"
+            value = ", ".join(f"{part} {number}" for part, number in value.items())
+        elif isinstance(value, tuple):
+            value = "; ".join(value) or "none"
+        elif isinstance(value, bool):
+            value = "yes" if value else "no"
+        sys.stdout.write(f"{name:12} {value}\n")
+    if report.problems:
+        raise typer.Exit(2)
+
+
+@models_app.command("quantize")
+def quantize_weights(source: Path, target: Path) -> None:
+    """Write the -quant layout (INT8 tiles) of any DiT checkpoint."""
+    from turbodiff.weights.quantize import quantize
+
+    sys.stdout.write(f"{quantize(source, target)}\n")

@@ -1,0 +1,156 @@
+"""The running app from the shell: its queue, its seed archive, start, restart and the support bundle."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from turbodiff.cli.flags import OUTPUTS, Json, Outputs, StateDir, open_studio
+from turbodiff.spec.errors import RequestError, TurbodiffError
+
+RESTART_WAIT_S = 60.0
+POLL_S = 0.2
+
+jobs_app = typer.Typer(help="The queue: list, show, cancel, retry, move, pause, resume.", no_args_is_help=True)
+seeds_app = typer.Typer(help="The seed archive: list, rate, export, import.", no_args_is_help=True)
+JobId = Annotated[int, typer.Argument(help="number of the job")]
+
+
+@jobs_app.command("list")
+def list_jobs(state_dir: StateDir = None, limit: Annotated[int, typer.Option("--limit")] = 20) -> None:
+    """The newest jobs first."""
+    for job in open_studio(state_dir).jobs(limit):
+        sys.stdout.write(f"{job.id:6} {job.state:10} {job.request.model:14} {job.request.prompt[:60]}\n")
+
+
+@jobs_app.command("show")
+def show_job(job: JobId, state_dir: StateDir = None, as_json: Json = False) -> None:
+    """One job: what was asked, how far it is, what came of it."""
+    from pydantic_core import to_jsonable_python
+
+    found = open_studio(state_dir).job(job)
+    names = ("id", "state", "attempt", "request", "plan", "progress", "error", "result", "strikes")
+    facts = {name: to_jsonable_python(getattr(found, name)) for name in names}
+    if as_json:
+        sys.stdout.write(json.dumps(facts) + "\n")
+        return
+    for name, value in facts.items():
+        if value and name != "plan":
+            sys.stdout.write(f"{name:10} {value}\n")
+
+
+@jobs_app.command("cancel")
+def cancel_job(job: JobId, state_dir: StateDir = None) -> None:
+    """Stop a job between two steps, or take it out of the queue."""
+    sys.stdout.write(f"job {job}: {open_studio(state_dir).cancel(job)}\n")
+
+
+@jobs_app.command("retry")
+def retry_job(job: JobId, state_dir: StateDir = None) -> None:
+    """Queue a job again that failed, was cancelled or was parked."""
+    sys.stdout.write(f"queued as job {open_studio(state_dir).retry(job)}\n")
+
+
+@jobs_app.command("move")
+def move_job(job: JobId, where: Literal["first", "up", "down", "last"], state_dir: StateDir = None) -> None:
+    """Move a waiting job: first, up, down, last."""
+    studio = open_studio(state_dir)
+    state = studio.job(job).state
+    if state != "queued":
+        raise RequestError(
+            f"job {job} is {state}", code="job_not_waiting", field="job", try_instead="turbodiff jobs list"
+        )
+    studio.move(job, where)
+    sys.stdout.write(f"job {job}: {where}\n")
+
+
+@jobs_app.command("pause")
+def pause_queue(state_dir: StateDir = None) -> None:
+    """Start no further job; the one that runs goes on."""
+    open_studio(state_dir).pause()
+    sys.stdout.write("the queue is paused\n")
+
+
+@jobs_app.command("resume")
+def resume_queue(state_dir: StateDir = None) -> None:
+    """Go on with the queue."""
+    open_studio(state_dir).resume()
+    sys.stdout.write("the queue goes on\n")
+
+
+@seeds_app.command("list")
+def list_seeds(
+    search: Annotated[str, typer.Argument(help="words that must occur")] = "", state_dir: StateDir = None
+) -> None:
+    """The newest rows first."""
+    for seed in open_studio(state_dir).seeds(search):
+        row = seed.row
+        cells = (row.prompt, row.seed, row.model, row.resolution, row.rating, row.note)
+        sys.stdout.write(f"{seed.id:6} " + " | ".join(cells) + "\n")
+
+
+@seeds_app.command("rate")
+def rate_seed(
+    row: int,
+    rating: Annotated[str, typer.Argument(help="stars or words")],
+    note: Annotated[str | None, typer.Option("--note")] = None,
+    state_dir: StateDir = None,
+    outputs: Outputs = OUTPUTS,
+) -> None:
+    """Rate a row; seeds.md in the outputs folder follows."""
+    open_studio(state_dir, outputs).rate(row, rating, note)
+
+
+@seeds_app.command("export")
+def export_seeds(state_dir: StateDir = None) -> None:
+    """The archive as a Markdown table on standard output."""
+    sys.stdout.write(open_studio(state_dir).seeds_text())
+
+
+@seeds_app.command("import")
+def import_seeds(path: Path, state_dir: StateDir = None, outputs: Outputs = OUTPUTS) -> None:
+    """Take over the rows of a Markdown table."""
+    sys.stdout.write(f"{open_studio(state_dir, outputs).import_seeds(path)} rows\n")
+
+
+def serve(
+    port: Annotated[int, typer.Option("--port")] = 7860,
+    no_browser: Annotated[bool, typer.Option("--no-browser")] = False,
+    state_dir: StateDir = None,
+    outputs: Annotated[Path, typer.Option("--outputs")] = Path("outputs"),
+) -> None:
+    """Start the app with its page: the same as `python webui/app.py`."""
+    argv = ["--port", str(port), "--outputs", str(outputs)]
+    argv += ["--no-browser"] if no_browser else []
+    argv += ["--state-dir", str(state_dir)] if state_dir else []
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "webui.app", *argv])
+
+
+def restart(state_dir: StateDir = None) -> None:
+    """重启应用: end the worker, prove that its memory is back, start a new one. Works when the page is dead, too."""
+    studio = open_studio(state_dir)
+    if not studio.served:
+        raise TurbodiffError("the app is not running", code="not_running", try_instead="turbodiff serve")
+    control = studio.restart(by="shell")
+    end_s = time.monotonic() + RESTART_WAIT_S
+    while (outcome := studio.restart_outcome(control)) is None:
+        if time.monotonic() > end_s:
+            raise TurbodiffError("no answer to the restart", code="restart_silent", try_instead="see the start-up log")
+        time.sleep(POLL_S)
+    sys.stdout.write(f"{outcome['text']}\n")
+    if not outcome.get("ok", True):
+        raise typer.Exit(1)
+
+
+def support_bundle(
+    path: Annotated[Path, typer.Argument(help="the zip to write")] = Path("turbodiff-support.zip"),
+    with_prompts: Annotated[bool, typer.Option("--with-prompts", help="leave prompts and picture names in")] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Logs, versions and the last jobs in one zip, without prompts and secrets."""
+    sys.stdout.write(f"{open_studio(state_dir).support_bundle(path, with_prompts)}\n")

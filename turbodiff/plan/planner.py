@@ -179,7 +179,7 @@ def band_of(peak_bytes: int, budget_bytes: int) -> Band:
     return "fits" if peak_bytes <= FITS_SHARE * budget_bytes else "tight"
 
 
-@lru_cache(256)
+@lru_cache(128)  # a keystroke asks for about 14
 def _decision(
     request: Request,
     machine: Machine,

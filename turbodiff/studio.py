@@ -17,7 +17,7 @@ from turbodiff.diagnostics import background_tasks, logs, support_bundle
 from turbodiff.diagnostics.background_tasks import BackgroundTask, Offer, SelfTest
 from turbodiff.diagnostics.doctor import DoctorReport, doctor
 from turbodiff.gpu import probe
-from turbodiff.gpu.holders import HOST_COMMAND, CardHolders, Holder, holders
+from turbodiff.gpu.processes import HOST_COMMAND, CardHolders, Holder, holders
 from turbodiff.jobs import measurements, retry_policy
 from turbodiff.jobs.database import DATABASE
 from turbodiff.jobs.store import Store
@@ -39,9 +39,9 @@ from turbodiff.spec.models import ModelSpec, all_models, find_model
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, make_request
-from turbodiff.supervisor import leftover_workers, state_lock, worker_process
-from turbodiff.supervisor.leftover_workers import Identity
-from turbodiff.supervisor.memory import machine_of, worker_pids
+from turbodiff.supervisor import ownership, worker_process
+from turbodiff.supervisor.context import machine_of, worker_pids
+from turbodiff.supervisor.ownership import Identity
 from turbodiff.supervisor.supervisor import Supervisor
 from turbodiff.weights.locate import LoraFile, find_loras, resolve_files
 from turbodiff.weights.locate import inventory as find_weights
@@ -89,7 +89,7 @@ class Studio:
     @property
     def served(self) -> bool:
         """Whether an app holds the state folder now."""
-        return state_lock.holder(self.state) is not None
+        return ownership.is_held(self.state)
 
     # --- plan and run --------------------------------------------------------------------------------------------
 
@@ -137,25 +137,25 @@ class Studio:
             disk.check_output(output, *size)
         machine = only(probe.machine_now(), device)
         plan = plan_request(request, machine, inventory, history=self.history())
-        command = worker_process.build_run_command(
-            plan.request,
-            plan,
-            self.outputs,
-            self.state,
-            job=uuid.uuid4().int % 2**31,  # not in the queue; the number names its temporary files
-            output=str(output.resolve()) if output else None,
-        )
+        number = uuid.uuid4().int % 2**31  # not in the queue; it names the temporary files
+        file = str(output.resolve()) if output else None
         runs_on = plan.device if device == "auto" and not machine.pretended else device
         argv = (*worker_process.WORKER, "--device", runs_on)
-        for _ in range(retry_policy.LIMITS["oom"]):
+        planned: Plan | None = plan
+        cap_bytes: int | None = None
+        for attempt in range(1, retry_policy.LIMITS["oom"] + 2):
+            command = worker_process.build_run_command(
+                plan.request, planned, self.outputs, self.state,
+                job=number, attempt=attempt, output=file, cap_bytes=cap_bytes,
+            )  # fmt: skip
             try:
                 return _run_attempt(command, argv, on_event)
             except OutOfMemoryError as error:
-                planned = plan if command["plan"] else None
-                cap = {"cap_bytes": retry_policy.next_cap(planned, command["cap_bytes"]), "plan": None}
-                command = {**command, **cap, "attempt": command["attempt"] + 1}
+                if attempt > retry_policy.LIMITS["oom"]:
+                    raise
+                planned, cap_bytes = None, retry_policy.next_cap(planned, cap_bytes)
                 sys.stderr.write(f"{error}\nonce more, one rung lower\n")
-        return _run_attempt(command, argv, on_event)
+        raise AssertionError("the last attempt returns or raises")
 
     def submit(self, fields: Mapping[str, Any], anyway: bool = False) -> int:
         """Queue a request and return its job id; the same nonce gives the same job.
@@ -236,7 +236,7 @@ class Studio:
 
     def restart(self, by: str) -> int:
         """Ask the supervisor for a fresh worker; returns a number to watch with `restart_outcome`."""
-        return self._store.ask("restart", by=by, scope="worker")
+        return self._store.ask("restart", by=by)
 
     def restart_outcome(self, number: int) -> dict[str, Any] | None:
         """What came of a restart, None while it is under way."""
@@ -319,24 +319,24 @@ class Studio:
 
     def holders(self) -> tuple[CardHolders, ...]:
         """Who holds the memory of each card, from the supervisor's probe; () without one."""
-        seen, leftovers = self._store.fact("probe"), [left.pid for left in self.leftovers()]
-        return holders(probe.Sample(**seen), worker_pids(self._store), leftovers) if seen else ()
+        seen, left = self._store.fact("probe"), [worker.pid for worker in self.leftovers()]
+        return holders(probe.Sample.model_validate(seen), worker_pids(self._store), left) if seen else ()
 
     def cards_now(self) -> tuple[Machine, tuple[CardHolders, ...]]:
         """The machine as the driver says now, and who holds the memory of each card."""
         sample = probe.take_sample()
         ours = worker_pids(self._store) if self.database.exists() else frozenset[int]()
-        left = {found.pid for found in leftover_workers.leftovers(self.state)} - ours
+        left = {found.pid for found in ownership.leftover_workers(self.state)} - ours
         return probe.machine_from(sample, ours), holders(sample, ours, left)
 
     def leftovers(self) -> list[Identity]:
         """Workers of an earlier run that still live."""
         now = (self._store.fact("supervisor") or {}).get("run_id")
-        return [found for found in leftover_workers.leftovers(self.state) if found.run_id != now]
+        return [found for found in ownership.leftover_workers(self.state) if found.run_id != now]
 
     def end_leftover(self, pid: int) -> bool:
         """End one of `leftovers`; True when it is gone. No other process is ever signalled."""
-        return any(leftover_workers.end(found) for found in self.leftovers() if found.pid == pid)
+        return any(ownership.end_worker(found) for found in self.leftovers() if found.pid == pid)
 
     def tier(self) -> Tier | None:
         """The tier of this machine's largest card."""
@@ -374,7 +374,7 @@ def _request_of(fields: Mapping[str, Any]) -> Request:
     return pictures.adapt_size(make_request(fields))
 
 
-def _run_attempt(command: Mapping[str, Any], argv: Sequence[str], on_event: OnEvent) -> ClipResult:
+def _run_attempt(command: Mapping[str, object], argv: Sequence[str], on_event: OnEvent) -> ClipResult:
     for event in worker_process.run_once(command, argv, on_output=_to_stderr):
         if event.type == "error":
             raise error_from(event.model_dump())

@@ -140,7 +140,7 @@ def test_the_running_probe_hands_out_the_newest_sample_with_its_age(fake_nvml):
         while running.latest().state == "hang" and time.monotonic() < until_s:
             time.sleep(0.05)
         newest = running.latest()
-        assert [card["uuid"] for card in newest.cards] == ["GPU-aaaa", "GPU-bbbb"]
+        assert [card.uuid for card in newest.cards] == ["GPU-aaaa", "GPU-bbbb"]
         assert newest.age_s < ANSWER_S
     finally:
         running.stop()
@@ -160,17 +160,17 @@ def test_the_running_probe_hands_out_the_newest_sample_with_its_age(fake_nvml):
     ],
 )
 def test_cuda_visible_devices_chooses_and_orders(devices, uuids):
-    cards = [{"uuid": "GPU-aaaa", "nvml_index": 0}, {"uuid": "GPU-bbbb", "nvml_index": 1}]
-    assert [card["uuid"] for card in probe.visible(cards, devices)] == uuids
+    cards = [probe.CardSample(uuid="GPU-aaaa", nvml_index=0), probe.CardSample(uuid="GPU-bbbb", nvml_index=1)]
+    assert [card.uuid for card in probe.visible(cards, devices)] == uuids
 
 
 def test_a_mig_slice_is_named_by_its_own_uuid_or_its_parents():
     cards = [
-        {"uuid": "MIG-1111", "nvml_index": 0, "parent": "GPU-aaaa"},
-        {"uuid": "MIG-2222", "nvml_index": 0, "parent": "GPU-aaaa"},
+        probe.CardSample(uuid="MIG-1111", nvml_index=0, parent="GPU-aaaa"),
+        probe.CardSample(uuid="MIG-2222", nvml_index=0, parent="GPU-aaaa"),
     ]
-    assert [card["uuid"] for card in probe.visible(cards, "MIG-2222")] == ["MIG-2222"]
-    assert [card["uuid"] for card in probe.visible(cards, "GPU-aaaa")] == ["MIG-1111"]
+    assert [card.uuid for card in probe.visible(cards, "MIG-2222")] == ["MIG-2222"]
+    assert [card.uuid for card in probe.visible(cards, "GPU-aaaa")] == ["MIG-1111"]
 
 
 def test_a_pretended_card_replaces_the_real_one(fake_nvml, monkeypatch):

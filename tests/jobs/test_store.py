@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from supervisor.bench import request
 
 from turbodiff.jobs import attempts, database
-from turbodiff.jobs.attempts import claim, finish, move_on, note
+from turbodiff.jobs.attempts import claim, finish_job, move_job, record_event
 from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.errors import FileError, OutputError, RequestError
@@ -80,7 +80,7 @@ def test_a_paused_queue_starts_nothing(store: Store) -> None:
 
 def test_a_job_on_hold_waits_for_its_memory_and_others_pass(store: Store) -> None:
     first = store.submit(request())
-    assert (job := claim(store)) and move_on(store, first, job.attempt, "queued", hold_bytes=100)
+    assert (job := claim(store)) and move_job(store, first, job.attempt, "queued", hold_bytes=100)
     second = store.submit(request())
     assert (job := claim(store, free_bytes=99)) and job.id == second
     assert claim(store, free_bytes=99) is None
@@ -93,7 +93,7 @@ def test_a_job_on_hold_rests_before_it_is_tried_again(store: Store, monkeypatch:
     store.now = lambda: start_s + later_s
     job = store.submit(request())
     claim(store)
-    move_on(store, job, 1, "queued", hold_bytes=100)
+    move_job(store, job, 1, "queued", hold_bytes=100)
     assert claim(store) is None and claim(store, free_bytes=200) is None
     later_s = 5.0
     assert claim(store) is not None
@@ -102,25 +102,25 @@ def test_a_job_on_hold_rests_before_it_is_tried_again(store: Store, monkeypatch:
 def test_words_of_an_earlier_attempt_change_nothing(store: Store) -> None:
     job = store.submit(request())
     claim(store)
-    move_on(store, job, 1, "queued")
+    move_job(store, job, 1, "queued")
     claim(store)
-    assert not note(store, step(job, 1, 3), Progress(phase="denoise", step=3, of=4, eta_s=1))
-    assert not move_on(store, job, 1, "failed")
-    assert not finish(store, job, 1, RESULT)
+    assert not record_event(store, step(job, 1, 3), Progress(phase="denoise", step=3, of=4, eta_s=1))
+    assert not move_job(store, job, 1, "failed")
+    assert not finish_job(store, job, 1, RESULT)
     assert store.job(job).state == "running"
-    assert finish(store, job, 2, RESULT)
-    assert not finish(store, job, 2, RESULT)
+    assert finish_job(store, job, 2, RESULT)
+    assert not finish_job(store, job, 2, RESULT)
 
 
 def test_progress_is_one_row_whose_number_grows(store: Store) -> None:
     job = store.submit(request())
     claim(store)
     for i in range(1, 5):
-        note(store, step(job, 1, i), Progress(phase="denoise", step=i, of=4, eta_s=1.0))
+        record_event(store, step(job, 1, i), Progress(phase="denoise", step=i, of=4, eta_s=1.0))
     [(seq, event)] = store.events(job)
     assert event.type == "step" and event.i == 4
     assert store.events(job, after=seq) == []
-    note(store, step(job, 1, 4))
+    record_event(store, step(job, 1, 4))
     assert store.events(job, after=seq)
     assert store.job(job).progress == Progress(phase="denoise", step=4, of=4, eta_s=1.0)
 
@@ -129,9 +129,9 @@ def test_the_newest_preview_is_at_hand_while_the_job_runs(store: Store) -> None:
     job = store.submit(request())
     claim(store)
     for jpeg in ("AAAA", "iVBO"):
-        note(store, PreviewEvent(job=job, attempt=1, jpeg=jpeg, i=1))
+        record_event(store, PreviewEvent(job=job, attempt=1, jpeg=jpeg, i=1))
     assert [event.jpeg for _, event in store.events(job) if event.type == "preview"] == ["iVBO"]
-    finish(store, job, 1, RESULT)
+    finish_job(store, job, 1, RESULT)
     assert store.events(job) == []
 
 
@@ -169,10 +169,10 @@ def test_fault_69_over_never_changes_again(store: Store) -> None:
     claim(store)
     assert store.cancel(job) == "running"  # the worker hears of it at its next step
     assert store.job(job).ask == "cancel"
-    finish(store, job, 1, RESULT)
+    finish_job(store, job, 1, RESULT)
     for _ in range(2):
         assert store.cancel(job) == "done"
-    assert not move_on(store, job, 1, "queued")
+    assert not move_job(store, job, 1, "queued")
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -193,9 +193,9 @@ def test_fault_69_any_order_of_calls_keeps_every_job_and_its_last_word(tmp_path:
         elif call == "claim":
             claim(store)
         elif last and call == "finish":
-            finish(store, last.id, last.attempt, RESULT)
+            finish_job(store, last.id, last.attempt, RESULT)
         elif last and call in ("queued", "parked", "failed"):
-            move_on(store, last.id, last.attempt, call)  # type: ignore[arg-type]
+            move_job(store, last.id, last.attempt, call)  # type: ignore[arg-type]
         elif last and call == "cancel":
             store.cancel(last.id)
         elif last and call == "retry" and (last.over or last.state == "parked"):
@@ -209,7 +209,7 @@ def test_fault_69_any_order_of_calls_keeps_every_job_and_its_last_word(tmp_path:
 def test_retry_of_a_parked_job_keeps_its_row_and_of_one_that_is_over_makes_a_child(store: Store) -> None:
     job = store.submit(request(nonce="n"))
     claim(store)
-    move_on(store, job, 1, "parked", strikes={"oom": 3}, cap_bytes=5, error=JobError(code="oom"))
+    move_job(store, job, 1, "parked", strikes={"oom": 3}, cap_bytes=5, error=JobError(code="oom"))
     assert store.retry(job, request(num_frames=9)) == job
     again = store.job(job)
     assert (again.state, again.strikes, again.cap_bytes, again.error) == ("queued", {}, None, None)
@@ -225,15 +225,15 @@ def test_fault_70_a_running_job_is_not_deleted(store: Store) -> None:
     job = store.submit(request())
     claim(store)
     assert not store.delete(job)
-    finish(store, job, 1, RESULT)
+    finish_job(store, job, 1, RESULT)
     assert store.delete(job)
     with pytest.raises(RequestError, match="no such job"):
         store.job(job)
 
 
 def test_controls_are_handed_out_once_and_answered(store: Store) -> None:
-    asked = store.ask("restart", by="page", scope="worker")
-    assert store.take_controls() == [(asked, "restart", {"scope": "worker"})]
+    asked = store.ask("restart", by="page")
+    assert store.take_controls() == [(asked, "restart")]
     assert store.take_controls() == []
     assert store.outcome(asked) is None
     store.answer(asked, {"ok": True})

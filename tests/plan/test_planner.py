@@ -284,7 +284,7 @@ def test_a_full_plan_takes_less_than_5_ms(total_gib):
 
 
 def test_planning_never_imports_torch():
-    code = "import turbodiff.plan.tiers, turbodiff.gpu.holders, sys; assert 'torch' not in sys.modules"
+    code = "import turbodiff.plan.tiers, turbodiff.gpu.processes, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -25,6 +25,16 @@ def scripted(*attempts: dict[str, Any], **fields: Any) -> Request:
     return request(json.dumps(script), **fields)
 
 
+def wait_until(condition: Callable[[], bool], timeout_s: float, every_s: float = 0.05) -> bool:
+    """Poll a condition; True as soon as it holds."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(every_s)
+    return True
+
+
 class Bench:
     """A supervisor in this process, turned by hand."""
 
@@ -55,4 +65,4 @@ class Bench:
         return self.supervisor.log.path.read_text()
 
     def run_log_text(self) -> str:
-        return self.supervisor.shop.runs.path.read_text()
+        return self.supervisor.context.run_log.path.read_text()

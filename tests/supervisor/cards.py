@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from turbodiff.gpu.probe import Sample
+from turbodiff.gpu.probe import CardSample, GpuProcess, Sample
 from turbodiff.gpu.processes import start_ticks
 
 GIB = 1 << 30
@@ -22,24 +21,24 @@ class Card:
     utilisation: float = 0.0
     power_w: float = 50.0
     age_s: float = 0.0
-    _cards: tuple[dict[str, Any], ...] = ()
+    _cards: tuple[CardSample, ...] = ()
 
     def __call__(self) -> Sample:
         pid = self.worker_pid()
         alive = pid is not None and start_ticks(pid) is not None
         ours = self.held_bytes if alive or self.leaks else 0
-        processes = [{"pid": pid, "kind": "compute", "bytes": ours}] if alive else []
+        processes = (GpuProcess(pid=pid, bytes=ours),) if pid is not None and alive else ()
         used = ours + self.others_bytes
-        card: dict[str, Any] = {
-            "state": "ok",
-            "nvml_index": 0,
-            "name": "Test 24",
-            "uuid": "GPU-1",
-            "processes": processes,
-        }
-        numbers = {"total_bytes": self.total_bytes, "free_bytes": self.total_bytes - used, "used_bytes": used}
-        more = {"utilisation": self.utilisation, "power_w": self.power_w}
-        cards = ({**card, **numbers, **more},)
-        if cards != self._cards:  # like the probe, which hands out a sample again until it has a newer one
-            self._cards = cards
-        return Sample("ok", "", "580.1", self._cards, self.age_s)
+        card = CardSample(
+            name="Test 24",
+            uuid="GPU-1",
+            processes=processes,
+            total_bytes=self.total_bytes,
+            free_bytes=self.total_bytes - used,
+            used_bytes=used,
+            utilisation=self.utilisation,
+            power_w=self.power_w,
+        )
+        if (card,) != self._cards:  # like the probe, which hands out a sample again until it has a newer one
+            self._cards = (card,)
+        return Sample(state="ok", error="", driver="580.1", cards=self._cards, age_s=self.age_s)

@@ -10,17 +10,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from supervisor.bench import SCRIPTED, Bench, request, scripted
 from turbodiff.diagnostics.logs import tail
-from turbodiff.gpu.processes import process_state, start_ticks
+from turbodiff.gpu.processes import start_ticks
 from turbodiff.jobs.store import Store
 from turbodiff.spec.errors import StateInUseError
 from turbodiff.supervisor import attempt_monitor as runnings
 from turbodiff.supervisor import slots as slots
 from turbodiff.supervisor import watchdog, web_process
-from turbodiff.supervisor.state_lock import holder
+from turbodiff.supervisor.ownership import is_held
 
 Make = Callable[..., Bench]
 ROOT = Path(__file__).parents[2]
@@ -79,7 +80,7 @@ def test_fault_26_a_worker_that_never_starts_is_given_up_and_a_restart_tries_aga
     text = bench.log_text()
     assert "gave up after 5 starts" in text and text.count("Traceback: no such module") == 5
     assert bench.store.fact("worker0")["state"] == "broken"
-    bench.supervisor.shop.worker_argv = SCRIPTED
+    bench.supervisor.context.worker_argv = SCRIPTED
     bench.store.ask("restart")
     bench.turn_until(lambda: bench.store.job(job).state == "done")
 
@@ -175,7 +176,7 @@ def test_fault_44_a_second_supervisor_names_the_first_and_harms_nothing(bench: B
     assert second.returncode == StateInUseError.exit_code
     assert f"held by pid {os.getpid()}" in second.stdout
     assert bench.slot.worker.exit_status() is None
-    assert holder(bench.state) is not None
+    assert is_held(bench.state)
     assert "supervisor, pid" in bench.log_text()  # the second start did not truncate the first one's log
 
 
@@ -236,7 +237,7 @@ def test_a_stopped_worker_is_named_as_stopped(bench: Bench, monkeypatch: pytest.
     pid = bench.slot.worker.pid
     os.kill(pid, signal.SIGSTOP)
     bench.turn_until(lambda: "SIGSTOP" in bench.log_text())
-    assert process_state(pid) == "T"
+    assert psutil.Process(pid).status() == psutil.STATUS_STOPPED
     os.kill(pid, signal.SIGCONT)
     bench.turn_until(lambda: bench.store.job(job).over)
     assert bench.store.job(job).state == "done"
@@ -283,7 +284,7 @@ def test_a_store_that_cannot_be_written_for_a_while_loses_no_word(bench: Bench) 
 def test_fault_24_a_killed_page_comes_back_and_the_job_runs_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web_process, "BACKOFF_S", (0.05,) * 6)
     page = (sys.executable, "-c", "import time; print('INFO:     page is up', flush=True); time.sleep(60)")
-    bench.supervisor.web = web_process.WebProcess(page, bench.supervisor.shop)
+    bench.supervisor.web = web_process.WebProcess(page, bench.supervisor.context)
     job = bench.store.submit(scripted({"steps": 30, "dt_s": 0.05}))
     bench.turn_until(running(bench, job))
     first = bench.supervisor.web.child.pid  # type: ignore[union-attr]
@@ -297,7 +298,7 @@ def test_fault_24_a_killed_page_comes_back_and_the_job_runs_on(bench: Bench, mon
 def test_fault_24_a_page_that_is_stopped_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web_process, "STOPPED_S", 0.2)
     monkeypatch.setattr(web_process, "BACKOFF_S", (0.05,) * 6)
-    bench.supervisor.web = web_process.WebProcess(("sleep", "60"), bench.supervisor.shop)
+    bench.supervisor.web = web_process.WebProcess(("sleep", "60"), bench.supervisor.context)
     first = bench.supervisor.web.child.pid  # type: ignore[union-attr]
     os.kill(first, signal.SIGSTOP)
     bench.turn_until(lambda: start_ticks(first) is None)

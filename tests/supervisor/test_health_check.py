@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from supervisor.bench import Bench, scripted
-from turbodiff.supervisor import health_check, web_process
-from turbodiff.supervisor.health_check import Pulse
+from turbodiff.supervisor import web_process
+from turbodiff.supervisor.web_process import HealthCheck
 
 PAGE = """
 import http.server, os, sys, time
@@ -30,9 +30,9 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Page).serve_forever()
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health_check, "EVERY_S", 0.1)
-    monkeypatch.setattr(health_check, "PATIENCE_S", 0.5)
-    monkeypatch.setattr(health_check, "SILENT_S", 2.0)
+    monkeypatch.setattr(web_process, "EVERY_S", 0.1)
+    monkeypatch.setattr(web_process, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(web_process, "SILENT_S", 2.0)
     monkeypatch.setattr(web_process, "BACKOFF_S", (0.05,) * 6)
 
 
@@ -56,9 +56,9 @@ def answers(port: int) -> Callable[[], bool]:
 def test_fault_24_a_page_that_hangs_is_replaced_and_the_job_runs_on(bench: Bench, tmp_path: Path, how: str) -> None:
     port, hang = free_port(), tmp_path / "hang"
     argv = (sys.executable, "-S", "-c", PAGE, str(port), str(hang))
-    web = bench.supervisor.web = web_process.WebProcess(argv, bench.supervisor.shop, ("127.0.0.1", port))
+    web = bench.supervisor.web = web_process.WebProcess(argv, bench.supervisor.context, ("127.0.0.1", port))
     bench.turn_until(answers(port))
-    bench.turn_until(lambda: web._pulse and web._pulse._answered)
+    bench.turn_until(lambda: web.health and web.health._answered)
     job = bench.store.submit(scripted({"steps": 60, "dt_s": 0.05}))
     first, worker = web.child.pid, bench.slot.worker.pid  # type: ignore[union-attr]
     if how == "SIGSTOP":
@@ -77,7 +77,7 @@ def test_fault_24_a_page_that_hangs_is_replaced_and_the_job_runs_on(bench: Bench
 def test_a_page_that_answers_is_left_alone_whatever_it_says() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(5)
-        watch, now = Pulse(server.getsockname(), 0.0), 0.0
+        watch, now = HealthCheck(server.getsockname(), 0.0), 0.0
         for _ in range(3):
             while watch._sock is None:
                 now += 0.05
@@ -95,8 +95,8 @@ def test_a_page_that_answers_is_left_alone_whatever_it_says() -> None:
 
 def test_a_start_may_take_minutes_and_sleep_is_no_silence() -> None:
     nobody = ("127.0.0.1", free_port())
-    starting = Pulse(nobody, 0.0)
+    starting = HealthCheck(nobody, 0.0)
     assert not any(starting.tick(float(now)) for now in range(180))
     assert starting.tick(181.0)
-    asleep = Pulse(nobody, 0.0)
+    asleep = HealthCheck(nobody, 0.0)
     assert not asleep.tick(10_000.0)

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from turbodiff.gpu.processes import start_ticks, wait_until
-from turbodiff.supervisor.leftover_workers import (
+from supervisor.bench import wait_until
+from turbodiff.gpu.processes import start_ticks
+from turbodiff.supervisor.ownership import (
     Identity,
     boot_id,
-    end,
+    end_leftover_workers,
+    end_worker,
     is_ours,
-    leftovers,
-    reap,
+    leftover_workers,
     remember_worker,
     worker_file,
 )
@@ -39,8 +40,8 @@ def identity(pid: int) -> Identity:
 
 def test_fault_4_a_leftover_worker_is_recognised_and_ended(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     remember_worker(tmp_path, 0, sleeper.pid, RUN)
-    assert [found.pid for found in leftovers(tmp_path)] == [sleeper.pid]
-    assert reap(tmp_path) == ([sleeper.pid], [])
+    assert [found.pid for found in leftover_workers(tmp_path)] == [sleeper.pid]
+    assert end_leftover_workers(tmp_path) == ([sleeper.pid], [])
     assert sleeper.wait(1) == -9
     assert not worker_file(tmp_path, 0).exists()
 
@@ -54,8 +55,8 @@ def test_fault_4_one_difference_and_it_is_somebody_elses(
     other = replace(identity(sleeper.pid), **change)  # type: ignore[arg-type]
     worker_file(tmp_path, 0).write_text(json.dumps(asdict(other)))
     assert not is_ours(other)
-    assert not end(other)
-    assert reap(tmp_path) == ([], [])
+    assert not end_worker(other)
+    assert end_leftover_workers(tmp_path) == ([], [])
     assert sleeper.poll() is None
 
 
@@ -71,6 +72,6 @@ def test_fault_76_init_ourselves_our_parent_and_nobody_are_never_signalled(pid: 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x"}', "null"])
 def test_a_damaged_note_is_removed_and_harms_nobody(tmp_path: Path, text: str) -> None:
     worker_file(tmp_path, 0).write_text(text)
-    assert leftovers(tmp_path) == []
-    assert reap(tmp_path) == ([], [])
+    assert leftover_workers(tmp_path) == []
+    assert end_leftover_workers(tmp_path) == ([], [])
     assert not worker_file(tmp_path, 0).exists()

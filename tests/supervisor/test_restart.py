@@ -10,9 +10,8 @@ from tests.plan import machines
 from tests.plan.machines import disk
 from turbodiff.jobs import measurements
 from turbodiff.plan.planner import plan_request
-from turbodiff.supervisor import restart as restarts
 from turbodiff.supervisor import supervisor as supervisors
-from turbodiff.supervisor.memory import machine_of
+from turbodiff.supervisor.context import machine_of
 
 Make = Callable[..., Bench]
 
@@ -57,7 +56,7 @@ def test_a_restart_during_a_job_puts_it_back_uncharged_and_it_runs_again(carded:
 def test_memory_that_does_not_come_back_is_no_success(
     carded: Bench, card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restarts, "PROOF_S", 0.5)
+    monkeypatch.setattr(supervisors, "PROOF_S", 0.5)
     carded.turn_until(lambda: carded.slot.free)
     card.leaks = True
     control = carded.store.ask("restart")
@@ -97,12 +96,14 @@ def test_fault_2_out_of_memory_beside_a_neighbour_that_grew_waits_for_it(carded:
 
 
 def test_fault_9_numbers_older_than_ten_seconds_are_unknown_and_never_free(carded: Bench, card: Card) -> None:
-    memory = carded.supervisor.shop.memory
-    assert memory.free_bytes(0) == 24 * GIB and memory.others_bytes(0) == 0
+    memory = carded.supervisor.context.memory
+    gpu = memory.gpu(0)
+    assert (gpu.free_bytes or 0) + gpu.reclaimable_bytes == 24 * GIB and memory.others_bytes(0) == 0
     card.age_s = 11.0
-    assert memory.free_bytes(0) is None and memory.others_bytes(0) is None
-    assert memory.card(0) == (None, None, None)
-    assert memory.free_bytes(1) is None
+    assert memory.others_bytes(0) is None
+    gpu = memory.gpu(0)
+    assert (gpu.free_bytes, gpu.used_bytes, gpu.utilisation, gpu.power_w) == (None, None, None, None)
+    assert memory.gpu(1).free_bytes is None
 
 
 def test_idle_models_are_let_go_when_a_neighbour_needs_the_memory(carded: Bench, card: Card) -> None:
@@ -143,7 +144,7 @@ def test_the_log_names_the_card(carded: Bench) -> None:
 
 
 def test_fault_3_samples_of_a_run_beside_a_moving_neighbour_do_not_count(carded: Bench, card: Card) -> None:
-    machine = carded.supervisor.shop.memory.machine()
+    machine = carded.supervisor.context.memory.machine()
     assert machine is not None
     with_cuda = machine.model_copy(update={"torch": "2.13.0"})
     plan = plan_request(request(quant_linear="auto", attention="auto"), with_cuda, disk())
@@ -155,7 +156,7 @@ def test_fault_3_samples_of_a_run_beside_a_moving_neighbour_do_not_count(carded:
 
     def run(moves: bool) -> None:
         job = carded.store.submit(scripted({"load_s": 0.3}), plan)
-        carded.turn_until(lambda: carded.slot.running)
+        carded.turn_until(lambda: carded.slot.monitor)
         card.others_bytes = 2 * GIB if moves else 0
         carded.turn_until(lambda: carded.store.job(job).over)
 
@@ -166,15 +167,18 @@ def test_fault_3_samples_of_a_run_beside_a_moving_neighbour_do_not_count(carded:
     found = {sample.phase: sample for sample in measurements.samples(carded.store)}
     assert found["denoise"].measured_bytes == 1.5 * GIB > found["denoise"].predicted_bytes > GIB
     assert measurements.usual_seconds(carded.store, carded.store.job(2)) == {"denoise": 0.1, "text_encode": 0.1}
-    assert measurements.calibration_for(carded.store, plan, machine).factor > 1.2  # type: ignore[union-attr]
+    job = carded.store.job(2)
+    assert measurements.calibration_of(carded.store, job, machine, 0).factor > 1.2  # type: ignore[union-attr]
     fault_18 = machine.model_copy(update={"torch": "another"})
-    assert measurements.calibration_for(carded.store, plan, fault_18) is None
-    assert measurements.calibration_for(carded.store, plan, machine.model_copy(update={"gpus": ()})) is None
+    assert measurements.calibration_of(carded.store, job, fault_18, 0) is None
+    assert measurements.calibration_of(carded.store, job, machine.model_copy(update={"gpus": ()}), 0) is None
 
 
 def test_every_visible_card_gets_a_worker(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
     one = card()
-    two = one._replace(cards=(one.cards[0], {**one.cards[0], "uuid": "GPU-2", "nvml_index": 1}))
+    two = one.model_copy(
+        update={"cards": (one.cards[0], one.cards[0].model_copy(update={"uuid": "GPU-2", "nvml_index": 1}))}
+    )
     assert supervisors.visible_devices(one) == ("",) == supervisors.visible_devices(None)
     assert supervisors.visible_devices(two) == ("GPU-1", "GPU-2")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")

@@ -10,19 +10,19 @@ from tests.plan.machines import ask, card, disk
 from turbodiff.plan.planner import plan_request
 from turbodiff.runtime.attempt import levers_pulled, one_rung_lower
 from turbodiff.spec.events import Notice, PhaseEvent, StepEvent
-from turbodiff.supervisor.run_monitor import AGAIN_S, Guard, Seen, expected_steps_s
+from turbodiff.supervisor.watchdog import AGAIN_S, Evidence, RunMonitor, expected_steps_s
 from webui.panels.jobs import notice
 from webui.wording import Words
 
-CALM = Seen(others_bytes=GIB, own_bytes=8 * GIB, free_bytes=10 * GIB, ram_available_bytes=20 * GIB)
+CALM = Evidence(others_bytes=GIB, own_bytes=8 * GIB, vram_free_bytes=10 * GIB, ram_available_bytes=20 * GIB)
 
 
-def guard(*steps_s: float, expected_s: float = 10.0) -> Guard:
-    """A guard whose job took those seconds for its steps."""
-    made = Guard(others_bytes=GIB, step_s={"denoise": expected_s})
-    made.heard(PhaseEvent(name="denoise", state="start"))
+def monitor(*steps_s: float, expected_s: float = 10.0) -> RunMonitor:
+    """A monitor whose job took those seconds for its steps."""
+    made = RunMonitor(others_bytes=GIB, step_s={"denoise": expected_s})
+    made.on_event(PhaseEvent(name="denoise", state="start"))
     for dt_s in steps_s:
-        made.heard(StepEvent(i=1, n=4, t=0.5, expert="single", dt_s=dt_s, eta_s=0.0))
+        made.on_event(StepEvent(i=1, n=4, t=0.5, expert="single", dt_s=dt_s, eta_s=0.0))
     return made
 
 
@@ -31,29 +31,29 @@ def keys(found: list[Notice]) -> list[str]:
 
 
 def test_a_calm_run_says_nothing() -> None:
-    assert guard(60.0, 10.0, 11.0).look(0.0, CALM) == []  # kernels compile in the first step
-    assert guard(10.0, 10.0).look(0.0, Seen()) == []  # unknown is unknown, never bad
+    assert monitor(60.0, 10.0, 11.0).check(0.0, CALM) == []  # kernels compile in the first step
+    assert monitor(10.0, 10.0).check(0.0, Evidence()) == []  # unknown is unknown, never bad
 
 
 def test_a_neighbour_that_grows_is_said_once_and_again_after_a_while() -> None:
-    made = guard(10.0)
-    grown = Seen(others_bytes=4 * GIB, free_bytes=7 * GIB)
-    (notice,) = made.look(0.0, grown)
+    made = monitor(10.0)
+    grown = Evidence(others_bytes=4 * GIB, vram_free_bytes=7 * GIB)
+    (notice,) = made.check(0.0, grown)
     assert notice.key == "neighbour_grew"
     assert notice.numbers == {"grew_bytes": 3 * GIB, "free_bytes": 7 * GIB}
-    assert made.look(AGAIN_S - 1, grown) == []
-    assert keys(made.look(AGAIN_S, grown)) == ["neighbour_grew"]
+    assert made.check(AGAIN_S - 1, grown) == []
+    assert keys(made.check(AGAIN_S, grown)) == ["neighbour_grew"]
 
 
 def test_a_full_card_with_steps_that_slow_down_spills() -> None:
-    full = Seen(others_bytes=GIB, free_bytes=100 << 20)
-    assert guard(10.0, 10.0).look(0.0, full) == []  # a card may be full; that alone is what it was bought for
-    assert keys(guard(10.0, 5.0, 11.0).look(0.0, full)) == ["spill"]
-    assert guard(10.0, 5.0, 11.0).look(0.0, CALM) == []
+    full = Evidence(others_bytes=GIB, vram_free_bytes=100 << 20)
+    assert monitor(10.0, 10.0).check(0.0, full) == []  # a card may be full; that alone is what it was bought for
+    assert keys(monitor(10.0, 5.0, 11.0).check(0.0, full)) == ["spill"]
+    assert monitor(10.0, 5.0, 11.0).check(0.0, CALM) == []
 
 
 def test_little_ram_is_said() -> None:
-    (notice,) = guard().look(0.0, Seen(ram_available_bytes=GIB // 2))
+    (notice,) = monitor().check(0.0, Evidence(ram_available_bytes=GIB // 2))
     assert (notice.key, notice.numbers) == ("host_ram_low", {"available_bytes": GIB // 2})
 
 
@@ -61,25 +61,25 @@ def test_little_ram_is_said() -> None:
     ("seen", "cause"),
     [
         (CALM, "unknown"),
-        (Seen(cold=True), "cold"),
-        (Seen(others_bytes=4 * GIB), "neighbour_grew"),
-        (Seen(ram_available_bytes=GIB // 2), "host_ram_low"),
-        (Seen(free_bytes=100 << 20), "spill"),
+        (Evidence(), "cold"),
+        (Evidence(others_bytes=4 * GIB), "neighbour_grew"),
+        (Evidence(ram_available_bytes=GIB // 2), "host_ram_low"),
+        (Evidence(vram_free_bytes=100 << 20), "spill"),
     ],
     ids=["unknown", "cold", "neighbour", "ram", "spill"],
 )
-def test_a_step_far_over_plan_comes_with_its_cause(seen: Seen, cause: str) -> None:
-    found = guard(10.0, 10.0, 31.0).look(0.0, seen)
+def test_a_step_far_over_plan_comes_with_its_cause(seen: Evidence, cause: str) -> None:
+    found = monitor(10.0, 10.0, 31.0).check(0.0, seen, cold=cause == "cold")
     assert found[-1].key == "slow_step"
     assert found[-1].numbers == {"step_s": 31.0, "expected_s": 10.0, "cause": cause}
 
 
 def test_the_peak_that_the_driver_shows_is_that_of_the_phase() -> None:
-    made = guard()
-    made.look(0.0, Seen(own_bytes=9 * GIB))
-    made.look(1.0, Seen(own_bytes=8 * GIB))
+    made = monitor()
+    made.check(0.0, Evidence(own_bytes=9 * GIB))
+    made.check(1.0, Evidence(own_bytes=8 * GIB))
     assert made.peak_bytes == 9 * GIB
-    made.heard(PhaseEvent(name="vae_decode", state="start"))
+    made.on_event(PhaseEvent(name="vae_decode", state="start"))
     assert made.peak_bytes is None
 
 
@@ -95,8 +95,10 @@ def test_a_step_is_expected_to_take_what_earlier_runs_took_else_what_the_plan_sa
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_every_notice_is_worded_with_its_own_numbers(lang: str) -> None:
-    made = guard(10.0, 5.0, 31.0)
-    every = made.look(0.0, Seen(4 * GIB, 8 * GIB, 100 << 20, GIB // 2))
+    made = monitor(10.0, 5.0, 31.0)
+    every = made.check(
+        0.0, Evidence(others_bytes=4 * GIB, own_bytes=8 * GIB, vram_free_bytes=100 << 20, ram_available_bytes=GIB // 2)
+    )
     assert set(keys(every)) == {"neighbour_grew", "spill", "host_ram_low", "slow_step"}
     plan = plan_request(ask("wan2.1-1.3b"), card(12), disk())
     every += [levers_pulled("vae_decode", plan), one_rung_lower(plan, 8 * GIB)]
@@ -108,7 +110,7 @@ def test_every_notice_is_worded_with_its_own_numbers(lang: str) -> None:
 
 def test_a_notice_reaches_the_job_and_both_logs(make_bench: Callable[..., Bench], monkeypatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("turbodiff.supervisor.attempt_monitor.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("turbodiff.supervisor.attempt_monitor.CHECK_EVERY_S", 0.0)
     beside = Card()
     bench = make_bench(sample=beside)
     beside.worker_pid = lambda: bench.slot.worker.pid if bench.slot.worker else None

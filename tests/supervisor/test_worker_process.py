@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.bench import SCRIPTED, request, scripted
-from turbodiff.gpu.processes import start_ticks, wait_until
+from supervisor.bench import SCRIPTED, request, scripted, wait_until
+from turbodiff.gpu.processes import start_ticks
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.supervisor.worker_process import (
     RUN_ID,
     Worker,
     build_run_command,
-    exit_words,
+    describe_exit,
     run_once,
     worker_environment,
 )
@@ -125,9 +125,9 @@ def test_the_environment_fixes_device_order_allocator_and_owner() -> None:
 
 
 def test_exit_statuses_are_words() -> None:
-    assert exit_words(-11) == "signal SIGSEGV"
-    assert exit_words(3) == "exit code 3"
-    assert exit_words(None) == "no answer from the driver"
+    assert describe_exit(-11) == "signal SIGSEGV"
+    assert describe_exit(3) == "exit code 3"
+    assert describe_exit(None) == "no answer from the driver"
 
 
 def test_no_descriptor_stays_open() -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from turbodiff.archive.disk import free_bytes
-from turbodiff.gpu.processes import process_state, start_ticks
+from turbodiff.gpu.processes import is_running, start_ticks
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import ModelSpec
 from turbodiff.weights.download import choose_files, endpoint, missing_files
@@ -80,7 +80,7 @@ def background_task(folder: Path, name: str) -> BackgroundTask:
         text = (folder / f"{name}.log").read_bytes()[-TAIL_BYTES:].decode("utf-8", "replace")
     except (OSError, ValueError):
         return BackgroundTask(False, ())
-    running = ticks.isdecimal() and start_ticks(int(pid)) == int(ticks) and process_state(int(pid)) not in ("Z", "")
+    running = ticks.isdecimal() and is_running(int(pid), int(ticks))
     return BackgroundTask(running, tuple(text.replace("\r", "\n").strip().splitlines()))
 
 

@@ -2,5 +2,5 @@
 
 Lives here: the NVML sampler (its own process, a deadline on every sample), the machine as a whole, the holders.
 Never here: torch, a CUDA context, decisions, signals to other people's processes.
-Who may knock: jobs, runtime, studio, cli.
+Imported by: jobs, supervisor, diagnostics, runtime, studio, cli.
 """

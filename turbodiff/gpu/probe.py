@@ -4,7 +4,7 @@ NVML is called by turbodiff/gpu/sample.py in a process of its own. `machine_now`
 sampler running and hands out the newest sample with its age. Nothing in here raises: what cannot be known is None.
 """
 
-import json
+import contextlib
 import os
 import platform
 import select
@@ -13,9 +13,9 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from turbodiff.plan.hardware import GpuFacts, GpuState, Machine, pretend
 
@@ -23,15 +23,47 @@ DEADLINE_S = 2.0
 REAP_S = 0.2  # of it, for the end of a sampler that is stuck
 SAMPLER = Path(__file__).with_name("sample.py")
 PRETEND_VARIABLE = "TURBODIFF_PRETEND_VRAM"  # GiB
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-class Sample(NamedTuple):
-    """What the sampler said: `cards` as JSON objects (see sample.py), `age_s` seconds since it said so."""
+class GpuProcess(BaseModel):
+    """A process on a card and the device memory that it holds, None where the driver does not say."""
 
+    model_config = ConfigDict(frozen=True)
+    pid: int
+    kind: str = "compute"  # or "graphics"
+    bytes: int | None = None
+
+
+class CardSample(BaseModel):
+    """One card or MIG slice as the sampler said it; None where NVML does not say. Numbers: see GpuFacts."""
+
+    model_config = ConfigDict(frozen=True)
+    state: GpuState = "ok"
+    nvml_index: int = 0
+    name: str = ""
+    uuid: str = ""
+    mig: bool = False
+    parent: str = ""  # uuid of a slice's card
+    capability: tuple[int, int] | None = None
+    display: bool | None = None
+    utilisation: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    used_bytes: int | None = None
+    processes: tuple[GpuProcess, ...] | None = None
+
+
+class Sample(BaseModel):
+    """What the sampler said, `age_s` seconds ago."""
+
+    model_config = ConfigDict(frozen=True)
     state: GpuState
     error: str
     driver: str | None
-    cards: tuple[dict[str, Any], ...]
+    cards: tuple[CardSample, ...]
     age_s: float = 0.0
 
 
@@ -50,44 +82,77 @@ def take_sample(deadline_s: float = DEADLINE_S) -> Sample:
     """One sample; a sampler that does not answer in time is killed, not waited for, and the state is "hang"."""
     until_s = time.monotonic() + deadline_s - REAP_S
     child = _spawn()
-    if child is None:
-        return Sample("error", "the sampler did not start", None, ())
-    line = _line_by(child, until_s)
+    if child is None or child.stdout is None:
+        return _failed("error", "the sampler did not start")
+    text = chunk = b""
+    while b"\n" not in text:
+        ready, _, _ = select.select([child.stdout], [], [], max(0.0, until_s - time.monotonic()))
+        chunk = os.read(child.stdout.fileno(), 1 << 16) if ready else b""
+        if not chunk:
+            break
+        text += chunk
     _end(child)
-    return parse(line) if line else Sample("hang", f"NVML did not answer within {deadline_s:g} s", None, ())
+    line, end, _ = text.partition(b"\n")
+    return parse(line) if end else _failed("hang", f"NVML did not answer within {deadline_s:g} s")
 
 
 def parse(line: bytes) -> Sample:
     """A sampler's line; an unreadable one is an error state, never an exception."""
     try:
-        raw = json.loads(line)
-        return Sample(raw["state"], raw["error"], raw["driver"], tuple(raw["cards"]))
-    except (ValueError, KeyError, TypeError) as error:
-        return Sample("error", f"unreadable sample: {error}", None, ())
+        return Sample.model_validate_json(line)
+    except ValidationError as error:
+        return _failed("error", f"unreadable sample: {error.errors(include_url=False)[0]['msg']}")
+
+
+def _failed(state: GpuState, error: str, age_s: float = 0.0) -> Sample:
+    return Sample(state=state, error=error, driver=None, cards=(), age_s=age_s)
 
 
 def machine_from(sample: Sample, own_pids: frozenset[int] = frozenset()) -> Machine:
-    """The machine behind a sample, with RAM, CPUs and versions; applies CUDA_VISIBLE_DEVICES and the pretended card."""
-    cards = visible([card for card in sample.cards if card["state"] == "ok"], os.environ.get("CUDA_VISIBLE_DEVICES"))
+    """The machine behind a sample, with RAM, CPUs and versions; applies CUDA_VISIBLE_DEVICES and the pretended card.
+
+    RAM is what the kernel will grant: a container's cgroup limit is what the OOM killer counts. Of our own processes,
+    pages of mapped files count as available already.
+    """
+    cards = visible([card for card in sample.cards if card.state == "ok"], os.environ.get("CUDA_VISIBLE_DEVICES"))
+    shared = set(GpuFacts.model_fields) & set(CardSample.model_fields)
+    gpus = []
+    for index, card in enumerate(cards):
+        held_bytes = sum(process.bytes or 0 for process in card.processes or () if process.pid in own_pids)
+        gpus.append(GpuFacts(**card.model_dump(include=shared), index=index, reclaimable_bytes=held_bytes))
     memory = psutil.virtual_memory()
+    limit_bytes = memory.total
+    for file in map(Path, CGROUP_LIMITS):
+        with contextlib.suppress(OSError):
+            if (text := file.read_text("ascii").strip()).isdecimal():
+                limit_bytes = min(limit_bytes, int(text))
+                break
+    private_bytes = 0
+    for pid in own_pids:
+        with contextlib.suppress(psutil.Error):
+            info = psutil.Process(pid).memory_info()
+            private_bytes += max(0, info.rss - info.shared)
     machine = Machine(
-        gpus=tuple(_gpu(card, index, own_pids) for index, card in enumerate(cards)),
+        gpus=tuple(gpus),
         gpu_state=sample.state if cards or sample.state != "ok" else "none",
         gpu_error=sample.error,
-        ram_total_bytes=_container_limit(memory.total),
-        ram_available_bytes=min(memory.available, _container_limit(memory.total)),
-        ram_reclaimable_bytes=sum(map(_private_bytes, own_pids)),
+        ram_total_bytes=limit_bytes,
+        ram_available_bytes=min(memory.available, limit_bytes),
+        ram_reclaimable_bytes=private_bytes,
         cpu_count=len(os.sched_getaffinity(0)),
         driver=sample.driver,
         torch=_version("torch"),
         cudnn=_version("nvidia-cudnn-cu13") or _version("nvidia-cudnn-cu12"),
         wsl="microsoft" in platform.uname().release.lower(),
     )
-    pretended = _pretended_gib()
-    return pretend(machine, pretended) if pretended is not None else machine
+    try:  # a value that is not a positive number counts as not set (the CLI refuses it earlier)
+        pretended_gib = float(os.environ.get(PRETEND_VARIABLE, ""))
+    except ValueError:
+        return machine
+    return pretend(machine, pretended_gib) if 0 < pretended_gib < float("inf") else machine
 
 
-def visible(cards: list[dict[str, Any]], devices: str | None) -> list[dict[str, Any]]:
+def visible(cards: list[CardSample], devices: str | None) -> list[CardSample]:
     """The cards that CUDA will show, in its order, for a CUDA_VISIBLE_DEVICES, under CUDA_DEVICE_ORDER=PCI_BUS_ID.
 
     Indices count physical cards, "GPU-..." and "MIG-..." may be prefixes; the list ends at the first name that matches
@@ -95,9 +160,16 @@ def visible(cards: list[dict[str, Any]], devices: str | None) -> list[dict[str, 
     """
     if devices is None:
         return cards
-    chosen: list[dict[str, Any]] = []
+    chosen: list[CardSample] = []
     for name in (part.strip() for part in devices.split(",")):
-        found = _named(cards, name)
+        by_uuid = name.startswith(("GPU-", "MIG-"))
+        named = (
+            card
+            for card in cards
+            if (name.isdecimal() and int(name) == card.nvml_index)
+            or (by_uuid and (card.uuid.startswith(name) or card.parent.startswith(name)))
+        )
+        found = next(named, None)
         if found is None or found in chosen:
             break
         chosen.append(found)
@@ -112,43 +184,36 @@ class Probe:
         self._child: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self._sample: Sample | None = None
-        self._heard_s = self._started_s = 0.0
+        self._received_s = self._started_s = 0.0
 
     def latest(self) -> Sample:
         """The newest sample with its age; state "hang" once nothing came for interval + deadline."""
-        self._keep_running()
-        self._drain()
-        silent_s = time.monotonic() - max(self._heard_s, self._started_s)
+        if self._child is None or self._child.poll() is not None:
+            self.stop()
+            self._child = _spawn("--watch", str(self.interval_s))
+            self._started_s = time.monotonic()
+        output = self._child.stdout if self._child else None
+        while output is not None and select.select([output], [], [], 0)[0]:
+            chunk = os.read(output.fileno(), 1 << 16)
+            if not chunk:
+                break
+            self._buffer += chunk
+        *lines, self._buffer = self._buffer.split(b"\n")
+        if lines:
+            self._sample, self._received_s = parse(lines[-1]), time.monotonic()
+        silent_s = time.monotonic() - max(self._received_s, self._started_s)
         if silent_s > self.interval_s + self.deadline_s:
             self.stop()
-            self._sample = Sample("hang", f"NVML silent for {silent_s:.0f} s", None, ())
+            self._sample = _failed("hang", f"NVML silent for {silent_s:.0f} s")
         if self._sample is None:
-            return Sample("hang", "no sample yet", None, (), age_s=silent_s)
-        return self._sample._replace(age_s=time.monotonic() - self._heard_s)
+            return _failed("hang", "no sample yet", silent_s)
+        return self._sample.model_copy(update={"age_s": time.monotonic() - self._received_s})
 
     def stop(self) -> None:
         """End the sampler; a later `latest` starts another."""
         if self._child is not None:
             _end(self._child)
         self._child, self._buffer = None, b""
-
-    def _keep_running(self) -> None:
-        if self._child is None or self._child.poll() is not None:
-            self.stop()
-            self._child = _spawn("--watch", str(self.interval_s))
-            self._started_s = time.monotonic()
-
-    def _drain(self) -> None:
-        if self._child is None or self._child.stdout is None:
-            return
-        while select.select([self._child.stdout], [], [], 0)[0]:
-            chunk = os.read(self._child.stdout.fileno(), 1 << 16)
-            if not chunk:
-                break
-            self._buffer += chunk
-        *lines, self._buffer = self._buffer.split(b"\n")
-        if lines:
-            self._sample, self._heard_s = parse(lines[-1]), time.monotonic()
 
 
 def _spawn(*args: str) -> subprocess.Popen[bytes] | None:
@@ -163,19 +228,6 @@ def _spawn(*args: str) -> subprocess.Popen[bytes] | None:
         return None
 
 
-def _line_by(child: subprocess.Popen[bytes], until_s: float) -> bytes:
-    """The child's first line, or b"" when time runs out or it ends without one."""
-    assert child.stdout is not None
-    text = b""
-    while b"\n" not in text:
-        ready, _, _ = select.select([child.stdout], [], [], max(0.0, until_s - time.monotonic()))
-        chunk = os.read(child.stdout.fileno(), 1 << 16) if ready else b""
-        if not chunk:
-            return b""
-        text += chunk
-    return text.split(b"\n")[0]
-
-
 def _end(child: subprocess.Popen[bytes]) -> None:
     """Kill and reap without waiting for a process that is stuck inside the driver."""
     if child.poll() is None:
@@ -186,52 +238,6 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.wait(REAP_S)
     except subprocess.TimeoutExpired:
         child.returncode = -9  # in D state; the kernel ends it when the driver answers, and nobody waits for that
-
-
-def _gpu(card: dict[str, Any], index: int, own_pids: frozenset[int]) -> GpuFacts:
-    held = [process["bytes"] or 0 for process in card["processes"] or () if process["pid"] in own_pids]
-    names = set(GpuFacts.model_fields) & set(card)
-    return GpuFacts(**{name: card[name] for name in names}, index=index, reclaimable_bytes=sum(held))
-
-
-def _named(cards: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
-    for card in cards:
-        is_index = name.isdecimal() and int(name) == card["nvml_index"]
-        parent = card.get("parent") or ""
-        is_uuid = name.startswith(("GPU-", "MIG-")) and (card["uuid"].startswith(name) or parent.startswith(name))
-        if is_index or is_uuid:
-            return card
-    return None
-
-
-def _pretended_gib() -> float | None:
-    """$TURBODIFF_PRETEND_VRAM; a value that is not a positive number counts as not set (the CLI refuses it earlier)."""
-    try:
-        value = float(os.environ.get(PRETEND_VARIABLE, ""))
-    except ValueError:
-        return None
-    return value if 0 < value < float("inf") else None
-
-
-def _container_limit(total_bytes: int) -> int:
-    """Host memory as the kernel will grant it: a container's cgroup limit is what the OOM killer counts."""
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limit = Path(name).read_text("ascii").strip()
-        except OSError:
-            continue
-        if limit.isdecimal():
-            return min(total_bytes, int(limit))
-    return total_bytes
-
-
-def _private_bytes(pid: int) -> int:
-    """RAM that only this process holds; pages of mapped files count as available already."""
-    try:
-        info = psutil.Process(pid).memory_info()
-    except psutil.Error:
-        return 0
-    return max(0, info.rss - info.shared)
 
 
 def _version(package: str) -> str | None:

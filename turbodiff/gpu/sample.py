@@ -10,10 +10,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypeVar
 
 MEMORY_INFO_V2 = 0x02000028  # sizeof(nvmlMemory_v2_t) | 2 << 24; v2 keeps the driver's own reserve apart
 NOT_AVAILABLE = (1 << 64) - 1  # NVML_VALUE_NOT_AVAILABLE
+T = TypeVar("T")
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
         time.sleep(pause_s)
 
 
-def sample() -> dict[str, Any]:
+def sample() -> dict[str, object]:
     """Everything NVML says now; `state` is ok, none, mismatch, lost or error."""
     try:
         ctypes.CDLL("libnvidia-ml.so.1")
@@ -51,11 +52,11 @@ def sample() -> dict[str, Any]:
         _ask(pynvml.nvmlShutdown)
 
 
-def _failed(state: str, error: Exception) -> dict[str, Any]:
+def _failed(state: str, error: Exception) -> dict[str, object]:
     return {"state": state, "error": str(error), "driver": None, "cards": []}
 
 
-def _state_of(error: Any) -> str:
+def _state_of(error: Exception) -> str:
     """A mismatched driver needs a reboot; a lost GPU needs a reset; without a driver there is no card to use."""
     import pynvml
 
@@ -65,10 +66,10 @@ def _state_of(error: Any) -> str:
         pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "none",
         pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "none",
     }
-    return words.get(error.value, "error")
+    return words.get(getattr(error, "value", None), "error")
 
 
-def _ask(call: Callable[..., Any], *args: Any) -> Any:
+def _ask(call: Callable[..., T], *args: object) -> T | None:
     """What a call answers, or None: one value that a driver lacks must not cost the others."""
     import pynvml
 
@@ -78,7 +79,7 @@ def _ask(call: Callable[..., Any], *args: Any) -> Any:
         return None
 
 
-def _cards(index: int) -> Iterator[dict[str, Any]]:
+def _cards(index: int) -> Iterator[dict[str, object]]:
     """The card at `index`, or each of its MIG slices: with MIG on, CUDA sees the slices only."""
     import pynvml
 
@@ -98,13 +99,29 @@ def _cards(index: int) -> Iterator[dict[str, Any]]:
             yield _card(part, index, mig=True, parent=parent)
 
 
-def _card(handle: Any, index: int, *, mig: bool, parent: str) -> dict[str, Any]:
+def _card(handle: object, index: int, *, mig: bool, parent: str) -> dict[str, object]:
+    """Everything about one card or slice.
+
+    Memory: a GPU that shares the host's memory answers 0 or nothing, both mean unknown.
+    Processes: compute and graphics; None where NVML keeps no list (WSL, some containers).
+    """
     import pynvml
 
     capability = _ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
     utilisation = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
     power_mw = _ask(pynvml.nvmlDeviceGetPowerUsage, handle)
     display = _ask(pynvml.nvmlDeviceGetDisplayActive, handle)
+    compute = _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
+    graphics = _ask(pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle)
+    lists = {"compute": compute or (), "graphics": graphics or ()}
+    listed = [
+        {"pid": process.pid, "kind": kind, "bytes": process.usedGpuMemory}
+        for kind, processes in lists.items()
+        for process in processes
+    ]
+    memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle, MEMORY_INFO_V2)
+    memory = memory or _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    total = None if memory is None or memory.total in (0, NOT_AVAILABLE) else memory.total
     return {
         "state": "ok",
         "nvml_index": index,
@@ -117,38 +134,11 @@ def _card(handle: Any, index: int, *, mig: bool, parent: str) -> dict[str, Any]:
         "utilisation": None if utilisation is None else utilisation.gpu / 100,
         "power_w": None if power_mw is None else power_mw / 1000,
         "temperature_c": _ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
-        "processes": _processes(handle),
-        **_memory(handle),
+        "processes": None if compute is None else listed,
+        "total_bytes": total,
+        "free_bytes": memory.free if memory and total and memory.free <= total else None,
+        "used_bytes": memory.used if memory and total and memory.used <= total else None,
     }
-
-
-def _memory(handle: Any) -> dict[str, Any]:
-    """total, free, used; a GPU that shares the host's memory answers 0 or nothing, both mean unknown."""
-    import pynvml
-
-    info = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle, MEMORY_INFO_V2) or _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
-    if info is None or info.total in (0, NOT_AVAILABLE):
-        return {"total_bytes": None, "free_bytes": None, "used_bytes": None}
-    known = {name: getattr(info, name) for name in ("free", "used")}
-    sane = {name: value if value <= info.total else None for name, value in known.items()}
-    return {"total_bytes": info.total, "free_bytes": sane["free"], "used_bytes": sane["used"]}
-
-
-def _processes(handle: Any) -> list[dict[str, Any]] | None:
-    """Compute and graphics processes; None where NVML keeps no list (WSL, some containers)."""
-    import pynvml
-
-    lists = {
-        "compute": _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle),
-        "graphics": _ask(pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle),
-    }
-    if lists["compute"] is None:
-        return None
-    return [
-        {"pid": process.pid, "kind": kind, "bytes": process.usedGpuMemory}
-        for kind, processes in lists.items()
-        for process in processes or ()
-    ]
 
 
 if __name__ == "__main__":

@@ -1,19 +1,17 @@
 """Attempts: how the supervisor starts, notes and ends the runs of a job, each fenced by (job, attempt)."""
 
-import json
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
-from turbodiff.jobs.store import Store, packed
-from turbodiff.spec.clips import ClipResult, Record
+from turbodiff.jobs.store import JobColumns, SqlValue, Store, as_column
+from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.events import Event
 from turbodiff.spec.jobs import OVER, Progress, QueuedJob, State
-from turbodiff.spec.plan import Plan
 
 IN_PLACE = {"step", "preview"}  # progress is one row, replaced, so a day of work is not a million rows
-NOT_KEPT = {"hello", "beat", "plan", "result"}  # of the worker, or with a column of their own
+NOT_KEPT = {"hello", "beat", "result"}  # of the worker, or with a column of their own
 HOLD_REST_S = 5.0
 
 
@@ -42,17 +40,18 @@ def claim(store: Store, slot: int = 0, free_bytes: int | None = None) -> QueuedJ
     return store.job(row["id"])
 
 
-def move_on(
+def move_job(
     store: Store,
     job: int,
     attempt: int,
     to: State,
     *,
     out_of: Sequence[State] = ("running", "verifying"),
-    **columns: Any,
+    **columns: Unpack[JobColumns],
 ) -> bool:
     """Move an attempt to another state and set columns with it; False if that attempt is no longer current."""
-    values = {name: _as_column(value) for name, value in columns.items()} | {"state": to}
+    values: dict[str, SqlValue] = {name: as_column(value) for name, value in columns.items()}  # type: ignore[arg-type]
+    values["state"] = to
     if to in OVER or to == "parked":
         values |= {"ended_s": store.now(), "ask": "", "progress": None}
     sets = ", ".join(f"{name} = ?" for name in values)
@@ -67,18 +66,14 @@ def move_on(
     return done.rowcount == 1
 
 
-def set_plan(store: Store, job: int, attempt: int, plan: Plan) -> None:
-    """The plan that the worker really runs."""
-    with store.write() as db:
-        db.execute(
-            "UPDATE job SET plan = ? WHERE id = ? AND attempt = ?", (packed(plan.model_dump_json()), job, attempt)
-        )
-
-
-def note(store: Store, event: Event, progress: Progress | None = None) -> bool:
+def record_event(store: Store, event: Event, progress: Progress | None = None) -> bool:
     """Keep an event of a current attempt, and the progress it means; False for an earlier attempt's words."""
     if event.type in NOT_KEPT:
         return True
+    if event.type == "plan":  # the one that really runs, in the job's own row
+        with store.write() as db:
+            values = (as_column(event.plan), event.job, event.attempt)
+            return db.execute("UPDATE job SET plan = ? WHERE id = ? AND attempt = ?", values).rowcount == 1
     how = "INSERT OR REPLACE" if event.type in IN_PLACE else "INSERT"
     with store.write(durable=event.type not in IN_PLACE) as db:
         current = db.execute(
@@ -96,13 +91,13 @@ def note(store: Store, event: Event, progress: Progress | None = None) -> bool:
     return True
 
 
-def finish(store: Store, job: int, attempt: int, result: ClipResult) -> bool:
+def finish_job(store: Store, job: int, attempt: int, result: ClipResult) -> bool:
     """Done, with its clip as an artifact, in one transaction; False if the attempt is not current."""
     with store.write() as db:
         done = db.execute(
             "UPDATE job SET state = 'done', result = ?, error = NULL, progress = NULL, ask = '', ended_s = ?"
             " WHERE id = ? AND attempt = ? AND state IN ('running', 'verifying')",
-            (packed(result.model_dump_json()), store.now(), job, attempt),
+            (as_column(result), store.now(), job, attempt),
         )
         if done.rowcount != 1:
             return False
@@ -131,9 +126,3 @@ def add_artifact(db: sqlite3.Connection, job: int, attempt: int, result: ClipRes
             at_s,
         ),
     )
-
-
-def _as_column(value: Any) -> Any:
-    if isinstance(value, Record):
-        return packed(value.model_dump_json())
-    return packed(json.dumps(value)) if isinstance(value, dict) else value

@@ -1,5 +1,6 @@
 """The database file: tables, migrations, journal mode, and the errors a person may meet when it opens."""
 
+import contextlib
 import sqlite3
 from pathlib import Path
 
@@ -119,39 +120,33 @@ def open_database(path: Path) -> sqlite3.Connection:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds prompts
         db = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
     except (OSError, sqlite3.OperationalError) as error:
-        raise _cannot_write(path, error) from error
-    try:
-        _prepare(db, path)
-    except sqlite3.OperationalError as error:
-        db.close()
-        raise _cannot_write(path, error) from error
-    except sqlite3.DatabaseError as error:
-        db.close()
-        raise damaged(path, error) from error
-    except FileError:
-        db.close()
-        raise
+        raise write_error(path, error) from error
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(db.close)
+        try:
+            db.row_factory = sqlite3.Row
+            db.execute("PRAGMA busy_timeout = 5000")
+            version = int(db.execute("PRAGMA user_version").fetchone()[0])
+            if version > len(MIGRATIONS):
+                raise FileError(
+                    "the job store was written by a newer turbodiff",
+                    code="store_newer",
+                    field="state",
+                    got=f"schema {version}",
+                    expected=f"schema {len(MIGRATIONS)} or older",
+                    try_instead=f"upgrade turbodiff, or another --state-dir (the file {path} was left as it is)",
+                )
+            set_journal_mode(db, file_system(path))
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA foreign_keys = ON")
+            if version < len(MIGRATIONS):
+                _migrate(db)
+        except sqlite3.OperationalError as error:
+            raise write_error(path, error) from error
+        except sqlite3.DatabaseError as error:
+            raise damaged(path, error) from error
+        on_failure.pop_all()
     return db
-
-
-def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    db.row_factory = sqlite3.Row
-    db.execute("PRAGMA busy_timeout = 5000")
-    version = int(db.execute("PRAGMA user_version").fetchone()[0])
-    if version > len(MIGRATIONS):
-        raise FileError(
-            "the job store was written by a newer turbodiff",
-            code="store_newer",
-            field="state",
-            got=f"schema {version}",
-            expected=f"schema {len(MIGRATIONS)} or older",
-            try_instead=f"upgrade turbodiff, or another --state-dir (the file {path} was left as it is)",
-        )
-    set_journal_mode(db, file_system(path))
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute("PRAGMA foreign_keys = ON")
-    if version < len(MIGRATIONS):
-        _migrate(db)
 
 
 def set_journal_mode(db: sqlite3.Connection, system: str = "") -> str:
@@ -208,7 +203,8 @@ def damaged(path: Path, error: Exception) -> FileError:
     )
 
 
-def _cannot_write(path: Path, error: Exception) -> OutputError:
+def write_error(path: Path, error: Exception) -> OutputError:
+    """The error for a write that failed although the file is sound: disk full, read-only, locked too long."""
     return OutputError(
         f"the job store cannot be written ({error})",
         code="disk_full" if "full" in str(error) else "store_unwritable",
@@ -216,8 +212,3 @@ def _cannot_write(path: Path, error: Exception) -> OutputError:
         got=path,
         try_instead="free some space, or another --state-dir",
     )
-
-
-def write_error(path: Path, error: sqlite3.Error) -> OutputError:
-    """The error for a write that failed although the file is sound: disk full, read-only, locked too long."""
-    return _cannot_write(path, error)

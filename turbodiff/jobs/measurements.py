@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from turbodiff.jobs.store import Store
 from turbodiff.plan.calibration import Calibration, History, Sample, kind_of, work_bytes
 from turbodiff.plan.hardware import Machine
-from turbodiff.spec.events import Event, PhaseEvent
+from turbodiff.spec.events import Event
 from turbodiff.spec.jobs import QueuedJob
 from turbodiff.spec.plan import Phase, Plan
 
@@ -31,25 +31,38 @@ def record(
 
     An out-of-memory is a sample, too: the phase needed more than the budget had beside its weights.
     """
+    peak_bytes = took_s = None
     if event.type == "phase" and event.state == "done":
-        sample, phase = _sample(job, event, machine, slot, nvml_bytes), event.name
-        measured = (event.peak_bytes, event.seconds)
+        name, peak_bytes, took_s = event.name, event.peak_bytes, event.seconds
     elif event.type == "error" and event.code == "oom":
-        sample, phase = _failed(job, event.field, machine, slot), event.field
-        measured = (None, None)
+        name = event.field
     else:
         return
-    values = (job.id, job.attempt, *(getattr(job.planned_request, name) for name in SHAPE), phase)
+    plan, phase, sample = job.plan, planned_phase(job.plan, name), None
+    if plan and phase and machine and slot < len(machine.gpus) and plan.device.startswith("cuda"):
+        kind = kind_of(machine.gpus[slot], machine, plan.request, plan.levers)
+        predicted = work_bytes(plan, phase)
+        if event.type == "error":  # work memory was at least what the budget had beside the weights
+            least = predicted + max(plan.budget_bytes, phase.peak_bytes) - phase.peak_bytes + 1
+            sample = Sample(
+                kind=kind, phase=phase.name, predicted_bytes=predicted, measured_bytes=least, out_of_memory=True
+            )
+        elif event.peak_bytes:  # both without the weights, which are known exactly
+            sample = Sample(
+                kind=kind,
+                phase=phase.name,
+                predicted_bytes=predicted,
+                measured_bytes=max(0, event.peak_bytes - (event.weights_bytes or phase.weights_bytes)),
+                reserved_bytes=event.reserved_bytes,
+                nvml_bytes=nvml_bytes,
+            )
+    shape = (getattr(job.planned_request, field) for field in SHAPE)
+    learned = sample.model_dump_json() if sample else None
     with store.write(durable=False) as db:
         row = db.execute(
             "INSERT INTO peak (at_s, job, attempt, model, width, height, num_frames, phase, measured_bytes, measured_s,"
             " sample) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                store.now(),
-                *values,
-                *measured,
-                sample.model_dump_json() if sample else None,
-            ),
+            (store.now(), job.id, job.attempt, *shape, name, peak_bytes, took_s, learned),
         )
         db.execute("DELETE FROM peak WHERE id <= ?", ((row.lastrowid or 0) - KEEP_ROWS,))
 
@@ -89,86 +102,28 @@ def samples(store: Store) -> list[Sample]:
     return found
 
 
-def calibration_for(store: Store, plan: Plan, machine: Machine, slot: int | None = None) -> Calibration | None:
-    """What measured runs say about a plan on its card (or on that of a slot); None without a card or a sample."""
-    index = _card_index(plan) if slot is None else slot
-    if index is None or index >= len(machine.gpus):
-        return None
-    kind = kind_of(machine.gpus[index], machine, plan.request, plan.levers)
-    found = History(samples(store)).calibration(kind)
-    return found if found.samples else None
-
-
 def calibration_of(store: Store, job: QueuedJob, machine: Machine | None, slot: int) -> Calibration | None:
     """What measured runs say about the plan of a job on the card of a slot.
 
     None after an out-of-memory: then the job has no plan, and its cap is careful enough.
     """
-    planned_on = _planned(job, machine, slot)
-    return calibration_for(store, *planned_on, slot) if planned_on else None
-
-
-def medians(rows: list[tuple[str, float]]) -> dict[str, float]:
-    """Phase -> median seconds, from (phase, seconds) of earlier runs."""
-    by_phase: dict[str, list[float]] = {}
-    for phase, seconds in rows:
-        by_phase.setdefault(phase, []).append(seconds)
-    return {phase: median(found) for phase, found in by_phase.items()}
+    plan = job.plan
+    if machine is None or slot >= len(machine.gpus) or plan is None or not plan.device.startswith("cuda"):
+        return None
+    kind = kind_of(machine.gpus[slot], machine, plan.request, plan.levers)
+    found = History(samples(store)).calibration(kind)
+    return found if found.samples else None
 
 
 def usual_seconds(store: Store, job: QueuedJob) -> dict[str, float]:
-    """Phase -> median seconds of earlier runs of the same model and size: the stuck watch's deadlines."""
+    """Phase -> median seconds of earlier runs of the same model and size: the watchdog's deadlines."""
     rows = store.rows(
         "SELECT phase, measured_s FROM peak WHERE model = ? AND width = ? AND height = ? AND num_frames = ?"
         " AND measured_s IS NOT NULL ORDER BY id DESC LIMIT ?",
-        *(getattr(job.planned_request, name) for name in SHAPE),
+        *(getattr(job.planned_request, field) for field in SHAPE),
         HISTORY,
     )
-    return medians([(row["phase"], row["measured_s"]) for row in rows])
-
-
-def _planned(job: QueuedJob, machine: Machine | None, slot: int) -> tuple[Plan, Machine] | None:
-    """The plan that ran on a card, or None: no card, no plan, or a row of another version."""
-    if machine is None or slot >= len(machine.gpus) or job.plan is None:
-        return None
-    return None if _card_index(job.plan) is None else (job.plan, machine)
-
-
-def _sample(
-    job: QueuedJob, event: PhaseEvent, machine: Machine | None, slot: int, nvml_bytes: int | None
-) -> Sample | None:
-    """Measured work memory beside the predicted one, both without the weights, which are known exactly."""
-    planned_on, phase = _planned(job, machine, slot), planned_phase(job.plan, event.name)
-    if planned_on is None or phase is None or not event.peak_bytes:
-        return None
-    plan, card = planned_on
-    return Sample(
-        kind=kind_of(card.gpus[slot], card, plan.request, plan.levers),
-        phase=phase.name,
-        predicted_bytes=work_bytes(plan, phase),
-        measured_bytes=max(0, event.peak_bytes - (event.weights_bytes or phase.weights_bytes)),
-        reserved_bytes=event.reserved_bytes,
-        nvml_bytes=nvml_bytes,
-    )
-
-
-def _failed(job: QueuedJob, name: str, machine: Machine | None, slot: int) -> Sample | None:
-    """What an out-of-memory says: work memory was at least what the budget had beside the weights."""
-    planned_on, phase = _planned(job, machine, slot), planned_phase(job.plan, name)
-    if planned_on is None or phase is None:
-        return None
-    plan, card = planned_on
-    predicted = work_bytes(plan, phase)
-    room = max(plan.budget_bytes, phase.peak_bytes) - phase.peak_bytes
-    return Sample(
-        kind=kind_of(card.gpus[slot], card, plan.request, plan.levers),
-        phase=phase.name,
-        predicted_bytes=predicted,
-        measured_bytes=predicted + room + 1,
-        out_of_memory=True,
-    )
-
-
-def _card_index(plan: Plan) -> int | None:
-    kind, _, index = plan.device.partition(":")
-    return int(index or 0) if kind == "cuda" else None
+    by_phase: dict[str, list[float]] = {}
+    for row in rows:
+        by_phase.setdefault(row["phase"], []).append(row["measured_s"])
+    return {phase: median(found) for phase, found in by_phase.items()}

@@ -5,10 +5,10 @@ deserves. What a person did (restart, stop of the app) and a power cut charge no
 """
 
 import signal
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from turbodiff.jobs.store import JobColumns
 from turbodiff.spec.events import JobError
 from turbodiff.spec.jobs import QueuedJob, State
 from turbodiff.spec.numbers import gib
@@ -68,72 +68,68 @@ class Decision:
 
     to: State
     say: str
-    columns: dict[str, Any] = field(default_factory=dict)
+    columns: JobColumns = field(default_factory=lambda: JobColumns())
     end_worker: bool = False
 
 
 def decide(job: QueuedJob, ending: Ending) -> Decision:
     """The rules, one per way to end."""
+    error = ending.error
     match ending.kind:
         case "stopped":
             return Decision("queued", f"back to the queue: {ending.reason}")
         case "wait":
             need = f"waits for {gib(ending.need_bytes)} of device memory"
             return Decision("queued", need, {"hold_bytes": ending.need_bytes})
-        case "died":
-            return _died(job, ending)
         case "stuck":
-            return _again(job, "stuck", "failed", ending.error, end_worker=True)
+            return _again(job, "stuck", "failed", error, end_worker=True)
         case "unverified":
-            return _again(job, "verify", "failed", ending.error)
+            return _again(job, "verify", "failed", error)
         case "error":
-            return _error(job, ending)
+            return _after_error(job, error, ending.others_grew_bytes)
+        case "died" if job.ask == "cancel":
+            return Decision("cancelled", "cancelled; the worker ended")
+        case "died" if ending.host_oom:
+            what = "OOM: the computer ran out of RAM and the kernel ended the worker"
+            advice = "close other programs, or a smaller model"
+            ended = JobError(got=error.got, code="host_ram", what=what, try_instead=advice)
+            return _again(job, "host_ram", "parked", ended)
+        case "died" if ending.exit_status in (-signal.SIGKILL, -signal.SIGTERM) or not ending.begun:
+            what = "the worker was ended from outside, again and again"
+            return _again(job, "killed", "failed", JobError(got=error.got, code="worker_killed", what=what))
+        case "died":
+            advice = "another attention or model; turbodiff support-bundle collects what is needed for a report"
+            what = "this job crashes the worker"
+            crashed = JobError(got=error.got, code="worker_crashed", what=what, try_instead=advice)
+            return _again(job, "crash", "failed", crashed)
 
 
-def _died(job: QueuedJob, ending: Ending) -> Decision:
-    error = ending.error
-    if job.ask == "cancel":
-        return Decision("cancelled", "cancelled; the worker ended")
-    if ending.host_oom:
-        what = "OOM: the computer ran out of RAM and the kernel ended the worker"
-        advice = "close other programs, or a smaller model"
-        error = JobError(got=error.got, code="host_ram", what=what, try_instead=advice)
-        return _again(job, "host_ram", "parked", error)
-    if ending.exit_status in (-signal.SIGKILL, -signal.SIGTERM) or not ending.begun:
-        what = "the worker was ended from outside, again and again"
-        return _again(job, "killed", "failed", JobError(got=error.got, code="worker_killed", what=what))
-    advice = "another attention or model; turbodiff support-bundle collects what is needed for a report"
-    what = "this job crashes the worker"
-    crashed = JobError(got=error.got, code="worker_crashed", what=what, try_instead=advice)
-    return _again(job, "crash", "failed", crashed)
-
-
-def _error(job: QueuedJob, ending: Ending) -> Decision:
-    error = ending.error
+def _after_error(job: QueuedJob, error: JobError, others_grew_bytes: int) -> Decision:
     if error.exit_code == 130:
         return Decision("cancelled", "cancelled", {"error": error})
+    if error.code == "oom" and others_grew_bytes > NEIGHBOUR_BYTES:
+        hold: JobColumns = {"hold_bytes": job.plan.peak_bytes if job.plan else None}
+        grew = f"another program took {gib(others_grew_bytes)} meanwhile"
+        return _again(job, "neighbour", "parked", error, hold, grew, end_worker=True)
     if error.code == "oom":
-        return _out_of_memory(job, ending)
+        lower: JobColumns = {"cap_bytes": next_cap(job.plan, job.cap_bytes), "plan": None}
+        return _again(job, "oom", "parked", error, lower, "one rung lower", end_worker=True)
     if error.exit_code == 5:
-        return Decision("parked", _words(error), {"error": error})
-    if error.code == "nan_latents":
-        return _not_a_number(job, error)
+        return Decision("parked", _describe(error), {"error": error})
+    if error.code == "nan_latents":  # with INT8 attention: LightX2V 211, ComfyUI 7020
+        asked = job.overrides.get("attention") or job.planned_request.attention
+        plainer = PLAINER_ATTENTION.get(asked)
+        if plainer is None or "attention" in job.request.pinned:
+            return Decision("failed", _describe(error), {"error": error})
+        columns: JobColumns = {"overrides": job.overrides | {"attention": plainer}, "plan": None}
+        return _again(job, "nan", "failed", error, columns, f"attention {asked} -> {plainer}")
     if error.code in OUTPUT_CODES or error.field in ("output", "outputs"):
-        return Decision("parked", _words(error), {"error": error})
+        return Decision("parked", _describe(error), {"error": error})
     if error.code.startswith("clip_"):
         return _again(job, "verify", "failed", error)
     if error.code == "cuda_error" or "CUDA error" in error.what:
         return _again(job, "device", "failed", error, end_worker=True)
-    return Decision("failed", _words(error), {"error": error})
-
-
-def _out_of_memory(job: QueuedJob, ending: Ending) -> Decision:
-    if ending.others_grew_bytes > NEIGHBOUR_BYTES:
-        hold = {"hold_bytes": job.plan.peak_bytes if job.plan else None}
-        grew = f"another program took {gib(ending.others_grew_bytes)} meanwhile"
-        return _again(job, "neighbour", "parked", ending.error, hold, grew, end_worker=True)
-    lower = {"cap_bytes": next_cap(job.plan, job.cap_bytes), "plan": None}
-    return _again(job, "oom", "parked", ending.error, lower, "one rung lower", end_worker=True)
+    return Decision("failed", _describe(error), {"error": error})
 
 
 def next_cap(plan: Plan | None, cap_bytes: int | None) -> int | None:
@@ -143,35 +139,25 @@ def next_cap(plan: Plan | None, cap_bytes: int | None) -> int | None:
     return min(caps, default=None)
 
 
-def _not_a_number(job: QueuedJob, error: JobError) -> Decision:
-    asked = job.overrides.get("attention") or job.planned_request.attention
-    # NaN with INT8 attention: LightX2V 211, ComfyUI 7020
-    if asked not in PLAINER_ATTENTION or "attention" in job.request.pinned:
-        return Decision("failed", _words(error), {"error": error})
-    plainer = {"attention": PLAINER_ATTENTION[asked]}
-    columns = {"overrides": job.overrides | plainer, "plan": None}
-    return _again(job, "nan", "failed", error, columns, f"attention {asked} -> {PLAINER_ATTENTION[asked]}")
-
-
 def _again(
     job: QueuedJob,
     strike: Strike,
     final: State,
     error: JobError,
-    columns: Mapping[str, Any] | None = None,
+    columns: JobColumns | None = None,
     how: str = "",
     end_worker: bool = False,
 ) -> Decision:
     """Back to the queue while the strike may repeat, else `final` with the error."""
     count = job.strikes.get(strike, 0) + 1
-    strikes = {"strikes": job.strikes | {strike: count}}
+    strikes: JobColumns = {"strikes": job.strikes | {strike: count}}
     if count <= LIMITS[strike]:
-        say = f"{_words(error)}; attempt {job.attempt + 1} follows" + (f", {how}" if how else "")
+        say = f"{_describe(error)}; attempt {job.attempt + 1} follows" + (f", {how}" if how else "")
         return Decision("queued", say, {**strikes, **(columns or {})}, end_worker)
-    return Decision(final, f"{_words(error)} ({strike} {count} times)", {**strikes, "error": error}, end_worker)
+    return Decision(final, f"{_describe(error)} ({strike} {count} times)", {**strikes, "error": error}, end_worker)
 
 
-def _words(error: JobError) -> str:
+def _describe(error: JobError) -> str:
     parts = [error.what or error.code or "it ended"]
     parts += [f"got {error.got}"] if error.got else []
     parts += [f"try: {error.try_instead}"] if error.try_instead else []

@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+from pydantic import BaseModel
 
 from turbodiff.jobs.database import DATABASE, damaged, open_database, write_error
 from turbodiff.spec.clips import ClipResult, Sidecar, read_record
@@ -29,11 +31,21 @@ from turbodiff.spec.jobs import Progress, QueuedJob, State, Where
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 
+SqlValue = str | bytes | int | float | None
 MAX_QUEUED_PER_CLIENT = 20  # one browser cannot fill the queue for everybody
-
-
 PACK_CHARS = 400
 KEPT_COLUMNS = 512  # requests and plans that were read last
+
+
+class JobColumns(TypedDict, total=False):
+    """Columns of a job that a move to another state sets with it; see QueuedJob."""
+
+    strikes: dict[str, int]
+    overrides: dict[str, str]
+    error: JobError
+    plan: None
+    cap_bytes: int | None
+    hold_bytes: int | None
 
 
 class Store:
@@ -71,7 +83,7 @@ class Store:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
 
-    def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+    def rows(self, sql: str, *values: SqlValue) -> list[sqlite3.Row]:
         """The rows of one query."""
         with self._lock, self._in_words():
             return self._db.execute(sql, values).fetchall()
@@ -101,16 +113,25 @@ class Store:
             known = db.execute("SELECT id FROM job WHERE nonce = ?", (nonce,)).fetchone()
             if known:
                 return int(known["id"])
-            if client:
-                _check_share(db, client)
+            mine = "SELECT count(*) FROM job WHERE client = ? AND state = 'queued'"
+            waiting = db.execute(mine, (client,)).fetchone()[0] if client else 0
+            if waiting >= MAX_QUEUED_PER_CLIENT:
+                raise RequestError(
+                    "too many jobs of yours are waiting",
+                    code="queue_full",
+                    field="job",
+                    got=waiting,
+                    expected=f"at most {MAX_QUEUED_PER_CLIENT}",
+                    try_instead="wait for one to finish, or cancel one",
+                )
             cursor = db.execute(
                 "INSERT INTO job (nonce, client, state, place, request, plan, parent, created_s)"
                 " VALUES (?, ?, 'queued', 0, ?, ?, ?, ?)",
                 (
                     nonce,
                     client,
-                    packed(request.model_dump_json()),
-                    packed(plan.model_dump_json() if plan else None),
+                    as_column(request),
+                    as_column(plan),
                     parent,
                     self.now(),
                 ),
@@ -193,13 +214,13 @@ class Store:
         asked = request or old.request
         if old.over:
             return self.submit(asked.model_copy(update={"nonce": ""}), plan, client=old.client, parent=job)
-        columns = {"request": asked.model_copy(update={"nonce": old.nonce}).model_dump_json()}
+        kept = as_column(asked.model_copy(update={"nonce": old.nonce}))
         clean = "error = NULL, ended_s = NULL, strikes = '{}', overrides = '{}', cap_bytes = NULL, hold_bytes = NULL"
         with self.write() as db:
             db.execute(
                 f"UPDATE job SET state = 'queued', request = ?, plan = ?, ask = '', {clean}"
                 " WHERE id = ? AND state = 'parked'",
-                (packed(columns["request"]), packed(plan.model_dump_json() if plan else None), job),
+                (kept, as_column(plan), job),
             )
         return job
 
@@ -243,26 +264,25 @@ class Store:
 
     # --- controls and facts --------------------------------------------------------------------------------------
 
-    def ask(self, what: str, by: str = "", **fields: Any) -> int:
-        """Ask the supervisor for something ("restart"); returns a control id to watch with `outcome`."""
+    def ask(self, what: str, by: str = "") -> int:
+        """Ask the supervisor for something ("restart", "stop"); returns a control id to watch with `outcome`."""
         with self.write() as db:
             cursor = db.execute(
-                "INSERT INTO control (what, fields, asked_by, at_s) VALUES (?, ?, ?, ?)",
-                (what, json.dumps(fields), by, self.now()),
+                "INSERT INTO control (what, fields, asked_by, at_s) VALUES (?, '{}', ?, ?)", (what, by, self.now())
             )
         assert cursor.lastrowid is not None
         return cursor.lastrowid
 
-    def take_controls(self) -> list[tuple[int, str, dict[str, Any]]]:
-        """What has been asked and not been taken, oldest first; each is handed out once."""
+    def take_controls(self) -> list[tuple[int, str]]:
+        """What has been asked and not been taken (id, what), oldest first; each is handed out once."""
         if not self.rows("SELECT 1 FROM control WHERE taken_s IS NULL LIMIT 1"):
             return []
         with self.write() as db:
-            found = db.execute("SELECT * FROM control WHERE taken_s IS NULL ORDER BY id").fetchall()
+            found = db.execute("SELECT id, what FROM control WHERE taken_s IS NULL ORDER BY id").fetchall()
             db.execute("UPDATE control SET taken_s = ? WHERE taken_s IS NULL", (self.now(),))
-        return [(row["id"], row["what"], json.loads(row["fields"])) for row in found]
+        return [(row["id"], row["what"]) for row in found]
 
-    def answer(self, control: int, outcome: Mapping[str, Any]) -> None:
+    def answer(self, control: int, outcome: Mapping[str, object]) -> None:
         """What came of a control."""
         with self.write() as db:
             db.execute("UPDATE control SET outcome = ? WHERE id = ?", (json.dumps(dict(outcome)), control))
@@ -272,7 +292,7 @@ class Store:
         found = self.rows("SELECT outcome FROM control WHERE id = ?", control)
         return json.loads(found[0]["outcome"]) if found and found[0]["outcome"] else None
 
-    def put(self, name: str, value: Any, durable: bool = True) -> None:
+    def put(self, name: str, value: object, durable: bool = True) -> None:
         """Keep one small fact (probe sample, supervisor status, pause) under its name."""
         with self.write(durable) as db:
             db.execute(
@@ -286,28 +306,16 @@ class Store:
         found = self.rows("SELECT value FROM fact WHERE name = ?", name)
         return json.loads(found[0]["value"]) if found else None
 
-    def fact_age_s(self, name: str) -> float | None:
-        """Seconds since the fact was written, or None."""
-        found = self.rows("SELECT at_s FROM fact WHERE name = ?", name)
-        return max(0.0, self.now() - found[0]["at_s"]) if found else None
 
+def as_column(value: BaseModel | dict[str, int] | dict[str, str] | SqlValue) -> SqlValue:
+    """A value as a column of a job holds it: models and dicts as JSON, compressed where it is long.
 
-def _check_share(db: sqlite3.Connection, client: str) -> None:
-    waiting = db.execute("SELECT count(*) FROM job WHERE client = ? AND state = 'queued'", (client,)).fetchone()[0]
-    if waiting >= MAX_QUEUED_PER_CLIENT:
-        raise RequestError(
-            "too many jobs of yours are waiting",
-            code="queue_full",
-            field="job",
-            got=waiting,
-            expected=f"at most {MAX_QUEUED_PER_CLIENT}",
-            try_instead="wait for one to finish, or cancel one",
-        )
-
-
-def packed(text: str | None) -> str | bytes | None:
-    """JSON as a column of a job holds it: what is long is compressed, which keeps a job below 8 KB."""
-    return zlib.compress(text.encode()) if text and len(text) > PACK_CHARS else text
+    That keeps a job below 8 KB.
+    """
+    if not isinstance(value, BaseModel | dict):
+        return value
+    text = value.model_dump_json() if isinstance(value, BaseModel) else json.dumps(value)
+    return zlib.compress(text.encode()) if len(text) > PACK_CHARS else text
 
 
 def unpacked(value: str | bytes | None) -> str | None:

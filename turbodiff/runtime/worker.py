@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import psutil
 
+from turbodiff.gpu.processes import start_ticks
 from turbodiff.spec.errors import OutOfMemoryError, TurbodiffError
 from turbodiff.spec.events import BeatEvent, ErrorEvent, Event, HelloEvent, ResultEvent, WaitEvent
 
@@ -98,7 +99,6 @@ def serve(events: EventWriter, commands: CommandReader, device_name: str) -> int
     """Say hello, then run one job after the other with warm models; an out-of-memory ends the process."""
     import torch
 
-    from turbodiff.gpu.processes import start_ticks
     from turbodiff.runtime.device import Device
     from turbodiff.runtime.model_cache import ModelCache
 

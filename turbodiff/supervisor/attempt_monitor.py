@@ -1,85 +1,64 @@
-"""One attempt under way: what its worker says is kept, what a person asks is passed on, how it ends is decided.
+"""One attempt under way: the worker's events are kept, what a person asks is passed on, how it ends is decided.
 
-The worker itself is the slot's (slot.py); this room only asks for its end.
+The worker itself is the slot's (slots.py); this room only asks for its end.
 """
 
-import signal
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+
+import psutil
 
 from turbodiff.archive.clips import check_clip, find_clip
 from turbodiff.archive.disk import check_place
 from turbodiff.archive.seeds import archive_clip
-from turbodiff.diagnostics.logs import LogFile
 from turbodiff.diagnostics.run_log import request_line, run_lines
-from turbodiff.gpu import processes
 from turbodiff.jobs import measurements
-from turbodiff.jobs.attempts import finish, move_on, note, set_plan
+from turbodiff.jobs.attempts import finish_job, move_job, record_event
 from turbodiff.jobs.retry_policy import NEIGHBOUR_BYTES, Decision, Ending, decide
-from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import ClipResult
-from turbodiff.spec.errors import FileError, TurbodiffError, VerifyError
-from turbodiff.spec.events import Event, JobError, Notice, NoticeEvent, ResultEvent
+from turbodiff.spec.errors import FileError, VerifyError
+from turbodiff.spec.events import Event, JobError, Notice, NoticeEvent
 from turbodiff.spec.jobs import Progress, QueuedJob
-from turbodiff.supervisor.memory import Memory
-from turbodiff.supervisor.run_monitor import Guard, Seen, expected_steps_s
-from turbodiff.supervisor.watchdog import Evidence, Watch
-from turbodiff.supervisor.worker_process import WORKER, Worker, build_run_command, exit_words
+from turbodiff.supervisor.context import SupervisorContext
+from turbodiff.supervisor.watchdog import Evidence, RunMonitor, Watchdog, expected_steps_s
+from turbodiff.supervisor.worker_process import Worker, build_run_command, describe_exit
 
 CANCEL_GRACE_S = 30.0  # a step of a large clip may take this long before the worker sees the cancel
-LOOK_EVERY_S = 1.0
-
-
-@dataclass
-class SupervisorContext:
-    """What every slot shares."""
-
-    store: Store
-    log: LogFile
-    runs: LogFile
-    state: Path
-    outputs: Path
-    run_id: str
-    memory: Memory
-    worker_argv: Sequence[str] = WORKER
-    now: Callable[[], float] = time.monotonic
+CHECK_EVERY_S = 1.0
 
 
 class AttemptMonitor:
     """An attempt of a job on a worker, from the command to the verdict.
 
     Args:
-        shop: what every slot shares.
+        context: what every slot shares.
         slot: number of the slot, which is the number of its card.
         job: claimed for this attempt.
         worker: runs it; only spoken to here, never ended.
-        say: writes a line about the job into the log.
+        log: writes a line about the job into the log.
 
-    `over` once the job has left for another state; `worn` when its ending asks for a fresh worker.
+    `over` once the job has left for another state; `end_worker` when its ending asks for a fresh worker.
     """
 
     def __init__(
-        self, shop: SupervisorContext, slot: int, job: QueuedJob, worker: Worker, say: Callable[..., None]
+        self, context: SupervisorContext, slot: int, job: QueuedJob, worker: Worker, log: Callable[..., None]
     ) -> None:
-        self.shop, self.slot, self.job, self.worker, self.say = shop, slot, job, worker, say
-        self.over = self.worn = False
-        usual_s = measurements.usual_seconds(shop.store, job)
-        self.watch = Watch(shop.now(), usual_s)
-        self._host_ooms, self._others_bytes = shop.memory.host_ooms(), shop.memory.others_bytes(slot)
-        self.guard = Guard(self._others_bytes, expected_steps_s(job.plan, usual_s))
+        self.context, self.slot, self.job, self.worker, self.log = context, slot, job, worker, log
+        self.over = self.end_worker = False
+        usual_s = measurements.usual_seconds(context.store, job)
+        self.watchdog = Watchdog(context.now(), usual_s)
+        self._host_ooms, self._others_bytes = context.memory.host_ooms(), context.memory.others_bytes(slot)
+        self.run_monitor = RunMonitor(self._others_bytes, expected_steps_s(job.plan, usual_s))
         self._cancel_sent_s: float | None = None
-        self._stop_sent = self._heard = False
-        self._looked_s = 0.0
+        self._stop_sent = self._begun = False
+        self._checked_s = 0.0
 
     def start(self) -> bool:
         """Give the job to the worker; False where its clip would have no place, which ends the attempt."""
-        job = self.job
+        job, context = self.job, self.context
         request = job.request.model_copy(update=job.overrides)
-        self.shop.runs.say(request_line(request, job.attempt), "job", job.id)
+        context.run_log.say(request_line(request, job.attempt), "job", job.id)
         try:
-            check_place(self.shop.outputs, self.shop.state, request.width, request.height, request.num_frames)
+            check_place(context.outputs, context.state, request.width, request.height, request.num_frames)
         except FileError as error:
             self.end(Ending("error", JobError(**error.fields())))
             return False
@@ -87,170 +66,139 @@ class AttemptMonitor:
             build_run_command(
                 request,
                 job.plan,
-                self.shop.outputs,
-                self.shop.state,
+                context.outputs,
+                context.state,
                 job=job.id,
                 attempt=job.attempt,
                 cap_bytes=job.cap_bytes,
                 parent=job.parent,
-                calibration=measurements.calibration_of(self.shop.store, job, self.shop.memory.machine(), self.slot),
+                calibration=measurements.calibration_of(context.store, job, context.memory.machine(), self.slot),
             )
         )
         return True
 
-    # --- the attempt's life --------------------------------------------------------------------------------------
-
-    def hear(self, event: Event) -> None:
-        """Take in a word of the worker; the words of an earlier attempt change nothing."""
+    def on_event(self, event: Event) -> None:
+        """Keep an event of the worker and draw its consequences; events of an earlier attempt change nothing."""
         if self.over or (event.job, event.attempt) != (self.job.id, self.job.attempt):
             return
-        self._heard = True
-        self.watch.heard(event, self.shop.now())
-        self.guard.heard(event)
-        self._keep(event)
+        job, store = self.job, self.context.store
+        self._begun = True
+        self.watchdog.on_event(event, self.context.now())
+        self.run_monitor.on_event(event)
+        if event.type == "beat":
+            return
+        planned = measurements.planned_phase(job.plan, event.name) if event.type == "phase" else None
+        for line in run_lines(event, planned.peak_bytes if planned else None):
+            self.context.run_log.say(line, "job", job.id)
+        progress = None
+        if event.type == "phase" and event.state == "start":
+            progress = Progress(phase=event.name)
+        elif event.type == "step":
+            progress = Progress(phase=self.watchdog.phase, step=event.i, of=event.n, eta_s=event.eta_s)
+        record_event(store, event, progress)
+        if event.type == "plan":
+            self.job = store.job(job.id)
+        if event.type != "error" or self._others_grew_bytes() <= NEIGHBOUR_BYTES:  # else it was no mistake of the plan
+            machine = self.context.memory.machine()
+            measurements.record(store, job, event, machine, self.slot, self.run_monitor.peak_bytes)
         if event.type == "result":
-            self._verify(event)
+            move_job(store, job.id, job.attempt, "verifying", out_of=("running",))
+            try:
+                check_clip(self.context.outputs, event)
+            except VerifyError as error:
+                self.end(Ending("unverified", JobError(**error.fields())))
+                return
+            self._finish(event)
         elif event.type == "error":
-            self.end(Ending("error", event, others_grew_bytes=self._others_grew()))
+            self.end(Ending("error", event, others_grew_bytes=self._others_grew_bytes()))
         elif event.type == "wait":
             self.end(Ending("wait", need_bytes=event.need_bytes))
 
-    def _keep(self, event: Event) -> None:
-        if event.type == "beat":
-            return
-        job, store = self.job, self.shop.store
-        planned = measurements.planned_phase(job.plan, event.name) if event.type == "phase" else None
-        for line in run_lines(event, planned.peak_bytes if planned else None):
-            self.shop.runs.say(line, "job", job.id)
-        if event.type == "plan":
-            set_plan(store, job.id, job.attempt, event.plan)
-            self.job = store.job(job.id)
-            return
-        note(store, event, progress_of(event, self.watch.phase))
-        if event.type != "error" or self._others_grew() <= NEIGHBOUR_BYTES:  # else it was no mistake of the plan
-            measurements.record(store, job, event, self.shop.memory.machine(), self.slot, self.guard.peak_bytes)
-
     def tick(self, output_lines: int) -> None:
-        """Pass on what a person asked; once a second, look whether the worker is stuck."""
-        self._obey()
-        now = self.shop.now()
-        if not (self.over or self.worn) and now - self._looked_s >= LOOK_EVERY_S:
-            self._looked_s = now
-            self._look(now, output_lines)
-
-    def _obey(self) -> None:
-        job, now = self.job, self.shop.now()
-        ask = self.shop.store.rows("SELECT ask FROM job WHERE id = ?", job.id)[0]["ask"]
+        """Pass on what a person asked; once a second, check whether the worker is stuck."""
+        job, now = self.job, self.context.now()
+        ask = self.context.store.rows("SELECT ask FROM job WHERE id = ?", job.id)[0]["ask"]
         if ask == "cancel" and self._cancel_sent_s is None:
             self.worker.send({"cmd": "cancel", "job": job.id})
             self._cancel_sent_s = now
         elif ask == "stop_and_decode" and not self._stop_sent:
             self._stop_sent = self.worker.send({"cmd": "stop_and_decode", "job": job.id})
         elif self._cancel_sent_s is not None and now - self._cancel_sent_s > CANCEL_GRACE_S:
-            self.say(f"did not hear the cancel for {CANCEL_GRACE_S:.0f} s, it is ended", "WARNING")
-            self.worn = True
+            self.log(f"did not hear the cancel for {CANCEL_GRACE_S:.0f} s, it is ended", "WARNING")
+            self.end_worker = True
+        if not (self.over or self.end_worker) and now - self._checked_s >= CHECK_EVERY_S:
+            self._checked_s = now
+            self._check_worker(now, output_lines)
 
-    def _look(self, now: float, output_lines: int) -> None:
-        watch, pid = self.watch, self.worker.pid
-        evidence = self._evidence(output_lines)
-        verdict = watch.look(now, evidence)
-        for notice in self.guard.look(now, self._seen(evidence)):
-            self._notice(notice)
-        if verdict in ("quiet", "slow"):
-            self._notice(
-                Notice(key="silent", text=watch.why(), numbers={}), "slow, still alive: " if verdict == "slow" else ""
-            )
-        elif verdict == "dump":
-            self.say("stacks of all threads follow: " + watch.why(), "ERROR")
-            if processes.catches(pid, signal.SIGUSR1):  # faulthandler's, or the signal would end it
-                self.worker.signal(signal.SIGUSR1)
-        elif verdict == "end":
-            error = TurbodiffError(
-                "the worker is stuck",
-                code="stuck",
-                field=watch.phase,
-                got=watch.why(),
-                try_instead="a smaller setting; the log holds its stacks",
-            )
-            self.end(Ending("stuck", JobError(**error.fields())))
-
-    def _notice(self, notice: Notice, before: str = "") -> None:
-        self.say(before + notice.text, "WARNING")
-        self.shop.runs.say(notice.text, "job", self.job.id, "WARNING")
-        note(self.shop.store, NoticeEvent(job=self.job.id, attempt=self.job.attempt, **notice.model_dump()))
-
-    def _seen(self, evidence: Evidence) -> Seen:
-        memory = self.shop.memory
-        card = memory.others_bytes(self.slot), memory.own_bytes(self.slot), evidence.vram_free_bytes
-        return Seen(*card, evidence.ram_available_bytes, self.watch.cold_and_busy())
-
-    def _evidence(self, output_lines: int) -> Evidence:
-        memory, pid = self.shop.memory, self.worker.pid
-        return Evidence(
-            processes.bytes_read(pid),
-            processes.cpu_seconds(pid),
-            processes.process_state(pid),
-            memory.ram_available_bytes(),
-            *memory.card(self.slot),
-            output_lines,
+    def _check_worker(self, now: float, output_lines: int) -> None:
+        watchdog, gpu = self.watchdog, self.context.memory.gpu(self.slot)
+        bytes_read, cpu_s, state = self.worker.usage()
+        seen = Evidence(
+            bytes_read=bytes_read,
+            cpu_s=cpu_s,
+            state=state,
+            ram_available_bytes=int(psutil.virtual_memory().available),
+            vram_free_bytes=gpu.free_bytes,
+            own_bytes=gpu.reclaimable_bytes or None,
+            others_bytes=self.context.memory.others_bytes(self.slot),
+            utilisation=gpu.utilisation,
+            power_w=gpu.power_w,
+            output_lines=output_lines,
         )
+        verdict = watchdog.check(now, seen)
+        for notice in self.run_monitor.check(now, seen, watchdog.cold_and_busy()):
+            self._notify(notice)
+        if verdict in ("quiet", "slow"):
+            silent = Notice(key="silent", text=watchdog.reason(), numbers={})
+            self._notify(silent, "slow, still alive: " if verdict == "slow" else "")
+        elif verdict == "dump":
+            self.log("stacks of all threads follow: " + watchdog.reason(), "ERROR")
+            self.worker.dump_stacks()
+        elif verdict == "end":
+            advice = "a smaller setting; the log holds its stacks"
+            stuck = {"what": "the worker is stuck", "field": watchdog.phase, "got": watchdog.reason()}
+            self.end(Ending("stuck", JobError(code="stuck", **stuck, expected="", try_instead=advice)))
 
-    # --- how it ends ---------------------------------------------------------------------------------------------
+    def _notify(self, notice: Notice, before: str = "") -> None:
+        self.log(before + notice.text, "WARNING")
+        self.context.run_log.say(notice.text, "job", self.job.id, "WARNING")
+        event = NoticeEvent(job=self.job.id, attempt=self.job.attempt, **notice.model_dump())
+        record_event(self.context.store, event)
 
-    def _verify(self, result: ResultEvent) -> None:
-        move_on(self.shop.store, self.job.id, self.job.attempt, "verifying", out_of=("running",))
-        try:
-            check_clip(self.shop.outputs, result)
-        except VerifyError as error:
-            self.end(Ending("unverified", JobError(**error.fields())))
-            return
-        self._done(result)
-
-    def _done(self, result: ClipResult) -> None:
-        job, store = self.job, self.shop.store
-        if abs(self._others_grew()) > NEIGHBOUR_BYTES:
+    def _finish(self, result: ClipResult) -> None:
+        job, store = self.job, self.context.store
+        if abs(self._others_grew_bytes()) > NEIGHBOUR_BYTES:
             measurements.forget_samples(store, job.id, job.attempt)
-        if finish(store, job.id, job.attempt, result):
-            archive_clip(store, self.shop.outputs, job.id)
-            self.say(f"done: {result.path}")
+        if finish_job(store, job.id, job.attempt, result):
+            archive_clip(store, self.context.outputs, job.id)
+            self.log(f"done: {result.path}")
         self.over = True
 
     def end(self, ending: Ending) -> None:
         """Without a clip: decide what that means for the job, say it in both logs, move the job."""
-        job = self.shop.store.job(self.job.id)
+        job = self.context.store.job(self.job.id)
         decision = decide(job, ending)
-        self.shop.runs.say(f"verdict: {decision.say}", "job", job.id, _level(decision))
-        self.say(f"{decision.to}: {decision.say}", _level(decision))
+        level = "ERROR" if decision.to in ("failed", "parked") else "INFO"
+        self.context.run_log.say(f"verdict: {decision.say}", "job", job.id, level)
+        self.log(f"{decision.to}: {decision.say}", level)
         columns = decision.columns
         if decision.to == "queued" and job.ask == "cancel":
             decision, columns = Decision("cancelled", "cancelled", end_worker=decision.end_worker), {}
-        move_on(self.shop.store, job.id, job.attempt, decision.to, **columns)
-        self.over, self.worn = True, self.worn or decision.end_worker
+        move_job(self.context.store, job.id, job.attempt, decision.to, **columns)
+        self.over, self.end_worker = True, self.end_worker or decision.end_worker
 
     def worker_died(self, status: int | None) -> None:
         """The worker ended in the middle: its clip is adopted if it was finished, else the job's fate is decided."""
-        self.say(f"ended in the middle of the job: {exit_words(status)}", "ERROR")
-        clip = find_clip(self.shop.outputs, self.job.nonce)
+        self.log(f"ended in the middle of the job: {describe_exit(status)}", "ERROR")
+        clip = find_clip(self.context.outputs, self.job.nonce)
         if clip is not None:
-            self.say("its clip was finished: adopted")
-            self._done(clip)
+            self.log("its clip was finished: adopted")
+            self._finish(clip)
             return
-        host_oom = self.shop.memory.host_ooms() > self._host_ooms
-        self.end(Ending("died", JobError(got=exit_words(status)), 0, status, host_oom, begun=self._heard))
+        host_oom = self.context.memory.host_ooms() > self._host_ooms
+        error = JobError(got=describe_exit(status))
+        self.end(Ending("died", error, exit_status=status, host_oom=host_oom, begun=self._begun))
 
-    def _others_grew(self) -> int:
-        now = self.shop.memory.others_bytes(self.slot)
+    def _others_grew_bytes(self) -> int:
+        now = self.context.memory.others_bytes(self.slot)
         return now - self._others_bytes if now is not None and self._others_bytes is not None else 0
-
-
-def progress_of(event: Event, phase: str) -> Progress | None:
-    """What the page's progress bar shows after this event, or None for no change."""
-    if event.type == "phase" and event.state == "start":
-        return Progress(phase=event.name)
-    if event.type == "step":
-        return Progress(phase=phase, step=event.i, of=event.n, eta_s=event.eta_s)
-    return None
-
-
-def _level(decision: Decision) -> str:
-    return {"failed": "ERROR", "parked": "ERROR"}.get(decision.to, "INFO")

@@ -10,13 +10,12 @@ from pathlib import Path
 
 from turbodiff.archive import seeds
 from turbodiff.archive.clips import find_clip, sidecars, sweep
-from turbodiff.jobs.attempts import add_artifact, finish, move_on
+from turbodiff.jobs.attempts import add_artifact, finish_job, move_job
 from turbodiff.jobs.database import DATABASE
-from turbodiff.jobs.store import Store, packed
-from turbodiff.spec.clips import Sidecar
+from turbodiff.jobs.store import Store, as_column
 from turbodiff.spec.errors import FileError, OutputError
 from turbodiff.spec.files import atomic_write
-from turbodiff.supervisor.leftover_workers import reap
+from turbodiff.supervisor.ownership import end_leftover_workers
 
 BACKUPS = "backups"
 KEEP_BACKUPS = 7
@@ -30,11 +29,6 @@ class Report:
     lines: list[str] = field(default_factory=list)
     requeued: int = 0
     adopted: int = 0
-    reaped: int = 0
-
-    def say(self, text: str) -> None:
-        """One more line."""
-        self.lines.append(text)
 
 
 def recover(state: Path, outputs: Path) -> tuple[Store, Report]:
@@ -45,17 +39,26 @@ def recover(state: Path, outputs: Path) -> tuple[Store, Report]:
         OutputError: the state folder cannot be written.
     """
     report = Report()
-    gone, stayed = reap(state)
-    report.reaped = len(gone)
+    gone, stayed = end_leftover_workers(state)
     if gone:
-        report.say(f"ended {len(gone)} leftover worker(s) of an earlier run: pid {', '.join(map(str, gone))}")
+        report.lines.append(f"ended {len(gone)} leftover worker(s) of an earlier run: pid {', '.join(map(str, gone))}")
     if stayed:
-        report.say(f"leftover worker(s) would not end: pid {', '.join(map(str, stayed))}; the driver may hang")
-    store = _open(state, outputs, report)
+        report.lines.append(f"leftover worker(s) would not end: pid {', '.join(map(str, stayed))}; the driver may hang")
+    try:
+        store = Store(state)
+        damage = check(store)
+        if damage:
+            store.close()
+    except FileError as error:
+        if error.code != "store_damaged":
+            raise
+        damage = error.what
+    if damage:
+        store = _restore(state, outputs, report, damage)
     settle(store, outputs, report)
     removed = sweep(outputs)
     if removed:
-        report.say(f"removed {len(removed)} unfinished file(s) in {outputs}")
+        report.lines.append(f"removed {len(removed)} unfinished file(s) in {outputs}")
     return store, report
 
 
@@ -63,30 +66,16 @@ def settle(store: Store, outputs: Path, report: Report) -> None:
     """Jobs that ran when the last supervisor died: done if their clip is there and sound, else queued, uncharged."""
     for job in store.jobs(limit=1_000_000, states=("running", "verifying")):
         clip = find_clip(outputs, job.nonce)
-        if clip is not None and finish(store, job.id, job.attempt, clip):
+        if clip is not None and finish_job(store, job.id, job.attempt, clip):
             seeds.archive_clip(store, outputs, job.id)
             report.adopted += 1
         elif job.ask == "cancel":
-            move_on(store, job.id, job.attempt, "cancelled")
+            move_job(store, job.id, job.attempt, "cancelled")
         else:
-            move_on(store, job.id, job.attempt, "queued")
+            move_job(store, job.id, job.attempt, "queued")
             report.requeued += 1
     if report.requeued or report.adopted:
-        report.say(f"{report.requeued} job(s) requeued, {report.adopted} finished clip(s) adopted")
-
-
-def _open(state: Path, outputs: Path, report: Report) -> Store:
-    try:
-        store = Store(state)
-        broken = check(store)
-        if not broken:
-            return store
-        store.close()
-    except FileError as error:
-        if error.code != "store_damaged":
-            raise
-        broken = error.what
-    return _restore(state, outputs, report, broken)
+        report.lines.append(f"{report.requeued} job(s) requeued, {report.adopted} finished clip(s) adopted")
 
 
 def check(store: Store) -> str:
@@ -103,7 +92,7 @@ def _restore(state: Path, outputs: Path, report: Report, why: str) -> Store:
     aside.mkdir(parents=True, exist_ok=True)
     for path in state.glob(f"{DATABASE}*"):
         path.replace(aside / path.name)
-    report.say(f"the job store was damaged ({why}); moved to {aside.name}")
+    report.lines.append(f"the job store was damaged ({why}); moved to {aside.name}")
     for backup in sorted((state / BACKUPS).glob("*.db"), reverse=True):
         (state / DATABASE).write_bytes(backup.read_bytes())
         try:
@@ -112,14 +101,14 @@ def _restore(state: Path, outputs: Path, report: Report, why: str) -> Store:
             (state / DATABASE).unlink(missing_ok=True)
             continue
         if not check(store):
-            report.say(f"restored the backup {backup.name}")
+            report.lines.append(f"restored the backup {backup.name}")
             rebuilt = rebuild(store, outputs)
-            report.say(f"{rebuilt} clip(s) taken over from their sidecars")
+            report.lines.append(f"{rebuilt} clip(s) taken over from their sidecars")
             return store
         store.close()
         (state / DATABASE).unlink(missing_ok=True)
     store = Store(state)
-    report.say(f"no backup; {rebuild(store, outputs)} clip(s) taken over from their sidecars")
+    report.lines.append(f"no backup; {rebuild(store, outputs)} clip(s) taken over from their sidecars")
     return store
 
 
@@ -130,42 +119,32 @@ def rebuild(store: Store, outputs: Path) -> int:
     for clip, sidecar in sidecars(outputs):
         if str(clip) in known:
             continue
-        if not _is_known_job(store, sidecar):
-            _add_history(store, clip, sidecar)
+        request, result, now = sidecar.request, sidecar.result(clip), store.now()
+        nonce = request.nonce or f"clip-{sidecar.sha256 or clip.name}"
+        with store.write() as db:  # a job that the backup still has waiting is done; any other row stays as it is
+            done = db.execute(
+                "INSERT INTO job (nonce, state, place, attempt, request, plan, result, created_s, ended_s)"
+                " VALUES (?, 'done', 0, 1, ?, ?, ?, ?, ?) ON CONFLICT (nonce) DO UPDATE SET"
+                " state = 'done', result = excluded.result, ended_s = excluded.ended_s WHERE state = 'queued' OR ?",
+                (
+                    nonce,
+                    as_column(request),
+                    as_column(sidecar.plan),
+                    as_column(result),
+                    clip.stat().st_mtime,
+                    now,
+                    not request.nonce,
+                ),
+            )
+            db.execute("UPDATE job SET place = id WHERE place = 0")
+            if done.rowcount:
+                job = db.execute("SELECT id, attempt FROM job WHERE nonce = ?", (nonce,)).fetchone()
+                add_artifact(db, job["id"], job["attempt"], result, now)
         seeds.add_clip(store, clip, sidecar)
         count += 1
     with contextlib.suppress(OutputError):
         seeds.write_file(store, outputs)
     return count
-
-
-def _is_known_job(store: Store, sidecar: Sidecar) -> bool:
-    """A clip of a job that the backup still has waiting: then the job is done."""
-    nonce = sidecar.request.nonce
-    found = store.rows("SELECT id, state FROM job WHERE nonce = ?", nonce) if nonce else []
-    return bool(found) and found[0]["state"] != "queued"
-
-
-def _add_history(store: Store, clip: Path, sidecar: Sidecar) -> None:
-    nonce = sidecar.request.nonce or f"clip-{sidecar.sha256 or clip.name}"
-    result, now = sidecar.result(clip), store.now()
-    with store.write() as db:
-        db.execute(
-            "INSERT INTO job (nonce, state, place, attempt, request, plan, result, created_s, ended_s)"
-            " VALUES (?, 'done', 0, 1, ?, ?, ?, ?, ?) ON CONFLICT (nonce) DO UPDATE SET"
-            " state = 'done', result = excluded.result, ended_s = excluded.ended_s",
-            (
-                nonce,
-                packed(sidecar.request.model_dump_json()),
-                packed(sidecar.plan.model_dump_json() if sidecar.plan else None),
-                packed(result.model_dump_json()),
-                clip.stat().st_mtime,
-                now,
-            ),
-        )
-        db.execute("UPDATE job SET place = id WHERE place = 0")
-        job = db.execute("SELECT id, attempt FROM job WHERE nonce = ?", (nonce,)).fetchone()
-        add_artifact(db, job["id"], job["attempt"], result, now)
 
 
 def backup(store: Store, state: Path, every_s: float = BACKUP_EVERY_S) -> Path | None:

@@ -1,5 +1,6 @@
-"""One GPU's place at the bench: its worker, started, listened to, ended; the job on it is running.py's."""
+"""The worker of one GPU: started, listened to, ended, replaced. The job on it is attempt_monitor.py's."""
 
+import contextlib
 import signal
 from collections import deque
 from dataclasses import dataclass, field
@@ -7,12 +8,11 @@ from dataclasses import dataclass, field
 from turbodiff.jobs.retry_policy import Ending
 from turbodiff.spec.events import Event, HelloEvent
 from turbodiff.spec.jobs import QueuedJob
-from turbodiff.supervisor.attempt_monitor import AttemptMonitor, SupervisorContext
-from turbodiff.supervisor.leftover_workers import forget_worker, remember_worker
-from turbodiff.supervisor.worker_process import TERM_S, Worker, exit_words
+from turbodiff.supervisor.attempt_monitor import AttemptMonitor
+from turbodiff.supervisor.context import SupervisorContext
+from turbodiff.supervisor.ownership import remember_worker, worker_file
+from turbodiff.supervisor.worker_process import BACKOFF_S, MAX_FAILED_STARTS, TERM_S, Worker, describe_exit
 
-BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 60.0)
-MAX_FAILED_STARTS = 5
 SETTLED_S = 10.0  # a worker that dies this early without having had a job has a problem of its own
 HELLO_S = 300.0  # importing torch from a cold network disk takes minutes
 RECYCLE_JOBS = 20  # a fresh process returns what allocators keep (TurboDiffusion issue 52)
@@ -23,11 +23,11 @@ RECYCLE_GROWTH_BYTES = 8 << 30  # of RSS, over the end of the first job
 class GpuSlot:
     """A worker and its job. `tick` never blocks longer than it takes to end a worker."""
 
-    shop: SupervisorContext
+    context: SupervisorContext
     index: int = 0
     device: str = ""
     worker: Worker | None = None
-    running: AttemptMonitor | None = None
+    monitor: AttemptMonitor | None = None
     hello: HelloEvent | None = None
     failed_starts: int = 0
     start_after_s: float = 0.0
@@ -42,14 +42,9 @@ class GpuSlot:
     inbox: deque[Event] = field(default_factory=deque)
 
     @property
-    def name(self) -> str:
-        """ "worker", or "worker1" beside another GPU's."""
-        return f"worker{self.index or ''}"
-
-    @property
     def job(self) -> QueuedJob | None:
         """The job that runs here now."""
-        return self.running.job if self.running else None
+        return self.monitor.job if self.monitor else None
 
     @property
     def broken(self) -> bool:
@@ -60,47 +55,40 @@ class GpuSlot:
     def free(self) -> bool:
         """A worker is up, has said hello, has nothing to do, and is not on its way out."""
         up = self.worker is not None and self.hello is not None and not self.worker.wait(0)
-        return up and self.running is None and self.ending_since_s is None
+        return up and self.monitor is None and self.ending_since_s is None
 
-    def say(self, text: str, level: str = "INFO") -> None:
-        """A line about the worker, in the log."""
-        self.shop.log.say(text, self.name, self.job.id if self.job else None, level)
+    def log(self, text: str, level: str = "INFO") -> None:
+        """Write a line about the worker ("worker", or "worker1" beside another GPU's)."""
+        self.context.log.say(text, f"worker{self.index or ''}", self.job.id if self.job else None, level)
 
     # --- the worker's life ---------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start a worker if there is none and it is time."""
-        now = self.shop.now()
+        now, context = self.context.now(), self.context
         if self.worker is not None or self.broken or now < self.start_after_s:
             return
         try:
-            self.worker = Worker(self.shop.worker_argv, self.shop.run_id, self.device)
+            self.worker = Worker(context.worker_argv, context.run_id, self.device)
         except OSError as error:
             self._start_failed(f"cannot start: {error}")
             return
-        remember_worker(self.shop.state, self.index, self.worker.pid, self.shop.run_id)
+        remember_worker(context.state, self.index, self.worker.pid, context.run_id)
         self.hello, self.jobs_run, self.first_rss_bytes, self.output_lines = None, 0, 0, 0
-        self.ending_since_s, self.host_ooms = None, self.shop.memory.host_ooms()
+        self.ending_since_s, self.host_ooms = None, context.memory.host_ooms()
         self.started_s = self.idle_since_s = now
-        self.say(f"started, pid {self.worker.pid}")
+        self.log(f"started, pid {self.worker.pid}")
         self._publish("starting")
 
     def _start_failed(self, why: str) -> None:
         wait_s = BACKOFF_S[min(self.failed_starts, len(BACKOFF_S) - 1)]
         self.failed_starts += 1
-        self.start_after_s = self.shop.now() + wait_s
+        self.start_after_s = self.context.now() + wait_s
         if self.broken:
-            self.say(f"{why}; gave up after {self.failed_starts} starts, the lines above say why", "ERROR")
+            self.log(f"{why}; gave up after {self.failed_starts} starts, the lines above say why", "ERROR")
         else:
-            self.say(f"{why}; next start in {wait_s:.0f} s", "WARNING")
+            self.log(f"{why}; next start in {wait_s:.0f} s", "WARNING")
         self._publish("broken" if self.broken else "waiting")
-
-    def _failed_to_start(self, status: int | None) -> bool:
-        """Whether a worker ended of its own accord before it was of any use: then the next one waits."""
-        host_oom = self.shop.memory.host_ooms() > self.host_ooms
-        outside = status in (-signal.SIGKILL, -signal.SIGTERM) and not host_oom
-        young = not self.hello or self.shop.now() - self.started_s < SETTLED_S
-        return young and not outside and self.ending_since_s is None and not self.jobs_run
 
     def stop(self, reason: str, exit_s: float = 3.0, term_s: float = 5.0) -> bool:
         """End the worker, put its job back uncharged; False if the process hangs in the driver."""
@@ -108,39 +96,36 @@ class GpuSlot:
             return True
         status = self.worker.stop(exit_s, term_s)
         self.pump()  # its last words, a result perhaps
-        if self.running is not None:
-            self.running.end(Ending("stopped", reason=reason))
+        if self.monitor is not None:
+            self.monitor.end(Ending("stopped", reason=reason))
             self._settle()
-        return self._put_away(status)
+        return self._close_worker(status)
 
-    def _put_away(self, status: int | None) -> bool:
+    def _close_worker(self, status: int | None) -> bool:
         assert self.worker is not None
         if status is None:
             self.failed_starts = MAX_FAILED_STARTS
-            self.say("does not end even by SIGKILL: the driver is not answering, a reboot is needed", "CRITICAL")
+            self.log("does not end even by SIGKILL: the driver is not answering, a reboot is needed", "CRITICAL")
         self.worker.close()
         self.worker = None
-        forget_worker(self.shop.state, self.index)
+        with contextlib.suppress(OSError):
+            worker_file(self.context.state, self.index).unlink(missing_ok=True)
         self._publish("broken" if self.broken else "none")
         return status is not None
 
     def _publish(self, state: str) -> None:
+        hello = self.hello.model_dump() if self.hello else {}
         pid = self.worker.pid if self.worker else None
-        facts = {
-            **(self.hello.model_dump() if self.hello else {}),
-            "pid": pid,
-            "state": state,
-            "failed_starts": self.failed_starts,
-        }
-        self.shop.store.put(f"worker{self.index}", facts)
+        facts = {**hello, "pid": pid, "state": state, "failed_starts": self.failed_starts}
+        self.context.store.put(f"worker{self.index}", facts)
 
     # --- a turn --------------------------------------------------------------------------------------------------
 
     def run(self, job: QueuedJob) -> bool:
         """Give a claimed job to the worker; False where the disk has no place for its clip."""
-        assert self.worker is not None and self.running is None
-        self.running = AttemptMonitor(self.shop, self.index, job, self.worker, self.say)
-        started = self.running.start()
+        assert self.worker is not None and self.monitor is None
+        self.monitor = AttemptMonitor(self.context, self.index, job, self.worker, self.log)
+        started = self.monitor.start()
         self._settle()
         return started
 
@@ -149,17 +134,18 @@ class GpuSlot:
         self.pump()
         if self.worker is None:
             return
+        now = self.context.now()
         if self.worker.wait(0):
             self.pump()
-            self._died(self.worker.exit_status())
+            self._on_exit(self.worker.exit_status())
         elif self.ending_since_s is not None:
-            if self.shop.now() - self.ending_since_s > TERM_S:
-                self._died(self.worker.kill())
-        elif self.running is not None:
-            self.running.tick(self.output_lines)
+            if now - self.ending_since_s > TERM_S:
+                self._on_exit(self.worker.kill())
+        elif self.monitor is not None:
+            self.monitor.tick(self.output_lines)
             self._settle()
-        elif not self.hello and self.shop.now() - self.started_s > HELLO_S:
-            self.say(f"said nothing for {HELLO_S:.0f} s after its start", "ERROR")
+        elif self.hello is None and now - self.started_s > HELLO_S:
+            self.log(f"said nothing for {HELLO_S:.0f} s after its start", "ERROR")
             self._end_worker()
 
     def pump(self) -> None:
@@ -168,54 +154,58 @@ class GpuSlot:
             return
         for line in self.worker.output():
             self.output_lines += 1
-            self.say(line)
+            self.log(line)
         self.inbox.extend(self.worker.events())
         while self.inbox:
-            self._hear(self.inbox[0])  # stays in the box if the store cannot be written: the next turn repeats it
+            event = self.inbox[0]  # stays in the box if the store cannot be written: the next turn repeats it
+            if event.type == "hello":
+                self.hello = event
+                self.log(f"ready on {event.device_name or event.device or 'its device'}")
+                self._publish("ready")
+            elif event.type == "beat":
+                self.rss_bytes = event.rss_bytes
+            if self.monitor is not None and event.type != "hello":
+                try:
+                    self.monitor.on_event(event)
+                except (KeyError, TypeError, ValueError) as error:
+                    self.log(f"{event.type} event not understood: {error!r}", "WARNING")
+                self._settle()
             self.inbox.popleft()
-
-    def _hear(self, event: Event) -> None:
-        if event.type == "hello":
-            self.hello = event
-            self.say(f"ready on {event.device_name or event.device or 'its device'}")
-            self._publish("ready")
-            return
-        if event.type == "beat":
-            self.rss_bytes = event.rss_bytes
-        if self.running is not None:
-            self.running.hear(event)
-            self._settle()
 
     def _settle(self) -> None:
         """Draw the consequences of what the attempt has come to."""
-        running = self.running
-        if running is None:
+        monitor = self.monitor
+        if monitor is None:
             return
-        if running.over:
-            self.running, self.failed_starts = None, 0
+        if monitor.over:
+            self.monitor, self.failed_starts = None, 0
             self.jobs_run += 1
-            self.idle_since_s = self.shop.now()
+            self.idle_since_s = self.context.now()
             self.first_rss_bytes = self.first_rss_bytes or self.rss_bytes
-        if running.worn:
+        if monitor.end_worker:
             self._end_worker()
 
     def _end_worker(self) -> None:
         """SIGTERM now, SIGKILL later if need be; it gets no more work."""
         if self.worker is not None and self.ending_since_s is None:
-            self.ending_since_s = self.shop.now()
+            self.ending_since_s = self.context.now()
             self.worker.signal(signal.SIGTERM)
 
-    def _died(self, status: int | None) -> None:
-        if self.running is not None:
-            self.running.worker_died(status)
+    def _on_exit(self, status: int | None) -> None:
+        host_oom = self.context.memory.host_ooms() > self.host_ooms
+        outside = status in (-signal.SIGKILL, -signal.SIGTERM) and not host_oom
+        young = self.hello is None or self.context.now() - self.started_s < SETTLED_S
+        if self.monitor is not None:
+            self.monitor.worker_died(status)
             self._settle()
-        elif self._failed_to_start(status):
-            self._start_failed(f"ended {'right after' if self.hello else 'before'} it was ready: {exit_words(status)}")
+        elif young and not outside and self.ending_since_s is None and not self.jobs_run:  # of no use: the next waits
+            when = "right after" if self.hello else "before"
+            self._start_failed(f"ended {when} it was ready: {describe_exit(status)}")
         else:
-            self.say(f"ended: {exit_words(status)}")
-        self._put_away(status)
+            self.log(f"ended: {describe_exit(status)}")
+        self._close_worker(status)
 
-    def worn_out(self) -> str:
+    def recycle_reason(self) -> str:
         """Why this idle worker should be replaced by a fresh one, or ""."""
         if self.jobs_run >= RECYCLE_JOBS:
             return f"ran {self.jobs_run} jobs"

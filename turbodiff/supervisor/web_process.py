@@ -3,39 +3,95 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Sequence
 
-from turbodiff.gpu import processes
+import psutil
+
 from turbodiff.spec.errors import PortInUseError
-from turbodiff.supervisor.attempt_monitor import SupervisorContext
-from turbodiff.supervisor.health_check import Pulse
-from turbodiff.supervisor.slots import BACKOFF_S
-from turbodiff.supervisor.worker_process import RUN_ID, Lines, exit_words, spawn_child
+from turbodiff.supervisor.context import SupervisorContext
+from turbodiff.supervisor.worker_process import BACKOFF_S, MAX_FAILED_STARTS, RUN_ID, Lines, describe_exit, spawn_child
 
 SETTLED_S = 10.0  # a page that lived this long had started
 STOPPED_S = 10.0  # a page that is stopped (SIGSTOP) this long answers nobody
 KILLED_WAIT_S = 0.2
-MAX_FAILED_STARTS = 5
 FINAL_CODES = (2, PortInUseError.exit_code)  # a bad flag or a taken port: starting again changes nothing
+
+EVERY_S = 5.0  # between two health checks
+PATIENCE_S = 15.0  # for one answer: a busy machine may take seconds
+SILENT_S = 45.0  # a page that has answered before and is silent for this long hangs: no handler takes a second
+START_S = 180.0  # imports from a cold disk on a busy machine
+JUMP_S = 10.0  # between two turns of the loop: the computer slept, or we were busy; nobody was listening
+
+
+class HealthCheck:
+    """Asks http://host:port/healthz every few seconds, without ever blocking the supervisor's loop.
+
+    Any HTTP answer counts: a page that refuses is alive. The first answer may take as long as a start does.
+    """
+
+    def __init__(self, address: tuple[str, int], now: float) -> None:
+        self.address = address
+        self._sock: socket.socket | None = None
+        self._sent = False
+        self._asked_s = self._checked_s = self._alive_s = now
+        self._answered = False
+
+    def tick(self, now: float) -> bool:
+        """One turn of the loop; True when the page is to be called hung."""
+        if now - self._checked_s > JUMP_S:
+            self._alive_s = now
+        self._checked_s = now
+        if self._sock is not None:
+            self._receive(self._sock, now)
+        elif now - self._asked_s >= EVERY_S:
+            self._asked_s = now
+            family = socket.AF_INET6 if ":" in self.address[0] else socket.AF_INET
+            self._sock, self._sent = socket.socket(family, socket.SOCK_STREAM), False
+            self._sock.setblocking(False)
+            with contextlib.suppress(OSError):  # refused: the next turn hears of it
+                self._sock.connect(self.address)
+        return now - self._alive_s > (SILENT_S if self._answered else START_S)
+
+    def _receive(self, sock: socket.socket, now: float) -> None:
+        try:
+            if not self._sent:
+                host = f"[{self.address[0]}]" if ":" in self.address[0] else self.address[0]
+                sock.send(f"GET /healthz HTTP/1.0\r\nHost: {host}:{self.address[1]}\r\n\r\n".encode())
+                self._sent = True
+            if sock.recv(64).startswith(b"HTTP/"):
+                self._alive_s, self._answered = now, True
+        except BlockingIOError:
+            if now - self._asked_s <= PATIENCE_S:  # later without an answer: ask anew
+                return
+        except OSError:
+            pass
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
 
 
 class WebProcess:
     """Starts the page and starts it again; `failed_code` is set when that is of no use.
 
     Args:
-        address: host and port where the page should answer; None: nobody knocks.
+        address: host and port where the page should answer; None: nobody asks.
     """
 
-    def __init__(self, argv: Sequence[str], shop: SupervisorContext, address: tuple[str, int] | None = None) -> None:
-        self.argv, self.shop, self.address = list(argv), shop, address
+    def __init__(self, argv: Sequence[str], context: SupervisorContext, address: tuple[str, int] | None = None) -> None:
+        self.argv, self.context, self.address = list(argv), context, address
         self.child: subprocess.Popen[bytes] | None = None
         self.failed_code: int | None = None
-        self._failed = 0
+        self._failed_starts = 0
         self._start_after_s = self._started_s = 0.0
         self._stopped_since_s: float | None = None
         self._output: Lines | None = None
-        self._pulse: Pulse | None = None
+        self.health: HealthCheck | None = None
         self._start()
 
     def filenos(self) -> list[int]:
@@ -43,72 +99,68 @@ class WebProcess:
         return [self._output.fd] if self._output and not self._output.closed else []
 
     def tick(self) -> None:
-        """Write its log lines, notice its end, start it again when it is time."""
+        """Write its log lines, notice its end, start it again when it is time, replace one that hangs."""
+        now = self.context.now()
         if self.child is None:
-            if self.failed_code is None and self.shop.now() >= self._start_after_s:
+            if self.failed_code is None and now >= self._start_after_s:
                 self._start()
             return
         self._drain()
         status = self.child.poll()
         if status is not None:
             self._drain()
-            self._ended(status)
-        else:
-            self._check_stopped()
-            self._check_pulse()
+            self._on_exit(status)
+            return
+        stopped = False
+        with contextlib.suppress(psutil.Error):
+            stopped = psutil.Process(self.child.pid).status() == psutil.STATUS_STOPPED
+        if not stopped:
+            self._stopped_since_s = None
+        elif self._stopped_since_s is None:
+            self._stopped_since_s = now
+        elif now - self._stopped_since_s > STOPPED_S:
+            self._log("the page is stopped; it is replaced", "WARNING")
+            self.child.kill()
+        if self.health is not None and self.health.tick(now):
+            self._log("the page no longer answers; it is replaced, jobs go on", "WARNING")
+            self.health.close()
+            self.health = None
+            self.child.kill()
 
     def _start(self) -> None:
-        self.child = spawn_child(self.argv, {**os.environ, RUN_ID: self.shop.run_id, "PYTHONUNBUFFERED": "1"})
+        self.child = spawn_child(self.argv, {**os.environ, RUN_ID: self.context.run_id, "PYTHONUNBUFFERED": "1"})
         assert self.child.stdout is not None
         self._output = Lines(self.child.stdout.fileno())
-        self._started_s = self.shop.now()
-        self._pulse = Pulse(self.address, self._started_s) if self.address else None
-        self.shop.log.say(f"page started, pid {self.child.pid}", "web")
+        self._started_s = self.context.now()
+        self.health = HealthCheck(self.address, self._started_s) if self.address else None
+        self._log(f"page started, pid {self.child.pid}")
+
+    def _log(self, text: str, level: str = "INFO") -> None:
+        self.context.log.say(text, "web", level=level)
 
     def _drain(self) -> None:
         for line in self._output.read() if self._output else ():
-            self.shop.log.say(line, "web")
+            self._log(line)
 
-    def _ended(self, status: int) -> None:
+    def _on_exit(self, status: int) -> None:
         outside = status in (-signal.SIGKILL, -signal.SIGTERM)  # says nothing about the page itself
-        settled = outside or self.shop.now() - self._started_s > SETTLED_S
-        self._failed = 0 if settled else self._failed + 1
-        wait_s = BACKOFF_S[min(max(0, self._failed - 1), len(BACKOFF_S) - 1)]
-        self._forget()
-        if status in FINAL_CODES or self._failed > MAX_FAILED_STARTS:
+        settled = outside or self.context.now() - self._started_s > SETTLED_S
+        self._failed_starts = 0 if settled else self._failed_starts + 1
+        wait_s = BACKOFF_S[min(max(0, self._failed_starts - 1), len(BACKOFF_S) - 1)]
+        self._close()
+        if status in FINAL_CODES or self._failed_starts > MAX_FAILED_STARTS:
             self.failed_code = status if status > 0 else 1
-            self.shop.log.say(f"the page cannot start: {exit_words(status)}", "web", level="ERROR")
+            self._log(f"the page cannot start: {describe_exit(status)}", "ERROR")
             return
-        self._start_after_s = self.shop.now() + (KILLED_WAIT_S if settled else wait_s)
-        self.shop.log.say(f"page ended: {exit_words(status)}; it starts again, jobs go on", "web", level="WARNING")
+        self._start_after_s = self.context.now() + (KILLED_WAIT_S if settled else wait_s)
+        self._log(f"page ended: {describe_exit(status)}; it starts again, jobs go on", "WARNING")
 
-    def _check_stopped(self) -> None:
-        assert self.child is not None
-        if processes.process_state(self.child.pid) != "T":
-            self._stopped_since_s = None
-        elif self._stopped_since_s is None:
-            self._stopped_since_s = self.shop.now()
-        elif self.shop.now() - self._stopped_since_s > STOPPED_S:
-            self.shop.log.say("the page is stopped; it is replaced", "web", level="WARNING")
-            self.child.kill()
-
-    def _check_pulse(self) -> None:
-        assert self.child is not None
-        if self._pulse is not None and self._pulse.tick(self.shop.now()):
-            self.shop.log.say("the page no longer answers; it is replaced, jobs go on", "web", level="WARNING")
-            self._hang_up()
-            self.child.kill()
-
-    def _hang_up(self) -> None:
-        if self._pulse is not None:
-            self._pulse.close()
-            self._pulse = None
-
-    def _forget(self) -> None:
-        self._hang_up()
+    def _close(self) -> None:
+        if self.health is not None:
+            self.health.close()
         if self.child is not None and self.child.stdout is not None:
             self.child.stdout.close()
-        self.child, self._output, self._stopped_since_s = None, None, None
+        self.child, self._output, self._stopped_since_s, self.health = None, None, None, None
 
     def stop(self, patience_s: float = 3.0) -> None:
         """End the page: SIGTERM, then SIGKILL to its group."""
@@ -122,4 +174,4 @@ class WebProcess:
                 os.killpg(self.child.pid, signal.SIGKILL)
             self.child.wait()
         self._drain()
-        self._forget()
+        self._close()

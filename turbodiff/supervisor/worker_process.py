@@ -18,8 +18,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import psutil
+
+from turbodiff.plan.calibration import Calibration
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.events import Event, read_event
 from turbodiff.spec.plan import Plan
@@ -30,6 +32,8 @@ RUN_ID = "TURBODIFF_RUN_ID"
 EXIT_S, TERM_S = 3.0, 5.0  # patience after "exit" and after SIGTERM; SIGKILL of a busy GPU client is the last resort
 PIPE_BYTES = 1 << 20  # a supervisor that is busy for a second must not stall the worker's writes
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 60.0)  # between failed starts of a worker or of the page
+MAX_FAILED_STARTS = 5
 
 
 def new_run_id() -> str:
@@ -53,23 +57,20 @@ def worker_environment(run_id: str, device: str = "") -> dict[str, str]:
     return {**os.environ, **fixed}
 
 
-def die_with_parent() -> Callable[[], None]:
-    """A `preexec_fn` that makes the child die when the calling thread does; use from the main thread only."""
-    parent = os.getpid()
-    libc = ctypes.CDLL(None, use_errno=True)
+def spawn_child(
+    argv: Sequence[str], environment: Mapping[str, str], pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """A child in its own session; stdout and stderr share one pipe, `stdout`, non-blocking.
 
-    def arm() -> None:
+    It dies when the calling thread does: use from the main thread only.
+    """
+    parent, libc = os.getpid(), ctypes.CDLL(None, use_errno=True)
+
+    def die_with_parent() -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:  # the parent died before the line above
             os._exit(1)
 
-    return arm
-
-
-def spawn_child(
-    argv: Sequence[str], environment: Mapping[str, str], pass_fds: Sequence[int] = ()
-) -> subprocess.Popen[bytes]:
-    """A child in its own session that dies with us; stdout and stderr share one pipe, `stdout`, non-blocking."""
     child = subprocess.Popen(
         list(argv),
         env=dict(environment),
@@ -78,7 +79,7 @@ def spawn_child(
         stderr=subprocess.STDOUT,
         pass_fds=tuple(pass_fds),
         start_new_session=True,
-        preexec_fn=die_with_parent(),
+        preexec_fn=die_with_parent,
     )
     assert child.stdout is not None
     os.set_blocking(child.stdout.fileno(), False)
@@ -120,6 +121,7 @@ class Worker:
     argv: Sequence[str] = WORKER
     run_id: str = field(default_factory=new_run_id)
     device: str = ""
+    _strays: list[str] = field(default_factory=list)  # lines that should have been events
 
     def __post_init__(self) -> None:
         events_read, events_write = os.pipe()
@@ -127,7 +129,8 @@ class Worker:
         self._events = Lines(events_read)
         for fd in (events_read, self._commands):
             os.set_blocking(fd, False)
-        _widen(events_read)
+        with contextlib.suppress(OSError):  # over the user's pipe limit: the default of 64 KiB does
+            fcntl.fcntl(events_read, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
             self.process = spawn_child(
                 [*self.argv, "--events-fd", str(events_write), "--commands-fd", str(commands_read)],
@@ -154,7 +157,7 @@ class Worker:
         """Descriptors to wait on: event lines, log text, and the end of the process."""
         return [lines.fd for lines in (self._events, self._output) if not lines.closed] + [self.pidfd]
 
-    def send(self, command: Mapping[str, Any]) -> bool:
+    def send(self, command: Mapping[str, object]) -> bool:
         """Send one command; False if the worker no longer listens."""
         data = json.dumps(dict(command)).encode() + b"\n"
         try:
@@ -175,8 +178,6 @@ class Worker:
                 self._strays.append(f"[WARNING] not an event line ({error}): {line[:200]}")
         return found
 
-    _strays: list[str] = field(default_factory=list)
-
     def output(self) -> list[str]:
         """The log lines that have arrived."""
         strays, self._strays = self._strays, []
@@ -190,6 +191,27 @@ class Worker:
         """Signal the worker through its pidfd, which cannot hit a process that took over the number."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
+
+    def dump_stacks(self) -> None:
+        """Have the worker write the stacks of its threads to its log, if it has a handler for that (faulthandler's).
+
+        Without one the signal would end it (SigCgt of /proc/PID/status, proc(5)).
+        """
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+            masks = [int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")]
+            if masks and masks[0] >> (signal.SIGUSR1 - 1) & 1:
+                self.signal(signal.SIGUSR1)
+
+    def usage(self) -> tuple[int, float, str]:
+        """Bytes read so far, files in the page cache included, CPU seconds, psutil's status; (0, 0.0, "") when gone."""
+        try:
+            process = psutil.Process(self.pid)
+            with process.oneshot():
+                times = process.cpu_times()
+                return process.io_counters().read_chars, times.user + times.system, process.status()
+        except psutil.Error:
+            return 0, 0.0, ""
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for its end without reaping it; True if it ended."""
@@ -229,21 +251,42 @@ class Worker:
             self.process.stdout.close()
 
 
-def _widen(fd: int) -> None:
-    with contextlib.suppress(OSError):  # over the user's pipe limit: the default of 64 KiB does
-        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+def build_run_command(
+    request: Request,
+    plan: Plan | None,
+    outputs: Path,
+    state: Path,
+    *,
+    job: int = 1,
+    attempt: int = 1,
+    output: str | None = None,
+    cap_bytes: int | None = None,
+    parent: int | None = None,
+    calibration: Calibration | None = None,
+) -> dict[str, object]:
+    """The `run` command of the worker, as it is sent: one attempt of one job.
 
-
-def build_run_command(request: Request, plan: Plan | None, outputs: Path, state: Path, **more: Any) -> dict[str, Any]:
-    """The `run` command; `more` may set job, attempt, output, cap_bytes."""
-    fields = {"job": 1, "attempt": 1, "output": None, "cap_bytes": None}
-    paths = {"outputs": str(outputs), "state": str(state)}
-    asked = {"request": request.model_dump(mode="json"), "plan": plan.model_dump(mode="json") if plan else None}
-    return {"cmd": "run", **fields, **more, **asked, **paths}
+    Args:
+        output: a file name of the person's own; None: the library names the clip.
+        cap_bytes: without a plan, the worker's own plan stays below this.
+    """
+    return {
+        "cmd": "run",
+        "job": job,
+        "attempt": attempt,
+        "output": output,
+        "cap_bytes": cap_bytes,
+        "parent": parent,
+        "calibration": calibration,
+        "request": request.model_dump(mode="json"),
+        "plan": plan.model_dump(mode="json") if plan else None,
+        "outputs": str(outputs),
+        "state": str(state),
+    }
 
 
 def run_once(
-    command: Mapping[str, Any], argv: Sequence[str] = WORKER, on_output: Callable[[str], None] | None = None
+    command: Mapping[str, object], argv: Sequence[str] = WORKER, on_output: Callable[[str], None] | None = None
 ) -> Iterator[Event]:
     """Run one job in a worker of its own and yield its events up to `result` or `error`; no store, no supervisor.
 
@@ -267,23 +310,19 @@ def run_once(
                 if event.type in ("result", "error"):
                     return
             if over:
-                raise _died(worker.exit_status())
+                raise TurbodiffError(
+                    "the worker process ended without a result",
+                    code="worker_died",
+                    got=describe_exit(worker.exit_status()),
+                    try_instead="run it again; the lines above say what it did last",
+                )
     finally:
         worker.send({"cmd": "cancel", "job": command["job"]})
         worker.stop(exit_s=EXIT_S)
         worker.close()
 
 
-def _died(status: int | None) -> TurbodiffError:
-    return TurbodiffError(
-        "the worker process ended without a result",
-        code="worker_died",
-        got=exit_words(status),
-        try_instead="run it again; the lines above say what it did last",
-    )
-
-
-def exit_words(status: int | None) -> str:
+def describe_exit(status: int | None) -> str:
     """An exit status as people say it: "exit code 1", "signal SIGSEGV"."""
     if status is None:
         return "no answer from the driver"

@@ -103,7 +103,7 @@ def host_line(snapshot: Snapshot) -> str:
 
 
 def holder(found: Holder, words: Words) -> HolderRow:
-    """A holder of turbodiff/gpu/holders.py in words; `kill -9` only follows where `kill` is offered."""
+    """A holder of turbodiff/gpu/processes.py in words; `kill -9` only follows where `kill` is offered."""
     kind = words(f"system.kind_{found.kind}")
     age = words.seconds(found.age_s) if found.age_s is not None else ""
     details = (kind, found.command[:90], age, words("system.idle") if found.idle else "")

@@ -2,7 +2,7 @@ import os
 from pathlib import Path
 
 from turbodiff.gpu import probe
-from turbodiff.gpu.holders import HOST_COMMAND, holders
+from turbodiff.gpu.processes import HOST_COMMAND, MAX_PID, holders, is_running, start_ticks
 from turbodiff.spec.numbers import GIB
 
 ANSWER_S = 30.0
@@ -58,3 +58,10 @@ def test_without_a_process_list_the_host_command_is_offered(fake_nvml):
 def test_a_lost_card_has_no_rows(fake_nvml):
     fake_nvml("lost")
     assert holders(probe.take_sample(ANSWER_S)) == ()
+
+
+def test_start_ticks_are_the_kernels_own_so_that_older_state_files_still_name_their_process():
+    field_22 = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+    assert start_ticks(os.getpid()) == field_22
+    assert is_running(os.getpid(), field_22) and not is_running(os.getpid(), field_22 - 1)
+    assert start_ticks(MAX_PID + 1) is None

@@ -1,0 +1,99 @@
+"""What every part of the supervisor shares: store, logs, folders, and what is known about memory.
+
+None is unknown and never read as 0 or as free.
+"""
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from turbodiff.diagnostics.logs import LogFile
+from turbodiff.gpu.probe import Sample, machine_from
+from turbodiff.jobs.store import Store
+from turbodiff.plan.hardware import GpuFacts, Machine
+from turbodiff.supervisor.worker_process import WORKER
+
+CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
+VMSTAT = Path("/proc/vmstat")
+STALE_S = 10.0
+
+
+def machine_of(store: Store) -> Machine | None:
+    """The machine by the supervisor's newest probe sample as another process sees it, our workers' memory counted as
+    ours; None without a sample younger than 10 s. Takes no NVML call of its own: only the probe does.
+    """
+    found = store.rows("SELECT value, at_s FROM fact WHERE name = 'probe' AND value != 'null'")
+    if not found:
+        return None
+    sample = Sample.model_validate_json(found[0]["value"])
+    age_s = max(0.0, store.now() - found[0]["at_s"])
+    return machine_from(sample, worker_pids(store)) if age_s <= STALE_S else None
+
+
+def worker_pids(store: Store) -> frozenset[int]:
+    """Our workers, as the supervisor wrote them down."""
+    facts = store.rows("SELECT name FROM fact WHERE name LIKE 'worker%'")
+    pids = {(store.fact(row["name"]) or {}).get("pid") for row in facts}
+    return frozenset(pid for pid in pids if pid)
+
+
+class Memory:
+    """The machine and its cards, from a sample that somebody else takes.
+
+    Args:
+        sample: the newest probe sample, never blocking; None where there is no probe.
+        own_pids: our workers, whose memory is ours.
+    """
+
+    def __init__(
+        self, sample: Callable[[], Sample | None] = lambda: None, own_pids: Callable[[], Collection[int]] = lambda: ()
+    ) -> None:
+        self._sample, self._own_pids = sample, own_pids
+        self._known: tuple[object, frozenset[int], Machine] | None = None
+
+    def machine(self) -> Machine | None:
+        """The whole machine; None without a probe or with a sample older than 10 s."""
+        sample = self._sample()
+        if sample is None or sample.age_s > STALE_S:
+            return None
+        pids = frozenset(self._own_pids())
+        if self._known is None or self._known[0] is not sample.cards or self._known[1] != pids:
+            self._known = sample.cards, pids, machine_from(sample, pids)
+        return self._known[2]
+
+    def gpu(self, index: int) -> GpuFacts:
+        """The card of a slot; one of which nothing is known where it cannot be seen."""
+        machine = self.machine()
+        return machine.gpus[index] if machine and index < len(machine.gpus) else GpuFacts(index=index)
+
+    def others_bytes(self, index: int) -> int | None:
+        """Device memory that other programs hold."""
+        gpu = self.gpu(index)
+        return None if gpu.used_bytes is None else max(0, gpu.used_bytes - gpu.reclaimable_bytes)
+
+    def host_ooms(self) -> int:
+        """How often the kernel has ended a process for want of RAM, in our cgroup, else on this machine."""
+        for path in (CGROUP_EVENTS, VMSTAT):
+            try:
+                counters = dict(line.split() for line in path.read_text().splitlines())
+            except (OSError, ValueError):
+                continue
+            if "oom_kill" in counters:
+                return int(counters["oom_kill"])
+        return 0
+
+
+@dataclass
+class SupervisorContext:
+    """What every slot shares."""
+
+    store: Store
+    log: LogFile
+    run_log: LogFile
+    state: Path
+    outputs: Path
+    run_id: str
+    memory: Memory
+    worker_argv: Sequence[str] = WORKER
+    now: Callable[[], float] = time.monotonic

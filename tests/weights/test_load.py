@@ -119,3 +119,11 @@ def test_a_file_of_another_size_names_the_first_key_and_both_shapes(tmp_path: Pa
     assert caught.value.code == "key_shape"
     assert "blocks.0.ffn.0.weight" in caught.value.field
     assert (caught.value.got, caught.value.expected) == ("[256, 128]", "[512, 128]")
+
+
+def test_a_checkpoint_that_did_not_change_is_read_once(tmp_path: Path) -> None:
+    path = tiny.write("turbowan.pth", tmp_path)
+    first = open_checkpoint(path)
+    assert open_checkpoint(path, "dit") is first
+    tiny.save_pth(tiny.quant(tiny.dit_state()), path)
+    assert open_checkpoint(path).quant and not first.quant

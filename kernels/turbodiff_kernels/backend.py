@@ -20,13 +20,15 @@ from typing import Literal, NamedTuple, ParamSpec, TypeVar
 
 import torch
 
+from turbodiff_kernels import selfcheck
+
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 OLDEST_ARCH = 80  # INT8 matrix products with INT32 sums, bfloat16
-OPS = ("norm", "quant", "gemm", "sage", "sla", "sagesla")
+OPS = tuple(selfcheck.CHECKS)
 REASONS = {
     "no_gpu": "device is {device}",
     "no_triton": "Triton is not installed",
@@ -61,8 +63,7 @@ def kernel_module(op: str, device: torch.device) -> ModuleType | None:
     """
     if chosen(op, device).runs == "reference":
         return None
-    folder = "sla" if op == "sagesla" else op
-    return importlib.import_module(f"turbodiff_kernels.{folder}.kernel")
+    return importlib.import_module(f"turbodiff_kernels.{selfcheck.CHECKS[op].folder}.kernel")
 
 
 def chosen(op: str, device: torch.device) -> Implementation:
@@ -129,8 +130,6 @@ def checked(op: str, device: torch.device, machine: str, file: Path) -> str:
 
     The file says CHECKING while the check runs: where a kernel takes the process down, the next one does not try again.
     """
-    from turbodiff_kernels.selfcheck import difference
-
     verdicts = _read(file)
     known = verdicts.get(machine, {}).get(op)
     if known is not None:
@@ -138,7 +137,7 @@ def checked(op: str, device: torch.device, machine: str, file: Path) -> str:
     _write(file, verdicts, machine, op, CHECKING)
     start = time.monotonic()
     try:
-        verdict = difference(op, device)
+        verdict = selfcheck.difference(op, device)
     except torch.OutOfMemoryError:
         _write(file, verdicts, machine, op, None)
         raise

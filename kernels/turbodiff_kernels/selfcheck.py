@@ -3,8 +3,7 @@
 Compilers, drivers and architectures that nobody tried are the rule; a kernel that is wrong there must not make a clip.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from importlib import import_module
 from types import MappingProxyType, ModuleType
 from typing import NamedTuple
@@ -28,43 +27,6 @@ class Inputs(NamedTuple):
         return numbers.to(self.device, dtype or self.dtype)
 
 
-def _norm(m: ModuleType, make: Inputs) -> list[Tensor]:
-    x, y = make.randn(2, 65, 384)[:, 1:64], make.randn(2, 63, 384, seed=1)
-    shift, scale = make.randn(2, 2, 384, seed=2, dtype=torch.float32).split(1, dim=1)
-    weight, bias = make.randn(384, seed=3), make.randn(384, seed=4)
-    angles = make.randn(63, 64, seed=5, dtype=torch.float32)
-    rotated, normed, added = x.clone(), x.clone(), y.clone()
-    m.rms_norm_rope_(rotated, weight, angles.cos(), angles.sin(), EPS)
-    m.rms_norm_(normed, weight, EPS)
-    m.residual_add_(added, x, shift)
-    images = make.randn(3, 5, 7, 96).movedim(-1, 1)
-    silu = m.rms_norm_silu(images, make.randn(96, seed=6))
-    plain = [m.norm_modulate(x, shift, scale, EPS), m.layer_norm(x, weight, bias, EPS)]
-    summed = x.clone()
-    sums = m.rms_norm_rope_sum_(summed, weight, angles.cos(), angles.sin(), EPS)
-    statistics = m.rope_statistics(x, weight, angles.cos(), angles.sin(), EPS)
-    quantised = m.norm_modulate_quantize(x, shift, scale, EPS)
-    return [*plain, *quantised, rotated, normed, added, silu, summed, sums, *statistics, m.rms_factor(x, EPS)]
-
-
-def _quant(m: ModuleType, make: Inputs) -> list[Tensor]:
-    x = make.randn(130, 200)
-    return [*m.quantize_tiles(x), *m.quantize_tokens(x)]
-
-
-def _gemm(m: ModuleType, make: Inputs) -> list[Tensor]:
-    from turbodiff_kernels.quant.reference import quantize_tiles, quantize_tokens
-
-    a, b, bias = make.randn(130, 256), make.randn(272, 256, seed=1) / 16, make.randn(272, seed=2)
-    gate, out = make.randn(2, 1, 272, seed=3, dtype=torch.float32), []
-    for quantize in (quantize_tiles, quantize_tokens):
-        matrices = *quantize(a), *quantize(b)
-        residual = make.randn(2, 65, 272, seed=4)
-        m.int8_linear_add_(residual, gate, *matrices, bias)
-        out += [residual, m.int8_linear(*matrices, bias, make.dtype, True), m.int8_linear(*matrices, None, make.dtype)]
-    return out + [*m.int8_linear_quantize(*quantize_tiles(a), *quantize_tiles(b), bias, make.dtype, True)]
-
-
 def _heads(make: Inputs) -> list[Tensor]:
     """Queries, keys with a mean, values [1, 330, 2, 128]: views of one packed projection, as a block makes them.
 
@@ -83,33 +45,65 @@ def _projections(make: Inputs) -> list[Tensor | float]:
     return [*(t.flatten(2) for t in _heads(make)), *weights, angles.cos(), angles.sin(), EPS]
 
 
-def _sage(m: ModuleType, make: Inputs) -> list[Tensor]:
-    return [m.sage_attention(*_heads(make)), m.normed_sage_attention(*_projections(make))]
+def results(op: str, m: ModuleType, make: Inputs) -> list[Tensor]:
+    """What a module, kernel or reference, makes of the inputs of the check of `op`."""
+    if op == "norm":
+        x, y = make.randn(2, 65, 384)[:, 1:64], make.randn(2, 63, 384, seed=1)
+        shift, scale = make.randn(2, 2, 384, seed=2, dtype=torch.float32).split(1, dim=1)
+        weight, bias = make.randn(384, seed=3), make.randn(384, seed=4)
+        angles = make.randn(63, 64, seed=5, dtype=torch.float32)
+        rotated, normed, added = x.clone(), x.clone(), y.clone()
+        m.rms_norm_rope_(rotated, weight, angles.cos(), angles.sin(), EPS)
+        m.rms_norm_(normed, weight, EPS)
+        m.residual_add_(added, x, shift)
+        images = make.randn(3, 5, 7, 96).movedim(-1, 1)
+        silu = m.rms_norm_silu(images, make.randn(96, seed=6))
+        plain = [m.norm_modulate(x, shift, scale, EPS), m.layer_norm(x, weight, bias, EPS)]
+        summed = x.clone()
+        sums = m.rms_norm_rope_sum_(summed, weight, angles.cos(), angles.sin(), EPS)
+        statistics = m.rope_statistics(x, weight, angles.cos(), angles.sin(), EPS)
+        quantised = m.norm_modulate_quantize(x, shift, scale, EPS)
+        return [*plain, *quantised, rotated, normed, added, silu, summed, sums, *statistics, m.rms_factor(x, EPS)]
+    if op == "quant":
+        x = make.randn(130, 200)
+        return [*m.quantize_tiles(x), *m.quantize_tokens(x)]
+    if op == "gemm":
+        from turbodiff_kernels.quant.reference import quantize_tiles, quantize_tokens
 
-
-def _sla(m: ModuleType, make: Inputs, int8: bool) -> list[Tensor]:
-    weight, bias = make.randn(128, 128, seed=2) / 11, make.randn(128, seed=3)
-    more = (weight, bias, 0.5, int8)
+        a, b, bias = make.randn(130, 256), make.randn(272, 256, seed=1) / 16, make.randn(272, seed=2)
+        gate, out = make.randn(2, 1, 272, seed=3, dtype=torch.float32), []
+        for quantize in (quantize_tiles, quantize_tokens):
+            matrices = *quantize(a), *quantize(b)
+            residual = make.randn(2, 65, 272, seed=4)
+            m.int8_linear_add_(residual, gate, *matrices, bias)
+            out += [
+                residual,
+                m.int8_linear(*matrices, bias, make.dtype, True),
+                m.int8_linear(*matrices, None, make.dtype),
+            ]
+        return out + [*m.int8_linear_quantize(*quantize_tiles(a), *quantize_tiles(b), bias, make.dtype, True)]
+    if op == "sage":
+        return [m.sage_attention(*_heads(make)), m.normed_sage_attention(*_projections(make))]
+    more = (make.randn(128, 128, seed=2) / 11, make.randn(128, seed=3), 0.5, op == "sagesla")
     return [m.sla_attention(*_heads(make), *more), m.normed_sla_attention(*_projections(make), *more)]
 
 
 class Check(NamedTuple):
-    """Folder of an operation, what to compute with either module, and the largest relative L2 difference."""
+    """Folder of an operation, and the largest relative L2 difference between its kernel and its reference."""
 
     folder: str
-    run: Callable[[ModuleType, Inputs], list[Tensor]]
     bound: float
 
 
 # bounds: some roundings to bfloat16 (2^-9 each); with FP8 values three bits of mantissa, averaged over the keys
 CHECKS: Mapping[str, Check] = MappingProxyType(
     {
-        "norm": Check("norm", _norm, 0.01),
-        "quant": Check("quant", _quant, 0.01),
-        "gemm": Check("gemm", _gemm, 0.01),
-        "sage": Check("sage", _sage, 0.08),
-        "sla": Check("sla", partial(_sla, int8=False), 0.02),
-        "sagesla": Check("sla", partial(_sla, int8=True), 0.08),
+        "norm": Check("norm", 0.01),
+        "quant": Check("quant", 0.01),
+        "gemm": Check("gemm", 0.01),
+        "sage": Check("sage", 0.08),
+        "sla": Check("sla", 0.02),
+        "sagesla": Check("sla", 0.08),
     }
 )
 
@@ -126,7 +120,7 @@ def difference(op: str, device: torch.device, dtype: torch.dtype = torch.bfloat1
     # freed at once, so that what a kernel is given next and forgets to write is NaN
     [torch.full((size // 4,), float("nan"), device=device) for size in POISON_BYTES].clear()
     try:
-        got, expected = (check.run(module, make) for module in modules)
+        got, expected = (results(op, module, make) for module in modules)
         for i, (g, e) in enumerate(zip(got, expected, strict=True)):
             distance = ((g.double() - e.double()).norm() / e.double().norm()).item()
             if not distance <= check.bound:

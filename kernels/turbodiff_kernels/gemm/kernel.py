@@ -93,15 +93,6 @@ def _rounded(x, DTYPE: tl.constexpr):
     return x.to(DTYPE).to(tl.float32)
 
 
-@triton.jit
-def _tile_of(program, row_tiles, column_tiles, GROUP: tl.constexpr):
-    """Tiles in groups of GROUP rows of tiles, so that neighbours in time share their operands in L2."""
-    per_group = GROUP * column_tiles
-    first = program // per_group * GROUP
-    height = tl.minimum(row_tiles - first, GROUP)
-    return first + program % per_group % height, program % per_group // height
-
-
 @triton.jit(do_not_specialize=["rows", "length"])
 def _int8_linear_kernel(
     a, a_scale, b, b_scale, bias, gate, out, out_scale, rows, columns, inner, length,
@@ -109,8 +100,12 @@ def _int8_linear_kernel(
     TILED: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, GATE: tl.constexpr, QUANTIZE: tl.constexpr,
     DTYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    column_tiles = tl.cdiv(columns, COLUMNS)
-    i, j = _tile_of(tl.program_id(0), tl.cdiv(rows, ROWS), column_tiles, GROUP)
+    # tiles in groups of GROUP rows of tiles, so that neighbours in time share their operands in L2
+    program, row_tiles, column_tiles = tl.program_id(0), tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS)
+    per_group = GROUP * column_tiles
+    top = program // per_group * GROUP
+    height = tl.minimum(row_tiles - top, GROUP)
+    i, j = top + program % per_group % height, program % per_group // height
     row, column, k = i * ROWS + tl.arange(0, ROWS), j * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, DEPTH)
     a_at = a + row.to(tl.int64)[:, None] * a_row + k[None, :]
     b_at = b + column.to(tl.int64)[None, :] * b_row + k[:, None]

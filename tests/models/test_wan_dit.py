@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.weights.tiny import inverse
-from turbodiff.models.attention import AttentionPlan, attention, rope_split, rope_tables
+from turbodiff.models.attention import AttentionPlan, attention, rope_tables
 from turbodiff.models.linear import Int8Linear
 from turbodiff.models.wan_dit import WanConfig, WanDiT, patchify, unpatchify
 from turbodiff.spec.errors import RequestError
@@ -224,7 +224,11 @@ def test_patches_come_back_where_they_were():
 
 
 def test_rope_splits_a_head_by_formula():
-    assert rope_split(128) == (44, 42, 42) and rope_split(64) == (24, 20, 20)
+    for head_dim, channels in ((128, (44, 42, 42)), (64, (24, 20, 20))):
+        turned = [
+            2 * int((rope_tables(*grid, head_dim)[1][1] != 0).sum()) for grid in ((2, 1, 1), (1, 2, 1), (1, 1, 2))
+        ]
+        assert tuple(turned) == channels, "one step along an axis turns its own channels only"
 
 
 def test_rope_starts_unrotated_and_turns_fastest_first():

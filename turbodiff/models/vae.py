@@ -10,7 +10,7 @@ Frames travel as [t, C, H, W], one sample of the batch at a time, in channels-la
 without a transposition, and norm and SiLU are one pass over it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
@@ -44,7 +44,20 @@ def encode(vae: Vae, video: Tensor, *, tile: int | None = None, conv: ConvMethod
     """
     assert is_frame_count(video.shape[2]), video.shape
     video = video.to(vae.dtype)
-    means = [_encode_one(vae, sample.transpose(0, 1), tile, _wants_conv2d(conv, vae)) for sample in video]
+    chunks = [1] + [TIME_STRIDE] * ((video.shape[2] - 1) // TIME_STRIDE)
+    height, width = (size // SPACE_STRIDE for size in video.shape[3:])
+    means = []
+    for frames in video.transpose(1, 2):
+        features = video.new_empty(len(chunks), vae.encoder.conv_out.in_channels, height, width)
+        for part in _tiles(height, width, tile):
+            stream = _Stream(vae, conv)
+            tile_frames = frames[:, :, *part.read(ENCODER_MARGIN, SPACE_STRIDE)]
+            for feature, chunk in zip(features.split(1), tile_frames.split(chunks), strict=True):
+                x = stream.down(vae.encoder, chunk)
+                feature[:, :, *part.read(0)] = x[:, :, *part.crop(ENCODER_MARGIN, 0)]
+        stream = _Stream(vae, conv)
+        moments = [stream.encoder_end(vae, feature) for feature in features.split(1)]
+        means.append(torch.cat(moments).chunk(2, dim=1)[0])
     latents = torch.stack(means).transpose(1, 2).float()
     mean, std = _latent_statistics(vae, latents)
     return (latents - mean) / std
@@ -61,8 +74,7 @@ def decode_stream(vae: Vae, latents: Tensor, *, tile: int | None = None, conv: C
     """
     mean, std = _latent_statistics(vae, latents)
     z = (latents.float() * std + mean).to(vae.dtype)
-    conv2d = _wants_conv2d(conv, vae)
-    streams = [_decode_one(vae, sample.transpose(0, 1), tile, conv2d) for sample in z]
+    streams = [_decode_one(vae, sample.transpose(0, 1), tile, conv) for sample in z]
     for parts in zip(*streams, strict=True):
         yield torch.stack(parts).transpose(1, 2)
 
@@ -89,10 +101,6 @@ def prefers_conv2d(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype != torch.float32 and conv3d_is_broken(torch.__version__, cudnn)
 
 
-def _wants_conv2d(conv: ConvMethod, vae: Vae) -> bool:
-    return prefers_conv2d(vae.device, vae.dtype) if conv == "auto" else conv == "conv2d"
-
-
 def _latent_statistics(vae: Vae, like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each latent channel over the training set, float32 [16, 1, 1, 1] (Wan2.1)."""
     pair = (vae.config["latents_mean"], vae.config["latents_std"])
@@ -100,47 +108,20 @@ def _latent_statistics(vae: Vae, like: Tensor) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-def _encode_one(vae: Vae, frames: Tensor, side: int | None, conv2d: bool) -> Tensor:
-    """Frames [F, 3, H, W] -> mean latents [T, 16, h, w], not normalised."""
-    height, width = (size // SPACE_STRIDE for size in frames.shape[2:])
-    chunks = [1] + [TIME_STRIDE] * ((len(frames) - 1) // TIME_STRIDE)
-    features = frames.new_empty(len(chunks), vae.encoder.conv_out.in_channels, height, width)
-    for tile in _tiles(height, width, side):
-        stream = _Stream(conv2d)
-        tile_frames = frames[:, :, *tile.read(ENCODER_MARGIN, SPACE_STRIDE)]
-        for feature, chunk in zip(features.split(1), tile_frames.split(chunks), strict=True):
-            x = stream.down(vae.encoder, chunk)
-            feature[:, :, *tile.read(0)] = x[:, :, *tile.crop(ENCODER_MARGIN, 0)]
-    stream = _Stream(conv2d)
-    moments = [stream.encoder_end(vae, feature) for feature in features.split(1)]
-    return torch.cat(moments).chunk(2, dim=1)[0]
+def _decode_one(vae: Vae, z: Tensor, side: int | None, conv: ConvMethod) -> Iterable[Tensor]:
+    """Latents [T, 16, h, w], not normalised -> T chunks [1 or 4, 3, 8h, 8w].
 
-
-def _decode_one(vae: Vae, z: Tensor, side: int | None, conv2d: bool) -> Iterator[Tensor]:
-    """Latents [T, 16, h, w], not normalised -> T chunks [1 or 4, 3, 8h, 8w]."""
-    if side is not None:
-        yield from _decode_tiles(vae, z, side, conv2d)
-        return
-    stream = _Stream(conv2d)
-    for feature in _decoder_features(vae, z, conv2d):
-        yield stream.up(vae.decoder, feature)
-
-
-def _decoder_features(vae: Vae, z: Tensor, conv2d: bool) -> Iterator[Tensor]:
-    """What must see the whole picture, [1, C, h, w] for each of T latents [T, 16, h, w]."""
-    stream = _Stream(conv2d)
-    for latent in z.split(1):
-        yield stream.decoder_begin(vae, latent)
-
-
-def _decode_tiles(vae: Vae, z: Tensor, side: int, conv2d: bool) -> tuple[Tensor, ...]:
-    """The same chunks from one canvas: beside it nothing of the work is left when they are handed out."""
+    Tiled: from one canvas. Beside it nothing of the work is left when they are handed out.
+    """
+    stream, features = _Stream(vae, conv), _Stream(vae, conv).decoder_features(vae, z)
+    if side is None:
+        return (stream.up(vae.decoder, feature) for feature in features)
     height, width = z.shape[2:]
-    whole = torch.cat(list(_decoder_features(vae, z, conv2d)))
+    whole = torch.cat(list(features))
     chunks = [1] + [TIME_STRIDE] * (len(z) - 1)
     canvas = z.new_empty(sum(chunks), 3, height * SPACE_STRIDE, width * SPACE_STRIDE)
     for tile in _tiles(height, width, side):
-        stream = _Stream(conv2d)
+        stream = _Stream(vae, conv)
         tile_features = whole[:, :, *tile.read(DECODER_MARGINS[0])]
         for into, feature in zip(canvas.split(chunks), tile_features.split(1), strict=True):
             into[:, :, *tile.read(0, SPACE_STRIDE)] = stream.up(vae.decoder, feature, tile)
@@ -191,14 +172,15 @@ def _tiles(height: int, width: int, side: int | None) -> list[_Tile]:
 class _Stream:
     """One causal pass: how frames go through the modules, and what the temporal convolutions remember of the past."""
 
-    def __init__(self, conv2d: bool) -> None:
-        self._conv2d = conv2d
+    def __init__(self, vae: Vae, conv: ConvMethod) -> None:
+        self._conv2d = prefers_conv2d(vae.device, vae.dtype) if conv == "auto" else conv == "conv2d"
         self._past: dict[nn.Module, list[Tensor]] = {}  # at most two frames [1, C, H, W] each, latest last
 
-    def decoder_begin(self, vae: Vae, latent: Tensor) -> Tensor:
-        """Latent frame [1, 16, h, w] -> features [1, C, h, w]: what must see the whole picture."""
-        x = self._conv(vae.decoder.conv_in, self._conv(vae.post_quant_conv, latent))
-        return self._middle(vae.decoder.mid_block, x)
+    def decoder_features(self, vae: Vae, z: Tensor) -> Iterator[Tensor]:
+        """Latents [T, 16, h, w] -> T times features [1, C, h, w]: what must see the whole picture."""
+        for latent in z.split(1):
+            decoder, latent = vae.decoder, self._conv(vae.post_quant_conv, latent)
+            yield self._middle(decoder.mid_block, self._conv(decoder.conv_in, latent))
 
     def up(self, decoder: nn.Module, x: Tensor, tile: _Tile | None = None) -> Tensor:
         """Features of one latent frame -> one frame (the first) or four, [t, 3, 8h, 8w].
@@ -246,8 +228,14 @@ class _Stream:
         return self._conv(vae.quant_conv, x)
 
     def _middle(self, block: nn.Module, x: Tensor) -> Tensor:
-        x = self._residual(block.resnets[0], x)
-        return self._residual(block.resnets[1], _attend(block.attentions[0], x))
+        """Two residual blocks, and between them attention over the pixels of each frame, one head of all channels."""
+        x, attn = self._residual(block.resnets[0], x), block.attentions[0]
+        qkv = attn.to_qkv(_norm(attn.norm, x)).flatten(2).transpose(1, 2)[:, :, None]
+        y = attention(*qkv.chunk(3, dim=-1)).flatten(2).transpose(1, 2)
+        del qkv
+        y = attn.proj(y.unflatten(2, x.shape[2:])).add_(x)
+        del x
+        return self._residual(block.resnets[1], y)
 
     def _residual(self, block: nn.Module, x: Tensor) -> Tensor:
         y = self._conv(block.conv1, _norm_silu(block.norm1, x))
@@ -262,31 +250,31 @@ class _Stream:
             return x
         past = self._past.get(layer.time_conv)
         self._past[layer.time_conv] = [x[-1:].clone()]
-        return x if past is None else self._halve_time(layer.time_conv, torch.cat((*past, x)))
-
-    def _halve_time(self, layer: nn.Conv3d, x: Tensor) -> Tensor:
-        """2n + 1 frames -> n: a temporal convolution of three frames and stride two."""
+        if past is None:
+            return x
+        # 2n + 1 frames -> n: a temporal convolution of three frames and stride two
+        x, weight, bias = torch.cat((*past, x)), layer.time_conv.weight, layer.time_conv.bias
         if not self._conv2d:
-            return F.conv3d(x.transpose(0, 1), layer.weight, layer.bias, stride=(2, 1, 1)).transpose(0, 1)
-        first, middle, last = layer.weight.unbind(2)
-        return F.conv2d(x[2::2], last, layer.bias) + F.conv2d(x[1::2], middle) + F.conv2d(x[:-1:2], first)
+            return F.conv3d(x.transpose(0, 1), weight, bias, stride=(2, 1, 1)).transpose(0, 1)
+        first, middle, last = weight.unbind(2)
+        return F.conv2d(x[2::2], last, bias) + F.conv2d(x[1::2], middle) + F.conv2d(x[:-1:2], first)
 
     def _upsample(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Twice the rows and columns; where the layer works on time, t frames become 2t.
+
+        Not so the clip's first latent frame, which stays one and is not remembered.
+        """
         if hasattr(layer, "time_conv"):
-            x = self._double_time(layer.time_conv, x)
+            if layer.time_conv in self._past:
+                x = self._conv(layer.time_conv, x).unflatten(1, (2, -1)).flatten(0, 1)
+            else:
+                self._past[layer.time_conv] = []
         conv = layer.resample[1]
         shape = (len(x), conv.out_channels, 2 * x.shape[2], 2 * x.shape[3])
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         for i, frame in enumerate(x.split(1)):
             out[i : i + 1] = conv(F.interpolate(frame, scale_factor=2, mode="nearest-exact"))
         return out
-
-    def _double_time(self, layer: nn.Conv3d, x: Tensor) -> Tensor:
-        """t frames -> 2t, except for the clip's first latent frame, which stays one and is not remembered."""
-        if layer not in self._past:
-            self._past[layer] = []
-            return x
-        return self._conv(layer, x).unflatten(1, (2, -1)).flatten(0, 1)
 
     def _conv(self, layer: nn.Conv3d, x: Tensor) -> Tensor:
         """A causal convolution of frames [t, C, H, W]; frames before the first are zeros."""
@@ -332,10 +320,3 @@ def _norm(norm: nn.Module, x: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min_(1e-12)
     gamma = (norm.gamma * norm.scale).view(-1, 1, 1)
     return torch.div(x, length, out=torch.empty_like(x)).mul_(gamma)
-
-
-def _attend(block: nn.Module, x: Tensor) -> Tensor:
-    """Attention over the pixels of each frame, one head of all channels, plus the input."""
-    qkv = block.to_qkv(_norm(block.norm, x)).flatten(2).transpose(1, 2)[:, :, None]
-    y = attention(*qkv.chunk(3, dim=-1)).flatten(2).transpose(1, 2)
-    return block.proj(y.unflatten(2, x.shape[2:])).add_(x)

@@ -179,7 +179,12 @@ class WanDiT(nn.Module):
         """Timesteps [B, 1] -> float32 [B, d] and [B, 6, d]. A bf16 model sees bf16 timesteps, as it was trained."""
         layers = self.time_embedding[0], self.time_embedding[2], self.time_projection[1]
         first, second, project = (cast(nn.Linear, layer) for layer in layers)
-        waves = sinusoid(timesteps.flatten().to(self.dtype), self.config.freq_dim)
+        # cosines, then sines, of 10000^(-i / half), in float64 (Wan2.1)
+        half = self.config.freq_dim // 2
+        positions = timesteps.flatten().to(self.dtype).double()
+        frequencies = 10000.0 ** -(torch.arange(half, dtype=torch.float64, device=positions.device) / half)
+        angles = torch.outer(positions, frequencies)
+        waves = torch.cat((angles.cos(), angles.sin()), dim=1).float()
         time = linear_float32(second, F.silu(linear_float32(first, waves)))
         modulation = linear_float32(project, F.silu(time))
         return time, modulation.unflatten(1, (6, -1))
@@ -313,13 +318,6 @@ def unpatchify(x: Tensor, grid: tuple[int, int, int]) -> Tensor:
     """[B, N, patch volume * C] -> [B, C, T, H, W]; channels of a token come in (t, h, w, c) order (Wan2.1)."""
     x = x.unflatten(2, (*PATCH, -1)).unflatten(1, grid)
     return x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6).flatten(4, 5).flatten(2, 3)
-
-
-def sinusoid(positions: Tensor, dim: int) -> Tensor:
-    """Positions [B] -> float32 [B, dim]: cosines first, then sines, of 10000^(-i / (dim/2)), in float64 (Wan2.1)."""
-    half = torch.arange(dim // 2, dtype=torch.float64, device=positions.device) / (dim // 2)
-    angles = torch.outer(positions.double(), 10000.0**-half)
-    return torch.cat((angles.cos(), angles.sin()), dim=1).float()
 
 
 def linear_float32(layer: nn.Linear, x: Tensor) -> Tensor:

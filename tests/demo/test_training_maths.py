@@ -14,7 +14,7 @@ from scripts.train_demo.train_dit import CONFIG, first_weights
 from scripts.train_demo.train_i2v import BOUNDARY, ELSEWHERE, SCHEDULE, expert_times, task
 from scripts.train_demo.vae import WanVAE
 from turbodiff.models.wan_dit import WanConfig, WanDiT
-from turbodiff.sampling.schedule import rcm_timesteps
+from turbodiff.sampling.rcm import rcm_timesteps
 
 
 def test_one_weighted_zero_row_equals_all_the_zero_rows() -> None:

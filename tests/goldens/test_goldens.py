@@ -23,9 +23,8 @@ from turbodiff.models.attention import AttentionPlan
 from turbodiff.models.linear import Int8Linear
 from turbodiff.models.text_encoder import encode, make_text_encoder
 from turbodiff.models.wan_dit import WanConfig, WanDiT
-from turbodiff.sampling.noise import Noise
-from turbodiff.sampling.rcm import sample
-from turbodiff.sampling.schedule import rcm_timesteps
+from turbodiff.sampling.conditioning import Noise
+from turbodiff.sampling.rcm import rcm_timesteps, sample
 from turbodiff.spec.models import TextFacts
 from turbodiff.weights.keymaps import names_from, rename
 

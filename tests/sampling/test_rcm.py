@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from turbodiff.sampling.noise import Noise
-from turbodiff.sampling.rcm import ode_step, sample, sde_step
-from turbodiff.sampling.schedule import network_timesteps, rcm_timesteps
+from turbodiff.sampling.conditioning import Noise
+from turbodiff.sampling.rcm import network_timesteps, rcm_timesteps, sample
 
 SHAPE = (1, 16, 2, 4, 6)
 
@@ -48,10 +47,14 @@ def test_a_perfect_network_reaches_the_clip(sampler, steps):
 
 
 def test_sde_and_ode_agree_where_the_noise_is_the_one_implied():
-    x, v = torch.randn(2, *SHAPE, dtype=torch.float64)
-    t, t_next = 0.9, 0.4
-    implied = x + (1 - t) * v
-    assert torch.allclose(sde_step(x, v, t, t_next, implied), ode_step(x, v, t, t_next))
+    start, v = torch.randn(2, *SHAPE, dtype=torch.float64)
+    t, times = 0.9, torch.tensor([0.9, 0.4], dtype=torch.float64)
+    implied = t * start + (1 - t) * v
+    (sde,), (ode,) = (
+        list(sample(lambda x, t: v, iter((start, implied)).__next__, times, sampler)) for sampler in ("sde", "ode")
+    )
+    assert torch.allclose(sde.latents, ode.latents)
+    assert torch.allclose(ode.latents, t * start - (0.9 - 0.4) * v)
 
 
 def test_state_is_float64_whatever_the_network_returns():

@@ -1,10 +1,10 @@
 """Wan2.2's two experts: who runs at which step; what the plan says about it is what the samplers run."""
 
 import pytest
+from diffusers import UniPCMultistepScheduler
 
-from turbodiff.sampling.schedule import rcm_timesteps
-from turbodiff.sampling.unipc import unipc_timesteps
-from turbodiff.spec.experts import Expert, expert_at, experts_by_step, rcm_times, unipc_times
+from turbodiff.sampling.rcm import rcm_timesteps
+from turbodiff.spec.experts import TRAIN_STEPS, Expert, expert_at, experts_by_step, rcm_times, unipc_times
 from turbodiff.spec.models import all_models
 
 PATTERNS = {
@@ -45,7 +45,9 @@ def test_an_expert_names_its_files_its_phase_and_its_letter():
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0, 5.0, 7.3, 12.0, 20.0])
 def test_unipc_is_planned_for_the_very_timesteps_of_diffusers(shift):
     for steps in (1, 2, 3, 7, 8, 20, 25, 30, 40, 50, 99, 100):
-        asked = unipc_timesteps(steps, shift).tolist()[:-1]
+        scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+        scheduler.set_timesteps(steps)
+        asked = (scheduler.timesteps.double() / TRAIN_STEPS).tolist()
         assert list(unipc_times(steps, shift)) == asked
         for boundary in BOUNDARIES:
             planned = experts_by_step("unipc", steps, 80.0, shift, boundary)

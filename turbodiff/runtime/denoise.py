@@ -13,8 +13,8 @@ from turbodiff.runtime.attempt import Attempt
 from turbodiff.runtime.model_cache import PlacedDit
 from turbodiff.runtime.text import TextRows
 from turbodiff.sampling import rcm, unipc
-from turbodiff.sampling.noise import Noise
-from turbodiff.sampling.schedule import network_timesteps, rcm_timesteps
+from turbodiff.sampling.conditioning import Noise
+from turbodiff.sampling.rcm import network_timesteps, rcm_timesteps
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.events import NoticeEvent, StepEvent
 

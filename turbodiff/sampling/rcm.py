@@ -1,4 +1,4 @@
-"""The rCM sampler: from noise to a clip in one to four steps.
+"""The rCM sampler: from noise to a clip in one to four steps, at the times of spec/experts.py.
 
 The state x is float64 throughout (TurboDiffusion); v is the velocity that the network predicts for x at time t. One
 evaluation per step, no guidance: it is distilled into the weights.
@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from turbodiff.spec.experts import rcm_times
+
 
 @dataclass(frozen=True)
 class Step:
@@ -24,19 +26,14 @@ class Step:
     clean: Tensor
 
 
-def clean_estimate(x: Tensor, velocity: Tensor, t: float) -> Tensor:
-    """The clip that x at time t points to: `x - t * v`."""
-    return x - t * velocity
+def rcm_timesteps(steps: int, sigma_max: float) -> Tensor:
+    """Rectified-flow times, float64 [steps + 1], falling from sigma_max / (1 + sigma_max) to 0. steps is 1 to 4."""
+    return torch.tensor((*rcm_times(steps, sigma_max), 0.0), dtype=torch.float64)
 
 
-def sde_step(x: Tensor, velocity: Tensor, t: float, t_next: float, noise: Tensor) -> Tensor:
-    """To time t_next through the clean estimate and fresh noise: `(1 - t') * (x - t * v) + t' * noise`."""
-    return (1 - t_next) * clean_estimate(x, velocity, t) + t_next * noise
-
-
-def ode_step(x: Tensor, velocity: Tensor, t: float, t_next: float) -> Tensor:
-    """To time t_next along the velocity: `x - (t - t') * v`."""
-    return x - (t - t_next) * velocity
+def network_timesteps(t: float, batch: int) -> Tensor:
+    """Time t in [0, 1] as the network takes it: float32 [batch, 1], times 1000."""
+    return torch.full((batch, 1), t, dtype=torch.float32) * 1000
 
 
 def sample(
@@ -55,6 +52,7 @@ def sample(
     x = draw_noise().double() * times[0]
     for index, (t, t_next) in enumerate(pairwise(times)):
         v = velocity(x, t).to(torch.float64)
-        clean = clean_estimate(x, v, t)
-        x = sde_step(x, v, t, t_next, draw_noise()) if sampler == "sde" else ode_step(x, v, t, t_next)
+        clean = x - t * v
+        # through the clean estimate and fresh noise, or along the velocity
+        x = (1 - t_next) * clean + t_next * draw_noise() if sampler == "sde" else x - (t - t_next) * v
         yield Step(index, t, t_next, x, clean)

@@ -12,7 +12,6 @@ import pytest
 from turbodiff.archive.clips import (
     clip_path,
     clips,
-    partial_beside,
     partial_path,
     poster_path,
     publish,
@@ -68,7 +67,7 @@ def test_a_name_is_taken_also_where_only_its_sidecar_is_left(tmp_path: Path) -> 
 def test_a_name_that_a_person_typed_is_replaced_in_one_step(tmp_path: Path) -> None:
     output = tmp_path / "out.mp4"
     output.write_bytes(b"older")
-    partial = partial_beside(output)
+    partial = partial_path(tmp_path, 1, 0, output)
     partial.write_bytes(CLIP)
     assert publish(partial, output, sidecar(), replace=True) == output
     assert output.read_bytes() == CLIP

@@ -2,9 +2,9 @@
 
 import pytest
 
-from turbodiff.cli.flags import read_lora
+from turbodiff.cli.flags import FLAGS, read_lora
 from turbodiff.spec.errors import RequestError
-from turbodiff.spec.request import make_request
+from turbodiff.spec.request import Request, make_request
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,8 @@ def test_a_strength_out_of_range_is_refused(tmp_path):
     with pytest.raises(RequestError) as caught:
         make_request({"prompt": "x", "loras": [read_lora(f"{tmp_path}/a:9")]})
     assert caught.value.field == "loras"
+
+
+def test_every_field_of_a_request_has_a_flag_and_every_flag_is_a_field():
+    derived = {"kind", "prompt", "width", "height", "nonce"}  # the argument, the model's, the size's, the page's
+    assert set(FLAGS) == set(Request.model_fields) - derived | {"size", "ode"}

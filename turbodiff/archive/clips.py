@@ -51,14 +51,14 @@ def clip_path(outputs: Path, kind: str, seed: int, model: str, created: datetime
     return outputs / f"{created:%Y-%m-%d}" / f"{kind}_{seed}_{slug}_{created:%Y%m%d_%H%M%S}.mp4"
 
 
-def partial_path(outputs: Path, job: int, attempt: int) -> Path:
-    """The temporary name of an attempt of a job; the process id in it tells `sweep` whether it is still wanted."""
+def partial_path(outputs: Path, job: int, attempt: int, output: Path | None = None) -> Path:
+    """The temporary name of an attempt of a job; the process id in it tells `sweep` whether it is still wanted.
+
+    For an `output` that a person named it is hidden, in the same folder.
+    """
+    if output is not None:
+        return output.parent / f".{output.stem}.{os.getpid()}.partial.mp4"
     return outputs / PARTIAL / f"{job}.{attempt}.{os.getpid()}.mp4"
-
-
-def partial_beside(output: Path) -> Path:
-    """The temporary name for an output that a person named: hidden, in the same folder."""
-    return output.parent / f".{output.stem}.{os.getpid()}.partial.mp4"
 
 
 def sidecar_path(clip: Path) -> Path:

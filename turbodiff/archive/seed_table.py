@@ -21,7 +21,7 @@ _UNESCAPES = {escaped: plain for plain, escaped in _ESCAPES.items()}
 
 
 class Row(NamedTuple):
-    """One line of the table, cell by cell; `raw` is the line it was read from, "" for one of our own."""
+    """One line of the table; the first four cells say which clip; `raw`: the line it was read from, "" for our own."""
 
     prompt: str
     seed: str
@@ -30,11 +30,6 @@ class Row(NamedTuple):
     rating: str = ""
     note: str = ""
     raw: str = ""
-
-    @property
-    def key(self) -> tuple[str, str, str, str]:
-        """What makes two rows the same clip: prompt, seed, model, resolution."""
-        return self.prompt, self.seed, self.model, self.resolution
 
 
 def read_table(text: str) -> list[Row]:

@@ -170,7 +170,7 @@ def _take_over(db: sqlite3.Connection, rows: list[Row], now_s: float) -> None:
         known = db.execute(
             "SELECT id, rating, note FROM seed WHERE prompt = ? AND seed = ? AND model = ? AND resolution = ?"
             " ORDER BY id LIMIT 1",
-            row.key,
+            row[:4],
         ).fetchone()
         if known is None:
             db.execute(

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,33 +60,29 @@ LORA_FORM = "PATH[:STRENGTH][:high|low]"
 LORA_STRENGTH = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 
 
-def takes_request(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes_request(command: Callable[..., None], left_out: Collection[str] = ()) -> Callable[..., None]:
     """Give a command the prompt and every flag of `FLAGS` but `left_out`, as one mapping in place of its `fields`."""
+    keyword, names = inspect.Parameter.KEYWORD_ONLY, [name for name in FLAGS if name not in left_out]
+    options = [inspect.Parameter("prompt", keyword, annotation=Annotated[str, PROMPT])]
+    for name in names:
+        *flags, help_text = FLAGS[name]
+        kind, default = SWITCHES.get(name, (str | None, None))
+        option = typer.Option(*flags, help=help_text, metavar=LORA_FORM if name == "loras" else None)
+        options.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, option]))
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        parameters += options if parameter.name == "fields" else [parameter]
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        keyword, names = inspect.Parameter.KEYWORD_ONLY, [name for name in FLAGS if name not in left_out]
-        options = [inspect.Parameter("prompt", keyword, annotation=Annotated[str, PROMPT])]
-        for name in names:
-            *flags, help_text = FLAGS[name]
-            kind, default = SWITCHES.get(name, (str | None, None))
-            option = typer.Option(*flags, help=help_text, metavar=LORA_FORM if name == "loras" else None)
-            options.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, option]))
-        parameters: list[inspect.Parameter] = []
-        for parameter in inspect.signature(command).parameters.values():
-            parameters += options if parameter.name == "fields" else [parameter]
+    @functools.wraps(command)
+    def run(**given: object) -> None:
+        fields = {name: given.pop(name) for name in ("prompt", *names)}
+        loras = fields.get("loras")
+        fields["loras"] = [read_lora(text) for text in loras] if isinstance(loras, list) else []
+        command(fields=fields, **given)
 
-        @functools.wraps(command)
-        def run(**given: object) -> None:
-            fields = {name: given.pop(name) for name in ("prompt", *names)}
-            loras = fields.get("loras")
-            fields["loras"] = [read_lora(text) for text in loras] if isinstance(loras, list) else []
-            command(fields=fields, **given)
-
-        run.__dict__["__signature__"] = inspect.Signature(parameters)
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return run
-
-    return decorate
+    run.__dict__["__signature__"] = inspect.Signature(parameters)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 def read_lora(text: str) -> dict[str, str | float]:

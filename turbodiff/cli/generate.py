@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +26,7 @@ NOT_PLANNED = (
 )
 
 
-@takes_request()
+@takes_request
 def generate(
     *,
     output: Annotated[Path | None, typer.Option("-o", "--output", "--save-path", "--save_path")] = None,
@@ -59,7 +60,7 @@ def generate(
     open_studio(None, outputs).generate(fields, output=output, device=device, on_event=tell)
 
 
-@takes_request(*NOT_PLANNED)
+@partial(takes_request, left_out=NOT_PLANNED)
 def plan(
     *,
     fields: dict[str, object],

@@ -6,10 +6,9 @@ On failure the cause and what to try. `turbodiff selftest` writes here too.
 from collections.abc import Iterator
 
 from turbodiff.spec.clips import ClipResult
-from turbodiff.spec.events import Event, JobError
+from turbodiff.spec.events import Event
 from turbodiff.spec.models import display_name_of
 from turbodiff.spec.numbers import gib, seconds
-from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 
 # what a sound clip may still look like (media/quality_checks.py), and what helps
@@ -34,7 +33,11 @@ def run_lines(event: Event, planned_bytes: int | None = None) -> Iterator[str]:
     """What an event adds to the run log."""
     match event.type:
         case "plan":
-            yield from plan_lines(event.plan)
+            plan = event.plan
+            need = f"needs {gib(plan.peak_bytes)} of {gib(plan.budget_bytes)}"
+            yield f"plan: {plan.band} on {plan.device_name}, {need}, about {seconds(plan.seconds)}"
+            for change in plan.changes:
+                yield f"plan changed {change.field}: {change.from_value} -> {change.to_value}"
         case "phase" if event.state == "done":
             held = f", peak {gib(event.peak_bytes)}" if event.peak_bytes else ""
             held += f" of {gib(planned_bytes)} planned" if event.peak_bytes and planned_bytes else ""
@@ -51,26 +54,11 @@ def run_lines(event: Event, planned_bytes: int | None = None) -> Iterator[str]:
             yield f"verdict: done, {event.path} {event.frames} frames {size} sha256 {event.sha256[:12]}"
             yield from (f"[WARNING] verdict: {line}" for line in flaw_lines(event))
         case "error":
-            yield error_line(event)
+            cause = {"got ": event.got, "expected ": event.expected, "try: ": event.try_instead}
+            told = [name + text for name, text in cause.items() if text]
+            yield "; ".join([f"[ERROR] verdict: {event.code}: {event.what}", *told])
 
 
 def flaw_lines(result: ClipResult) -> list[str]:
     """What a finished clip may be wrong with, and the knob that helps."""
     return [FLAWS.get(flaw, flaw) for flaw in result.warnings]
-
-
-def plan_lines(plan: Plan) -> Iterator[str]:
-    """The plan: what runs, what it needs, what was changed."""
-    need, budget = gib(plan.peak_bytes), gib(plan.budget_bytes)
-    yield f"plan: {plan.band} on {plan.device_name}, needs {need} of {budget}, about {seconds(plan.seconds)}"
-    for change in plan.changes:
-        yield f"plan changed {change.field}: {change.from_value} -> {change.to_value}"
-
-
-def error_line(error: JobError) -> str:
-    """Cause and remedy in one line; memory failures say OOM."""
-    parts = [f"[ERROR] verdict: {error.code}: {error.what}"]
-    parts += [f"got {error.got}"] if error.got else []
-    parts += [f"expected {error.expected}"] if error.expected else []
-    parts += [f"try: {error.try_instead}"] if error.try_instead else []
-    return "; ".join(parts)

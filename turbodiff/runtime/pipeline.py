@@ -125,7 +125,7 @@ def tile_side(levers: Levers) -> int | None:
 def write_clip(attempt: Attempt, latents: Tensor) -> tuple[Path, Sidecar]:
     """Latents to a clip in the library; it gets its name only after every frame of the file was checked."""
     request, outputs, output = attempt.request, attempt.outputs, attempt.output
-    partial = clips.partial_beside(output) if output else clips.partial_path(outputs, attempt.id, attempt.number)
+    partial = clips.partial_path(outputs, attempt.id, attempt.number, output)
     final = output or clips.clip_path(outputs, request.kind, request.seed or 0, request.model, attempt.created)
     recipe = {"request": request.model_dump(mode="json"), "plan": attempt.plan.model_dump(mode="json")}
     tags = {"turbodiff": installed("turbodiff"), "job": attempt.id, **recipe}

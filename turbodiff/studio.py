@@ -42,7 +42,6 @@ from turbodiff.spec.request import Request, make_request
 from turbodiff.supervisor import ownership, worker_process
 from turbodiff.supervisor.context import machine_of, worker_pids
 from turbodiff.supervisor.ownership import Identity
-from turbodiff.supervisor.supervisor import Supervisor
 from turbodiff.weights.locate import LoraFile, find_loras, resolve_files
 from turbodiff.weights.locate import inventory as find_weights
 
@@ -84,6 +83,8 @@ class Studio:
         Raises:
             StateInUseError: another turbodiff holds the state folder.
         """
+        from turbodiff.supervisor.supervisor import Supervisor  # the page's process never runs its loop
+
         return Supervisor(self.state, self.outputs).serve(web_argv, address)
 
     @property

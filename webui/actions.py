@@ -1,12 +1,14 @@
 """What a click does, without Gradio: each action asks the studio and ends in milliseconds."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import secrets
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.models import find_model
@@ -14,10 +16,12 @@ from turbodiff.studio import Studio
 from webui import form
 from webui.form import FormValues
 from webui.panels import first_aid, meter
-from webui.snapshot import ClipView, StudioReader
 from webui.wording import Words
 
-UiState = Mapping[str, str]  # what one browser looks at, see render.INITIAL_UI_STATE
+if TYPE_CHECKING:
+    from webui.snapshot import ClipView, StudioReader
+
+UiState = Mapping[str, str]  # what one browser looks at, see page.INITIAL_UI_STATE
 Answer = tuple[UiState, str]  # what the browser looks at next, and a sentence or markup to show or ""
 
 KNOBS = {"boundary", "sampler", "topk", "steps"}  # what a symptom's button may change

@@ -52,8 +52,9 @@ QUIET: _EventOptions = {"queue": False, "show_progress": "hidden", "api_visibili
 def build(reader: StudioReader, words: Words) -> gr.Blocks:
     """The whole page in one language."""
     blocks = GuardedBlocks(title="turbodiff", fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400))
+    spec = form.model_called(form_actions.initial_values(reader)["model"])
     with blocks:
-        PageEvents(layout(reader, words), reader, words).connect(blocks)
+        PageEvents(layout(reader, words, spec), reader, words).connect(blocks)
     return blocks
 
 

@@ -1,8 +1,10 @@
 """Ways to fill the form, without Gradio: what it starts with, and the buttons that change it."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from turbodiff.spec.models import all_models, find_model
 from webui import form
@@ -10,7 +12,9 @@ from webui.actions import UiState, clip_called, number_of, object_of, wished_req
 from webui.form import FormValues
 from webui.panels.first_aid import smaller
 from webui.panels.form_help import round_fields
-from webui.snapshot import StudioReader
+
+if TYPE_CHECKING:
+    from webui.snapshot import StudioReader
 
 FILLABLE = set(form.FIELDS) - {"image", "prompt", "negative_prompt", "loras"}  # what an alternative may change
 MAX_ARGUMENT_CHARS = 20_000

@@ -1,21 +1,30 @@
 """Which component sits where, one page per language, and the theme."""
 
+from __future__ import annotations
+
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from webui import form, render
-from webui.form_actions import initial_values
+from turbodiff.spec.models import ModelSpec
+from webui.app import STARTUP_LOG
 from webui.panels import create, form_help, log, seeds, status_bar
-from webui.snapshot import StudioReader
 from webui.wording import Words
+
+if TYPE_CHECKING:
+    from webui.snapshot import StudioReader
 
 STATIC = Path(__file__).parent / "static"
 TICK_S = 1.0
 DRAFT_KEY, DRAFT_SECRET = "turbodiff.draft", "turbodiff"  # fixed: a restart must find what the browser kept
 BUS = """window.{hook} = (act, arg) => trigger('{event}', {{act, arg}});"""
+
+
+# a clip's id or "job:7"; the archive's search; the clip to compare with; the form whose changes a person has seen
+INITIAL_UI_STATE = {"at": "", "search": "", "left": "", "agreed": ""}
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,7 @@ class Page:
 
     create: create.Create
     stage: dict[str, gr.HTML]  # by panel name of render.PANELS
-    ui_state: gr.State  # what this browser looks at: render.INITIAL_UI_STATE
+    ui_state: gr.State  # what this browser looks at: INITIAL_UI_STATE
     seen: gr.State  # panel -> digest of what this browser was sent
     draft: gr.BrowserState
     act_bus: gr.HTML
@@ -39,7 +48,7 @@ class Page:
     batch_go: gr.Button
 
 
-def layout(reader: StudioReader, words: Words) -> Page:
+def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
     """Lay the page out inside the gr.Blocks that is open."""
     stage = {"bar": gr.HTML(elem_id="bar"), "aid": gr.HTML(elem_id="aid")}
     gr.HTML(status_bar.draw_help(words))
@@ -49,10 +58,10 @@ def layout(reader: StudioReader, words: Words) -> Page:
     with gr.Tabs(elem_id="tabs"):
         with gr.Tab(words("create.tab"), id="create"), gr.Row(elem_id="create", equal_height=False):
             with gr.Column(scale=42, min_width=320, elem_id="form"):
-                made, batch, batch_file, batch_go = _form_column(reader, words)
+                made, batch, batch_file, batch_go = _form_column(reader, words, spec)
             with gr.Column(scale=58, min_width=320, elem_id="stage"):
                 stage |= {name: gr.HTML(elem_id=name) for name in ("player", "progress", "card", "queue", "strip")}
-                with gr.Accordion(words("log.tail", name=render.STARTUP_LOG), open=False, elem_id="tail"):
+                with gr.Accordion(words("log.tail", name=STARTUP_LOG), open=False, elem_id="tail"):
                     stage["tail"] = gr.HTML(max_height=220, autoscroll=True)
         with gr.Tab(words("gallery.tab"), id="gallery"):
             label = words("gallery.load")
@@ -75,15 +84,16 @@ def layout(reader: StudioReader, words: Words) -> Page:
             stage["log"] = gr.HTML(max_height=640, autoscroll=True, elem_id="log")
         with gr.Tab(words("settings.tab"), id="settings-tab"):
             stage["settings"] = gr.HTML(elem_id="settings")
-    ui_state, seen = gr.State(dict(render.INITIAL_UI_STATE)), gr.State({})
+    ui_state, seen = gr.State(dict(INITIAL_UI_STATE)), gr.State({})
     draft = gr.BrowserState(None, storage_key=DRAFT_KEY, secret=DRAFT_SECRET)
     shown = (made, stage, ui_state, seen, draft, act_bus, form_bus, note, gr.Timer(TICK_S))
     return Page(*shown, search, seed_file, video_file, batch, batch_file, batch_go)
 
 
-def _form_column(reader: StudioReader, words: Words) -> tuple[create.Create, gr.Textbox, gr.UploadButton, gr.Button]:
+def _form_column(
+    reader: StudioReader, words: Words, spec: ModelSpec
+) -> tuple[create.Create, gr.Textbox, gr.UploadButton, gr.Button]:
     """The form, and below it the box for many prompts at once with its two buttons."""
-    spec = form.model_called(initial_values(reader)["model"])
     made = create.build(words, spec, reader.here(), form_help.draw_examples(spec, words))
     with gr.Accordion(words("create.batch"), open=False, elem_id="batch-box"):
         batch = gr.Textbox(label=words("create.batch_label"), info=words("create.batch_info"), lines=4, elem_id="batch")

@@ -10,7 +10,7 @@ import gradio as gr
 
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.events import Event
-from turbodiff.spec.jobs import QueuedJob
+from turbodiff.spec.jobs import ACTIVE, STOPPED, QueuedJob
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import MAX_PROMPT_CHARS
@@ -18,18 +18,16 @@ from turbodiff.studio import pictures
 from webui import form
 from webui.form import FormValues
 from webui.markup import Html, note
+from webui.page import INITIAL_UI_STATE
 from webui.panels import create, first_aid, form_help, jobs, log, meter, seeds, settings, stage, status_bar, system
 from webui.request_guard import handler
-from webui.snapshot import ACTIVE, STOPPED, ClipView, Snapshot, StudioReader
+from webui.snapshot import ClipView, Snapshot, StudioReader
 from webui.wording import Words
 
-STARTUP_LOG = "webui_startup_latest.log"
 PANELS = (
     "bar", "aid", "player", "progress", "card", "queue", "strip", "tail", "compare", "gallery", "side", "seeds",
     "system", "log", "settings",
 )  # fmt: skip
-# a clip's id or "job:7"; the archive's search; the clip to compare with; the form whose changes a person has seen
-INITIAL_UI_STATE = {"at": "", "search": "", "left": "", "agreed": ""}
 TAIL_LINES = 12
 MARKED_FROM = 4  # fewer choices than this need no marks: the meter says it all
 GALLERY_CLIPS = 60

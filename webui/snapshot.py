@@ -14,11 +14,12 @@ from typing import Any, Generic, TypeVar
 from turbodiff.spec.clips import UNKNOWN_REQUEST, Sidecar, read_record
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.files import atomic_write
-from turbodiff.spec.jobs import QueuedJob
+from turbodiff.spec.jobs import ACTIVE, QueuedJob
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.plan import Change, Plan
 from turbodiff.spec.request import Request
 from turbodiff.studio import (
+    HOST_COMMAND,
     BackgroundTask,
     CardHolders,
     Clip,
@@ -38,8 +39,6 @@ from webui import form
 
 T = TypeVar("T")
 
-ACTIVE = ("running", "verifying")
-STOPPED = ("failed", "parked")
 FRESH_S = 0.5
 QUIET_S = 1.0
 CLIPS_FRESH_S = 3.0
@@ -88,6 +87,7 @@ class Snapshot:
     offers: Mapping[str, Offer] = field(default_factory=dict)  # model name -> files that suit this card
     downloads: Mapping[str, BackgroundTask] = field(default_factory=dict)  # model name -> how its download is doing
     holders: tuple[CardHolders, ...] = ()
+    host_command: str = HOST_COMMAND  # lists the holders where they cannot be seen from here
     leftovers: tuple[Identity, ...] = ()
     paused: bool = False
     policy: Policy = "auto"

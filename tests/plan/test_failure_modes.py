@@ -9,7 +9,7 @@ from tests.plan.machines import ask, card, disk, gpu, machine
 from turbodiff.jobs.retry_policy import next_cap
 from turbodiff.plan import phase_costs
 from turbodiff.plan.calibration import HIGHEST, History, Kind, Sample
-from turbodiff.plan.hardware import CONTEXT_BYTES, RESERVE_BYTES
+from turbodiff.plan.hardware import CONTEXT_BYTES, RESERVE_BYTES, WORKSPACE_BYTES
 from turbodiff.plan.planner import Refusal, plan_request, replan
 from turbodiff.plan.tiers import tier_of
 from turbodiff.spec.errors import DoesNotFitError
@@ -42,7 +42,7 @@ def test_03_our_own_context_is_counted_once():
     again = plan_request(ask(), card(24, free_bytes=24 * GIB - left, used_bytes=left, reclaimable_bytes=left), DISK)
     assert again.phases == first.phases
     context = [phase.workspace_bytes for phase in first.phases if phase.name == "write"]
-    assert context == [CONTEXT_BYTES + phase_costs.WORKSPACE_BYTES]
+    assert context == [CONTEXT_BYTES + WORKSPACE_BYTES]
 
 
 def test_04_host_memory_that_the_first_run_keeps_is_credited_to_the_second():

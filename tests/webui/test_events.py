@@ -7,14 +7,14 @@ from turbodiff.plan.hardware import Machine, pretend
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.studio import Studio
-from webui import form, render
+from webui import form
 from webui.events import PageEvents
-from webui.page import layout
+from webui.page import INITIAL_UI_STATE, layout
 from webui.request_guard import BadRequest
 from webui.snapshot import CachedValue, StudioReader
 from webui.wording import Words
 
-INITIAL_UI_STATE = dict(render.INITIAL_UI_STATE)
+UI_STATE = dict(INITIAL_UI_STATE)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def events(tmp_path_factory):
     reader._machine = CachedValue(lambda: machine, 3600.0)
     words = Words("en")
     with gr.Blocks(analytics_enabled=False):
-        made = PageEvents(layout(reader, words), reader, words)
+        made = PageEvents(layout(reader, words, find_model("demo")), reader, words)
     yield made
     reader.studio.close()
 
@@ -42,7 +42,7 @@ def row(events, **changed):
 
 def test_ask_shows_what_would_change_and_waits_for_a_second_click(events):
     events.reader.studio.set_policy("ask")
-    *_, ui_state, note = events.go(INITIAL_UI_STATE, *row(events))
+    *_, ui_state, note = events.go(UI_STATE, *row(events))
     assert 'id="ask"' in note and "num_frames" in note and 'data-arg="anyway"' in note
     assert ui_state["agreed"] and events.reader.studio.jobs() == []
     *_, note = events.go(ui_state, *row(events))
@@ -53,9 +53,9 @@ def test_ask_shows_what_would_change_and_waits_for_a_second_click(events):
 
 def test_auto_and_run_anyway_do_not_ask(events):
     events.reader.studio.set_policy("ask")
-    assert "Files of this model" in events.go_anyway(INITIAL_UI_STATE, *row(events))[-1]
+    assert "Files of this model" in events.go_anyway(UI_STATE, *row(events))[-1]
     events.reader.studio.set_policy("auto")
-    assert "Files of this model" in events.go(INITIAL_UI_STATE, *row(events))[-1]
+    assert "Files of this model" in events.go(UI_STATE, *row(events))[-1]
 
 
 def test_never_refuses_and_names_what_would_fit(events):

@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from turbodiff.plan.hardware import GpuFacts, Machine
-from turbodiff.plan.phase_costs import SLACK, WORKSPACE_BYTES
+from turbodiff.plan.hardware import SLACK, WORKSPACE_BYTES, GpuFacts, Machine
 from turbodiff.spec.numbers import MIB
 from turbodiff.spec.plan import Levers, Phase, Plan
 from turbodiff.spec.request import Request

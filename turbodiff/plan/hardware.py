@@ -13,6 +13,8 @@ from turbodiff.spec.numbers import GB, GIB, MIB
 
 INT8_BELOW_BYTES = 40 * GB  # TurboDiffusion's guide: `quant_linear` is a must below 40 GB
 CONTEXT_BYTES = 600 * MIB  # a CUDA context with its modules and cuBLAS, 0.5-0.8 GiB on the cards that were measured
+WORKSPACE_BYTES = 100 * MIB  # cuBLAS and cuDNN scratch outside our tensors
+SLACK = 0.05  # share of activations that the caching allocator loses to blocks of unlike size
 RESERVE_BYTES = {"headless": 512 * MIB, "display": 800 * MIB, "wsl": 1 * GIB}  # others use 400 to 1024 MiB
 HOST_RESERVE_BYTES = 1 * GIB
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from turbodiff.plan import roofline
+from turbodiff.plan.hardware import SLACK, WORKSPACE_BYTES
 from turbodiff.plan.weight_sizes import Weights, encoder_bytes
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.models import ModelSpec
@@ -34,8 +35,6 @@ from turbodiff.spec.shapes import (
     pixel_frames,
 )
 
-WORKSPACE_BYTES = 100 * MIB  # cuBLAS and cuDNN scratch outside our tensors
-SLACK = 0.05  # share of activations that the caching allocator loses to blocks of unlike size
 CPU_PROCESS_BYTES = 600 * MIB  # Python with torch loaded, measured on Linux
 PROCESS_BYTES = int(1.5 * GIB)  # the worker with torch and CUDA loaded, before any weights
 CONV_SCRATCH = 0.06  # share of the VAE's activations that cuDNN's convolutions ask for as scratch

@@ -14,6 +14,8 @@ State = Literal["queued", "running", "verifying", "done", "failed", "cancelled",
 Ask = Literal["", "cancel", "stop_and_decode"]
 Where = Literal["first", "up", "down", "last"]
 
+ACTIVE: frozenset[State] = frozenset({"running", "verifying"})
+STOPPED: frozenset[State] = frozenset({"failed", "parked"})
 OVER: frozenset[State] = frozenset({"done", "failed", "cancelled"})
 
 

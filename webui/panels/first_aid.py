@@ -2,17 +2,22 @@
 restart, who holds the memory, retry smaller.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from turbodiff.spec.jobs import QueuedJob
+from turbodiff.spec.jobs import STOPPED, QueuedJob
 from turbodiff.spec.models import find_model
 from webui.markup import Html, action, el, join, local
 from webui.panels.jobs import title
 from webui.panels.status_bar import RESTART
 from webui.panels.system import HolderRow, draw_holders, draw_host_line, host_line, largest_holders
-from webui.snapshot import STOPPED, Snapshot
 from webui.wording import Words
+
+if TYPE_CHECKING:
+    from webui.snapshot import Snapshot
 
 FIRST_AID_STEPS = 2  # offered for speed; steps never change memory
 NEWEST_JOBS = 20  # among which a failed one is looked for

@@ -2,19 +2,23 @@
 this disk, and the rounds.
 """
 
+from __future__ import annotations
+
 import base64
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from turbodiff.prompt.lint import is_chinese, lint
 from turbodiff.spec.models import ModelSpec, find_model
 from turbodiff.spec.request import Request
-from turbodiff.studio import Look, LoraFile, Round
 from webui.markup import Html, action, el, join, local, note, void
 from webui.panels.meter import short_model
 from webui.wording import Words
+
+if TYPE_CHECKING:
+    from turbodiff.studio import Look, LoraFile, Round
 
 Fields = Mapping[str, object]  # of the form, by name
 Seconds = Callable[[Fields], float | None]  # predicted for such a form, None where it does not fit

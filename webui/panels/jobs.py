@@ -1,15 +1,20 @@
 """Jobs on the stage: the progress of the running one, and the queue."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from turbodiff.spec.events import Event, Notice, NoticeEvent, PhaseEvent
-from turbodiff.spec.jobs import QueuedJob
+from turbodiff.spec.jobs import ACTIVE, STOPPED, QueuedJob
 from turbodiff.spec.request import Request
 from webui.markup import Html, action, el, note
 from webui.panels.stage import model_name, size_name
-from webui.snapshot import ACTIVE, STOPPED, Snapshot
 from webui.wording import Words
+
+if TYPE_CHECKING:
+    from webui.snapshot import Snapshot
 
 USUAL_PHASES = ("text_encode", "denoise", "vae_decode", "write")
 NOTICES = 2  # the newest of a running job

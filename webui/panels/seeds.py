@@ -1,13 +1,18 @@
 """The seed archive: rows in the guide's order of columns, with posters where the clip is still there."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from turbodiff.studio import Seed
 from webui.markup import Html, action, download, el, poster
 from webui.panels.stage import media_url
 from webui.wording import Words
+
+if TYPE_CHECKING:
+    from turbodiff.studio import Seed
 
 COLUMNS = ("prompt", "seed", "model", "resolution", "rating", "note")
 

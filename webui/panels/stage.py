@@ -1,17 +1,22 @@
 """Finished clips: the player, the card with its symptoms and knobs, the strip of posters, the gallery, compare."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from typing import TYPE_CHECKING
 
 from turbodiff.spec.events import Event, PreviewEvent
 from turbodiff.spec.request import Request
 from webui.markup import Html, action, download, el, facts, local, poster, void
 from webui.panels.meter import diff, short_model
-from webui.snapshot import ClipView, Snapshot
 from webui.wording import Words
+
+if TYPE_CHECKING:
+    from webui.snapshot import ClipView, Snapshot
 
 STARS = 5
 _WORDS = re.compile(r"[\u3400-\u9fff]|\s+|[^\s\u3400-\u9fff]+")

@@ -1,13 +1,18 @@
 """The status bar on every tab: card, memory (ours, others, unaccounted), RAM, queue, leftover workers, and buttons."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from turbodiff.spec.numbers import GIB
-from turbodiff.studio import GpuFacts, Machine
 from webui.markup import Html, action, el, join, local
-from webui.snapshot import Snapshot
 from webui.wording import Words
+
+if TYPE_CHECKING:
+    from turbodiff.studio import GpuFacts, Machine
+    from webui.snapshot import Snapshot
 
 RESTART = "重启应用"  # literal in both languages
 OTHER_LANGUAGE = {"en": "zh", "zh": "en"}

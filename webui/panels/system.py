@@ -1,15 +1,20 @@
 """The System tab: cards, RAM, who holds memory, the self-test, kernels, versions, models present and missing."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.numbers import gb
-from turbodiff.studio import HOST_COMMAND, DoctorReport, Holder, Machine
 from webui.markup import Html, action, el, facts, join, local
 from webui.panels.status_bar import RESTART, card_name
-from webui.snapshot import Snapshot
 from webui.wording import Words
+
+if TYPE_CHECKING:
+    from turbodiff.studio import DoctorReport, Holder, Machine
+    from webui.snapshot import Snapshot
 
 LARGEST_HOLDERS = 5  # shown in first aid
 
@@ -99,7 +104,7 @@ def system(snapshot: Snapshot, report: DoctorReport | None, words: Words) -> Sys
 
 def host_line(snapshot: Snapshot) -> str:
     """The line that lists holders on the host, where they cannot be seen from here."""
-    return HOST_COMMAND if not snapshot.holders or any(not card.listed for card in snapshot.holders) else ""
+    return snapshot.host_command if not snapshot.holders or any(not card.listed for card in snapshot.holders) else ""
 
 
 def holder(found: Holder, words: Words) -> HolderRow:

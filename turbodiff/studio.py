@@ -75,10 +75,7 @@ class Studio:
         self._store.close()
 
     def serve(self, web_argv: Sequence[str], address: tuple[str, int] | None = None) -> int:
-        """Run the supervisor in the main thread, with the page as its child, replaced when `address` stops answering.
-
-        Returns:
-            The exit code.
+        """The exit code of the supervisor, run in this main thread; the page is replaced when `address` is silent.
 
         Raises:
             StateInUseError: another turbodiff holds the state folder.

@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ ROOMS = ("turbodiff", "webui", "kernels")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 ALL = SOURCES + sorted((ROOT / "scripts").rglob("*.py"))
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_KERNEL_LINES = 400, 60, 160
+MAX_CALLED_ONCE, MAX_ANY, MAX_IMPORT_CHAIN = 0.30, 120, 14
 
 
 def relative(path):
@@ -131,3 +134,59 @@ def test_no_machine_path_or_registry_host_in_the_tree():
     for path in text_files:
         if path.is_file() and path.name != "test_architecture.py":
             assert not pattern.search(path.read_text("utf-8", errors="ignore")), path
+
+
+def named_functions():
+    """Every production function's name, and how often its name is used anywhere in the production code."""
+    defined, used = Counter(), Counter()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                defined[node.name] += 1
+            elif isinstance(node, ast.Name):
+                used[node.id] += 1
+            elif isinstance(node, ast.Attribute):
+                used[node.attr] += 1
+    return defined, used
+
+
+def test_few_functions_are_called_exactly_once():
+    """A function that is called once must earn its name: a story reads better whole than as a chain of relays."""
+    defined, used = named_functions()
+    once = [name for name in defined if defined[name] == 1 and used[name] == 1]
+    assert len(once) / len(defined) <= MAX_CALLED_ONCE, f"{len(once)} of {len(defined)}"
+
+
+def test_any_stands_only_where_a_library_forces_it():
+    words = [re.sub(r"^.*import .*$", "", path.read_text("utf-8"), flags=re.M) for path in SOURCES]
+    assert sum(len(re.findall(r"\bAny\b", text)) for text in words) <= MAX_ANY
+
+
+def imported_modules(path, known):
+    """The modules of ours that a file imports when it is itself imported."""
+    found, todo = set(), list(ast.parse(path.read_text("utf-8")).body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            todo += getattr(node, "body", [])
+    return found & known
+
+
+def test_no_import_chain_is_long():
+    names = {relative(p).removeprefix("kernels/").removesuffix(".py").replace("/", "."): p for p in SOURCES}
+    modules = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    imports = {name: imported_modules(path, modules.keys()) for name, path in modules.items()}
+    imports = {name: {o for o in found if not f"{name}.".startswith(f"{o}.")} for name, found in imports.items()}
+
+    @cache
+    def chain(name):
+        return (name, *max((chain(other) for other in imports[name]), key=len, default=()))
+
+    longest = max(map(chain, modules), key=len)
+    assert len(longest) <= MAX_IMPORT_CHAIN, " > ".join(longest)

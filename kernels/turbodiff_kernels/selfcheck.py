@@ -68,11 +68,10 @@ def results(op: str, m: ModuleType, make: Inputs) -> list[Tensor]:
         x = make.randn(130, 200)
         return [*m.quantize_tiles(x), *m.quantize_tokens(x)]
     if op == "gemm":
-        from turbodiff_kernels.quant.reference import quantize_tiles, quantize_tokens
-
+        quant = import_module("turbodiff_kernels.quant.reference")
         a, b, bias = make.randn(130, 256), make.randn(272, 256, seed=1) / 16, make.randn(272, seed=2)
         gate, out = make.randn(2, 1, 272, seed=3, dtype=torch.float32), []
-        for quantize in (quantize_tiles, quantize_tokens):
+        for quantize in (quant.quantize_tiles, quant.quantize_tokens):
             matrices = *quantize(a), *quantize(b)
             residual = make.randn(2, 65, 272, seed=4)
             m.int8_linear_add_(residual, gate, *matrices, bias)
@@ -81,7 +80,9 @@ def results(op: str, m: ModuleType, make: Inputs) -> list[Tensor]:
                 m.int8_linear(*matrices, bias, make.dtype, True),
                 m.int8_linear(*matrices, None, make.dtype),
             ]
-        return out + [*m.int8_linear_quantize(*quantize_tiles(a), *quantize_tiles(b), bias, make.dtype, True)]
+        return out + [
+            *m.int8_linear_quantize(*quant.quantize_tiles(a), *quant.quantize_tiles(b), bias, make.dtype, True)
+        ]
     if op == "sage":
         return [m.sage_attention(*_heads(make)), m.normed_sage_attention(*_projections(make))]
     more = (make.randn(128, 128, seed=2) / 11, make.randn(128, seed=3), 0.5, op == "sagesla")

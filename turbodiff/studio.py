@@ -30,11 +30,12 @@ from turbodiff.plan.tiers import Round, Tier, rounds, tier_of
 from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.prompt.weights import clean, parse
 from turbodiff.spec.clips import ClipResult, Sidecar
+from turbodiff.spec.commands import RunCommand
 from turbodiff.spec.errors import DoesNotFitError, FileError, OutOfMemoryError, RequestError, error_from
 from turbodiff.spec.events import Event
 from turbodiff.spec.files import state_folder
 from turbodiff.spec.inventory import Inventory
-from turbodiff.spec.jobs import QueuedJob, Where
+from turbodiff.spec.jobs import Outcome, QueuedJob, Where
 from turbodiff.spec.models import ModelSpec, all_models, find_model
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import Plan
@@ -136,24 +137,21 @@ class Studio:
         machine = only(probe.machine_now(), device)
         plan = plan_request(request, machine, inventory, history=self.history())
         number = uuid.uuid4().int % 2**31  # not in the queue; it names the temporary files
-        file = str(output.resolve()) if output else None
+        command = RunCommand(
+            job=number, request=plan.request, plan=plan, outputs=self.outputs, state=self.state,
+            output=output.resolve() if output else None,
+        )  # fmt: skip
         runs_on = plan.device if device == "auto" and not machine.pretended else device
         argv = (*worker_process.WORKER, "--device", runs_on)
-        planned: Plan | None = plan
-        cap_bytes: int | None = None
-        for attempt in range(1, retry_policy.LIMITS["oom"] + 2):
-            command = worker_process.build_run_command(
-                plan.request, planned, self.outputs, self.state,
-                job=number, attempt=attempt, output=file, cap_bytes=cap_bytes,
-            )  # fmt: skip
+        while True:
             try:
                 return _run_attempt(command, argv, on_event)
             except OutOfMemoryError as error:
-                if attempt > retry_policy.LIMITS["oom"]:
+                if command.attempt > retry_policy.LIMITS["oom"]:
                     raise
-                planned, cap_bytes = None, retry_policy.next_cap(planned, cap_bytes)
+                lower = {"cap_bytes": retry_policy.next_cap(command.plan, command.cap_bytes), "plan": None}
+                command = command.model_copy(update={**lower, "attempt": command.attempt + 1})
                 sys.stderr.write(f"{error}\nonce more, one rung lower\n")
-        raise AssertionError("the last attempt returns or raises")
 
     def submit(self, fields: Mapping[str, Any], anyway: bool = False) -> int:
         """Queue a request and return its job id; the same nonce gives the same job.
@@ -221,11 +219,11 @@ class Studio:
 
     def pause(self) -> None:
         """Start no further job; what runs goes on."""
-        self._store.pause()
+        self._store.put("paused", True)
 
     def resume(self) -> None:
         """Start jobs again."""
-        self._store.resume()
+        self._store.put("paused", False)
 
     @property
     def paused(self) -> bool:
@@ -236,7 +234,7 @@ class Studio:
         """Ask the supervisor for a fresh worker; returns a number to watch with `restart_outcome`."""
         return self._store.ask("restart", by=by)
 
-    def restart_outcome(self, number: int) -> dict[str, Any] | None:
+    def restart_outcome(self, number: int) -> Outcome | None:
         """What came of a restart, None while it is under way."""
         return self._store.outcome(number)
 
@@ -372,7 +370,7 @@ def _request_of(fields: Mapping[str, Any]) -> Request:
     return pictures.adapt_size(make_request(fields))
 
 
-def _run_attempt(command: Mapping[str, object], argv: Sequence[str], on_event: OnEvent) -> ClipResult:
+def _run_attempt(command: RunCommand, argv: Sequence[str], on_event: OnEvent) -> ClipResult:
     for event in worker_process.run_once(command, argv, on_output=_to_stderr):
         if event.type == "error":
             raise error_from(event.model_dump())

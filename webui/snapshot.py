@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from turbodiff.spec.clips import UNKNOWN_REQUEST, Sidecar, read_record
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.files import atomic_write
-from turbodiff.spec.jobs import ACTIVE, QueuedJob
+from turbodiff.spec.jobs import ACTIVE, Outcome, QueuedJob
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.plan import Change, Plan
 from turbodiff.spec.request import Request
@@ -93,7 +93,7 @@ class Snapshot:
     policy: Policy = "auto"
     selftest: SelfTest | None = None
     tier: Tier | None = None  # of this machine's card
-    restarted: Mapping[str, object] | None = None  # what came of the last restart
+    restarted: Outcome | None = None  # what came of the last restart
     now_s: float = 0.0
 
     def job(self, number: int) -> QueuedJob | None:

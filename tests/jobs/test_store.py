@@ -19,7 +19,7 @@ from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.errors import FileError, OutputError, RequestError
 from turbodiff.spec.events import JobError, PreviewEvent, StepEvent
-from turbodiff.spec.jobs import Progress
+from turbodiff.spec.jobs import Outcome, Progress
 
 RESULT = ClipResult(path="/clips/a.mp4", sha256="0" * 64, frames=17)
 
@@ -72,9 +72,9 @@ def test_jobs_run_in_order_of_id_and_a_move_changes_it(store: Store) -> None:
 
 def test_a_paused_queue_starts_nothing(store: Store) -> None:
     store.submit(request())
-    store.pause()
+    store.put("paused", True)
     assert claim(store) is None
-    store.resume()
+    store.put("paused", False)
     assert claim(store) is not None
 
 
@@ -236,8 +236,8 @@ def test_controls_are_handed_out_once_and_answered(store: Store) -> None:
     assert store.take_controls() == [(asked, "restart")]
     assert store.take_controls() == []
     assert store.outcome(asked) is None
-    store.answer(asked, {"ok": True})
-    assert store.outcome(asked) == {"ok": True}
+    store.answer(asked, Outcome(ok=True))
+    assert store.outcome(asked) == Outcome(ok=True)
 
 
 def test_submit_takes_20_ms_at_10_000_jobs_and_a_job_8_kb(tmp_path: Path) -> None:

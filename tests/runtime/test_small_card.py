@@ -16,7 +16,8 @@ from turbodiff.runtime import replan, worker
 from turbodiff.runtime.attempt import Attempt
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.pipeline import generate
-from turbodiff.runtime.replan import RunCommand, WaitForMemory, first_plan
+from turbodiff.runtime.replan import WaitForMemory, first_plan
+from turbodiff.spec.commands import RunCommand
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.events import read_event
 from turbodiff.spec.request import make_request

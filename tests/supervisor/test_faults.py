@@ -349,7 +349,7 @@ def test_fault_32_a_worker_that_sigkill_does_not_end_is_not_replaced(
     control = bench.store.ask("restart")
     bench.turn_until(lambda: bench.store.outcome(control))
     outcome = bench.store.outcome(control)
-    assert outcome is not None and not outcome["ok"] and "reboot" in outcome["text"]
+    assert outcome is not None and not outcome.ok and "reboot" in outcome.text
     for _ in range(10):
         bench.supervisor.tick(0.01)
     assert bench.slot.worker is None and bench.slot.broken

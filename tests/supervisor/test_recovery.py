@@ -73,12 +73,12 @@ def damage(path: Path) -> None:
 def test_fault_43_a_damaged_store_is_moved_aside_and_every_clip_comes_back(make_bench: Make, backup: bool) -> None:
     bench = make_bench()
     bench.run(scripted({}, seed=1))
-    bench.store.pause()
+    bench.store.put("paused", True)
     waiting = bench.store.submit(scripted({}, seed=9))
     if backup:
         recovery.backup(bench.store, bench.state, every_s=-1)
     bench.store.cancel(waiting)
-    bench.store.resume()
+    bench.store.put("paused", False)
     bench.run(scripted({}, seed=2))
     bench.supervisor.close()
     damage(bench.state / DATABASE)

@@ -39,8 +39,8 @@ def test_a_restart_says_how_many_bytes_the_driver_confirms(carded: Bench) -> Non
     control = carded.store.ask("restart", by="page")
     carded.turn_until(lambda: carded.store.outcome(control))
     outcome = carded.store.outcome(control)
-    assert outcome is not None and outcome["ok"]
-    assert outcome["freed_bytes"] == 18 * GIB and outcome["text"].startswith("freed 18.0 GiB in")
+    assert outcome is not None and outcome.ok
+    assert outcome.freed_bytes == 18 * GIB and outcome.text.startswith("freed 18.0 GiB in")
     carded.turn_until(lambda: carded.slot.free)
     assert carded.slot.worker.pid != first
 
@@ -62,8 +62,8 @@ def test_memory_that_does_not_come_back_is_no_success(
     control = carded.store.ask("restart")
     carded.turn_until(lambda: carded.store.outcome(control))
     outcome = carded.store.outcome(control)
-    assert outcome is not None and not outcome["ok"]
-    assert "18.0 GiB did not come back" in outcome["text"]
+    assert outcome is not None and not outcome.ok
+    assert "18.0 GiB did not come back" in outcome.text
 
 
 def test_without_a_driver_a_restart_claims_nothing(bench: Bench) -> None:
@@ -71,7 +71,7 @@ def test_without_a_driver_a_restart_claims_nothing(bench: Bench) -> None:
     control = bench.store.ask("restart")
     bench.turn_until(lambda: bench.store.outcome(control))
     outcome = bench.store.outcome(control)
-    assert outcome is not None and outcome["ok"] and outcome["freed_bytes"] is None
+    assert outcome is not None and outcome.ok and outcome.freed_bytes is None
 
 
 def test_fault_2_out_of_memory_beside_a_neighbour_that_grew_waits_for_it(carded: Bench, card: Card) -> None:

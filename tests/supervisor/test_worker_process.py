@@ -9,11 +9,11 @@ import pytest
 
 from supervisor.bench import SCRIPTED, request, scripted, wait_until
 from turbodiff.gpu.processes import start_ticks
+from turbodiff.spec.commands import RunCommand
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.supervisor.worker_process import (
     RUN_ID,
     Worker,
-    build_run_command,
     describe_exit,
     run_once,
     worker_environment,
@@ -26,10 +26,11 @@ import sys, time
 sys.path.insert(0, "tests")
 from pathlib import Path
 from supervisor.bench import SCRIPTED, scripted
-from turbodiff.supervisor.worker_process import Worker, build_run_command
+from turbodiff.spec.commands import RunCommand
+from turbodiff.supervisor.worker_process import Worker
 worker = Worker(SCRIPTED)
 folder = Path(sys.argv[1])
-worker.send(build_run_command(scripted({"hang": "gil"}, nonce="n"), None, folder, folder))
+worker.send(RunCommand(request=scripted({"hang": "gil"}, nonce="n"), outputs=folder, state=folder))
 while "step" not in {event.type for event in worker.events()}:
     time.sleep(0.01)
 time.sleep(0.3)  # now native code holds the GIL: no thread can see that the command pipe has ended
@@ -43,7 +44,7 @@ def alive(pid: int) -> bool:
 
 
 def test_one_job_without_store_or_supervisor(tmp_path: Path) -> None:
-    command = build_run_command(request(nonce="n"), None, tmp_path, tmp_path)
+    command = RunCommand(request=request(nonce="n"), outputs=tmp_path, state=tmp_path)
     events = list(run_once(command, SCRIPTED))
     assert events[0].type == "hello"
     assert events[-1].type == "result" and Path(events[-1].path).is_file()
@@ -51,7 +52,7 @@ def test_one_job_without_store_or_supervisor(tmp_path: Path) -> None:
 
 def test_closing_the_generator_ends_the_worker(tmp_path: Path) -> None:
     asked = scripted({"steps": 100, "dt_s": 0.1}, nonce="n")
-    running = run_once(build_run_command(asked, None, tmp_path, tmp_path), SCRIPTED)
+    running = run_once(RunCommand(request=asked, outputs=tmp_path, state=tmp_path), SCRIPTED)
     pid = next(running).pid
     running.close()  # type: ignore[attr-defined]
     assert not alive(pid)
@@ -60,7 +61,7 @@ def test_closing_the_generator_ends_the_worker(tmp_path: Path) -> None:
 def test_a_worker_that_dies_without_a_word_is_an_error_that_says_how(tmp_path: Path) -> None:
     asked = scripted({"die": "SIGSEGV"}, nonce="n")
     with pytest.raises(TurbodiffError, match="signal SIGSEGV"):
-        list(run_once(build_run_command(asked, None, tmp_path, tmp_path), SCRIPTED))
+        list(run_once(RunCommand(request=asked, outputs=tmp_path, state=tmp_path), SCRIPTED))
 
 
 def seconds_from_the_parents_death_to_the_workers(folder: Path) -> float:

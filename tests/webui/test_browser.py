@@ -117,7 +117,7 @@ def test_every_model_can_be_chosen_and_left_again(small_card, chromium):
 
 def test_a_waiting_job_can_be_cancelled_and_the_queue_paused(app, chromium):
     with tab(chromium, app) as page:
-        app.store.pause()
+        app.store.put("paused", True)
         write_prompt(page, CLIP)
         job = begin(page, app)
         page.wait_for_selector("#queue [data-state=queued]", timeout=30_000)

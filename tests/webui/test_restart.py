@@ -29,7 +29,7 @@ def test_the_page_answers_throughout_a_restart_and_the_job_runs_again(app):
     finally:
         over.set()
         visitor.join()
-    assert app.store.outcome(control)["ok"]
+    assert app.store.outcome(control).ok
     assert answers and set(answers) == {200}
     app.wait(lambda: app.store.job(job).over)
     assert (app.store.job(job).state, app.store.job(job).strikes) == ("done", {})

@@ -16,7 +16,7 @@ from turbodiff.plan.tiers import rounds as tiers_rounds
 from turbodiff.spec.clips import Sidecar, read_record
 from turbodiff.spec.events import JobError, PhaseEvent, PreviewEvent
 from turbodiff.spec.inventory import Inventory
-from turbodiff.spec.jobs import Progress, QueuedJob
+from turbodiff.spec.jobs import Outcome, Progress, QueuedJob
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.plan import Change
@@ -99,7 +99,7 @@ def test_a_leftover_worker_is_named_with_its_memory():
 
 
 def test_a_restart_says_how_many_bytes_came_back():
-    shown = status_bar.status_bar(Snapshot(machine=BARE, restarted={"ok": True, "freed_bytes": 3 * GIB}), EN)
+    shown = status_bar.status_bar(Snapshot(machine=BARE, restarted=Outcome(ok=True, freed_bytes=3 * GIB)), EN)
     assert shown.restarted == "3.0 GiB came back."
 
 

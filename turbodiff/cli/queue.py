@@ -142,8 +142,8 @@ def restart(state_dir: StateDir = None) -> None:
         if time.monotonic() > end_s:
             raise TurbodiffError("no answer to the restart", code="restart_silent", try_instead="see the start-up log")
         time.sleep(POLL_S)
-    sys.stdout.write(f"{outcome['text']}\n")
-    if not outcome.get("ok", True):
+    sys.stdout.write(f"{outcome.text}\n")
+    if not outcome.ok:
         raise typer.Exit(1)
 
 

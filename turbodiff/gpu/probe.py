@@ -35,24 +35,12 @@ class GpuProcess(BaseModel):
     bytes: int | None = None
 
 
-class CardSample(BaseModel):
-    """One card or MIG slice as the sampler said it; None where NVML does not say. Numbers: see GpuFacts."""
+class CardSample(GpuFacts):
+    """One card or MIG slice as the sampler said it; None where NVML does not say."""
 
-    model_config = ConfigDict(frozen=True)
     state: GpuState = "ok"
     nvml_index: int = 0
-    name: str = ""
-    uuid: str = ""
-    mig: bool = False
     parent: str = ""  # uuid of a slice's card
-    capability: tuple[int, int] | None = None
-    display: bool | None = None
-    utilisation: float | None = None
-    power_w: float | None = None
-    temperature_c: float | None = None
-    total_bytes: int | None = None
-    free_bytes: int | None = None
-    used_bytes: int | None = None
     processes: tuple[GpuProcess, ...] | None = None
 
 
@@ -115,7 +103,7 @@ def machine_from(sample: Sample, own_pids: frozenset[int] = frozenset()) -> Mach
     pages of mapped files count as available already.
     """
     cards = visible([card for card in sample.cards if card.state == "ok"], os.environ.get("CUDA_VISIBLE_DEVICES"))
-    shared = set(GpuFacts.model_fields) & set(CardSample.model_fields)
+    shared = set(GpuFacts.model_fields) - {"index", "reclaimable_bytes"}
     gpus = []
     for index, card in enumerate(cards):
         held_bytes = sum(process.bytes or 0 for process in card.processes or () if process.pid in own_pids)

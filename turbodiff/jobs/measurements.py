@@ -8,11 +8,11 @@ from statistics import median
 from pydantic import ValidationError
 
 from turbodiff.jobs.store import Store
-from turbodiff.plan.calibration import Calibration, History, Sample, kind_of, work_bytes
+from turbodiff.plan.calibration import History, Sample, kind_of, work_bytes
 from turbodiff.plan.hardware import Machine
 from turbodiff.spec.events import Event
 from turbodiff.spec.jobs import QueuedJob
-from turbodiff.spec.plan import Phase, Plan
+from turbodiff.spec.plan import Calibration, Phase, Plan
 
 HISTORY = 300  # rows that are looked at: 50 runs of six phases
 KEEP_ROWS = 3000  # ten times that: other models and sizes have a history, too

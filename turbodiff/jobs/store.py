@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +27,7 @@ from turbodiff.jobs.database import DATABASE, damaged, open_database, write_erro
 from turbodiff.spec.clips import ClipResult, Sidecar, read_record
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.events import Event, JobError, make_event
-from turbodiff.spec.jobs import Progress, QueuedJob, State, Where
+from turbodiff.spec.jobs import Outcome, Progress, QueuedJob, State, Where
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 
@@ -127,14 +127,7 @@ class Store:
             cursor = db.execute(
                 "INSERT INTO job (nonce, client, state, place, request, plan, parent, created_s)"
                 " VALUES (?, ?, 'queued', 0, ?, ?, ?, ?)",
-                (
-                    nonce,
-                    client,
-                    as_column(request),
-                    as_column(plan),
-                    parent,
-                    self.now(),
-                ),
+                (nonce, client, as_column(request), as_column(plan), parent, self.now()),
             )
             db.execute("UPDATE job SET place = id WHERE id = ?", (cursor.lastrowid,))
         assert cursor.lastrowid is not None
@@ -162,10 +155,6 @@ class Store:
     def queue(self) -> list[QueuedJob]:
         """The waiting jobs in the order they will run."""
         return [as_job(row) for row in self.rows("SELECT * FROM job WHERE state = 'queued' ORDER BY place, id")]
-
-    def counts(self) -> dict[str, int]:
-        """How many jobs are in each state."""
-        return {row["state"]: row["n"] for row in self.rows("SELECT state, count(*) AS n FROM job GROUP BY state")}
 
     def events(self, job: int, after: int = 0) -> list[tuple[int, Event]]:
         """The events of a job with their sequence numbers, oldest first; only those behind `after`.
@@ -243,14 +232,6 @@ class Store:
             for place, moved in zip(places, order, strict=False):
                 db.execute("UPDATE job SET place = ? WHERE id = ? AND state = 'queued'", (place, moved))
 
-    def pause(self) -> None:
-        """Start nothing more; what runs goes on."""
-        self.put("paused", True)
-
-    def resume(self) -> None:
-        """Start jobs again."""
-        self.put("paused", False)
-
     @property
     def paused(self) -> bool:
         """Whether a person paused the queue."""
@@ -282,15 +263,16 @@ class Store:
             db.execute("UPDATE control SET taken_s = ? WHERE taken_s IS NULL", (self.now(),))
         return [(row["id"], row["what"]) for row in found]
 
-    def answer(self, control: int, outcome: Mapping[str, object]) -> None:
+    def answer(self, control: int, outcome: Outcome) -> None:
         """What came of a control."""
         with self.write() as db:
-            db.execute("UPDATE control SET outcome = ? WHERE id = ?", (json.dumps(dict(outcome)), control))
+            values = (outcome.model_dump_json(exclude_unset=True), control)
+            db.execute("UPDATE control SET outcome = ? WHERE id = ?", values)
 
-    def outcome(self, control: int) -> dict[str, Any] | None:
+    def outcome(self, control: int) -> Outcome | None:
         """What came of a control, or None while it is under way."""
-        found = self.rows("SELECT outcome FROM control WHERE id = ?", control)
-        return json.loads(found[0]["outcome"]) if found and found[0]["outcome"] else None
+        found = self.rows("SELECT outcome FROM control WHERE id = ? AND outcome IS NOT NULL", control)
+        return Outcome.model_validate_json(found[0]["outcome"]) if found else None
 
     def put(self, name: str, value: object, durable: bool = True) -> None:
         """Keep one small fact (probe sample, supervisor status, pause) under its name."""

@@ -9,13 +9,12 @@ careful, never makes one refuse (`measured` is the factor without it), and three
 
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
-from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from turbodiff.plan.hardware import SLACK, WORKSPACE_BYTES, GpuFacts, Machine
 from turbodiff.spec.numbers import MIB
-from turbodiff.spec.plan import Levers, Phase, Plan
+from turbodiff.spec.plan import Calibration, Levers, Phase, Plan
 from turbodiff.spec.request import Request
 
 LOWEST, HIGHEST = 0.9, 1.25
@@ -71,14 +70,6 @@ class Sample(BaseModel):
     reserved_bytes: int | None = None
     nvml_bytes: int | None = None
     estimator: int = ESTIMATOR
-
-
-class Calibration(NamedTuple):
-    """The factor on work memory, from how many samples it comes, and what it is without the runs that failed."""
-
-    factor: float = 1.0
-    samples: int = 0
-    measured: float = 1.0
 
 
 class History:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from turbodiff.plan import phase_costs
-from turbodiff.plan.calibration import Calibration
 from turbodiff.plan.candidates import Candidate, dit_files
 from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.plan.phase_costs import CostInputs, PhaseCost
@@ -17,7 +16,7 @@ from turbodiff.plan.torch_compat import conv3d_is_broken, cudnn_number
 from turbodiff.plan.weight_sizes import Weights, lora_bytes, weights_of
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.models import ModelSpec
-from turbodiff.spec.plan import Levers
+from turbodiff.spec.plan import Calibration, Levers
 from turbodiff.spec.request import Request
 
 NO_LIMIT_BYTES = 1 << 60

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from turbodiff.plan import explain
-from turbodiff.plan.calibration import Calibration, History, kind_of
+from turbodiff.plan.calibration import History, kind_of
 from turbodiff.plan.candidates import SIZE_PINS, Candidate, candidates
 from turbodiff.plan.hardware import Machine
 from turbodiff.plan.offload_search import (
@@ -24,7 +24,7 @@ from turbodiff.plan.offload_search import (
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.numbers import gib
-from turbodiff.spec.plan import Band, Phase, PhaseName, Plan
+from turbodiff.spec.plan import Band, Calibration, Phase, PhaseName, Plan
 from turbodiff.spec.request import Request
 
 Policy = Literal["auto", "ask", "never", "anyway"]

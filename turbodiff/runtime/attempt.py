@@ -10,7 +10,6 @@ from typing import Protocol
 
 import torch
 
-from turbodiff.plan.calibration import Calibration
 from turbodiff.plan.hardware import Machine
 from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.runtime.replan import replan
@@ -18,7 +17,7 @@ from turbodiff.spec.clips import Measured
 from turbodiff.spec.errors import CancelledByUser, OutOfMemoryError
 from turbodiff.spec.events import Event, NoticeEvent, PhaseEvent, PlanEvent
 from turbodiff.spec.numbers import gib
-from turbodiff.spec.plan import PhaseName, Plan
+from turbodiff.spec.plan import Calibration, PhaseName, Plan
 from turbodiff.spec.request import Request
 
 OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")

@@ -5,47 +5,18 @@ smallest way to go on does not fit beside another program that grew, the job wai
 """
 
 import os
-from pathlib import Path
 from typing import Literal
-
-from pydantic import BaseModel, ConfigDict
 
 from turbodiff.gpu.probe import machine_now
 from turbodiff.plan import planner
-from turbodiff.plan.calibration import Calibration
 from turbodiff.plan.hardware import CONTEXT_BYTES, Machine, only
 from turbodiff.plan.planner import Shortage, band_of, from_phase, plan_request, told_as
 from turbodiff.runtime import offload
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.latents_cache import LatentsCache
-from turbodiff.spec.plan import PhaseName, Plan
-from turbodiff.spec.request import Request
+from turbodiff.spec.commands import RunCommand
+from turbodiff.spec.plan import Calibration, PhaseName, Plan
 from turbodiff.weights.locate import inventory
-
-
-class RunCommand(BaseModel):
-    """The `run` command of a worker, see supervisor/worker_process.py.
-
-    Args:
-        plan: as it was shown; None: the worker plans. After an out-of-memory (`cap_bytes`) it is not used.
-        cap_bytes: what the new plan stays below.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-    job: int
-    attempt: int
-    request: Request
-    plan: Plan | None = None
-    cap_bytes: int | None = None
-    outputs: Path
-    state: Path
-    output: Path | None = None
-    calibration: Calibration | None = None
-
-    @property
-    def given_plan(self) -> Plan | None:
-        """The plan to keep to, None where one is to be made."""
-        return self.plan if self.cap_bytes is None else None
 
 
 class WaitForMemory(Exception):

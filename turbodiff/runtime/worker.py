@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 import psutil
 
 from turbodiff.gpu.processes import start_ticks
+from turbodiff.spec.commands import RunCommand
 from turbodiff.spec.errors import OutOfMemoryError, TurbodiffError
 from turbodiff.spec.events import BeatEvent, ErrorEvent, Event, HelloEvent, ResultEvent, WaitEvent
 
@@ -130,7 +131,7 @@ def run(fields: dict[str, object], models: "ModelCache", events: EventWriter, co
     """
     from turbodiff.runtime.attempt import Attempt, one_rung_lower
     from turbodiff.runtime.pipeline import generate
-    from turbodiff.runtime.replan import RunCommand, WaitForMemory, first_plan, machine_for
+    from turbodiff.runtime.replan import WaitForMemory, first_plan, machine_for
 
     try:
         command = RunCommand.model_validate(fields)

@@ -29,6 +29,19 @@ class Progress(BaseModel):
     eta_s: float | None = None
 
 
+class Outcome(BaseModel):
+    """What came of a control (restart, stop).
+
+    Of a restart also the memory that came back (None: no card to ask) and the seconds it took.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    ok: bool = True
+    text: str = ""
+    freed_bytes: int | None = None
+    seconds: float | None = None
+
+
 @dataclass(frozen=True)
 class QueuedJob:
     """One row of the queue. Times are Unix seconds and for people only; `strikes` counts how attempts ended."""

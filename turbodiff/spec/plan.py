@@ -3,7 +3,7 @@
 The same JSON is shown by `turbodiff plan --json`, by the API, in the job row and in the clip's metadata.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -67,6 +67,15 @@ class Alternative(Frozen):
     seconds: float
     fits: bool
     download_bytes: int = 0
+
+
+class Calibration(NamedTuple):
+    """What measured runs taught about a plan (plan/calibration.py): the factor on work memory, from how many samples it
+    comes, and what it is without the runs that failed."""
+
+    factor: float = 1.0
+    samples: int = 0
+    measured: float = 1.0
 
 
 class Plan(Frozen):

@@ -15,12 +15,13 @@ from turbodiff.jobs import measurements
 from turbodiff.jobs.attempts import finish_job, move_job, record_event
 from turbodiff.jobs.retry_policy import NEIGHBOUR_BYTES, Decision, Ending, decide
 from turbodiff.spec.clips import ClipResult
+from turbodiff.spec.commands import JobCommand, RunCommand
 from turbodiff.spec.errors import FileError, VerifyError
 from turbodiff.spec.events import Event, JobError, Notice, NoticeEvent
 from turbodiff.spec.jobs import Progress, QueuedJob
 from turbodiff.supervisor.context import SupervisorContext
 from turbodiff.supervisor.watchdog import Evidence, RunMonitor, Watchdog, expected_steps_s
-from turbodiff.supervisor.worker_process import Worker, build_run_command, describe_exit
+from turbodiff.supervisor.worker_process import Worker, describe_exit
 
 CANCEL_GRACE_S = 30.0  # a step of a large clip may take this long before the worker sees the cancel
 CHECK_EVERY_S = 1.0
@@ -63,15 +64,14 @@ class AttemptMonitor:
             self.end(Ending("error", JobError(**error.fields())))
             return False
         self.worker.send(
-            build_run_command(
-                request,
-                job.plan,
-                context.outputs,
-                context.state,
+            RunCommand(
                 job=job.id,
                 attempt=job.attempt,
+                request=request,
+                plan=job.plan,
                 cap_bytes=job.cap_bytes,
-                parent=job.parent,
+                outputs=context.outputs,
+                state=context.state,
                 calibration=measurements.calibration_of(context.store, job, context.memory.machine(), self.slot),
             )
         )
@@ -119,10 +119,10 @@ class AttemptMonitor:
         job, now = self.job, self.context.now()
         ask = self.context.store.rows("SELECT ask FROM job WHERE id = ?", job.id)[0]["ask"]
         if ask == "cancel" and self._cancel_sent_s is None:
-            self.worker.send({"cmd": "cancel", "job": job.id})
+            self.worker.send(JobCommand(cmd="cancel", job=job.id))
             self._cancel_sent_s = now
         elif ask == "stop_and_decode" and not self._stop_sent:
-            self._stop_sent = self.worker.send({"cmd": "stop_and_decode", "job": job.id})
+            self._stop_sent = self.worker.send(JobCommand(cmd="stop_and_decode", job=job.id))
         elif self._cancel_sent_s is not None and now - self._cancel_sent_s > CANCEL_GRACE_S:
             self.log(f"did not hear the cancel for {CANCEL_GRACE_S:.0f} s, it is ended", "WARNING")
             self.end_worker = True

@@ -14,7 +14,6 @@ import signal
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
 
 import psutil
 
@@ -69,12 +68,6 @@ class StateLock:
     def close(self) -> None:
         """Let the folder go."""
         os.close(self._fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def is_held(state: Path) -> bool:

@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from turbodiff.archive.disk import check_place
 from turbodiff.diagnostics.logs import RUN_LOG, STARTUP_LOG, LogFile, log_folder
 from turbodiff.gpu.probe import Probe, Sample, machine_from, take_sample
 from turbodiff.jobs.attempts import claim
 from turbodiff.jobs.database import file_system
 from turbodiff.spec.errors import FileError, TurbodiffError
+from turbodiff.spec.jobs import Outcome
 from turbodiff.spec.numbers import gib, seconds
 from turbodiff.supervisor.context import Memory, SupervisorContext
 from turbodiff.supervisor.ownership import StateLock
@@ -37,16 +36,6 @@ PROOF_S = 15.0  # for the memory of an ended worker to be free again; Ollama see
 POLL_S = 0.25
 SLACK_BYTES = 256 << 20
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Outcome(BaseModel):
-    """What came of a control; of a restart also the memory that came back (None: no card to ask) and its seconds."""
-
-    model_config = ConfigDict(frozen=True)
-    ok: bool
-    text: str
-    freed_bytes: int | None = None
-    seconds: float | None = None
 
 
 class Supervisor:
@@ -162,7 +151,7 @@ class Supervisor:
                 outcome = Outcome(ok=True, text="stopping")
             else:
                 outcome = Outcome(ok=False, text=f"unknown control {what}")
-            self.store.answer(control, outcome.model_dump(exclude_unset=True))
+            self.store.answer(control, outcome)
         for slot in self.slots:
             if slot.free and not self._no_place:
                 self._dispatch(slot)
@@ -221,7 +210,7 @@ class Supervisor:
 
     def _housekeeping(self) -> None:
         sample = self.sample()
-        self.store.put("probe", sample.model_dump(mode="json") if sample else None, durable=False)
+        self.store.put("probe", sample.model_dump(mode="json", exclude_unset=True) if sample else None, durable=False)
         self._introduce_cards(sample)
         if self._no_place:
             try:

@@ -8,7 +8,6 @@ of its command pipe. Its own session makes one process group of everything it st
 import contextlib
 import ctypes
 import fcntl
-import json
 import os
 import secrets
 import select
@@ -21,11 +20,9 @@ from pathlib import Path
 
 import psutil
 
-from turbodiff.plan.calibration import Calibration
+from turbodiff.spec.commands import ExitCommand, JobCommand, RunCommand
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.events import Event, read_event
-from turbodiff.spec.plan import Plan
-from turbodiff.spec.request import Request
 
 WORKER = (sys.executable, "-m", "turbodiff.runtime.worker")
 RUN_ID = "TURBODIFF_RUN_ID"
@@ -157,9 +154,9 @@ class Worker:
         """Descriptors to wait on: event lines, log text, and the end of the process."""
         return [lines.fd for lines in (self._events, self._output) if not lines.closed] + [self.pidfd]
 
-    def send(self, command: Mapping[str, object]) -> bool:
+    def send(self, command: RunCommand | JobCommand | ExitCommand) -> bool:
         """Send one command; False if the worker no longer listens."""
-        data = json.dumps(dict(command)).encode() + b"\n"
+        data = command.model_dump_json().encode() + b"\n"
         try:
             while data:
                 select.select([], [self._commands], [], 1.0)
@@ -222,7 +219,7 @@ class Worker:
 
         None means that even SIGKILL did not end it within a second: it hangs in the driver (state D).
         """
-        self.send({"cmd": "exit"})
+        self.send(ExitCommand())
         if not self.wait(exit_s):
             self.signal(signal.SIGTERM)
             self.wait(term_s)
@@ -251,42 +248,8 @@ class Worker:
             self.process.stdout.close()
 
 
-def build_run_command(
-    request: Request,
-    plan: Plan | None,
-    outputs: Path,
-    state: Path,
-    *,
-    job: int = 1,
-    attempt: int = 1,
-    output: str | None = None,
-    cap_bytes: int | None = None,
-    parent: int | None = None,
-    calibration: Calibration | None = None,
-) -> dict[str, object]:
-    """The `run` command of the worker, as it is sent: one attempt of one job.
-
-    Args:
-        output: a file name of the person's own; None: the library names the clip.
-        cap_bytes: without a plan, the worker's own plan stays below this.
-    """
-    return {
-        "cmd": "run",
-        "job": job,
-        "attempt": attempt,
-        "output": output,
-        "cap_bytes": cap_bytes,
-        "parent": parent,
-        "calibration": calibration,
-        "request": request.model_dump(mode="json"),
-        "plan": plan.model_dump(mode="json") if plan else None,
-        "outputs": str(outputs),
-        "state": str(state),
-    }
-
-
 def run_once(
-    command: Mapping[str, object], argv: Sequence[str] = WORKER, on_output: Callable[[str], None] | None = None
+    command: RunCommand, argv: Sequence[str] = WORKER, on_output: Callable[[str], None] | None = None
 ) -> Iterator[Event]:
     """Run one job in a worker of its own and yield its events up to `result` or `error`; no store, no supervisor.
 
@@ -317,7 +280,7 @@ def run_once(
                     try_instead="run it again; the lines above say what it did last",
                 )
     finally:
-        worker.send({"cmd": "cancel", "job": command["job"]})
+        worker.send(JobCommand(cmd="cancel", job=command.job))
         worker.stop(exit_s=EXIT_S)
         worker.close()
 

@@ -64,9 +64,9 @@ def status_bar(snapshot: Snapshot, words: Words) -> StatusBar:
         leftovers.append((left.pid, words("bar.leftover", memory=memory)))
     restarted, outcome = "", snapshot.restarted
     if outcome is not None:
-        freed = outcome.get("freed_bytes")
+        freed = outcome.freed_bytes
         came_back = words("bar.freed", memory=words.gib(freed)) if isinstance(freed, int) else words("bar.restarted")
-        restarted = came_back if outcome.get("ok") else words("bar.restart_failed")
+        restarted = came_back if outcome.ok else words("bar.restart_failed")
     return StatusBar(
         card, note, tuple(_gauges(snapshot, words)), words(f"bar.{queue}", n=waiting), busy, tuple(leftovers), restarted
     )

@@ -1,6 +1,4 @@
-"""Jobs that survive: the queue, the processes that work it off, and what is said about them.
+"""The queue on disk: the SQLite store, the attempts of its jobs, what an ended attempt means, what phases took.
 
-Lives here: the SQLite store, the supervisor, worker processes, orphans, restart, the seed archive, the logs.
-Never here: torch, Gradio, a CUDA context; what a clip needs or how it is made.
-Who may knock: the studio and the command line.
+Never here: torch, Gradio, processes; what a clip needs or how it is made.
 """

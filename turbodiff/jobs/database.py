@@ -140,7 +140,12 @@ def open_database(path: Path) -> sqlite3.Connection:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA foreign_keys = ON")
             if version < len(MIGRATIONS):
-                _migrate(db)
+                db.execute("BEGIN IMMEDIATE")  # a failure closes the connection, which rolls back
+                version = int(db.execute("PRAGMA user_version").fetchone()[0])  # another process may have been first
+                for statement in ";".join(MIGRATIONS[version:]).split(";"):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+                db.execute("COMMIT")
         except sqlite3.OperationalError as error:
             raise write_error(path, error) from error
         except sqlite3.DatabaseError as error:
@@ -176,20 +181,6 @@ def file_system(path: Path, mounts: str | None = None) -> str:
         if path.is_relative_to(point) and len(point) > best:
             best, found = len(point), kind
     return found
-
-
-def _migrate(db: sqlite3.Connection) -> None:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        version = int(db.execute("PRAGMA user_version").fetchone()[0])  # another process may have been first
-        for script in MIGRATIONS[version:]:
-            for statement in script.split(";"):
-                db.execute(statement)
-        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-        db.execute("COMMIT")
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
 
 
 def damaged(path: Path, error: Exception) -> FileError:

@@ -153,24 +153,21 @@ class Supervisor:
                 outcome = Outcome(ok=False, text=f"unknown control {what}")
             self.store.answer(control, outcome)
         for slot in self.slots:
-            if slot.free and not self._no_place:
-                self._dispatch(slot)
+            if not slot.free or self._no_place:
+                continue
+            if why := slot.recycle_reason():
+                slot.log(f"a fresh worker follows: it {why}")
+                slot.stop("recycled")
+                continue
+            gpu = self.context.memory.gpu(slot.index)
+            free_bytes = None if gpu.free_bytes is None else gpu.free_bytes + gpu.reclaimable_bytes
+            job = claim(self.store, slot.index, free_bytes)
+            if job is not None and not slot.run(job):
+                self._no_place = True  # one job says so to everybody; the others keep their place in the queue
+                self.log.say("the queue waits: there is no place for clips", level="ERROR")
         if self.context.now() - self._slow_s >= SLOW_TICK_S:
             self._slow_s = self.context.now()
             self._housekeeping()
-
-    def _dispatch(self, slot: GpuSlot) -> None:
-        why = slot.recycle_reason()
-        if why:
-            slot.log(f"a fresh worker follows: it {why}")
-            slot.stop("recycled")
-            return
-        gpu = self.context.memory.gpu(slot.index)
-        free_bytes = None if gpu.free_bytes is None else gpu.free_bytes + gpu.reclaimable_bytes
-        job = claim(self.store, slot.index, free_bytes)
-        if job is not None and not slot.run(job):
-            self._no_place = True  # one job says so to everybody; the others keep their place in the queue
-            self.log.say("the queue waits: there is no place for clips", level="ERROR")
 
     def restart(self) -> Outcome:
         """重启应用: end every worker, prove that its memory is back, start a new one. Page and queue stay.

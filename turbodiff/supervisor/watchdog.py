@@ -190,35 +190,30 @@ class RunMonitor:
         """The notices that are new; `cold`: the GPU says 100 % and draws little power."""
         if seen.own_bytes is not None:
             self.peak_bytes = max(self.peak_bytes or 0, seen.own_bytes)
-        found = self._memory_notices(seen)
-        expected_s, took_s = self.step_s.get(self._phase), self._last_s
-        if expected_s is not None and took_s is not None and took_s > FAR * expected_s:
-            cause = found[0].key if found else "cold" if cold else "unknown"
-            text = f"a step took {seconds(took_s)}, {seconds(expected_s)} were expected; cause: {cause}"
-            numbers = {"step_s": took_s, "expected_s": expected_s, "cause": cause}
-            found.append(Notice(key="slow_step", text=text, numbers=numbers))
-        fresh = [notice for notice in found if now_s - self._reported_s.get(notice.key, -AGAIN_S) >= AGAIN_S]
-        self._reported_s |= {notice.key: now_s for notice in fresh}
-        return fresh
-
-    def _memory_notices(self, seen: Evidence) -> list[Notice]:
         found = []
-        free, ram, last_s, fastest_s = seen.vram_free_bytes, seen.ram_available_bytes, self._last_s, self._fastest_s
-        if free is not None and free < CAP_BYTES and last_s is not None and last_s > SLOWED * fastest_s:
-            text = f"the card is full and a step took {seconds(last_s)} instead of {seconds(fastest_s)}: "
+        free, ram, took_s, fastest_s = seen.vram_free_bytes, seen.ram_available_bytes, self._last_s, self._fastest_s
+        if free is not None and free < CAP_BYTES and took_s is not None and took_s > SLOWED * fastest_s:
+            text = f"the card is full and a step took {seconds(took_s)} instead of {seconds(fastest_s)}: "
             text += "memory spills into the computer's RAM"
-            numbers = {"free_bytes": free, "step_s": last_s, "fastest_s": fastest_s}
+            numbers = {"free_bytes": free, "step_s": took_s, "fastest_s": fastest_s}
             found.append(Notice(key="spill", text=text, numbers=numbers))
-        grew = 0
-        if seen.others_bytes is not None and self.others_bytes is not None:
-            grew = seen.others_bytes - self.others_bytes
+        known = seen.others_bytes is not None and self.others_bytes is not None
+        grew = (seen.others_bytes or 0) - (self.others_bytes or 0) if known else 0
         if grew > NEIGHBOUR_BYTES:
             text = f"another program took {gib(grew)} of the card meanwhile"
             found.append(Notice(key="neighbour_grew", text=text, numbers={"grew_bytes": grew, "free_bytes": free}))
         if ram is not None and ram < LOW_RAM_BYTES:
             text = f"only {gib(ram)} of RAM is left"
             found.append(Notice(key="host_ram_low", text=text, numbers={"available_bytes": ram}))
-        return found
+        expected_s = self.step_s.get(self._phase)
+        if expected_s is not None and took_s is not None and took_s > FAR * expected_s:
+            cause = found[0].key if found else "cold" if cold else "unknown"
+            text = f"a step took {seconds(took_s)}, {seconds(expected_s)} were expected; cause: {cause}"
+            slow = {"step_s": took_s, "expected_s": expected_s, "cause": cause}
+            found.append(Notice(key="slow_step", text=text, numbers=slow))
+        fresh = [notice for notice in found if now_s - self._reported_s.get(notice.key, -AGAIN_S) >= AGAIN_S]
+        self._reported_s |= {notice.key: now_s for notice in fresh}
+        return fresh
 
 
 def expected_steps_s(plan: Plan | None, usual_s: Mapping[str, float]) -> dict[str, float]:

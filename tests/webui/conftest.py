@@ -14,7 +14,9 @@ import pytest
 
 from turbodiff.jobs.store import Store
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+SCRIPTED = "../supervisor/scripted_worker.py"
 CHROMIUM = Path("/usr/bin/chromium")
 BROWSER_FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -74,7 +76,7 @@ def answers(url):
         return False
 
 
-def start(folder, *flags, **environment):
+def start(folder, *flags, worker=SCRIPTED, **environment):
     port = free_port()
     state, outputs = folder / "state", folder / "outputs"
     web = [
@@ -88,10 +90,9 @@ def start(folder, *flags, **environment):
         "--outputs",
         str(outputs),
     ]
-    worker = ROOT / "tests" / "supervisor" / "scripted_worker.py"
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     process = subprocess.Popen(
-        [sys.executable, "-c", SUPERVISE, str(state), str(outputs), str(worker), *web, *flags],
+        [sys.executable, "-c", SUPERVISE, str(state), str(outputs), str(HERE / worker), *web, *flags],
         env={**os.environ, "PYTHONPATH": paths, **environment},
         stderr=subprocess.DEVNULL,
     )

@@ -47,7 +47,7 @@ from turbodiff.weights.locate import LoraFile, find_loras, resolve_files
 from turbodiff.weights.locate import inventory as find_weights
 
 POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
-DOWNLOADS, TASKS = "downloads", "errands"  # folders in the state folder
+DOWNLOADS, TASKS = "downloads", "tasks"  # folders in the state folder
 _tokenizer = cache(Tokenizer)
 OnEvent = Callable[[Event], None]
 

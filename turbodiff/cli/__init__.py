@@ -1,8 +1,8 @@
 """The command line: flags in, Studio calls, lines out.
 
-Lives here: commands and how they print. Heavy imports happen inside commands, so `--help` answers at once.
+Contents: commands and how they print. Heavy imports happen inside commands, so `--help` answers at once.
 Never here: decisions; everything is asked of `turbodiff.studio`.
-Who may knock: the shell.
+Used by: the shell.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """WILL IT FIT: arithmetic only. What every phase of a clip needs, what a machine has, and which choice to take.
 
-Lives here: phase costs, weight sizes, roofline, hardware, candidates, offload search, planner, explain, calibration,
+Contents: phase costs, weight sizes, roofline, hardware, candidates, offload search, planner, explain, calibration,
 tiers, torch's traps. Never here: torch, devices, files of weights, measurements in progress.
-Who may knock: gpu, models, weights, jobs, runtime, studio, cli.
+Used by: gpu, models, weights, jobs, runtime, studio, cli.
 """

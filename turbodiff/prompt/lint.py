@@ -175,6 +175,6 @@ def _word_lists() -> WordLists:
     table = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
     english = {name: frozenset(table[name].split()) for name in WordLists._fields if not name.startswith("zh_")}
     nouns, verbs = ("|".join(sorted(table[name].split(), key=len, reverse=True)) for name in ("zh_nouns", "zh_verbs"))
-    # a verb, a character of action, or any verb with 着 that does not merely stand or wear
+    # a verb, a character of action, or a verb with 着 that says more than standing or being dressed
     verbs += f"|[{table['zh_verb_characters']}]|[\u4e00-\u9fff](?<![{table['zh_still_before_zhe']}])着"
     return WordLists(**english, zh_nouns=re.compile(nouns), zh_verbs=re.compile(verbs))

@@ -1,6 +1,6 @@
 """TIME: the rCM schedule and steps, which expert runs when, the picture's condition, the noise.
 
-Lives here: pure functions on tensors that know nothing of networks, devices or files.
+Contents: pure functions on tensors that know nothing of networks, devices or files.
 Never here: device moves, progress, cancellation (see `turbodiff.runtime`).
-Who may knock: `turbodiff.runtime`; the training and bench scripts.
+Used by: `turbodiff.runtime`; the training and bench scripts.
 """

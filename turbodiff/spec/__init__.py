@@ -1,6 +1,6 @@
 """WHAT IS ASKED: the nouns that every other room shares, as frozen pydantic models.
 
-Lives here: request, plan, model facts, shape arithmetic, events, errors.
+Contents: request, plan, model facts, shape arithmetic, events, errors.
 Never here: torch, files of weights, devices, decisions.
-Who may knock: everybody.
+Used by: everybody.
 """

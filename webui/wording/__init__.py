@@ -1,7 +1,7 @@
 """Every sentence a person reads, in English and Chinese, side by side: `key = ["English", "中文"]` per TOML file.
 
-Lives here: words. What the command line says, too, is in turbodiff/spec/wording. Never here: markup, decisions.
-Who may knock: webui.
+Contents: words. What the command line says, too, is in turbodiff/spec/wording. Never here: markup, decisions.
+Used by: webui.
 """
 
 from collections.abc import Mapping

@@ -42,7 +42,7 @@ def tiling(capability: int, tiled: bool) -> Tiling:
 def int8_linear(
     a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None, dtype: torch.dtype, gelu: bool = False
 ) -> Tensor:
-    """`gelu(a @ b.T + bias)` in `dtype`, as in the door."""
+    """`gelu(a @ b.T + bias)` in `dtype`, as the operator declares."""
     out = a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
     _launch(a, a_scale, b, b_scale, bias, out, dtype, None, None, gelu)
     return out

@@ -16,7 +16,7 @@ ROW_TILES = 32  # rows are multiplied 32 tiles at a time, which bounds the float
 def int8_linear(
     a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None, dtype: torch.dtype, gelu: bool = False
 ) -> Tensor:
-    """`gelu(a @ b.T + bias)` as in the door, rounded to `dtype` after each of the three."""
+    """`gelu(a @ b.T + bias)` as the operator declares, rounded to `dtype` after each of the three."""
     weight = _dequantize(b, b_scale).T
     y = torch.empty(a.shape[0], b.shape[0], dtype=dtype, device=a.device)
     part = ROW_TILES * TILE
@@ -39,7 +39,7 @@ def int8_linear_quantize(
 def int8_linear_add_(
     x: Tensor, gate: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """`x += gate * (a @ b.T + bias)` as in the door; the gate is rounded to the dtype of x."""
+    """`x += gate * (a @ b.T + bias)` as the operator declares; the gate is rounded to the dtype of x."""
     return x.addcmul_(int8_linear(a, a_scale, b, b_scale, bias, x.dtype).view(x.shape), gate.to(x.dtype))
 
 

@@ -16,7 +16,7 @@ TILE_VALUES = 16384  # values of a group that one program holds at a time
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """`layer_norm(x) * (1 + scale) + shift`, as in the door."""
+    """`layer_norm(x) * (1 + scale) + shift`, as the operator declares."""
     out = x.new_empty(x.shape)
     _layer_norm(x, scale, shift, eps, out, None)
     return out
@@ -30,7 +30,7 @@ def norm_modulate_quantize(x: Tensor, shift: Tensor, scale: Tensor, eps: float) 
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Affine layer norm, as in the door."""
+    """Affine layer norm, as the operator declares."""
     out = x.new_empty(x.shape)
     _layer_norm(x, weight, bias, eps, out, None)
     return out

@@ -9,7 +9,7 @@ from turbodiff_kernels.quant.reference import TILE, tiles
 
 
 def quantize_tiles(x: Tensor) -> tuple[Tensor, Tensor]:
-    """INT8 and one scale per 128 x 128 tile, as in the door; equal to the reference bit by bit."""
+    """INT8 and one scale per 128 x 128 tile, as the operator declares; equal to the reference bit by bit."""
     rows, columns = x.shape
     x = x if x.stride(1) == 1 else x.contiguous()
     out = x.new_empty(x.shape, dtype=torch.int8)
@@ -21,7 +21,7 @@ def quantize_tiles(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
-    """INT8 and one scale per row, as in the door."""
+    """INT8 and one scale per row, as the operator declares."""
     rows, columns = x.shape
     x = x if x.stride(1) == 1 else x.contiguous()
     out, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(rows, dtype=torch.float32)

@@ -67,7 +67,7 @@ def settings(capability: int, int8: bool, linear: bool) -> Settings:
 
 
 def sage_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Dense attention with INT8 scores, as in the door."""
+    """Dense attention with INT8 scores, as the operator declares."""
     q, k, v = (channels_last(t) for t in (q, k, v))
     return attend(quantize(q, None, BLOCK_Q), quantize(k, k.mean(dim=1), BLOCK_K), v)
 
@@ -75,7 +75,7 @@ def sage_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def normed_sage_attention(
     q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> Tensor:
-    """The same of projections before their norm and rotation, as in the door: q and k are read twice, written never."""
+    """The same of projections before their norm and rotation: q and k are read twice, written never."""
     cos, sin = cos.contiguous(), sin.contiguous()
     dim, length = 2 * cos.shape[-1], k.shape[1]
     k_factor, sums = rope_statistics(k, k_weight, cos, sin, eps)

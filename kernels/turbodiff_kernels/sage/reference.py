@@ -23,7 +23,7 @@ def sage_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def normed_sage_attention(
     q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> Tensor:
-    """The same after norm and rotation of q and k, as in the door; q, k, v, out [B, L, H * D]."""
+    """The same after norm and rotation of q and k, as the operator declares; q, k, v, out [B, L, H * D]."""
     q, k = rms_norm_rope_(q, q_weight, cos, sin, eps), rms_norm_rope_(k, k_weight, cos, sin, eps)
     return sage_attention(*(t.unflatten(-1, (-1, 2 * cos.shape[-1])) for t in (q, k, v))).flatten(2)
 

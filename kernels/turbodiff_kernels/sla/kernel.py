@@ -19,7 +19,7 @@ PROGRAMS = 512  # enough to fill any card; a constant, so that sums are split al
 
 
 def sla_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, bias: Tensor, topk: float, int8: bool) -> Tensor:
-    """Sum of both branches, as in the door."""
+    """Sum of both branches, as the operator declares."""
     q, k, v = (channels_last(t) for t in (q, k, v))
     k_rows, k_means = quantize_pool(k, k.mean(dim=1), BLOCK_K, int8=int8)
     q_rows, q_means = quantize_pool(q, None, BLOCK_Q, int8=int8)
@@ -31,7 +31,7 @@ def normed_sla_attention(
     q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float,
     weight: Tensor, bias: Tensor, topk: float, int8: bool = False,
 ) -> Tensor:  # fmt: skip
-    """The same of projections before their norm and rotation, as in the door.
+    """The same of projections before their norm and rotation, as the operator declares.
 
     Block means come from the pass that norms and rotates. The mean of a block of smoothed keys is the mean of the
     block less the mean of all, so keys need no pass of their own for it.

@@ -38,7 +38,7 @@ def normed_sla_attention(
     q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float,
     weight: Tensor, bias: Tensor, topk: float, int8: bool = False,
 ) -> Tensor:  # fmt: skip
-    """The same after norm and rotation of q and k, as in the door; q, k, v, out [B, L, H * D]."""
+    """The same after norm and rotation of q and k, as the operator declares; q, k, v, out [B, L, H * D]."""
     q, k = rms_norm_rope_(q, q_weight, cos, sin, eps), rms_norm_rope_(k, k_weight, cos, sin, eps)
     q, k, v = (t.unflatten(-1, (-1, 2 * cos.shape[-1])) for t in (q, k, v))
     return sla_attention(q, k, v, weight, bias, topk, int8).flatten(2)

@@ -1,7 +1,7 @@
 """Sentences about plans, in English and Chinese, side by side: `key = ["English", "中文"]` per TOML file.
 
-Lives here: what the page and the command line both say, and the reader of such files. Never here: the page's own
-words (webui/wording), markup, decisions. Who may knock: cli, webui.
+Contents: what the page and the command line both say, and the reader of such files. Never here: the page's own
+words (webui/wording), markup, decisions. Used by: cli, webui.
 """
 
 import tomllib

@@ -1,16 +1,14 @@
 """Attention of a Wan block: which kind runs where, dense attention, and the rotary position of a token in a video."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from turbodiff_kernels import backend
 
-from turbodiff.spec.request import PLAINER_ATTENTION
-
-AttentionKind = Literal["dense", "sage", "sla", "sagesla"]
+from turbodiff.spec.request import PLAINER_ATTENTION, AttentionKind
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ def make_text_encoder(facts: "TextFacts") -> "UMT5EncoderModel":
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
     )
-    return UMT5EncoderModel(config).eval().requires_grad_(False)
+    encoder: UMT5EncoderModel = UMT5EncoderModel(config).eval().requires_grad_(False)
+    return encoder
 
 
 @torch.no_grad()

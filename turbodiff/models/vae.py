@@ -12,7 +12,7 @@ without a transposition, and norm and SiLU are one pass over it.
 
 from collections.abc import Iterable, Iterator
 from itertools import product
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,8 @@ from turbodiff.models.attention import attention
 from turbodiff.plan.torch_compat import conv3d_is_broken
 from turbodiff.spec.shapes import DECODER_MARGINS, ENCODER_MARGIN, SPACE_STRIDE, TIME_STRIDE, is_frame_count
 
-Vae = nn.Module  # diffusers.AutoencoderKLWan, imported where it is made: that takes over a second
+DiffusersModule: TypeAlias = Any  # a part of AutoencoderKLWan: to a type checker its attributes are Tensor | Module
+Vae: TypeAlias = DiffusersModule  # AutoencoderKLWan itself, imported where it is made: that takes over a second
 ConvMethod = Literal["auto", "conv3d", "conv2d"]
 
 
@@ -32,7 +33,7 @@ def make_vae(base_dim: int, z_dim: int = 16, dim_mult: tuple[int, ...] = (1, 2, 
     """diffusers' VAE of these sizes with random weights; base_dim 96 is the published one."""
     from diffusers import AutoencoderKLWan
 
-    vae: Any = AutoencoderKLWan(base_dim=base_dim, z_dim=z_dim, dim_mult=list(dim_mult), num_res_blocks=num_res_blocks)
+    vae: Vae = AutoencoderKLWan(base_dim=base_dim, z_dim=z_dim, dim_mult=list(dim_mult), num_res_blocks=num_res_blocks)
     return vae.eval().requires_grad_(False)
 
 
@@ -125,7 +126,8 @@ def _decode_one(vae: Vae, z: Tensor, side: int | None, conv: ConvMethod) -> Iter
         tile_features = whole[:, :, *tile.read(DECODER_MARGINS[0])]
         for into, feature in zip(canvas.split(chunks), tile_features.split(1), strict=True):
             into[:, :, *tile.read(0, SPACE_STRIDE)] = stream.up(vae.decoder, feature, tile)
-    return canvas.split(chunks)
+    parts: tuple[Tensor, ...] = canvas.split(chunks)
+    return parts
 
 
 class _Span(NamedTuple):
@@ -182,7 +184,7 @@ class _Stream:
             decoder, latent = vae.decoder, self._conv(vae.post_quant_conv, latent)
             yield self._middle(decoder.mid_block, self._conv(decoder.conv_in, latent))
 
-    def up(self, decoder: nn.Module, x: Tensor, tile: _Tile | None = None) -> Tensor:
+    def up(self, decoder: DiffusersModule, x: Tensor, tile: _Tile | None = None) -> Tensor:
         """Features of one latent frame -> one frame (the first) or four, [t, 3, 8h, 8w].
 
         With a tile, x has the first of DECODER_MARGINS around it, and the frames have none. The last block works at
@@ -203,7 +205,7 @@ class _Stream:
         x = torch.cat(frames)
         return x[:, :, *tile.crop(DECODER_MARGINS[-1], 0, SPACE_STRIDE)] if tile else x
 
-    def down(self, encoder: nn.Module, chunk: Tensor) -> Tensor:
+    def down(self, encoder: DiffusersModule, chunk: Tensor) -> Tensor:
         """One frame (the first) or four [t, 3, H, W] -> features of one latent frame [1, C, h, w].
 
         Up to the first layer that works on time, one frame at a time.
@@ -227,7 +229,7 @@ class _Stream:
         x = self._conv(vae.encoder.conv_out, _norm_silu(vae.encoder.norm_out, x))
         return self._conv(vae.quant_conv, x)
 
-    def _middle(self, block: nn.Module, x: Tensor) -> Tensor:
+    def _middle(self, block: DiffusersModule, x: Tensor) -> Tensor:
         """Two residual blocks, and between them attention over the pixels of each frame, one head of all channels."""
         x, attn = self._residual(block.resnets[0], x), block.attentions[0]
         qkv = attn.to_qkv(_norm(attn.norm, x)).flatten(2).transpose(1, 2)[:, :, None]
@@ -237,12 +239,12 @@ class _Stream:
         del x
         return self._residual(block.resnets[1], y)
 
-    def _residual(self, block: nn.Module, x: Tensor) -> Tensor:
+    def _residual(self, block: DiffusersModule, x: Tensor) -> Tensor:
         y = self._conv(block.conv1, _norm_silu(block.norm1, x))
         y = self._conv(block.conv2, _norm_silu(block.norm2, y))
         return y.add_(x if isinstance(block.conv_shortcut, nn.Identity) else self._conv(block.conv_shortcut, x))
 
-    def _down_layer(self, layer: nn.Module, x: Tensor) -> Tensor:
+    def _down_layer(self, layer: DiffusersModule, x: Tensor) -> Tensor:
         if not hasattr(layer, "resample"):
             return self._residual(layer, x)
         x = layer.resample(x)
@@ -259,7 +261,7 @@ class _Stream:
         first, middle, last = weight.unbind(2)
         return F.conv2d(x[2::2], last, bias) + F.conv2d(x[1::2], middle) + F.conv2d(x[:-1:2], first)
 
-    def _upsample(self, layer: nn.Module, x: Tensor) -> Tensor:
+    def _upsample(self, layer: DiffusersModule, x: Tensor) -> Tensor:
         """Twice the rows and columns; where the layer works on time, t frames become 2t.
 
         Not so the clip's first latent frame, which stays one and is not remembered.
@@ -284,7 +286,17 @@ class _Stream:
         past = self._past.get(layer, [])
         self._past[layer] = [*past, x][-2:] if len(x) == 1 else [frame.clone() for frame in x[-2:].split(1)]
         if self._conv2d:
-            return _causal_sum(x, past, layer.weight, layer.bias, padding)
+            # a sum of 2-D convolutions: each tap adds the frames `back` steps earlier, zeros are skipped
+            x = x.contiguous(memory_format=torch.channels_last)  # up to twice as fast on a CPU
+            out = F.conv2d(x, layer.weight[:, :, 2], layer.bias, padding=padding)
+            for back in (1, 2):
+                tap = layer.weight[:, :, 2 - back]
+                if len(x) > back:
+                    out[back:] += F.conv2d(x[:-back], tap, padding=padding)
+                for i, frame in enumerate(past[-back:], start=max(0, back - len(past))):
+                    if i < len(x):
+                        out[i : i + 1] += F.conv2d(frame, tap, padding=padding)
+            return out
         shape, order = (1, x.shape[1], 2 + len(x), *x.shape[2:]), torch.channels_last_3d
         clip = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
         frames = clip[0].transpose(0, 1)
@@ -295,28 +307,14 @@ class _Stream:
         return F.conv3d(clip, layer.weight, layer.bias, padding=(0, *padding))[0].transpose(0, 1)
 
 
-def _causal_sum(x: Tensor, past: list[Tensor], weight: Tensor, bias: Tensor, padding: list[int]) -> Tensor:
-    """The temporal convolution as a sum of 2-D ones: each tap adds the frames `back` steps earlier, zeros skipped."""
-    x = x.contiguous(memory_format=torch.channels_last)  # up to twice as fast on a CPU
-    out = F.conv2d(x, weight[:, :, 2], bias, padding=padding)
-    for back in (1, 2):
-        tap = weight[:, :, 2 - back]
-        if len(x) > back:
-            out[back:] += F.conv2d(x[:-back], tap, padding=padding)
-        for i, frame in enumerate(past[-back:], start=max(0, back - len(past))):
-            if i < len(x):
-                out[i : i + 1] += F.conv2d(frame, tap, padding=padding)
-    return out
-
-
-def _norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
+def _norm_silu(norm: DiffusersModule, x: Tensor) -> Tensor:
     """SiLU of the channel norm `x / |x| * sqrt(C) * gamma`; the length |x| in float32."""
     if backend.chosen("norm", x.device).runs == "triton":
         return rms_norm_silu(x, norm.gamma.flatten())
     return F.silu(_norm(norm, x), inplace=True)  # where no kernel runs, in fewer copies than its reference
 
 
-def _norm(norm: nn.Module, x: Tensor) -> Tensor:
+def _norm(norm: DiffusersModule, x: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min_(1e-12)
     gamma = (norm.gamma * norm.scale).view(-1, 1, 1)
     return torch.div(x, length, out=torch.empty_like(x)).mul_(gamma)

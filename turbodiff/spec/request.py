@@ -14,13 +14,14 @@ from turbodiff.spec.models import Kind, ModelSpec, find_model
 from turbodiff.spec.shapes import VideoShape, check_size, is_frame_count, named_size, nearest_frame_counts, table_size
 
 Sampler = Literal["sde", "ode", "unipc"]
-Attention = Literal["auto", "dense", "sage", "sla", "sagesla"]
+AttentionKind = Literal["dense", "sage", "sla", "sagesla"]
+Attention = Literal["auto", AttentionKind]
 Fit = Literal["crop", "pad", "stretch"]
 Switch = Literal["auto", "on", "off"]
 
 SPARSE_ATTENTION = ("sla", "sagesla")
 # a kind that computes the same without INT8: for a kernel that is not there, and for a run that ended in NaN
-PLAINER_ATTENTION: Mapping[str, Attention] = MappingProxyType({"sagesla": "sla", "sage": "dense"})
+PLAINER_ATTENTION: Mapping[str, AttentionKind] = MappingProxyType({"sagesla": "sla", "sage": "dense"})
 
 MAX_SEED = 2**53 - 1  # what a browser's numbers hold exactly
 MAX_PROMPT_CHARS = 8000  # far beyond 512 tokens; a wall of text is a mistake, not a prompt

@@ -175,17 +175,17 @@ def draw_queue(rows: list[Row], paused: bool, words: Words) -> Html:
     if not paused:
         switch = action("pause", "", words("run.pause"), cls="plain")
     head = el("div", words("run.queue"), el("span", switch, cls="td-acts"), cls="td-sec")
-    body = el("div", [_row(row, words) for row in rows], cls="td-list") if rows else None
+    lines = [
+        el(
+            "div",
+            el("span", words(f"run.state_{row.state}"), cls=f"td-pill {STATE_PILLS.get(row.state, '')}"),
+            el("span", row.note, cls="what", title=f"{row.note} · {row.title}"),
+            el("span", row.title, cls="td-quiet wide"),
+            [action(act, row.job, words(f"run.{act}"), cls="plain") for act in row.acts],
+            data_job=row.job,
+            data_state=row.state,
+        )
+        for row in rows
+    ]
+    body = el("div", lines, cls="td-list") if lines else None
     return el("div", head, body or el("p", words("run.queue_empty"), cls="td-quiet"), cls="td-html", id="queue-list")
-
-
-def _row(row: Row, words: Words) -> Html:
-    return el(
-        "div",
-        el("span", words(f"run.state_{row.state}"), cls=f"td-pill {STATE_PILLS.get(row.state, '')}"),
-        el("span", row.note, cls="what", title=f"{row.note} · {row.title}"),
-        el("span", row.title, cls="td-quiet wide"),
-        [action(act, row.job, words(f"run.{act}"), cls="plain") for act in row.acts],
-        data_job=row.job,
-        data_state=row.state,
-    )

@@ -59,7 +59,7 @@ def planning(runs: int) -> dict[str, float]:
     from turbodiff.jobs.store import Store
     from turbodiff.plan.hardware import GpuFacts, Machine
     from turbodiff.plan.planner import plan_request
-    from turbodiff.spec.inventory import Inventory
+    from turbodiff.spec.models import Inventory
     from turbodiff.spec.request import make_request
 
     card = GpuFacts(total_bytes=24 << 30, free_bytes=23 << 30, capability=(8, 9))

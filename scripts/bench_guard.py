@@ -34,8 +34,7 @@ from turbodiff.plan.planner import plan_request  # noqa: E402
 from turbodiff.runtime import offload  # noqa: E402
 from turbodiff.runtime.device import Device  # noqa: E402
 from turbodiff.spec.errors import DoesNotFitError  # noqa: E402
-from turbodiff.spec.inventory import Inventory  # noqa: E402
-from turbodiff.spec.models import find_model  # noqa: E402
+from turbodiff.spec.models import Inventory, find_model  # noqa: E402
 from turbodiff.spec.numbers import GIB  # noqa: E402
 from turbodiff.spec.plan import Plan  # noqa: E402
 from turbodiff.spec.request import Request, make_request  # noqa: E402

@@ -8,8 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from turbodiff.plan.hardware import Machine, pretend
 from turbodiff.plan.planner import plan_request
 from turbodiff.spec.errors import DoesNotFitError
-from turbodiff.spec.inventory import Inventory
-from turbodiff.spec.models import Kind
+from turbodiff.spec.models import Inventory, Kind
 from turbodiff.spec.numbers import GIB, gib, seconds
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import make_request

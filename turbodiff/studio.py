@@ -34,9 +34,8 @@ from turbodiff.spec.commands import RunCommand
 from turbodiff.spec.errors import DoesNotFitError, FileError, OutOfMemoryError, RequestError, error_from
 from turbodiff.spec.events import Event
 from turbodiff.spec.files import state_folder
-from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.jobs import Outcome, QueuedJob, Where
-from turbodiff.spec.models import ModelSpec, all_models, find_model
+from turbodiff.spec.models import Inventory, ModelSpec, all_models, find_model
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, make_request

@@ -5,8 +5,7 @@ import time
 
 from turbodiff.diagnostics import background_tasks
 from turbodiff.diagnostics.background_tasks import background_task, download_offer, start_task
-from turbodiff.spec.inventory import FoundFile, Inventory
-from turbodiff.spec.models import find_model
+from turbodiff.spec.models import FoundFile, Inventory, find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.studio import Studio
 

@@ -1,8 +1,7 @@
 """Machines and requests for the tests of the plan."""
 
 from turbodiff.plan.hardware import GpuFacts, Machine
-from turbodiff.spec.inventory import FoundFile, Inventory
-from turbodiff.spec.models import all_models, find_model
+from turbodiff.spec.models import FoundFile, Inventory, all_models, find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.request import Request, make_request
 

@@ -2,8 +2,7 @@
 
 from tests.plan.machines import card, disk
 from turbodiff.plan.tiers import fit_of
-from turbodiff.spec.inventory import Inventory
-from turbodiff.spec.models import all_models, find_model
+from turbodiff.spec.models import Inventory, all_models, find_model
 
 
 def words(model: str, gib: float) -> str:

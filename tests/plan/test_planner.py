@@ -11,7 +11,7 @@ from turbodiff.plan.explain import REASON_KEYS
 from turbodiff.plan.hardware import GpuFacts, Machine, pretend
 from turbodiff.plan.planner import Shortage, plan_request, replan
 from turbodiff.spec.errors import DoesNotFitError
-from turbodiff.spec.inventory import FoundFile, FoundLora, Inventory
+from turbodiff.spec.models import FoundFile, FoundLora, Inventory
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import make_request

@@ -5,8 +5,7 @@ import pytest
 from turbodiff.plan.hardware import Machine, pretend
 from turbodiff.plan.planner import plan_request
 from turbodiff.spec.experts import experts_by_step
-from turbodiff.spec.inventory import Inventory
-from turbodiff.spec.models import all_models, find_model
+from turbodiff.spec.models import Inventory, all_models, find_model
 from turbodiff.spec.request import make_request
 from webui import form
 from webui.markup import Html, action, el, join, text

@@ -15,9 +15,8 @@ from turbodiff.plan.planner import Refusal, plan_request
 from turbodiff.plan.tiers import rounds as tiers_rounds
 from turbodiff.spec.clips import Sidecar, read_record
 from turbodiff.spec.events import JobError, PhaseEvent, PreviewEvent
-from turbodiff.spec.inventory import Inventory
 from turbodiff.spec.jobs import Outcome, Progress, QueuedJob
-from turbodiff.spec.models import find_model
+from turbodiff.spec.models import Inventory, find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.plan import Change
 from turbodiff.spec.request import make_request

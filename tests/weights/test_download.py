@@ -11,8 +11,7 @@ import pytest
 
 from tests.weights import tiny
 from turbodiff.spec.errors import FileError
-from turbodiff.spec.inventory import FoundFile, Inventory
-from turbodiff.spec.models import find_model
+from turbodiff.spec.models import FoundFile, Inventory, find_model
 from turbodiff.weights import download
 
 NOTHING = Inventory()

@@ -10,8 +10,7 @@ import torch
 from tests.weights import tiny
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.spec.errors import FileError
-from turbodiff.spec.inventory import FoundFile, Inventory
-from turbodiff.spec.models import find_model
+from turbodiff.spec.models import FoundFile, Inventory, find_model
 from turbodiff.weights import locate
 
 PUBLISHED = {"Wan2.1-1.3B": (1536, 8960, 12, 30, 16), "Wan2.2-A14B": (5120, 13824, 40, 40, 36)}

@@ -185,7 +185,7 @@ def _measured(store: "Store", models: list[str]) -> "Iterator[Sample]":
     from turbodiff.gpu.probe import machine_now
     from turbodiff.jobs import measurements
     from turbodiff.plan.planner import plan_request
-    from turbodiff.spec.inventory import Inventory
+    from turbodiff.spec.models import Inventory
     from turbodiff.spec.request import make_request
     from turbodiff.supervisor.worker_process import new_run_id, worker_environment
 

@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from turbodiff.archive.disk import free_bytes
 from turbodiff.gpu.processes import is_running, start_ticks
-from turbodiff.spec.inventory import Inventory
-from turbodiff.spec.models import ModelSpec
+from turbodiff.spec.models import Inventory, ModelSpec
 from turbodiff.weights.download import choose_files, endpoint, missing_files
 from turbodiff.weights.locate import download_root
 

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from turbodiff.plan.hardware import Machine, prefers_int8
-from turbodiff.spec.inventory import FoundFile, Inventory
-from turbodiff.spec.models import ModelSpec, all_models
+from turbodiff.spec.models import FoundFile, Inventory, ModelSpec, all_models
 from turbodiff.spec.plan import JsonScalar
 from turbodiff.spec.request import Request
 from turbodiff.spec.shapes import RESOLUTIONS, VideoShape, adaptive_size, table_size

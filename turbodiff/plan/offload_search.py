@@ -14,8 +14,7 @@ from turbodiff.plan.phase_costs import CostInputs, PhaseCost
 from turbodiff.plan.roofline import Speed, speed_of
 from turbodiff.plan.torch_compat import conv3d_is_broken, cudnn_number
 from turbodiff.plan.weight_sizes import Weights, lora_bytes, weights_of
-from turbodiff.spec.inventory import Inventory
-from turbodiff.spec.models import ModelSpec
+from turbodiff.spec.models import Inventory, ModelSpec
 from turbodiff.spec.plan import Calibration, Levers
 from turbodiff.spec.request import Request
 

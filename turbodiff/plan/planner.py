@@ -22,7 +22,7 @@ from turbodiff.plan.offload_search import (
     plan_context,
 )
 from turbodiff.spec.errors import DoesNotFitError
-from turbodiff.spec.inventory import Inventory
+from turbodiff.spec.models import Inventory
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import Band, Calibration, Phase, PhaseName, Plan
 from turbodiff.spec.request import Request

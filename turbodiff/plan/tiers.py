@@ -6,8 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from turbodiff.plan.hardware import Machine
 from turbodiff.plan.planner import Refusal, plan_request
-from turbodiff.spec.inventory import Inventory
-from turbodiff.spec.models import Facts, ModelSpec, configs_folder, read_toml
+from turbodiff.spec.models import Facts, Inventory, ModelSpec, configs_folder, read_toml
 from turbodiff.spec.numbers import GIB, gib
 from turbodiff.spec.plan import Band
 from turbodiff.spec.request import make_request

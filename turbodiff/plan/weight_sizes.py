@@ -4,8 +4,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from turbodiff.spec.experts import Expert
-from turbodiff.spec.inventory import Inventory
-from turbodiff.spec.models import ModelSpec, TextFacts
+from turbodiff.spec.models import Inventory, ModelSpec, TextFacts
 from turbodiff.spec.request import Lora
 from turbodiff.spec.shapes import INT8_TILE, PATCH
 

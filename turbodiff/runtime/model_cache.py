@@ -22,8 +22,7 @@ from turbodiff.runtime import loras, offload, text
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.text import TextRows
 from turbodiff.spec.experts import Expert
-from turbodiff.spec.inventory import FoundFile
-from turbodiff.spec.models import ModelSpec
+from turbodiff.spec.models import FoundFile, ModelSpec
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 from turbodiff.spec.shapes import table_size

@@ -1,4 +1,7 @@
-"""Facts about the models, read from configs/models/*.toml; choices of a run are never in there."""
+"""Facts about the models, read from configs/models/*.toml, and which of their weights are on this disk.
+
+Choices of a run are never in there.
+"""
 
 import os
 import tomllib
@@ -12,6 +15,7 @@ from turbodiff.spec.errors import FileError, RequestError
 from turbodiff.spec.experts import Expert
 
 Kind = Literal["t2v", "i2v"]
+Component = Literal["dit", "dit_high", "dit_low", "vae", "text_encoder", "tokenizer"]
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -90,7 +94,7 @@ class Defaults(Facts):
 class ModelFile(Facts):
     """One component on disk: published file names in order of preference, and where they come from."""
 
-    component: Literal["dit", "dit_high", "dit_low", "vae", "text_encoder", "tokenizer"]
+    component: Component
     names: tuple[str, ...]
     repo: str = ""
     bytes: int = 0
@@ -128,6 +132,40 @@ class ModelSpec(Facts):
 
     def __hash__(self) -> int:
         return hash(self.name)
+
+
+class FoundFile(Facts):
+    """One component of one model on disk. `layout` is detected from keys and shapes, "" where not yet read."""
+
+    model: str
+    component: Component
+    path: str
+    bytes: int
+    quant: bool = False
+    sla: bool = False  # a DiT with the projections of SLA's linear branch: a distilled one
+    resolution: str = ""
+    layout: str = ""
+
+
+class FoundLora(Facts):
+    """One LoRA file on disk."""
+
+    path: str
+    bytes: int
+
+
+class Inventory(Facts):
+    """Every component found, best first per component, and every LoRA."""
+
+    files: tuple[FoundFile, ...] = ()
+    loras: tuple[FoundLora, ...] = ()
+
+    def of(self, model: str, component: str, quant: bool | None = None) -> FoundFile | None:
+        """The best file for a component, or None; `quant` None means either."""
+        for file in self.files:
+            if file.model == model and file.component == component and quant in (None, file.quant):
+                return file
+        return None
 
 
 def configs_folder() -> Path:

@@ -19,8 +19,7 @@ from urllib.parse import urlsplit
 from turbodiff.plan.hardware import prefers_int8
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.files import sha256_of, sync
-from turbodiff.spec.inventory import Inventory
-from turbodiff.spec.models import ModelFile, ModelSpec, find_model
+from turbodiff.spec.models import Inventory, ModelFile, ModelSpec, find_model
 from turbodiff.spec.numbers import GIB, gib
 from turbodiff.weights.detect import ENDINGS, read_header
 from turbodiff.weights.locate import download_root, inventory

@@ -15,8 +15,7 @@ from typing import NamedTuple
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.files import sha256_of
-from turbodiff.spec.inventory import Component, FoundFile, FoundLora, Inventory
-from turbodiff.spec.models import ModelSpec, all_models, find_model
+from turbodiff.spec.models import Component, FoundFile, FoundLora, Inventory, ModelSpec, all_models, find_model
 from turbodiff.weights.detect import ENDINGS, expected_names, open_checkpoint
 
 ROOTS_VARIABLE = "TURBODIFF_MODELS"

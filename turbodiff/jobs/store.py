@@ -34,7 +34,7 @@ from turbodiff.spec.request import Request
 SqlValue = str | bytes | int | float | None
 MAX_QUEUED_PER_CLIENT = 20  # one browser cannot fill the queue for everybody
 PACK_CHARS = 400
-KEPT_COLUMNS = 512  # requests and plans that were read last
+KEPT_COLUMNS = 128  # requests and plans that were read last, 40 KB each; a snapshot of the page reads 80
 
 
 class JobColumns(TypedDict, total=False):

@@ -4,11 +4,12 @@ So a reload, a second tab or a lost network can lose nothing: only what a browse
 """
 
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypedDict
+from typing import Concatenate, ParamSpec
 
 import gradio as gr
+from gradio.components import Component
 
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.models import find_model
@@ -25,28 +26,9 @@ from webui.wording import Words
 P = ParamSpec("P")
 Updates = list[object]  # one per output: a value, gr.update or gr.skip
 Filling = tuple[FormValues | None, str]  # the form's new values, None to leave it; markup to show or ""
-PICTURE_FIELDS = (
-    "kind",
-    "image",
-    "fit",
-    "adaptive_resolution",
-    "model",
-    "resolution",
-    "aspect",
-    "size",
-    "boundary",
-    "sampler",
-)  # what the fitted picture and its proposal depend on
+# what the fitted picture and its proposal depend on
+PICTURE_FIELDS = ("kind", *form.I2V_ONLY, "model", "resolution", "aspect", "size", "boundary", "sampler")
 MAX_SEARCH_CHARS = 200
-
-
-class _EventOptions(TypedDict):
-    queue: bool
-    show_progress: str
-    api_visibility: str
-
-
-QUIET: _EventOptions = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 def build(reader: StudioReader, words: Words) -> gr.Blocks:
@@ -71,7 +53,7 @@ def action_handler(method: Callable[Concatenate["PageEvents", UiState, P], Answe
             sentence, kind = self.words.error(error.fields()), "warn"
         self.reader.changed()
         note = sentence if isinstance(sentence, Html) else markup.note(sentence, kind)
-        return [*self.renderer.everything(ui_state), dict(ui_state), note]
+        return [*self.renderer.changed(ui_state), dict(ui_state), note]
 
     return redrawn
 
@@ -111,45 +93,34 @@ class PageEvents:
             api.add(self.reader)
         page, fields, made, draw = self.page, self.page.create.fields, self.page.create, self.renderer
         drawn, whole = [*self.panels, page.seen], [*self.fields, *self.boxes]
-        page.timer.tick(draw.changed, inputs=[page.ui_state, page.seen], outputs=drawn, **QUIET)
-        blocks.load(draw.everything, inputs=[page.ui_state], outputs=drawn, **QUIET)
-        blocks.load(self.restore, inputs=[page.draft], outputs=[*whole, *self.estimated], **QUIET)
+        filled, out = [*whole, page.note], [*drawn, page.ui_state, page.note]
         # one event for all fields: the last change wins, and it sees every field as it is then
-        gr.on(
-            [part.change for part in self.fields],
-            self.estimate,
-            inputs=self.fields,
-            outputs=[*self.estimated, page.draft],
-            trigger_mode="always_last",
-            **QUIET,
-        )
+        changed = partial(gr.on, [part.change for part in self.fields], trigger_mode="always_last")
         # apart from the meter: decoding a picture takes a process and part of a second
-        gr.on(
-            [fields[name].change for name in PICTURE_FIELDS],
-            self.look,
-            inputs=self.fields,
-            outputs=[made.picture_note],
-            trigger_mode="always_last",
-            **QUIET,
+        picture = partial(gr.on, [fields[name].change for name in PICTURE_FIELDS], trigger_mode="always_last")
+        search = partial(page.search.change, trigger_mode="always_last")
+        row, clicked = self.fields, [page.ui_state, *self.fields]
+        events: tuple[tuple[Callable[..., object], Callable[..., object], list[Component], list[Component]], ...] = (
+            (page.timer.tick, draw.changed, [page.ui_state, page.seen], drawn),
+            (blocks.load, draw.changed, [page.ui_state], drawn),
+            (blocks.load, self.restore, [page.draft], [*whole, *self.estimated]),
+            (changed, self.estimate, row, [*self.estimated, page.draft]),
+            (picture, self.look, row, [made.picture_note]),
+            (fields["kind"].input, self.new_kind, row, whole),
+            (fields["model"].input, self.new_model, row, whole),
+            (page.form_bus.fill, self.fill, clicked, filled),
+            (page.video_file.upload, self.load_video, [page.video_file, *row], filled),
+            (made.go.click, self.go, clicked, out),
+            (made.anyway.click, self.go_anyway, clicked, out),
+            (page.batch_file.upload, self.load_batch, [page.batch_file], [page.batch, page.note]),
+            (page.batch_go.click, self.go_batch, [page.ui_state, page.batch, *row], out),
+            (page.act_bus.act, self.act, [page.ui_state], out),
+            (search, self.search, [page.ui_state, page.search], out),
+            (page.seed_file.upload, self.import_seeds, [page.ui_state, page.seed_file], out),
         )
-        fields["kind"].input(self.new_kind, inputs=self.fields, outputs=whole, **QUIET)
-        fields["model"].input(self.new_model, inputs=self.fields, outputs=whole, **QUIET)
-        filled = [*whole, page.note]
-        page.form_bus.fill(self.fill, inputs=[page.ui_state, *self.fields], outputs=filled, **QUIET)
-        page.video_file.upload(self.load_video, inputs=[page.video_file, *self.fields], outputs=filled, **QUIET)
-
-        out = [*drawn, page.ui_state, page.note]
-        made.go.click(self.go, inputs=[page.ui_state, *self.fields], outputs=out, **QUIET)
-        made.anyway.click(self.go_anyway, inputs=[page.ui_state, *self.fields], outputs=out, **QUIET)
-        page.batch_file.upload(self.load_batch, inputs=[page.batch_file], outputs=[page.batch, page.note], **QUIET)
-        page.batch_go.click(self.go_batch, inputs=[page.ui_state, page.batch, *self.fields], outputs=out, **QUIET)
-        page.act_bus.act(self.act, inputs=[page.ui_state], outputs=out, **QUIET)
-        page.search.change(
-            self.search, inputs=[page.ui_state, page.search], outputs=out, trigger_mode="always_last", **QUIET
-        )
-        page.seed_file.upload(self.import_seeds, inputs=[page.ui_state, page.seed_file], outputs=out, **QUIET)
-
-    # --- the form ------------------------------------------------------------------------------------------------
+        for listen, answer, inputs, outputs in events:
+            quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+            listen(answer, inputs=inputs, outputs=outputs, **quiet)
 
     def values_of(self, row: tuple[object, ...]) -> FormValues:
         """The form's values by field name.
@@ -167,13 +138,8 @@ class PageEvents:
         spec, held = form.model_called(values["model"]), dict(values)
         updates = {name: gr.update(value=held[name]) if name in held else gr.skip() for name in self.names}
         updates["model"]["choices"] = create.model_choices(self.reader.here(), self.words)
-        examples = form_help.draw_examples(spec, self.words)
-        return [
-            *updates.values(),
-            gr.update(visible=spec.kind == "i2v"),
-            gr.update(visible=spec.two_experts),
-            examples,
-        ]
+        boxes = [gr.update(visible=spec.kind == "i2v"), gr.update(visible=spec.two_experts)]
+        return [*updates.values(), *boxes, form_help.draw_examples(spec, self.words)]
 
     @handler
     def estimate(self, *row: object) -> Updates:
@@ -218,10 +184,10 @@ class PageEvents:
     @form_handler
     def load_video(self, path: object, *row: object) -> Filling:
         """The settings of a video of ours, back in the form."""
-        values = form_actions.from_video(self.reader, uploaded(path), self.values_of(row))
-        return values, form_help.draw_loaded(self.words)
-
-    # --- clicks --------------------------------------------------------------------------------------------------
+        request = self.reader.studio.sidecar_of(uploaded(path)).request.model_dump(mode="json")
+        values = form_actions.from_request(self.reader, request, self.values_of(row))
+        to_form = markup.local("tab", "0", self.words("create.tab"), cls="plain")
+        return values, markup.note(markup.join(self.words("gallery.loaded"), " ", to_form), "good")
 
     @action_handler
     def go(self, ui_state: UiState, *row: object) -> Answer:

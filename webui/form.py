@@ -57,20 +57,13 @@ MAX_LORAS = 8
 _ADAPTER: TypeAdapter[FormValues] = TypeAdapter(FormValues)
 
 
-def all_resolutions() -> list[str]:
-    """Every resolution of every model: the form holds them all and shows those of the chosen model, because a choice
-    that is taken away while an event is under way would make Gradio refuse the event."""
-    return list(dict.fromkeys(name for spec in all_models() for name in spec.limits.resolutions))
-
-
-def all_aspects() -> list[str]:
-    """Every aspect of every model."""
-    return list(dict.fromkeys(name for spec in reversed(all_models()) for name in spec.limits.aspects))
-
-
-def all_frames() -> list[int]:
-    """Every frame count of every model."""
-    return frame_counts(max(spec.limits.max_frames for spec in all_models()))
+def all_choices() -> tuple[list[str], list[str], list[int]]:
+    """Every resolution, aspect and frame count of every model: the form holds them all and shows those of the chosen
+    model, because a choice that is taken away while an event is under way would make Gradio refuse the event."""
+    models = all_models()
+    resolutions = list(dict.fromkeys(name for spec in models for name in spec.limits.resolutions))
+    aspects = list(dict.fromkeys(name for spec in reversed(models) for name in spec.limits.aspects))
+    return resolutions, aspects, frame_counts(max(spec.limits.max_frames for spec in models))
 
 
 def offered_frames(spec: ModelSpec) -> list[int]:

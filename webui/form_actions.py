@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from turbodiff.spec.models import all_models, find_model
@@ -81,15 +80,6 @@ def from_request(reader: StudioReader, request: Mapping[str, Any], values: FormV
     kept = form.from_request(request)
     image = reader.picture_again(str(request.get("image") or ""))
     return {**values, **form.defaults(find_model(str(kept["model"]))), **kept, "image": image}
-
-
-def from_video(reader: StudioReader, video: Path, values: FormValues) -> FormValues:
-    """The form's values from a video of ours.
-
-    Raises:
-        FileError: not a video of turbodiff.
-    """
-    return from_request(reader, reader.studio.sidecar_of(video).request.model_dump(mode="json"), values)
 
 
 def _fitted(values: Mapping[str, Any]) -> FormValues:

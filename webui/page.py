@@ -5,13 +5,14 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from turbodiff.spec.models import ModelSpec
+from webui import markup
 from webui.app import STARTUP_LOG
-from webui.panels import create, form_help, log, seeds, status_bar
+from webui.panels import create, form_help, status_bar, tabs
 from webui.wording import Words
 
 if TYPE_CHECKING:
@@ -58,16 +59,18 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
     with gr.Tabs(elem_id="tabs"):
         with gr.Tab(words("create.tab"), id="create"), gr.Row(elem_id="create", equal_height=False):
             with gr.Column(scale=42, min_width=320, elem_id="form"):
-                made, batch, batch_file, batch_go = _form_column(reader, words, spec)
+                made = create.build(words, spec, reader.here(), form_help.draw_examples(spec, words))
+                with gr.Accordion(words("create.batch"), open=False, elem_id="batch-box"):
+                    label, hint = words("create.batch_label"), words("create.batch_info")
+                    batch = gr.Textbox(label=label, info=hint, lines=4, elem_id="batch")
+                    batch_file = _upload(words("create.batch_file"), ".txt", ".md", elem_id="batch-file")
+                    batch_go = gr.Button(words("create.batch_go"), elem_id="batch-go")
             with gr.Column(scale=58, min_width=320, elem_id="stage"):
                 stage |= {name: gr.HTML(elem_id=name) for name in ("player", "progress", "card", "queue", "strip")}
                 with gr.Accordion(words("log.tail", name=STARTUP_LOG), open=False, elem_id="tail"):
                     stage["tail"] = gr.HTML(max_height=220, autoscroll=True)
         with gr.Tab(words("gallery.tab"), id="gallery"):
-            label = words("gallery.load")
-            video_file = gr.UploadButton(
-                label, file_types=[".mp4"], elem_id="load-video", size="sm", scale=0, min_width=240
-            )
+            video_file = _upload(words("gallery.load"), ".mp4", elem_id="load-video", scale=0, min_width=240)
             stage["compare"] = gr.HTML(elem_id="compare")
             with gr.Row(elem_id="gallery", equal_height=False):
                 with gr.Column(scale=62, min_width=320):
@@ -75,51 +78,29 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
                 with gr.Column(scale=38, min_width=320, elem_id="gallery-side"):
                     stage["side"] = gr.HTML(elem_id="side")
         with gr.Tab(words("seeds.tab"), id="seeds"):
-            search, seed_file = _seed_tools(words)
+            with gr.Row(equal_height=True, elem_id="seed-tools"):
+                hint = words("seeds.search")
+                box = gr.Textbox(
+                    placeholder=hint, show_label=False, label=hint, max_lines=1, elem_id="seed-search", scale=5
+                )
+                seed_file = _upload(words("seeds.import"), ".md", elem_id="import-seeds", scale=1, min_width=180)
+                gr.HTML(markup.download("/seeds.md", words("seeds.export"), cls="td-btn", download="seeds.md"))
             stage["seeds"] = gr.HTML(elem_id="seed-table")
         with gr.Tab(words("system.tab"), id="system"):
             stage["system"] = gr.HTML(elem_id="system")
         with gr.Tab(words("log.tab"), id="log-tab"):
-            gr.HTML(log.draw_tools(words))
+            gr.HTML(tabs.draw_log_tools(words))
             stage["log"] = gr.HTML(max_height=640, autoscroll=True, elem_id="log")
         with gr.Tab(words("settings.tab"), id="settings-tab"):
             stage["settings"] = gr.HTML(elem_id="settings")
     ui_state, seen = gr.State(dict(INITIAL_UI_STATE)), gr.State({})
     draft = gr.BrowserState(None, storage_key=DRAFT_KEY, secret=DRAFT_SECRET)
     shown = (made, stage, ui_state, seen, draft, act_bus, form_bus, note, gr.Timer(TICK_S))
-    return Page(*shown, search, seed_file, video_file, batch, batch_file, batch_go)
+    return Page(*shown, box, seed_file, video_file, batch, batch_file, batch_go)
 
 
-def _form_column(
-    reader: StudioReader, words: Words, spec: ModelSpec
-) -> tuple[create.Create, gr.Textbox, gr.UploadButton, gr.Button]:
-    """The form, and below it the box for many prompts at once with its two buttons."""
-    made = create.build(words, spec, reader.here(), form_help.draw_examples(spec, words))
-    with gr.Accordion(words("create.batch"), open=False, elem_id="batch-box"):
-        batch = gr.Textbox(label=words("create.batch_label"), info=words("create.batch_info"), lines=4, elem_id="batch")
-        batch_file = gr.UploadButton(
-            words("create.batch_file"), file_types=[".txt", ".md"], elem_id="batch-file", size="sm"
-        )
-        batch_go = gr.Button(words("create.batch_go"), elem_id="batch-go")
-    return made, batch, batch_file, batch_go
-
-
-def _seed_tools(words: Words) -> tuple[gr.Textbox, gr.UploadButton]:
-    """Search, import and export of the seed archive."""
-    with gr.Row(equal_height=True, elem_id="seed-tools"):
-        search = gr.Textbox(
-            placeholder=words("seeds.search"),
-            show_label=False,
-            label=words("seeds.search"),
-            max_lines=1,
-            elem_id="seed-search",
-            scale=5,
-        )
-        seed_file = gr.UploadButton(
-            words("seeds.import"), file_types=[".md"], elem_id="import-seeds", size="sm", scale=1, min_width=180
-        )
-        gr.HTML(seeds.draw_export(words))
-    return search, seed_file
+def _upload(label: str, *suffixes: str, elem_id: str, **options: Any) -> gr.UploadButton:
+    return gr.UploadButton(label, file_types=list(suffixes), elem_id=elem_id, size="sm", **options)
 
 
 def theme() -> gr.themes.Base:

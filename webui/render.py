@@ -14,12 +14,12 @@ from turbodiff.spec.jobs import ACTIVE, STOPPED, QueuedJob
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import MAX_PROMPT_CHARS
-from turbodiff.studio import pictures
+from turbodiff.studio import POLICIES, pictures
 from webui import form
 from webui.form import FormValues
 from webui.markup import Html, note
 from webui.page import INITIAL_UI_STATE
-from webui.panels import create, first_aid, form_help, jobs, log, meter, seeds, settings, stage, status_bar, system
+from webui.panels import create, first_aid, form_help, jobs, meter, stage, status_bar, system, tabs
 from webui.request_guard import handler
 from webui.snapshot import ClipView, Snapshot, StudioReader
 from webui.wording import Words
@@ -30,7 +30,7 @@ PANELS = (
 )  # fmt: skip
 TAIL_LINES = 12
 MARKED_FROM = 4  # fewer choices than this need no marks: the meter says it all
-GALLERY_CLIPS = 60
+STRIP_CLIPS, GALLERY_CLIPS = 12, 60
 SEED_ROWS = 100
 KEPT_DRAWINGS = 8
 
@@ -43,22 +43,9 @@ class Renderer:
         self._drawings: OrderedDict[tuple[object, ...], tuple[dict[str, Html], dict[str, str]]] = OrderedDict()
 
     @handler
-    def everything(self, ui_state: Mapping[str, str]) -> list[object]:
-        """All panels and their digests."""
-        drawn, digests = self._drawn(ui_state)
-        return [*drawn.values(), digests]
-
-    @handler
-    def changed(self, ui_state: Mapping[str, str], seen: Mapping[str, str]) -> list[object]:
-        """Panels that differ from `seen`, the others skipped."""
-        drawn, digests = self._drawn(ui_state)
-        if digests == seen:
-            return [gr.skip()] * (len(drawn) + 1)
-        return [*(gr.skip() if seen.get(name) == digests[name] else drawn[name] for name in drawn), digests]
-
-    def _drawn(self, ui_state: Mapping[str, str]) -> tuple[dict[str, Html], dict[str, str]]:
-        """Panels and digests; tabs that look at the same thing share a drawing."""
-        snapshot = self.reader.snapshot()
+    def changed(self, ui_state: Mapping[str, str], seen: Mapping[str, str] | None = None) -> list[object]:
+        """Panels that differ from `seen`, the others skipped, and the digests; tabs that look alike share a drawing."""
+        snapshot, seen = self.reader.snapshot(), seen or {}
         key = (snapshot.now_s, *sorted(ui_state.items()))
         kept = self._drawings.get(key)
         if kept is None:
@@ -67,7 +54,10 @@ class Renderer:
             kept = self._drawings[key] = (drawn, digests)
             while len(self._drawings) > KEPT_DRAWINGS:
                 self._drawings.popitem(last=False)
-        return kept
+        drawn, digests = kept
+        if digests == seen:
+            return [gr.skip()] * (len(drawn) + 1)
+        return [*(gr.skip() if seen.get(name) == digests[name] else drawn[name] for name in drawn), digests]
 
     def _draw(self, snapshot: Snapshot, ui_state: Mapping[str, str]) -> dict[str, Html]:
         words, reader, studio = self.words, self.reader, self.reader.studio
@@ -76,29 +66,28 @@ class Renderer:
         left = reader.clip(ui_state["left"]) if ui_state["left"] else None
         card = stage.card(clip, words, snapshot.clips) if clip else None
         left_card = stage.card(left, words) if left else None
-        shown = card.clip if card else ""
+        shown = clip.id if clip else ""
         bar = status_bar.status_bar(snapshot, words)
         report = reader.report.or_none()
         posters = {clip.id for clip in snapshot.clips if clip.poster}
-        found = seeds.seed_rows(studio.seeds(ui_state["search"], SEED_ROWS), posters)
+        found = studio.seeds(ui_state["search"], SEED_ROWS)
         places = {"outputs": studio.outputs, "seeds": studio.outputs / "seeds.md", "state": studio.state}
-        gallery = stage.tiles(snapshot, words, GALLERY_CLIPS)
         drawn = {
             "bar": status_bar.draw(bar, words),
-            "aid": first_aid.draw(first_aid.first_aid(snapshot, words), bar.restarted, words),
+            "aid": first_aid.draw(snapshot, bar.restarted, words),
             "player": stage.draw_player(card, stage.preview(events), words),
             "progress": _progress(job, events, snapshot, words),
             "card": stage.draw_card(card, words) if card else Html(""),
             "queue": jobs.draw_queue(jobs.queue(snapshot, words), snapshot.paused, words),
-            "strip": stage.draw_strip(stage.tiles(snapshot, words), shown, words),
-            "tail": log.draw(snapshot.log[-TAIL_LINES:], words),
+            "strip": stage.draw_strip(snapshot, STRIP_CLIPS, shown, words),
+            "tail": tabs.draw_log(snapshot.log[-TAIL_LINES:], words),
             "compare": stage.draw_compare(left_card, card, words),
-            "gallery": stage.draw_strip(gallery, shown, words, big=True),
+            "gallery": stage.draw_strip(snapshot, GALLERY_CLIPS, shown, words, big=True),
             "side": stage.draw_side(card, bool(left), words),
-            "seeds": seeds.draw(found, bool(ui_state["search"]), words),
+            "seeds": tabs.draw_seeds(found, posters, bool(ui_state["search"]), words),
             "system": system.draw(system.system(snapshot, report, words), report is not None, words),
-            "log": log.draw(snapshot.log, words),
-            "settings": settings.draw(snapshot.policy, places, words),
+            "log": tabs.draw_log(snapshot.log, words),
+            "settings": tabs.draw_settings(snapshot.policy, POLICIES, places, words),
         }
         return {name: drawn[name] for name in PANELS}
 
@@ -121,8 +110,7 @@ def _progress(job: QueuedJob | None, events: list[Event], snapshot: Snapshot, wo
     if job is None:
         return Html("")
     if job.state in STOPPED:
-        holders = system.largest_holders(snapshot, words)
-        return first_aid.draw_failure(first_aid.failure(job, words), holders, words)
+        return first_aid.draw_failure(first_aid.failure(job, words), snapshot, words)
     if job.state in ACTIVE:
         return jobs.draw_progress(jobs.progress(job, events, words), words)
     if job.state == "queued":

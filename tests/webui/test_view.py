@@ -372,11 +372,11 @@ def test_first_aid_names_the_largest_holders_and_the_newest_job_that_memory_stop
         holders=(Some(uuid="GPU-1", rows=rows, listed=True),),
         jobs=(job(4), job(3, "parked", error=oom), job(2, "failed", error=JobError(code="nan_latents", what="x"))),
     )
-    shown = first_aid.first_aid(snapshot, EN)
-    assert [held.pid for held in shown.holders] == [9, 3, 1]
-    assert shown.failed.job == 3 and shown.failed.smaller["model"] == "wan2.1-1.3b"
-    assert shown.host_line == ""
-    assert "nvidia-smi" in first_aid.first_aid(Snapshot(), EN).host_line
+    shown = first_aid.draw(snapshot, "", EN)
+    assert re.findall(r"python \((\d+)\)", shown) == ["9", "3", "1"]
+    assert re.findall(r'data-arg="(\d+)" data-act="retry_smaller"', shown) == ["3"]
+    assert EN("run.aid_3_text") in shown and "nvidia-smi" not in shown
+    assert "nvidia-smi" in first_aid.draw(Snapshot(), "", EN)
 
 
 @pytest.mark.parametrize(("runs", "key", "numbers", "said"), [

@@ -1,6 +1,6 @@
 """The form: prompt, picture, model, size, length, seed, Advanced, and the button that says what will run."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,12 +64,12 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
         label, hint = words("create.seed"), words("create.seed_hint")
         fields["seed"] = gr.Textbox(label=label, placeholder=hint, max_lines=1, elem_id="seed", scale=2)
     with gr.Row():
-        sizes, aspects, label = form.all_resolutions(), form.all_aspects(), words("field.resolution")
+        (sizes, aspects, frames), label = form.all_choices(), words("field.resolution")
         fields["resolution"] = gr.Radio(sizes, value=start["resolution"], label=label, elem_id="resolution")
         label = words("field.aspect")
         fields["aspect"] = gr.Radio(aspects, value=start["aspect"], label=label, elem_id="aspect")
     fps, label = spec.defaults.fps, words("field.num_frames")
-    counts = [(words("create.frames_label", n=n, time=words.seconds(n / fps)), n) for n in form.all_frames()]
+    counts = [(words("create.frames_label", n=n, time=words.seconds(n / fps)), n) for n in frames]
     fields["num_frames"] = gr.Radio(counts, value=start["num_frames"], label=label, elem_id="frames")
     meter = gr.HTML(choices_style(spec), elem_id="meter")
     with gr.Row(elem_id="go-row"):
@@ -158,10 +158,11 @@ def choices_style(
         num_frames: what the form holds now, shown whatever the model offers.
         bands: ("resolution" or "frames", value) -> fits, tight or no; each becomes a mark beside the choice.
     """
-    shown = (
-        ("resolution", form.all_resolutions(), spec.limits.resolutions),
-        ("aspect", form.all_aspects(), spec.limits.aspects),
-        ("frames", form.all_frames(), (*form.offered_frames(spec), num_frames)),
+    sizes, aspects, frames = form.all_choices()
+    shown: tuple[tuple[str, Sequence[object], Collection[object]], ...] = (
+        ("resolution", sizes, spec.limits.resolutions),
+        ("aspect", aspects, spec.limits.aspects),
+        ("frames", frames, (*form.offered_frames(spec), num_frames)),
     )
     rules = ["#resolution .wrap label,#aspect .wrap label,#frames .wrap label{display:none}"]
     for part, every, some in shown:

@@ -13,7 +13,7 @@ from turbodiff.spec.models import find_model
 from webui.markup import Html, action, el, join, local
 from webui.panels.jobs import title
 from webui.panels.status_bar import RESTART
-from webui.panels.system import HolderRow, draw_holders, draw_host_line, host_line, largest_holders
+from webui.panels.system import draw_holders, draw_host_line, host_line, largest_holders
 from webui.wording import Words
 
 if TYPE_CHECKING:
@@ -35,22 +35,6 @@ class Failure:
     advice: str
     memory: bool
     smaller: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class FirstAid:
-    """What the three steps show; `failed` is the newest job that memory stopped."""
-
-    holders: tuple[HolderRow, ...]
-    host_line: str
-    failed: Failure | None
-
-
-def first_aid(snapshot: Snapshot, words: Words) -> FirstAid:
-    """The three steps for this snapshot."""
-    stopped = (failure(job, words) for job in snapshot.jobs[:NEWEST_JOBS] if job.state in STOPPED)
-    failed = next((found for found in stopped if found.memory), None)
-    return FirstAid(largest_holders(snapshot, words), host_line(snapshot), failed)
 
 
 def failure(job: QueuedJob, words: Words) -> Failure:
@@ -77,57 +61,51 @@ def smaller(model: str, num_frames: int) -> dict[str, object]:
     return change if spec.kind == "i2v" else {"model": "wan2.1-1.3b", **change}
 
 
-def draw(shown: FirstAid, restarted: str, words: Words) -> Html:
-    """The three steps; `restarted` says what the last restart brought back."""
+def draw(snapshot: Snapshot, restarted: str, words: Words) -> Html:
+    """The three steps, the third for the newest job that memory stopped; `restarted`: what the last restart did."""
+    stopped = (failure(job, words) for job in snapshot.jobs[:NEWEST_JOBS] if job.state in STOPPED)
+    failed = next((found for found in stopped if found.memory), None)
     came_back = el("span", restarted, cls="td-pill good", role="status") if restarted else None
-    fill = action("smaller", "", words("run.aid_3_fill"), form=True)
-    smaller = _step(words("run.aid_3"), words("run.aid_3_text"), fill)
-    steps = (
-        _restart_step(words, came_back),
-        _step(words("run.aid_2"), words("run.aid_2_text")),
-        draw_holders(shown.holders, words),
-        None if shown.holders else draw_host_line(shown.host_line, words),
-        _smaller_step(shown.failed, words) if shown.failed else smaller,
-    )
     close = local("aid", "", words("bar.close"), cls="plain")
     head = el("div", el("h3", words("bar.firstaid")), close, cls="td-line")
+    steps = _steps(snapshot, failed, words, came_back, host=True)
     return el("div", head, steps, cls="td-card td-html", role="region", aria_label=words("bar.firstaid"))
 
 
-def draw_failure(shown: Failure, holders: tuple[HolderRow, ...], words: Words) -> Html:
-    """A failed job: what happened and the three ways out; `holders` are those of most memory."""
+def draw_failure(shown: Failure, snapshot: Snapshot, words: Words) -> Html:
+    """A failed job: what happened and the three ways out."""
     to_system = local("tab", SYSTEM_TAB, words("run.show"))
-    steps = (
-        _restart_step(words),
-        _step(words("run.aid_2"), words("run.aid_2_text"), to_system),
-        draw_holders(holders, words),
-        _smaller_step(shown, words),
-    )
     retry = action("retry", shown.job, words("run.retry"), cls="" if shown.memory else "main")
     return el(
         "div",
         el("h3", shown.title),
         el("div", shown.what, cls="td-note bad", role="alert"),
         el("p", shown.advice, cls="td-quiet", style="margin:0"),
-        steps if shown.memory else None,
+        _steps(snapshot, shown, words, to_system=to_system) if shown.memory else None,
         el("div", retry, cls="td-acts"),
         cls="td-card failed td-html",
         data_job=shown.job,
     )
 
 
-def _step(head: str, sentence: str, button: object = None) -> Html:
-    told = el("div", el("b", head), el("div", sentence, cls="td-quiet"))
-    return el("div", told, button, cls="td-line td-step")
-
-
-def _restart_step(words: Words, came_back: Html | None = None) -> Html:
-    button = action("restart", "", RESTART, title=words("bar.restart_tip"))
-    return _step(words("run.aid_1"), words("run.aid_1_text"), join(came_back, button))
-
-
-def _smaller_step(failure: Failure, words: Words) -> Html:
-    """The third step for a job that memory stopped: what it changes, and the button."""
-    changes = "text" if "model" in failure.smaller else "i2v" if "resolution" in failure.smaller else "demo"
-    button = action("retry_smaller", failure.job, words("run.aid_3_button"), cls="main")
-    return _step(words("run.aid_3"), words(f"run.aid_3_{changes}"), button)
+def _steps(
+    snapshot: Snapshot,
+    failed: Failure | None,
+    words: Words,
+    came_back: Html | None = None,
+    to_system: Html | None = None,
+    host: bool = False,
+) -> Html:
+    """Restart, who holds the memory (with `host` the command where that is unknown), retry `failed` smaller."""
+    restart = action("restart", "", RESTART, title=words("bar.restart_tip"))
+    less, smaller = "text", action("smaller", "", words("run.aid_3_fill"), form=True)
+    if failed:
+        less = "text" if "model" in failed.smaller else "i2v" if "resolution" in failed.smaller else "demo"
+        smaller = action("retry_smaller", failed.job, words("run.aid_3_button"), cls="main")
+    steps = []
+    for key, text, button in (("1", "text", join(came_back, restart)), ("2", "text", to_system), ("3", less, smaller)):
+        told = el("div", el("b", words(f"run.aid_{key}")), el("div", words(f"run.aid_{key}_{text}"), cls="td-quiet"))
+        steps.append(el("div", told, button, cls="td-line td-step"))
+    holders = largest_holders(snapshot, words)
+    host_command = draw_host_line(host_line(snapshot), words) if host and not holders else None
+    return join(steps[:2], draw_holders(holders, words), host_command, steps[2])

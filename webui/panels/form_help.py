@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from turbodiff.prompt.lint import is_chinese, lint
 from turbodiff.spec.models import ModelSpec, find_model
 from turbodiff.spec.request import Request
-from webui.markup import Html, action, el, join, local, note, void
+from webui.markup import Html, action, el, join, local, void
 from webui.panels.meter import short_model
 from webui.wording import Words
 
@@ -230,8 +230,3 @@ def draw_rounds(tiles: list[RoundTile], spec: ModelSpec, words: Words) -> Html:
             instead.append(el("div", fits, fill, cls="td-line"))
     about = words(f"round.{'demo_note' if spec.bundled else 'i2v_note' if spec.kind == 'i2v' else 'deliver_note'}")
     return join(el("div", buttons, cls="td-rounds td-html"), instead, el("p", about, cls="td-quiet td-small"))
-
-
-def draw_loaded(words: Words) -> Html:
-    """That a video's settings are in the form, and the way there."""
-    return note(join(words("gallery.loaded"), " ", local("tab", "0", words("create.tab"), cls="plain")), "good")

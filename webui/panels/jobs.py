@@ -115,8 +115,8 @@ def notice(said: Notice, words: Words) -> str:
 
 def queue(snapshot: Snapshot, words: Words) -> list[Row]:
     """Every job that is not done: running, then waiting in order, then what failed lately; [] if one just runs."""
-    found: list[tuple[QueuedJob, tuple[str, ...]]] = []
-    found += [(job, ("cancel",)) for job in snapshot.jobs if job.state in ACTIVE]
+    found: list[tuple[QueuedJob, tuple[str, ...]]]
+    found = [(job, ("cancel",)) for job in snapshot.jobs if job.state in ACTIVE]
     for place, job in enumerate(snapshot.waiting):
         found.append((job, (*(("top", "up") if place else ()), "down", "duplicate", "cancel")))
     stopped = [job for job in snapshot.jobs if job.state in STOPPED]
@@ -175,17 +175,14 @@ def draw_queue(rows: list[Row], paused: bool, words: Words) -> Html:
     if not paused:
         switch = action("pause", "", words("run.pause"), cls="plain")
     head = el("div", words("run.queue"), el("span", switch, cls="td-acts"), cls="td-sec")
-    lines = [
-        el(
-            "div",
+    listed = []
+    for row in rows:
+        parts = (
             el("span", words(f"run.state_{row.state}"), cls=f"td-pill {STATE_PILLS.get(row.state, '')}"),
             el("span", row.note, cls="what", title=f"{row.note} · {row.title}"),
             el("span", row.title, cls="td-quiet wide"),
             [action(act, row.job, words(f"run.{act}"), cls="plain") for act in row.acts],
-            data_job=row.job,
-            data_state=row.state,
         )
-        for row in rows
-    ]
-    body = el("div", lines, cls="td-list") if lines else None
-    return el("div", head, body or el("p", words("run.queue_empty"), cls="td-quiet"), cls="td-html", id="queue-list")
+        listed.append(el("div", parts, data_job=row.job, data_state=row.state))
+    body = el("div", listed, cls="td-list") if rows else el("p", words("run.queue_empty"), cls="td-quiet")
+    return el("div", head, body, cls="td-html", id="queue-list")

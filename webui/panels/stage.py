@@ -26,17 +26,6 @@ DIFF_TAGS = {"new": "ins", "gone": "del"}
 
 
 @dataclass(frozen=True)
-class Tile:
-    """A clip in a grid."""
-
-    clip: str
-    poster: str
-    caption: str
-    note: str
-    rating: str
-
-
-@dataclass(frozen=True)
 class Knob:
     """A symptom and the one change that answers it, with the same seed."""
 
@@ -57,18 +46,12 @@ class Word:
 class Card:
     """The result card."""
 
-    clip: str
-    video: str
-    poster: str
-    prompt: str
+    clip: ClipView
     facts: tuple[tuple[str, str], ...]
     badges: tuple[tuple[str, str], ...]  # kind, sentence
     knobs: tuple[Knob, ...]
-    rating: str
-    note: str
     demo: bool
-    scouted: bool = False  # a first round: ask whether the motion is there
-    changed: tuple[Word, ...] = ()  # against the prompt of the round before
+    changed: tuple[Word, ...]  # against the prompt of the round before
 
 
 def media_url(clip: str, poster: bool = False) -> str:
@@ -91,16 +74,6 @@ def model_name(request: Request) -> str:
     return short_model(request.model) if request.model else "?"
 
 
-def tiles(snapshot: Snapshot, words: Words, limit: int = 12) -> list[Tile]:
-    """The newest clips as tiles."""
-    shown = []
-    for clip in snapshot.clips[:limit]:
-        request, made = clip.request, words.ago(max(0, snapshot.now_s - clip.created_s))
-        note = " · ".join((model_name(request), size_name(request), str(request.seed), made))
-        shown.append(Tile(clip.id, poster_url(clip), request.prompt, note, clip.sidecar.rating))
-    return shown
-
-
 def card(clip: ClipView, words: Words, others: Iterable[ClipView] = ()) -> Card:
     """The card of one clip: settings, what really ran, predicted and measured, what the guard did.
 
@@ -112,20 +85,8 @@ def card(clip: ClipView, words: Words, others: Iterable[ClipView] = ()) -> Card:
     for row in (diff(change, words) for change in clip.changes if change.lossy):
         badges.append(("warn", words("clip.lowered", field=row.label, before=row.before, after=row.after)))
     badges += [("warn", words.or_else(f"clip.flaw_{finding}", finding)) for finding in clip.sidecar.warnings]
-    return Card(
-        clip=clip.id,
-        video=media_url(clip.id),
-        poster=poster_url(clip),
-        prompt=request.prompt,
-        facts=tuple(_facts(clip, words)),
-        badges=tuple(badges),
-        knobs=tuple(knobs(request, words)),
-        rating=clip.sidecar.rating,
-        note=clip.sidecar.note,
-        demo=demo,
-        changed=prompt_diff(before.request.prompt, request.prompt) if before else (),
-        scouted=request.steps <= SCOUT_STEPS,
-    )
+    changed = prompt_diff(before.request.prompt, request.prompt) if before else ()
+    return Card(clip, tuple(_facts(clip, words)), tuple(badges), tuple(knobs(request, words)), demo, changed)
 
 
 def prompt_diff(before: str, after: str) -> tuple[Word, ...]:
@@ -197,10 +158,8 @@ def knobs(request: Request, words: Words) -> Iterable[Knob]:
 
 def preview(events: Iterable[Event]) -> str:
     """The newest preview of a running job as a data URL, "" while there is none."""
-    jpeg = ""
-    for event in events:
-        jpeg = event.jpeg if isinstance(event, PreviewEvent) else jpeg
-    return f"data:image/jpeg;base64,{jpeg}" if jpeg else ""
+    jpegs = [event.jpeg for event in events if isinstance(event, PreviewEvent)]
+    return f"data:image/jpeg;base64,{jpegs[-1]}" if jpegs and jpegs[-1] else ""
 
 
 def draw_player(card: Card | None, preview: str, words: Words, autoplay: bool = True) -> Html:
@@ -210,81 +169,79 @@ def draw_player(card: Card | None, preview: str, words: Words, autoplay: bool = 
     if card is None:
         empty = el("div", el("b", words("clip.empty_title")), words("clip.empty_text"), cls="empty")
         return el("div", empty, cls="td-player")
-    video = _video(card, preload="metadata", autoplay=autoplay, aria_label=card.prompt[:120])
+    prompt = card.clip.request.prompt
+    video = _video(card.clip, preload="metadata", autoplay=autoplay, aria_label=prompt[:120])
     badge = el("span", words("clip.demo"), cls="td-pill badge") if card.demo else None
-    return el("div", video, badge, cls="td-player", data_clip=card.clip)
+    return el("div", video, badge, cls="td-player", data_clip=card.clip.id)
 
 
-def _video(card: Card, **attributes: object) -> Html:
+def _video(clip: ClipView, **attributes: object) -> Html:
     """A player without sound that goes round."""
-    source = {"src": card.video, "poster": card.poster}
+    source = {"src": media_url(clip.id), "poster": poster_url(clip)}
     return el("video", **source, controls=True, loop=True, muted=True, playsinline=True, **attributes)
 
 
 def draw_card(card: Card, words: Words, where: str = "stage") -> Html:
     """The result card: settings, what really ran, symptoms, rating, note."""
-    stars = []
+    clip, request, stars = card.clip.id, card.clip.request, []
     for n in range(1, STARS + 1):
-        tip, on = words("clip.rate", n=n), n <= card.rating.count("★")
-        stars.append(action("rate", f"{card.clip} {n}", "★", cls="on" if on else "", title=tip, aria_label=tip))
+        tip, on = words("clip.rate", n=n), n <= card.clip.sidecar.rating.count("★")
+        stars.append(action("rate", f"{clip} {n}", "★", cls="on" if on else "", title=tip, aria_label=tip))
     badges = [el("span", sentence, cls=f"td-pill {kind}") for kind, sentence in card.badges]
     tip = words("clip.i2v_tip")
     buttons = (
-        action("reuse", card.clip, words("clip.reuse"), form=True),
-        action("neighbour", card.clip, words("clip.neighbours"), title=words("clip.seed_tip")),
-        action("animate", card.clip, words("clip.i2v_from_this"), form=True, title=tip, data_time=True),
-        download(card.video, words("clip.open_file")),
+        action("reuse", clip, words("clip.reuse"), form=True),
+        action("neighbour", clip, words("clip.neighbours"), title=words("clip.seed_tip")),
+        action("animate", clip, words("clip.i2v_from_this"), form=True, title=tip, data_time=True),
+        download(media_url(clip), words("clip.open_file")),
     )
     # after a scout there is one question only: is the motion there?
-    yes = action("round", f"polish {card.clip}", words("round.yes"), form=True, cls="main")
-    no = action("neighbour", card.clip, words("round.no"))
+    yes = action("round", f"polish {clip}", words("round.yes"), form=True, cls="main")
+    no = action("neighbour", clip, words("round.no"))
     question = el("div", el("b", words("round.question")), el("div", yes, no, cls="td-acts"), cls="td-note td-line")
-    field_id, hint = f"note-{where}", words("clip.note")
-    note = {"type": "text", "id": field_id, "value": card.note, "placeholder": hint, "aria_label": hint}
-    save = action("note", card.clip, words("clip.note_save"), data_from=field_id, cls="plain")
+    field_id, hint, value = f"note-{where}", words("clip.note"), card.clip.sidecar.note
+    note = void("input", type="text", id=field_id, value=value, placeholder=hint, aria_label=hint, cls="td-input")
+    save = action("note", clip, words("clip.note_save"), data_from=field_id, cls="plain")
     chips = []
     for knob in card.knobs:
         label = (el("span", knob.symptom, cls="td-quiet"), " → ", knob.label)
-        packed = json.dumps({"clip": card.clip, "fields": dict(knob.fields)})
-        edit = action("edit", card.clip, label, form=True)
+        packed = json.dumps({"clip": clip, "fields": dict(knob.fields)})
+        edit = action("edit", clip, label, form=True)
         chips.append(action("knob", packed, label) if knob.fields else edit)
     symptoms = el("div", chips, cls="td-chips", style="margin-top:10px")
     pieces = [el(DIFF_TAGS[word.how], word.text) if word.how in DIFF_TAGS else word.text for word in card.changed]
     changed = el("span", words("clip.changed") + " ", cls="td-quiet")
     return el(
         "div",
-        el("div", el("h3", card.prompt), el("span", stars, cls="td-stars"), cls="td-line"),
+        el("div", el("h3", request.prompt), el("span", stars, cls="td-stars"), cls="td-line"),
         el("div", badges, cls="td-steps") if badges else None,
         facts(card.facts),
         el("div", changed, pieces, cls="td-diff td-words") if pieces else None,
-        question if card.scouted else None,
+        question if request.steps <= SCOUT_STEPS else None,
         el("details", el("summary", words("clip.symptoms")), symptoms),
         el("div", buttons, cls="td-acts"),
-        el("div", void("input", **note, cls="td-input"), save, cls="td-line"),
+        el("div", note, save, cls="td-line"),
         cls="td-card td-html",
-        data_clip=card.clip,
+        data_clip=clip,
     )
 
 
-def draw_strip(tiles: list[Tile], chosen: str, words: Words, big: bool = False) -> Html:
-    """Clips as posters; a click shows one."""
-    if not tiles:
+def draw_strip(snapshot: Snapshot, limit: int, chosen: str, words: Words, big: bool = False) -> Html:
+    """The newest clips as posters; a click shows one."""
+    if not snapshot.clips:
         return el("div", words("clip.none"), cls="td-blank") if big else Html("")
-    shown = [
-        el(
-            "button",
-            el("span", poster(tile.poster), cls="pic"),
-            el("span", tile.caption, cls="cap"),
-            el("small", " ".join(filter(None, (tile.rating, tile.note)))),
-            type="button",
-            cls="td-tile on" if tile.clip == chosen else "td-tile",
-            data_act="choose",
-            data_arg=tile.clip,
-            aria_label=tile.caption[:100],
-            title=tile.caption,
+    shown = []
+    for clip in snapshot.clips[:limit]:
+        request, made = clip.request, words.ago(max(0, snapshot.now_s - clip.created_s))
+        about = " · ".join((model_name(request), size_name(request), str(request.seed), made))
+        parts = (
+            el("span", poster(poster_url(clip)), cls="pic"),
+            el("span", request.prompt, cls="cap"),
+            el("small", " ".join(filter(None, (clip.sidecar.rating, about)))),
         )
-        for tile in tiles
-    ]
+        click = {"type": "button", "cls": "td-tile on" if clip.id == chosen else "td-tile", "data_act": "choose"}
+        said = {"data_arg": clip.id, "aria_label": request.prompt[:100], "title": request.prompt}
+        shown.append(el("button", parts, **click, **said))
     head = None if big else el("div", words("clip.recent"), cls="td-sec")
     return el("div", head, el("div", shown, cls="td-strip td-big-grid" if big else "td-strip"), cls="td-html")
 
@@ -293,7 +250,7 @@ def draw_side(card: Card | None, comparing: bool, words: Words) -> Html:
     """The gallery's side: the chosen clip with its card."""
     if card is None:
         return Html("")
-    compare = action("compare", card.clip, words("gallery.stop" if comparing else "gallery.compare"))
+    compare = action("compare", card.clip.id, words("gallery.stop" if comparing else "gallery.compare"))
     player = draw_player(card, "", words, autoplay=False)
     return el("div", player, el("div", compare, cls="td-acts"), draw_card(card, words, "side"), cls="td-stack")
 
@@ -305,8 +262,8 @@ def draw_compare(left: Card | None, right: Card | None, words: Words) -> Html:
     if right is None:
         return el("p", words("gallery.compare_hint"), cls="td-quiet")
     sides = [
-        el("div", el("div", _video(card, cls="sync"), cls="td-player"), el("h3", card.prompt), facts(card.facts))
-        for card in (left, right)
+        el("div", el("div", _video(clip, cls="sync"), cls="td-player"), el("h3", clip.request.prompt), facts(rows))
+        for clip, rows in ((left.clip, left.facts), (right.clip, right.facts))
     ]
     play = el("div", local("play", "", words("gallery.play")), cls="td-acts", style="margin-top:14px")
     return el("div", el("div", sides, cls="td-two"), play, cls="td-html")

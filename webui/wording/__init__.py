@@ -37,10 +37,7 @@ class Words(shared.Words):
 
     def ago(self, value_s: float) -> str:
         """How long ago, coarsely."""
-        if value_s < 60:
-            return self("unit.now")
-        if value_s < 3600:
-            return self("unit.min_ago", n=int(value_s // 60))
-        if value_s < 86400:
-            return self("unit.h_ago", n=int(value_s // 3600))
-        return self("unit.d_ago", n=int(value_s // 86400))
+        for unit_s, key in ((86400, "unit.d_ago"), (3600, "unit.h_ago"), (60, "unit.min_ago")):
+            if value_s >= unit_s:
+                return self(key, n=int(value_s // unit_s))
+        return self("unit.now")

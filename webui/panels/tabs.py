@@ -1,0 +1,70 @@
+"""The tabs that need no view of their own: the seed archive, the log (its last lines are below the stage, too), the
+settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from webui.markup import Html, action, download, el, facts, local, poster
+from webui.panels.stage import media_url
+from webui.wording import Words
+
+if TYPE_CHECKING:
+    from turbodiff.studio import Seed
+
+COLUMNS = ("prompt", "seed", "model", "resolution", "rating", "note")  # in the guide's order
+LEVELS = ("CRITICAL", "ERROR", "WARNING", "DEBUG")  # every other line is INFO
+
+
+def draw_seeds(found: Iterable[Seed], posters: Collection[str], searched: bool, words: Words) -> Html:
+    """The archive as a table; `posters` are the clips that have one, `searched`: rows were looked for."""
+    rows = []
+    for seed in found:
+        clip = Path(seed.path).stem if seed.path else ""  # "": the row came from a file
+        cells = [el("td", getattr(seed.row, name), cls="td-num" if name == "seed" else "") for name in COLUMNS]
+        use = action("use_seed", seed.id, words("seeds.use"), form=True, cls="plain")
+        picture = poster(media_url(clip, poster=True) if clip in posters else "", "td-mini")
+        rows.append(el("tr", el("td", picture), cells, el("td", use)))
+    if not rows:
+        return el("div", words("seeds.no_match" if searched else "seeds.none"), cls="td-blank")
+    head = el("tr", el("th", ""), [el("th", words(f"seeds.{name}")) for name in COLUMNS], el("th", ""))
+    return el("div", el("table", head, rows, cls="td-table"), cls="td-scroll td-html", data_rows=len(rows))
+
+
+def draw_log(lines: tuple[str, ...], words: Words) -> Html:
+    """Lines of the log, coloured by their level."""
+    shown = []
+    for line in lines:
+        level = next((name for name in LEVELS if f"[{name}]" in line), "INFO")
+        shown.append(el("div", line, cls=level, data_level=level))
+    return el("div", shown or words("log.empty"), cls="td-log")
+
+
+def draw_log_tools(words: Words) -> Html:
+    """Level filter, copy and the support bundle; the first two all in the browser."""
+    levels = [
+        local("level", name, words(f"log.{name}"), cls="on" if name == "all" else "")
+        for name in ("all", "warnings", "errors")
+    ]
+    copy = local("copylog", "", words("log.copy"), cls="plain")
+    bundle = download("/support.zip", words("log.bundle"), title=words("log.bundle_tip"))
+    run_log = el("span", words("log.run_log", name="webui_test.log"), cls="td-quiet")
+    return el("div", levels, copy, bundle, run_log, cls="td-toolbar td-html")
+
+
+def draw_settings(policy: str, policies: Iterable[str], places: Mapping[str, Path], words: Words) -> Html:
+    """What happens to a wish that does not fit, as buttons with one on; `places` are paths by the key of their name."""
+    buttons = []
+    for name in policies:
+        label = (el("b", words(f"settings.policy_{name}")), el("span", words(f"settings.policy_{name}_text")))
+        on, checked = ("on", "true") if name == policy else ("", "false")
+        buttons.append(action("policy", name, label, cls=on, role="radio", aria_checked=checked))
+    head = el("div", words("settings.policy"), cls="td-sec")
+    chosen = el("div", buttons, cls="td-alts", role="radiogroup", aria_label=words("settings.policy"), id="policy")
+    rows = [(words(f"settings.place_{name}"), el("code", place)) for name, place in places.items()]
+    where = el("section", el("div", words("settings.places"), cls="td-sec"), facts(rows, cls=""))
+    note = el("p", words("settings.policy_note"), cls="td-quiet")
+    return el("div", el("section", head, chosen, note), where, cls="td-stack td-html td-narrow")

@@ -114,9 +114,8 @@ class CardCache(ModelCache):
     def warm(self, request) -> None:
         """Load everything into host memory, which is not the card's."""
         self.open(request)
-        load = {"text_encoder": self._load_text_encoder, "vae": self._load_vae, "dit": self._load_dit}
-        for component, read in load.items():
-            with offload.on_device(self.get_or_load(component, read), self.device.torch_device):
+        for component in ("text_encoder", "vae", "dit"):
+            with offload.on_device(self.get_or_load(component), self.device.torch_device):
                 pass
 
     def preview_vae(self) -> None:
@@ -124,7 +123,7 @@ class CardCache(ModelCache):
 
     @contextmanager
     def text_encoder(self, plan) -> Iterator:
-        encoder = self.get_or_load("text_encoder", self._load_text_encoder)
+        encoder = self.get_or_load("text_encoder")
         layers = list(encoder.encoder.block)
         parts = {"resident": [encoder], "streamed": layers[:2]}.get(plan.levers.text, [])
         with self.ledger.holding(*parts), super().text_encoder(plan) as read:
@@ -137,7 +136,7 @@ class CardCache(ModelCache):
 
     @contextmanager
     def dit(self, expert, plan) -> Iterator:
-        dit = self.get_or_load(expert.component, self._load_dit)
+        dit = self.get_or_load(expert.component)
         rest = [child for name, child in dit.named_children() if name != "blocks"]
         here: list[nn.Module] = [*rest, *dit.blocks[: plan.levers.blocks_resident]]
         with (

@@ -8,7 +8,7 @@ from tests.weights import tiny
 from turbodiff.models.linear import Int8Linear, to_int8
 from turbodiff.runtime import offload
 from turbodiff.runtime.denoise import Network, denoise
-from turbodiff.runtime.loras import apply_loras, loras_for, merge
+from turbodiff.runtime.loras import apply_loras, loras_for
 from turbodiff.runtime.model_cache import PlacedDit
 from turbodiff.runtime.text import TextRows
 from turbodiff.spec.errors import FileError, RequestError
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def dit(models, attempt_of):
     attempt_of()
-    return models.get_or_load("dit", models._load_dit)
+    return models.get_or_load("dit")
 
 
 def shapes_of(dit):
@@ -141,7 +141,7 @@ def test_int8_takes_differences_of_biases_and_names_those_of_its_weights(attempt
     state = load_file(path) | {"diffusion_model.blocks.0.ffn.0.diff": torch.ones(1024, 256)}
     save_file(state, path)
     models.open(attempt_of().request.model_copy(update={"quant_linear": "on"}))
-    int8 = models.get_or_load("dit", models._load_dit)
+    int8 = models.get_or_load("dit")
     worn = apply_loras(int8, [Lora(path=path)], Expert.SINGLE)
     (note,) = worn.notes
     assert "1 names not used: diffusion_model.blocks.0.ffn.0.diff" in note
@@ -193,11 +193,11 @@ def test_a_branch_beside_int8_is_the_merge_within_what_int8_loses(tmp_path):
 
 def test_int8_blocks_wear_branches_and_stream_through_one_slot(attempt_of, models, tmp_path):
     plain = attempt_of()
-    dit = models.get_or_load("dit", models._load_dit)
+    dit = models.get_or_load("dit")
     path = file_of(halves(dit), tmp_path / "a.safetensors")
     worn = apply_loras(dit, [Lora(path=path)], Expert.SINGLE).network
     models.open(plain.request.model_copy(update={"quant_linear": "on"}))
-    int8 = models.get_or_load("dit", models._load_dit)
+    int8 = models.get_or_load("dit")
     before = velocity(int8)
     branched = apply_loras(int8, [Lora(path=path)], Expert.SINGLE).network
     assert branched.blocks[5].ffn[2].down is not None
@@ -283,10 +283,9 @@ def test_one_file_for_both_experts_gives_each_its_part(dit, tmp_path):
     assert not high.unknown and not low.unknown and high.pairs[module].scale == 1.0
 
 
-def test_a_merge_keeps_the_dtype():
-    from turbodiff.weights.lora import Pair
-
-    pair = Pair(torch.ones(1, 4), torch.ones(3, 1), 2.0)
-    assert torch.equal(
-        merge(torch.ones(3, 4, dtype=torch.bfloat16), [pair]), torch.full((3, 4), 3, dtype=torch.bfloat16)
-    )
+def test_a_merge_keeps_the_dtype(tmp_path):
+    layer = torch.nn.ModuleDict({"q": torch.nn.Linear(4, 3, bias=False, dtype=torch.bfloat16)})
+    torch.nn.init.ones_(layer["q"].weight)
+    path = file_of({"q": (torch.ones(1, 4), torch.ones(3, 1))}, tmp_path / "a.safetensors", alpha=2.0)
+    changed = apply_loras(layer, [Lora(path=path)], Expert.SINGLE).network
+    assert torch.equal(changed["q"].weight, torch.full((3, 4), 3, dtype=torch.bfloat16))

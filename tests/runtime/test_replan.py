@@ -9,12 +9,11 @@ from tests.plan.machines import ask, card, disk, gpu, machine
 from turbodiff.plan.hardware import CONTEXT_BYTES
 from turbodiff.plan.planner import from_phase, plan_request
 from turbodiff.runtime import offload, replan
-from turbodiff.runtime.attempt import is_out_of_memory
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.latents_cache import LatentsCache
 from turbodiff.runtime.replan import WaitForMemory, first_plan, machine_for
 from turbodiff.spec.commands import RunCommand
-from turbodiff.spec.errors import DoesNotFitError
+from turbodiff.spec.errors import DoesNotFitError, OutOfMemoryError
 from turbodiff.spec.numbers import GIB, MIB
 
 
@@ -161,8 +160,22 @@ def test_a_worker_plans_for_its_own_card_and_counts_its_own_memory_where_pids_ar
     assert machine_for(asked, told(held=3 * GIB)).gpus[0].reclaimable_bytes == 3 * GIB + CONTEXT_BYTES
 
 
-def test_running_out_has_many_names():
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
-    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
-    assert is_out_of_memory(RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"))
-    assert not is_out_of_memory(RuntimeError("out of resource: shared memory"))
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["allocator", "cublas", "driver"])
+def test_running_out_has_many_names(attempt_of, error):
+    with pytest.raises(OutOfMemoryError) as caught, attempt_of().phase("denoise"):
+        raise error
+    assert caught.value.field == "denoise"
+
+
+def test_another_error_of_torch_is_no_out_of_memory(attempt_of):
+    error = RuntimeError("out of resource: shared memory")
+    with pytest.raises(RuntimeError) as caught, attempt_of().phase("denoise"):
+        raise error
+    assert caught.value is error

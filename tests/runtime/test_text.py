@@ -30,7 +30,7 @@ def rows(attempt_of):
 @pytest.fixture
 def encoder(models, attempt_of):
     attempt_of()
-    return models.get_or_load("text_encoder", models._load_text_encoder)
+    return models.get_or_load("text_encoder")
 
 
 def relative_error(got, expected):

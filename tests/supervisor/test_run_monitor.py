@@ -8,7 +8,7 @@ from supervisor.bench import Bench, scripted
 from supervisor.cards import GIB, Card
 from tests.plan.machines import ask, card, disk
 from turbodiff.plan.planner import plan_request
-from turbodiff.runtime.attempt import levers_pulled, one_rung_lower
+from turbodiff.runtime.attempt import levers_notice
 from turbodiff.spec.events import Notice, PhaseEvent, StepEvent
 from turbodiff.supervisor.watchdog import AGAIN_S, Evidence, RunMonitor, expected_steps_s
 from webui.panels.jobs import notice
@@ -101,7 +101,7 @@ def test_every_notice_is_worded_with_its_own_numbers(lang: str) -> None:
     )
     assert set(keys(every)) == {"neighbour_grew", "spill", "host_ram_low", "slow_step"}
     plan = plan_request(ask("wan2.1-1.3b"), card(12), disk())
-    every += [levers_pulled("vae_decode", plan), one_rung_lower(plan, 8 * GIB)]
+    every += [levers_notice(plan, phase="vae_decode"), levers_notice(plan, cap_bytes=8 * GIB)]
     for told in every:
         said = notice(told, Words(lang))
         assert said != told.text  # no fall-back to the log's own words

@@ -7,6 +7,7 @@ activations from the ledger; library scratch and the CUDA context are not seen h
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import cast
 
 import torch
 
@@ -18,7 +19,7 @@ from turbodiff.runtime.model_cache import dit_config
 from turbodiff.runtime.pipeline import tile_side
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.plan import Plan
-from turbodiff.spec.request import Attention
+from turbodiff.spec.request import AttentionKind
 from turbodiff.spec.shapes import CONDITION_CHANNELS, VideoShape
 
 BLOCKS = 2
@@ -30,12 +31,12 @@ def dry_run(plan: Plan) -> dict[str, int]:
     request, levers = plan.request, plan.levers
     spec, dtype = request.spec, torch.float32 if plan.device == "cpu" else torch.bfloat16
     method: vae_driver.ConvMethod = "conv2d" if plan.device == "cpu" else "conv3d"
-    traced = {}
+    traced: dict[str, int] = {}
     for name in (phase.name for phase in plan.phases):
         if name.startswith("denoise"):
             traced[name] = denoise_bytes(
                 spec, request.shape, dtype, int8=request.quant_linear == "on", chunks=levers.ffn_chunks,
-                attention=request.attention,
+                attention=cast("AttentionKind", request.attention),
             )  # fmt: skip
         elif name in ("vae_decode", "image_encode"):
             tile, decode = tile_side(levers), name == "vae_decode"
@@ -44,8 +45,9 @@ def dry_run(plan: Plan) -> dict[str, int]:
 
 
 def denoise_bytes(
-    spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, *, int8: bool, chunks: int, attention: Attention = "dense",
-    inside: Mapping[str, int] | None = None, change: Callable[[WanDiT], object] | None = None, blocks: int = BLOCKS,
+    spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, *, int8: bool, chunks: int,
+    attention: AttentionKind = "dense", inside: Mapping[str, int] | None = None,
+    change: Callable[[WanDiT], object] | None = None, blocks: int = BLOCKS,
 ) -> int:  # fmt: skip
     """Peak beside the weights of a forward pass after the first, with the state that the sampler keeps meanwhile.
 

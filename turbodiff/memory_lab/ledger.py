@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_iter
 GRAIN_BYTES = 512  # the CUDA caching allocator rounds every block up to this
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts storages while active. `device_type`: only tensors there ("meta", "cpu", "cuda"), None for all.
 
     `inside`: bytes that operators of these names ("turbodiff::sage_attention") hold for themselves while they run.
@@ -27,7 +27,7 @@ class Ledger(TorchDispatchMode):
     def __init__(
         self, device_type: str | None = None, cap_bytes: int | None = None, inside: Mapping[str, int] | None = None
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device_type, self.cap_bytes, self._inside = device_type, cap_bytes, inside or {}
         self.live_bytes = self.peak_bytes = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import nn
@@ -27,7 +27,11 @@ from turbodiff.runtime.pipeline import tile_side
 from turbodiff.runtime.text import TextRows
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.plan import Plan
+from turbodiff.spec.request import AttentionKind
 from turbodiff.spec.shapes import CONDITION_CHANNELS
+
+if TYPE_CHECKING:
+    from transformers import UMT5EncoderModel
 
 STEPS = 2  # the first also warms up
 Row = dict[str, str | int | float | None]
@@ -105,7 +109,7 @@ def run_phase(models: DummyModels, plan: Plan, name: str) -> float:
     if name == "text_encode":
         if device.type == "meta":  # nothing can leave that device
             levers = levers.model_copy(update={"text": "resident"})
-        encoder = models.get_or_make("text_encoder")
+        encoder = cast("UMT5EncoderModel", models.get_or_make("text_encoder"))
         with text.encoder_on_device(encoder, levers, device) as ids_device:
             ids = torch.zeros(1, facts.text_len, dtype=torch.long, device=ids_device)
             text_encoder.encode(encoder, ids, torch.ones_like(ids), facts.text_len)
@@ -126,7 +130,7 @@ def run_phase(models: DummyModels, plan: Plan, name: str) -> float:
         state = [torch.zeros(1, *latent, dtype=torch.float64, device=device) for _ in range(3)]
         condition = torch.zeros(1, CONDITION_CHANNELS, *latent[1:]) if request.kind == "i2v" else None
         prompt = TextRows(torch.zeros(1, facts.text_len, facts.dim, dtype=models.device.dtype), 8)
-        attention = AttentionPlan(request.attention, request.topk)
+        attention = AttentionPlan(cast("AttentionKind", request.attention), request.topk)
         with offload.dit_on_device(dit, device, levers) as blocks:
             placed = PlacedDit(dit, blocks, ())
             network = Network(placed, device, prompt, condition, attention=attention, ffn_chunks=levers.ffn_chunks)

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 
+from turbodiff.models.attention import ResolvedAttention, resolve_attention
 from turbodiff.plan.hardware import Machine
 from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.runtime.replan import replan
@@ -18,8 +19,9 @@ from turbodiff.spec.errors import CancelledByUser, OutOfMemoryError
 from turbodiff.spec.events import Event, NoticeEvent, PhaseEvent, PlanEvent
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import Calibration, PhaseName, Plan
-from turbodiff.spec.request import Request
+from turbodiff.spec.request import AttentionKind, Request
 
+# what torch, the driver and the libraries of NVIDIA say when they run out of device memory
 OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
@@ -65,6 +67,10 @@ class Attempt:
         """The request as it runs, which may differ from what was asked: see plan.changes."""
         return self.plan.request
 
+    def attention(self) -> ResolvedAttention:
+        """The attention that really runs; a plan's is never "auto"."""
+        return resolve_attention(cast("AttentionKind", self.request.attention), self.models.device.torch_device)
+
     @contextmanager
     def phase(self, name: PhaseName) -> Iterator[None]:
         """Check the plan, announce a phase, time it, record its peak, and turn torch's out-of-memory into ours.
@@ -79,14 +85,15 @@ class Attempt:
             if plan.levers != self.plan.levers:
                 self.plan = plan
                 self.send(PlanEvent(plan=plan))
-                self.send(levers_pulled(name, plan))
+                self.send(levers_notice(plan, phase=name))
         self.send(PhaseEvent(name=name, state="start"))
         self.models.reset_peak()
         start_s = time.monotonic()
         try:
             yield
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            ours = isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+            if not ours:
                 raise
             raise OutOfMemoryError(
                 f"OOM: the device ran out of memory in {name}",
@@ -127,26 +134,18 @@ class Attempt:
         )
 
 
-def levers_pulled(phase: str, plan: Plan) -> NoticeEvent:
-    """The notice that another program grew and the plan gave way without losing a pixel."""
-    text = f"less memory is free before {phase} than at the start; the same clip goes on with {levers_text(plan)}"
-    numbers = {"phase": phase, "peak_bytes": plan.peak_bytes, "budget_bytes": plan.budget_bytes}
-    return NoticeEvent(key="levers_pulled", text=text, numbers=numbers)
+def levers_notice(plan: Plan, *, phase: PhaseName | None = None, cap_bytes: int | None = None) -> NoticeEvent:
+    """The notice that memory changed levers and not one pixel: before a phase, or after an out-of-memory.
 
-
-def one_rung_lower(plan: Plan, cap_bytes: int) -> NoticeEvent:
-    """The notice that an earlier attempt ran out of memory, and what this one does about it."""
-    cap, levers = gib(cap_bytes), levers_text(plan)
-    text = f"an earlier attempt needed more than there was: this one stays below {cap} with {levers}"
-    numbers = {"cap_bytes": cap_bytes, "peak_bytes": plan.peak_bytes}
-    return NoticeEvent(key="one_rung_lower", text=text, numbers=numbers)
-
-
-def levers_text(plan: Plan) -> str:
-    """The levers of a plan for a log line: "text=resident text_dtype=bf16 ..."."""
-    return " ".join(f"{name}={value}" for name, value in plan.levers.model_dump().items())
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch, the driver or a library of NVIDIA ran out of device memory; each says it in words of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+    Args:
+        phase: another program grew before it.
+        cap_bytes: what an attempt after an out-of-memory stays below.
+    """
+    levers = " ".join(f"{name}={value}" for name, value in plan.levers.model_dump().items())
+    if cap_bytes is not None:
+        text = f"an earlier attempt needed more than there was: this one stays below {gib(cap_bytes)} with {levers}"
+        numbers = {"cap_bytes": cap_bytes, "peak_bytes": plan.peak_bytes}
+        return NoticeEvent(key="one_rung_lower", text=text, numbers=numbers)
+    text = f"less memory is free before {phase} than at the start; the same clip goes on with {levers}"
+    facts = {"phase": phase, "peak_bytes": plan.peak_bytes, "budget_bytes": plan.budget_bytes}
+    return NoticeEvent(key="levers_pulled", text=text, numbers=facts)

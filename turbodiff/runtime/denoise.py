@@ -6,7 +6,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from turbodiff.models.attention import DENSE, AttentionPlan, resolve_attention, rope_tables
+from turbodiff.models.attention import DENSE, AttentionPlan, rope_tables
 from turbodiff.models.wan_dit import PATCH, CrossAttentionCache
 from turbodiff.runtime import offload, preview
 from turbodiff.runtime.attempt import Attempt
@@ -32,7 +32,7 @@ def denoise(attempt: Attempt, text: TextRows, condition: Tensor | None, negative
     """
     request, models = attempt.request, attempt.models
     device = models.device.torch_device
-    attention = AttentionPlan(resolve_attention(request.attention, device).kind, request.topk)
+    attention = AttentionPlan(attempt.attention().kind, request.topk)
     noise = Noise(request.seed or 0, (1, *request.shape.latent), request.noise_device)
     network: Network | None = None
 
@@ -119,8 +119,8 @@ class Network:
         """Velocity float32 of latents [1, 16, T, H, W] at timesteps [1, 1] (x1000)."""
         dit = self._dit
         if self._rope is None:
-            grid = [size // patch for size, patch in zip(latents.shape[2:], PATCH, strict=True)]
-            self._rope = rope_tables(*grid, dit.config.head_dim, device=self._device)
+            t, h, w = (size // patch for size, patch in zip(latents.shape[2:], PATCH, strict=True))
+            self._rope = rope_tables(t, h, w, dit.config.head_dim, device=self._device)
         time_embedding, velocities = dit.embed_time(timesteps), []
         for context, bias in self._texts:
             x, inputs = dit.prepare(

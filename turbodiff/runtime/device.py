@@ -86,7 +86,7 @@ class Device:
             "arch": f"sm_{capability[0]}{capability[1]}" if capability else "cpu",
             "torch": torch.__version__,
             "cuda": torch.version.cuda or "",
-            "cudnn": torch.backends.cudnn.version() or 0 if self.is_cuda else 0,
+            "cudnn": torch.backends.cudnn.version() or 0 if self.is_cuda else 0,  # type: ignore[no-untyped-call]
         }
 
 

@@ -46,16 +46,11 @@ def loras_for(request: Request, expert: Expert) -> list[Lora]:
     return [lora for lora in request.loras if lora.strength and lora.expert in ("both", expert)]
 
 
-def lora_key(loras: Sequence[Lora]) -> str:
-    """Which files, by path and modification time, at which strengths; "" for none."""
-    files = [Path(lora.path) for lora in loras]
-    times_ns = [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
-    return " ".join(f"{lora.path}@{lora.strength:g}@{at}" for lora, at in zip(loras, times_ns, strict=True))
-
-
 @torch.no_grad()
 def apply_loras(dit: nn.Module, loras: Sequence[Lora], expert: Expert) -> LoraModel:
     """A copy of the network in host memory with the LoRAs on.
+
+    A plain weight becomes `weight + sum of scale * up @ down`, added in float32, in the dtype of the weight.
 
     Raises:
         FileError: a file is no LoRA of this network.
@@ -81,7 +76,10 @@ def apply_loras(dit: nn.Module, loras: Sequence[Lora], expert: Expert) -> LoraMo
     for name, of_linear in pairs.items():
         if not isinstance(linears[name], Int8Linear):
             weight = offload.host_data(changed.get_parameter(f"{name}.weight"))
-            _replace_parameter(changed, f"{name}.weight", merge(weight, of_linear))
+            total = weight.float().clone()
+            for pair in of_linear:
+                total.addmm_(pair.up.float(), pair.down.float(), alpha=pair.scale)
+            _replace_parameter(changed, f"{name}.weight", total.to(weight.dtype))
     _add_low_rank(changed, pairs, linears)
     return LoraModel(changed, tuple(notes))
 
@@ -89,14 +87,6 @@ def apply_loras(dit: nn.Module, loras: Sequence[Lora], expert: Expert) -> LoraMo
 def _replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(parent), leaf, nn.Parameter(value, requires_grad=False))
-
-
-def merge(weight: Tensor, pairs: Sequence[Pair]) -> Tensor:
-    """`weight + sum of scale * up @ down`, added in float32, in the dtype of the weight."""
-    total = weight.float().clone()
-    for pair in pairs:
-        total.addmm_(pair.up.float(), pair.down.float(), alpha=pair.scale)
-    return total.to(weight.dtype)
 
 
 def _add_low_rank(network: nn.Module, pairs: dict[str, list[Pair]], linears: dict[str, nn.Linear | Int8Linear]) -> None:
@@ -115,6 +105,6 @@ def _add_low_rank(network: nn.Module, pairs: dict[str, list[Pair]], linears: dic
             halves[name] = (place, down, up)
             ranks[place] = max(ranks.get(place, 0), len(down))
     for name, (place, down, up) in halves.items():
-        if ranks[place]:
-            missing = ranks[place] - len(down)
-            network.get_submodule(name).add_low_rank(F.pad(down, (0, 0, 0, missing)), F.pad(up, (0, missing)))
+        target, missing = network.get_submodule(name), ranks[place] - len(down)
+        if ranks[place] and isinstance(target, Int8Linear):
+            target.add_low_rank(F.pad(down, (0, 0, 0, missing)), F.pad(up, (0, missing)))

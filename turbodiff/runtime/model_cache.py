@@ -8,14 +8,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import torch
 from torch import nn
 
 from turbodiff.models import text_encoder
 from turbodiff.models.linear import int8_blocks, int8_mode
-from turbodiff.models.vae import make_vae
+from turbodiff.models.vae import Vae, make_vae
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.runtime import loras, offload, text
@@ -27,14 +27,13 @@ from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 from turbodiff.spec.shapes import table_size
 from turbodiff.weights import locate
-from turbodiff.weights.detect import open_checkpoint
+from turbodiff.weights.detect import Part, open_checkpoint
 from turbodiff.weights.load import load_into
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLWan
     from transformers import UMT5EncoderModel
 
-Kept = TypeVar("Kept")
+NetworkComponent = Literal["dit", "dit_high", "dit_low", "vae", "text_encoder"]
 
 
 class PlacedDit(NamedTuple):
@@ -51,7 +50,7 @@ class ModelCache:
     def __init__(self, device: Device) -> None:
         self.device = device
         self._kept: dict[str, object] = {}
-        self._files: dict[str, FoundFile] = {}
+        self.files: dict[str, FoundFile] = {}  # component -> its file, of the open model
         self._int8 = False
         self.weights_bytes = 0  # most that networks took on the device since `reset_peak`
         self.spec: ModelSpec
@@ -72,10 +71,10 @@ class ModelCache:
             areas = {name: math.log(math.prod(table_size(name, "16:9"))) for name in ("480p", "720p")}
             resolution = min(areas, key=lambda name: abs(areas[name] - area))
         there = inventory.of(self.spec.name, self.spec.experts[0].component, self._int8)
-        self._files = locate.resolve_files(
+        self.files = locate.resolve_files(
             self.spec.name, inventory, quant=self._int8 if there else None, resolution=resolution
         )
-        wanted = {self._key(file) for file in self._files.values()}
+        wanted = {self._key(file) for file in self.files.values()}
         wanted |= {self._lora_key(expert, request) for expert in self.spec.experts}
         self._kept = {key: value for key, value in self._kept.items() if key in wanted}
         offload.free_cached(self.device.torch_device, page_locked=True)
@@ -100,23 +99,22 @@ class ModelCache:
         kept = [value.network if isinstance(value, loras.LoraModel) else value for value in self._kept.values()]
         return [network for network in kept if isinstance(network, nn.Module)]
 
-    def weight_files(self) -> dict[str, str]:
-        """File name of each component of the open model."""
-        return {component: Path(file.path).name for component, file in self._files.items()}
-
     def encoder_key(self, plan: Plan) -> str:
         """What text rows depend on beside the words: the encoder's file, and its bits where they are fewer."""
         bits = plan.levers.text_dtype
-        return self._key(self._files["text_encoder"]) + ("" if bits == "bf16" else f" {bits}")
+        return self._key(self.files["text_encoder"]) + ("" if bits == "bf16" else f" {bits}")
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the model."""
-        return self.get_or_load("tokenizer", lambda file: Tokenizer(Path(file.path)))
+        key = self._key(self.files["tokenizer"])
+        if key not in self._kept:
+            self._kept[key] = Tokenizer(Path(self.files["tokenizer"].path))
+        return cast("Tokenizer", self._kept[key])
 
     @contextmanager
     def text_encoder(self, plan: Plan) -> Iterator[Callable[[str], TextRows]]:
         """A function from clean text to its rows, while the encoder sits where the plan says."""
-        encoder, tokenizer = self.get_or_load("text_encoder", self._load_text_encoder), self.tokenizer()
+        encoder, tokenizer = cast("UMT5EncoderModel", self.get_or_load("text_encoder")), self.tokenizer()
         text_len, device = self.spec.text_encoder.text_len, self.device.torch_device
         with text.encoder_on_device(encoder, plan.levers, device, stay=self._all_fit(plan)) as ids_device:
             self._record_weights()
@@ -129,21 +127,21 @@ class ModelCache:
             yield read
 
     @contextmanager
-    def vae(self, plan: Plan) -> "Iterator[AutoencoderKLWan]":
+    def vae(self, plan: Plan) -> Iterator[Vae]:
         """The VAE on the device."""
-        vae = self.get_or_load("vae", self._load_vae)
+        vae = self.get_or_load("vae")
         with offload.on_device(vae, self.device.torch_device, stay=self._all_fit(plan)):
             self._record_weights()
             yield vae
 
-    def preview_vae(self) -> "AutoencoderKLWan | None":
+    def preview_vae(self) -> Vae | None:
         """The VAE for a preview where it costs nothing beside the denoiser: on a CPU. None elsewhere."""
-        return None if self.device.is_cuda else self.get_or_load("vae", self._load_vae)
+        return None if self.device.is_cuda else self.get_or_load("vae")
 
     @contextmanager
     def dit(self, expert: Expert, plan: Plan) -> Iterator[PlacedDit]:
         """The transformer of an expert on the device, with the LoRAs of the request on."""
-        dit, notes = self.get_or_load(expert.component, self._load_dit), tuple[str, ...]()
+        dit, notes = cast("WanDiT", self.get_or_load(expert.component)), tuple[str, ...]()
         if wanted := loras.loras_for(plan.request, expert):
             key = self._lora_key(expert, plan.request)
             if key not in self._kept:
@@ -160,13 +158,26 @@ class ModelCache:
         work_bytes = max(phase.peak_bytes - phase.weights_bytes for phase in plan.phases)
         return plan.levers.experts == "resident" and weights_bytes + work_bytes <= plan.budget_bytes
 
-    def get_or_load(self, component: str, load: Callable[[FoundFile], Kept]) -> Kept:
-        """A component of the open model; its file is read the first time only."""
-        file = self._files[component]
+    def get_or_load(self, component: NetworkComponent) -> nn.Module:
+        """A network of the open model in host memory; its file is read the first time only.
+
+        The blocks of a transformer are INT8 where the request asked for it.
+        """
+        file = self.files[component]
         key = self._key(file)
         if key not in self._kept:
-            self._kept[key] = load(file)
-        return cast("Kept", self._kept[key])
+            part: Part = component if component == "vae" or component == "text_encoder" else "dit"
+            checkpoint = open_checkpoint(file.path, part)
+            with torch.device("meta"):
+                if part == "text_encoder":
+                    module: nn.Module = text_encoder.make_text_encoder(self.spec.text_encoder)
+                elif part == "vae":
+                    module = make_vae(**self.spec.vae.model_dump())
+                else:
+                    module = WanDiT(dit_config(self.spec, sla=checkpoint.sla, quant_linear=checkpoint.quant))
+            load_into(module, checkpoint, dtype=self.device.dtype)
+            self._kept[key] = int8_blocks(module) if self._int8 and part == "dit" else module
+        return cast("nn.Module", self._kept[key])
 
     def _key(self, file: FoundFile) -> str:
         """Path, modification time and INT8 mode: a file that was replaced under its name is another model."""
@@ -175,29 +186,11 @@ class ModelCache:
 
     def _lora_key(self, expert: Expert, request: Request) -> str:
         """The key of an expert with its LoRAs on; without any it is the expert's own."""
-        file_key = self._key(self._files[expert.component])
-        return f"{file_key} {loras.lora_key(loras.loras_for(request, expert))}".strip()
-
-    def _load_dit(self, file: FoundFile) -> WanDiT:
-        """A transformer in host memory; its blocks are INT8 where the request asked for it."""
-        checkpoint = open_checkpoint(Path(file.path), "dit")
-        with torch.device("meta"):
-            module = WanDiT(dit_config(self.spec, sla=checkpoint.sla, quant_linear=checkpoint.quant))
-        load_into(module, checkpoint, dtype=self.device.dtype)
-        return int8_blocks(module) if self._int8 else module
-
-    def _load_vae(self, file: FoundFile) -> "AutoencoderKLWan":
-        """The VAE in host memory."""
-        with torch.device("meta"):
-            module = make_vae(**self.spec.vae.model_dump())
-        return load_into(module, Path(file.path), dtype=self.device.dtype, component="vae").module
-
-    def _load_text_encoder(self, file: FoundFile) -> "UMT5EncoderModel":
-        """The text encoder in host memory."""
-        with torch.device("meta"):
-            module = text_encoder.make_text_encoder(self.spec.text_encoder)
-        load_into(module, Path(file.path), dtype=self.device.dtype, component="text_encoder")
-        return module
+        parts = [self._key(self.files[expert.component])]
+        for lora in loras.loras_for(request, expert):
+            path = Path(lora.path)
+            parts.append(f"{path}@{lora.strength:g}@{path.stat().st_mtime_ns if path.exists() else 0}")
+        return " ".join(parts)
 
 
 def dit_config(spec: ModelSpec, *, sla: bool = False, quant_linear: bool = False) -> WanConfig:

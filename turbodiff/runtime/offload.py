@@ -10,6 +10,7 @@ import copy
 import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from turbodiff.spec.plan import Levers
 SMALL_BYTES = 1 << 20  # biases and norms: their pageable copies are kept, so that they never hold a page-locked arena
 ARENA_BYTES = 1 << 30  # of page-locked memory; a power of two, see Arenas
 ALIGN_BYTES = 256  # of a tensor inside an arena, as torch aligns its own
+PAGE_LOCKED = partial(torch.empty, dtype=torch.uint8, pin_memory=True)  # of bytes; a RuntimeError where it is refused
 
 Movable = TypeVar("Movable", Tensor, nn.Module)
 
@@ -145,7 +147,7 @@ class BlockStream:
         if device.type == "cuda":
             page_lock(self._waiting)
         self.slots = [share_parameters(block, empty_on=device) for block in self._waiting[:2]]
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._placed = ExitStack()
         self._free: list[torch.cuda.Event | None] = [None, None]  # when the compute stream has left a slot
 
@@ -190,19 +192,10 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.buffers()
 
 
-def page_locked_bytes(n_bytes: int) -> Tensor:
-    """Host memory that a GPU can copy from by itself, uint8 [n_bytes].
+def page_lock(modules: Iterable[nn.Module], make: Callable[[int], Tensor] = PAGE_LOCKED) -> None:
+    """Move networks to host memory that a GPU can copy from by itself.
 
-    Raises:
-        RuntimeError: the host refuses, or there is no GPU.
-    """
-    return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
-
-
-def page_lock(modules: Iterable[nn.Module], make: Callable[[int], Tensor] = page_locked_bytes) -> None:
-    """Move networks to host memory that a GPU can copy from by itself; the rest stays pageable where the host refuses.
-
-    Raises nothing; copies from pageable memory are slower and give the same numbers.
+    Where the host refuses, the rest stays pageable: copies are slower and give the same numbers.
     """
     waiting = [tensor for module in modules for tensor in _tensors(module)]
     for tensor in waiting:

@@ -17,7 +17,6 @@ from turbodiff.media.pictures import fit_picture
 from turbodiff.media.verify import Verdict, verify_clip
 from turbodiff.media.video import ClipWriter
 from turbodiff.models import vae as vae_driver
-from turbodiff.models.attention import resolve_attention
 from turbodiff.models.linear import int8_mode
 from turbodiff.prompt.tokens import token_weights
 from turbodiff.prompt.weights import clean, parse
@@ -152,8 +151,9 @@ def write_clip(attempt: Attempt, latents: Tensor) -> tuple[Path, Sidecar]:
 def sidecar_of(attempt: Attempt, verdict: Verdict) -> Sidecar:
     """The sidecar of a verified clip. `ran` is what really ran, which a wish or a fall-back may have changed."""
     request, plan, models = attempt.request, attempt.plan, attempt.models
-    attention = resolve_attention(request.attention, models.device.torch_device)
+    attention = attempt.attention()
     how = {"attention": attention.kind, "backend": attention.backend, "quant_linear": request.quant_linear}
+    weights = {component: Path(file.path).name for component, file in models.files.items()}
     how |= {"int8": int8_mode()} if request.quant_linear == "on" else {}
     return Sidecar(
         v=SIDECAR_VERSION,
@@ -162,7 +162,7 @@ def sidecar_of(attempt: Attempt, verdict: Verdict) -> Sidecar:
         attempt=attempt.number,
         request=request,
         plan=plan,
-        ran=Ran.model_validate({**how, **models.device.facts(), "weights": models.weight_files()}),
+        ran=Ran.model_validate({**how, **models.device.facts(), "weights": weights}),
         versions={name: installed(name) for name in LIBRARIES},
         sha256=verdict.sha256,
         frames=verdict.frames,

@@ -135,7 +135,7 @@ def quantized(encoder: "UMT5EncoderModel", dtype: str, device: torch.device) -> 
     2305.14314), 64 values to a scale. Both are quantised when they are moved to a device. The last linear of each
     feed-forward keeps its dtype: its activations exceed float16, in which bitsandbytes works.
     """
-    from bitsandbytes import nn as bits
+    from bitsandbytes.nn import modules as bits
 
     places = [
         (parent, name, child)
@@ -155,7 +155,7 @@ def quantized(encoder: "UMT5EncoderModel", dtype: str, device: torch.device) -> 
                 small.weight = bits.Int8Params(weight.data, requires_grad=False, has_fp16_weights=False)
             else:
                 with torch.device("meta"):
-                    small = bits.Linear4bit(*size, compute_dtype=weight.dtype, quant_type="nf4")
+                    small = bits.Linear4bit(*size, compute_dtype=weight.dtype, quant_type="nf4")  # type: ignore[no-untyped-call]
                 small.weight = bits.Params4bit(weight.data, requires_grad=False, quant_type="nf4")
             setattr(parent, name, offload.to_device(small, device))
         with offload.on_device(nn.ModuleList(leaves), device):

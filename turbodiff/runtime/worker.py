@@ -129,7 +129,7 @@ def run(fields: dict[str, object], models: "ModelCache", events: EventWriter, co
     Raises:
         OutOfMemoryError: reported already.
     """
-    from turbodiff.runtime.attempt import Attempt, one_rung_lower
+    from turbodiff.runtime.attempt import Attempt, levers_notice
     from turbodiff.runtime.pipeline import generate
     from turbodiff.runtime.replan import WaitForMemory, first_plan, machine_for
 
@@ -138,7 +138,7 @@ def run(fields: dict[str, object], models: "ModelCache", events: EventWriter, co
         machine = machine_for(command, models.device)
         plan = first_plan(command, machine, models.device)
         if command.cap_bytes is not None:
-            events.send(one_rung_lower(plan, command.cap_bytes))
+            events.send(levers_notice(plan, cap_bytes=command.cap_bytes))
         attempt = Attempt(
             id=command.job,
             number=command.attempt,

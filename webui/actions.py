@@ -143,8 +143,12 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
             case "policy":
                 studio.set_policy(argument)
                 sentence = words("settings.saved")
-            case "rate" | "note":
-                _annotate_clip(reader, name, argument)
+            case "rate" | "note":  # "CLIP STARS", "CLIP SENTENCE"
+                clip, _, rest = argument.partition(" ")
+                stars = min(STARS, max(1, number_of(rest))) if name == "rate" else 0
+                told = {"rating": "★" * stars + "☆" * (STARS - stars)} if stars else {"note": rest.strip()}
+                studio.rate(reader.row_of(clip), **told)
+                reader.changed(clips=True)
                 sentence = words("clip.saved")
             case _:
                 raise RequestError("unknown action", code="unknown_action", field="act", got=name[:40])
@@ -170,17 +174,6 @@ def _start_job(reader: StudioReader, name: str, argument: str) -> int:
     knobs = {knob: value for knob, value in fields.items() if knob in KNOBS} if isinstance(fields, dict) else {}
     request = wished_request(clip_called(reader, str(asked.get("clip"))))
     return _queue(reader, {**request, **form.sanitize(knobs)})
-
-
-def _annotate_clip(reader: StudioReader, name: str, argument: str) -> None:
-    """Rate a clip ("CLIP STARS") or write a note to it ("CLIP SENTENCE")."""
-    clip, _, rest = argument.partition(" ")
-    if name == "rate":
-        stars = min(STARS, max(1, number_of(rest)))
-        reader.studio.rate(reader.row_of(clip), rating="★" * stars + "☆" * (STARS - stars))
-    else:
-        reader.studio.rate(reader.row_of(clip), note=rest.strip())
-    reader.changed(clips=True)
 
 
 def number_of(argument: str) -> int:

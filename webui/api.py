@@ -19,7 +19,6 @@ from gradio.events import api
 from pydantic_core import to_jsonable_python
 
 from turbodiff.spec.errors import RequestError, TurbodiffError
-from turbodiff.spec.request import Request
 from webui import request_guard
 from webui.panels.stage import media_url
 from webui.snapshot import StudioReader
@@ -83,7 +82,11 @@ class Endpoints:
     def list_jobs(self, number: float = 0) -> Json:
         """The newest jobs, at most `number` of them (0: fifty)."""
         jobs = self.reader.studio.jobs(max(1, min(MAX_JOBS, _checked_number(number) or DEFAULT_JOBS)))
-        return {"jobs": [{"job": job.id, "state": job.state, "request": _shown(job.request)} for job in jobs]}
+        told = []
+        for job in jobs:  # without the folders of this machine: a picture by its name
+            request = {**job.request.model_dump(mode="json"), "image": PurePath(job.request.image).name or None}
+            told.append({"job": job.id, "state": job.state, "request": request})
+        return {"jobs": told}
 
     @endpoint
     def result(self, number: float = 0) -> Json:
@@ -94,11 +97,6 @@ class Endpoints:
         made.pop("sidecar", None)
         url = media_url(path.name.removesuffix(".mp4")) if path.name else None
         return {"job": job.id, "state": job.state, "result": made, "url": url, "plan": to_jsonable_python(job.plan)}
-
-
-def _shown(request: Request) -> Json:
-    """A request without the folders of this machine: a picture by its name."""
-    return {**request.model_dump(mode="json"), "image": PurePath(request.image).name or None}
 
 
 def add(reader: StudioReader) -> None:

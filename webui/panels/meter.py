@@ -20,17 +20,6 @@ SAME_FROM, SAME_TO = 0.853, 0.933
 
 
 @dataclass(frozen=True)
-class PhaseBar:
-    """One phase: its peak against the budget."""
-
-    name: str
-    size: str
-    time: str
-    share: float
-    binding: bool
-
-
-@dataclass(frozen=True)
 class Diff:
     """One field before and after; `lossy` when the picture changes."""
 
@@ -54,13 +43,7 @@ class Candidate:
 class Meter:
     """What the meter shows; `problem` alone when the form is not a legal request yet."""
 
-    band: str = ""
-    verdict: str = ""
-    numbers: str = ""
-    side: str = ""
-    share: float = 0.0
-    binding: str = ""
-    phases: tuple[PhaseBar, ...] = ()
+    plan: Plan | None = None
     diffs: tuple[Diff, ...] = ()
     choices: tuple[Candidate, ...] = ()
     why: tuple[str, ...] = ()
@@ -69,7 +52,7 @@ class Meter:
     @property
     def urgent(self) -> bool:
         """Whether alternatives belong in the open: something was given up, or it does not fit."""
-        return self.band != "fits" or any(row.lossy for row in self.diffs)
+        return self.plan is None or self.plan.band != "fits" or any(row.lossy for row in self.diffs)
 
 
 @dataclass(frozen=True)
@@ -82,10 +65,6 @@ class Button:
 
 def meter(plan: Plan, words: Words) -> Meter:
     """The meter of a plan."""
-    budget = max(plan.budget_bytes, 1)
-    binding = plan.binding_phase
-    kind = words("meter.ram" if plan.device == "cpu" else "meter.vram")
-    need, have = words.gib(plan.peak_bytes), words.gib(plan.budget_bytes)
     why = []
     for reason in plan.reasons:  # as sentences, fields and values named as the form names them
         numbers = dict(reason.numbers)
@@ -99,27 +78,8 @@ def meter(plan: Plan, words: Words) -> Meter:
             if numbers.get(name):
                 numbers[name] = words.or_else(f"{key}_{numbers[name]}", str(numbers[name]))
         why.append(words.reason(reason.key, numbers))
-    return Meter(
-        band=plan.band,
-        verdict=words(f"meter.{plan.band}"),
-        numbers=words("meter.numbers", need=need, budget=have, kind=kind),
-        side=words("meter.about", time=words.seconds(plan.seconds)),
-        share=min(1.0, plan.peak_bytes / budget),
-        binding=words("meter.binding", phase=words(f"phase.{binding.name}")),
-        phases=tuple(
-            PhaseBar(
-                words(f"phase.{phase.name}"),
-                words.gib(phase.peak_bytes),
-                words.seconds(phase.seconds),
-                min(1.0, phase.peak_bytes / budget),
-                phase is binding,
-            )
-            for phase in plan.phases
-        ),
-        diffs=diffs(plan.changes, words),
-        choices=tuple(_candidate(other, words) for other in plan.alternatives[:3]),
-        why=tuple(why),
-    )
+    choices = tuple(_candidate(other, words) for other in plan.alternatives[:3])
+    return Meter(plan, diffs(plan.changes, words), choices, tuple(why))
 
 
 def problem(fields: Mapping[str, object], words: Words, plan: Plan | None = None, instead: Plan | None = None) -> Meter:
@@ -213,9 +173,17 @@ def value_text(name: str, value: object, words: Words) -> str:
 def draw(shown: Meter, words: Words) -> Html:
     """The meter as markup."""
     problem = el("div", shown.problem, cls="td-note warn", role="status") if shown.problem else None
-    if not shown.phases:
+    plan = shown.plan
+    if plan is None:
         return el("div", problem, cls="td-html")
-    head = (el("b", shown.verdict), el("span", shown.numbers, cls="td-num"), el("span", shown.side, cls="side"))
+    budget, binding = max(plan.budget_bytes, 1), plan.binding_phase
+    kind = words("meter.ram" if plan.device == "cpu" else "meter.vram")
+    need, have = words.gib(plan.peak_bytes), words.gib(plan.budget_bytes)
+    numbers = words("meter.numbers", need=need, budget=have, kind=kind)
+    share = el("span", style=f"width:{min(1.0, plan.peak_bytes / budget):.1%}")
+    verdict = el("b", words(f"meter.{plan.band}"))
+    side = el("span", words("meter.about", time=words.seconds(plan.seconds)), cls="side")
+    decides = el("span", words("meter.binding", phase=words(f"phase.{binding.name}")), cls="td-quiet")
     changes = []
     for row in shown.diffs:  # each with a lock where it may be kept as it was asked
         lossy = el("span", " · " + words("meter.lossy"), cls="td-quiet") if row.lossy else None
@@ -230,23 +198,24 @@ def draw(shown: Meter, words: Words) -> Html:
     ways_out = el("div", instead, choices, cls="td-alts", id="alternatives") if choices else None
     reasons = el("ul", [el("li", sentence) for sentence in shown.why]) if shown.why else None
     rows = []
-    for phase in shown.phases:
-        cls = "binding" if phase.binding else ""
-        bar = el("span", style=f"width:{phase.share:.1%}", cls="peak" if phase.binding else "")
-        rows += [el("span", phase.name, cls=cls), el("div", bar, cls="bar")]
-        rows += [el("span", phase.size, cls=f"td-num {cls}"), el("span", phase.time, cls="td-num td-quiet")]
+    for phase in plan.phases:
+        cls, peak = ("binding", "peak") if phase is binding else ("", "")
+        bar = el("span", style=f"width:{min(1.0, phase.peak_bytes / budget):.1%}", cls=peak)
+        rows += [el("span", words(f"phase.{phase.name}"), cls=cls), el("div", bar, cls="bar")]
+        rows.append(el("span", words.gib(phase.peak_bytes), cls=f"td-num {cls}"))
+        rows.append(el("span", words.seconds(phase.seconds), cls="td-num td-quiet"))
     phases = el("div", rows, cls="td-phases", aria_label=words("meter.phases"))
     return el(
         "div",
         problem,
-        el("div", head, cls="head"),
-        el("div", el("span", style=f"width:{shown.share:.1%}"), cls="td-big", role="img", aria_label=shown.numbers),
-        el("div", el("span", shown.binding, cls="td-quiet"), cls="td-line"),
+        el("div", verdict, el("span", numbers, cls="td-num"), side, cls="head"),
+        el("div", share, cls="td-big", role="img", aria_label=numbers),
+        el("div", decides, cls="td-line"),
         el("div", el("b", words("meter.changed")), changes, cls="td-diff", id="changes") if changes else None,
         ways_out if shown.urgent else None,
         el("details", el("summary", words("meter.why")), phases, reasons, None if shown.urgent else ways_out),
-        cls=f"td-meter td-html {shown.band}",
-        data_band=shown.band,
+        cls=f"td-meter td-html {plan.band}",
+        data_band=plan.band,
     )
 
 

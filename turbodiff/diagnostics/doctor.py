@@ -46,7 +46,7 @@ class DoctorReport(BaseModel):
 
 
 class TorchReport(BaseModel):
-    """What runtime/report.py prints of this process' torch; `error` where it did not answer."""
+    """What runtime/device.py prints of this process' torch; `error` where it did not answer."""
 
     model_config = ConfigDict(frozen=True)
     torch: str = ""

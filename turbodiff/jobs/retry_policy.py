@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from turbodiff.jobs.store import JobColumns
+from turbodiff.spec.attention import PLAINER_ATTENTION
 from turbodiff.spec.events import JobError
 from turbodiff.spec.jobs import QueuedJob, State
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import Plan
-from turbodiff.spec.request import PLAINER_ATTENTION
 
 Strike = Literal["crash", "killed", "oom", "neighbour", "host_ram", "stuck", "nan", "verify", "device"]
 

@@ -17,9 +17,9 @@ from turbodiff.models.attention import AttentionPlan, rope_tables
 from turbodiff.models.wan_dit import CrossAttentionCache, WanDiT
 from turbodiff.runtime.model_cache import dit_config
 from turbodiff.runtime.pipeline import tile_side
+from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.plan import Plan
-from turbodiff.spec.request import AttentionKind
 from turbodiff.spec.shapes import CONDITION_CHANNELS, VideoShape
 
 BLOCKS = 2

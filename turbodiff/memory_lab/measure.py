@@ -25,9 +25,9 @@ from turbodiff.runtime.device import Device
 from turbodiff.runtime.model_cache import PlacedDit, dit_config
 from turbodiff.runtime.pipeline import tile_side
 from turbodiff.runtime.text import TextRows
+from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.plan import Plan
-from turbodiff.spec.request import AttentionKind
 from turbodiff.spec.shapes import CONDITION_CHANNELS
 
 if TYPE_CHECKING:

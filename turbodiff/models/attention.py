@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from turbodiff_kernels import backend
 
-from turbodiff.spec.request import PLAINER_ATTENTION, AttentionKind
+from turbodiff.spec.attention import PLAINER_ATTENTION, AttentionKind
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from turbodiff_kernels.sla import normed_sla_attention
 from turbodiff.models.attention import DENSE, AttentionPlan, attention, rope_tables
 from turbodiff.models.linear import BlockLinear, linear_gelu, make_linear, norm_modulate, quantize_input, residual_add_
 from turbodiff.spec import shapes
+from turbodiff.spec.attention import SPARSE_ATTENTION
 from turbodiff.spec.errors import RequestError
-from turbodiff.spec.request import SPARSE_ATTENTION
 
 PATCH = (1, shapes.PATCH, shapes.PATCH)  # latent frames, rows and columns of one token (Wan2.1)
 

@@ -14,11 +14,11 @@ from typing import Literal, NamedTuple
 from turbodiff.plan import roofline
 from turbodiff.plan.hardware import SLACK, WORKSPACE_BYTES
 from turbodiff.plan.weight_sizes import Weights, encoder_bytes
+from turbodiff.spec.attention import SPARSE_ATTENTION
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.numbers import GIB, MIB
 from turbodiff.spec.plan import PhaseName
-from turbodiff.spec.request import SPARSE_ATTENTION
 from turbodiff.spec.shapes import (
     CONDITION_CHANNELS,
     DECODER_MARGINS,

@@ -14,12 +14,13 @@ from turbodiff.models.attention import ResolvedAttention, resolve_attention
 from turbodiff.plan.hardware import Machine
 from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.runtime.replan import replan
+from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.clips import Measured
 from turbodiff.spec.errors import CancelledByUser, OutOfMemoryError
 from turbodiff.spec.events import Event, NoticeEvent, PhaseEvent, PlanEvent
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import Calibration, PhaseName, Plan
-from turbodiff.spec.request import AttentionKind, Request
+from turbodiff.spec.request import Request
 
 # what torch, the driver and the libraries of NVIDIA say when they run out of device memory
 OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")

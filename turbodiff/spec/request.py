@@ -3,25 +3,20 @@
 import math
 import secrets
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.experts import RCM_ANGLES, Expert, experts_by_step
 from turbodiff.spec.models import Kind, ModelSpec, find_model
 from turbodiff.spec.shapes import VideoShape, check_size, is_frame_count, named_size, nearest_frame_counts, table_size
 
 Sampler = Literal["sde", "ode", "unipc"]
-AttentionKind = Literal["dense", "sage", "sla", "sagesla"]
 Attention = Literal["auto", AttentionKind]
 Fit = Literal["crop", "pad", "stretch"]
 Switch = Literal["auto", "on", "off"]
-
-SPARSE_ATTENTION = ("sla", "sagesla")
-# a kind that computes the same without INT8: for a kernel that is not there, and for a run that ended in NaN
-PLAINER_ATTENTION: Mapping[str, AttentionKind] = MappingProxyType({"sagesla": "sla", "sage": "dense"})
 
 MAX_SEED = 2**53 - 1  # what a browser's numbers hold exactly
 MAX_PROMPT_CHARS = 8000  # far beyond 512 tokens; a wall of text is a mistake, not a prompt

@@ -31,12 +31,11 @@ from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.prompt.weights import clean, parse
 from turbodiff.spec.clips import ClipResult, Sidecar
 from turbodiff.spec.commands import RunCommand
-from turbodiff.spec.errors import DoesNotFitError, FileError, OutOfMemoryError, RequestError, error_from
+from turbodiff.spec.errors import FileError, OutOfMemoryError, RequestError
 from turbodiff.spec.events import Event
 from turbodiff.spec.files import state_folder
 from turbodiff.spec.jobs import Outcome, QueuedJob, Where
 from turbodiff.spec.models import Inventory, ModelSpec, all_models, find_model
-from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, make_request
 from turbodiff.supervisor import ownership, worker_process
@@ -144,7 +143,7 @@ class Studio:
         argv = (*worker_process.WORKER, "--device", runs_on)
         while True:
             try:
-                return _run_attempt(command, argv, on_event)
+                return worker_process.run_attempt(command, argv, on_event)
             except OutOfMemoryError as error:
                 if command.attempt > retry_policy.LIMITS["oom"]:
                     raise
@@ -367,25 +366,6 @@ def _request_of(fields: Mapping[str, Any]) -> Request:
         RequestError, FileError: a field or the picture cannot be honoured.
     """
     return pictures.adapt_size(make_request(fields))
-
-
-def _run_attempt(command: RunCommand, argv: Sequence[str], on_event: OnEvent) -> ClipResult:
-    for event in worker_process.run_once(command, argv, on_output=_to_stderr):
-        if event.type == "error":
-            raise error_from(event.model_dump())
-        on_event(event)
-        if event.type == "result":
-            return event
-        if event.type == "wait":  # there is no queue to wait in
-            free, needed = gib(event.free_bytes), gib(event.need_bytes)
-            what = "another program took the memory of the device meanwhile"
-            raise DoesNotFitError(what, code="does_not_fit", got=f"{free} free", expected=needed, try_instead="end it")
-    raise AssertionError("a run ends with a result or an error")
-
-
-def _to_stderr(line: str) -> None:
-    if not line.startswith("[INFO]"):
-        sys.stderr.write(line + "\n")
 
 
 __all__ = [

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from supervisor.bench import Bench, scripted
 
 from turbodiff.archive import seeds
-from turbodiff.archive.seed_table import HEADER, RULE, Row, read_table, write_table
+from turbodiff.archive.seeds import HEADER, RULE, Row, read_table, write_table
 from turbodiff.jobs.store import Store
 from turbodiff.spec.errors import FileError, OutputError, RequestError
 

@@ -3,27 +3,54 @@
 A seed alone repeats nothing: size, frames, steps, sampler, attention, weights and device belong to it, so each row
 keeps the clip's whole record. Ratings go three ways at once: the store, the clip's sidecar (the truth) and
 `outputs/seeds.md`, which stays up to date by itself. Lines that a person adds or rates in that file are taken over.
+
+    | 提示词 | 种子值 | 模型 | 分辨率 | 效果评价 | 备注 |
+    |---|---|---|---|---|---|
+    | 樱花树下的武士,风吹起和服下摆 | 42 | Wan2.1-1.3B | 480p | 动作流畅,光影绝美 | |
+
+Six cells a line. An empty cell is one blank. Inside a cell `\\|` is a bar, `\\n` a line break and `\\\\` a backslash.
 """
 
 import contextlib
 import hashlib
 import json
+import re
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from turbodiff.archive.clips import read_sidecar, sidecar_path
-from turbodiff.archive.seed_table import Row, read_table, write_table
 from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import Sidecar, read_record
 from turbodiff.spec.errors import FileError, OutputError, RequestError
 from turbodiff.spec.files import atomic_write
 from turbodiff.spec.models import display_name_of
 
+HEADER = "| 提示词 | 种子值 | 模型 | 分辨率 | 效果评价 | 备注 |"
+RULE = "|---|---|---|---|---|---|"
+
+_CELL = re.compile(r"((?:\\.|[^\\|])*\\?)\|")
+_ESCAPES = {"\\": "\\\\", "|": "\\|", "\n": "\\n", "\r": "\\r"}
+_ESCAPING = str.maketrans(_ESCAPES)
+_ESCAPED = re.compile(r"\\[\\|nr]")
+_UNESCAPES = {escaped: plain for plain, escaped in _ESCAPES.items()}
 SEEDS_FILE = "seeds.md"
 MAX_NOTE_CHARS = 500
 ALL_ROWS = "SELECT prompt, seed, model, resolution, rating, note, raw FROM seed ORDER BY id"
 KEPT = ("request", "ran", "versions", "sha256", "created")  # of a clip's sidecar
+
+
+class Row(NamedTuple):
+    """One line of the table; the first four cells say which clip; `raw`: the line it was read from, "" for our own."""
+
+    prompt: str
+    seed: str
+    model: str
+    resolution: str
+    rating: str = ""
+    note: str = ""
+    raw: str = ""
 
 
 @dataclass(frozen=True)
@@ -202,3 +229,28 @@ def _seed(row: sqlite3.Row) -> Seed:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_table(text: str) -> list[Row]:
+    """The rows of a file, in order; the header, the rule and every line that is not six cells are left out."""
+    rows = []
+    for line in text.removeprefix("\ufeff").split("\n"):
+        bare = line.strip()
+        if not bare.startswith("|") or set(bare) <= set("|-: "):
+            continue
+        cells = [
+            _ESCAPED.sub(lambda found: _UNESCAPES[found.group()], cell.strip()) for cell in _CELL.findall(bare[1:])
+        ]
+        if len(cells) == 6 and cells[0] and (cells[0], cells[1]) != ("提示词", "种子值"):
+            prompt, seed, model, resolution, rating, note = cells
+            rows.append(Row(prompt, seed, model, resolution, rating, note, line.removesuffix("\r")))
+    return rows
+
+
+def write_table(rows: list[Row]) -> str:
+    """The file with these rows; one that was read comes out byte for byte."""
+    lines = [HEADER, RULE]
+    for row in rows:
+        cells = (cell.strip().translate(_ESCAPING) for cell in row[:6])
+        lines.append(row.raw or "|" + "".join(f" {cell} |" if cell else " |" for cell in cells))
+    return "\n".join(lines) + "\n"

@@ -97,9 +97,6 @@ def plan(
         from turbodiff.memory_lab.dry_run import dry_run
 
         traced = dry_run(made)
-        rows = [
-            (phase.name, gib(phase.activations_bytes), gib(traced[phase.name]))
-            for phase in made.phases
-            if phase.name in traced
-        ]
+        counted = [phase for phase in made.phases if phase.name in traced]
+        rows = [(phase.name, gib(phase.activations_bytes), gib(traced[phase.name])) for phase in counted]
         print_table(("phase", "formula", "traced"), rows)

@@ -10,9 +10,8 @@ careful, never makes one refuse (`measured` is the factor without it), and three
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
-from pydantic import BaseModel, ConfigDict
-
 from turbodiff.plan.hardware import SLACK, WORKSPACE_BYTES, GpuFacts, Machine
+from turbodiff.spec.models import Frozen
 from turbodiff.spec.numbers import MIB
 from turbodiff.spec.plan import Calibration, Levers, Phase, Plan
 from turbodiff.spec.request import Request
@@ -27,10 +26,9 @@ LEAST_BYTES = 128 * MIB  # a smaller phase decides nothing, and library scratch 
 ESTIMATOR = 2  # raise it when the formulas change: older samples then teach nothing
 
 
-class Kind(BaseModel):
+class Kind(Frozen):
     """What a sample is about; two samples of unlike torch or cuDNN never mix (pytorch issues 166643, 177406)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     gpu: str
     total_bytes: int
     torch: str
@@ -52,7 +50,7 @@ _ANY_LENGTH = (*_ANY_SIZE, "width", "height")
 _COARSER = tuple(attrgetter(*names) for names in ((*_ANY_LENGTH, "num_frames"), _ANY_LENGTH, _ANY_SIZE, _ANY_MODEL))
 
 
-class Sample(BaseModel):
+class Sample(Frozen):
     """One phase of one attempt: predicted and measured bytes of tensors beside the weights.
 
     Args:
@@ -60,7 +58,6 @@ class Sample(BaseModel):
             driver showed for the process, context included. For the record; None where unknown.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Kind
     phase: str
     predicted_bytes: int

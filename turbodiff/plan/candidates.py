@@ -41,15 +41,8 @@ class Candidate(NamedTuple):
 
     def fields(self) -> dict[str, JsonScalar]:
         """As fields of a Request."""
-        return {
-            "model": self.spec.name,
-            "resolution": self.resolution,
-            "aspect": self.aspect,
-            "width": self.width,
-            "height": self.height,
-            "num_frames": self.num_frames,
-            "quant_linear": "on" if self.int8 else "off",
-        }
+        same = {name: getattr(self, name) for name in ("resolution", "aspect", "width", "height", "num_frames")}
+        return {"model": self.spec.name, **same, "quant_linear": "on" if self.int8 else "off"}
 
 
 def candidates(
@@ -73,9 +66,8 @@ def candidates(
         elif off:
             switches[spec.name] = (False,)
         else:
-            switches[spec.name] = (
-                (True,) if request.quant_linear == "auto" and prefers_int8(total_bytes) else (False, True)
-            )
+            small = request.quant_linear == "auto" and prefers_int8(total_bytes)
+            switches[spec.name] = (True,) if small else (False, True)
     for few in (False, True):
         for spec in models:
             ladder = [min(request.num_frames, spec.limits.max_frames)]

@@ -77,26 +77,15 @@ def reason(key: str, **numbers: JsonScalar) -> Reason:
 def changes_between(before: Request, fields: Mapping[str, JsonScalar], names: tuple[str, ...]) -> tuple[Change, ...]:
     """Those of `names` whose value in `fields` is another; a field that "auto" settled is no loss."""
     pairs = [(name, getattr(before, name), fields[name]) for name in names if name in fields]
-    return tuple(
-        [
-            Change(field=name, from_value=old, to_value=new, lossy=old != "auto")
-            for name, old, new in pairs
-            if old != new
-        ]
-    )
+    changed = [pair for pair in pairs if pair[1] != pair[2]]
+    return tuple([Change(field=f, from_value=old, to_value=new, lossy=old != "auto") for f, old, new in changed])
 
 
 def reasons(
     wish: Request, context: PlanContext, choice: Candidate, cost: CandidateCost, changes: tuple[Change, ...]
 ) -> tuple[Reason, ...]:
     """Every reason that applies, the deciding phase first."""
-    binding = max(cost.phases, key=lambda phase: phase.peak_bytes)
-    decides = reason(
-        "binding_phase", phase=binding.name, peak_bytes=binding.peak_bytes, budget_bytes=context.limits.device,
-        weights_bytes=binding.weights_bytes, activations_bytes=binding.activations_bytes,
-    )  # fmt: skip
     return (
-        decides,
         *_about_wish(wish, context, choice, cost, lossy=True in [change.lossy for change in changes]),
         *_about_changes(context, choice, changes),
         *_about_levers(wish, context, choice, cost),
@@ -108,7 +97,10 @@ def reasons(
 def _about_wish(
     wish: Request, context: PlanContext, choice: Candidate, cost: CandidateCost, lossy: bool
 ) -> Iterator[Reason]:
-    """Whether the wish fitted, and which wishes cannot help."""
+    """The phase that decides, whether the wish fitted, and which wishes cannot help."""
+    binding, budget_bytes = max(cost.phases, key=lambda phase: phase.peak_bytes), context.limits.device
+    sizes = {name: getattr(binding, name) for name in ("peak_bytes", "weights_bytes", "activations_bytes")}
+    yield reason("binding_phase", phase=binding.name, budget_bytes=budget_bytes, **sizes)
     if lossy:
         asked = as_wished(wish, choice.int8)
         tried = evaluate(wish, asked, context)
@@ -117,20 +109,16 @@ def _about_wish(
             yield reason("lossless_is_slow", seconds=tried.seconds, seconds_chosen=cost.seconds, slower=slower)
         else:
             worst = max(tried.phases, key=context.limits.short)
-            yield reason(
-                "wish_does_not_fit", need_bytes=worst.peak_bytes, budget_bytes=context.limits.device,
-                short_bytes=tried.short, phase=worst.name,
-            )  # fmt: skip
+            need = {"need_bytes": worst.peak_bytes, "short_bytes": tried.short, "phase": worst.name}
+            yield reason("wish_does_not_fit", budget_bytes=budget_bytes, **need)
     if choice.num_frames > FEW_FRAMES:
         shorter = evaluate(wish, choice._replace(num_frames=FEW_FRAMES), context, like=cost.levers)
         number = [phase.peak_bytes for phase in cost.phases].index(cost.peak_bytes)
         at_few = shorter.phases[number]
         if at_few.peak_bytes > HELPS * cost.peak_bytes:
-            yield reason(
-                "fewer_frames_will_not_help", phase=at_few.name, peak_bytes=cost.peak_bytes,
-                peak_at_5_frames_bytes=at_few.peak_bytes,
-            )  # fmt: skip
-    if lossy or cost.peak_bytes > FITS_SHARE * context.limits.device:
+            peaks = {"peak_bytes": cost.peak_bytes, "peak_at_5_frames_bytes": at_few.peak_bytes}
+            yield reason("fewer_frames_will_not_help", phase=at_few.name, **peaks)
+    if lossy or cost.peak_bytes > FITS_SHARE * budget_bytes:
         yield reason("fewer_steps_save_time_only", steps=wish.steps)
 
 
@@ -258,6 +246,13 @@ def alternatives(
     if "model" not in pinned:
         absent = [s for s in smaller_models(wish.spec) if not has_weights(s, context.machine, context.inventory)]
         trades += [chosen._replace(spec=spec) for spec in absent]
+
+    def option(cost: CandidateCost, fields: Mapping[str, JsonScalar], download_bytes: int = 0) -> Alternative:
+        changes, seconds = changes_between(wish, fields, ALTERNATIVE_FIELDS), round(cost.seconds, 1)
+        return Alternative(
+            changes=changes, peak_bytes=cost.peak_bytes, seconds=seconds, fits=cost.fits, download_bytes=download_bytes
+        )
+
     found: list[Alternative] = []
     seen = {chosen.visible}
     for choice in trades:
@@ -268,20 +263,9 @@ def alternatives(
             continue
         seen.add(choice.visible)
         here = has_weights(choice.spec, context.machine, context.inventory)
-        found.append(
-            Alternative(
-                changes=changes_between(wish, choice.fields(), ALTERNATIVE_FIELDS),
-                peak_bytes=cost.peak_bytes,
-                seconds=round(cost.seconds, 1),
-                fits=True,
-                download_bytes=0 if here else missing_bytes(choice.spec, context.inventory, choice.int8),
-            )
-        )
+        absent_bytes = 0 if here else missing_bytes(choice.spec, context.inventory, choice.int8)
+        found.append(option(cost, choice.fields(), absent_bytes))
     if len(found) < MOST_ALTERNATIVES and wish.steps > FAST_STEPS and wish.sampler != "unipc" and "steps" not in pinned:
         cost = evaluate(wish.model_copy(update={"steps": FAST_STEPS}), chosen, context)
-        fields = {**chosen.fields(), "steps": FAST_STEPS}
-        changes = changes_between(wish, fields, ALTERNATIVE_FIELDS)
-        found.append(
-            Alternative(changes=changes, peak_bytes=cost.peak_bytes, seconds=round(cost.seconds, 1), fits=cost.fits)
-        )
+        found.append(option(cost, {**chosen.fields(), "steps": FAST_STEPS}))
     return tuple(found)

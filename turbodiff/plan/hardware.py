@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from turbodiff.spec.errors import FileError
-from turbodiff.spec.models import Facts
+from turbodiff.spec.models import Frozen
 from turbodiff.spec.numbers import GB, GIB, MIB
 
 INT8_BELOW_BYTES = 40 * GB  # TurboDiffusion's guide: `quant_linear` is a must below 40 GB
@@ -21,7 +21,7 @@ HOST_RESERVE_BYTES = 1 * GIB
 GpuState = Literal["ok", "none", "mismatch", "lost", "hang", "error"]
 
 
-class GpuFacts(Facts):
+class GpuFacts(Frozen):
     """One card, or one MIG slice of a card, as CUDA will number it.
 
     Args:
@@ -63,7 +63,7 @@ class GpuFacts(Facts):
         return self.free_bytes
 
 
-class Machine(Facts):
+class Machine(Frozen):
     """One machine at one moment. `gpu_state` says why `gpus` is empty; `pretended` makes every model of configs/
     count as present (a pretended card or a machine file is for planning, not for running)."""
 

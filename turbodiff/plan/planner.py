@@ -13,14 +13,7 @@ from turbodiff.plan import explain
 from turbodiff.plan.calibration import History, kind_of
 from turbodiff.plan.candidates import SIZE_PINS, Candidate, candidates
 from turbodiff.plan.hardware import Machine
-from turbodiff.plan.offload_search import (
-    FITS_SHARE,
-    CandidateCost,
-    PlanContext,
-    attention_for,
-    evaluate,
-    plan_context,
-)
+from turbodiff.plan.offload_search import FITS_SHARE, CandidateCost, PlanContext, attention_for, evaluate, plan_context
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.models import Inventory
 from turbodiff.spec.numbers import gib

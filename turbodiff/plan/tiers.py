@@ -6,13 +6,13 @@ from typing import Any, Literal, NamedTuple
 
 from turbodiff.plan.hardware import Machine
 from turbodiff.plan.planner import Refusal, plan_request
-from turbodiff.spec.models import Facts, Inventory, ModelSpec, configs_folder, read_toml
+from turbodiff.spec.models import Frozen, Inventory, ModelSpec, configs_folder, read_toml
 from turbodiff.spec.numbers import GIB, gib
 from turbodiff.spec.plan import Band
 from turbodiff.spec.request import make_request
 
 
-class Start(Facts):
+class Start(Frozen):
     """Fields of a request that a tier or a round fills in; None leaves the model's default."""
 
     model: str | None = None
@@ -28,7 +28,7 @@ class Start(Facts):
         return self.model_dump(exclude_none=True)
 
 
-class Tier(Facts):
+class Tier(Frozen):
     """Cards of one size."""
 
     name: str
@@ -39,7 +39,7 @@ class Tier(Facts):
     i2v: Start
 
 
-class Round(Facts):
+class Round(Frozen):
     """One step on the way from an idea to a clip, with the seconds a person grants it."""
 
     name: str
@@ -49,11 +49,11 @@ class Round(Facts):
     i2v: Start
 
 
-class _TierFile(Facts):
+class _TierFile(Frozen):
     tiers: tuple[Tier, ...]
 
 
-class _RoundFile(Facts):
+class _RoundFile(Frozen):
     rounds: tuple[Round, ...]
     demo_rounds: tuple[Round, ...]
 

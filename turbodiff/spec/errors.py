@@ -41,14 +41,8 @@ class TurbodiffError(Exception):
 
     def __str__(self) -> str:
         head = f"{self.field}: {self.what}" if self.field else self.what
-        parts = [head]
-        if self.got:
-            parts.append(f"got {self.got}")
-        if self.expected:
-            parts.append(f"expected {self.expected}")
-        if self.try_instead:
-            parts.append(f"try: {self.try_instead}")
-        return "; ".join(parts)
+        told = {"got ": self.got, "expected ": self.expected, "try: ": self.try_instead}
+        return "; ".join([head, *(name + text for name, text in told.items() if text)])
 
     def fields(self) -> dict[str, str]:
         """The error as the fields of an `error` event (see spec/events.py); what UTF-8 cannot say becomes "?"."""

@@ -20,29 +20,17 @@ class Expert(StrEnum):
     @property
     def component(self) -> Literal["dit", "dit_high", "dit_low"]:
         """The component of the inventory that holds its weights."""
-        return _COMPONENTS[self]
+        return "dit" if self is Expert.SINGLE else "dit_high" if self is Expert.HIGH else "dit_low"
 
     @property
     def phase(self) -> Literal["denoise", "denoise_high", "denoise_low"]:
         """The phase of a plan in which it runs."""
-        return _PHASES[self]
+        return "denoise" if self is Expert.SINGLE else "denoise_high" if self is Expert.HIGH else "denoise_low"
 
     @property
     def letter(self) -> str:
         """One step of it in a reason such as `experts_by_step`: "HHLL"."""
         return self.name[0]
-
-
-_COMPONENTS: dict[Expert, Literal["dit", "dit_high", "dit_low"]] = {
-    Expert.SINGLE: "dit",
-    Expert.HIGH: "dit_high",
-    Expert.LOW: "dit_low",
-}
-_PHASES: dict[Expert, Literal["denoise", "denoise_high", "denoise_low"]] = {
-    Expert.SINGLE: "denoise",
-    Expert.HIGH: "denoise_high",
-    Expert.LOW: "denoise_low",
-}
 
 
 def expert_at(t: float, boundary: float) -> Expert:

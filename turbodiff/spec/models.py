@@ -19,13 +19,13 @@ Component = Literal["dit", "dit_high", "dit_low", "vae", "text_encoder", "tokeni
 T = TypeVar("T", bound=BaseModel)
 
 
-class Facts(BaseModel):
-    """Frozen facts; an unknown key is an error."""
+class Frozen(BaseModel):
+    """Immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class DitFacts(Facts):
+class DitFacts(Frozen):
     """One Wan DiT (research: turbodiffusion.md 5.1). head_dim = dim / num_heads."""
 
     dim: int
@@ -43,7 +43,7 @@ class DitFacts(Facts):
         return self.dim // self.num_heads
 
 
-class TextFacts(Facts):
+class TextFacts(Frozen):
     """The UMT5 encoder and its tokenizer."""
 
     dim: int
@@ -57,7 +57,7 @@ class TextFacts(Facts):
     text_len: int = 512
 
 
-class VaeFacts(Facts):
+class VaeFacts(Frozen):
     """The Wan2.1 VAE; strides live in spec/shapes.py."""
 
     base_dim: int
@@ -66,7 +66,7 @@ class VaeFacts(Facts):
     num_res_blocks: int = 2
 
 
-class Limits(Facts):
+class Limits(Frozen):
     """What the model accepts."""
 
     resolutions: tuple[str, ...]
@@ -77,7 +77,7 @@ class Limits(Facts):
     max_size: int = 2048  # pixels a side
 
 
-class Defaults(Facts):
+class Defaults(Frozen):
     """What a request gets where the person says nothing."""
 
     resolution: str
@@ -91,7 +91,7 @@ class Defaults(Facts):
     fps: int = 16
 
 
-class ModelFile(Facts):
+class ModelFile(Frozen):
     """One component on disk: published file names in order of preference, and where they come from."""
 
     component: Component
@@ -102,7 +102,7 @@ class ModelFile(Facts):
     resolution: str = ""
 
 
-class ModelSpec(Facts):
+class ModelSpec(Frozen):
     """A model as configs/models/*.toml describes it."""
 
     name: str
@@ -134,7 +134,7 @@ class ModelSpec(Facts):
         return hash(self.name)
 
 
-class FoundFile(Facts):
+class FoundFile(Frozen):
     """One component of one model on disk. `layout` is detected from keys and shapes, "" where not yet read."""
 
     model: str
@@ -147,14 +147,14 @@ class FoundFile(Facts):
     layout: str = ""
 
 
-class FoundLora(Facts):
+class FoundLora(Frozen):
     """One LoRA file on disk."""
 
     path: str
     bytes: int
 
 
-class Inventory(Facts):
+class Inventory(Frozen):
     """Every component found, best first per component, and every LoRA."""
 
     files: tuple[FoundFile, ...] = ()

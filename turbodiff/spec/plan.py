@@ -5,19 +5,14 @@ The same JSON is shown by `turbodiff plan --json`, by the API, in the job row an
 
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
+from turbodiff.spec.models import Frozen
 from turbodiff.spec.request import Request
 
 PhaseName = Literal["text_encode", "image_encode", "denoise", "denoise_high", "denoise_low", "vae_decode", "write"]
 Band = Literal["fits", "tight", "no"]
 JsonScalar = str | int | float | bool | None
-
-
-class Frozen(BaseModel):
-    """Immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Levers(Frozen):
@@ -56,7 +51,7 @@ class Reason(Frozen):
     """Why, as a key of the wording and its numbers."""
 
     key: str
-    numbers: dict[str, JsonScalar] = {}
+    numbers: dict[str, JsonScalar] = Field(default_factory=dict)
 
 
 class Alternative(Frozen):

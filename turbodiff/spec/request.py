@@ -5,12 +5,12 @@ import secrets
 from collections.abc import Iterable, Mapping
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.experts import RCM_ANGLES, Expert, experts_by_step
-from turbodiff.spec.models import Kind, ModelSpec, find_model
+from turbodiff.spec.models import Frozen, Kind, ModelSpec, find_model
 from turbodiff.spec.shapes import VideoShape, check_size, is_frame_count, named_size, nearest_frame_counts, table_size
 
 Sampler = Literal["sde", "ode", "unipc"]
@@ -37,23 +37,20 @@ ATTENTION_ALIASES = {"original": "dense"}
 SWITCH_WORDS = {"true": "on", "yes": "on", "1": "on", "false": "off", "no": "off", "0": "off"}
 
 
-class Lora(BaseModel):
+class Lora(Frozen):
     """One LoRA file with its strength; `expert` limits it to one network of a two-expert model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     path: str
     strength: float = Field(default=1.0, ge=-4, le=4)
     expert: Literal["both", "high", "low"] = "both"
 
 
-class Request(BaseModel):
+class Request(Frozen):
     """What is asked, frozen. Build one with `make_request`, which fills the model's defaults and checks its limits.
 
     `width`, `height` are the pixels that run; `resolution` and `aspect` say how they were chosen ("custom" for a
     size of one's own). A field named in `pinned` is never changed by the planner; every other field is a wish.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Kind
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)

@@ -20,9 +20,11 @@ from pathlib import Path
 
 import psutil
 
+from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.commands import ExitCommand, JobCommand, RunCommand
-from turbodiff.spec.errors import TurbodiffError
+from turbodiff.spec.errors import DoesNotFitError, TurbodiffError, error_from
 from turbodiff.spec.events import Event, read_event
+from turbodiff.spec.numbers import gib
 
 WORKER = (sys.executable, "-m", "turbodiff.runtime.worker")
 RUN_ID = "TURBODIFF_RUN_ID"
@@ -283,6 +285,30 @@ def run_once(
         worker.send(JobCommand(cmd="cancel", job=command.job))
         worker.stop(exit_s=EXIT_S)
         worker.close()
+
+
+def run_attempt(command: RunCommand, argv: Sequence[str], on_event: Callable[[Event], None]) -> ClipResult:
+    """The clip of one attempt beside the queue: `run_once` with its log, notes apart, on stderr.
+
+    Raises:
+        TurbodiffError: what its `error` says; a DoesNotFitError where it would have to wait, for there is no queue.
+    """
+
+    def to_stderr(line: str) -> None:
+        if not line.startswith("[INFO]"):
+            sys.stderr.write(line + "\n")
+
+    for event in run_once(command, argv, on_output=to_stderr):
+        if event.type == "error":
+            raise error_from(event.model_dump())
+        on_event(event)
+        if event.type == "result":
+            return event
+        if event.type == "wait":
+            free, needed = gib(event.free_bytes), gib(event.need_bytes)
+            what = "another program took the memory of the device meanwhile"
+            raise DoesNotFitError(what, code="does_not_fit", got=f"{free} free", expected=needed, try_instead="end it")
+    raise AssertionError("a run ends with a result or an error")
 
 
 def describe_exit(status: int | None) -> str:

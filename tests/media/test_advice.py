@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from turbodiff.media.pictures import advise
+from turbodiff.media.pictures import Look, look
+
+
+@pytest.fixture
+def advise(tmp_path):
+    """What is said about pixels that come as a file."""
+
+    def look_at(pixels: np.ndarray) -> Look:
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.png"
+        Image.fromarray(pixels).save(file)
+        return look(file)
+
+    return look_at
 
 
 def plain(side=512):
@@ -54,21 +66,21 @@ def product(side=512):
         (crowd, 0.9, "advice_busy_scene"),
     ],
 )
-def test_the_boundary_follows_the_picture_and_says_why(picture, boundary, key):
+def test_the_boundary_follows_the_picture_and_says_why(advise, picture, boundary, key):
     advice = advise(np.array(picture()))
     assert (advice.boundary, advice.sampler, advice.key) == (boundary, "sde", key)
     assert set(advice.numbers) == {"edges", "border_edges", "entropy_bits"}
 
 
 @pytest.mark.parametrize("size", [(1280, 720), (300, 900), (64, 64), (16, 16)])
-def test_size_and_aspect_do_not_matter(size):
+def test_size_and_aspect_do_not_matter(advise, size):
     for picture, boundary in ((plain, 0.7), (crowd, 0.9)):
         if min(size) < 64 and picture is crowd:
             continue  # so small a picture holds no crowd
         assert advise(np.array(picture().resize(size))).boundary == boundary
 
 
-def test_a_little_noise_changes_nothing():
+def test_a_little_noise_changes_nothing(advise):
     random = np.random.default_rng(1)
     for picture in (plain, portrait, crowd):
         pixels = np.array(picture()).astype(int)
@@ -76,8 +88,10 @@ def test_a_little_noise_changes_nothing():
         assert advise(noisy).boundary == advise(np.array(picture())).boundary
 
 
-def test_one_colour_has_no_edges_and_no_entropy_and_a_chessboard_has_all():
+def test_one_colour_has_no_edges_and_no_entropy_and_a_chessboard_has_all(advise):
     flat = advise(np.full((64, 64, 3), 77, np.uint8)).numbers
-    board = advise((np.indices((64, 64)).sum(axis=0)[..., None] % 2 * np.full(3, 255)).astype(np.uint8)).numbers
+    board = advise(
+        ((np.indices((128, 128)) // 2).sum(axis=0)[..., None] % 2 * np.full(3, 255)).astype(np.uint8)
+    ).numbers
     assert flat == {"edges": 0, "border_edges": 0, "entropy_bits": 0}
     assert board["edges"] > 0.99 and board["entropy_bits"] == pytest.approx(1)

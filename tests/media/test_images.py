@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from turbodiff.media.pictures import adapt_size, fit_picture, picture_size, preview
+from turbodiff.media import pictures
+from turbodiff.media.pictures import Fitted, adapt_size, picture_size, preview
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.request import Request, make_request
 
@@ -28,6 +29,10 @@ def i2v(picture: Path, **fields: Any) -> Request:
         "fit": "stretch",
     }
     return make_request(wishes | fields)
+
+
+def fit_picture(request: Request, background: str = "white") -> Fitted:
+    return pictures.fit_picture(Path(request.image), request.width, request.height, request.fit, background)
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:

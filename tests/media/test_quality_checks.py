@@ -9,10 +9,10 @@ from PIL import Image
 from tests.media.clips import grain, shapes
 from turbodiff.gpu.probe import machine_now
 from turbodiff.media.fingerprints import Bytes, fingerprint_rgb
-from turbodiff.media.quality_checks import quality_warnings
+from turbodiff.media.verify import quality_warnings
 from turbodiff.plan.hardware import only
 from turbodiff.plan.planner import plan_request
-from turbodiff.prompt.lint import asks_for_stillness
+from turbodiff.prompt.lint import STILLNESS
 from turbodiff.spec.request import make_request
 from turbodiff.weights.locate import inventory
 
@@ -125,7 +125,7 @@ def test_fault_35_a_first_frame_is_held_against_its_picture() -> None:
     ],
 )
 def test_who_asks_for_stillness_says_so_in_words(prompt: str, still: bool) -> None:
-    assert asks_for_stillness(prompt) is still
+    assert bool(STILLNESS.search(prompt)) is still
 
 
 @pytest.mark.slow

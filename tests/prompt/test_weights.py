@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turbodiff.prompt.weights import MAX_WEIGHT, MIN_WEIGHT, clean, parse, weights_out_of_range
+from turbodiff.prompt.lint import lint
+from turbodiff.prompt.weights import MAX_WEIGHT, MIN_WEIGHT, clean, parse
 
 
 def read(prompt: str) -> tuple[str, list[tuple[str, float]]]:
@@ -47,7 +48,8 @@ def test_nesting_multiplies() -> None:
 def test_a_weight_is_held_to_its_range() -> None:
     assert read("(a:9) (b:0)") == ("a b", [("a", MAX_WEIGHT), ("b", MIN_WEIGHT)])
     assert read("((a:2):2)") == ("a", [("a", MAX_WEIGHT)])
-    assert weights_out_of_range("(a:9) (b:0) (c:1.3)") == [9, 0]
+    for prompt, got in (("(a:9) (b:0) (c:1.3)", [9]), ("(c:1.3) (b:0)", [0]), ("(c:1.3)", [])):
+        assert [chip.numbers["got"] for chip in lint(prompt) if chip.key == "weight_range"] == got
 
 
 def test_a_backslash_escapes_a_bracket() -> None:

@@ -10,7 +10,6 @@ from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.runtime.denoise import Network
 from turbodiff.runtime.model_cache import PlacedDit
 from turbodiff.runtime.offload import (
-    Arenas,
     BlockStream,
     bytes_on,
     dit_on_device,
@@ -119,8 +118,8 @@ def test_page_locked_memory_in_powers_of_two_wastes_little():
     """The blocks of Wan2.1-14B one tensor at a time would take 1.5 times their bytes."""
     dim, ffn_dim = 5120, 13824
     shapes = 8 * [(dim, dim)] + [(ffn_dim, dim), (dim, ffn_dim)] + 16 * [(dim,)] + [(6, dim)]
-    tensors = sorted((torch.empty(shape, dtype=torch.bfloat16, device=META) for _ in range(40) for shape in shapes),
-                     key=lambda tensor: -tensor.nbytes)  # fmt: skip
+    tensors = [torch.empty(shape, dtype=torch.bfloat16, device=META) for _ in range(40) for shape in shapes]
+    network = nn.ParameterList(nn.Parameter(tensor, requires_grad=False) for tensor in tensors)
     asked = []
 
     def make(n_bytes):
@@ -128,9 +127,8 @@ def test_page_locked_memory_in_powers_of_two_wastes_little():
         return torch.empty(n_bytes, dtype=torch.uint8, device=META)
 
     needed = sum(tensor.nbytes for tensor in tensors)
-    arenas = Arenas(needed, make)
-    for tensor in tensors:
-        assert arenas.take(tensor).shape == tensor.shape
+    page_lock([network], make)
+    assert [moved.shape for moved in network] == [tensor.shape for tensor in tensors]
     assert all(n_bytes & (n_bytes - 1) == 0 for n_bytes in asked)
     assert needed <= sum(asked) < 1.08 * needed
     alone = sum(1 << (tensor.nbytes - 1).bit_length() for tensor in tensors)
@@ -140,8 +138,9 @@ def test_page_locked_memory_in_powers_of_two_wastes_little():
 def test_tensors_in_one_arena_keep_their_values_and_do_not_overlap():
     torch.manual_seed(2)
     tensors = [torch.randn(5, 3), torch.randint(-9, 9, (7,), dtype=torch.int8), torch.randn(2, 2, dtype=torch.float64)]
-    arenas = Arenas(4096, lambda n_bytes: torch.empty(n_bytes, dtype=torch.uint8))
-    kept = [arenas.take(tensor) for tensor in tensors]
+    tensors.append(torch.zeros(3))
+    kept = nn.ParameterList(nn.Parameter(tensor, requires_grad=False) for tensor in tensors)
+    page_lock([kept], lambda n_bytes: torch.empty(n_bytes, dtype=torch.uint8))
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(kept, tensors, strict=True))
     assert len({tensor.untyped_storage().data_ptr() for tensor in kept}) == 1
 

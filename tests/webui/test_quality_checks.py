@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from turbodiff.archive.clips import Clip
-from turbodiff.media.quality_checks import QualityWarning
+from turbodiff.media.verify import QualityWarning
 from turbodiff.spec.clips import Sidecar, read_record
 from webui.panels import stage
 from webui.snapshot import clip_view

@@ -277,7 +277,7 @@ def verify_weights(
     sha256: Annotated[bool, typer.Option("--sha256", help="read every byte, too")] = False,
 ) -> None:
     """Say what a checkpoint is, whether it is complete, and which models can use it."""
-    from turbodiff.weights.catalog import verify
+    from turbodiff.weights.locate import verify
 
     report = verify(path, sha256=sha256)
     for name, value in report._asdict().items():

@@ -11,7 +11,7 @@ from turbodiff.spec.models import display_name_of
 from turbodiff.spec.numbers import gib, seconds
 from turbodiff.spec.request import Request
 
-# what a sound clip may still look like (media/quality_checks.py), and what helps
+# what a sound clip may still look like (media/verify.py), and what helps
 FLAWS = {
     "black": "every frame is black; try: another seed, or attention dense",
     "frozen": "nothing moves; try: say what moves, with a verb",

@@ -32,14 +32,6 @@ LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
 CB_DIVISOR, CR_DIVISOR = 1.8556, 1.5748
 
 
-class Planes(NamedTuple):
-    """One decoded 4:2:0 frame, 8 bit, limited range: luma [H, W], chroma [H/2, W/2]."""
-
-    y: Bytes
-    cb: Bytes
-    cr: Bytes
-
-
 @dataclass(frozen=True)
 class Fingerprint:
     """One frame in short: block means [32, 32, 3] of Y, Cb, Cr (fewer for small frames), sketch [4093] and sum of Y.
@@ -72,11 +64,11 @@ def fingerprint_rgb(frame: Bytes) -> Fingerprint:
     return Fingerprint(thumbnail, _sketch(luma), float(luma.sum(dtype=np.float64)), height * width, grain)
 
 
-def fingerprint_planes(planes: Planes) -> Fingerprint:
-    """The fingerprint of a decoded frame."""
-    luma = (planes.y.astype(np.float32) - 16) * (255 / 219)
-    y = _blocks(planes.y[..., None], 2)[..., 0]
-    chroma = (_blocks(plane[..., None], 1)[..., 0] for plane in (planes.cb, planes.cr))
+def fingerprint_planes(y_plane: Bytes, *chroma_planes: Bytes) -> Fingerprint:
+    """The fingerprint of a decoded 4:2:0 frame, 8 bit, limited range: Y [H, W], then Cb and Cr [H/2, W/2]."""
+    luma = (y_plane.astype(np.float32) - 16) * (255 / 219)
+    y = _blocks(y_plane[..., None], 2)[..., 0]
+    chroma = (_blocks(plane[..., None], 1)[..., 0] for plane in chroma_planes)
     thumbnail = np.stack(((y - 16) * (255 / 219), *((plane - 128) * (255 / 224) for plane in chroma)), axis=-1)
     return Fingerprint(thumbnail, _sketch(luma.ravel()), float(luma.sum(dtype=np.float64)), luma.size)
 

@@ -62,23 +62,14 @@ class Fitted(NamedTuple):
     source_height: int
 
 
-class Advice(NamedTuple):
-    """A proposal with its reason: `key` of the wording, and the numbers that decided."""
-
-    boundary: float
-    sampler: Literal["sde", "ode"]
-    key: AdviceKey
-    numbers: dict[str, float]
-
-
 class Look(NamedTuple):
     """Size of a picture held upright, and what its content proposes; `key` and `numbers` say why."""
 
     width: int
     height: int
     boundary: float
-    sampler: str
-    key: str
+    sampler: Literal["sde", "ode"]
+    key: AdviceKey
     numbers: dict[str, float]
 
 
@@ -110,8 +101,8 @@ def until_changed(read: F) -> F:
     return cast(F, current)
 
 
-def fit_picture(request: Request, background: str = "white") -> Fitted:
-    """The picture of a request in exactly its width and height: cropped, padded or stretched as `request.fit` says.
+def fit_picture(path: Path, width: int, height: int, fit: Fit, background: str = "white") -> Fitted:
+    """A picture file in exactly `width` x `height` pixels: cropped, padded or stretched as `fit` says.
 
     Args:
         background: colour ("white", "#102030") behind transparency and around a padded picture.
@@ -119,11 +110,6 @@ def fit_picture(request: Request, background: str = "white") -> Fitted:
     Raises:
         FileError: field `image`: missing, not a picture, damaged, too large or too small.
     """
-    return fit_file(Path(request.image), request.width, request.height, request.fit, background)
-
-
-def fit_file(path: Path, width: int, height: int, fit: Fit, background: str = "white") -> Fitted:
-    """A picture file in `width` x `height` pixels; see `fit_picture`."""
     import numpy as np
 
     wanted = {"want": "fit", "fit": fit, "background": background, "width": width, "height": height}
@@ -163,39 +149,17 @@ def adapt_size(request: Request) -> Request:
 def look(picture: Path) -> Look:
     """What a picture proposes for its image-to-video run.
 
-    Raises:
-        FileError: field `image`: not a picture that can be used.
-    """
-    seen = fit_file(picture, LOOK_SIDE, LOOK_SIDE, "stretch")
-    return Look(seen.source_width, seen.source_height, *advise(seen.pixels))
-
-
-@until_changed
-def preview(picture: Path, width: int, height: int, fit: Fit) -> bytes:
-    """What fitting to `width` x `height` makes of a picture, small, as a JPEG.
-
-    Raises:
-        FileError: as `look`.
-    """
-    from PIL import Image
-
-    share = min(1.0, PREVIEW_SIDE / max(width, height))
-    fitted = fit_file(picture, max(1, round(width * share)), max(1, round(height * share)), fit)
-    data = io.BytesIO()
-    Image.fromarray(fitted.pixels).save(data, "JPEG", quality=82)
-    return data.getvalue()
-
-
-def advise(pixels: "Bytes") -> Advice:
-    """What to propose for a picture, uint8 RGB [H, W, 3].
-
     Decided by the share of pixels on a visible edge (in all, and in the outer eighth) and by the Shannon entropy of the
     colours in 512 bins. The sampler is always SDE: from a picture, ODE keeps noise in the first frames
     (TurboDiffusion's own default).
+
+    Raises:
+        FileError: field `image`: not a picture that can be used.
     """
     import numpy as np
     from PIL import Image
 
+    pixels, width, height = fit_picture(picture, LOOK_SIDE, LOOK_SIDE, "stretch")
     small = np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float64)
     luma = small @ np.array(LUMA)
     is_edge = np.zeros(luma.shape, bool)
@@ -209,11 +173,28 @@ def advise(pixels: "Bytes") -> Advice:
     shares = counts[counts > 0] / counts.sum()
     entropy = float(-(shares * np.log2(shares)).sum())
     numbers = {"edges": round(edges, 3), "border_edges": round(border, 3), "entropy_bits": round(entropy, 2)}
+    boundary, key = BUSY_BOUNDARY, cast("AdviceKey", "advice_busy_scene")
     if border < QUIET_BORDER_EDGES:
-        return Advice(CALM_BOUNDARY, "sde", "advice_plain_background", numbers)
-    if edges < BUSY_EDGES and entropy < BUSY_ENTROPY_BITS:
-        return Advice(CALM_BOUNDARY, "sde", "advice_close_portrait", numbers)
-    return Advice(BUSY_BOUNDARY, "sde", "advice_busy_scene", numbers)
+        boundary, key = CALM_BOUNDARY, "advice_plain_background"
+    elif edges < BUSY_EDGES and entropy < BUSY_ENTROPY_BITS:
+        boundary, key = CALM_BOUNDARY, "advice_close_portrait"
+    return Look(width, height, boundary, "sde", key, numbers)
+
+
+@until_changed
+def preview(picture: Path, width: int, height: int, fit: Fit) -> bytes:
+    """What fitting to `width` x `height` makes of a picture, small, as a JPEG.
+
+    Raises:
+        FileError: as `look`.
+    """
+    from PIL import Image
+
+    share = min(1.0, PREVIEW_SIDE / max(width, height))
+    fitted = fit_picture(picture, max(1, round(width * share)), max(1, round(height * share)), fit)
+    data = io.BytesIO()
+    Image.fromarray(fitted.pixels).save(data, "JPEG", quality=82)
+    return data.getvalue()
 
 
 def frame(clip: Path, number: int, into: Path) -> Path:

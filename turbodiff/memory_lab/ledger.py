@@ -58,7 +58,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size = -(-storage.nbytes() // GRAIN_BYTES) * GRAIN_BYTES
         self._take(size)
         self._known.add(storage)
-        weakref.finalize(storage, self._gone, size)
+        weakref.finalize(storage, self._take, -size)
 
     def see_module(self, module: nn.Module) -> None:
         """Count a network's parameters and buffers."""
@@ -70,12 +70,10 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak_bytes = self.live_bytes
 
     def _take(self, size: int) -> None:
+        """Count bytes as live, or negative ones as dead."""
         if self.cap_bytes is not None and self.live_bytes + size > self.cap_bytes:
             raise torch.OutOfMemoryError(
                 f"CUDA out of memory. Tried to allocate {size} bytes; {self.live_bytes} of {self.cap_bytes} are in use."
             )
         self.live_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-
-    def _gone(self, size: int) -> None:
-        self.live_bytes -= size

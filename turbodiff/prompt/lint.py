@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from turbodiff.prompt.tokens import TEXT_LEN
-from turbodiff.prompt.weights import MAX_WEIGHT, MIN_WEIGHT, clean, parse, weights_out_of_range
+from turbodiff.prompt.weights import MAX_WEIGHT, MIN_WEIGHT, clean, find_groups, parse
 
 MIN_WORDS, MIN_HAN = 5, 8  # less than this hardly says who does what where
 _HAN = re.compile("[\u3400-\u9fff]")
@@ -54,7 +54,7 @@ _CAMERA = re.compile(
     re.IGNORECASE,
 )
 # Words that ask for a picture that stands still; a camera that stands still is no such wish
-_STILLNESS = re.compile(
+STILLNESS = re.compile(
     r"\b(?:motionless|unmoving|immobile|freeze[- ]frame|still[- ]life|nothing moves)\b"
     r"|\bwithout (?:any )?(?:motion|movement)\b"
     r"|\bno (?:motion|movement)\b|\bfrozen in (?:time|place|motion)\b"
@@ -113,23 +113,18 @@ def lint(prompt: str, tokens: int | None = None, limit: int = TEXT_LEN) -> Itera
     han, words = len(_HAN.findall(text)), len(re.findall(r"[^\W\d_]+", _HAN.sub(" ", text)))
     if han < MIN_HAN and words + han / 2 < MIN_WORDS:
         yield Advice("too_short", {"words": words + han})
-    yield from _camera_contradictions(prompt, text)
-    if outside := weights_out_of_range(source):
-        yield Advice("weight_range", {"got": outside[0], "low": MIN_WEIGHT, "high": MAX_WEIGHT})
-    if tokens is not None and tokens > limit:
-        yield Advice("too_long", {"tokens": tokens, "limit": limit, "over": tokens - limit})
-
-
-def _camera_contradictions(prompt: str, text: str) -> Iterator[Advice]:
-    """The first two moves of the camera that cannot both be meant; the rewrite leaves one of them out."""
-    for pattern, opposite in () if _THEN.search(text) else _OPPOSITES:
+    for pattern, opposite in () if _THEN.search(text) else _OPPOSITES:  # the first two that cannot both be meant
         one, other = (re.search(move, text, re.IGNORECASE) for move in (pattern, opposite))
         if one and other:
             # without the part between commas that holds the move; "" where that is the whole prompt
             pieces = re.split(r"(?<=[,，;；])", prompt)
             rewrites = ("".join(p for p in pieces if move[0] not in clean(p)).strip(" ,，;；") for move in (other, one))
             yield Advice("camera_contradicts", {"one": one[0], "other": other[0]}, max(rewrites, key=len))
-            return
+            break
+    if outside := [group.weight for group in find_groups(source) if not MIN_WEIGHT <= group.weight <= MAX_WEIGHT]:
+        yield Advice("weight_range", {"got": outside[0], "low": MIN_WEIGHT, "high": MAX_WEIGHT})
+    if tokens is not None and tokens > limit:
+        yield Advice("too_long", {"tokens": tokens, "limit": limit, "over": tokens - limit})
 
 
 def is_chinese(prompt: str) -> bool:
@@ -138,36 +133,25 @@ def is_chinese(prompt: str) -> bool:
     return han > len(re.findall(r"[A-Za-z]+", prompt))
 
 
-def asks_for_stillness(text: str) -> bool:
-    """Whether a prompt says that nothing should move; a fixed camera alone does not."""
-    return _STILLNESS.search(text) is not None
-
-
 def has_motion(text: str) -> bool:
     """Whether a clean prompt, or a part of one, names an action, a change or a camera move."""
     if _CAMERA.search(text):
         return True
     lists, before = _word_lists(), ""
     for word in re.findall(r"[a-z]+(?:-[a-z]+)*", text.lower()):
-        if _is_motion(word, before, lists):
+        forms = {word}  # what the form may come from: chases -> chase, stopped -> stop, carries -> carry
+        if word.endswith("s"):
+            forms |= {word[:-1], word[:-2], word[:-3] + "y"}
+        if word.endswith("ed"):
+            forms |= {word[:-1], word[:-2], word[:-3], word[:-3] + "y"}
+        bases = forms & lists.verbs
+        is_noun = word in bases and word in lists.nouns and before in lists.before_nouns
+        is_plural = word.endswith("s") and bool(bases & lists.plurals)
+        is_verb = word in lists.irregular or (bool(bases) and not is_noun and not is_plural)
+        if word not in lists.still_ing if word.endswith("ing") and len(word) > 4 else is_verb:
             return True
         before = word
     return bool(lists.zh_verbs.search(lists.zh_nouns.sub("", text)))
-
-
-def _is_motion(word: str, before: str, lists: WordLists) -> bool:
-    """Whether an English word behind another is a verb of motion, in whatever form."""
-    if word.endswith("ing") and len(word) > 4:
-        return word not in lists.still_ing
-    forms = {word}  # what the form may come from: chases -> chase, stopped -> stop, carries -> carry
-    if word.endswith("s"):
-        forms |= {word[:-1], word[:-2], word[:-3] + "y"}
-    if word.endswith("ed"):
-        forms |= {word[:-1], word[:-2], word[:-3], word[:-3] + "y"}
-    bases = forms & lists.verbs
-    is_noun = word in bases and word in lists.nouns and before in lists.before_nouns
-    is_plural = word.endswith("s") and bool(bases & lists.plurals)
-    return word in lists.irregular or (bool(bases) and not is_noun and not is_plural)
 
 
 @cache

@@ -56,10 +56,6 @@ class Tokenizer:
                 tokens[index] = tokens[index]._replace(end=tokens[index + 1].end)
         return [*tokens[: limit - 1], Token(self._pieces.eos_id(), len(text), len(text))]
 
-    def ids(self, text: str, limit: int = TEXT_LEN) -> list[int]:
-        """The ids of `tokens`, end mark included."""
-        return [token.id for token in self.tokens(text, limit)]
-
     def count(self, text: str) -> int:
         """How many tokens a clean text has with its end mark, uncut: over 512 the encoder drops the rest."""
         return len(self._pieces.encode(text, out_type=int)) + 1

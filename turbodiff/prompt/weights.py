@@ -52,7 +52,7 @@ def clean(text: str) -> str:
 
 def parse(source: str) -> WeightedPrompt:
     """A clean prompt -> its text and weights. Without brackets and backslashes the text is the source."""
-    groups = _groups(source)
+    groups = find_groups(source)
     opening = {group.start: group.weight for group in groups}
     closing = {group.end for group in groups}
     marks = {index for group in groups for index in range(group.colon, group.end)}
@@ -77,13 +77,8 @@ def parse(source: str) -> WeightedPrompt:
     return WeightedPrompt("".join(char for char, _ in weighed), tuple(spans))
 
 
-def weights_out_of_range(source: str) -> list[float]:
-    """The numbers in a clean prompt that are held to 0.1-3."""
-    return [group.weight for group in _groups(source) if not MIN_WEIGHT <= group.weight <= MAX_WEIGHT]
-
-
-def _groups(source: str) -> list[Group]:
-    """The weighted brackets, inner ones first; brackets behind a backslash are text."""
+def find_groups(source: str) -> list[Group]:
+    """The weighted brackets of a clean prompt, inner ones first; brackets behind a backslash are text."""
     groups: list[Group] = []
     opened: list[int] = []
     inner = 0  # where the innermost text begins: behind the last bracket

@@ -120,7 +120,7 @@ class ModelCache:
             self._record_weights()
 
             def read(words: str) -> TextRows:
-                ids = torch.tensor([tokenizer.ids(words, text_len)], device=ids_device)
+                ids = torch.tensor([[token.id for token in tokenizer.tokens(words, text_len)]], device=ids_device)
                 rows = text_encoder.encode(encoder, ids, torch.ones_like(ids), text_len=ids.shape[1])
                 return TextRows.padded(rows[0].cpu(), text_len)
 

@@ -20,7 +20,7 @@ from turbodiff.models.wan_dit import WanDiT
 from turbodiff.spec.plan import Levers
 
 SMALL_BYTES = 1 << 20  # biases and norms: their pageable copies are kept, so that they never hold a page-locked arena
-ARENA_BYTES = 1 << 30  # of page-locked memory; a power of two, see Arenas
+ARENA_BYTES = 1 << 30  # of page-locked memory; a power of two, see page_lock
 ALIGN_BYTES = 256  # of a tensor inside an arena, as torch aligns its own
 PAGE_LOCKED = partial(torch.empty, dtype=torch.uint8, pin_memory=True)  # of bytes; a RuntimeError where it is refused
 
@@ -193,59 +193,39 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def page_lock(modules: Iterable[nn.Module], make: Callable[[int], Tensor] = PAGE_LOCKED) -> None:
-    """Move networks to host memory that a GPU can copy from by itself.
+    """Move networks to host memory that a GPU can copy from by itself, in few large arenas, each a power of two.
 
-    Where the host refuses, the rest stays pageable: copies are slower and give the same numbers.
+    torch rounds every piece of page-locked memory up to a power of two (ATen/core/CachingHostAllocator.h): a tensor of
+    135 MiB by itself would take 256 MiB, and the blocks of a 14B network half as much again as they need. Where the
+    host refuses, the rest stays pageable: copies are slower and give the same numbers.
+
+    Args:
+        make: bytes -> an uint8 tensor.
     """
     waiting = [tensor for module in modules for tensor in _tensors(module)]
     for tensor in waiting:
         tensor.data = host_data(tensor)
     waiting = sorted((tensor for tensor in waiting if not tensor.is_pinned()), key=_arena_bytes, reverse=True)
-    arenas = Arenas(sum(map(_arena_bytes, waiting)), make)
+    left_bytes = sum(map(_arena_bytes, waiting))
+    arenas: list[Tensor] = []
+    used_bytes: list[int] = []
     for tensor in waiting:
-        pageable = tensor.data
+        pageable, size = tensor.data, _arena_bytes(tensor)
+        fitting = (i for i, used in enumerate(used_bytes) if used + size <= arenas[i].numel())
         try:
-            tensor.data = vars(tensor)["host_data"] = arenas.take(pageable)
+            if (index := next(fitting, len(arenas))) == len(arenas):
+                whole = min(ARENA_BYTES, 1 << max(left_bytes.bit_length() - 1, 0))
+                arenas.append(make(max(whole, 1 << (size - 1).bit_length())))
+                used_bytes.append(0)
+            piece = arenas[index][used_bytes[index] :][: pageable.numel() * pageable.element_size()]
+            copied = piece.view(pageable.dtype).view(pageable.shape).copy_(pageable)
         except RuntimeError:
             break
-        if not pageable.untyped_storage().resizable() or _arena_bytes(pageable) <= SMALL_BYTES:
+        tensor.data = vars(tensor)["host_data"] = copied
+        used_bytes[index] += size
+        left_bytes -= size
+        if not pageable.untyped_storage().resizable() or size <= SMALL_BYTES:
             vars(tensor)["pageable"] = pageable  # a mapped file, which costs no memory, or next to nothing
-
-
-class Arenas:
-    """Host memory for tensors in few large pieces, each a power of two.
-
-    torch rounds every piece of page-locked memory up to a power of two (ATen/core/CachingHostAllocator.h): a tensor of
-    135 MiB by itself would take 256 MiB, and the blocks of a 14B network half as much again as they need.
-
-    Args:
-        total_bytes: of all tensors that will come, largest first.
-        make: bytes -> an uint8 tensor.
-    """
-
-    def __init__(self, total_bytes: int, make: Callable[[int], Tensor]) -> None:
-        self._left_bytes, self._make = total_bytes, make
-        self._arenas: list[Tensor] = []
-        self._used: list[int] = []
-
-    def take(self, data: Tensor) -> Tensor:
-        """A copy of a tensor, in the first piece that has room for it.
-
-        Raises:
-            RuntimeError: no more memory of this kind.
-        """
-        size = _arena_bytes(data)
-        index = next((i for i, used in enumerate(self._used) if used + size <= self._arenas[i].numel()), None)
-        if index is None:
-            index = len(self._arenas)
-            whole = min(ARENA_BYTES, 1 << max(self._left_bytes.bit_length() - 1, 0))
-            self._arenas.append(self._make(max(whole, 1 << (size - 1).bit_length())))
-            self._used.append(0)
-        start = self._used[index]
-        piece = self._arenas[index][start : start + data.numel() * data.element_size()]
-        self._used[index] += size
-        self._left_bytes -= size
-        return piece.view(data.dtype).view(data.shape).copy_(data)
 
 
 def _arena_bytes(tensor: Tensor) -> int:

@@ -14,8 +14,8 @@ from torch import Tensor
 from turbodiff.archive import clips
 from turbodiff.media.fingerprints import Bytes
 from turbodiff.media.pictures import fit_picture
-from turbodiff.media.verify import Verdict, verify_clip
-from turbodiff.media.video import ClipWriter
+from turbodiff.media.verify import QualityWarning, verify_clip
+from turbodiff.media.video import ClipWriter, Written
 from turbodiff.models import vae as vae_driver
 from turbodiff.models.linear import int8_mode
 from turbodiff.prompt.tokens import token_weights
@@ -97,12 +97,12 @@ def encode_text(attempt: Attempt) -> tuple[TextRows, TextRows | None]:
 @torch.inference_mode()
 def encode_image(attempt: Attempt) -> Tensor:
     """The picture as the condition [1, 20, T, H, W], float32 on the CPU."""
-    device = attempt.models.device
-    pixels = torch.from_numpy(np.array(fit_picture(attempt.request).pixels))
-    picture = pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
+    device, request = attempt.models.device, attempt.request
+    fitted = fit_picture(Path(request.image), request.width, request.height, request.fit)
+    picture = torch.from_numpy(np.array(fitted.pixels)).permute(2, 0, 1)[None].float() / 127.5 - 1
     with attempt.models.vae(attempt.plan) as vae:
         picture = picture.to(device.dtype)  # as the encoder takes it: half the bytes move
-        video = offload.to_device(picture_video(picture, attempt.request.num_frames), device.torch_device)
+        video = offload.to_device(picture_video(picture, request.num_frames), device.torch_device)
         latents = vae_driver.encode(vae, video, tile=tile_side(attempt.plan.levers))
     return image_condition(latents).float().cpu()
 
@@ -139,8 +139,9 @@ def write_clip(attempt: Attempt, latents: Tensor) -> tuple[Path, Sidecar]:
             start = None  # the picture that the first frame should look like
             if request.kind == "i2v":
                 with contextlib.suppress(FileError):  # it may be gone by now
-                    start = fit_picture(request).pixels
-            sidecar = sidecar_of(attempt, verify_clip(writer.written, start, request.prompt))
+                    start = fit_picture(Path(request.image), request.width, request.height, request.fit).pixels
+            warnings = verify_clip(writer.written, start, request.prompt)
+            sidecar = sidecar_of(attempt, writer.written, warnings)
             poster = b"" if output else writer.written.poster
             path = clips.publish(partial, final, sidecar, poster, replace=output is not None)
     finally:
@@ -148,7 +149,7 @@ def write_clip(attempt: Attempt, latents: Tensor) -> tuple[Path, Sidecar]:
     return path, sidecar
 
 
-def sidecar_of(attempt: Attempt, verdict: Verdict) -> Sidecar:
+def sidecar_of(attempt: Attempt, written: Written, warnings: tuple[QualityWarning, ...]) -> Sidecar:
     """The sidecar of a verified clip. `ran` is what really ran, which a wish or a fall-back may have changed."""
     request, plan, models = attempt.request, attempt.plan, attempt.models
     attention = attempt.attention()
@@ -164,12 +165,12 @@ def sidecar_of(attempt: Attempt, verdict: Verdict) -> Sidecar:
         plan=plan,
         ran=Ran.model_validate({**how, **models.device.facts(), "weights": weights}),
         versions={name: installed(name) for name in LIBRARIES},
-        sha256=verdict.sha256,
-        frames=verdict.frames,
+        sha256=written.sha256,
+        frames=written.frames,
         width=request.width,
         height=request.height,
         fps=request.fps,
-        warnings=verdict.warnings,
+        warnings=warnings,
         predicted=Predicted(peak_bytes=plan.peak_bytes, seconds=plan.seconds),
         measured=attempt.measured(),
     )

@@ -78,7 +78,7 @@ class Measured(Record):
 
 
 class ClipResult(Measured):
-    """A `result`: the clip that an attempt made. `warnings` are the findings of media/quality_checks.py."""
+    """A `result`: the clip that an attempt made. `warnings` are the findings of media/verify.py."""
 
     path: str = ""
     sidecar: str = ""

@@ -5,7 +5,7 @@ Our names: the DiT's are the original Wan ones with TurboDiffusion's additions; 
 A row is (ours, the dialects' ...); a name is a row with `.weight`, `.bias` or another leaf behind it, or a row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 MAX_LAYERS = 64
 VAE_STAGE = 3  # residual blocks of a decoder stage: num_res_blocks + 1; Wan2.1 has 2 + 1
@@ -74,10 +74,17 @@ UMT5_TIED = ("shared.weight", "encoder.embed_tokens.weight")  # transformers' tw
 # The ten linears of a block that TurboDiffusion quantises: all but proj_l
 DIT_LINEARS = (*(f"{part}.{x}" for part in ("self_attn", "cross_attn") for x in "qkvo"), "ffn.0", "ffn.2")
 
+# Modules of the VAE below a half, a residual block and a resampling: diffusers' name; that of Wan2.1_VAE
+HALF = (
+    ("conv_in", "conv1"), ("norm_out", "head.0"), ("conv_out", "head.2"),
+    ("mid_block.attentions.0.norm", "middle.1.norm"), ("mid_block.attentions.0.to_qkv", "middle.1.to_qkv"),
+    ("mid_block.attentions.0.proj", "middle.1.proj"),
+)  # fmt: skip
 RESIDUAL = (
     ("norm1", "residual.0"), ("conv1", "residual.2"), ("norm2", "residual.3"), ("conv2", "residual.6"),
     ("conv_shortcut", "shortcut"),
 )  # fmt: skip
+RESAMPLE = (("resample.1", "resample.1"), ("time_conv", "time_conv"))
 
 
 def names_from(component: str, dialect: str) -> dict[str, str]:
@@ -95,29 +102,21 @@ def _vae_names() -> dict[str, str]:
     """Module name in Wan2.1_VAE -> diffusers' name; the decoder's flat list of modules becomes stages of four."""
     rows = [("quant_conv", "conv1"), ("post_quant_conv", "conv2")]
     for half in ("encoder", "decoder"):
-        rows += [(f"{half}.conv_in", f"{half}.conv1"), (f"{half}.norm_out", f"{half}.head.0")]
-        rows += [(f"{half}.conv_out", f"{half}.head.2")]
-        rows += _residual(f"{half}.mid_block.resnets.0", f"{half}.middle.0")
-        rows += _residual(f"{half}.mid_block.resnets.1", f"{half}.middle.2")
-        attention = (f"{half}.mid_block.attentions.0", f"{half}.middle.1")
-        rows += [(f"{attention[0]}.{part}", f"{attention[1]}.{part}") for part in ("norm", "to_qkv", "proj")]
+        rows += _below(half, half, HALF)
+        rows += _below(f"{half}.mid_block.resnets.0", f"{half}.middle.0", RESIDUAL)
+        rows += _below(f"{half}.mid_block.resnets.1", f"{half}.middle.2", RESIDUAL)
     for i in range(MAX_LAYERS):
-        rows += _residual(f"encoder.down_blocks.{i}", f"encoder.downsamples.{i}")
-        rows += _resample(f"encoder.down_blocks.{i}", f"encoder.downsamples.{i}")
+        rows += _below(f"encoder.down_blocks.{i}", f"encoder.downsamples.{i}", RESIDUAL + RESAMPLE)
         stage, place = divmod(i, VAE_STAGE + 1)
         if place < VAE_STAGE:
-            rows += _residual(f"decoder.up_blocks.{stage}.resnets.{place}", f"decoder.upsamples.{i}")
+            rows += _below(f"decoder.up_blocks.{stage}.resnets.{place}", f"decoder.upsamples.{i}", RESIDUAL)
         else:
-            rows += _resample(f"decoder.up_blocks.{stage}.upsamplers.0", f"decoder.upsamples.{i}")
+            rows += _below(f"decoder.up_blocks.{stage}.upsamplers.0", f"decoder.upsamples.{i}", RESAMPLE)
     return {theirs: ours for ours, theirs in rows}
 
 
-def _residual(ours: str, theirs: str) -> list[tuple[str, str]]:
-    return [(f"{ours}.{a}", f"{theirs}.{b}") for a, b in RESIDUAL]
-
-
-def _resample(ours: str, theirs: str) -> list[tuple[str, str]]:
-    return [(f"{ours}.{part}", f"{theirs}.{part}") for part in ("resample.1", "time_conv")]
+def _below(ours: str, theirs: str, parts: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(f"{ours}.{a}", f"{theirs}.{b}") for a, b in parts]
 
 
 def parameter_names(component: str, num_layers: int, *, quant: bool = False, sla: bool = False) -> set[str]:

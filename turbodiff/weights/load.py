@@ -14,16 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from turbodiff.spec.errors import FileError
-from turbodiff.weights import gguf
+from turbodiff.weights import gguf, pth
 from turbodiff.weights.detect import Checkpoint, Part, open_checkpoint, other_kind
 from turbodiff.weights.headers import TensorInfo, bad_file
 
-TORCH_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16,
-    "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+TORCH_DTYPES: Mapping[str, torch.dtype] = {ours: getattr(torch, theirs) for theirs, ours in pth.DTYPES.items()}
 NORMS = (".norm_q.", ".norm_k.", ".norm3.")  # the fast norms of TurboDiffusion take their weights in float32
 LINEAR_BRANCH = ".proj_l."
 ALIGNMENT_BYTES = 64  # what torch allocates to; CPU kernels sum in another order on tensors that start elsewhere

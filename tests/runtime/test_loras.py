@@ -90,11 +90,11 @@ def test_everybodys_names_mean_the_same_pairs(dit, tmp_path, layout):
 def test_a_merge_adds_alpha_over_rank_times_strength(dit, tmp_path):
     pairs = halves(dit)
     path = file_of(pairs, tmp_path / "a.safetensors")
-    worn = apply_loras(dit, [Lora(path=path, strength=0.5)], Expert.SINGLE).network
+    changed = apply_loras(dit, [Lora(path=path, strength=0.5)], Expert.SINGLE).network
     for module, (down, up) in pairs.items():
         expected = dit.get_submodule(module).weight + 0.5 * ALPHA / RANK * up @ down
-        assert torch.allclose(worn.get_submodule(module).weight, expected, atol=1e-6)
-    assert worn.blocks[1].self_attn.q.weight is dit.blocks[1].self_attn.q.weight
+        assert torch.allclose(changed.get_submodule(module).weight, expected, atol=1e-6)
+    assert changed.blocks[1].self_attn.q.weight is dit.blocks[1].self_attn.q.weight
 
 
 DIFFERENCES = {
@@ -124,14 +124,14 @@ def with_differences(dit, path, **layout):
 @pytest.mark.parametrize("layout", ["comfy", "kohya"])
 def test_whole_differences_of_weights_and_biases_are_added(dit, tmp_path, layout):
     path = with_differences(dit, tmp_path / "a.safetensors", **LAYOUTS[layout])
-    worn = apply_loras(dit, [Lora(path=path, strength=0.5), Lora(path=path, strength=0.25)], Expert.SINGLE)
-    assert not worn.notes
+    changed = apply_loras(dit, [Lora(path=path, strength=0.5), Lora(path=path, strength=0.25)], Expert.SINGLE)
+    assert not changed.notes
     for name in DIFFERENCES:
-        assert torch.equal(worn.network.get_parameter(name), (dit.get_parameter(name).float() + 0.75)), name
+        assert torch.equal(changed.network.get_parameter(name), (dit.get_parameter(name).float() + 0.75)), name
     down, up = halves(dit)["blocks.0.self_attn.q"]
     expected = dit.blocks[0].self_attn.q.weight + 0.75 * ALPHA / RANK * up @ down
-    assert torch.allclose(worn.network.blocks[0].self_attn.q.weight, expected, atol=1e-6), "and its pair with it"
-    assert worn.network.blocks[3].norm3.bias is dit.blocks[3].norm3.bias
+    assert torch.allclose(changed.network.blocks[0].self_attn.q.weight, expected, atol=1e-6), "and its pair with it"
+    assert changed.network.blocks[3].norm3.bias is dit.blocks[3].norm3.bias
 
 
 def test_int8_takes_differences_of_biases_and_names_those_of_its_weights(attempt_of, models, dit, tmp_path):
@@ -142,10 +142,10 @@ def test_int8_takes_differences_of_biases_and_names_those_of_its_weights(attempt
     save_file(state, path)
     models.open(attempt_of().request.model_copy(update={"quant_linear": "on"}))
     int8 = models.get_or_load("dit")
-    worn = apply_loras(int8, [Lora(path=path)], Expert.SINGLE)
-    (note,) = worn.notes
+    changed = apply_loras(int8, [Lora(path=path)], Expert.SINGLE)
+    (note,) = changed.notes
     assert "1 names not used: diffusion_model.blocks.0.ffn.0.diff" in note
-    branch = worn.network.blocks[0].self_attn.q
+    branch = changed.network.blocks[0].self_attn.q
     assert branch.down is not None
     assert torch.equal(branch.bias, int8.blocks[0].self_attn.q.bias + 1)
 
@@ -195,7 +195,7 @@ def test_int8_blocks_wear_branches_and_stream_through_one_slot(attempt_of, model
     plain = attempt_of()
     dit = models.get_or_load("dit")
     path = file_of(halves(dit), tmp_path / "a.safetensors")
-    worn = apply_loras(dit, [Lora(path=path)], Expert.SINGLE).network
+    changed = apply_loras(dit, [Lora(path=path)], Expert.SINGLE).network
     models.open(plain.request.model_copy(update={"quant_linear": "on"}))
     int8 = models.get_or_load("dit")
     before = velocity(int8)
@@ -203,7 +203,7 @@ def test_int8_blocks_wear_branches_and_stream_through_one_slot(attempt_of, model
     assert branched.blocks[5].ffn[2].down is not None
     assert isinstance(int8.blocks[0].ffn[2], Int8Linear) and int8.blocks[0].ffn[2].down is None
     whole = velocity(branched)
-    assert (whole - velocity(worn)).norm() < 0.5 * (whole - before).norm()
+    assert (whole - velocity(changed)).norm() < 0.5 * (whole - before).norm()
     assert torch.equal(velocity(branched, Levers(experts="streamed", blocks_resident=1)), whole)
     assert torch.equal(velocity(int8), before)
 

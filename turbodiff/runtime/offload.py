@@ -178,13 +178,13 @@ class BlockStream:
 
     def _fetch(self, index: int) -> "torch.cuda.Event | None":
         """Start copying block `index` into its slot; the event says when it is there, None: it is."""
-        slot, left = self.slots[index % 2], self._free[index % 2]
-        with torch.no_grad(), torch.cuda.stream(self._copies) if self._copies else contextlib.nullcontext():
-            if self._copies and left is not None:
-                self._copies.wait_event(left)
+        copies, slot, left = self._copies, self.slots[index % 2], self._free[index % 2]
+        with torch.no_grad(), contextlib.nullcontext() if copies is None else torch.cuda.stream(copies):
+            if copies is not None and left is not None:
+                copies.wait_event(left)
             for here, there in zip(_tensors(self._waiting[index]), _tensors(slot), strict=True):
                 there.copy_(here, non_blocking=True)
-            return self._copies.record_event() if self._copies else None
+            return None if copies is None else copies.record_event()
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -287,12 +287,12 @@ class _Stream:
         self._past[layer] = [*past, x][-2:] if len(x) == 1 else [frame.clone() for frame in x[-2:].split(1)]
         if self._conv2d:
             # a sum of 2-D convolutions: each tap adds the frames `back` steps earlier, zeros are skipped
-            x = x.contiguous(memory_format=torch.channels_last)  # up to twice as fast on a CPU
-            out = F.conv2d(x, layer.weight[:, :, 2], layer.bias, padding=padding)
+            frames = x.contiguous(memory_format=torch.channels_last)  # up to twice as fast on a CPU
+            out = F.conv2d(frames, layer.weight[:, :, 2], layer.bias, padding=padding)
             for back in (1, 2):
                 tap = layer.weight[:, :, 2 - back]
                 if len(x) > back:
-                    out[back:] += F.conv2d(x[:-back], tap, padding=padding)
+                    out[back:] += F.conv2d(frames[:-back], tap, padding=padding)
                 for i, frame in enumerate(past[-back:], start=max(0, back - len(past))):
                     if i < len(x):
                         out[i : i + 1] += F.conv2d(frame, tap, padding=padding)

@@ -27,11 +27,7 @@ def sla_attention(
     """Sum of both branches: `sparse + proj_l(linear)`; `blocks`: queries and keys per block."""
     kept = choose_blocks(_block_means(q, blocks[0]), _block_means(k - k.mean(dim=1, keepdim=True), blocks[1]), topk)
     sparse = _sparse(*round_qk(q, k, *blocks), v.float(), kept, *blocks) if int8 else _sparse(q, k, v, kept, *blocks)
-    # linear attention over all tokens, with softmax over the channels as feature map
-    q_map, k_map, v = (t.transpose(1, 2) for t in (q.softmax(dim=-1), k.softmax(dim=-1), v))
-    state, total = k_map.transpose(-1, -2) @ v, k_map.sum(dim=-2, keepdim=True)
-    linear = ((q_map @ state) / (1e-5 + (q_map * total).sum(dim=-1, keepdim=True))).transpose(1, 2)
-    return sparse.to(q.dtype) + F.linear(linear, weight.to(q.dtype), bias.to(q.dtype))
+    return sparse.to(q.dtype) + F.linear(_linear(q, k, v), weight.to(q.dtype), bias.to(q.dtype))
 
 
 def normed_sla_attention(
@@ -79,3 +75,11 @@ def _sparse(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, block_q: int, block_k
             mask = (positions < length).flatten(2)[:, :, None]
         out.append(F.scaled_dot_product_attention(rows.transpose(1, 2), keys, values, attn_mask=mask))
     return torch.cat(out, dim=2).transpose(1, 2)
+
+
+def _linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Linear attention over all tokens with softmax over the channels as feature map; q, k, v, out [B, L, H, D]."""
+    q, k, v = (t.transpose(1, 2) for t in (q.softmax(dim=-1), k.softmax(dim=-1), v))
+    state = k.transpose(-1, -2) @ v
+    total = k.sum(dim=-2, keepdim=True)
+    return ((q @ state) / (1e-5 + (q * total).sum(dim=-1, keepdim=True))).transpose(1, 2)

@@ -30,9 +30,8 @@ from turbodiff.plan.tiers import Round, Tier, rounds, tier_of
 from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.prompt.weights import clean, parse
 from turbodiff.spec.clips import ClipResult, Sidecar
-from turbodiff.spec.commands import RunCommand
 from turbodiff.spec.errors import FileError, OutOfMemoryError, RequestError
-from turbodiff.spec.events import Event
+from turbodiff.spec.events import Event, RunCommand
 from turbodiff.spec.files import state_folder
 from turbodiff.spec.jobs import Outcome, QueuedJob, Where
 from turbodiff.spec.models import Inventory, ModelSpec, all_models, find_model

@@ -12,8 +12,8 @@ from turbodiff.runtime import offload, replan
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.latents_cache import LatentsCache
 from turbodiff.runtime.replan import WaitForMemory, first_plan, machine_for
-from turbodiff.spec.commands import RunCommand
 from turbodiff.spec.errors import DoesNotFitError, OutOfMemoryError
+from turbodiff.spec.events import RunCommand
 from turbodiff.spec.numbers import GIB, MIB
 
 

@@ -17,9 +17,8 @@ from turbodiff.runtime.attempt import Attempt
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.pipeline import generate
 from turbodiff.runtime.replan import WaitForMemory, first_plan
-from turbodiff.spec.commands import RunCommand
 from turbodiff.spec.errors import DoesNotFitError
-from turbodiff.spec.events import read_event
+from turbodiff.spec.events import RunCommand, read_event
 from turbodiff.spec.request import make_request
 from turbodiff.weights.locate import inventory
 

@@ -9,8 +9,8 @@ import pytest
 
 from supervisor.bench import SCRIPTED, request, scripted, wait_until
 from turbodiff.gpu.processes import start_ticks
-from turbodiff.spec.commands import RunCommand
 from turbodiff.spec.errors import TurbodiffError
+from turbodiff.spec.events import RunCommand
 from turbodiff.supervisor.worker_process import (
     RUN_ID,
     Worker,
@@ -26,7 +26,7 @@ import sys, time
 sys.path.insert(0, "tests")
 from pathlib import Path
 from supervisor.bench import SCRIPTED, scripted
-from turbodiff.spec.commands import RunCommand
+from turbodiff.spec.events import RunCommand
 from turbodiff.supervisor.worker_process import Worker
 worker = Worker(SCRIPTED)
 folder = Path(sys.argv[1])

@@ -1,7 +1,9 @@
 """Why a plan looks like this: which phase binds, what was settled or lowered, what levers save, what cannot help; and
 what else there is to run."""
 
+import tomllib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from turbodiff.plan import phase_costs
 from turbodiff.plan.candidates import Candidate, as_wished, candidates, has_weights, only_int8, smaller_models
@@ -19,48 +21,8 @@ MOST_ALTERNATIVES = 3
 ALTERNATIVE_FIELDS = ("model", "resolution", "width", "height", "num_frames", "quant_linear", "steps")
 FAST_STEPS = 2
 
-# Every reason as a key with the numbers it carries; the page words each in zh and en. Sizes are in bytes, times in
-# seconds; a number may be None where it is unknown.
-REASON_KEYS: dict[str, tuple[str, ...]] = {
-    # what decides
-    "binding_phase": ("phase", "peak_bytes", "budget_bytes", "weights_bytes", "activations_bytes"),
-    "wish_does_not_fit": ("need_bytes", "budget_bytes", "short_bytes", "phase"),
-    "fewer_frames_will_not_help": ("phase", "peak_bytes", "peak_at_5_frames_bytes"),
-    "fewer_steps_save_time_only": ("steps",),
-    # what was settled or lowered, one per entry of `changes`
-    "settled": ("field", "to"),
-    "lowered": ("field", "from", "to"),
-    "int8_below_40gb": ("total_bytes", "saved_bytes"),
-    "int8_not_faster_here": ("device_name",),
-    "only_int8_on_disk": ("model",),
-    "outside_trained_size": ("model", "resolution", "trained"),
-    # levers: nothing of the picture changes
-    "text_streamed": ("saved_bytes", "seconds"),
-    "text_on_cpu": ("saved_bytes", "seconds"),
-    "experts_swapped": ("saved_bytes", "seconds"),
-    "blocks_streamed": ("blocks_resident", "blocks", "saved_bytes", "slower"),
-    "vae_tiled": ("saved_bytes", "seconds"),
-    "ffn_chunked": ("chunks", "saved_bytes"),
-    "lossless_is_slow": ("seconds", "seconds_chosen", "slower"),
-    # the schedule
-    "experts_by_step": ("experts",),
-    "one_expert_runs": ("expert", "steps", "boundary"),
-    # the machine
-    "cpu_run": ("available_bytes",),
-    "card_shared": ("others_bytes", "total_bytes"),
-    "free_memory_unknown": ("total_bytes",),
-    "free_memory_bogus": ("free_bytes", "used_bytes", "total_bytes"),
-    "card_memory_unknown": ("assumed_bytes",),
-    "unified_memory": ("available_bytes",),
-    "host_memory_unknown": (),
-    "host_memory_binds": ("need_bytes", "available_bytes", "phase"),
-    "gpu_unavailable": ("state",),
-    "torch_without_cuda": ("torch",),
-    "conv3d_trap": ("torch", "cudnn"),
-    "pretended": ("total_bytes",),
-    "calibrated": ("factor", "samples"),
-    "download": ("model", "bytes"),
-}
+# the names of the numbers of every reason
+REASON_KEYS: Mapping[str, list[str]] = tomllib.loads(Path(__file__).with_name("reasons.toml").read_text("utf-8"))
 # those about what was chosen of the picture, which stay true when levers change
 OF_THE_PICTURE = frozenset(
     ("wish_does_not_fit", "settled", "lowered", "int8_below_40gb", "int8_not_faster_here", "only_int8_on_disk",

@@ -14,7 +14,7 @@ from turbodiff.plan.planner import Shortage, band_of, from_phase, plan_request, 
 from turbodiff.runtime import offload
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.latents_cache import LatentsCache
-from turbodiff.spec.commands import RunCommand
+from turbodiff.spec.events import RunCommand
 from turbodiff.spec.plan import Calibration, PhaseName, Plan
 from turbodiff.weights.locate import inventory
 

@@ -24,9 +24,8 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 import psutil
 
 from turbodiff.gpu.processes import start_ticks
-from turbodiff.spec.commands import RunCommand
 from turbodiff.spec.errors import OutOfMemoryError, TurbodiffError
-from turbodiff.spec.events import BeatEvent, ErrorEvent, Event, HelloEvent, ResultEvent, WaitEvent
+from turbodiff.spec.events import BeatEvent, ErrorEvent, Event, HelloEvent, ResultEvent, RunCommand, WaitEvent
 
 if TYPE_CHECKING:
     from turbodiff.runtime.model_cache import ModelCache

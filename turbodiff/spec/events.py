@@ -1,22 +1,32 @@
-"""Events: what a worker says while it works, one JSON line of at most 16 KiB each.
+"""The two pipes of a worker: events, what it says while it works, and commands, what it is told; JSON lines.
 
     {"v": 1, "job": 3, "attempt": 1, "type": "step", "t_s": 12.5, "fields": {"i": 1, "n": 4, ...}}
 
-The worker sends them on its own pipe, `--json` prints them, the store keeps them, the page draws them. In Python each
-type is a model of its own; its own attributes are the `fields` of the line, and only those that were given are sent.
-A field that a newer worker added is kept and passed on.
+An event is a line of at most 16 KiB. The worker sends it on its own pipe, `--json` prints it, the store keeps it, the
+page draws it. In Python each type is a model of its own; its own attributes are the `fields` of the line, and only
+those that were given are sent. A field that a newer worker added is kept and passed on.
 """
 
 import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+)
 from pydantic_core import to_json
 
 from turbodiff.spec.clips import ClipResult, Record
-from turbodiff.spec.plan import Plan
+from turbodiff.spec.plan import Calibration, Plan
+from turbodiff.spec.request import Request
 
 PROTOCOL_VERSION = 1
 MAX_LINE_BYTES = 16 * 1024
@@ -193,3 +203,45 @@ def read_event(line: str | bytes) -> Event:
         raise ValueError(f"not a version {PROTOCOL_VERSION} event line")
     envelope = {name: raw[name] for name in ("job", "attempt", "t_s") if name in raw}
     return make_event(str(raw.get("type")), raw.get("fields") or {}, **envelope)
+
+
+class RunCommand(BaseModel):
+    """Run one attempt of one job.
+
+    Args:
+        plan: as it was shown; None: the worker plans. After an out-of-memory (`cap_bytes`) it is not used.
+        cap_bytes: what the new plan stays below.
+        output: a file name of the person's own; None: the library names the clip.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    cmd: Literal["run"] = "run"
+    job: int = 1
+    attempt: int = 1
+    request: Request
+    plan: Plan | None = None
+    cap_bytes: int | None = None
+    outputs: Path
+    state: Path
+    output: Path | None = None
+    calibration: Calibration | None = None
+
+    @property
+    def given_plan(self) -> Plan | None:
+        """The plan to keep to, None where one is to be made."""
+        return self.plan if self.cap_bytes is None else None
+
+
+class JobCommand(BaseModel):
+    """Stop a running job: give it up, or decode what there is."""
+
+    model_config = ConfigDict(frozen=True)
+    cmd: Literal["cancel", "stop_and_decode"]
+    job: int
+
+
+class ExitCommand(BaseModel):
+    """End the worker."""
+
+    model_config = ConfigDict(frozen=True)
+    cmd: Literal["exit"] = "exit"

@@ -15,9 +15,8 @@ from turbodiff.jobs import measurements
 from turbodiff.jobs.attempts import finish_job, move_job, record_event
 from turbodiff.jobs.retry_policy import NEIGHBOUR_BYTES, Decision, Ending, decide
 from turbodiff.spec.clips import ClipResult
-from turbodiff.spec.commands import JobCommand, RunCommand
 from turbodiff.spec.errors import FileError, VerifyError
-from turbodiff.spec.events import Event, JobError, Notice, NoticeEvent
+from turbodiff.spec.events import Event, JobCommand, JobError, Notice, NoticeEvent, RunCommand
 from turbodiff.spec.jobs import Progress, QueuedJob
 from turbodiff.supervisor.context import SupervisorContext
 from turbodiff.supervisor.watchdog import Evidence, RunMonitor, Watchdog, expected_steps_s

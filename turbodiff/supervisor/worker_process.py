@@ -21,9 +21,8 @@ from pathlib import Path
 import psutil
 
 from turbodiff.spec.clips import ClipResult
-from turbodiff.spec.commands import ExitCommand, JobCommand, RunCommand
 from turbodiff.spec.errors import DoesNotFitError, TurbodiffError, error_from
-from turbodiff.spec.events import Event, read_event
+from turbodiff.spec.events import Event, ExitCommand, JobCommand, RunCommand, read_event
 from turbodiff.spec.numbers import gib
 
 WORKER = (sys.executable, "-m", "turbodiff.runtime.worker")

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 from turbodiff.gpu.probe import machine_now  # noqa: E402
-from turbodiff.memory_lab.ledger import Ledger  # noqa: E402
+from turbodiff.memory_lab.dry_run import Ledger  # noqa: E402
 from turbodiff.memory_lab.measure import DummyModels, rows_of, run_phase  # noqa: E402
 from turbodiff.plan.hardware import CONTEXT_BYTES, Machine, pretend  # noqa: E402
 from turbodiff.plan.planner import plan_request  # noqa: E402

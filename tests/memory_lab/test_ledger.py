@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from turbodiff.memory_lab.ledger import GRAIN_BYTES, Ledger
+from turbodiff.memory_lab.dry_run import GRAIN_BYTES, Ledger
 
 
 def kib(n: int) -> torch.Tensor:

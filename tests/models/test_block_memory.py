@@ -17,7 +17,7 @@ from triton.runtime.jit import JITFunction
 from turbodiff_kernels.sage import kernel as sage
 from turbodiff_kernels.sla import kernel as sla
 
-from turbodiff.memory_lab.ledger import Ledger
+from turbodiff.memory_lab.dry_run import Ledger
 from turbodiff.models.attention import AttentionPlan
 from turbodiff.models.linear import int8_blocks
 from turbodiff.models.wan_dit import CrossAttentionCache, WanConfig, WanDiT

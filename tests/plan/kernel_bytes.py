@@ -14,7 +14,7 @@ from turbodiff_kernels.sage import reference as sage_reference
 from turbodiff_kernels.sla import kernel as sla
 from turbodiff_kernels.sla import reference as sla_reference
 
-from turbodiff.memory_lab.ledger import Ledger
+from turbodiff.memory_lab.dry_run import Ledger
 
 
 def _launch_nothing(self, grid):

@@ -8,7 +8,7 @@ from torch import nn
 from tests.plan.kernel_bytes import inside_kernel, inside_reference
 from tests.plan.machines import ask, card, disk, machine
 from turbodiff.memory_lab import dry_run
-from turbodiff.memory_lab.ledger import Ledger
+from turbodiff.memory_lab.dry_run import Ledger
 from turbodiff.models.linear import Int8Linear
 from turbodiff.models.text_encoder import encode, make_text_encoder
 from turbodiff.plan import phase_costs

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from turbodiff.memory_lab.ledger import GRAIN_BYTES, Ledger
+from turbodiff.memory_lab.dry_run import GRAIN_BYTES, Ledger
 from turbodiff.models.vae import make_vae
 from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.runtime import offload

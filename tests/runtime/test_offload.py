@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.runtime.small_card import CardLedger
-from turbodiff.memory_lab.ledger import GRAIN_BYTES
+from turbodiff.memory_lab.dry_run import GRAIN_BYTES
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.runtime.denoise import Network
 from turbodiff.runtime.model_cache import PlacedDit

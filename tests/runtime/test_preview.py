@@ -11,7 +11,7 @@ from PIL import Image
 
 from scripts.train_demo.captions import held_out_captions
 from scripts.train_demo.render import random_clip
-from turbodiff.memory_lab.ledger import Ledger
+from turbodiff.memory_lab.dry_run import Ledger
 from turbodiff.models.vae import decode, encode
 from turbodiff.runtime.pipeline import make_latents
 from turbodiff.runtime.preview import project, show

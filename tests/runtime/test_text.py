@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import hooks
 
-from turbodiff.memory_lab.ledger import Ledger
+from turbodiff.memory_lab.dry_run import Ledger
 from turbodiff.models.text_encoder import encode, make_text_encoder
 from turbodiff.runtime import text
 from turbodiff.runtime.text import TextCache

@@ -2,7 +2,7 @@
 
 Phases run one after the other and each frees its networks, so a job needs the largest phase, never the sum. Activations
 are in units of N = 2 L d bytes (L tokens, d channels, bf16) for the DiT and of one full-size frame of the VAE's base
-width for the VAE; the coefficients are read off dry runs of the real modules on turbodiff/memory_lab/ledger.py, and a
+width for the VAE; the coefficients are read off dry runs of the real modules on turbodiff/memory_lab/dry_run.py, and a
 test holds them to it within 5 %.
 """
 

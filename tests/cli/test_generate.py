@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from turbodiff.weights.locate import bundled_root
+
 TURBODIFF = [sys.executable, "-m", "turbodiff.cli"]
 PROMPT = "a red circle moves right on a black background"
 
@@ -102,6 +104,7 @@ LOOKS = [
     ["plan", PROMPT, "--model", "14B", "--pretend-vram", "12"],
     ["gpu"],
     ["models", "list"],
+    ["models", "verify", str(bundled_root() / "vae.safetensors")],
 ]
 
 

@@ -74,7 +74,25 @@ class ClipWriter:
         self._poster_at = num_frames // 2
         self._poster = b""
         self._fingerprints: list[Fingerprint] = []
-        self._ffmpeg = self._start()
+        text = self._settings.translate(ESCAPE)
+        tags = os.memfd_create("clip-tags")  # the encoder reads the settings in ffmpeg's metadata format
+        frames = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps))
+        arguments = (
+            "-y", *frames, "-i", "pipe:0", "-f", "ffmetadata", "-i", f"/dev/fd/{tags}", "-map", "0:v",
+            "-map_metadata", "1", "-vf", TO_BT709, *X264, *BT709, "-movflags", "+faststart+use_metadata_tags",
+            "-f", "mp4", str(path.absolute()),
+        )  # fmt: skip
+        try:
+            os.write(tags, f";FFMETADATA1\ncomment={text}\n{TAG}={text}\n".encode())
+            os.lseek(tags, 0, os.SEEK_SET)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb"):  # says why before a frame is made, in the system's own words
+                pass
+            self._ffmpeg = Ffmpeg(arguments, feed=True, inherit=(tags,))
+        except OSError as error:
+            raise output_error(path.parent, error.strerror or str(error)) from None
+        finally:
+            os.close(tags)
 
     def __enter__(self) -> Self:
         return self
@@ -120,28 +138,6 @@ class ClipWriter:
             self._poster,
         )  # fmt: skip
         return self.written
-
-    def _start(self) -> Ffmpeg:
-        """The encoder; the settings go to it through a file in memory in ffmpeg's metadata format."""
-        text = self._settings.translate(ESCAPE)
-        tags = os.memfd_create("clip-tags")
-        frames = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{self.width}x{self.height}", "-r", str(self.fps))
-        arguments = (
-            "-y", *frames, "-i", "pipe:0", "-f", "ffmetadata", "-i", f"/dev/fd/{tags}", "-map", "0:v",
-            "-map_metadata", "1", "-vf", TO_BT709, *X264, *BT709, "-movflags", "+faststart+use_metadata_tags",
-            "-f", "mp4", str(self.path.absolute()),
-        )  # fmt: skip
-        try:
-            os.write(tags, f";FFMETADATA1\ncomment={text}\n{TAG}={text}\n".encode())
-            os.lseek(tags, 0, os.SEEK_SET)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("wb"):  # says why before a frame is made, in the system's own words
-                pass
-            return Ffmpeg(arguments, feed=True, inherit=(tags,))
-        except OSError as error:
-            raise output_error(self.path.parent, error.strerror or str(error)) from None
-        finally:
-            os.close(tags)
 
     def _failed(self, errors: str | None = None) -> OutputError:
         if errors is None:

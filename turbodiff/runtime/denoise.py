@@ -57,7 +57,11 @@ def denoise(attempt: Attempt, text: TextRows, condition: Tensor | None, negative
             for _ in turns:
                 step = next(steps)
                 done, now_s = step.index + 1, time.monotonic()
-                check_finite(step.latents, done, request.steps, request.attention)
+                if not bool(torch.isfinite(step.latents).all()):
+                    what = f"the latents are not numbers any more after step {done} of {request.steps}"
+                    advice = "--attention dense; if it stays, turbodiff models verify"
+                    options = {"got": request.attention, "expected": "finite latents", "try_instead": advice}
+                    raise TurbodiffError(what, code="nan_latents", field="attention", **options)
                 took_s, last_s = now_s - last_s, now_s
                 times = {"t": step.t, "dt_s": took_s, "eta_s": took_s * (request.steps - done)}
                 attempt.send(StepEvent(i=done, n=request.steps, expert=expert, **times))
@@ -70,23 +74,6 @@ def denoise(attempt: Attempt, text: TextRows, condition: Tensor | None, negative
         if decode_now:
             break
     return (step.clean if decode_now else step.latents).float().cpu()
-
-
-def check_finite(latents: Tensor, step: int, steps: int, attention: str) -> None:
-    """Check the latents after a step.
-
-    Raises:
-        TurbodiffError: they are not finite.
-    """
-    if not bool(torch.isfinite(latents).all()):
-        raise TurbodiffError(
-            f"the latents are not numbers any more after step {step} of {steps}",
-            code="nan_latents",
-            field="attention",
-            got=attention,
-            expected="finite latents",
-            try_instead="--attention dense; if it stays, turbodiff models verify",
-        )
 
 
 class Network:

@@ -6,7 +6,6 @@ channels of a latent to one colour: no weights, less than 8 MiB of the device.
 
 import base64
 import io
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,15 +23,9 @@ QUALITIES = (70, 50, 30, 15)  # of the JPEG: the first that keeps the event's li
 JPEG_BYTES = 11 << 10  # a third more as base64
 
 
-class Projection(NamedTuple):
-    """Colour in [-1, 1] of a normalised latent z [16]: `z @ rows + bias`."""
-
-    rows: tuple[tuple[float, float, float], ...]
-    bias: tuple[float, float, float]
-
-
+# (rows, bias): the colour in [-1, 1] of a normalised latent z [16] is `z @ rows + bias`
 # the 16-channel VAE of Wan2.1 and Wan2.2 A14B: ComfyUI, comfy/latent_formats.py, Wan21.latent_rgb_factors and _bias
-WAN = Projection(
+WAN = (
     (
         (-0.1299, -0.1692, 0.2932), (0.0671, 0.0406, 0.0442), (0.3568, 0.2548, 0.1747), (0.0372, 0.2344, 0.1420),
         (0.0313, 0.0189, -0.0328), (0.0296, -0.0956, -0.0665), (-0.3477, -0.4059, -0.2925), (0.0166, 0.1902, 0.1975),
@@ -42,7 +35,7 @@ WAN = Projection(
     (-0.1835, -0.0868, -0.3360),
 )  # fmt: skip
 # the demo's own VAE: scripts/train_demo/fit_preview.py; correlation with unseen frames 0.95 R, 0.97 G, 0.95 B
-DEMO = Projection(
+DEMO = (
     (
         (-0.083, -0.085, -0.039), (-0.093, -0.007, -0.013), (0.150, 0.079, 0.020), (-0.163, -0.198, -0.185),
         (-0.046, -0.031, -0.082), (-0.028, -0.044, -0.019), (0.357, 0.203, 0.020), (-0.132, -0.138, -0.139),
@@ -77,6 +70,5 @@ def show(attempt: Attempt, clean: Tensor, step: int) -> None:
 
 def project(latents: Tensor, spec: ModelSpec) -> Tensor:
     """Normalised latents [1, 16, H, W] -> one frame [1, 3, 1, H, W], about [-1, 1], on their device."""
-    projection = DEMO if spec.bundled else WAN
-    rows, bias = (torch.tensor(numbers, device=latents.device) for numbers in projection)
+    rows, bias = (torch.tensor(numbers, device=latents.device) for numbers in (DEMO if spec.bundled else WAN))
     return (torch.einsum("bchw,cr->brhw", latents, rows) + bias[:, None, None])[:, :, None]

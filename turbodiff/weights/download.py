@@ -101,15 +101,11 @@ def pull(
         raise _unreachable(wanted, folder, "HF_HUB_OFFLINE is set", code="offline")
     remotes = [_remote(file, wanted, folder) for file in wanted]
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [_part(_target(folder, file), remote) for file, remote in zip(wanted, remotes, strict=True)]
+    parts = [_part(folder / file.names[0], remote) for file, remote in zip(wanted, remotes, strict=True)]
     nbytes = sum(remote.nbytes for remote in remotes) - sum(map(_size, parts))
     if nbytes + RESERVE_BYTES > shutil.disk_usage(folder).free:
         raise _disk_full(folder, nbytes)
     return [_download(file, wanted, folder, progress) for file in wanted]
-
-
-def _target(folder: Path, file: ModelFile) -> Path:
-    return folder / file.names[0]
 
 
 def _part(target: Path, remote: Remote) -> Path:
@@ -139,7 +135,7 @@ def _disk_full(folder: Path, nbytes: int) -> FileError:
 
 
 def _download(file: ModelFile, wanted: Sequence[ModelFile], folder: Path, progress: Progress | None) -> Path:
-    target = _target(folder, file)
+    target = folder / file.names[0]
     target.parent.mkdir(parents=True, exist_ok=True)
     failures = 0
     while True:
@@ -151,9 +147,21 @@ def _download(file: ModelFile, wanted: Sequence[ModelFile], folder: Path, progre
                 for done in _receive(remote, part):
                     if progress:
                         progress(file.names[0], done, remote.nbytes)
-            _check_content(part, remote)
-            part.replace(target)
-            return target
+            size = _size(part)  # then the sha256 where the hub tells it, and the header of weights
+            digest = sha256_of(part) if SHA256.fullmatch(remote.etag) else remote.etag
+            try:
+                if size != remote.nbytes or digest != remote.etag:
+                    raise FileError(
+                        "the downloaded file is not what the server promised", code="download_damaged",
+                        field=remote.url, got=f"{size} bytes, {digest[:16]}",
+                        expected=f"{remote.nbytes} bytes, {remote.etag[:16]}", try_instead="run the same command again",
+                    )  # fmt: skip
+                if remote.url.endswith(ENDINGS):
+                    read_header(part)
+            except FileError:
+                part.unlink()
+                raise
+            return part.replace(target)
         except OSError as error:  # urllib's errors are OSErrors
             if error.errno == errno.ENOSPC:
                 raise _disk_full(folder, remote.nbytes - _size(part)) from None
@@ -191,29 +199,10 @@ def _receive(remote: Remote, part: Path) -> Iterator[int]:
         raise ConnectionError(f"the connection ended after {done} of {remote.nbytes} bytes")
 
 
-def _check_content(part: Path, remote: Remote) -> None:
-    """The size, the sha256 where the hub tells it, and the header of weights; a wrong file is deleted."""
-    size = _size(part)
-    digest = sha256_of(part) if SHA256.fullmatch(remote.etag) else remote.etag
-    if size != remote.nbytes or digest != remote.etag:
-        part.unlink()
-        raise FileError(
-            "the downloaded file is not what the server promised", code="download_damaged", field=remote.url,
-            got=f"{size} bytes, {digest[:16]}", expected=f"{remote.nbytes} bytes, {remote.etag[:16]}",
-            try_instead="run the same command again",
-        )  # fmt: skip
-    if remote.url.endswith(ENDINGS):
-        try:
-            read_header(part)
-        except FileError:
-            part.unlink()
-            raise
-
-
 def _unreachable(files: Sequence[ModelFile], folder: Path, got: str, code: str = "hub_unreachable") -> FileError:
     """The error with everything for a download by hand: addresses, names, folder."""
     urls = "; ".join(
-        f"{endpoint()}/{file.repo}/resolve/main/{file.names[0]} -> {_target(folder, file)}" for file in files
+        f"{endpoint()}/{file.repo}/resolve/main/{file.names[0]} -> {folder / file.names[0]}" for file in files
     )
     return FileError(
         f"cannot download from {endpoint()}", code=code, field="HF_ENDPOINT", got=got, expected=urls,

@@ -52,16 +52,25 @@ def load_into(
     for name, shape in wanted.items():
         if name in checkpoint.sources:
             _check_tensor(checkpoint, name, shape)
-    maps = FileMaps()
+    maps, is_dit = FileMaps(), checkpoint.component == "dit"
     read: dict[str, Tensor] = {}  # by stored name: two parameters of one stored tensor share it
     state = {}
     for name, shape in wanted.items():
         if name not in checkpoint.sources:
             state[name] = torch.zeros(shape, dtype=dtype)
             continue
-        stored = checkpoint.sources[name].stored
+        stored, scale = checkpoint.sources[name]
         if stored not in read:
-            read[stored] = _read_parameter(checkpoint, name, dtype, maps).reshape(shape)
+            info, target = checkpoint.header.tensors[stored], dtype
+            value = maps.tensor(info) if info.dtype in TORCH_DTYPES else dequantized(maps.bytes(info), info)
+            if name.endswith(".int8_weight"):
+                target = torch.int8
+            elif name.endswith(".scale") or (is_dit and any(part in name for part in NORMS)):
+                target = torch.float32
+            elif is_dit and name.endswith("modulation") and value.dtype.itemsize >= dtype.itemsize:
+                target = value.dtype
+            value = scaled(value, maps.tensor(checkpoint.header.tensors[scale])) if scale else value
+            read[stored] = value.to(target).reshape(shape)
         state[name] = read[stored]
     module.load_state_dict(state, strict=True, assign=True)
     assert not any(value.is_meta for value in (*module.parameters(), *module.buffers())), "not everything was loaded"
@@ -114,23 +123,6 @@ def _check_tensor(checkpoint: Checkpoint, name: str, wanted: tuple[int, ...]) ->
         raise bad_file(
             path, "a tensor of another dtype", code="key_dtype", key=stored, got=info.dtype, expected=kinds
         )  # fmt: skip
-
-
-def _read_parameter(checkpoint: Checkpoint, name: str, dtype: torch.dtype, maps: "FileMaps") -> Tensor:
-    """One of our parameters in the dtype it runs in (`dtype`: of the computation), scaled where the file scales it."""
-    source = checkpoint.sources[name]
-    info = checkpoint.header.tensors[source.stored]
-    value = maps.tensor(info) if info.dtype in TORCH_DTYPES else dequantized(maps.bytes(info), info)
-    is_dit, target = checkpoint.component == "dit", dtype
-    if name.endswith(".int8_weight"):
-        target = torch.int8
-    elif name.endswith(".scale") or (is_dit and any(part in name for part in NORMS)):
-        target = torch.float32
-    elif is_dit and name.endswith("modulation") and value.dtype.itemsize >= dtype.itemsize:
-        target = value.dtype
-    if source.scale:
-        value = scaled(value, maps.tensor(checkpoint.header.tensors[source.scale]))
-    return value.to(target)
 
 
 def scaled(value: Tensor, scale: Tensor) -> Tensor:

@@ -88,8 +88,15 @@ def inventory(roots: Sequence[Path] | None = None) -> Inventory:
     The bundled demo is always searched; the Hugging Face cache only when `roots` is not given.
     """
     paths = [path for root in (bundled_root(), *(model_roots() if roots is None else roots)) for path in _walk(root)]
-    if roots is None:
-        paths += _cached_downloads()
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    published = [file for spec in all_models() for file in spec.files if file.repo and roots is None]
+    published = [file for file in published if (cache / f"models--{file.repo.replace('/', '--')}").is_dir()]
+    if published:  # else the library is not imported
+        from huggingface_hub import try_to_load_from_cache  # 0.3 s
+
+        cached = [try_to_load_from_cache(file.repo, name, cache) for file in published for name in file.names]
+        paths += [Path(path) for path in cached if isinstance(path, str)]
     paths = list(dict.fromkeys(paths))
     files: list[FoundFile] = []
     for spec in all_models():
@@ -201,20 +208,6 @@ def _walk(root: Path, depth: int = 0) -> Iterator[Path]:
                 yield from _walk(path, depth + 1)
         elif (name.endswith(ENDINGS) and not SHARD.search(name)) or name == TOKENIZER or name.endswith(".index.json"):
             yield path
-
-
-def _cached_downloads() -> list[Path]:
-    """Files of our models in the Hugging Face cache; the library is imported only where the cache has such a repo."""
-    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    files = [file for spec in all_models() for file in spec.files if file.repo]
-    files = [file for file in files if (cache / f"models--{file.repo.replace('/', '--')}").is_dir()]
-    if not files:
-        return []
-    from huggingface_hub import try_to_load_from_cache  # 0.3 s
-
-    found = [try_to_load_from_cache(file.repo, name, cache) for file in files for name in file.names]
-    return [Path(path) for path in found if isinstance(path, str)]
 
 
 def _match(spec: ModelSpec, path: Path) -> FoundFile | None:

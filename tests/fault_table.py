@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tests.sources import syntax_tree
+
 HERE = Path(__file__).parent
 ROWS = range(1, 83)
 ROW = re.compile(r"^\| (\d+) \| ([^|]+) \| ([^|]+) \| ([^|]*)\|$", re.M)
@@ -40,7 +42,7 @@ def names_in(file):
     """The names of the test functions of a file, () if there is no such file."""
     if not file.is_file():
         return ()
-    nodes = ast.walk(ast.parse(file.read_text("utf-8")))
+    nodes = ast.walk(syntax_tree(file))
     return tuple(node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"))
 
 

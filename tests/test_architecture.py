@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.sources import syntax_tree
+
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("turbodiff", "webui", "kernels")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
@@ -24,7 +26,7 @@ def relative(path):
 
 
 def functions(path):
-    tree = ast.parse(path.read_text("utf-8"))
+    tree = syntax_tree(path)
     return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
@@ -46,7 +48,7 @@ def test_no_function_is_longer_than_a_screen(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_no_module_level_mutable_state(path):
-    for node in ast.parse(path.read_text("utf-8")).body:
+    for node in syntax_tree(path).body:
         assert not isinstance(node, ast.Global)
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             names = [ast.unparse(t) for t in (node.targets if isinstance(node, ast.Assign) else [node.target])]
@@ -102,7 +104,7 @@ def test_people_never_wait_for_torch(module):
     "package", sorted({path.parent for path in SOURCES if path.name == "__init__.py"}), ids=relative
 )
 def test_every_package_says_what_lives_there(package):
-    assert ast.get_docstring(ast.parse((package / "__init__.py").read_text("utf-8")))
+    assert ast.get_docstring(syntax_tree(package / "__init__.py"))
 
 
 def test_constraints_are_bare_names_and_versions():
@@ -140,7 +142,7 @@ def named_functions():
     """Every production function's name, and how often its name is used anywhere in the production code."""
     defined, used = Counter(), Counter()
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in ast.walk(syntax_tree(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 defined[node.name] += 1
             elif isinstance(node, ast.Name):
@@ -164,7 +166,7 @@ def test_any_stands_only_where_a_library_forces_it():
 
 def imported_modules(path, known):
     """The modules of ours that a file imports when it is itself imported."""
-    found, todo = set(), list(ast.parse(path.read_text("utf-8")).body)
+    found, todo = set(), list(syntax_tree(path).body)
     while todo:
         node = todo.pop()
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):

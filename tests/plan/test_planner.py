@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import subprocess
 import sys
 import time
@@ -7,11 +8,13 @@ import pytest
 
 from tests.plan.machines import ask, card, disk, gpu, machine
 from turbodiff.plan import planner
+from turbodiff.plan.candidates import Candidate
 from turbodiff.plan.explain import REASON_KEYS
 from turbodiff.plan.hardware import GpuFacts, Machine, pretend
+from turbodiff.plan.offload_search import evaluate, plan_context
 from turbodiff.plan.planner import Shortage, plan_request, replan
 from turbodiff.spec.errors import DoesNotFitError
-from turbodiff.spec.models import FoundFile, FoundLora, Inventory
+from turbodiff.spec.models import FoundFile, FoundLora, Inventory, find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import make_request
@@ -217,6 +220,28 @@ def test_int8_that_is_made_at_load_time_stays_in_host_memory_until_the_file_is_w
     assert more["text_encode"] == more["image_encode"] == 0
     assert more["denoise_high"] == expert
     assert more["denoise_low"] == more["vae_decode"] == more["write"] == 2 * expert
+
+
+def test_a_plan_costs_the_same_when_it_is_told_its_own_levers():
+    seen = set()
+    cards = [
+        machine(gpu(total_gib), ram_gib=ram_gib)
+        for total_gib in (2, 3, 4, 6, 8, 12, 16, 24, 48)
+        for ram_gib in (16, 64)
+    ]
+    for model, context in itertools.product(
+        ("wan2.1-1.3b", "wan2.1-14b", "wan2.2-a14b"), [plan_context(where, disk()) for where in cards]
+    ):
+        for resolution, width, height, num_frames in (("480p", 832, 480, 49), ("720p", 1280, 720, 81)):
+            for int8 in (False, True):
+                candidate = Candidate(find_model(model), resolution, "16:9", width, height, num_frames, int8)
+                found = evaluate(ask(model), candidate, context)
+                again = evaluate(ask(model), candidate, context, like=found.levers)
+                assert again.phases == found.phases, found.levers
+                seen |= {*found.levers.model_dump(exclude={"blocks_resident"}).items()}
+    assert seen >= {("text", "resident"), ("text", "streamed"), ("vae", "whole"), ("vae", "tiled")}
+    assert seen >= {("experts", "resident"), ("experts", "swapped"), ("experts", "streamed")}
+    assert max(value for name, value in seen if name == "ffn_chunks") > 1
 
 
 def test_a_second_expert_that_streams_needs_no_more_host_memory_than_the_first():

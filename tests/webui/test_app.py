@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.sources import syntax_tree
 from turbodiff.spec.errors import PortInUseError, RequestError
 from webui.app import check, parser
 
@@ -75,7 +76,7 @@ def test_without_an_installation_there_is_one_clear_line(tmp_path):
 
 
 def test_the_launcher_imports_nothing_but_the_standard_library_at_first():
-    tree = ast.parse(APP.read_text("utf-8"))
+    tree = syntax_tree(APP)
     names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
     assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names

@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 from turbodiff_kernels import backend
 
+from tests.sources import syntax_tree
 from turbodiff.media.pictures import AdviceKey
 from turbodiff.plan.explain import REASON_KEYS
 from turbodiff.spec.events import Notice
@@ -65,7 +66,7 @@ def codes_in_the_source():
     for path in sources():
         text = path.read_text("utf-8")
         found |= set(re.findall(r"\bcode=\"([a-z0-9_]+)\"", text))
-        for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
+        for call in (node for node in ast.walk(syntax_tree(path)) if isinstance(node, ast.Call)):
             if SAYERS.search(ast.unparse(call.func)):
                 words = [part.value for part in call.args if isinstance(part, ast.Constant)]
                 found |= {word for word in words if isinstance(word, str) and CODE.fullmatch(word)}

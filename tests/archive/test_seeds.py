@@ -1,4 +1,6 @@
+import codecs
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from supervisor.bench import Bench, scripted
 
 from turbodiff.archive import seeds
-from turbodiff.archive.seeds import HEADER, RULE, Row, read_table, write_table
+from turbodiff.archive.seed_table import HEADER, MAX_TABLE_BYTES, RULE, Row, read_table, write_table
 from turbodiff.jobs.store import Store
 from turbodiff.spec.errors import FileError, OutputError, RequestError
 
@@ -110,6 +112,100 @@ def test_search_looks_in_prompt_note_rating_and_model(store: Store, tmp_path: Pa
         assert [seed.row.seed for seed in seeds.list_seeds(store, words)] == [expected]
     assert seeds.list_seeds(store, "100%_") == []
     assert len(seeds.list_seeds(store)) == 2
+
+
+ENCODINGS = {
+    "utf-8": b"",
+    "utf-8-sig": b"",  # these three codecs write their own mark
+    "utf-16": b"",
+    "utf-32": b"",
+    "utf-16-be": codecs.BOM_UTF16_BE,
+    "utf-16-le": b"",
+    "gbk": b"",
+    "gb18030": b"",
+}
+
+
+@pytest.mark.parametrize("codec", ENCODINGS)
+def test_a_table_in_any_chinese_encoding_is_taken_over_and_keeps_it(store: Store, tmp_path: Path, codec: str) -> None:
+    text = GUIDE.replace("\n", "\r\n") if codec == "gbk" else GUIDE
+    mine = tmp_path / "seeds.md"
+    original = ENCODINGS[codec] + text.encode(codec)
+    mine.write_bytes(original)
+    seeds.write_file(store, tmp_path)
+    assert [(seed.row.prompt, seed.row.rating) for seed in seeds.list_seeds(store)][::-1] == [
+        ("樱花树下的武士,风吹起和服下摆", "动作流畅,光影绝美"),
+        ("赛博朋克雨夜,霓虹灯在湿漉漉的街道上倒影", "☆"),
+    ]
+    assert (tmp_path / "seeds.md.bak").read_bytes() == original
+    seeds.rate(store, tmp_path, 2, note="🌸 again")
+    written = mine.read_bytes()
+    assert written.startswith(ENCODINGS[codec] or original[:1])
+    decoded = written.removeprefix(ENCODINGS[codec]).decode("gb18030" if codec == "gbk" else codec)
+    assert read_table(decoded)[1].note == "🌸 again"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        GUIDE.replace("赛", "賽").encode("big5", "replace"),
+        "| 着物の少女が桜の下を歩いている | 42 | m | 480p | | |\n".encode("shift_jis"),
+        "| une fête d'été à l'Élysée | 42 | m | 480p | très réussi | |\n".encode("latin-1"),
+        GUIDE.encode() + b"| \xff\xfe | 1 | m | r | | |\n",
+        codecs.BOM_UTF16_LE + GUIDE.encode("utf-16-le")[:-1],
+        bytes(range(256)) * 4,
+    ],
+    ids=["big5", "shift_jis", "latin-1", "half utf-8", "cut utf-16", "binary"],
+)
+def test_a_table_in_an_unknown_encoding_is_refused_with_its_line_and_left_alone(
+    store: Store, tmp_path: Path, data: bytes
+) -> None:
+    mine = tmp_path / "seeds.md"
+    mine.write_bytes(data)
+    for action in (lambda: seeds.write_file(store, tmp_path), lambda: seeds.import_file(store, tmp_path, mine)):
+        with pytest.raises(FileError, match=r"seeds.md: the encoding .* line \d+") as caught:
+            action()
+        assert caught.value.code == "seeds_encoding"
+    assert mine.read_bytes() == data and seeds.list_seeds(store) == []
+    assert [path.name for path in tmp_path.iterdir() if path.suffix in (".md", ".bak", ".part")] == ["seeds.md"]
+
+
+def test_a_header_in_another_language_is_no_seed() -> None:
+    head = "| Prompt | Seed | Model | Resolution | Rating | Note |\n|:---|---|---|---|---|---|\n"
+    german = head.replace("Prompt", "Beschreibung").replace("Seed", "Startwert")
+    row = "| a cat | 7 | m | 480p | | |\n"
+    for text in (head + row, german + row, head.replace("\n", "\r\n") + row, f"{GUIDE}\n{german}{row}"):
+        assert read_table(text)[-1].prompt == "a cat" and "Be" not in {row.prompt[:2] for row in read_table(text)}
+    assert [row.seed for row in read_table(f"{row}|---|---|---|---|---|---|\n{row}")] == [
+        "7",
+        "7",
+    ]  # a rule between rows
+
+
+@pytest.mark.parametrize("bomb", ["\\", "|", "\\|", "| ", "a\\", "|-"])
+def test_reading_a_table_takes_time_in_proportion_to_its_length(bomb: str) -> None:
+    """A line of backslashes took over 40 s: the cells were found by a pattern that tried every way to split them."""
+    assert read_table("|" + bomb * 1_000_000) == []
+
+
+def test_thousands_of_lines_are_taken_over_in_one_look(store: Store, tmp_path: Path) -> None:
+    lines = [f"| cat {number} | {number} | m | 480p | | |" for number in range(3000)]
+    (tmp_path / "many.md").write_text("\n".join(lines), "utf-8")
+    seen: list[str] = []
+    with store.write() as db:
+        db.set_trace_callback(seen.append)
+    assert seeds.import_file(store, tmp_path, tmp_path / "many.md") == 3000
+    assert sum(query.startswith("SELECT") for query in seen) < 20
+
+
+def test_a_table_that_cannot_be_read_is_left_alone(store: Store, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.md")
+    with pytest.raises(FileError, match="not a file"):
+        seeds.import_file(store, tmp_path, tmp_path / "pipe.md")
+    with (tmp_path / "large.md").open("wb") as file:
+        file.truncate(MAX_TABLE_BYTES + 1)
+    with pytest.raises(FileError, match="too large"):
+        seeds.import_file(store, tmp_path, tmp_path / "large.md")
 
 
 def test_bad_files_and_rows_are_errors_with_words(store: Store, tmp_path: Path) -> None:

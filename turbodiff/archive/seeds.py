@@ -3,54 +3,27 @@
 A seed alone repeats nothing: size, frames, steps, sampler, attention, weights and device belong to it, so each row
 keeps the clip's whole record. Ratings go three ways at once: the store, the clip's sidecar (the truth) and
 `outputs/seeds.md`, which stays up to date by itself. Lines that a person adds or rates in that file are taken over.
-
-    | 提示词 | 种子值 | 模型 | 分辨率 | 效果评价 | 备注 |
-    |---|---|---|---|---|---|
-    | 樱花树下的武士,风吹起和服下摆 | 42 | Wan2.1-1.3B | 480p | 动作流畅,光影绝美 | |
-
-Six cells a line. An empty cell is one blank. Inside a cell `\\|` is a bar, `\\n` a line break and `\\\\` a backslash.
 """
 
 import contextlib
 import hashlib
 import json
-import re
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from turbodiff.archive.clips import read_sidecar, sidecar_path
+from turbodiff.archive.seed_table import MAX_TABLE_BYTES, Encoding, Row, decode_table, read_table, write_table
 from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import Sidecar, read_record
 from turbodiff.spec.errors import FileError, OutputError, RequestError
 from turbodiff.spec.files import atomic_write
 from turbodiff.spec.models import display_name_of
 
-HEADER = "| 提示词 | 种子值 | 模型 | 分辨率 | 效果评价 | 备注 |"
-RULE = "|---|---|---|---|---|---|"
-
-_CELL = re.compile(r"((?:\\.|[^\\|])*\\?)\|")
-_ESCAPES = {"\\": "\\\\", "|": "\\|", "\n": "\\n", "\r": "\\r"}
-_ESCAPING = str.maketrans(_ESCAPES)
-_ESCAPED = re.compile(r"\\[\\|nr]")
-_UNESCAPES = {escaped: plain for plain, escaped in _ESCAPES.items()}
 SEEDS_FILE = "seeds.md"
 MAX_NOTE_CHARS = 500
 ALL_ROWS = "SELECT prompt, seed, model, resolution, rating, note, raw FROM seed ORDER BY id"
 KEPT = ("request", "ran", "versions", "sha256", "created")  # of a clip's sidecar
-
-
-class Row(NamedTuple):
-    """One line of the table; the first four cells say which clip; `raw`: the line it was read from, "" for our own."""
-
-    prompt: str
-    seed: str
-    model: str
-    resolution: str
-    rating: str = ""
-    note: str = ""
-    raw: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +49,11 @@ def list_seeds(store: Store, search: str = "", limit: int = 200) -> list[Seed]:
 
 
 def archive_clip(store: Store, outputs: Path, job: int) -> None:
-    """Add the clip of a finished job, and bring seeds.md up to date; a file that cannot be written waits."""
+    """Add the clip of a finished job, and bring seeds.md up to date.
+
+    Raises:
+        FileError: the row is added, but seeds.md cannot be read or written; the next call tries again.
+    """
     done = store.job(job)
     clip = Path(done.result.path if done.result else "")
     try:
@@ -84,8 +61,7 @@ def archive_clip(store: Store, outputs: Path, job: int) -> None:
     except FileError:
         sidecar = Sidecar(request=done.request)
     add_clip(store, clip, sidecar, job)
-    with contextlib.suppress(OutputError):
-        write_file(store, outputs)
+    write_file(store, outputs)
 
 
 def add_clip(store: Store, clip: Path, sidecar: Sidecar, job: int | None = None) -> None:
@@ -114,7 +90,7 @@ def rate(store: Store, outputs: Path, seed: int, rating: str | None = None, note
 
     Raises:
         RequestError: no such row, or more than 500 characters.
-        OutputError: the rating is stored, but seeds.md cannot be written.
+        FileError: the rating is stored, but seeds.md cannot be read or written.
     """
     found = store.rows("SELECT * FROM seed WHERE id = ?", seed)
     if not found:
@@ -135,7 +111,7 @@ def rate(store: Store, outputs: Path, seed: int, rating: str | None = None, note
         sidecar = sidecar_path(Path(found[0]["path"]))
         with contextlib.suppress(OSError, ValueError):  # a clip that was moved away has none to write to
             record = json.loads(sidecar.read_text("utf-8"))
-            _replace(sidecar, json.dumps(record | cells, ensure_ascii=False, indent=1))
+            _replace(sidecar, json.dumps(record | cells, ensure_ascii=False, indent=1).encode())
     write_file(store, outputs)
     return _seed(store.rows("SELECT * FROM seed WHERE id = ?", seed)[0])
 
@@ -151,10 +127,7 @@ def import_file(store: Store, outputs: Path, path: Path) -> int:
     Raises:
         FileError: not readable, or no table of six columns in it.
     """
-    try:
-        rows = read_table(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError("cannot read the seed table", code="seeds_unreadable", field=path.name, got=error) from None
+    rows = read_table(decode_table(_read(path), path.name)[0])
     if not rows:
         raise FileError(
             "no row of a seed table in this file",
@@ -170,51 +143,66 @@ def import_file(store: Store, outputs: Path, path: Path) -> int:
 
 
 def write_file(store: Store, outputs: Path) -> Path:
-    """Rewrite outputs/seeds.md; what a person changed in it since the last time is taken over first.
+    """Rewrite outputs/seeds.md in its own encoding; what a person changed in it is taken over first.
 
     Raises:
-        OutputError: the folder cannot be written; the archive itself is safe in the store.
+        FileError: the file cannot be read without loss, and stays as it is; the archive itself is safe in the store.
+        OutputError: the folder cannot be written.
     """
     path = outputs / SEEDS_FILE
     with store.write() as db:  # one writer at a time, so that no older table replaces a newer one
-        before = path.read_text("utf-8", "replace") if path.is_file() else ""
+        before = _read(path) if path.is_file() else b""
+        encoding = Encoding()
         fact = db.execute("SELECT value FROM fact WHERE name = 'seeds_md'").fetchone()
-        if before and (fact is None or json.loads(fact["value"]) != _digest(before)):
-            _take_over(db, read_table(before), store.now())
-            _replace(path.with_name(f"{SEEDS_FILE}.bak"), before)
-        text = write_table([Row(*row) for row in db.execute(ALL_ROWS)])
-        if text != before:
-            _replace(path, text)
+        if before:
+            text, encoding = decode_table(before, path.name)
+            if fact is None or json.loads(fact["value"]) != _digest(before):
+                _take_over(db, read_table(text), store.now())
+                _replace(path.with_name(f"{SEEDS_FILE}.bak"), before)
+        after = encoding.encode(write_table([Row(*row) for row in db.execute(ALL_ROWS)]))
+        if after != before:
+            _replace(path, after)
         db.execute(
             "INSERT INTO fact VALUES ('seeds_md', ?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-            (json.dumps(_digest(text)), store.now()),
+            (json.dumps(_digest(after)), store.now()),
         )
     return path
 
 
 def _take_over(db: sqlite3.Connection, rows: list[Row], now_s: float) -> None:
+    """Add the rows that the archive does not have; a row that it has takes the file's rating and note."""
+    query = "SELECT id, prompt, seed, model, resolution, rating, note FROM seed ORDER BY id DESC"
+    known = {tuple(found)[1:5]: (found["id"], found["rating"], found["note"]) for found in db.execute(query)}
     for row in rows:
-        known = db.execute(
-            "SELECT id, rating, note FROM seed WHERE prompt = ? AND seed = ? AND model = ? AND resolution = ?"
-            " ORDER BY id LIMIT 1",
-            row[:4],
-        ).fetchone()
-        if known is None:
-            db.execute(
+        if row[:4] not in known:
+            added = db.execute(
                 "INSERT INTO seed (prompt, seed, model, resolution, rating, note, raw, created_s)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (*row[:6], row.raw, now_s),
             )
+            known[row[:4]] = (added.lastrowid, row.rating, row.note)
             continue
-        rating, note = row.rating or known["rating"], row.note or known["note"]
+        number, old_rating, old_note = known[row[:4]]
+        rating, note = row.rating or old_rating, row.note or old_note
         raw = row.raw if (rating, note) == (row.rating, row.note) else ""
-        db.execute("UPDATE seed SET rating = ?, note = ?, raw = ? WHERE id = ?", (rating, note, raw, known["id"]))
+        db.execute("UPDATE seed SET rating = ?, note = ?, raw = ? WHERE id = ?", (rating, note, raw, number))
+        known[row[:4]] = (number, rating, note)
 
 
-def _replace(path: Path, text: str) -> None:
+def _read(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise FileNotFoundError("not a file" if path.exists() else "no such file")
+        with path.open("rb") as file:
+            return file.read(MAX_TABLE_BYTES + 1)
+    except OSError as error:
+        raise FileError("cannot read the seed table", code="seeds_unreadable", field=path.name, got=error) from None
+
+
+def _replace(path: Path, data: bytes) -> None:
     try:
         with atomic_write(path, durable=True) as part:
-            part.write_text(text, "utf-8", newline="")
+            part.write_bytes(data)
     except OSError as error:
         raise OutputError(
             "cannot write", code="output_unwritable", field=path.name, got=error, try_instead="another --outputs folder"
@@ -227,30 +215,5 @@ def _seed(row: sqlite3.Row) -> Seed:
     return Seed(row["id"], Row(*cells), row["job"], row["path"] or "", recipe, row["created_s"])
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def read_table(text: str) -> list[Row]:
-    """The rows of a file, in order; the header, the rule and every line that is not six cells are left out."""
-    rows = []
-    for line in text.removeprefix("\ufeff").split("\n"):
-        bare = line.strip()
-        if not bare.startswith("|") or set(bare) <= set("|-: "):
-            continue
-        cells = [
-            _ESCAPED.sub(lambda found: _UNESCAPES[found.group()], cell.strip()) for cell in _CELL.findall(bare[1:])
-        ]
-        if len(cells) == 6 and cells[0] and (cells[0], cells[1]) != ("提示词", "种子值"):
-            prompt, seed, model, resolution, rating, note = cells
-            rows.append(Row(prompt, seed, model, resolution, rating, note, line.removesuffix("\r")))
-    return rows
-
-
-def write_table(rows: list[Row]) -> str:
-    """The file with these rows; one that was read comes out byte for byte."""
-    lines = [HEADER, RULE]
-    for row in rows:
-        cells = (cell.strip().translate(_ESCAPING) for cell in row[:6])
-        lines.append(row.raw or "|" + "".join(f" {cell} |" if cell else " |" for cell in cells))
-    return "\n".join(lines) + "\n"
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -169,7 +169,10 @@ class AttemptMonitor:
         if abs(self._others_grew_bytes()) > NEIGHBOUR_BYTES:
             measurements.forget_samples(store, job.id, job.attempt)
         if finish_job(store, job.id, job.attempt, result):
-            archive_clip(store, self.context.outputs, job.id)
+            try:
+                archive_clip(store, self.context.outputs, job.id)
+            except FileError as error:  # the archive has the clip; its file waits until it can be read and written
+                self.log(str(error), "WARNING")
             self.log(f"done: {result.path}")
         self.over = True
 

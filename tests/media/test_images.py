@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.media.icc import profile
 from turbodiff.media import pictures
 from turbodiff.media.pictures import Fitted, adapt_size, picture_size, preview
 from turbodiff.spec.errors import FileError
@@ -142,6 +143,133 @@ def test_every_hostile_picture_is_one_clear_error(tmp_path: Path, kind: str) -> 
         and error.try_instead
     )
     assert list(tmp_path.iterdir()) == [picture], "no file is left"
+
+
+def with_chunks(*chunks: tuple[bytes, bytes], after: bool = False, crc: bytes = b"") -> bytes:
+    """The halves as a PNG with more chunks before the pixels or after them, and their checksum where it is wrong."""
+    data = saved(halves(), "PNG")
+    at = data.index(b"IEND" if after else b"IDAT") - 4
+    more = b"".join(chunk(*one)[: -4 if crc else None] + crc for one in chunks)
+    return data[:at] + more + data[at:]
+
+
+def text_bomb(kind: bytes) -> tuple[bytes, bytes]:
+    packed = zlib.compress(bytes(80 << 20), 9)
+    heads = {b"zTXt": b"Raw profile type exif\0\0", b"iTXt": b"XML:com.adobe.xmp\0\1\0\0\0", b"iCCP": b"icc\0\0"}
+    return kind, heads[kind] + packed
+
+
+def segment(kind: int, body: bytes) -> bytes:
+    return b"\xff" + bytes((kind,)) + struct.pack(">H", len(body) + 2) + body
+
+
+def jpeg_with(*segments: bytes, **options: Any) -> bytes:
+    data = saved(halves(), "JPEG", quality=95, subsampling=0, **options)
+    return data[:2] + b"".join(segments) + data[2:]
+
+
+def exif(orientation: object) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags.tobytes()
+
+
+BROKEN_EXIF = b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x03\0\xff\xff\xff\x7f\xff\xff\xff\x7f" * 9
+DAMAGED_BESIDE_THE_PIXELS: dict[str, Callable[[], bytes]] = {
+    "png, compressed text of 80 MB": lambda: with_chunks(text_bomb(b"zTXt")),
+    "png, compressed xmp of 80 MB": lambda: with_chunks(text_bomb(b"iTXt")),
+    "png, profile of 80 MB": lambda: with_chunks(text_bomb(b"iCCP")),
+    "png, text of 2 MB": lambda: with_chunks((b"tEXt", b"prompt\0" + b"x" * (2 << 20))),
+    "png, 70 texts of 1 MB": lambda: with_chunks(*[(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 20)))] * 70),
+    "png, text that is not deflate": lambda: with_chunks((b"zTXt", b"Raw profile type exif\0\0nonsense")),
+    "png, profile that is not deflate": lambda: with_chunks((b"iCCP", b"icc\0\0nonsense")),
+    "png, profile that is no profile": lambda: with_chunks((b"iCCP", b"icc\0\0" + zlib.compress(b"x" * 500))),
+    "png, exif that is none": lambda: with_chunks((b"eXIf", BROKEN_EXIF[6:])),
+    "png, text after the pixels": lambda: with_chunks((b"tEXt", b"a\0b"), (b"zTXt", b"a"), after=True),
+    "png, wrong checksum of a text": lambda: with_chunks((b"tEXt", b"a\0b"), crc=b"\0\0\0\0"),
+    "png, wrong checksum of a size": lambda: with_chunks((b"pHYs", bytes(9)), crc=b"\1\2\3\4"),
+    "png, wrong checksum of exif": lambda: with_chunks((b"eXIf", exif(1)[6:]), crc=b"\1\2\3\4"),
+    "png, short private chunk": lambda: with_chunks((b"gAMA", b""), (b"cHRM", b"1"), (b"sRGB", b""), (b"tIME", b"")),
+    "png, without its end": lambda: saved(halves(), "PNG")[:-12],
+    "png, animation that is none": lambda: with_chunks((b"acTL", b"\xff" * 8), (b"fcTL", bytes(3))),
+    "jpeg, broken exif": lambda: jpeg_with(segment(0xE1, BROKEN_EXIF)),
+    "jpeg, empty exif": lambda: jpeg_with(segment(0xE1, b"Exif\0\0")),
+    "jpeg, orientation 9": lambda: jpeg_with(segment(0xE1, exif(9))),
+    "jpeg, orientation 65535": lambda: jpeg_with(segment(0xE1, exif(65535))),
+    "jpeg, orientation 0": lambda: jpeg_with(segment(0xE1, exif(0))),
+    "jpeg, profile that is none": lambda: jpeg_with(segment(0xE2, b"ICC_PROFILE\0\1\1" + b"x" * 200)),
+    "jpeg, half a profile": lambda: jpeg_with(segment(0xE2, b"ICC_PROFILE\0\1\7" + b"x" * 200)),
+    "jpeg, broken list of pictures": lambda: jpeg_with(segment(0xE2, b"MPF\0II*\0\x08\0\0\0\xff\xff" + bytes(40))),
+    "jpeg, photoshop block that lies": lambda: jpeg_with(segment(0xED, b"Photoshop 3.0\x008BIM\4\4\0\0" + b"\xff" * 4)),
+    "jpeg, 2 MB of comments": lambda: jpeg_with(*[segment(0xFE, b"x" * 65_000)] * 32),
+    "jpeg, fill bytes": lambda: jpeg_with(b"\xff\xff\xff" + segment(0xFE, b"x")),
+    "jpeg, without its end": lambda: saved(halves(), "JPEG", quality=95, subsampling=0)[:-2],
+    "progressive jpeg, without its end": lambda: saved(halves(), "JPEG", quality=95, progressive=True)[:-2],
+    "jpeg, zeros instead of its end": lambda: saved(halves(), "JPEG", quality=95)[:-2] + bytes(512),
+    "jpeg, zeros behind its end": lambda: saved(halves(), "JPEG", quality=95) + bytes(4096),
+    "webp, broken exif": lambda: saved(halves(), "WEBP", lossless=True, exif=BROKEN_EXIF),
+    "webp, profile that is none": lambda: saved(halves(), "WEBP", lossless=True, icc_profile=b"x" * 500),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED_BESIDE_THE_PIXELS)
+def test_a_picture_is_not_condemned_for_what_is_beside_its_pixels(tmp_path: Path, kind: str) -> None:
+    picture = tmp_path / "picture.bin"
+    picture.write_bytes(DAMAGED_BESIDE_THE_PIXELS[kind]())
+    assert picture_size(picture) == (64, 32)
+    pixels = fit_picture(i2v(picture)).pixels
+    for column, colour in ((8, RED), (56, BLUE)):
+        assert np.abs(pixels[16, column].astype(int) - colour).max() < 12, pixels[16, column]
+
+
+@pytest.mark.parametrize("kind", ["exif", "xmp"])
+def test_a_png_is_turned_upright_by_what_editors_write_into_texts(tmp_path: Path, kind: str) -> None:
+    packed = exif(6)
+    raw = f"\nexif\n{len(packed):8}\n{packed.hex()}\n".encode()
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6"/></x:xmpmeta>'
+    texts = {
+        "exif": (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(raw)),
+        "xmp": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+    }
+    (tmp_path / "a.png").write_bytes(with_chunks(texts[kind]))
+    assert picture_size(tmp_path / "a.png") == (32, 64)
+
+
+@pytest.mark.parametrize(
+    ("space", "wanted"), [("Adobe RGB", (230, 79, 56)), ("Display P3", (218, 67, 47)), ("ProPhoto RGB", (255, 15, 70))]
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "palette", "transparent", "turned"])
+def test_embedded_profiles_are_converted_to_srgb(
+    tmp_path: Path, space: str, wanted: tuple[int, int, int], kind: str
+) -> None:
+    """Adobe (200, 80, 60) is sRGB (230, 79, 56): the conversion of littleCMS, and of the issue that reported it."""
+    colour = Image.new("RGB", (64, 32), (200, 80, 60))
+    options: dict[str, Any] = {"icc_profile": profile(space)}
+    if kind == "palette":
+        colour = colour.quantize(2)
+    elif kind == "transparent":
+        colour.putalpha(255)
+    elif kind == "turned":
+        options["exif"] = exif(3)
+    lossless = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
+    form = kind if kind.isupper() else "PNG"
+    (tmp_path / "a").write_bytes(saved(colour, form, **options, **lossless.get(form, {})))
+    pixel = fit_picture(i2v(tmp_path / "a")).pixels[16, 32]
+    tolerance = 4 if kind == "JPEG" else 2  # JPEG rounds each colour by 1, which the wider spaces stretch
+    assert np.abs(pixel.astype(int) - wanted).max() <= tolerance, pixel
+
+
+def test_a_profile_of_other_planes_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(saved(halves("CMYK"), "JPEG", quality=95, icc_profile=profile("Adobe RGB")))
+    assert np.abs(fit_picture(i2v(tmp_path / "a.jpg")).pixels[16, 8].astype(int) - RED).max() < 30
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_at_once(tmp_path: Path) -> None:
+    data = saved(Image.new("RGB", (2000, 2000), RED), "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    (tmp_path / "a.jpg").write_bytes(data[:start] + data[start:-2] * 2000 + data[-2:])
+    with pytest.raises(FileError, match="scans"):
+        fit_picture(i2v(tmp_path / "a.jpg"))
 
 
 def test_a_path_that_is_no_picture_is_refused(tmp_path: Path) -> None:

@@ -2,22 +2,45 @@
 
 Standard input is the picture, the only argument a JSON object {"want": "size" | "fit", "width", "height", "fit",
 "background"}. Standard output is one JSON line {"width", "height"} of the upright picture, followed for "fit" by RGB
-bytes of the wanted size; or {"code", "got"} of what is wrong. Imports nothing of ours, so that it starts fast.
+bytes of the wanted size, in sRGB; or {"code", "got"} of what is wrong. Imports nothing of ours, so that it starts fast.
+
+The pixels are what counts: metadata that is damaged, huge or in the wrong place is left out before Pillow sees it.
 """
 
+import io
 import json
 import resource
+import struct
 import sys
 import warnings
-from typing import BinaryIO, Literal, NoReturn, TypedDict
+import zlib
+from collections.abc import Iterator
+from typing import Literal, NoReturn, TypedDict
 
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 MEGAPIXELS = 64
 MIN_SIDE = 16
 MEMORY_BYTES = 2 << 30  # 64 megapixels as RGBA and as RGB, turned once, and the interpreter
 CPU_S = 20
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+MAX_CHUNKS = 200_000  # of a PNG; 200 MB in the 8 KB pieces that libpng writes have 25,000
+MAX_SCANS = 100  # of a progressive JPEG, each costs a pass over all pixels; encoders write 10, optimisers at most 64
+MAX_METADATA_BYTES = 1 << 20  # a chunk of a PNG when decompressed; printers' ICC profiles have up to 1 MiB
+PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
+PNG_HELPFUL = (b"iCCP", b"eXIf")  # colours and which way is up
+PNG_TEXTS = (b"Raw profile type ", b"XML:com.adobe.xmp\0")  # ImageMagick and Adobe keep the orientation in these
+JPEG_START, JPEG_SCAN, JPEG_END, JPEG_ADOBE = 0xD8, 0xDA, b"\xff\xd9", 0xEE
+JPEG_HELPFUL = (0xE1, 0xE2, JPEG_ADOBE)  # EXIF and XMP, ICC, which colours the four or three planes are
+UPRIGHT = {  # EXIF 2.32, tag 0x0112
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Wanted(TypedDict):
@@ -42,10 +65,11 @@ def main() -> None:
         resource.setrlimit(limit, (value, value))
     warnings.simplefilter("ignore")
     Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before anything is decoded
+    data = sys.stdin.buffer.read()
     try:
-        head, pixels = decode(sys.stdin.buffer, wanted)
+        head, pixels = decode(data, wanted)
     except UnidentifiedImageError:
-        refuse("picture_kind", kind_of(sys.stdin.buffer))
+        refuse("picture_kind", kind_of(data))
     except MemoryError:
         refuse("picture_too_large", f"needs more than {MEMORY_BYTES >> 20} MiB")
     except Exception as error:  # noqa: BLE001  whatever a decoder raises on untrusted bytes, the picture is broken
@@ -53,22 +77,36 @@ def main() -> None:
     sys.stdout.buffer.write(json.dumps(head).encode() + b"\n" + pixels)
 
 
-def decode(source: BinaryIO, wanted: Wanted) -> tuple[dict[str, int], bytes]:
-    """The first line of a good answer and the pixels (none for "size")."""
-    picture = Image.open(source, formats=FORMATS)
+def decode(data: bytes, wanted: Wanted) -> tuple[dict[str, int], bytes]:
+    """The first line of a good answer and the pixels (none for "size"), without metadata if that is what is damaged."""
+    try:
+        return decode_pixels(without_metadata(data, keep_helpful=True), wanted)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001  EXIF and ICC raise whatever their parsers stumble on; pixels do so again
+        return decode_pixels(without_metadata(data, keep_helpful=False), wanted)
+
+
+def decode_pixels(data: bytes, wanted: Wanted) -> tuple[dict[str, int], bytes]:
+    """See `decode`."""
+    picture: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = picture.size
     if width * height > MEGAPIXELS * 1_000_000:
         refuse("picture_too_large", f"{width}x{height}")
     if min(width, height) < MIN_SIDE:
         refuse("picture_too_small", f"{width}x{height}")
-    lies = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # orientations 5 to 8 lie on their side
+    turn = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    lies = turn is not None and turn.value >= Image.Transpose.ROTATE_90 and turn != Image.Transpose.ROTATE_180
     head = {"width": height, "height": width} if lies else {"width": width, "height": height}
     if wanted["want"] == "size":
         return head, b""
     long_side = 2 * max(wanted["width"], wanted["height"])
     picture.draft("RGB", (long_side, long_side))  # decodes a large JPEG at 1/2 to 1/8, still twice what is asked
-    ImageOps.exif_transpose(picture, in_place=True)
-    rgb = flatten(picture, wanted["background"])
+    if picture.format == "JPEG" and data.rfind(JPEG_END) < data.rfind(bytes((0xFF, JPEG_SCAN))):
+        picture = without_end(data, (long_side, long_side))
+    turned = picture.transpose(turn) if turn is not None else picture
+    turned.info = picture.info
+    rgb = flatten(to_srgb(turned), wanted["background"])
     size = (wanted["width"], wanted["height"])
     if wanted["fit"] == "stretch":
         rgb = rgb.resize(size, Image.Resampling.BILINEAR)  # all three are antialiased
@@ -77,6 +115,122 @@ def decode(source: BinaryIO, wanted: Wanted) -> tuple[dict[str, int], bytes]:
     else:
         rgb = ImageOps.fit(rgb, size, Image.Resampling.BILINEAR)
     return head, rgb.tobytes()
+
+
+def without_end(data: bytes, draft_size: tuple[int, int]) -> Image.Image:
+    """A JPEG whose end marker is missing, which is no loss, or whose pixels are, which is told from two endings.
+
+    libjpeg ends a scan at the marker and fills what is missing with grey; with other bytes before the marker it would
+    decode those. Where nothing is missing neither is looked at.
+
+    Raises:
+        OSError: pixels are missing.
+    """
+    both = []
+    for ending in (b"", b"\x55" * 64):
+        picture = Image.open(io.BytesIO(data + ending + JPEG_END), formats=("JPEG",))
+        picture.draft("RGB", draft_size)
+        picture.load()
+        both.append(picture)
+    if both[0].tobytes() != both[1].tobytes():
+        raise OSError("image file is truncated")
+    return both[0]
+
+
+def to_srgb(picture: Image.Image) -> Image.Image:
+    """The same colours in sRGB where a profile is embedded; one that does not belong to these pixels is passed over."""
+    profile = picture.info.get("icc_profile")
+    if not profile or picture.mode.startswith("I"):
+        return picture
+    try:
+        source, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[source.profile.xcolor_space.strip()]
+        if (mode == "CMYK") != (picture.mode == "CMYK") or (mode == "L" and picture.mode not in ("1", "L", "LA")):
+            return picture
+        alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+        intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+        converted = ImageCms.profileToProfile(picture.convert(mode), source, srgb, intent, "RGB")
+    except (ImageCms.PyCMSError, KeyError, OSError, TypeError, ValueError):
+        return picture
+    assert converted is not None  # it is not made in place
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
+
+
+def without_metadata(data: bytes, keep_helpful: bool) -> bytes:
+    """The file without what no pixel needs: PNG and JPEG; others as they are.
+
+    Args:
+        keep_helpful: what turns the picture upright and names its colours stays.
+    """
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return data[:8] + b"".join(png_chunks(data, keep_helpful)) + struct.pack(">I4sI", 0, b"IEND", 0xAE426082)
+    if data.startswith(b"\xff\xd8\xff"):
+        return b"".join(jpeg_segments(data, keep_helpful))
+    return data
+
+
+def png_chunks(data: bytes, keep_helpful: bool) -> Iterator[bytes]:
+    """The chunks of a PNG that are kept; one beside the pixels gets its checksum anew (PNG, 3rd edition, 5.3)."""
+    at = 8
+    for number in range(MAX_CHUNKS + 1):
+        if at + 8 > len(data):
+            return
+        if number == MAX_CHUNKS:
+            refuse("picture_broken", f"more than {MAX_CHUNKS} chunks")
+        length, name = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if name == b"IEND":
+            return
+        body = data[at + 8 : end - 4]
+        if name in PNG_PIXELS and name != b"tRNS":
+            yield data[at:end]
+        elif name == b"tRNS" or (keep_helpful and is_helpful(name, body)):
+            yield data[at : end - 4] + struct.pack(">I", zlib.crc32(name + body))
+        at = end
+
+
+def is_helpful(name: bytes, body: bytes) -> bool:
+    """Whether a chunk beside the pixels is worth reading, and small when decompressed."""
+    if name in (b"zTXt", b"iTXt", b"tEXt") and not body.startswith(PNG_TEXTS):
+        return False
+    if name not in (*PNG_HELPFUL, b"zTXt", b"iTXt", b"tEXt") or len(body) > MAX_METADATA_BYTES:
+        return False
+    if name in (b"eXIf", b"tEXt"):
+        return True
+    key, _, rest = body.partition(b"\0")
+    if name == b"iTXt" and rest[:1] == b"\0":
+        return True
+    packed = rest[1:] if name != b"iTXt" else rest[2:].split(b"\0", 2)[-1]
+    inflate = zlib.decompressobj()
+    try:
+        inflate.decompress(packed, MAX_METADATA_BYTES)
+    except zlib.error:
+        return False
+    return bool(key) and inflate.eof
+
+
+def jpeg_segments(data: bytes, keep_helpful: bool) -> Iterator[bytes]:
+    """A JPEG without comments and application segments, up to its first scan, and the rest (ITU-T T.81, B.1.1.4)."""
+    yield data[:2]
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        kind = data[at + 1]
+        if kind == 0xFF:  # fill bytes may stand before a marker
+            at += 1
+            continue
+        if kind == JPEG_SCAN:
+            break
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        other = 0xE0 <= kind <= 0xEF or kind == 0xFE
+        if not other or kind == JPEG_ADOBE or (keep_helpful and kind in JPEG_HELPFUL):
+            yield data[at:end]
+        at = end
+    scans = data.count(bytes((0xFF, JPEG_SCAN)), at)
+    if scans > MAX_SCANS:
+        refuse("picture_broken", f"{scans} scans")
+    yield data[at:]
 
 
 def flatten(picture: Image.Image, background: str) -> Image.Image:
@@ -91,10 +245,9 @@ def flatten(picture: Image.Image, background: str) -> Image.Image:
     return flat
 
 
-def kind_of(source: BinaryIO) -> str:
+def kind_of(data: bytes) -> str:
     """What the bytes look like, where they are none of our formats."""
-    source.seek(0)
-    start = source.read(256)
+    start = data[:256]
     if not start:
         return "an empty file"
     if start[4:8] == b"ftyp":

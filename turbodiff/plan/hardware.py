@@ -18,7 +18,26 @@ SLACK = 0.05  # share of activations that the caching allocator loses to blocks 
 RESERVE_BYTES = {"headless": 512 * MIB, "display": 800 * MIB, "wsl": 1 * GIB}  # others use 400 to 1024 MiB
 HOST_RESERVE_BYTES = 1 * GIB
 
+OLDEST_FUSED = (8, 0)  # capability from which our Triton kernels run: INT8 products with INT32 sums, bfloat16
+
 GpuState = Literal["ok", "none", "mismatch", "lost", "hang", "error"]
+Allocator = Literal["expandable", "native"]
+KernelName = Literal["norm", "quant", "gemm", "sage", "sla", "sagesla"]
+
+
+class Kernels(Frozen):
+    """Per operation of `turbodiff_kernels`: whether its Triton kernel runs. False: its reference does, because the
+    self-check found a difference, Triton is missing, or TURBODIFF_KERNELS says so. None: not known yet."""
+
+    norm: bool | None = None
+    quant: bool | None = None
+    gemm: bool | None = None
+    sage: bool | None = None
+    sla: bool | None = None
+    sagesla: bool | None = None
+
+
+ALL_REFERENCE = Kernels(norm=False, quant=False, gemm=False, sage=False, sla=False, sagesla=False)
 
 
 class GpuFacts(Frozen):
@@ -30,7 +49,16 @@ class GpuFacts(Frozen):
         reclaimable_bytes: what our own worker holds, its CUDA context included; free again when the next job starts.
         context_bytes: a measured CUDA context, None for CONTEXT_BYTES.
         reserve_bytes: left alone for others, None for RESERVE_BYTES.
-        pcie_bytes_s: host to device, None for the default of the card's class.
+        pcie_bytes_s: page-locked host memory to device, None for the default of the card's class.
+        pcie_to_host_bytes_s: device to page-locked host memory, None for the same as `pcie_bytes_s`.
+        pageable_bytes_s: host memory that is not page-locked to device, None for half of `pcie_bytes_s`.
+        sm_count, clock_mhz: streaming multiprocessors (of the slice) and their highest clock.
+        memory_bus_bits, memory_clock_mhz: width and highest clock of the card's memory, as NVML gives them.
+        memory_bytes_s: bandwidth of the card's memory.
+        vmm_works: whether CUDA's virtual memory management, so expandable segments, was seen to work or to fail.
+        vgpu: a virtual GPU of a hypervisor.
+        kernels: of this card, None for those of the machine.
+        measured: names of the fields that were measured on this very card (`turbodiff calibrate --quick`).
     """
 
     index: int = 0
@@ -49,6 +77,17 @@ class GpuFacts(Frozen):
     context_bytes: int | None = None
     reserve_bytes: int | None = None
     pcie_bytes_s: float | None = None
+    pcie_to_host_bytes_s: float | None = None
+    pageable_bytes_s: float | None = None
+    sm_count: int | None = None
+    clock_mhz: float | None = None
+    memory_bus_bits: int | None = None
+    memory_clock_mhz: float | None = None
+    memory_bytes_s: float | None = None
+    vmm_works: bool | None = None
+    vgpu: bool | None = None
+    kernels: Kernels | None = None
+    measured: tuple[str, ...] = ()
 
     @property
     def cuda_context_bytes(self) -> int:
@@ -65,7 +104,15 @@ class GpuFacts(Frozen):
 
 class Machine(Frozen):
     """One machine at one moment. `gpu_state` says why `gpus` is empty; `pretended` makes every model of configs/
-    count as present (a pretended card or a machine file is for planning, not for running)."""
+    count as present (a pretended card or a machine file is for planning, not for running).
+
+    Args:
+        kernels: which fused kernels run here; what is unknown counts as fused on a card that can (`runs_fused`).
+        allocator: how torch's allocator works here, None: not known, planned as expandable segments.
+        pinned_limit_bytes: what may be page-locked in all, None: no limit known.
+        unified_memory: device and host use one memory (GB10, Jetson): a job's two needs are drawn from one pool.
+        tegra: a Jetson.
+    """
 
     gpus: tuple[GpuFacts, ...] = ()
     gpu_state: GpuState = "none"
@@ -78,6 +125,11 @@ class Machine(Frozen):
     torch: str | None = None
     cudnn: str | None = None
     wsl: bool = False
+    tegra: bool = False
+    unified_memory: bool = False
+    pinned_limit_bytes: int | None = None
+    allocator: Allocator | None = None
+    kernels: Kernels = Kernels()
     pretended: bool = False
 
     @property
@@ -86,6 +138,13 @@ class Machine(Frozen):
         if self.ram_available_bytes is None:
             return None
         return max(0, self.ram_available_bytes + self.ram_reclaimable_bytes - HOST_RESERVE_BYTES)
+
+    def runs_fused(self, gpu: GpuFacts | None, kernel: KernelName) -> bool:
+        """Whether a fused kernel runs on a card (None: the CPU, where references run). What is not known yet counts as
+        yes from sm_80 on, where every kernel was built for, and on a card of unknown capability."""
+        if gpu is None or (gpu.capability is not None and gpu.capability < OLDEST_FUSED):
+            return False
+        return getattr(gpu.kernels or self.kernels, kernel) is not False
 
     def reserved_bytes(self, gpu: GpuFacts) -> int:
         """Memory of a card that is left alone for the desktop and for other programs' growth."""

@@ -44,6 +44,21 @@ def test_fault_13_each_out_of_memory_goes_one_rung_lower_and_the_third_parks() -
     assert third.to == "parked" and third.columns["error"].code == "oom"
 
 
+def test_an_abort_within_an_allocation_is_an_out_of_memory_and_any_other_a_crash() -> None:
+    aborted = Ending("died", exit_status=-signal.SIGABRT, allocation="CUDA driver error: out of memory")
+    decision = decide(job(), aborted)
+    assert (decision.to, decision.columns["strikes"]) == ("queued", {"oom": 1}) and decision.columns["cap_bytes"]
+    assert decide(job(), Ending("died", exit_status=-signal.SIGABRT)).columns["strikes"] == {"crash": 1}
+    neighbour = Ending("died", exit_status=-signal.SIGABRT, allocation="CUDA out of memory", others_grew_bytes=3 << 30)
+    assert decide(job(), neighbour).columns["strikes"] == {"neighbour": 1}
+
+
+def test_host_memory_that_ran_out_is_planned_anew_once() -> None:
+    first = decide(job(), error("host_ram"))
+    assert first.to == "queued" and first.end_worker and first.columns["plan"] is None
+    assert decide(job(strikes={"host_ram": 1}), error("host_ram")).to == "parked"
+
+
 def test_fault_16_memory_words_in_another_error_are_no_out_of_memory() -> None:
     assert decide(job(), error("unexpected", what="recovered from CUDA out of memory")).to == "failed"
 

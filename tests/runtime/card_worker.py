@@ -1,5 +1,5 @@
 """A real worker whose card is a ledger: the worker of a supervisor's test. TOY_CARD_BYTES is what the card really has,
-TOY_SHOWN_BYTES what the driver says it has."""
+TOY_SHOWN_BYTES what the driver says it has. No process survives its out-of-memory."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ def main() -> int:
 
     def on_the_card(command, models, events, commands):
         models.warm(Request.model_validate(command["request"]))
-        with models.insert(int(os.environ["TOY_CARD_BYTES"])):
+        with models.insert(int(os.environ["TOY_CARD_BYTES"]), sound=False):
             run(command, models, events, commands)
 
     worker.run = on_the_card

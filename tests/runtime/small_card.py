@@ -32,7 +32,20 @@ def card(total_bytes: int) -> Machine:
 
 
 class CardLedger(Ledger):
-    """A ledger to which networks in host memory are not on the card, until they are brought there."""
+    """A ledger to which networks in host memory are not on the card, until they are brought there.
+
+    `sound`: whether a process could go on after its out-of-memory; if not it is the driver's, not the allocator's.
+    """
+
+    sound = True
+
+    def _take(self, size: int) -> None:
+        try:
+            super()._take(size)
+        except torch.OutOfMemoryError as error:
+            if self.sound:
+                raise
+            raise RuntimeError("CUDA driver error: out of memory") from error
 
     def ignore(self, module: nn.Module) -> set[torch.UntypedStorage]:
         """A network in host memory: neither its weights nor views of them count. Returns their storages."""
@@ -102,9 +115,12 @@ class CardCache(ModelCache):
         super().__init__(Device(torch.device("cpu"), "a card of the tests", torch.bfloat16))
         self.ledger = CardLedger("cpu")
 
-    def insert(self, cap_bytes: int | None, shown: Callable[[], int | None] = lambda: None) -> CardLedger:
+    def insert(
+        self, cap_bytes: int | None, shown: Callable[[], int | None] = lambda: None, *, sound: bool = True
+    ) -> CardLedger:
         """Put a card of that size in; a context manager."""
         self.ledger = CardLedger("cpu", cap_bytes)
+        self.ledger.sound = sound
         for kept in self._kept.values():
             if isinstance(kept, nn.Module):
                 self.ledger.ignore(kept)

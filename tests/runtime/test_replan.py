@@ -161,17 +161,25 @@ def test_a_worker_plans_for_its_own_card_and_counts_its_own_memory_where_pids_ar
 
 
 OUT_OF_MEMORY = (
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "oom", True),
+    (RuntimeError("CUDA driver error: out of memory"), "oom", False),
+    (MemoryError(), "oom", False),  # on a CPU the host's memory is the device's
 )
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["allocator", "cublas", "driver"])
-def test_running_out_has_many_names(attempt_of, error):
+@pytest.mark.parametrize(("error", "code", "goes_on"), OUT_OF_MEMORY, ids=["allocator", "driver", "host"])
+def test_running_out_has_many_names(attempt_of, error, code, goes_on):
     with pytest.raises(OutOfMemoryError) as caught, attempt_of().phase("denoise"):
         raise error
-    assert caught.value.field == "denoise"
+    assert (caught.value.field, caught.value.code, caught.value.goes_on) == ("denoise", code, goes_on)
+
+
+def test_host_memory_beside_a_card_is_told_apart(attempt_of):
+    attempt = attempt_of()
+    attempt.plan = attempt.plan.model_copy(update={"device": "cuda:0"})
+    with pytest.raises(OutOfMemoryError) as caught, attempt.phase("denoise"):
+        raise MemoryError
+    assert caught.value.code == "host_ram"
 
 
 def test_another_error_of_torch_is_no_out_of_memory(attempt_of):

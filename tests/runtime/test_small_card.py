@@ -48,7 +48,7 @@ def attempt(tmp_path, monkeypatch):
     monkeypatch.setattr("turbodiff.runtime.model_cache.ModelCache", lambda device: models)
     monkeypatch.setattr(worker, "beat", lambda events: None)
 
-    def run(request, plan, card_bytes, number, planned_card, cap_bytes=None):
+    def run(request, plan, card_bytes, number, planned_card, cap_bytes=None, sound=True):
         monkeypatch.setattr(replan, "machine_for", lambda command, device: planned_card)
         models.warm(request)
         command = {
@@ -56,7 +56,7 @@ def attempt(tmp_path, monkeypatch):
             "plan": plan and plan.model_dump(mode="json"), "outputs": tmp_path / "outputs", "state": tmp_path / "state",
         }  # fmt: skip
         events = os.memfd_create("events")
-        with models.insert(card_bytes):
+        with models.insert(card_bytes, sound=sound):
             status = worker.serve(worker.EventWriter(events), OneCommand(command), "cpu")
         os.lseek(events, 0, os.SEEK_SET)
         with os.fdopen(events, "rb") as lines:
@@ -104,7 +104,7 @@ def test_a_card_smaller_than_its_plan_ends_the_worker_and_one_rung_lower_finishe
     request, wide = toy(4), card(40 * MB)
     plan = plan_request(request, wide, inventory(), text_cached=True)
     small = plan.peak_bytes * 9 // 10  # what it needs is 92 % of the plan, slack of the allocator included
-    status, events = attempt(request, plan, small, 1, wide)
+    status, events = attempt(request, plan, small, 1, wide, sound=False)
     (error,) = words(events, "error")
     assert status == 1 and (error.code, error.field) == ("oom", "denoise")
     status, events = attempt(request, None, small, 2, wide, cap_bytes=small)
@@ -113,11 +113,24 @@ def test_a_card_smaller_than_its_plan_ends_the_worker_and_one_rung_lower_finishe
     assert again.plan.peak_bytes <= small and again.plan.levers.experts == "streamed"
 
 
-def test_a_decode_that_ran_out_is_done_in_tiles_from_the_saved_latents(toy, attempt):
+def test_a_decode_that_ran_out_is_done_in_tiles_in_the_same_process(toy, attempt):
+    request, wide = toy(8, size="256x384"), card(200 * MB)
+    plan = plan_request(request, wide, inventory(), text_cached=True)
+    status, events = attempt(request, plan, plan.peak_bytes * 9 // 10, 1, wide)
+    assert status == 0 and words(events, "result") and not words(events, "error")
+    before, after = words(events, "plan")
+    assert (before.plan.levers.vae, after.plan.levers.vae) == ("whole", "tiled")
+    assert after.plan.levers == before.plan.levers.model_copy(update={"vae": "tiled"})
+    assert after.plan.peak_bytes < before.plan.peak_bytes and after.plan.request == before.plan.request
+    assert [notice.key for notice in words(events, "notice")] == ["phase_repeated"]
+    assert [event.name for event in words(events, "phase") if event.state == "start"].count("denoise") == 1
+
+
+def test_a_decode_that_broke_its_process_is_done_in_tiles_by_the_next_from_the_saved_latents(toy, attempt):
     request, wide = toy(8, size="256x384"), card(200 * MB)
     plan = plan_request(request, wide, inventory(), text_cached=True)
     small = plan.peak_bytes * 9 // 10
-    status, events = attempt(request, plan, small, 1, wide)
+    status, events = attempt(request, plan, small, 1, wide, sound=False)
     (error,) = words(events, "error")
     assert status == 1 and (error.code, error.field) == ("oom", "vae_decode")
     status, events = attempt(request, None, small, 2, wide, cap_bytes=small)

@@ -40,6 +40,12 @@ def test_fault_13_out_of_memory_runs_again_in_a_new_process_under_a_cap(bench: B
     assert bench.slot.worker.pid != first
 
 
+def test_fault_13_an_abort_within_an_allocation_runs_again_under_a_cap(bench: Bench) -> None:
+    said = "  what():  CUDA driver error: out of memory"
+    job = bench.run(scripted({"print": said, "die": "SIGABRT"}, {}))
+    assert (job.state, job.attempt, job.strikes) == ("done", 2, {"oom": 1})
+
+
 def test_fault_15_out_of_memory_at_every_rung_parks_the_job_and_the_worker_is_well(bench: Bench) -> None:
     job = bench.run(scripted({"error": {"code": "oom", "what": "OOM", "got": "2 GiB"}}))
     assert (job.state, job.attempt) == ("parked", 3)

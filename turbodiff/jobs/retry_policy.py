@@ -50,6 +50,7 @@ class Ending:
         host_oom: the kernel ended it for want of RAM.
         others_grew_bytes: device memory that other programs took during the attempt.
         begun: whether the worker said anything about the attempt; if not, its end is not the job's doing.
+        allocation: the line by which a worker that aborted said that an allocation failed, "" where it said none.
     """
 
     kind: Literal["error", "died", "stuck", "unverified", "wait", "stopped"]
@@ -60,6 +61,7 @@ class Ending:
     others_grew_bytes: int = 0
     reason: str = ""
     begun: bool = True
+    allocation: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,11 @@ def decide(job: QueuedJob, ending: Ending) -> Decision:
             advice = "close other programs, or a smaller model"
             ended = JobError(got=error.got, code="host_ram", what=what, try_instead=advice)
             return _again(job, "host_ram", "parked", ended)
+        case "died" if ending.exit_status == -signal.SIGABRT and ending.allocation:
+            what = "OOM: the worker aborted because an allocation failed"
+            advice = "a smaller size, fewer frames, or quant_linear"
+            aborted = JobError(got=ending.allocation, code="oom", what=what, try_instead=advice)
+            return _after_error(job, aborted, ending.others_grew_bytes)
         case "died" if ending.exit_status in (-signal.SIGKILL, -signal.SIGTERM) or not ending.begun:
             what = "the worker was ended from outside, again and again"
             return _again(job, "killed", "failed", JobError(got=error.got, code="worker_killed", what=what))
@@ -114,6 +121,8 @@ def _after_error(job: QueuedJob, error: JobError, others_grew_bytes: int) -> Dec
     if error.code == "oom":
         lower: JobColumns = {"cap_bytes": next_cap(job.plan, job.cap_bytes), "plan": None}
         return _again(job, "oom", "parked", error, lower, "one rung lower", end_worker=True)
+    if error.code == "host_ram":  # planned anew for the RAM that there is then
+        return _again(job, "host_ram", "parked", error, {"plan": None}, "planned anew", end_worker=True)
     if error.exit_code == 5:
         return Decision("parked", _describe(error), {"error": error})
     if error.code == "nan_latents":  # with INT8 attention: LightX2V 211, ComfyUI 7020

@@ -11,13 +11,14 @@ from typing import Literal, NamedTuple
 
 from turbodiff.plan import explain
 from turbodiff.plan.calibration import History, kind_of
-from turbodiff.plan.candidates import SIZE_PINS, Candidate, candidates
+from turbodiff.plan.candidates import SIZE_PINS, Candidate, as_wished, candidates
 from turbodiff.plan.hardware import Machine
 from turbodiff.plan.offload_search import FITS_SHARE, CandidateCost, PlanContext, attention_for, evaluate, plan_context
+from turbodiff.plan.phase_costs import PhaseCost
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.models import Inventory
 from turbodiff.spec.numbers import gib
-from turbodiff.spec.plan import Band, Calibration, Phase, PhaseName, Plan
+from turbodiff.spec.plan import Band, Calibration, Levers, Phase, PhaseName, Plan
 from turbodiff.spec.request import Request
 
 Policy = Literal["auto", "ask", "never", "anyway"]
@@ -151,6 +152,17 @@ def replan(
     return told_as(plan, smaller).model_copy(update={"band": band_of(need_bytes, budget_bytes)})
 
 
+def with_levers(plan: Plan, levers: Levers, machine: Machine, inventory: Inventory) -> Plan:
+    """The same clip, with the phases that it has left, with other levers; told as before."""
+    context = plan_context(machine, inventory, text_cached=levers.text == "cached")
+    costs = evaluate(plan.request, as_wished(plan.request, False), context, like=levers).phases
+    names = {phase.name for phase in plan.phases}
+    phases = tuple([_rounded(cost) for cost in costs if cost.name in names])
+    peak_bytes = max([phase.peak_bytes for phase in phases])
+    band = plan.band if plan.band == "no" else band_of(peak_bytes, plan.budget_bytes)
+    return plan.model_copy(update={"levers": levers, "phases": phases, "peak_bytes": peak_bytes, "band": band})
+
+
 def from_phase(plan: Plan, name: PhaseName) -> tuple[Phase, ...]:
     """The phases from one on; all of them where the plan does not have it."""
     names = [phase.name for phase in plan.phases]
@@ -243,7 +255,7 @@ def _plan(request: Request, decision: Decision) -> Plan:
         device="cpu" if context.gpu is None else f"cuda:{context.gpu.index}",
         device_name="CPU" if context.gpu is None else context.gpu.name,
         levers=cost.levers,
-        phases=tuple([Phase(**{**phase._asdict(), "seconds": round(phase.seconds, 3)}) for phase in cost.phases]),
+        phases=tuple([_rounded(phase) for phase in cost.phases]),
         peak_bytes=cost.peak_bytes,
         budget_bytes=context.limits.device,
         band=_band(decision),
@@ -251,6 +263,11 @@ def _plan(request: Request, decision: Decision) -> Plan:
         alternatives=explain.alternatives(request, context, choice, pinned),
         reasons=explain.reasons(request, context, choice, cost, changes),
     )
+
+
+def _rounded(cost: PhaseCost) -> Phase:
+    """A phase as a plan says it, seconds to the millisecond."""
+    return Phase(**{**cost._asdict(), "seconds": round(cost.seconds, 3)})
 
 
 def _refusal(request: Request, decision: Decision) -> Refusal:

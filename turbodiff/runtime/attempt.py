@@ -1,29 +1,33 @@
 """One attempt at one clip: what its phases share."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol, cast
-
-import torch
+from typing import Protocol, TypeVar, cast
 
 from turbodiff.models.attention import ResolvedAttention, resolve_attention
 from turbodiff.plan.hardware import Machine
 from turbodiff.runtime.model_cache import ModelCache
-from turbodiff.runtime.replan import replan
+from turbodiff.runtime.replan import budget_now, replan, with_levers
 from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.clips import Measured
 from turbodiff.spec.errors import CancelledByUser, OutOfMemoryError
 from turbodiff.spec.events import Event, NoticeEvent, PhaseEvent, PlanEvent
 from turbodiff.spec.numbers import gib
+from turbodiff.spec.out_of_memory import MemoryFailure, memory_failure
 from turbodiff.spec.plan import Calibration, PhaseName, Plan
 from turbodiff.spec.request import Request
 
-# what torch, the driver and the libraries of NVIDIA say when they run out of device memory
-OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+Result = TypeVar("Result")
+# per phase the lever that makes it smaller, and what follows each of its values
+NEXT_LEVERS: Mapping[PhaseName, Mapping[str, Mapping[str, str]]] = {
+    "text_encode": {"text": {"resident": "streamed", "streamed": "cpu"}},
+    "image_encode": {"vae": {"whole": "tiled"}},
+    "vae_decode": {"vae": {"whole": "tiled"}},
+}
 
 
 class Commands(Protocol):
@@ -74,11 +78,11 @@ class Attempt:
 
     @contextmanager
     def phase(self, name: PhaseName) -> Iterator[None]:
-        """Check the plan, announce a phase, time it, record its peak, and turn torch's out-of-memory into ours.
+        """Check the plan, announce a phase, time it, record its peak, and turn every out-of-memory into ours.
 
         Raises:
             WaitForMemory: another program took what even the smallest way to go on needs.
-            OutOfMemoryError: the device ran out; OOM is what people grep for.
+            OutOfMemoryError: the device or the host ran out.
         """
         self.check_cancelled()
         if self.machine is not None:
@@ -87,23 +91,20 @@ class Attempt:
                 self.plan = plan
                 self.send(PlanEvent(plan=plan))
                 self.send(levers_notice(plan, phase=name))
+            left_bytes = self.models.make_room(self.plan, budget_now(self.machine, self.models.device))
+            if left_bytes:
+                self.send(left_notice(left_bytes, name))
         self.send(PhaseEvent(name=name, state="start"))
         self.models.reset_peak()
         start_s = time.monotonic()
         try:
             yield
-        except RuntimeError as error:
-            ours = isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
-            if not ours:
+        except Exception as error:
+            known = isinstance(error, (OutOfMemoryError, CancelledByUser))
+            failure = None if known else memory_failure(error)
+            if failure is None:
                 raise
-            raise OutOfMemoryError(
-                f"OOM: the device ran out of memory in {name}",
-                code="oom",
-                field=name,
-                got=(str(error).splitlines() or ["out of memory"])[0][:300],
-                expected=f"{gib(self.plan.peak_bytes)} planned of {gib(self.plan.budget_bytes)}",
-                try_instead="a smaller size, fewer frames, or quant_linear",
-            ) from None
+            raise out_of_memory(failure, name, self.plan) from None
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start_s
         self.peaks_bytes[name] = max(self.peaks_bytes.get(name, 0), self.models.device.peak_bytes())
         done = PhaseEvent(
@@ -115,6 +116,37 @@ class Attempt:
             reserved_bytes=self.models.device.reserved_bytes(),
         )
         self.send(done)
+
+    def run_phase(self, name: PhaseName, work: Callable[[], Result]) -> Result:
+        """What `work` returns, inside a phase; where memory runs out and the process is sound, with the phase's next
+        lever, as often as there is one.
+
+        Raises:
+            OutOfMemoryError: the process is not sound, or no lever is left.
+        """
+        while True:
+            try:
+                with self.phase(name):
+                    return work()
+            except OutOfMemoryError as error:
+                ran_out, more = error.got, error.goes_on and self._pull_next_lever(name)
+                if not more:
+                    raise
+            self.models.leave_device()  # only now: the traceback holds tensors
+            self.send(repeated_notice(self.plan, name, ran_out))
+
+    def _pull_next_lever(self, name: PhaseName) -> bool:
+        """Change the plan to the next smaller way through a phase that changes no pixel; False where there is none."""
+        levers = self.plan.levers
+        for lever, smaller in NEXT_LEVERS.get(name, {}).items():
+            following = smaller.get(getattr(levers, lever))
+            if following == "streamed" and levers.text_dtype != "bf16":
+                following = "cpu"
+            if following is not None:
+                self.plan = with_levers(self.plan, levers.model_copy(update={lever: following}), self.machine)
+                self.send(PlanEvent(plan=self.plan))
+                return True
+        return False
 
     def check_cancelled(self) -> None:
         """Stop here if a person said so.
@@ -135,6 +167,24 @@ class Attempt:
         )
 
 
+def out_of_memory(failure: MemoryFailure, where: str, plan: Plan | None = None) -> OutOfMemoryError:
+    """The error that says what ran out in a phase, or elsewhere in a job; OOM is what people grep for.
+
+    Where a job runs on a CPU the host's memory is the device's.
+    """
+    host = failure.where == "host" and (plan is None or plan.device != "cpu")
+    error = OutOfMemoryError(
+        f"OOM: the {'computer' if host else 'device'} ran out of {'RAM' if host else 'memory'} in {where}",
+        code="host_ram" if host else "oom",
+        field=where,
+        got=failure.line,
+        expected=f"{gib(plan.peak_bytes)} planned of {gib(plan.budget_bytes)}" if plan and not host else "",
+        try_instead="close other programs" if host else "a smaller size, fewer frames, or quant_linear",
+    )
+    error.goes_on = failure.goes_on
+    return error
+
+
 def levers_notice(plan: Plan, *, phase: PhaseName | None = None, cap_bytes: int | None = None) -> NoticeEvent:
     """The notice that memory changed levers and not one pixel: before a phase, or after an out-of-memory.
 
@@ -150,3 +200,21 @@ def levers_notice(plan: Plan, *, phase: PhaseName | None = None, cap_bytes: int 
     text = f"less memory is free before {phase} than at the start; the same clip goes on with {levers}"
     facts = {"phase": phase, "peak_bytes": plan.peak_bytes, "budget_bytes": plan.budget_bytes}
     return NoticeEvent(key="levers_pulled", text=text, numbers=facts)
+
+
+def repeated_notice(plan: Plan, phase: PhaseName, ran_out: str) -> NoticeEvent:
+    """The notice that a phase begins again in the same process, in smaller pieces."""
+    text = f"{phase} ran out of memory and begins again in smaller pieces: {ran_out}"
+    facts = {"phase": phase, "peak_bytes": peak_of(plan, phase), "budget_bytes": plan.budget_bytes}
+    return NoticeEvent(key="phase_repeated", text=text, numbers=facts)
+
+
+def left_notice(left_bytes: int, phase: PhaseName) -> NoticeEvent:
+    """The notice that networks which had stayed on the device left it because less is free."""
+    text = f"less memory is free before {phase}: {gib(left_bytes)} of weights that had stayed on the device leave it"
+    return NoticeEvent(key="weights_left", text=text, numbers={"phase": phase, "bytes": left_bytes})
+
+
+def peak_of(plan: Plan, name: str) -> int:
+    """Planned peak bytes of a phase, 0 where the plan does not have it."""
+    return next((phase.peak_bytes for phase in plan.phases if phase.name == name), 0)

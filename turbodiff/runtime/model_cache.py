@@ -53,6 +53,7 @@ class ModelCache:
         self.files: dict[str, FoundFile] = {}  # component -> its file, of the open model
         self._int8 = False
         self.weights_bytes = 0  # most that networks took on the device since `reset_peak`
+        self.budget_bytes: int | None = None  # of the device as of the last `make_room`; None: as planned
         self.spec: ModelSpec
 
     def open(self, request: Request) -> None:
@@ -79,10 +80,22 @@ class ModelCache:
         self._kept = {key: value for key, value in self._kept.items() if key in wanted}
         offload.free_cached(self.device.torch_device, page_locked=True)
 
-    def evict_for(self, plan: Plan) -> None:
-        """Take what an earlier job left on the device off it, unless the plan has room for everything."""
-        if self.device.is_cuda and not self._all_fit(plan):
+    def make_room(self, plan: Plan, budget_bytes: int | None = None) -> int:
+        """Take what stayed on the device off it, unless the plan has room for everything; returns the bytes that left.
+
+        `budget_bytes`: what a job may use now, where that is known; nothing stays beyond it from now on.
+        """
+        self.budget_bytes = budget_bytes
+        return 0 if self._all_fit(plan) else self.leave_device()
+
+    def leave_device(self) -> int:
+        """Take every network off the device; returns the bytes that left."""
+        if not self.device.is_cuda:
+            return 0
+        left_bytes = offload.bytes_on(self._networks(), self.device.torch_device)
+        if left_bytes:
             offload.to_host(self._networks(), self.device.torch_device)
+        return left_bytes
 
     def reset_peak(self) -> None:
         """Start measuring a new phase."""
@@ -156,7 +169,8 @@ class ModelCache:
         """Whether everything fits at once, so that nothing has to leave the device between phases."""
         weights_bytes = sum(phase.weights_bytes for phase in plan.phases)
         work_bytes = max(phase.peak_bytes - phase.weights_bytes for phase in plan.phases)
-        return plan.levers.experts == "resident" and weights_bytes + work_bytes <= plan.budget_bytes
+        room_bytes = plan.budget_bytes if self.budget_bytes is None else min(plan.budget_bytes, self.budget_bytes)
+        return plan.levers.experts == "resident" and weights_bytes + work_bytes <= room_bytes
 
     def get_or_load(self, component: NetworkComponent) -> nn.Module:
         """A network of the open model in host memory; its file is read the first time only.

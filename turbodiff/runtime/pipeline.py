@@ -45,7 +45,7 @@ def generate(attempt: Attempt) -> ClipResult:
     """
     attempt.send(PlanEvent(plan=attempt.plan))
     attempt.models.open(attempt.request)
-    attempt.models.evict_for(attempt.plan)
+    attempt.models.make_room(attempt.plan)
     saved = LatentsCache(attempt.state, attempt.id)
     latents = saved.load(attempt.request)
     if latents is None:
@@ -61,12 +61,10 @@ def generate(attempt: Attempt) -> ClipResult:
 
 def make_latents(attempt: Attempt) -> Tensor:
     """Words, and a picture where there is one, to latents [1, 16, T, H, W]."""
-    with attempt.phase("text_encode"):
-        text, negative = encode_text(attempt)
+    text, negative = attempt.run_phase("text_encode", lambda: encode_text(attempt))
     condition = None
     if attempt.request.kind == "i2v":
-        with attempt.phase("image_encode"):
-            condition = encode_image(attempt)
+        condition = attempt.run_phase("image_encode", lambda: encode_image(attempt))
     return denoise(attempt, text, condition, negative)
 
 
@@ -121,28 +119,35 @@ def tile_side(levers: Levers) -> int | None:
     return VAE_TILE if levers.vae == "tiled" else None
 
 
+def decode_to(partial: Path, attempt: Attempt, latents: Tensor) -> Written:
+    """Latents to the frames of a file, from its first frame on; where that fails nothing of it is left."""
+    request = attempt.request
+    recipe = {"request": request.model_dump(mode="json"), "plan": attempt.plan.model_dump(mode="json")}
+    tags = {"turbodiff": installed("turbodiff"), "job": attempt.id, **recipe}
+    writer = ClipWriter(partial, request.width, request.height, request.fps, tags, num_frames=request.num_frames)
+    with writer:
+        for frames in decode(attempt, latents):
+            attempt.check_cancelled()
+            writer.write(frames)
+    assert writer.written is not None
+    return writer.written
+
+
 def write_clip(attempt: Attempt, latents: Tensor) -> tuple[Path, Sidecar]:
     """Latents to a clip in the library; it gets its name only after every frame of the file was checked."""
     request, outputs, output = attempt.request, attempt.outputs, attempt.output
     partial = clips.partial_path(outputs, attempt.id, attempt.number, output)
     final = output or clips.clip_path(outputs, request.kind, request.seed or 0, request.model, attempt.created)
-    recipe = {"request": request.model_dump(mode="json"), "plan": attempt.plan.model_dump(mode="json")}
-    tags = {"turbodiff": installed("turbodiff"), "job": attempt.id, **recipe}
-    writer = ClipWriter(partial, request.width, request.height, request.fps, tags, num_frames=request.num_frames)
-    with writer, attempt.phase("vae_decode"):
-        for frames in decode(attempt, latents):
-            attempt.check_cancelled()
-            writer.write(frames)
-    assert writer.written is not None
+    written = attempt.run_phase("vae_decode", lambda: decode_to(partial, attempt, latents))
     try:
         with attempt.phase("write"):
             start = None  # the picture that the first frame should look like
             if request.kind == "i2v":
                 with contextlib.suppress(FileError):  # it may be gone by now
                     start = fit_picture(Path(request.image), request.width, request.height, request.fit).pixels
-            warnings = verify_clip(writer.written, start, request.prompt)
-            sidecar = sidecar_of(attempt, writer.written, warnings)
-            poster = b"" if output else writer.written.poster
+            warnings = verify_clip(written, start, request.prompt)
+            sidecar = sidecar_of(attempt, written, warnings)
+            poster = b"" if output else written.poster
             path = clips.publish(partial, final, sidecar, poster, replace=output is not None)
     finally:
         partial.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from turbodiff.runtime import offload
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.latents_cache import LatentsCache
 from turbodiff.spec.events import RunCommand
-from turbodiff.spec.plan import Calibration, PhaseName, Plan
+from turbodiff.spec.plan import Calibration, Levers, PhaseName, Plan
 from turbodiff.weights.locate import inventory
 
 
@@ -91,20 +91,41 @@ def replan(
         DoesNotFitError: at launch, host memory is short.
     """
     if at != "launch":
-        free_bytes = device.available_bytes()
-        if free_bytes is None or not machine.gpus or plan.band == "no":
+        now = machine_at(machine, device)
+        if now is None or plan.band == "no":
             return plan
-        (gpu,) = machine.gpus
-        ours = free_bytes + gpu.cuda_context_bytes
-        free = ours if gpu.total_bytes is None else min(gpu.total_bytes, ours)
-        used = None if gpu.total_bytes is None else gpu.total_bytes - free
-        gpu = gpu.model_copy(update={"free_bytes": free, "used_bytes": used, "reclaimable_bytes": 0})
-        machine = machine.model_copy(update={"gpus": (gpu,)})
+        machine = now
     fresh = planner.replan(plan, machine, inventory, at=at, calibration=calibration)
     if isinstance(fresh, Shortage):
         raise WaitForMemory(fresh)
     _cap_allocator(fresh, machine, device)
     return fresh
+
+
+def machine_at(machine: Machine, device: Device) -> Machine | None:
+    """The machine of an attempt with what its device has for us at this moment; None where it cannot be asked."""
+    free_bytes = device.available_bytes()
+    if free_bytes is None or not machine.gpus:
+        return None
+    (gpu,) = machine.gpus
+    ours = free_bytes + gpu.cuda_context_bytes
+    free = ours if gpu.total_bytes is None else min(gpu.total_bytes, ours)
+    used = None if gpu.total_bytes is None else gpu.total_bytes - free
+    gpu = gpu.model_copy(update={"free_bytes": free, "used_bytes": used, "reclaimable_bytes": 0})
+    return machine.model_copy(update={"gpus": (gpu,)})
+
+
+def budget_now(machine: Machine, device: Device) -> int | None:
+    """Bytes that a job may use on the device at this moment, its context included; None where nobody can say."""
+    now = machine_at(machine, device)
+    return None if now is None else now.largest_budget_bytes
+
+
+def with_levers(plan: Plan, levers: Levers, machine: Machine | None) -> Plan:
+    """The same clip with other levers; its figures stay as they were where the machine is not known."""
+    if machine is None:
+        return plan.model_copy(update={"levers": levers})
+    return planner.with_levers(plan, levers, machine, inventory())
 
 
 def _cap_allocator(plan: Plan, machine: Machine, device: Device) -> None:

@@ -26,6 +26,7 @@ import psutil
 from turbodiff.gpu.processes import start_ticks
 from turbodiff.spec.errors import OutOfMemoryError, TurbodiffError
 from turbodiff.spec.events import BeatEvent, ErrorEvent, Event, HelloEvent, ResultEvent, RunCommand, WaitEvent
+from turbodiff.spec.out_of_memory import memory_failure
 
 if TYPE_CHECKING:
     from turbodiff.runtime.model_cache import ModelCache
@@ -128,7 +129,7 @@ def run(fields: dict[str, object], models: "ModelCache", events: EventWriter, co
     Raises:
         OutOfMemoryError: reported already.
     """
-    from turbodiff.runtime.attempt import Attempt, levers_notice
+    from turbodiff.runtime.attempt import Attempt, levers_notice, out_of_memory
     from turbodiff.runtime.pipeline import generate
     from turbodiff.runtime.replan import WaitForMemory, first_plan, machine_for
 
@@ -160,6 +161,10 @@ def run(fields: dict[str, object], models: "ModelCache", events: EventWriter, co
             raise
     except Exception as error:  # the outermost frame: whatever it was, the parent must hear of it
         log.exception("job %d failed", events.job)
+        if (ran_out := memory_failure(error)) is not None:
+            oom = out_of_memory(ran_out, "the job")
+            events.send(ErrorEvent(**oom.fields(), exit_code=oom.exit_code))
+            raise oom from None
         what = f"{type(error).__name__}: {error}"[:2000]
         failure = TurbodiffError(what, code="unexpected", try_instead="see the log")
         events.send(ErrorEvent(**failure.fields(), exit_code=failure.exit_code))

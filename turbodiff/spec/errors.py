@@ -7,7 +7,7 @@
     ├── StateInUseError       exit 3   another turbodiff holds the state folder
     ├── PortInUseError        exit 4   another program holds the port
     ├── DoesNotFitError       exit 5   no allowed setting fits this machine
-    ├── OutOfMemoryError      exit 1   the device ran out in spite of the plan; the worker must end
+    ├── OutOfMemoryError      exit 1   the device ran out in spite of the plan; the worker ends
     ├── VerifyError           exit 1   the written clip is not what was sent to the encoder
     └── CancelledByUser       exit 130 stopped by a person
 
@@ -85,7 +85,12 @@ class DoesNotFitError(TurbodiffError):
 
 
 class OutOfMemoryError(TurbodiffError):
-    """The device ran out of memory in spite of the plan. The process must end: the traceback pins tensors."""
+    """Memory ran out in spite of the plan: the device's (code oom) or the host's (host_ram).
+
+    `goes_on`: the process is sound, so that what is smaller may be tried in it; else it must end.
+    """
+
+    goes_on = False
 
 
 class VerifyError(TurbodiffError):
@@ -100,7 +105,12 @@ class CancelledByUser(TurbodiffError):
 
 def error_from(fields: Mapping[str, Any]) -> TurbodiffError:
     """The error that the fields of an `error` event tell of, with the exit code that its worker gave it."""
-    by_code = {"oom": OutOfMemoryError, "cancelled": CancelledByUser, "does_not_fit": DoesNotFitError}
+    by_code = {
+        "oom": OutOfMemoryError,
+        "host_ram": OutOfMemoryError,
+        "cancelled": CancelledByUser,
+        "does_not_fit": DoesNotFitError,
+    }
     by_exit: dict[int, type[TurbodiffError]] = {2: RequestError, 5: DoesNotFitError, 130: CancelledByUser}
     kind = by_code.get(str(fields.get("code"))) or by_exit.get(int(fields.get("exit_code", 1)), TurbodiffError)
     names = ("code", "field", "got", "expected", "try_instead")

@@ -3,6 +3,7 @@
 The worker itself is the slot's (slots.py); this room only asks for its end.
 """
 
+from collections import deque
 from collections.abc import Callable
 
 import psutil
@@ -18,12 +19,14 @@ from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.errors import FileError, VerifyError
 from turbodiff.spec.events import Event, JobCommand, JobError, Notice, NoticeEvent, RunCommand
 from turbodiff.spec.jobs import Progress, QueuedJob
+from turbodiff.spec.out_of_memory import aborted_in_an_allocation
 from turbodiff.supervisor.context import SupervisorContext
 from turbodiff.supervisor.watchdog import Evidence, RunMonitor, Watchdog, expected_steps_s
 from turbodiff.supervisor.worker_process import Worker, describe_exit
 
 CANCEL_GRACE_S = 30.0  # a step of a large clip may take this long before the worker sees the cancel
 CHECK_EVERY_S = 1.0
+LAST_LINES = 64  # a C++ exception is followed by a stack of about 30
 
 
 class AttemptMonitor:
@@ -51,6 +54,7 @@ class AttemptMonitor:
         self._cancel_sent_s: float | None = None
         self._stop_sent = self._begun = False
         self._checked_s = 0.0
+        self.last_lines: deque[str] = deque(maxlen=LAST_LINES)  # of the worker's log
 
     def start(self) -> bool:
         """Give the job to the worker; False where its clip would have no place, which ends the attempt."""
@@ -198,8 +202,17 @@ class AttemptMonitor:
             self._finish(clip)
             return
         host_oom = self.context.memory.host_ooms() > self._host_ooms
-        error = JobError(got=describe_exit(status))
-        self.end(Ending("died", error, exit_status=status, host_oom=host_oom, begun=self._begun))
+        self.end(
+            Ending(
+                "died",
+                JobError(got=describe_exit(status)),
+                exit_status=status,
+                host_oom=host_oom,
+                others_grew_bytes=self._others_grew_bytes(),
+                begun=self._begun,
+                allocation=aborted_in_an_allocation(self.last_lines),
+            )
+        )
 
     def _others_grew_bytes(self) -> int:
         now = self.context.memory.others_bytes(self.slot)

@@ -155,6 +155,8 @@ class GpuSlot:
         for line in self.worker.output():
             self.output_lines += 1
             self.log(line)
+            if self.monitor is not None:
+                self.monitor.last_lines.append(line)
         self.inbox.extend(self.worker.events())
         while self.inbox:
             event = self.inbox[0]  # stays in the box if the store cannot be written: the next turn repeats it

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.media.clips import shapes, write
 from turbodiff.archive.clips import (
     clip_path,
     clips,
@@ -202,6 +203,35 @@ def test_fault_41_outputs_are_checked_before_the_work(tmp_path: Path) -> None:
     assert caught.value.field == "output"
     with pytest.raises(OutputError):
         check_output(Path("/proc/out.mp4"), 16, 16, 1)
+
+
+@pytest.mark.parametrize("letter", ["a", "ä", "猫"])
+def test_an_output_of_any_length_works_or_is_refused_before_the_work(tmp_path: Path, letter: str) -> None:
+    """224 to 255 bytes were refused only after denoising: the temporary file and the sidecar have longer names."""
+    made = 0
+    for nbytes in (*range(200, 262), 5000):
+        output = tmp_path / (letter * ((nbytes - 4) // len(letter.encode())) + ".mp4")
+        try:
+            check_output(output, 16, 16, 1)
+        except OutputError as error:
+            assert len(output.name.encode()) > 250 and error.field == "output" and error.try_instead
+            continue
+        partial = partial_path(tmp_path, 2**31, 9, output)
+        partial.write_bytes(CLIP)
+        publish(partial, output, sidecar(), b"poster", replace=True)
+        made += 1
+    assert made >= 48
+
+
+@pytest.mark.parametrize("name", ["\udcff.mp4", "new\nline.mp4", "-o.mp4", "a%03d.mp4", "a:b?c*.mp4", ".mp4.mp4"])
+def test_odd_names_work_or_are_refused_before_the_work(tmp_path: Path, name: str) -> None:
+    output = tmp_path / name
+    if name.startswith("\udcff"):
+        with pytest.raises(OutputError, match="UTF-8"):
+            check_output(output, 16, 16, 1)
+    else:
+        check_output(output, 16, 16, 1)
+        write(partial_path(tmp_path, 2**31, 9, output), shapes(1))
 
 
 def test_a_failed_publish_keeps_the_clip_and_leaves_nothing_else(tmp_path: Path) -> None:

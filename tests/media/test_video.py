@@ -5,13 +5,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.media.clips import SETTINGS, grain, shapes, write
 from turbodiff.archive.clips import clips, read_sidecar
-from turbodiff.archive.disk import check_place
+from turbodiff.archive.disk import check_output, check_place
 from turbodiff.media import ffmpeg
 from turbodiff.media.tags import read_settings_tag, read_tags
 from turbodiff.media.verify import verify_clip
@@ -119,9 +120,9 @@ def another_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """A program that stands where ffmpeg should."""
     program = tmp_path / "ffmpeg"
     monkeypatch.setattr(ffmpeg, "ffmpeg_path", lambda: str(program))
-    ffmpeg.check_encoder.cache_clear()
+    ffmpeg.h264_encoder.cache_clear()
     yield program
-    ffmpeg.check_encoder.cache_clear()
+    ffmpeg.h264_encoder.cache_clear()
 
 
 def test_fault_78_a_missing_ffmpeg_is_known_before_the_work(another_ffmpeg: Path, tmp_path: Path) -> None:
@@ -130,13 +131,35 @@ def test_fault_78_a_missing_ffmpeg_is_known_before_the_work(another_ffmpeg: Path
     assert caught.value.code == "ffmpeg_missing" and caught.value.try_instead
 
 
-def test_fault_79_an_ffmpeg_without_x264_is_known_before_the_work(another_ffmpeg: Path, tmp_path: Path) -> None:
-    another_ffmpeg.write_text("#!/bin/sh\necho \"Codec 'libx264' is not recognized by FFmpeg.\"\n")
-    another_ffmpeg.chmod(0o755)
-    with pytest.raises(FileError, match="libx264"):
-        check_place(tmp_path, tmp_path, 128, 128, 17)
-    another_ffmpeg.write_text("#!/bin/sh\necho 'Encoder libx264 [libx264 H.264]:'\n")
+def without(program: Path, *encoders: str) -> None:
+    """An ffmpeg that was built without some encoders: the real one, but for these."""
+    real = imageio_ffmpeg.get_ffmpeg_exe()
+    lacks = "".join(f" *{name}*) echo \"Unknown encoder '{name}'\" >&2; exit 1;;" for name in encoders)
+    program.write_text(f'#!/bin/sh\ncase "$*" in{lacks} esac\nexec {real} "$@"\n')
+    program.chmod(0o755)
+
+
+def test_fault_79_an_ffmpeg_that_encodes_no_h264_is_known_before_the_work(another_ffmpeg: Path, tmp_path: Path) -> None:
+    without(another_ffmpeg, *ffmpeg.ENCODERS)
+    for check in (
+        lambda: check_place(tmp_path, tmp_path, 128, 128, 17),
+        lambda: check_output(tmp_path / "a.mp4", 1, 1, 1),
+    ):
+        with pytest.raises(FileError, match="Unknown encoder 'libx264'; expected an ffmpeg with libx264, libopenh264"):
+            check()
+    without(another_ffmpeg)
     check_place(tmp_path, tmp_path, 128, 128, 17)
+
+
+@pytest.mark.parametrize("kind", ["shapes", "grain", "noise"])
+def test_fault_79_without_x264_another_encoder_makes_a_clip_that_verifies(
+    another_ffmpeg: Path, tmp_path: Path, kind: str
+) -> None:
+    without(another_ffmpeg, "libx264")
+    noise = np.random.default_rng(0).integers(0, 256, (9, 256, 256, 3), dtype=np.uint8)
+    frames = {"shapes": shapes(9), "grain": grain(9, 416, 240), "noise": noise}[kind]
+    written = verified(write(tmp_path / "a.mp4", frames))
+    assert written.encoder == "libopenh264"
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_fault_78_a_job_that_nothing_can_encode_is_parked_before_the_work(
 ) -> None:
     bench.turn_until(lambda: bench.slot.free)
     monkeypatch.setattr(ffmpeg, "ffmpeg_path", lambda: str(tmp_path / "no such program"))
-    ffmpeg.check_encoder.cache_clear()
+    ffmpeg.h264_encoder.cache_clear()
     job = bench.run(request())
     assert job.state == "parked" and job.error is not None and job.error.code == "ffmpeg_missing"
     monkeypatch.undo()

@@ -1,14 +1,17 @@
 """Is there a place for a clip, and a program that can write it? Asked before minutes of work, not after them."""
 
+import contextlib
+import errno
 import os
 from pathlib import Path
 
-from turbodiff.archive.clips import PARTIAL
-from turbodiff.media.ffmpeg import check_encoder
+from turbodiff.archive.clips import PARTIAL, partial_path, sidecar_path
+from turbodiff.media.ffmpeg import h264_encoder
 from turbodiff.spec.errors import OutputError
 from turbodiff.spec.files import output_error, write_synced
 from turbodiff.spec.numbers import gib
 
+FOLDER_ERRORS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EACCES)  # not the name's fault
 RESERVE_BYTES = 1 << 30  # for everybody else on that disk
 BYTES_PER_PIXEL = 1.5  # of every frame: three times what x264 makes of grain at CRF 16; latents take a quarter byte
 
@@ -20,7 +23,7 @@ def check_place(outputs: Path, state: Path, width: int, height: int, num_frames:
         OutputError: the folder takes no file, or one of the two disks has too little room; field `output` or `state`.
         FileError: ffmpeg cannot encode.
     """
-    check_encoder()
+    h264_encoder()
     _check_room(outputs, width * height * num_frames, "output")
     _check_takes_a_file(outputs, outputs / PARTIAL)
     _check_room(state, width * height * num_frames, "state")
@@ -30,10 +33,15 @@ def check_output(output: Path, width: int, height: int, num_frames: int) -> None
     """Fail now where a clip could not be written under a name that a person typed. An existing file will be replaced.
 
     Raises:
-        OutputError: field `output`: a folder, not an .mp4, no such folder, not writable, or too little room.
+        OutputError: field `output`: a folder, not an .mp4, no such folder, a name that this file system or the event
+            protocol cannot hold, not writable, or too little room.
+        FileError: ffmpeg cannot encode.
     """
+    h264_encoder()
     what = expected = try_instead = ""
-    if output.is_dir():
+    if why := _unusable_name(output):
+        what, expected, try_instead = f"the name cannot be used: {why}", "a short name in UTF-8", "-o out.mp4"
+    elif output.is_dir():
         what, expected, try_instead = "the output is a folder", "a file name", f"-o {output / 'out.mp4'}"
     elif output.suffix.lower() != ".mp4":
         what, expected, try_instead = "clips are mp4 files", "a name ending in .mp4", f"-o {output.stem or 'out'}.mp4"
@@ -56,6 +64,23 @@ def free_bytes(folder: Path) -> int | None:
     except OSError:
         return None
     return found.f_bavail * found.f_frsize if found.f_blocks else None
+
+
+def _unusable_name(output: Path) -> str:
+    """Why a clip, its sidecar or its temporary file cannot have this name here; "" when they can."""
+    try:
+        str(output).encode()  # it travels to the worker as JSON
+        with contextlib.suppress(FileNotFoundError):
+            sidecar_path(output).lstat()
+        if output.parent.is_dir() and output.suffix:
+            probe = partial_path(output.parent, 0, 0, output)
+            probe.touch()
+            probe.unlink()
+    except UnicodeEncodeError:
+        return "it is not UTF-8"
+    except OSError as error:
+        return "" if error.errno in FOLDER_ERRORS else error.strerror or str(error)
+    return ""
 
 
 def _check_room(folder: Path, pixels: int, field: str) -> None:

@@ -13,16 +13,13 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
-from turbodiff.media.ffmpeg import Ffmpeg
+from turbodiff.media.ffmpeg import ENCODERS, Ffmpeg, h264_encoder
 from turbodiff.media.fingerprints import Bytes, Fingerprint, fingerprint_rgb
 from turbodiff.media.tags import TAG
 from turbodiff.spec.errors import OutputError
 from turbodiff.spec.files import output_error, sha256_of, sync
 from turbodiff.spec.shapes import check_size
 
-# CRF 16 is visually lossless for x264. The cap on the quantiser holds even pure noise above 41 dB of luma PSNR
-# (measured on white noise and on grain, 2026-11), so that "below 40 dB" always means damage (media/verify.py).
-X264 = ("-c:v", "libx264", "-preset", "veryfast", "-crf", "16", "-qmax", "17", "-pix_fmt", "yuv420p")
 TO_BT709 = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int+area"
 BT709 = ("-color_primaries", "bt709", "-color_trc", "bt709", "-colorspace", "bt709", "-color_range", "tv")
 POSTER_SIDE = 480  # pixels of the longer side
@@ -38,6 +35,7 @@ class Written:
     height: int
     fps: int
     settings: str
+    encoder: str
     sha256: str
     fingerprints: tuple[Fingerprint, ...]
     poster: bytes
@@ -61,6 +59,7 @@ class ClipWriter:
         num_frames: frames to come; the poster is the middle one (the first where unknown).
 
     Raises:
+        FileError: from the constructor: no ffmpeg that encodes H.264.
         OutputError: from any method, field `output`: folder not writable, disk full, encoder failed. Nothing is left.
     """
 
@@ -68,6 +67,7 @@ class ClipWriter:
         self, path: Path, width: int, height: int, fps: int, settings: Mapping[str, object], num_frames: int = 1
     ) -> None:
         check_size(width, height)
+        self.encoder = h264_encoder()
         self.path, self.width, self.height, self.fps = path, width, height, fps
         self.written: Written | None = None
         self._settings = json.dumps(settings, ensure_ascii=False, separators=(",", ":"))
@@ -79,8 +79,8 @@ class ClipWriter:
         frames = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps))
         arguments = (
             "-y", *frames, "-i", "pipe:0", "-f", "ffmetadata", "-i", f"/dev/fd/{tags}", "-map", "0:v",
-            "-map_metadata", "1", "-vf", TO_BT709, *X264, *BT709, "-movflags", "+faststart+use_metadata_tags",
-            "-f", "mp4", str(path.absolute()),
+            "-map_metadata", "1", "-vf", TO_BT709, *ENCODERS[self.encoder], *BT709,
+            "-movflags", "+faststart+use_metadata_tags", "-f", "mp4", str(path.absolute()),
         )  # fmt: skip
         try:
             os.write(tags, f";FFMETADATA1\ncomment={text}\n{TAG}={text}\n".encode())
@@ -134,8 +134,8 @@ class ClipWriter:
         except OSError as error:
             raise self._failed(str(error)) from None
         self.written = Written(
-            self.path, self.width, self.height, self.fps, self._settings, sha256, tuple(self._fingerprints),
-            self._poster,
+            self.path, self.width, self.height, self.fps, self._settings, self.encoder, sha256,
+            tuple(self._fingerprints), self._poster,
         )  # fmt: skip
         return self.written
 

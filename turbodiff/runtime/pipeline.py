@@ -168,7 +168,7 @@ def sidecar_of(attempt: Attempt, written: Written, warnings: tuple[QualityWarnin
         attempt=attempt.number,
         request=request,
         plan=plan,
-        ran=Ran.model_validate({**how, **models.device.facts(), "weights": weights}),
+        ran=Ran.model_validate({**how, **models.device.facts(), "encoder": written.encoder, "weights": weights}),
         versions={name: installed(name) for name in LIBRARIES},
         sha256=written.sha256,
         frames=written.frames,

@@ -58,6 +58,7 @@ class Ran(Record):
     torch: str = ""
     cuda: str = ""
     cudnn: int = 0
+    encoder: str = ""  # of the mp4: ffmpeg's name of it
     weights: dict[str, str] = {}  # component -> file name
 
 

@@ -4,7 +4,6 @@ NVML is called by turbodiff/gpu/sample.py in a process of its own. `machine_now`
 sampler running and hands out the newest sample with its age. Nothing in here raises: what cannot be known is None.
 """
 
-import contextlib
 import os
 import platform
 import select
@@ -14,16 +13,15 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from turbodiff.gpu.host_memory import host_memory
 from turbodiff.plan.hardware import GpuFacts, GpuState, Machine, pretend
 
 DEADLINE_S = 2.0
 REAP_S = 0.2  # of it, for the end of a sampler that is stuck
 SAMPLER = Path(__file__).with_name("sample.py")
 PRETEND_VARIABLE = "TURBODIFF_PRETEND_VRAM"  # GiB
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class GpuProcess(BaseModel):
@@ -99,8 +97,7 @@ def _failed(state: GpuState, error: str, age_s: float = 0.0) -> Sample:
 def machine_from(sample: Sample, own_pids: frozenset[int] = frozenset()) -> Machine:
     """The machine behind a sample, with RAM, CPUs and versions; applies CUDA_VISIBLE_DEVICES and the pretended card.
 
-    RAM is what the kernel will grant: a container's cgroup limit is what the OOM killer counts. Of our own processes,
-    pages of mapped files count as available already.
+    RAM is what the kernel will grant (gpu/host_memory.py).
     """
     cards = visible([card for card in sample.cards if card.state == "ok"], os.environ.get("CUDA_VISIBLE_DEVICES"))
     shared = set(GpuFacts.model_fields) - {"index", "reclaimable_bytes"}
@@ -108,25 +105,14 @@ def machine_from(sample: Sample, own_pids: frozenset[int] = frozenset()) -> Mach
     for index, card in enumerate(cards):
         held_bytes = sum(process.bytes or 0 for process in card.processes or () if process.pid in own_pids)
         gpus.append(GpuFacts(**card.model_dump(include=shared), index=index, reclaimable_bytes=held_bytes))
-    memory = psutil.virtual_memory()
-    limit_bytes = memory.total
-    for file in map(Path, CGROUP_LIMITS):
-        with contextlib.suppress(OSError):
-            if (text := file.read_text("ascii").strip()).isdecimal():
-                limit_bytes = min(limit_bytes, int(text))
-                break
-    private_bytes = 0
-    for pid in own_pids:
-        with contextlib.suppress(psutil.Error):
-            info = psutil.Process(pid).memory_info()
-            private_bytes += max(0, info.rss - info.shared)
+    memory = host_memory(own_pids)
     machine = Machine(
         gpus=tuple(gpus),
         gpu_state=sample.state if cards or sample.state != "ok" else "none",
         gpu_error=sample.error,
-        ram_total_bytes=limit_bytes,
-        ram_available_bytes=min(memory.available, limit_bytes),
-        ram_reclaimable_bytes=private_bytes,
+        ram_total_bytes=memory.total_bytes,
+        ram_available_bytes=memory.available_bytes,
+        ram_reclaimable_bytes=memory.reclaimable_bytes,
         cpu_count=len(os.sched_getaffinity(0)),
         driver=sample.driver,
         torch=_version("torch"),

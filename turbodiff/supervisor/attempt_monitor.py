@@ -6,12 +6,11 @@ The worker itself is the slot's (slots.py); this room only asks for its end.
 from collections import deque
 from collections.abc import Callable
 
-import psutil
-
 from turbodiff.archive.clips import check_clip, find_clip
 from turbodiff.archive.disk import check_place
 from turbodiff.archive.seeds import archive_clip
 from turbodiff.diagnostics.run_log import request_line, run_lines
+from turbodiff.gpu.host_memory import host_memory
 from turbodiff.jobs import measurements
 from turbodiff.jobs.attempts import finish_job, move_job, record_event
 from turbodiff.jobs.retry_policy import NEIGHBOUR_BYTES, Decision, Ending, decide
@@ -140,7 +139,7 @@ class AttemptMonitor:
             bytes_read=bytes_read,
             cpu_s=cpu_s,
             state=state,
-            ram_available_bytes=int(psutil.virtual_memory().available),
+            ram_available_bytes=host_memory().available_bytes,
             vram_free_bytes=gpu.free_bytes,
             own_bytes=gpu.reclaimable_bytes or None,
             others_bytes=self.context.memory.others_bytes(self.slot),

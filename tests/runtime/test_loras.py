@@ -144,7 +144,7 @@ def test_int8_takes_differences_of_biases_and_names_those_of_its_weights(attempt
     int8 = models.get_or_load("dit")
     changed = apply_loras(int8, [Lora(path=path)], Expert.SINGLE)
     (note,) = changed.notes
-    assert "1 names not used: diffusion_model.blocks.0.ffn.0.diff" in note
+    assert "1 names not used: diffusion_model.blocks.0.ffn.0.diff" in note.text
     branch = changed.network.blocks[0].self_attn.q
     assert branch.down is not None
     assert torch.equal(branch.bias, int8.blocks[0].self_attn.q.bias + 1)

@@ -11,7 +11,6 @@ from turbodiff.plan.planner import plan_request
 from turbodiff.runtime.attempt import levers_notice
 from turbodiff.spec.events import Notice, PhaseEvent, StepEvent
 from turbodiff.supervisor.watchdog import AGAIN_S, Evidence, RunMonitor, expected_steps_s
-from webui.panels.jobs import notice
 from webui.wording import Words
 
 CALM = Evidence(others_bytes=GIB, own_bytes=8 * GIB, vram_free_bytes=10 * GIB, ram_available_bytes=20 * GIB)
@@ -103,7 +102,7 @@ def test_every_notice_is_worded_with_its_own_numbers(lang: str) -> None:
     plan = plan_request(ask("wan2.1-1.3b"), card(12), disk())
     every += [levers_notice(plan, phase="vae_decode"), levers_notice(plan, cap_bytes=8 * GIB)]
     for told in every:
-        said = notice(told, Words(lang))
+        said = Words(lang).notice(told)
         assert said != told.text  # no fall-back to the log's own words
         assert "{" not in said and "_" not in said
 

@@ -13,7 +13,6 @@ from tests.sources import syntax_tree
 from turbodiff.media.pictures import AdviceKey
 from turbodiff.plan.explain import REASON_KEYS
 from turbodiff.spec.events import Notice
-from webui.panels.jobs import notice
 from webui.wording import Words, catalogue, language_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,9 +85,9 @@ def test_every_proposal_of_the_advisor_has_a_sentence_with_its_own_numbers():
 
 def test_what_the_worker_says_is_shown_in_english_only_to_those_who_read_it():
     said = Notice(key="from_the_future", text="it rained")
-    assert notice(said, Words("en")) == "it rained"
-    assert not re.search("[A-Za-z]", notice(said, Words("zh")))
-    assert "LoRA" in notice(Notice(key="lora_names_unused", text="it rained"), Words("zh"))
+    assert Words("en").notice(said) == "it rained"
+    assert not re.search("[A-Za-z]", Words("zh").notice(said))
+    assert "LoRA" in Words("zh").notice(Notice(key="lora_names_unused", numbers={"file": "a", "n": 1, "names": "b"}))
 
 
 def test_every_reason_for_a_kernel_has_a_sentence_with_its_own_words():

@@ -1,6 +1,5 @@
 """`turbodiff generate` and `turbodiff plan`: one clip from the shell, and whether it fits."""
 
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -36,10 +35,11 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Turn a sentence (and a picture) into an mp4."""
-    from turbodiff.cli.show import event_lines
+    from turbodiff.cli.show import event_lines, words_here
     from turbodiff.spec.models import find_model
     from turbodiff.studio import pictures
 
+    words = words_here()
     picture, proposed = fields["image"], fields["boundary"] is None and not as_json
     if isinstance(picture, str) and picture and proposed and find_model(str(fields["model"])).two_experts:
         seen = pictures.look(Path(picture))
@@ -53,7 +53,7 @@ def generate(
             sys.stdout.write(event.line() + "\n")
             sys.stdout.flush()
             return
-        sys.stderr.writelines(line + "\n" for line in event_lines(event))
+        sys.stderr.writelines(line + "\n" for line in event_lines(event, words))
         if event.type == "result":
             sys.stdout.write(event.path + "\n")
 
@@ -79,11 +79,10 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what a request needs on this machine, phase by phase, without running anything."""
-    from turbodiff.cli.show import plan_table, print_table
+    from turbodiff.cli.show import plan_table, print_table, words_here
     from turbodiff.gpu.probe import machine_now
     from turbodiff.plan.hardware import pretend, read_machine
     from turbodiff.spec.numbers import gib
-    from turbodiff.spec.wording import Words, language_of
 
     machine = read_machine(machine_file) if machine_file is not None else machine_now()
     machine = machine if pretend_vram is None else pretend(machine, pretend_vram)
@@ -91,8 +90,7 @@ def plan(
     if as_json:
         sys.stdout.write(made.model_dump_json() + "\n")
     else:
-        named = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))  # POSIX: the most specific first
-        plan_table(made, Words(language_of(lang or next(filter(None, named), "en"))))
+        plan_table(made, words_here(lang))
     if trace:
         from turbodiff.memory_lab.dry_run import dry_run
 

@@ -11,11 +11,12 @@ import typer
 
 from turbodiff.cli.flags import OUTPUTS, Json, Outputs, StateDir, open_studio
 from turbodiff.spec.errors import RequestError, TurbodiffError
+from turbodiff.spec.jobs import ACTIVE
 
 RESTART_WAIT_S = 60.0
 POLL_S = 0.2
 
-jobs_app = typer.Typer(help="The queue: list, show, cancel, retry, move, pause, resume.", no_args_is_help=True)
+jobs_app = typer.Typer(help="The queue: list, show, watch, cancel, retry, move, pause, resume.", no_args_is_help=True)
 seeds_app = typer.Typer(help="The seed archive: list, rate, export, import.", no_args_is_help=True)
 JobId = Annotated[int, typer.Argument(help="number of the job")]
 
@@ -32,15 +33,42 @@ def show_job(job: JobId, state_dir: StateDir = None, as_json: Json = False) -> N
     """One job: what was asked, how far it is, what came of it."""
     from pydantic_core import to_jsonable_python
 
-    found = open_studio(state_dir).job(job)
+    from turbodiff.cli.show import words_here
+
+    studio, words = open_studio(state_dir), words_here()
+    found = studio.job(job)
     names = ("id", "state", "attempt", "request", "plan", "progress", "error", "result", "strikes")
     facts = {name: to_jsonable_python(getattr(found, name)) for name in names}
+    notices = [event for _, event in studio.events(job) if event.type == "notice"]
+    facts["notices"] = to_jsonable_python(notices) if as_json else [words.notice(said) for said in notices]
     if as_json:
         sys.stdout.write(json.dumps(facts) + "\n")
         return
     for name, value in facts.items():
         if value and name != "plan":
             sys.stdout.write(f"{name:10} {value}\n")
+
+
+@jobs_app.command("watch")
+def watch_job(job: JobId, state_dir: StateDir = None, as_json: Json = False) -> None:
+    """Follow a job until it ends: its phases, steps and notices; ends with 1 where it made no clip."""
+    from turbodiff.cli.show import event_lines, words_here
+
+    studio, words, seen, over = open_studio(state_dir), words_here(), 0, False
+    while not over:
+        found = studio.job(job)
+        over = found.state not in ("queued", *ACTIVE)  # asked before the events, so that none of them is missed
+        for number, event in studio.events(job, seen):
+            seen = number
+            lines = [event.line()] if as_json else event_lines(event, words)
+            (sys.stdout if as_json else sys.stderr).writelines(line + "\n" for line in lines)
+            if event.type == "result" and not as_json:
+                sys.stdout.write(event.path + "\n")
+        sys.stdout.flush()
+        time.sleep(0 if over else POLL_S)
+    if found.state != "done":
+        sys.stderr.write(f"job {job}: {found.state} {found.error.what if found.error else ''}".rstrip() + "\n")
+        raise typer.Exit(1)
 
 
 @jobs_app.command("cancel")

@@ -1,5 +1,6 @@
 """How events and plans look in a shell: English, and a plan's reasons in Chinese where that is spoken."""
 
+import os
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from turbodiff.spec.events import Event
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import gib, seconds
 from turbodiff.spec.plan import Plan
-from turbodiff.spec.wording import Words
+from turbodiff.spec.wording import Words, language_of
 
 PHASES = {
     "text_encode": "reading the prompt",
@@ -21,6 +22,12 @@ PHASES = {
     "vae_decode": "decoding frames",
     "write": "writing and checking the file",
 }
+
+
+def words_here(lang: str | None = None) -> Words:
+    """The sentences in a language, by default that of the shell; the most specific variable goes first, as in POSIX."""
+    named = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
+    return Words(language_of(lang or next(filter(None, named), "en")))
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -51,7 +58,7 @@ def plan_lines(plan: Plan) -> list[str]:
     return lines + [f"changed to fit: {c.field} {c.from_value} -> {c.to_value}" for c in lossy]
 
 
-def event_lines(event: Event) -> list[str]:
+def event_lines(event: Event, words: Words) -> list[str]:
     """An event as lines, [] for those that need none."""
     match event.type:
         case "plan":
@@ -63,6 +70,8 @@ def event_lines(event: Event) -> list[str]:
         case "result":
             done = f"done in {seconds(event.seconds or 0.0)}: {event.frames} frames, {event.width}x{event.height}"
             return [done, *(f"note: {line}" for line in flaw_lines(event))]
+        case "notice":
+            return [f"{words('value.notice')}: {words.notice(event)}"]
         case "wait":
             return [f"waiting for {gib(event.need_bytes)} of memory, {gib(event.free_bytes)} free"]
     return []

@@ -51,7 +51,7 @@ def denoise(attempt: Attempt, text: TextRows, condition: Tensor | None, negative
     for expert, turns in groupby(request.experts):
         with attempt.phase(expert.phase), models.dit(expert, attempt.plan) as placed:
             for note in placed.lora_notes:
-                attempt.send(NoticeEvent(key="lora_names_unused", text=note, numbers={}))
+                attempt.send(NoticeEvent(**note.model_dump()))
             chunks = attempt.plan.levers.ffn_chunks
             network = Network(placed, device, text, condition, negative, request.guidance, attention, chunks)
             for _ in turns:

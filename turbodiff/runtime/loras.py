@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from turbodiff.models.linear import Int8Linear
 from turbodiff.runtime import offload
 from turbodiff.spec.errors import RequestError
+from turbodiff.spec.events import Notice
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.request import Lora, Request
 from turbodiff.weights.lora import Pair, listed, read_lora
@@ -24,7 +25,7 @@ class LoraModel(NamedTuple):
     """A network with LoRAs on, and what a person should know: names in a file that have no place in the network."""
 
     network: nn.Module
-    notes: tuple[str, ...]
+    notes: tuple[Notice, ...]
 
 
 def loras_for(request: Request, expert: Expert) -> list[Lora]:
@@ -68,7 +69,7 @@ def apply_loras(dit: nn.Module, loras: Sequence[Lora], expert: Expert) -> LoraMo
         for name, value in read.differences.items():
             differences[name] = differences.get(name, torch.zeros(())) + value.float() * lora.strength
         if read.unknown:
-            notes.append(f"{Path(lora.path).name}: {len(read.unknown)} names not used: {listed(read.unknown)}")
+            notes.append(_left_out("lora_names_unused", lora, read.unknown))
     changed = offload.share_parameters(dit)
     for name, difference in differences.items():
         value = offload.host_data(parameters[name])
@@ -82,6 +83,13 @@ def apply_loras(dit: nn.Module, loras: Sequence[Lora], expert: Expert) -> LoraMo
             _replace_parameter(changed, f"{name}.weight", total.to(weight.dtype))
     _add_low_rank(changed, pairs, linears)
     return LoraModel(changed, tuple(notes))
+
+
+def _left_out(key: str, lora: Lora, names: Sequence[str]) -> Notice:
+    """What of a file was not used, with the first few names."""
+    file, told = Path(lora.path).name, listed(names)
+    text = f"{file}: {len(names)} names not used: {told}"
+    return Notice(key=key, text=text, numbers={"file": file, "n": len(names), "names": told})
 
 
 def _replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:

@@ -21,6 +21,7 @@ from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.runtime import loras, offload, text
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.text import TextRows
+from turbodiff.spec.events import Notice
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.models import FoundFile, ModelSpec
 from turbodiff.spec.plan import Plan
@@ -41,7 +42,7 @@ class PlacedDit(NamedTuple):
 
     dit: WanDiT
     blocks: Iterable[nn.Module]
-    lora_notes: tuple[str, ...]  # what a person should know about the LoRAs on it
+    lora_notes: tuple[Notice, ...]  # what a person should know about the LoRAs on it
 
 
 class ModelCache:
@@ -154,12 +155,12 @@ class ModelCache:
     @contextmanager
     def dit(self, expert: Expert, plan: Plan) -> Iterator[PlacedDit]:
         """The transformer of an expert on the device, with the LoRAs of the request on."""
-        dit, notes = cast("WanDiT", self.get_or_load(expert.component)), tuple[str, ...]()
+        dit, notes = cast("WanDiT", self.get_or_load(expert.component)), tuple[Notice, ...]()
         if wanted := loras.loras_for(plan.request, expert):
             key = self._lora_key(expert, plan.request)
             if key not in self._kept:
                 self._kept[key] = loras.apply_loras(dit, wanted, expert)
-            dit, notes = cast("tuple[WanDiT, tuple[str, ...]]", self._kept[key])
+            dit, notes = cast("tuple[WanDiT, tuple[Notice, ...]]", self._kept[key])
         stay, keep = self._all_fit(plan), not self.spec.two_experts  # host memory has room for one expert's copies
         with offload.dit_on_device(dit, self.device.torch_device, plan.levers, stay=stay, keep=keep) as blocks:
             self._record_weights(*(blocks.slots if isinstance(blocks, offload.BlockStream) else ()))

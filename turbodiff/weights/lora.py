@@ -8,7 +8,7 @@ weight (norms, mostly) and `.diff_b` of a bias.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -125,7 +125,7 @@ def _read(header: Header, maps: FileMaps, name: str) -> Tensor:
     return maps.tensor(info)
 
 
-def listed(names: list[str] | tuple[str, ...]) -> str:
+def listed(names: Sequence[str]) -> str:
     """The first few names and how many more there are."""
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
     return ", ".join(name[:120] for name in names[:SHOWN_NAMES]) + more

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from turbodiff.spec.events import Event, Notice, NoticeEvent, PhaseEvent
+from turbodiff.spec.events import Event, NoticeEvent, PhaseEvent
 from turbodiff.spec.jobs import ACTIVE, STOPPED, QueuedJob
 from turbodiff.spec.request import Request
 from webui.markup import Html, action, el, note
@@ -93,24 +93,8 @@ def progress(job: QueuedJob, events: Iterable[Event], words: Words) -> JobProgre
         eta=words("run.eta", time=words.seconds(now.eta_s)) if now and now.eta_s is not None else "",
         share=min(0.99, (done + inside) / len(chips)) if chips else 0.0,
         can_decode=phase.startswith("denoise") and step > 0,
-        notices=tuple(notice(event, words) for event in events if isinstance(event, NoticeEvent))[-NOTICES:],
+        notices=tuple(words.notice(event) for event in events if isinstance(event, NoticeEvent))[-NOTICES:],
     )
-
-
-def notice(said: Notice, words: Words) -> str:
-    """What changed beside a running job, in words; in English the worker's own where there are none."""
-    spoken: dict[str, object] = {}
-    for name, value in said.numbers.items():
-        if isinstance(value, str):
-            spoken[name] = words.or_else(f"notice.cause_{value}", words.or_else(f"phase.{value}", value))
-        elif value is None:
-            spoken[name] = "?"
-        elif name.endswith("_bytes"):
-            spoken[name] = words.gib(value)
-        else:
-            spoken[name] = words.seconds(value) if name.endswith("_s") else value
-    own = said.text if words.lang == "en" else ""
-    return words.or_else(f"notice.{said.key}", own or words("notice.other"), **spoken)
 
 
 def queue(snapshot: Snapshot, words: Words) -> list[Row]:

@@ -9,9 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import JsonScalar
+
+if TYPE_CHECKING:
+    from turbodiff.spec.events import Notice
 
 LANGUAGES = ("en", "zh")
 Sentences = Mapping[str, tuple[str, str]]
@@ -75,6 +79,21 @@ class Words:
             elif name.endswith(("_s", "seconds")):
                 spoken[name] = self.seconds(value)
         return self.or_else(f"reason.{key}", key, **spoken)
+
+    def notice(self, said: "Notice") -> str:
+        """What changed beside a running job, in words; in English the worker's own where there are none."""
+        spoken: dict[str, object] = {}
+        for name, value in said.numbers.items():
+            if isinstance(value, str):
+                spoken[name] = self.or_else(f"notice.cause_{value}", self.or_else(f"phase.{value}", value))
+            elif value is None:
+                spoken[name] = "?"
+            elif name.endswith("_bytes"):
+                spoken[name] = self.gib(value)
+            else:
+                spoken[name] = self.seconds(value) if name.endswith("_s") else value
+        own = said.text if self.lang == "en" else ""
+        return self.or_else(f"notice.{said.key}", own or self("notice.other"), **spoken)
 
     def gib(self, n_bytes: float) -> str:
         """Bytes as "11.2 GiB", small ones as MiB."""

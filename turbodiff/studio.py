@@ -25,7 +25,7 @@ from turbodiff.media import pictures
 from turbodiff.media.pictures import Look
 from turbodiff.plan.calibration import History
 from turbodiff.plan.hardware import GpuFacts, Machine, only
-from turbodiff.plan.planner import Outlook, Policy, outlook, plan_request
+from turbodiff.plan.planner import Outlook, Policy, outlook, plan_request, prefers_int8
 from turbodiff.plan.tiers import Round, Tier, rounds, tier_of
 from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.prompt.weights import clean, parse
@@ -284,9 +284,9 @@ class Studio:
 
     def offers(self) -> dict[str, Offer]:
         """By model name: the files that suit this machine's card and are not here."""
-        here, sizes = find_weights(), [gpu.total_bytes for gpu in self.machine().gpus if gpu.total_bytes]
+        here, machine = find_weights(), self.machine()
         found = {
-            spec.name: background_tasks.download_offer(spec, max(sizes, default=None), here) for spec in all_models()
+            spec.name: background_tasks.download_offer(spec, prefers_int8(spec, machine), here) for spec in all_models()
         }
         return {name: offer for name, offer in found.items() if offer is not None}
 
@@ -333,7 +333,7 @@ class Studio:
 
     def tier(self) -> Tier | None:
         """The tier of this machine's largest card."""
-        sizes = [gpu.total_bytes for gpu in self.machine().gpus if gpu.total_bytes]
+        sizes = [gpu.total_bytes for gpu in self.machine().usable_gpus if gpu.total_bytes]
         return tier_of(max(sizes)) if sizes else None
 
     def rounds(self, demo: bool = False) -> tuple[Round, ...]:

@@ -6,7 +6,6 @@ import time
 from turbodiff.diagnostics import background_tasks
 from turbodiff.diagnostics.background_tasks import background_task, download_offer, start_task
 from turbodiff.spec.models import FoundFile, Inventory, find_model
-from turbodiff.spec.numbers import GIB
 from turbodiff.studio import Studio
 
 SPEAKER = (sys.executable, "-c", "import time; print('selftest plan: ok, 1 MiB', flush=True); time.sleep(1.5)")
@@ -29,9 +28,9 @@ def test_a_task_runs_once_and_what_it_printed_stays(tmp_path):
     assert background_task(tmp_path, "selftest") == (False, ("selftest plan: ok, 1 MiB",))
 
 
-def test_a_small_card_is_offered_the_quantised_files_and_a_large_one_the_plain_ones():
+def test_the_offer_is_of_int8_files_or_plain_ones_and_never_forgets_the_encoder():
     spec = find_model("wan2.1-14b")
-    small, large = download_offer(spec, 24 * GIB, Inventory()), download_offer(spec, 80 * GIB, Inventory())
+    small, large = (download_offer(spec, quant, Inventory()) for quant in (True, False))
     assert any("quant" in name for name, _, _ in small.files)
     assert not any("quant" in name for name, _, _ in large.files)
     assert small.nbytes < large.nbytes
@@ -41,9 +40,9 @@ def test_a_small_card_is_offered_the_quantised_files_and_a_large_one_the_plain_o
 def test_what_is_here_is_not_offered_again():
     spec = find_model("wan2.1-1.3b")
     vae = FoundFile(model=spec.name, component="vae", path="x", bytes=1)
-    names = [name for name, _, _ in download_offer(spec, None, Inventory(files=(vae,))).files]
+    names = [name for name, _, _ in download_offer(spec, True, Inventory(files=(vae,))).files]
     assert not any("VAE" in name for name in names)
-    assert download_offer(find_model("demo"), None, Inventory()) is None  # bundled: nothing to fetch
+    assert download_offer(find_model("demo"), True, Inventory()) is None  # bundled: nothing to fetch
 
 
 def test_a_download_runs_beside_us_tells_how_far_it_is_and_is_started_once(tmp_path, monkeypatch):

@@ -12,7 +12,6 @@ import typer
 
 from turbodiff.cli.flags import Json, StateDir, open_studio
 from turbodiff.spec.errors import RequestError, TurbodiffError
-from turbodiff.spec.experts import Expert
 
 if TYPE_CHECKING:
     from turbodiff.jobs.store import Store
@@ -251,20 +250,6 @@ def list_models() -> None:
         ready = "missing files" if missing else "ready"
         print_lines([f"{spec.display_name:14} {spec.kind}  {ready:13}  {fit_of(spec, machine, here).words}"])
         print_lines(f"    {line}" for line in (spec.about, *missing))
-    for one in here.passed_over:
-        told = "; ".join(part for part in (one.what, one.got, one.expected) if part)
-        print_lines([f"passed over  {one.path}: {told}"])
-
-
-@models_app.command("tell")
-def tell_expert(
-    path: Annotated[Path, typer.Argument(help="a checkpoint")],
-    expert: Annotated[Expert, typer.Option("--expert", help="which network of Wan2.2 A14B it is; single: of no pair")],
-) -> None:
-    """Say what no file tells: which of two experts it is. Written beside it as FILE.toml."""
-    from turbodiff.weights.experts import tell
-
-    sys.stdout.write(f"{tell(path, expert.value)}\n")
 
 
 @models_app.command("pull")
@@ -276,13 +261,16 @@ def pull_model(
 ) -> None:
     """Download what a model still needs; a download that stopped goes on."""
     from turbodiff.gpu.probe import machine_now
+    from turbodiff.plan.planner import prefers_int8
+    from turbodiff.spec.models import find_model
     from turbodiff.weights.download import pull
 
     def tell(name: str, done: int, total: int) -> None:
         sys.stderr.write(f"\r{name} {100 * done // max(total, 1):3d} %")
 
-    memory_bytes = max((card.total_bytes for card in machine_now().gpus if card.total_bytes), default=None)
-    for path in pull(model, memory_bytes=memory_bytes, quant=quant, resolution=resolution, root=root, progress=tell):
+    if quant is None:
+        quant = prefers_int8(find_model(model), machine_now())
+    for path in pull(model, quant=quant, resolution=resolution, root=root, progress=tell):
         sys.stdout.write(f"{path}\n")
 
 

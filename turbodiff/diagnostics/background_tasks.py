@@ -92,9 +92,9 @@ def selftest(folder: Path, name: str) -> SelfTest:
     return SelfTest(task.running, tuple(checks))
 
 
-def download_offer(spec: ModelSpec, memory_bytes: int | None, found: Inventory) -> Offer | None:
-    """The files that suit a card of this memory and are not here; None where nothing is missing or published."""
-    files = choose_files(spec, memory_bytes=memory_bytes)
+def download_offer(spec: ModelSpec, quant: bool, found: Inventory) -> Offer | None:
+    """The files, INT8 or plain, that are not here; None where nothing is missing or published."""
+    files = choose_files(spec, quant=quant)
     wanted = [file for file in missing_files(files, spec, found) if file.repo]
     if not wanted:
         return None

@@ -106,6 +106,8 @@ def machine_from(sample: Sample, own_pids: frozenset[int] = frozenset()) -> Mach
         held_bytes = sum(process.bytes or 0 for process in card.processes or () if process.pid in own_pids)
         gpus.append(GpuFacts(**card.model_dump(include=shared), index=index, reclaimable_bytes=held_bytes))
     memory = host_memory(own_pids)
+    # a card that is too old to compute on is no choice beside one that is not
+    gpus = [gpu for gpu in gpus if not gpu.too_old] or gpus
     machine = Machine(
         gpus=tuple(gpus),
         gpu_state=sample.state if cards or sample.state != "ok" else "none",

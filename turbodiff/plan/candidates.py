@@ -7,7 +7,7 @@ ever raised.
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from turbodiff.plan.hardware import Machine, prefers_int8
+from turbodiff.plan.hardware import Machine
 from turbodiff.spec.models import FoundFile, Inventory, ModelSpec, all_models
 from turbodiff.spec.plan import JsonScalar
 from turbodiff.spec.request import Request
@@ -50,8 +50,8 @@ def candidates(
 ) -> Iterator[Candidate]:
     """Every choice at or below the wish that the pins and the weights on disk allow, best first.
 
-    total_bytes: memory of the card, None on a CPU. "auto" for INT8 is on below 40 GB; above, and for an explicit "off",
-    INT8 is only there to make it fit.
+    total_bytes: memory of the card, None on a CPU. With INT8 and without come side by side, plain weights first: for
+    "auto" the faster one is taken (offload_search.settled), for an explicit "off" INT8 is only there to make it fit.
     """
     wish = request.spec
     models = [wish]
@@ -66,8 +66,7 @@ def candidates(
         elif off:
             switches[spec.name] = (False,)
         else:
-            small = request.quant_linear == "auto" and prefers_int8(total_bytes)
-            switches[spec.name] = (True,) if small else (False, True)
+            switches[spec.name] = (False, True)
     for few in (False, True):
         for spec in models:
             ladder = [min(request.num_frames, spec.limits.max_frames)]

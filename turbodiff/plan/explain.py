@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from turbodiff.plan import phase_costs
-from turbodiff.plan.candidates import Candidate, as_wished, candidates, has_weights, only_int8, smaller_models
-from turbodiff.plan.hardware import prefers_int8
-from turbodiff.plan.offload_search import FITS_SHARE, CandidateCost, PlanContext, cost_inputs, evaluate
+from turbodiff.plan.candidates import Candidate, as_wished, has_weights, only_int8, smaller_models
+from turbodiff.plan.offload_search import FITS_SHARE, CandidateCost, PlanContext, cost_inputs, evaluate, settled
 from turbodiff.plan.weight_sizes import missing_bytes
 from turbodiff.spec.plan import Alternative, Change, JsonScalar, Reason
 from turbodiff.spec.request import Request
@@ -25,8 +24,8 @@ FAST_STEPS = 2
 REASON_KEYS: Mapping[str, list[str]] = tomllib.loads(Path(__file__).with_name("reasons.toml").read_text("utf-8"))
 # those about what was chosen of the picture, which stay true when levers change
 OF_THE_PICTURE = frozenset(
-    ("wish_does_not_fit", "settled", "lowered", "int8_below_40gb", "int8_not_faster_here", "only_int8_on_disk",
-     "outside_trained_size", "lossless_is_slow")
+    ("wish_does_not_fit", "settled", "lowered", "int8_is_faster", "int8_makes_it_fit", "int8_not_faster_here",
+     "only_int8_on_disk", "outside_trained_size", "lossless_is_slow")
 )  # fmt: skip
 
 
@@ -49,7 +48,7 @@ def reasons(
     """Every reason that applies, the deciding phase first."""
     return (
         *_about_wish(wish, context, choice, cost, lossy=True in [change.lossy for change in changes]),
-        *_about_changes(context, choice, changes),
+        *_about_changes(wish, context, choice, changes),
         *_about_levers(wish, context, choice, cost),
         *_about_machine(context, cost),
         *_about_weights(context, choice),
@@ -84,8 +83,10 @@ def _about_wish(
         yield reason("fewer_steps_save_time_only", steps=wish.steps)
 
 
-def _about_changes(context: PlanContext, choice: Candidate, changes: tuple[Change, ...]) -> Iterator[Reason]:
-    spec, gpu = choice.spec, context.gpu
+def _about_changes(
+    wish: Request, context: PlanContext, choice: Candidate, changes: tuple[Change, ...]
+) -> Iterator[Reason]:
+    spec = choice.spec
     for change in changes:
         if change.field in ("width", "height", "aspect"):
             continue
@@ -98,12 +99,22 @@ def _about_changes(context: PlanContext, choice: Candidate, changes: tuple[Chang
         yield reason(
             "outside_trained_size", model=spec.display_name, resolution=choice.resolution, trained=", ".join(trained)
         )
-    if choice.int8 and gpu is not None:
-        if "quant_linear" in [change.field for change in changes] and prefers_int8(gpu.total_bytes):
-            saved_bytes = context.weights(spec, False).dit - context.weights(spec, True).dit
-            yield reason("int8_below_40gb", total_bytes=gpu.total_bytes, saved_bytes=saved_bytes)
-        if gpu.capability is not None and gpu.capability[0] == 9:
-            yield reason("int8_not_faster_here", device_name=gpu.name)
+    if choice.int8 and context.gpu is not None:
+        if "quant_linear" in [change.field for change in changes]:
+            yield from _why_int8(wish, context, choice)
+        if context.speed.int8_flops <= context.speed.bf16_flops:
+            yield reason("int8_not_faster_here", device_name=context.gpu.name)
+
+
+def _why_int8(wish: Request, context: PlanContext, choice: Candidate) -> Iterator[Reason]:
+    """Why INT8 was taken where plain weights might have been: they do not fit, or take longer."""
+    plain = evaluate(wish, choice._replace(int8=False), context)
+    if not plain.fits:
+        saved_bytes = context.weights(choice.spec, False).dit - context.weights(choice.spec, True).dit
+        yield reason("int8_makes_it_fit", saved_bytes=saved_bytes, short_bytes=plain.short)
+    else:
+        seconds = evaluate(wish, choice, context).seconds
+        yield reason("int8_is_faster", seconds=round(seconds, 1), seconds_bf16=round(plain.seconds, 1))
 
 
 def _about_levers(wish: Request, context: PlanContext, choice: Candidate, cost: CandidateCost) -> Iterator[Reason]:
@@ -143,6 +154,9 @@ def _about_machine(context: PlanContext, cost: CandidateCost) -> Iterator[Reason
     machine, gpu, host = context.machine, context.gpu, context.limits.host
     if gpu is None:
         yield reason("host_memory_unknown") if host is None else reason("cpu_run", available_bytes=host)
+        for old in [card for card in machine.gpus if card.too_old][:1]:
+            major, minor = old.known_capability or (0, 0)
+            yield reason("card_too_old", device_name=old.name, capability=f"sm_{major}{minor}", oldest="sm_80")
         if machine.gpus and (machine.torch or "").endswith("+cpu"):
             yield reason("torch_without_cuda", torch=machine.torch)
         if machine.gpu_state not in ("ok", "none"):
@@ -191,7 +205,7 @@ def alternatives(
     asked = as_wished(wish, chosen.int8)
     area = asked.width * asked.height
     kept: dict[str, Candidate] = {}
-    for choice in candidates(wish, context.machine, context.inventory, context.total_bytes, pinned):
+    for choice in settled(wish, context, pinned):
         less = choice.width * choice.height < area
         same = choice.width * choice.height == area
         if choice.spec.name != asked.spec.name:

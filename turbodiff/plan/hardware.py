@@ -7,11 +7,11 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from turbodiff.plan.cards import Facts, capability_of
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.models import Frozen
-from turbodiff.spec.numbers import GB, GIB, MIB
+from turbodiff.spec.numbers import GIB, MIB
 
-INT8_BELOW_BYTES = 40 * GB  # TurboDiffusion's guide: `quant_linear` is a must below 40 GB
 CONTEXT_BYTES = 600 * MIB  # a CUDA context with its modules and cuBLAS, 0.5-0.8 GiB on the cards that were measured
 WORKSPACE_BYTES = 100 * MIB  # cuBLAS and cuDNN scratch outside our tensors
 SLACK = 0.05  # share of activations that the caching allocator loses to blocks of unlike size
@@ -95,6 +95,24 @@ class GpuFacts(Frozen):
         return CONTEXT_BYTES if self.context_bytes is None else self.context_bytes
 
     @property
+    def facts(self) -> Facts:
+        """What is known of the kind of card beside its name."""
+        return Facts(
+            self.known_capability, self.total_bytes, self.mig, self.sm_count, self.clock_mhz, self.memory_bus_bits,
+            self.memory_clock_mhz,
+        )  # fmt: skip
+
+    @property
+    def known_capability(self) -> tuple[int, int] | None:
+        """Compute capability, by the name where the driver does not say; None for a card that nobody knows."""
+        return self.capability or capability_of(self.name)
+
+    @property
+    def too_old(self) -> bool:
+        """Below sm_80: no bf16 tensor cores, no kernels of ours, no cuDNN convolution in bf16."""
+        return self.known_capability is not None and self.known_capability < OLDEST_FUSED
+
+    @property
     def plausible_free_bytes(self) -> int | None:
         """Free memory if it can be believed: 0 free while nothing is used is a bogus reading, not a full card."""
         if self.free_bytes == 0 and (self.used_bytes or 0) < (self.total_bytes or 0):
@@ -142,7 +160,7 @@ class Machine(Frozen):
     def runs_fused(self, gpu: GpuFacts | None, kernel: KernelName) -> bool:
         """Whether a fused kernel runs on a card (None: the CPU, where references run). What is not known yet counts as
         yes from sm_80 on, where every kernel was built for, and on a card of unknown capability."""
-        if gpu is None or (gpu.capability is not None and gpu.capability < OLDEST_FUSED):
+        if gpu is None or gpu.too_old:
             return False
         return getattr(gpu.kernels or self.kernels, kernel) is not False
 
@@ -165,14 +183,14 @@ class Machine(Frozen):
         return available - self.reserved_bytes(gpu)
 
     @property
+    def usable_gpus(self) -> tuple[GpuFacts, ...]:
+        """The cards that our networks run on: those from sm_80 on."""
+        return tuple([gpu for gpu in self.gpus if not gpu.too_old])
+
+    @property
     def largest_budget_bytes(self) -> int:
         """Bytes that a job may use on the freest card, 0 without one."""
-        return max((self.card_budget_bytes(gpu) for gpu in self.gpus), default=0)
-
-
-def prefers_int8(total_bytes: int | None) -> bool:
-    """Whether a card of this memory runs, and downloads, INT8 weights; True where its memory is unknown."""
-    return total_bytes is None or total_bytes < INT8_BELOW_BYTES
+        return max((self.card_budget_bytes(gpu) for gpu in self.usable_gpus), default=0)
 
 
 def pretend(machine: Machine, vram_gib: float) -> Machine:

@@ -3,12 +3,14 @@
 Levers cost time and not one pixel. Phases run one after the other, so each phase gets its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from turbodiff.plan import phase_costs
-from turbodiff.plan.candidates import Candidate, dit_files
+from turbodiff.plan.candidates import Candidate, candidates, dit_files
 from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.plan.phase_costs import CostInputs, PhaseCost
 from turbodiff.plan.roofline import Speed, speed_of
@@ -104,7 +106,9 @@ def plan_context(
     host = machine.host_budget_bytes
     cpu_torch = not machine.pretended and (machine.torch or "").endswith("+cpu")
     gpu, device = None, NO_LIMIT_BYTES if host is None else host
-    budgets = [] if cpu_torch else [(machine.card_budget_bytes(card), -card.index, card) for card in machine.gpus]
+    budgets = (
+        [] if cpu_torch else [(machine.card_budget_bytes(card), -card.index, card) for card in machine.usable_gpus]
+    )
     if budgets:
         device, _, gpu = max(budgets, key=lambda budget: budget[:2])
     limits = MemoryLimits(min(device, NO_LIMIT_BYTES if limit_bytes is None else limit_bytes), host)
@@ -163,6 +167,30 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
         conv2d=gpu is None or context.conv3d_is_broken,
         correction=1.0 if context.calibration is None else context.calibration.factor,
     )
+
+
+def settled(request: Request, context: PlanContext, pinned: frozenset[str]) -> Iterator[Candidate]:
+    """`candidates` with "auto" for INT8 settled: of a clip with and without it the one that fits, and of two that fit
+    the faster once its weights are read; where both are nearly as fast the plain weights, where neither fits those that
+    lack the least."""
+    found = candidates(request, context.machine, context.inventory, context.total_bytes, pinned)
+    if request.quant_linear != "auto":
+        yield from found
+        return
+    for _, same in groupby(found, attrgetter("visible")):
+        alike = list(same)
+        if len(alike) == 1:
+            yield alike[0]
+            continue
+        plain, int8 = (evaluate(request, choice, context) for choice in alike)
+        if plain.fits and int8.fits:
+            plain_s, int8_s = (
+                cost.seconds - phase_costs.reading_s(cost_inputs(request, choice, context))
+                for cost, choice in zip((plain, int8), alike, strict=True)
+            )
+            yield alike[plain_s > NEARLY * int8_s]
+        else:
+            yield alike[int8.short < plain.short]
 
 
 def evaluate(

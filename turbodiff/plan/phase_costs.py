@@ -141,6 +141,11 @@ def _reading_s(inputs: CostInputs, component: str, n_bytes: int) -> float:
     return 0.0 if component in inputs.loaded else n_bytes / roofline.DISK_BYTES_S
 
 
+def reading_s(inputs: CostInputs) -> float:
+    """Seconds of a job that go to reading its experts from disk: paid once, by the first clip of many."""
+    return sum([_reading_s(inputs, expert.component, inputs.weights.dit) for expert in set(inputs.experts)])
+
+
 def text_encode(inputs: CostInputs, lever: TextLever, dtype: TextDtype = "bf16") -> PhaseCost:
     """UMT5 over one prompt of 512 tokens (two with a negative prompt and guidance, one after the other).
 

@@ -11,15 +11,23 @@ from typing import Literal, NamedTuple
 
 from turbodiff.plan import explain
 from turbodiff.plan.calibration import History, kind_of
-from turbodiff.plan.candidates import SIZE_PINS, Candidate, as_wished, candidates
+from turbodiff.plan.candidates import SIZE_PINS, Candidate, as_wished
 from turbodiff.plan.hardware import Machine
-from turbodiff.plan.offload_search import FITS_SHARE, CandidateCost, PlanContext, attention_for, evaluate, plan_context
+from turbodiff.plan.offload_search import (
+    FITS_SHARE,
+    CandidateCost,
+    PlanContext,
+    attention_for,
+    evaluate,
+    plan_context,
+    settled,
+)
 from turbodiff.plan.phase_costs import PhaseCost
 from turbodiff.spec.errors import DoesNotFitError
-from turbodiff.spec.models import Inventory
+from turbodiff.spec.models import Inventory, ModelSpec
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import Band, Calibration, Levers, Phase, PhaseName, Plan
-from turbodiff.spec.request import Request
+from turbodiff.spec.request import Request, make_request
 
 Policy = Literal["auto", "ask", "never", "anyway"]
 
@@ -125,10 +133,10 @@ def replan(
     Raises:
         Refusal: at launch, the computer's own memory is short; waiting for the card would never end.
     """
-    if not machine.gpus or plan.band == "no":
+    if not machine.usable_gpus or plan.band == "no":
         return plan
     budget_bytes = machine.largest_budget_bytes
-    reserved = max([machine.reserved_bytes(gpu) for gpu in machine.gpus])
+    reserved = max([machine.reserved_bytes(gpu) for gpu in machine.usable_gpus])
     if at == "launch":
         files = inventory()
         try:
@@ -161,6 +169,17 @@ def with_levers(plan: Plan, levers: Levers, machine: Machine, inventory: Invento
     peak_bytes = max([phase.peak_bytes for phase in phases])
     band = plan.band if plan.band == "no" else band_of(peak_bytes, plan.budget_bytes)
     return plan.model_copy(update={"levers": levers, "phases": phases, "peak_bytes": peak_bytes, "band": band})
+
+
+def prefers_int8(spec: ModelSpec, machine: Machine) -> bool:
+    """Whether a model's default clip would run INT8 weights here, so whether to download those; True without a card,
+    where the smaller file is the lesser risk."""
+    if not machine.usable_gpus:
+        return True
+    picture = {"image": "-"} if spec.kind == "i2v" else {}
+    asked = make_request({"model": spec.name, "prompt": "-", "seed": 0, **picture})
+    every_file = machine.model_copy(update={"pretended": True})
+    return plan_request(asked, every_file, Inventory(), policy="anyway").request.quant_linear == "on"
 
 
 def from_phase(plan: Plan, name: PhaseName) -> tuple[Phase, ...]:
@@ -208,7 +227,7 @@ def _decision(
         ran = decision
         if not decision.cost.fits:  # then what would be measured is the request as asked
             ran = _decide(request, decision.context, pinned | frozenset(LOSSY_FIELDS))
-        found = history.calibration(kind_of(gpu, machine, _settled(request, ran), ran.cost.levers))
+        found = history.calibration(kind_of(gpu, machine, _as_run(request, ran), ran.cost.levers))
         if found.samples:
             calibration = found
             decision = _decide(request, plan_context(machine, inventory, calibration, *here), pinned)
@@ -219,23 +238,24 @@ def _decision(
 
 
 def _decide(request: Request, context: PlanContext, pinned: frozenset[str]) -> Decision:
-    """The first choice that fits and is not slow; else the first that fits; else the one that is short by the least."""
-    slow: Decision | None = None
+    """The first choice that fits and is not slow, or a slow one before it that is sooner done all the same; else the
+    first that fits; else the one that is short by the least."""
+    slow: list[Decision] = []
     closest: Decision | None = None
-    for choice in candidates(request, context.machine, context.inventory, context.total_bytes, pinned):
+    for choice in settled(request, context, pinned):
         decision = Decision(choice, evaluate(request, choice, context), context, pinned)
         if not decision.cost.fits:
             closest = decision if closest is None or decision.cost.short < closest.cost.short else closest
         elif decision.cost.seconds <= SLOW * evaluate(request, choice, context, unlimited=True).seconds:
-            return decision
+            return next((better for better in slow if better.cost.seconds <= decision.cost.seconds), decision)
         else:
-            slow = slow or decision
-    taken = slow or closest
+            slow.append(decision)
+    taken = slow[0] if slow else closest
     assert taken is not None
     return taken
 
 
-def _settled(request: Request, decision: Decision) -> Request:
+def _as_run(request: Request, decision: Decision) -> Request:
     """The request as it will run."""
     attention = attention_for(request, decision.choice, decision.context)
     return request.model_copy(update={**decision.choice.fields(), "attention": attention})
@@ -247,11 +267,11 @@ def _band(decision: Decision) -> Band:
 
 def _plan(request: Request, decision: Decision) -> Plan:
     choice, cost, context, pinned = decision
-    settled = _settled(request, decision)
-    after = {name: getattr(settled, name) for name in CHANGED_FIELDS}
+    as_run = _as_run(request, decision)
+    after = {name: getattr(as_run, name) for name in CHANGED_FIELDS}
     changes = explain.changes_between(request, after, CHANGED_FIELDS)
     return Plan(
-        request=settled,
+        request=as_run,
         device="cpu" if context.gpu is None else f"cuda:{context.gpu.index}",
         device_name="CPU" if context.gpu is None else context.gpu.name,
         levers=cost.levers,

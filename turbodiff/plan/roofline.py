@@ -1,4 +1,4 @@
-"""Seconds: a roofline per class of card. Predictions until a calibration measured the card; always labelled so.
+"""Seconds: a roofline per card. Predictions until a calibration measured the card; always labelled so.
 
 FLOP formulas: research on TurboDiffusion's DiT (arXiv 2512.16093), one forward, batch 1:
     linears  n (2 L 6 d^2 + 4 L d f)        q, k, v, o, cross q, cross o, and the feed-forward
@@ -9,9 +9,10 @@ FLOP formulas: research on TurboDiffusion's DiT (arXiv 2512.16093), one forward,
 
 from typing import NamedTuple
 
+from turbodiff.plan.cards import card_of
 from turbodiff.plan.hardware import GpuFacts
 from turbodiff.spec.models import DitFacts
-from turbodiff.spec.numbers import GB, GIB
+from turbodiff.spec.numbers import GB
 
 TERA = 10**12
 DISK_BYTES_S = 2.0 * GB  # NVMe through the page cache; a cold hard disk is ten times slower
@@ -31,49 +32,27 @@ class Speed(NamedTuple):
     pcie_bytes_s: float
 
 
-# peak bf16, int8 (TFLOP/s, dense, fp32 accumulation), HBM and PCIe (GB/s), from the makers' data sheets
-_CARDS = (
-    ("H200", 990, 1980, 4300, 50),
-    ("H100", 990, 1980, 3350, 50),
-    ("B200", 2250, 4500, 8000, 50),
-    ("A100", 312, 624, 1555, 25),
-    ("L40", 181, 362, 864, 25),
-    ("RTX PRO 6000", 252, 1008, 1792, 50),
-    ("6000 Ada", 182, 728, 960, 25),
-    ("A6000", 77, 310, 768, 25),
-    ("5090", 210, 838, 1792, 50),
-    ("5080", 112, 450, 960, 50),
-    ("5070 Ti", 88, 352, 896, 50),
-    ("5060 Ti", 48, 190, 448, 25),
-    ("4090", 165, 660, 1008, 25),
-    ("4080", 97, 390, 717, 25),
-    ("4070", 58, 233, 504, 25),
-    ("4060", 30, 121, 272, 12),
-    ("3090", 71, 284, 936, 25),
-    ("3080", 60, 238, 760, 25),
-    ("3060", 25, 102, 360, 25),
-)
-_BY_MEMORY = ((9, "4060"), (13, "3060"), (17, "4080"), (25, "4090"), (33, "5090"), (49, "A6000"), (81, "H100"))
+# Share of the data sheet's INT8 rate that our product of 128 x 128 tiles reaches. Up to Ada and on GeForce Blackwell
+# its instructions are the tensor cores' own. On Hopper and datacentre Blackwell it gains nothing over bf16:
+# TurboDiffusion says so of such tiles on H20 (docs/acceleration.md); arXiv 2402.13499 measured 62 % of the peak for
+# these instructions, and scaling each tile takes a third of that.
+INT8_SHARE, INT8_SHARE_WGMMA = 0.65, 0.35
+WGMMA = (9, 10, 11)  # major capability
 
 
 def speed_of(gpu: GpuFacts | None, cpu_count: int | None) -> Speed:
-    """The rates of a card, by name, else of a typical card of its size; of a CPU when `gpu` is None."""
+    """The rates of a card (plan/cards.py), with what was measured on it in their place; of a CPU when `gpu` is None."""
     if gpu is None:
         flops = 25e9 * (cpu_count or 4)  # float32 GEMM per core, AVX2
         return Speed(flops, flops / 4, flops / 2, flops / 3, 10 * GB, 10 * GB)
-    total_gib = (gpu.total_bytes or 0) / GIB
-    like = next((name for limit, name in _BY_MEMORY if total_gib <= limit), "H200")
-    _, bf16, int8, memory, pcie = next(
-        (card for card in _CARDS if card[0] in gpu.name), next(card for card in _CARDS if card[0] == like)
-    )
-    hopper = gpu.capability is not None and gpu.capability[0] == 9
+    card = card_of(gpu.name, gpu.facts)
     return Speed(
-        bf16_flops=0.75 * bf16 * TERA,
-        int8_flops=(0.55 if hopper else 0.65) * int8 * TERA,
-        attention_flops=0.45 * bf16 * TERA,
-        conv_flops=0.3 * bf16 * TERA,
-        memory_bytes_s=0.8 * memory * GB,
-        pcie_bytes_s=gpu.pcie_bytes_s or 0.9 * pcie * GB,
+        bf16_flops=0.75 * card.bf16_tflops * TERA,
+        int8_flops=(INT8_SHARE_WGMMA if card.capability[0] in WGMMA else INT8_SHARE) * card.int8_tops * TERA,
+        attention_flops=0.45 * card.bf16_tflops * TERA,
+        conv_flops=0.3 * card.bf16_tflops * TERA,
+        memory_bytes_s=gpu.memory_bytes_s or 0.8 * card.memory_gb_s * GB,
+        pcie_bytes_s=gpu.pcie_bytes_s or 0.9 * card.copy_gb_s * GB,
     )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from turbodiff.plan.hardware import OLDEST_FUSED
 from turbodiff.spec.errors import RequestError
 
 OPTIONAL = {"SageAttention": "sageattention", "SpargeAttn": "spas_sage_attn", "flash-attn": "flash_attn"}
@@ -30,20 +31,27 @@ class Device:
 
     @classmethod
     def pick(cls, wish: str = "auto") -> "Device":
-        """The device asked for; "auto" is the first visible GPU, else the CPU.
+        """The device asked for; "auto" is the first visible GPU from sm_80 on, else the CPU.
 
         Raises:
-            RequestError: field `device`: torch has no such device here.
+            RequestError: field `device`: torch has no such device here, or it is too old to compute in bf16.
         """
-        known = ["auto", "cpu"]
-        if torch.cuda.is_available():
-            known += ["cuda", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        usable = [n for n in range(count) if torch.cuda.get_device_capability(n) >= OLDEST_FUSED]
+        known = ["auto", "cpu", *(["cuda"] if count else ()), *(f"cuda:{n}" for n in range(count))]
         if wish not in known:
             options = {"got": wish, "expected": " or ".join(known), "try_instead": "turbodiff doctor"}
             raise RequestError("torch has no such device here", code="no_such_device", field="device", **options)
-        if wish == "cpu" or (wish == "auto" and not torch.cuda.is_available()):
+        if wish == "cpu" or (wish == "auto" and not usable):
             return cls(torch.device("cpu"), platform.processor() or platform.machine(), torch.float32)
-        device = torch.device("cuda:0" if wish == "auto" else wish)
+        device = torch.device(f"cuda:{usable[0]}" if wish == "auto" else wish)
+        if (device.index or 0) not in usable:
+            major, minor = torch.cuda.get_device_capability(device)
+            raise RequestError(
+                "this card cannot compute in bf16", code="card_too_old", field="device",
+                got=f"{wish}, sm_{major}{minor}", expected="sm_80 or newer: RTX 30 series, A100",
+                try_instead="--device cpu, or another card",
+            )  # fmt: skip
         return cls(device, torch.cuda.get_device_name(device), torch.bfloat16)
 
     @property

@@ -282,6 +282,7 @@ def _restarted(held: dict[int, tuple[int, int]], freed: dict[int, int], took_s: 
 
 
 def visible_devices(sample: Sample | None) -> tuple[str, ...]:
-    """The UUIDs of the visible cards, one worker each; ("",) for at most one card: then nothing needs to be chosen."""
-    gpus = machine_from(sample).gpus if sample else ()
-    return tuple(gpu.uuid for gpu in gpus) if len(gpus) > 1 and all(gpu.uuid for gpu in gpus) else ("",)
+    """The UUIDs of the cards that compute, one worker each; ("",) where the first card is the only one, or none is."""
+    gpus = machine_from(sample).usable_gpus if sample else ()
+    choose = len(gpus) > 1 or any(gpu.index for gpu in gpus)
+    return tuple(gpu.uuid for gpu in gpus) if choose and all(gpu.uuid for gpu in gpus) else ("",)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from turbodiff.plan.hardware import prefers_int8
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.files import sha256_of, sync
 from turbodiff.spec.models import Inventory, ModelFile, ModelSpec, find_model
@@ -48,12 +47,8 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or DEFAULT_ENDPOINT
 
 
-def choose_files(
-    spec: ModelSpec, *, memory_bytes: int | None = None, quant: bool | None = None, resolution: str = ""
-) -> list[ModelFile]:
-    """One file per component. `quant` None: by the memory of the card, quantised where it is unknown or none."""
-    if quant is None:
-        quant = prefers_int8(memory_bytes)
+def choose_files(spec: ModelSpec, *, quant: bool, resolution: str = "") -> list[ModelFile]:
+    """One file per component; `quant`: INT8 networks (plan/planner.py `prefers_int8` says which suit a machine)."""
     resolution = resolution or spec.defaults.resolution
     chosen: dict[str, ModelFile] = {}
     for component in dict.fromkeys(file.component for file in spec.files):
@@ -78,8 +73,7 @@ def missing_files(files: Sequence[ModelFile], spec: ModelSpec, found: Inventory)
 def pull(
     model: str,
     *,
-    memory_bytes: int | None = None,
-    quant: bool | None = None,
+    quant: bool = True,
     resolution: str = "",
     root: Path | None = None,
     found: Inventory | None = None,
@@ -93,7 +87,7 @@ def pull(
     """
     spec = find_model(model)
     folder = (root or download_root()).absolute()
-    files = choose_files(spec, memory_bytes=memory_bytes, quant=quant, resolution=resolution)
+    files = choose_files(spec, quant=quant, resolution=resolution)
     wanted = [file for file in missing_files(files, spec, found or inventory()) if file.repo]
     if not wanted:
         return []

@@ -15,7 +15,7 @@ from turbodiff.spec.clips import UNKNOWN_REQUEST, Sidecar, read_record
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.files import atomic_write
 from turbodiff.spec.jobs import ACTIVE, Outcome, QueuedJob
-from turbodiff.spec.models import ModelSpec
+from turbodiff.spec.models import ModelSpec, PassedOver
 from turbodiff.spec.plan import Change, Plan
 from turbodiff.spec.request import Request
 from turbodiff.studio import (
@@ -84,6 +84,7 @@ class Snapshot:
     clips: tuple[ClipView, ...] = ()
     log: tuple[str, ...] = ()
     models: tuple[tuple[ModelSpec, list[str]], ...] = ()  # what is missing of each
+    passed_over: tuple[PassedOver, ...] = ()  # files of the search roots that no model uses
     offers: Mapping[str, Offer] = field(default_factory=dict)  # model name -> files that suit this card
     downloads: Mapping[str, BackgroundTask] = field(default_factory=dict)  # model name -> how its download is doing
     holders: tuple[CardHolders, ...] = ()
@@ -197,6 +198,7 @@ class StudioReader:
             clips=self._clips(),
             log=tuple(studio.log_tail(LOG_LINES)),
             models=self._models(),
+            passed_over=self._inventory().passed_over,
             offers=self._offers(),
             downloads={name: studio.download(name) for name in self._offers()},
             holders=holders,

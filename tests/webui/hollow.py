@@ -11,6 +11,7 @@ from pathlib import Path
 
 from turbodiff.spec.models import ModelSpec, find_model
 from turbodiff.weights import keymaps
+from turbodiff.weights.fit import network_shapes
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -25,7 +26,7 @@ def models(folder: Path, *names: str) -> Path:
             if file.component == "tokenizer":
                 tokenizer(folder / "spiece.model")
             elif not file.quant and not path.exists():
-                save(shapes_of(spec, file.component), file.bytes, path)
+                save(shapes_of(spec, file.component), path)
     return folder
 
 
@@ -44,43 +45,19 @@ def varint(number: int) -> bytes:
 
 
 def shapes_of(spec: ModelSpec, component: str) -> Shapes:
-    """Every name of the component; the shapes that tell which model it is are right, the others hold one number."""
-    if component == "vae":
-        return {
-            "conv1.weight": (32, 32), "conv2.weight": (16, 16), "encoder.conv1.weight": (1,),
-            "decoder.conv1.weight": (1,),
-            "decoder.head.0.gamma": (spec.vae.base_dim, 1), "decoder.head.2.weight": (1,),
-        }  # fmt: skip
-    facts = spec.text_encoder
-    if component == "text_encoder":
-        layer = "encoder.block.0.layer"
-        told: Shapes = {
-            "shared.weight": (facts.vocab, facts.dim),
-            f"{layer}.0.SelfAttention.relative_attention_bias.weight": (facts.num_buckets, facts.num_heads),
-            f"{layer}.0.SelfAttention.q.weight": (facts.dim_attn, facts.dim),
-            f"{layer}.1.DenseReluDense.wi_0.weight": (facts.dim_ffn, facts.dim),
-        }
-        names = keymaps.parameter_names("text_encoder", facts.num_layers) - {"encoder.embed_tokens.weight"}
-    else:
-        dit = spec.dit
-        told = {
-            "patch_embedding.weight": (dit.dim, dit.in_dim * 4),
-            "blocks.0.ffn.0.weight": (dit.ffn_dim, dit.dim),
-            "head.head.weight": (dit.out_dim * 4, dit.dim),
-            "text_embedding.0.weight": (dit.dim, facts.dim),
-            "time_embedding.0.weight": (dit.dim, dit.freq_dim),
-            "blocks.0.self_attn.attn_op.local_attn.proj_l.weight": (dit.head_dim, dit.head_dim),
-        }
-        names = keymaps.parameter_names("dit", dit.num_layers, sla=True)
-    return {name: told.get(name, (1,)) for name in sorted(names)}
+    """Every name of the component with its shape; the VAE and the encoder as Wan publishes them."""
+    part = "dit" if component.startswith("dit") else component
+    shapes = network_shapes(spec, part, False, spec.turbo)
+    names = {ours: theirs for theirs, ours in keymaps.names_from("vae", "wan").items()} if part == "vae" else {}
+    shapes = {keymaps.rename(name, names) or name: shape for name, shape in shapes.items()}
+    shapes.pop("encoder.embed_tokens.weight", None)
+    return dict(sorted(shapes.items()))
 
 
-def save(shapes: Shapes, nbytes: int, path: Path) -> None:
-    """A sparse safetensors file of about `nbytes`, bfloat16; the last name takes what the others leave."""
-    rest = nbytes // 2 - sum(math.prod(shape) for shape in shapes.values())
-    last = [name for name, shape in shapes.items() if shape == (1,)][-1]
+def save(shapes: Shapes, path: Path) -> None:
+    """A sparse safetensors file of bfloat16 zeros."""
     header, at = {}, 0
-    for name, shape in (shapes | {last: (max(rest, 1),)}).items():
+    for name, shape in shapes.items():
         size = 2 * math.prod(shape)
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
         at += size

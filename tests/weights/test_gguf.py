@@ -51,8 +51,8 @@ def test_without_the_library_the_error_says_what_to_install(path: Path, monkeypa
     ("at", "value", "code"),
     [
         (4, struct.pack("<I", 9), "file_damaged"),
-        (8, struct.pack("<Q", 1 << 40), "file_damaged"),
-        (16, struct.pack("<Q", 1 << 19), "file_damaged"),
+        (8, struct.pack("<Q", 1 << 40), "file_bomb"),
+        (16, struct.pack("<Q", 1 << 19), "file_bomb"),
         (24, struct.pack("<Q", 1 << 62), "file_damaged"),
         (24, b"\xff" * 20, "file_damaged"),
     ],

@@ -1,7 +1,9 @@
 """Files are found by what they hold, wherever they lie and whatever they are called."""
 
+import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from tests.weights import tiny
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.models import FoundFile, Inventory, find_model
-from turbodiff.weights import locate
+from turbodiff.weights import experts, locate
 
 PUBLISHED = {"Wan2.1-1.3B": (1536, 8960, 12, 30, 16), "Wan2.2-A14B": (5120, 13824, 40, 40, 36)}
 
@@ -178,3 +180,30 @@ def test_loras_are_found_by_folder_and_the_first_root_wins(tmp_path: Path) -> No
     found = locate.find_loras((tmp_path / "a", tmp_path / "b", tmp_path / "missing"))
     assert [file.name for file in found] == ["style.safetensors", "wan/motion.safetensors"]
     assert found[0].path == tmp_path / "a" / "loras" / "style.safetensors"
+
+
+def test_what_no_model_uses_is_listed_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "page.safetensors").write_text("<!doctype html><p>404")
+    hollow("Wan2.2-A14B", tmp_path / "unnamed.pth")
+    os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "x-00001-of-00006.safetensors").write_bytes(b"\0" * 20)
+    with zipfile.ZipFile(tmp_path / "strange.pth", "w") as archive:
+        archive.writestr("a.txt", "x")
+    tiny.write("wan.safetensors", tmp_path)
+    told = {Path(one.path).name: (one.code, one.got) for one in locate.inventory([tmp_path]).passed_over}
+    assert told["page.safetensors"] == ("file_foreign", "a web page")
+    assert told["unnamed.pth"] == ("expert_unknown", "unnamed.pth")
+    assert told["pipe.pth"] == ("file_foreign", "no regular file")
+    assert told["x-00001-of-00006.safetensors"][0] == "index_missing"
+    assert told["strange.pth"][0] == "file_foreign"
+    assert told["a.safetensors"][0] == "no_model" and "dim 128" in told["a.safetensors"][1]
+
+
+def test_a_person_says_which_expert_a_file_is(tmp_path: Path) -> None:
+    path = hollow("Wan2.2-A14B", tmp_path / "unnamed.pth")
+    beside = experts.tell(path, "low")
+    assert beside == tmp_path / "unnamed.pth.toml"
+    assert places(locate.inventory([tmp_path]).files) == [("wan2.2-a14b", "dit_low", False, "", "unnamed.pth")]
+    experts.tell(path, "high")
+    assert places(locate.inventory([tmp_path]).files)[0][1] == "dit_high"
+    assert beside.read_text() == 'expert = "high"\n'

@@ -12,6 +12,7 @@ import typer
 
 from turbodiff.cli.flags import Json, StateDir, open_studio
 from turbodiff.spec.errors import RequestError, TurbodiffError
+from turbodiff.spec.experts import Expert
 
 if TYPE_CHECKING:
     from turbodiff.jobs.store import Store
@@ -250,6 +251,20 @@ def list_models() -> None:
         ready = "missing files" if missing else "ready"
         print_lines([f"{spec.display_name:14} {spec.kind}  {ready:13}  {fit_of(spec, machine, here).words}"])
         print_lines(f"    {line}" for line in (spec.about, *missing))
+    for one in here.passed_over:
+        told = "; ".join(part for part in (one.what, one.got, one.expected) if part)
+        print_lines([f"passed over  {one.path}: {told}"])
+
+
+@models_app.command("tell")
+def tell_expert(
+    path: Annotated[Path, typer.Argument(help="a checkpoint")],
+    expert: Annotated[Expert, typer.Option("--expert", help="which network of Wan2.2 A14B it is; single: of no pair")],
+) -> None:
+    """Say what no file tells: which of two experts it is. Written beside it as FILE.toml."""
+    from turbodiff.weights.experts import tell
+
+    sys.stdout.write(f"{tell(path, expert.value)}\n")
 
 
 @models_app.command("pull")

@@ -147,6 +147,16 @@ class FoundFile(Frozen):
     layout: str = ""
 
 
+class PassedOver(Frozen):
+    """A file in a search root that no model uses: why, as the fields of an error."""
+
+    path: str
+    code: str
+    what: str
+    got: str = ""
+    expected: str = ""
+
+
 class FoundLora(Frozen):
     """One LoRA file on disk."""
 
@@ -155,10 +165,11 @@ class FoundLora(Frozen):
 
 
 class Inventory(Frozen):
-    """Every component found, best first per component, and every LoRA."""
+    """Every component found, best first per component, every LoRA, and what no model uses."""
 
     files: tuple[FoundFile, ...] = ()
     loras: tuple[FoundLora, ...] = ()
+    passed_over: tuple[PassedOver, ...] = ()
 
     def of(self, model: str, component: str, quant: bool | None = None) -> FoundFile | None:
         """The best file for a component, or None; `quant` None means either."""

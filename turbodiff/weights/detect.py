@@ -2,11 +2,15 @@
 
 A checkpoint is a file (safetensors, torch's zip, GGUF), an index of shards, or a folder with one or the other.
 Layouts of the DiT: `wan` (original, 5-D patch embedding), `turbowan` (2-D), `diffusers`, `fastvideo`; behind it
-`-quant` for INT8 tiles, `-fp8` for ComfyUI's scaled fp8, `-gguf` for GGUF blocks. Of the VAE: `wan`, `diffusers`.
-Of the text encoder: `wan`, `transformers`, `llama.cpp`. Prefixes of exports are stripped. No torch.
+`-quant` for INT8 tiles, `-int8` and `-fp8` for other small numbers (weights/forms.py), `-gguf` for GGUF blocks. Of the
+VAE: `wan`, `diffusers`. Of the text encoder: `wan`, `transformers`, `llama.cpp`. Prefixes of exports are stripped. No
+torch.
 """
 
 import contextlib
+import math
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,16 +19,18 @@ from stat import S_ISREG
 from typing import Literal, NamedTuple
 
 from turbodiff.spec import shapes
-from turbodiff.weights import gguf, keymaps, pth
-from turbodiff.weights.headers import Header, TensorInfo, bad_file, parse_json, read_safetensors
+from turbodiff.weights import forms, gguf, keymaps, pth
+from turbodiff.weights.headers import GGUF_PREFIX, Header, TensorInfo, bad_file, parse_json, read_safetensors, too_much
+from turbodiff.weights.kinds import NOT_WEIGHTS, other_kind
+from turbodiff.weights.limits import MAX_HEADER_BYTES
 
 Part = Literal["dit", "vae", "text_encoder"]
 COMPONENT_NAMES = {"dit": "a Wan DiT", "vae": "the Wan2.1 VAE", "text_encoder": "the UMT5 encoder"}
-ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf")
-
-FP8_SCALES = ("scale_weight", "weight_scale")  # ComfyUI's two spellings
-IGNORED = ("scaled_fp8", "spiece_model")
-IGNORED_LEAVES = ("scale_input", "input_scale", "comfy_quant")
+ENDINGS = (".safetensors", ".sft", ".pth", ".pt", ".bin", ".ckpt", ".gguf")  # in either case
+INDEX = ".index.json"
+UNFINISHED = (".aria2", ".part", ".!qb", ".crdownload", ".incomplete")  # beside a file that is being downloaded
+MAX_SHARDS = 256
+MAX_PREFIXES = 8  # of those that are not known
 PATCH_AREA = shapes.PATCH**2
 
 # A component in one dialect, by modules that no other has
@@ -45,7 +51,7 @@ _UMT5_BIAS = f"{_UMT5_LAYER}.0.SelfAttention.relative_attention_bias.weight"
 _PROJ_L = "blocks.0.self_attn.attn_op.local_attn.proj_l.weight"
 SIZES: Mapping[Part, Mapping[str, tuple[str, int | None]]] = {
     "dit": {
-        "dim": ("patch_embedding.weight", 0),
+        "dim": ("patch_embedding.bias", 0),
         "in_dim": ("patch_embedding.weight", 1),
         "ffn_dim": ("blocks.0.ffn.0.weight", 0),
         "num_layers": ("blocks.", None),
@@ -66,32 +72,14 @@ SIZES: Mapping[Part, Mapping[str, tuple[str, int | None]]] = {
     },
 }
 
-# Files of other networks: (a piece of some key, what it is)
-OTHERS = (
-    ("lora_", "a LoRA: use it with --lora"),
-    ("img_emb", "Wan2.1 I2V with a CLIP picture encoder"),
-    ("k_img", "Wan2.1 I2V with a CLIP picture encoder"),
-    ("image_embedder", "Wan2.1 I2V with a CLIP picture encoder"),
-    ("vace", "Wan VACE"),
-    ("audio", "Wan-S2V"),
-    ("motion_encoder", "Wan-Animate"),
-    ("double_blocks", "a FLUX or Hunyuan network"),
-    ("input_blocks", "a Stable Diffusion network"),
-    ("model.layers.", "a language model"),
-)
-# What files that are no weights begin with, in lower case and without spaces
-NOT_WEIGHTS = (
-    (b"version https://git-lfs", "a Git LFS pointer"),
-    (b"<!doctype", "a web page"), (b"<html", "a web page"), (b"<?xml", "a web page"),
-    *((bytes((0x80, protocol)), "a bare pickle (torch's format before 1.6)") for protocol in range(2, 6)),
-)  # fmt: skip
-
 
 class Source(NamedTuple):
-    """Where one of our parameters comes from: the stored tensor, and the tensor that scales it or ""."""
+    """Where one of our parameters comes from: the stored tensor; that of its scale or "", and what that is multiplied
+    by."""
 
     stored: str
     scale: str = ""
+    times: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -116,6 +104,11 @@ class Checkpoint:
         return self.header.tensors[self.sources[name].stored]
 
 
+def is_weights(name: str) -> bool:
+    """Whether a file of this name may hold weights."""
+    return name.lower().endswith(ENDINGS)
+
+
 def read_header(path: Path | str) -> Header:
     """The header of a checkpoint: a file, an index of shards, or a folder that holds one or the other.
 
@@ -125,15 +118,13 @@ def read_header(path: Path | str) -> Header:
     path = Path(path)
     try:
         if path.is_dir():
-            files = sorted(path.glob("*.index.json")) or [
-                file for file in path.iterdir() if file.name.endswith(ENDINGS)
-            ]
+            files = sorted(path.glob(f"*{INDEX}")) or [file for file in path.iterdir() if is_weights(file.name)]
             if not files:
                 expected = "*.safetensors or *.index.json"
                 raise bad_file(path, "no weights in this folder", code="file_missing", expected=expected)
             # safetensors before others, and `model.safetensors` before the variant `model.fp16.safetensors`
             path = min(files, key=lambda file: (file.suffix == ".bin", file.name.count("."), len(file.name), file.name))
-        return _read_index(path) if path.name.endswith(".index.json") else _read_file(path)
+        return _read_index(path) if path.name.endswith(INDEX) else _read_file(path)
     except FileNotFoundError:
         raise bad_file(path, "there is no such file", code="file_missing") from None
     except OSError as error:
@@ -141,8 +132,12 @@ def read_header(path: Path | str) -> Header:
 
 
 def _read_file(path: Path) -> Header:
-    with path.open("rb") as file:
-        start, size = file.read(64), path.stat().st_size
+    # a pipe without a writer would wait for ever: it is opened without waiting, and refused
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        stat = os.fstat(file.fileno())
+        if not S_ISREG(stat.st_mode):
+            raise bad_file(path, "not a regular file", code="file_foreign", got="no regular file")
+        start, size = file.read(64), stat.st_size
         if size < 16:
             raise bad_file(path, "the file is empty or cut short", code="file_truncated", got=f"{size} bytes")
         file.seek(0)
@@ -153,17 +148,21 @@ def _read_file(path: Path) -> Header:
         is_json = start[4:9] == b"\0\0\0\0{"  # behind a length that could begin like a pickle, 640 bytes for one
         for mark, known in () if is_json else NOT_WEIGHTS:
             if start.lstrip().lower().startswith(mark):
-                raise bad_file(path, f"this is {known}, not weights", code="file_foreign")
+                raise bad_file(path, f"this is {known}, not weights", code="file_foreign", got=known)
         return read_safetensors(path, file, size)
 
 
 def _read_index(path: Path) -> Header:
+    if path.stat().st_size > MAX_HEADER_BYTES or not path.is_file():
+        raise bad_file(path, "not an index of shards", code="file_foreign", got=f"{path.stat().st_size} bytes")
     where = parse_json(path, path.read_bytes()).get("weight_map")
     if not isinstance(where, dict) or not all(
-        isinstance(name, str) and name.endswith(ENDINGS) and Path(name).name == name for name in where.values()
+        isinstance(name, str) and is_weights(name) and Path(name).name == name for name in where.values()
     ):
         raise bad_file(path, "not an index of shards", code="file_damaged", expected='{"weight_map": {tensor: file}}')
     names = sorted(set(where.values()))
+    if len(names) > MAX_SHARDS:
+        raise too_much(path, f"{len(names)} shards", f"{MAX_SHARDS}")
     missing = [name for name in names if not (path.parent / name).is_file()]
     if missing:
         found = f"{len(names) - len(missing)} of {len(names)}"
@@ -184,10 +183,16 @@ def open_checkpoint(path: Path | str, component: Part | None = None) -> Checkpoi
         FileError: see read_header; or a file of something else.
     """
     path = Path(path)
+    if beside := next((mark for mark in UNFINISHED if path.with_name(path.name + mark).exists()), ""):
+        # aria2 allocates the whole file first: behind a valid header there are zeros
+        raise bad_file(
+            path, "the download of this file is not finished", code="file_unfinished", got=path.name + beside,
+            expected=f"no {path.name + beside} beside it",
+        )  # fmt: skip
     state = None  # of a single file; a folder or an index does not tell when a shard changes
     with contextlib.suppress(OSError):  # read_header says why
         stat = path.stat()
-        if S_ISREG(stat.st_mode) and not path.name.endswith(".index.json"):
+        if S_ISREG(stat.st_mode) and not path.name.endswith(INDEX):
             state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
     checkpoint = _read_once(path, state) if state else detect(read_header(path))
     if component not in (None, checkpoint.component):
@@ -207,37 +212,64 @@ def detect(header: Header) -> Checkpoint:
     """What the header describes.
 
     Raises:
-        FileError: none of ours; says what it looks like.
+        FileError: none of ours, or in a form that is not read; says what it looks like.
     """
-    for prefix in keymaps.PREFIXES:
-        names = {}  # stored names under the prefix, by their names without it
-        for stored in header.tensors:
-            plain = stored
-            for infix in keymaps.INFIXES:
-                plain = plain.replace(infix, "")
-            if plain.startswith(prefix):
-                names[plain[len(prefix) :]] = stored
-        modules = {name.rpartition(".")[0] for name in names}
+    plain_names = {}  # without what wrappers of modules add: stored names
+    for stored in header.tensors:
+        plain = stored
+        for infix in keymaps.INFIXES:
+            plain = plain.replace(infix, "")
+        plain_names[plain] = stored
+    for prefix in _prefixes(plain_names):
+        names = {plain[len(prefix) :]: stored for plain, stored in plain_names.items() if plain.startswith(prefix)}
+        modules = {forms.split(name)[0] for name in names}
         for (component, dialect), signature in SIGNATURES.items():
             if modules.issuperset(signature):
                 return _checkpoint(header, component, dialect, names)
     stored_names = sorted(header.tensors)
+    looks = other_kind(stored_names)
+    if not looks:
+        forms.check_names(header)
     raise bad_file(
         header.path, "these weights are not of Wan2.1, Wan2.2 A14B, their VAE or UMT5", code="file_foreign",
-        got=other_kind(stored_names) or f"{len(stored_names)} tensors: {', '.join(stored_names[:3])[:120]}",
+        got=looks or f"{len(stored_names)} tensors: {', '.join(stored_names[:3])[:120]}",
         expected="Wan DiT, Wan2.1 VAE or UMT5 encoder",
     )  # fmt: skip
 
 
+def _prefixes(names: Mapping[str, str]) -> list[str]:
+    """Prefixes under which a network may lie: the known ones, then whatever stands before the first module of one."""
+    heads = {signature[0] for signature in SIGNATURES.values()}
+    found = {
+        name[: match.start()] for name in names for head in heads if (match := re.search(rf"(?<=\.){head}\.", name))
+    }
+    known = [prefix for prefix in keymaps.PREFIXES if prefix in found | {""}]
+    # averaged weights before raw ones, what lies on top before what lies deep
+    rest = sorted(found - set(known), key=lambda prefix: ("ema" not in prefix, prefix.count("."), prefix))
+    return known + rest[:MAX_PREFIXES]
+
+
 def _checkpoint(header: Header, component: Part, dialect: str, names: Mapping[str, str]) -> Checkpoint:
-    sources, unknown = _sources(header, component, dialect, names)
-    quant = any(name.endswith(".int8_weight") for name in sources)
+    forms.check_names(header)
+    table = keymaps.names_from(component, dialect)
+    modules: dict[str, dict[str, str]] = {}
+    for plain, stored in names.items():
+        module, leaf = forms.split(plain)
+        modules.setdefault(module, {})[leaf] = stored
+    weights = {keymaps.rename(module, table) or module: one for module, one in forms.linears(header, modules)}
+    blocks = [one for name, one in weights.items() if name.split(".", 2)[-1] in keymaps.DIT_LINEARS]
+    quant = component == "dit" and bool(blocks) and all(forms.is_tiled(header, one) for one in blocks)
+    sources, unknown = _sources(modules, weights, table, quant)
+    tied = next((sources[name] for name in keymaps.UMT5_TIED if name in sources), None)
+    if component == "text_encoder" and tied:
+        sources.update(dict.fromkeys(keymaps.UMT5_TIED, tied))
     layout, patch = dialect, sources.get("patch_embedding.weight")
     if (component, dialect) == ("dit", "wan") and patch and len(header.tensors[patch.stored].shape) == 2:
         layout = "turbowan"
-    layout += "-quant" if quant else ""
-    layout += "-fp8" if any(source.scale for source in sources.values()) else ""
-    layout += "-gguf" if any(info.dtype.startswith(gguf.PREFIX) for info in header.tensors.values()) else ""
+    kinds = {header.tensors[one.stored].dtype for one in weights.values()}
+    layout += "-quant" if quant else "-int8" if "I8" in kinds else ""
+    layout += "-fp8" if kinds & set(forms.FP8) else ""
+    layout += "-gguf" if any(kind.startswith(GGUF_PREFIX) for kind in kinds) else ""
     sla = any(".proj_l." in name for name in sources)
     checkpoint = Checkpoint(header, component, layout, sources, (), _numbers(header, component, sources), quant, sla)
     expected = expected_names(checkpoint)
@@ -247,29 +279,27 @@ def _checkpoint(header: Header, component: Part, dialect: str, names: Mapping[st
 
 
 def _sources(
-    header: Header, component: Part, dialect: str, names: Mapping[str, str]
+    modules: Mapping[str, Mapping[str, str]], weights: Mapping[str, forms.Linear], table: Mapping[str, str], quant: bool
 ) -> tuple[dict[str, Source], list[str]]:
     """Where each of our parameters comes from, and the stored names that have no place."""
-    table = keymaps.names_from(component, dialect)
-    scales = {plain: stored for plain, stored in names.items() if plain.rpartition(".")[2] in FP8_SCALES}
     sources: dict[str, Source] = {}
     unknown = []
-    for plain, stored in names.items():
-        module, _, leaf = plain.rpartition(".")
-        if plain in scales or plain in IGNORED or leaf in IGNORED_LEAVES:
-            continue
-        # INT8 exports in diffusers' layout say `weight` (INT8) and `weight_scale_inv`
-        is_int8 = leaf == "weight" and header.tensors[stored].dtype == "I8"
-        our_leaf = "int8_weight" if is_int8 else {"weight_scale_inv": "scale"}.get(leaf, leaf)
-        ours = keymaps.rename(f"{module}.{our_leaf}".lstrip("."), table)
-        scale = next((scales[f"{module}.{end}"] for end in FP8_SCALES if f"{module}.{end}" in scales), "")
-        if ours is None or ours in sources:
-            unknown.append(stored)
-        else:
-            sources[ours] = Source(stored, scale if leaf == "weight" else "")
-    tied = next((sources[name] for name in keymaps.UMT5_TIED if name in sources), None)
-    if component == "text_encoder" and tied:
-        sources.update(dict.fromkeys(keymaps.UMT5_TIED, tied))
+    for module, leaves in modules.items():
+        ours = keymaps.rename(module, table) or module
+        weight = weights.get(ours)
+        if weight and quant and ours.split(".", 2)[-1] in keymaps.DIT_LINEARS:
+            sources |= {f"{ours}.int8_weight": Source(weight.stored), f"{ours}.scale": Source(weight.scale)}
+        elif weight:
+            sources[f"{ours}.weight"] = Source(*weight)
+        used = (weight.stored, weight.scale) if weight else ()
+        for leaf, stored in leaves.items():
+            if stored in used or leaf in forms.IGNORED_LEAVES or (leaf in forms.IGNORED and not module):
+                continue
+            name = keymaps.rename(f"{module}.{leaf}".lstrip("."), table)
+            if name is None or name in sources:
+                unknown.append(stored)
+            else:
+                sources[name] = Source(stored)
     return sources, unknown
 
 
@@ -283,7 +313,7 @@ def _numbers(header: Header, component: Part, sources: Mapping[str, Source]) -> 
     for size, (name, axis) in SIZES[component].items():
         if axis is None:
             found = (other.removeprefix(name).partition(".")[0] for other in sources if other.startswith(name))
-            numbers[size] = 1 + max((int(index) for index in found if index.isdecimal()), default=-1)
+            numbers[size] = 1 + max((int(index) for index in found if index.isdecimal() and len(index) < 4), default=-1)
             continue
         source = sources.get(name) or sources.get(name.removesuffix("weight") + "int8_weight")
         if source is None and name == _PROJ_L:
@@ -291,14 +321,17 @@ def _numbers(header: Header, component: Part, sources: Mapping[str, Source]) -> 
             continue
         if source is None:
             raise bad_file(header.path, "a tensor is missing", code="key_missing", key=name, expected=name)
-        shape, rank = header.tensors[source.stored].shape, 1 if name.endswith("gamma") else 2
+        shape, rank = header.tensors[source.stored].shape, 1 if name.endswith(("gamma", "bias")) else 2
         if len(shape) < rank:
             raise bad_file(
                 header.path, "a tensor of another shape", code="key_shape", key=source.stored, got=list(shape),
                 expected=f"{rank} axes",
             )  # fmt: skip
-        flat = size == "out_dim" or (size == "in_dim" and len(shape) == 2)  # the patch lies flat in this axis
-        numbers[size] = shape[axis] // (PATCH_AREA if flat else 1)
+        numbers[size] = shape[axis]
+        if size == "in_dim":  # the patch convolution in any of its shapes
+            numbers[size] = math.prod(shape) // max(PATCH_AREA * numbers["dim"], 1)
+        elif size == "out_dim":  # the patch lies flat in this axis
+            numbers[size] //= PATCH_AREA
     return numbers
 
 
@@ -308,9 +341,3 @@ def expected_names(checkpoint: Checkpoint) -> set[str]:
         return set(checkpoint.sources)
     layers = min(checkpoint.numbers["num_layers"], keymaps.MAX_LAYERS)
     return keymaps.parameter_names(checkpoint.component, layers, quant=checkpoint.quant, sla=checkpoint.sla)
-
-
-def other_kind(names: object) -> str:
-    """What a file with keys such as `names` is, or "" where its keys do not tell."""
-    text = str(names)
-    return next((what for piece, what in OTHERS if piece in text), "")

@@ -3,19 +3,21 @@
 Quantised tensors get the dtype `GGUF_<type>`; the library `gguf` is needed only to turn them into numbers (load.py).
 """
 
+import io
 import math
-import mmap
 import struct
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from turbodiff.weights.headers import Header, TensorInfo, bad_file
+from turbodiff.weights.headers import Header, TensorInfo, bad_file, too_much
+from turbodiff.weights.limits import MAX_AXES, MAX_TENSORS, is_shape
 
 ALIGNMENT_BYTES = 32  # unless general.alignment says otherwise
-MAX_ITEMS = 1 << 20
-MAX_AXES = 8
+MAX_VALUES = 1 << 12  # of metadata
+MAX_ITEMS = 1 << 20  # texts in the arrays of a file: UMT5's vocabulary has 256,384
+MAX_TEXT = 1 << 20
+MAX_BYTES = 32 << 20  # of the header, without arrays of numbers: a vocabulary takes 6 MB
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # ComfyUI-GGUF: the shape of a tensor of more than 4 axes
-PREFIX = "GGUF_"
 
 
 class Type(NamedTuple):
@@ -38,57 +40,81 @@ STRING, ARRAY = 8, 9
 
 
 class _Cursor:
-    """Reads little-endian values from a mapped file; running off its end is a ValueError."""
+    """Reads little-endian values from a file of `size` bytes; running off its end is a ValueError."""
 
-    def __init__(self, data: mmap.mmap) -> None:
-        self.data, self.at = data, 0
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file, self.size, self.at, self.taken, self.texts = file, size, 0, 0, 0
 
     def take(self, count: int) -> bytes:
-        if not 0 <= count <= len(self.data) - self.at:
+        part = self.file.read(count) if 0 <= count <= MAX_TEXT else b""
+        if len(part) != count:
             raise ValueError("the header is cut short")
         self.at += count
-        return self.data[self.at - count : self.at]
+        self.taken += count
+        if self.taken > MAX_BYTES:
+            raise OverflowError(f"a header of more than {MAX_BYTES} bytes")
+        return part
+
+    def skip(self, count: int) -> None:
+        if not 0 <= count <= self.size - self.at:
+            raise ValueError("the header is cut short")
+        self.file.seek(count, io.SEEK_CUR)
+        self.at += count
 
     def integer(self, code: str) -> int:
-        number: int = struct.unpack(f"<{code}", self.take(struct.calcsize(code)))[0]
+        number: int = struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
         return number
 
     def string(self) -> str:
+        self.texts += 1
+        if self.texts > MAX_ITEMS:
+            raise OverflowError(f"more than {MAX_ITEMS} texts")
         return self.take(self.integer("Q")).decode("utf-8")
 
     def value(self, kind: int) -> object:
+        """One value of the metadata: a number, a text, a list of few numbers; None for what nobody here asks for."""
         if kind == STRING:
             return self.string()
         if kind == ARRAY:
             inner, count = self.integer("I"), self.integer("Q")
-            if inner == ARRAY or count > MAX_ITEMS:
-                raise ValueError("an array of impossible size")
-            return [self.value(inner) for _ in range(count)]
+            if inner == STRING:
+                for _ in range(min(count, MAX_ITEMS + 1)):
+                    self.string()
+                return None
+            if inner not in SCALARS or count >= 1 << 48:
+                raise ValueError("an array of impossible kind or size")
+            if count <= MAX_AXES:
+                return [self.value(inner) for _ in range(count)]
+            self.skip(count * struct.calcsize(f"<{SCALARS[inner]}"))
+            return None
         if kind not in SCALARS:
             raise ValueError(f"metadata of unknown type {kind}")
-        scalar: object = struct.unpack(f"<{SCALARS[kind]}", self.take(struct.calcsize(SCALARS[kind])))[0]
+        scalar: object = struct.unpack(f"<{SCALARS[kind]}", self.take(struct.calcsize(f"<{SCALARS[kind]}")))[0]
         return scalar
 
 
 def read(path: Path, file: BinaryIO, size: int) -> Header:
-    """The header of a GGUF file of `size` bytes.
+    """The header of a GGUF file of `size` bytes, opened at its start.
 
     Raises:
-        FileError: cut short, damaged, or a tensor type that is not known here.
+        FileError: cut short, damaged, larger than any real one, or a tensor type that is not known here.
     """
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
-            return _parse(path, _Cursor(data), size)
-        except (ValueError, struct.error) as error:
-            raise bad_file(path, "the GGUF header is damaged", code="file_damaged", got=str(error)[:120]) from None
+    try:
+        return _parse(path, _Cursor(file, size), size)
+    except OverflowError as error:
+        raise too_much(path, str(error), f"{MAX_TENSORS} tensors") from None
+    except (ValueError, struct.error) as error:
+        raise bad_file(path, "the GGUF header is damaged", code="file_damaged", got=str(error)[:120]) from None
 
 
 def _parse(path: Path, cursor: _Cursor, size: int) -> Header:
     """Magic, counts, metadata, then per tensor: name, shape (fastest axis first), number of its type, offset."""
     cursor.take(4)
     version, tensor_count, value_count = cursor.integer("I"), cursor.integer("Q"), cursor.integer("Q")
-    if version not in (2, 3) or max(tensor_count, value_count) > MAX_ITEMS:
-        raise ValueError(f"version {version}, {tensor_count} tensors")
+    if version not in (2, 3):
+        raise ValueError(f"version {version}")
+    if tensor_count > MAX_TENSORS or value_count > MAX_VALUES:
+        raise OverflowError(f"{tensor_count} tensors and {value_count} values")
     metadata: dict[str, object] = {}
     for _ in range(value_count):
         key = cursor.string()
@@ -99,9 +125,11 @@ def _parse(path: Path, cursor: _Cursor, size: int) -> Header:
         if axes > MAX_AXES:
             raise ValueError(f"{axes} axes")
         shape = tuple(cursor.integer("Q") for _ in range(axes))[::-1]
+        if not is_shape(shape):
+            raise ValueError(f"a tensor of impossible shape {shape}")
         entries.append((name, shape, cursor.integer("I"), cursor.integer("Q")))
     alignment = metadata.get("general.alignment", ALIGNMENT_BYTES)
-    if type(alignment) is not int or alignment < 1:
+    if type(alignment) is not int or not 1 <= alignment <= MAX_TEXT:
         raise ValueError(f"alignment {alignment}")
     base = -(-cursor.at // alignment) * alignment
     tensors = {}
@@ -119,7 +147,7 @@ def _parse(path: Path, cursor: _Cursor, size: int) -> Header:
                 expected=f"{end} bytes",
             )  # fmt: skip
         whole = metadata.get(ORIGINAL_SHAPE + name)
-        if isinstance(whole, list) and math.prod(whole) == math.prod(shape):
+        if isinstance(whole, list) and is_shape(whole) and math.prod(whole) == math.prod(shape):
             shape = tuple(whole)
         tensors[name] = TensorInfo(path, dtype, shape, base + offset, nbytes)
-    return Header(path, tensors)
+    return Header(path, tensors, {key: value for key, value in metadata.items() if isinstance(value, str)})

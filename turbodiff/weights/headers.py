@@ -7,17 +7,19 @@ safetensors (https://huggingface.co/docs/safetensors). Other formats: pth.py, gg
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
 from turbodiff.spec.errors import FileError
+from turbodiff.weights.limits import MAX_HEADER_BYTES, MAX_MARKS, MAX_TENSORS, is_shape
 
 DTYPE_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+GGUF_PREFIX = "GGUF_"  # of the dtypes of quantised tensors in GGUF files
 TRY_AGAIN = "download it again: turbodiff models pull"
 
 
@@ -33,10 +35,14 @@ class TensorInfo(NamedTuple):
 
 
 class Header(NamedTuple):
-    """The tensors of one checkpoint: one file, or the shards of a folder together."""
+    """The tensors of one checkpoint: one file, or the shards of a folder together.
+
+    `metadata`: what its writer says of it, text by name (safetensors' `__metadata__`, text values of GGUF).
+    """
 
     path: Path
     tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str] = MappingProxyType({})
 
     @property
     def nbytes(self) -> int:
@@ -84,35 +90,52 @@ def read_safetensors(path: Path, file: BinaryIO, size: int) -> Header:
         FileError: cut short, damaged, or of another kind.
     """
     (length,) = struct.unpack("<Q", file.read(8))
-    if length > MAX_HEADER_BYTES:
+    base = 8 + length
+    if length > MAX_HEADER_BYTES and (length > size or file.read(1) != b"{"):
         got = f"header of {length} bytes"
         raise bad_file(path, "not a safetensors, torch or GGUF file", code="file_foreign", got=got)
-    base = 8 + length
     if base > size:
         expected = f"{base} or more"
         raise bad_file(path, "the header is cut short", code="file_truncated", got=f"{size} bytes", expected=expected)
-    raw = parse_json(path, file.read(length))
-    raw.pop("__metadata__", None)
+    text = file.read(length) if length <= MAX_HEADER_BYTES else b""
+    if length > MAX_HEADER_BYTES or sum(map(text.count, (b"[", b"{", b","))) > MAX_MARKS:
+        raise too_much(path, f"a header of {length} bytes", f"{MAX_HEADER_BYTES} bytes, {MAX_MARKS} entries")
+    raw = parse_json(path, text)
+    metadata = raw.pop("__metadata__", None)
+    told = {} if not isinstance(metadata, dict) else {k: v for k, v in metadata.items() if isinstance(v, str)}
+    if len(raw) > MAX_TENSORS:
+        raise too_much(path, f"{len(raw)} tensors", f"{MAX_TENSORS}")
     tensors: dict[str, TensorInfo] = {}
     for name, entry in raw.items():
-        try:
-            dtype, shape, (start, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
-            whole = all(type(number) is int and number >= 0 for number in (*shape, start, end))
-        except (TypeError, KeyError, ValueError):
-            whole = False
-        if not whole:
-            got = str(entry)[:120]
-            raise bad_file(path, "an entry of the header is damaged", code="file_damaged", key=name, got=got)
+        dtype, shape, ends = _entry(entry)
+        if not (is_shape(shape) and is_shape(ends) and len(ends) == 2):
+            raise bad_file(path, "an entry of the header is damaged", code="file_damaged", key=name)
         if dtype not in DTYPE_BYTES:
-            raise bad_file(path, "unknown dtype", code="key_dtype", key=name, got=dtype, expected=" ".join(DTYPE_BYTES))
+            expected = " ".join(DTYPE_BYTES)
+            raise bad_file(path, "unknown dtype", code="key_dtype", key=name, got=dtype[:40], expected=expected)
+        start, end = ends
         if end - start != (nbytes := math.prod(shape) * DTYPE_BYTES[dtype]):
             raise bad_file(
                 path, "bytes do not match shape and dtype", code="file_damaged", key=name,
                 got=f"{end - start} bytes", expected=f"{nbytes} for {dtype} {list(shape)}",
             )  # fmt: skip
-        tensors[name] = TensorInfo(path, dtype, shape, base + start, nbytes)
+        tensors[name] = TensorInfo(path, dtype, tuple(shape), base + start, nbytes)
     _check_cover(path, tensors, base, size)
-    return Header(path, tensors)
+    return Header(path, tensors, told)
+
+
+def _entry(entry: object) -> tuple[str, Sequence[int], Sequence[int]]:
+    """dtype, shape and ends of an entry of the header as they are there; "" and () for what is of another kind."""
+    if not isinstance(entry, dict):
+        return "", (), ()
+    dtype, shape, ends = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    axes, places = (value if isinstance(value, list) else [-1] for value in (shape, ends))
+    return dtype if isinstance(dtype, str) else str(type(dtype)), axes, places
+
+
+def too_much(path: Path, got: str, expected: str) -> FileError:
+    """The error of a file whose header is larger than any real one: it is not read."""
+    return bad_file(path, "the header is larger than that of any model", code="file_bomb", got=got, expected=expected)
 
 
 def _check_cover(path: Path, tensors: Mapping[str, TensorInfo], base: int, size: int) -> None:

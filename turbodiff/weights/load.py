@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from turbodiff.spec.errors import FileError
-from turbodiff.weights import gguf, pth
-from turbodiff.weights.detect import Checkpoint, Part, open_checkpoint, other_kind
-from turbodiff.weights.headers import TensorInfo, bad_file
+from turbodiff.weights import pickles
+from turbodiff.weights.detect import Checkpoint, Part, open_checkpoint
+from turbodiff.weights.fit import LINEAR_BRANCH, misfit
+from turbodiff.weights.forms import tile_of
+from turbodiff.weights.headers import GGUF_PREFIX, TensorInfo
 
-TORCH_DTYPES: Mapping[str, torch.dtype] = {ours: getattr(torch, theirs) for theirs, ours in pth.DTYPES.items()}
+TORCH_DTYPES: Mapping[str, torch.dtype] = {ours: getattr(torch, theirs) for theirs, ours in pickles.DTYPES.items()}
 NORMS = (".norm_q.", ".norm_k.", ".norm3.")  # the fast norms of TurboDiffusion take their weights in float32
-LINEAR_BRANCH = ".proj_l."
 ALIGNMENT_BYTES = 64  # what torch allocates to; CPU kernels sum in another order on tensors that start elsewhere
 COPIED_BYTES = 2 << 20  # misaligned tensors up to this size are copied, so that a small model is the same in any layout
 
@@ -48,10 +49,14 @@ def load_into(
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, component)
     wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    notes = _compare_names(checkpoint, wanted)
-    for name, shape in wanted.items():
-        if name in checkpoint.sources:
-            _check_tensor(checkpoint, name, shape)
+    if error := misfit(checkpoint, wanted):
+        raise error
+    branch = {name for name in (*wanted, *checkpoint.sources) if LINEAR_BRANCH in name}
+    notes = []
+    if branch - set(checkpoint.sources):
+        notes.append("no linear branch in this file (not distilled for SLA): its projections are zero, a no-op")
+    if branch - set(wanted):
+        notes.append("the linear branch of this file is not used")
     maps, is_dit = FileMaps(), checkpoint.component == "dit"
     read: dict[str, Tensor] = {}  # by stored name: two parameters of one stored tensor share it
     state = {}
@@ -59,7 +64,7 @@ def load_into(
         if name not in checkpoint.sources:
             state[name] = torch.zeros(shape, dtype=dtype)
             continue
-        stored, scale = checkpoint.sources[name]
+        stored, scale, times = checkpoint.sources[name]
         if stored not in read:
             info, target = checkpoint.header.tensors[stored], dtype
             value = maps.tensor(info) if info.dtype in TORCH_DTYPES else dequantized(maps.bytes(info), info)
@@ -69,65 +74,32 @@ def load_into(
                 target = torch.float32
             elif is_dit and name.endswith("modulation") and value.dtype.itemsize >= dtype.itemsize:
                 target = value.dtype
-            value = scaled(value, maps.tensor(checkpoint.header.tensors[scale])) if scale else value
+            value = scaled(value, maps.tensor(checkpoint.header.tensors[scale]), times) if scale else value
             read[stored] = value.to(target).reshape(shape)
         state[name] = read[stored]
     module.load_state_dict(state, strict=True, assign=True)
     assert not any(value.is_meta for value in (*module.parameters(), *module.buffers())), "not everything was loaded"
-    return Loaded(module.requires_grad_(False).eval(), checkpoint, notes)
+    return Loaded(module.requires_grad_(False).eval(), checkpoint, tuple(notes))
 
 
-def _compare_names(checkpoint: Checkpoint, wanted: Mapping[str, object]) -> tuple[str, ...]:
-    """What to tell about a linear branch that only one side has; any other difference of names is an error."""
-    missing = [name for name in wanted if name not in checkpoint.sources]
-    extra = [name for name in checkpoint.sources if name not in wanted]
-    what, code, names = "tensors are missing", "key_missing", [name for name in missing if LINEAR_BRANCH not in name]
-    if not names:
-        what, code = "tensors without a place in this model", "key_unexpected"
-        names = [checkpoint.sources[name].stored for name in extra if LINEAR_BRANCH not in name]
-        names += checkpoint.unknown
-    if names:
-        looks = other_kind(names)
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        raise bad_file(
-            checkpoint.header.path, what + (f": this looks like {looks}" if looks else ""), code=code,
-            key=names[0] + more, got=f"layout {checkpoint.layout}, {len(checkpoint.header.tensors)} tensors",
-            expected="exactly the tensors of this model" if code == "key_unexpected" else names[0],
-        )  # fmt: skip
-    notes = []
-    if missing:
-        notes.append("no linear branch in this file (not distilled for SLA): its projections are zero, a no-op")
-    if extra:
-        notes.append("the linear branch of this file is not used")
-    return tuple(notes)
+def scaled(value: Tensor, scale: Tensor, times: float = 1.0) -> Tensor:
+    """float32 `value` times its scale: one for the tensor, for a row, for a column or for a tile (weights/forms.py)."""
+    rows, columns = tile_of(tuple(value.shape), tuple(scale.shape)) or (1, 1)
+    scale = scale.float() * times if times != 1 else scale.float()
+    if scale.numel() == 1 or value.ndim != 2:
+        return value.float() * scale.reshape(-1, *[1] * (value.ndim - 1))
+    grid = scale.reshape(-(-value.shape[0] // rows), -1)
+    grid = grid.repeat_interleave(rows, 0)[: value.shape[0]] if rows > 1 else grid
+    grid = grid.repeat_interleave(columns, 1)[:, : value.shape[1]] if grid.shape[1] > 1 and columns > 1 else grid
+    return value.float() * grid
 
 
-def _check_tensor(checkpoint: Checkpoint, name: str, wanted: tuple[int, ...]) -> None:
-    """Refuse a tensor of another shape or kind of number.
-
-    Axes of size one do not count, and a patch convolution [d, C, 1, 2, 2] is as good as the matrix [d, 4C].
-    """
-    info, path, stored = checkpoint.info(name), checkpoint.header.path, checkpoint.sources[name].stored
-    if len(info.shape) == 5 and len(wanted) == 2:
-        same = (info.shape[0], math.prod(info.shape[1:])) == wanted
-    else:
-        same = [size for size in info.shape if size != 1] == [size for size in wanted if size != 1]
-    if not same:
-        got, expected = list(info.shape), list(wanted)
-        raise bad_file(path, "a tensor of another shape", code="key_shape", key=stored, got=got, expected=expected)
-    is_float = info.dtype.startswith(gguf.PREFIX) or TORCH_DTYPES[info.dtype].is_floating_point
-    fits, kinds = is_float, "F32, BF16, F16 or F8"
-    if name.endswith(".int8_weight"):
-        fits, kinds = info.dtype == "I8", "I8"
-    if not fits:
-        raise bad_file(
-            path, "a tensor of another dtype", code="key_dtype", key=stored, got=info.dtype, expected=kinds
-        )  # fmt: skip
-
-
-def scaled(value: Tensor, scale: Tensor) -> Tensor:
-    """float32 `value` times its scale: one for the tensor, or one per row (ComfyUI)."""
-    return value.float() * scale.float().reshape(-1, *[1] * (value.ndim - 1))
+def scale_rows(scale: Tensor, shape: tuple[int, ...], first: int, last: int) -> Tensor:
+    """The scales of the rows first..last of a weight [o, i] of that shape: one for all, or [last - first, c]."""
+    if scale.numel() == 1:
+        return scale
+    rows, _ = tile_of(shape, tuple(scale.shape)) or (1, 1)
+    return scale.reshape(-(-shape[0] // rows), -1)[torch.arange(first, last) // rows]
 
 
 def dequantized(data: Tensor, info: TensorInfo) -> Tensor:
@@ -144,7 +116,7 @@ def dequantized(data: Tensor, info: TensorInfo) -> Tensor:
             "GGUF weights need the gguf package", code="gguf_missing", try_instead="pip install 'turbodiff[gguf]'"
         ) from None
     rows = data.numpy().reshape(math.prod(info.shape[:-1]), -1)
-    kind = GGMLQuantizationType[info.dtype.removeprefix(gguf.PREFIX)]
+    kind = GGMLQuantizationType[info.dtype.removeprefix(GGUF_PREFIX)]
     return torch.from_numpy(dequantize(rows, kind)).reshape(info.shape)
 
 

@@ -1,43 +1,59 @@
 """Which weights are on this disk: search roots, the bundled demo, the Hugging Face cache, folders of LoRAs. No torch.
 
-A file is matched to a model by what its header says. Its name and folder are asked only for what no header tells: which
-expert of A14B it is, and which resolution it was distilled at.
+A file is matched to a model by what its header says, and only if it fills the model's network (weights/fit.py): what is
+listed loads. Its name and folder are asked only for what no header tells: which expert of A14B it is
+(weights/experts.py), and which resolution it was distilled at. Any other file of a search root is passed over with the
+reason; no file can stop the search.
 """
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
+from stat import S_ISREG
+from types import MappingProxyType
 from typing import NamedTuple
 
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.files import sha256_of
-from turbodiff.spec.models import Component, FoundFile, FoundLora, Inventory, ModelSpec, all_models, find_model
-from turbodiff.weights.detect import ENDINGS, expected_names, open_checkpoint
+from turbodiff.spec.models import (
+    Component,
+    FoundFile,
+    FoundLora,
+    Inventory,
+    ModelSpec,
+    PassedOver,
+    all_models,
+    find_model,
+)
+from turbodiff.weights import experts
+from turbodiff.weights.detect import INDEX, Checkpoint, Part, expected_names, open_checkpoint
+from turbodiff.weights.fit import misfit, network_shapes
+from turbodiff.weights.folders import ROOTS_VARIABLE, TOKENIZER, Entry, cache_snapshots, lora_files, model_roots, walk
+from turbodiff.weights.headers import bad_file
+from turbodiff.weights.kinds import family_of, other_kind
 
-ROOTS_VARIABLE = "TURBODIFF_MODELS"
-MAX_DEPTH = 5  # folders below a root: root/Wan-AI/Wan2.1-T2V-14B-Diffusers/transformer/file
-TOKENIZER = "spiece.model"
-LORA_FOLDERS = ("loras", "lora")  # below each search root: ours, and ComfyUI's other spelling
 VAE_TENSORS = 194  # of the Wan2.1 VAE at any width
-
-SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
-EXPERT = re.compile(r"(?<![a-z])(high|low)(?![a-z])")
 RESOLUTION = re.compile(r"(?<!\d)(480|720)p")
+FORMS = ("int8", "fp8", "gguf")  # of layouts: what is left out of a weight, worst last
+SHOWN_REASONS = 3
 
 
-class HeaderSummary(NamedTuple):
-    """What one checkpoint's header says, as far as the search needs it."""
+class Looked(NamedTuple):
+    """What looking at one file gave: the models that it fills and what the search needs of its header, or an error."""
 
-    component: str
-    layout: str
-    nbytes: int
-    numbers: Mapping[str, int]
-    quant: bool
-    sla: bool
+    models: tuple[str, ...] = ()
+    error: FileError | None = None
+    component: Part = "dit"
+    layout: str = ""
+    nbytes: int = 0
+    quant: bool = False
+    sla: bool = False
+    metadata: Mapping[str, str] = MappingProxyType({})
 
 
 class LoraFile(NamedTuple):
@@ -70,42 +86,39 @@ def bundled_root() -> Path:
     return Path(__file__).resolve().parents[1] / "demo"
 
 
-def model_roots() -> tuple[Path, ...]:
-    """Folders to search, in order: $TURBODIFF_MODELS (several, separated like PATH), then ./checkpoints."""
-    named = [Path(part).expanduser() for part in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if part]
-    checkout = Path(__file__).resolve().parents[2] / "checkpoints"
-    return tuple(dict.fromkeys(path.absolute() for path in (*named, Path("checkpoints"), checkout)))
-
-
 def download_root() -> Path:
     """Where downloads go: the first search root."""
     return model_roots()[0]
 
 
 def inventory(roots: Sequence[Path] | None = None) -> Inventory:
-    """Every component of every model that was found, best first; unreadable and foreign files are passed over.
+    """Every component of every model that was found, best first; what no model uses with the reason.
 
-    The bundled demo is always searched; the Hugging Face cache only when `roots` is not given.
+    The bundled demo is always searched; the Hugging Face cache only when `roots` is not given, and what it holds of
+    others is not told.
     """
-    paths = [path for root in (bundled_root(), *(model_roots() if roots is None else roots)) for path in _walk(root)]
-    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    published = [file for spec in all_models() for file in spec.files if file.repo and roots is None]
-    published = [file for file in published if (cache / f"models--{file.repo.replace('/', '--')}").is_dir()]
-    if published:  # else the library is not imported
-        from huggingface_hub import try_to_load_from_cache  # 0.3 s
-
-        cached = [try_to_load_from_cache(file.repo, name, cache) for file in published for name in file.names]
-        paths += [Path(path) for path in cached if isinstance(path, str)]
-    paths = list(dict.fromkeys(paths))
-    files: list[FoundFile] = []
-    for spec in all_models():
-        found = [file for path in paths if (file := _match(spec, path))]
-        files += sorted(found, key=partial(_rank, spec))
+    searched = model_roots() if roots is None else roots
+    entries = {entry.path: entry for root in (bundled_root(), *searched) for entry in walk(root)}
+    cached = [entry for snapshot in (cache_snapshots() if roots is None else ()) for entry in walk(snapshot)]
+    found: list[FoundFile] = []
+    passed_over: dict[str, PassedOver] = {}
+    for entry in (*entries.values(), *(entry for entry in cached if entry.path not in entries)):
+        files, error = _match(entry)
+        found += files
+        if error is not None and entry.path in entries:
+            passed_over[str(entry.path)] = PassedOver(
+                path=str(entry.path), code=error.code, what=error.what, got=error.got, expected=error.expected
+            )
+    files = [
+        file
+        for spec in all_models()
+        for file in sorted((file for file in found if file.model == spec.name), key=partial(_rank, spec))
+    ]
     loras = find_loras(None if roots is None else (*roots,))
     return Inventory(
-        files=tuple(files), loras=tuple(FoundLora(path=str(file.path), bytes=file.bytes) for file in loras)
-    )
+        files=tuple(files), loras=tuple(FoundLora(path=str(file.path), bytes=file.bytes) for file in loras),
+        passed_over=tuple(passed_over.values()),
+    )  # fmt: skip
 
 
 def find_loras(roots: tuple[Path, ...] | None = None) -> tuple[LoraFile, ...]:
@@ -115,11 +128,13 @@ def find_loras(roots: tuple[Path, ...] | None = None) -> tuple[LoraFile, ...]:
     """
     found: dict[str, LoraFile] = {}
     for root in model_roots() if roots is None else roots:
-        for folder in (root / name for name in LORA_FOLDERS):
-            for path in sorted(folder.rglob("*.safetensors")):
-                name = str(path.relative_to(folder))
-                if path.is_file() and not path.name.startswith("."):
-                    found.setdefault(name, LoraFile(name, path.absolute(), path.stat().st_size))
+        for name, path in lora_files(root):
+            try:
+                stat = path.stat()
+            except OSError:
+                continue
+            if S_ISREG(stat.st_mode):
+                found.setdefault(name, LoraFile(name, path.absolute(), stat.st_size))
     return tuple(sorted(found.values()))
 
 
@@ -147,10 +162,10 @@ def resolve_files(
     if not missing:
         return resolved
     lacking = [file for file in spec.files if file.component in missing]
-    names = {name for file in lacking if file.component != "tokenizer" for name in file.names}
-    for path in (path for root in (bundled_root(), *model_roots()) for path in _walk(root)):
-        if path.name in names:
-            open_checkpoint(path)  # a published file that does not open is damaged, not missing: this says so
+    names = {Path(name).name for file in lacking if file.component != "tokenizer" for name in file.names}
+    for one in found.passed_over:
+        if Path(one.path).name in names:  # a published file that does not open is damaged, not missing
+            raise FileError(one.what, code=one.code, field=one.path, got=one.got, expected=one.expected)
     lines = []
     for component in missing:
         files = [file for file in lacking if file.component == component and quant in (None, file.quant)]
@@ -159,9 +174,17 @@ def resolve_files(
         lines.append(" or ".join(choices))
     raise FileError(
         f"weights of {spec.display_name} are missing", code="weights_missing", field="model",
-        got=f"no {', '.join(missing)}", expected=f"{'; '.join(lines)}; all in {download_root()}",
+        got=f"no {', '.join(missing)}{_passed_over_words(found)}",
+        expected=f"{'; '.join(lines)}; all in {download_root()}",
         try_instead=f"turbodiff models pull {spec.name}, or set {ROOTS_VARIABLE} to the folder that has them",
     )  # fmt: skip
+
+
+def _passed_over_words(found: Inventory) -> str:
+    """What was passed over, for the error of missing files: it may be what the person thinks is there."""
+    reasons = [f"{Path(one.path).name}: {one.got or one.what}"[:160] for one in found.passed_over]
+    more = f" and {len(reasons) - SHOWN_REASONS} more" if len(reasons) > SHOWN_REASONS else ""
+    return f"; passed over: {', '.join(reasons[:SHOWN_REASONS])}{more}" if reasons else ""
 
 
 def verify(path: Path | str, *, sha256: bool = False) -> Report:
@@ -174,8 +197,9 @@ def verify(path: Path | str, *, sha256: bool = False) -> Report:
     checkpoint = open_checkpoint(path)
     header, sources, unknown = checkpoint.header, checkpoint.sources, checkpoint.unknown
     # a folder is matched by the file that stands for it: its index of shards, or its one file
-    place = path if path.is_file() else next(iter(sorted(path.glob("*.index.json"))), header.files[0])
-    models = tuple(dict.fromkeys(spec.name for spec in all_models() if _match(spec, place)))
+    place = path if path.is_file() else next(iter(sorted(path.glob(f"*{INDEX}"))), header.files[0])
+    files, error = _match(Entry(place))
+    models = tuple(dict.fromkeys(file.model for file in files))
     problems = []
     missing = sorted(expected_names(checkpoint) - set(sources))
     if missing:
@@ -185,7 +209,8 @@ def verify(path: Path | str, *, sha256: bool = False) -> Report:
     if unknown:
         problems.append(f"{len(unknown)} tensors have no place, such as {unknown[0]}")
     if not models:
-        problems.append(f"no model of configs/models has these sizes: {dict(checkpoint.numbers)}")
+        none = f"no model of configs/models has these sizes: {dict(checkpoint.numbers)}"
+        problems.append(none if error is None or error.code == "no_model" or problems else str(error))
     return Report(
         path, checkpoint.component, checkpoint.layout, models, header.nbytes, len(header.tensors),
         Counter(info.dtype for info in header.tensors.values()), checkpoint.numbers, checkpoint.quant, checkpoint.sla,
@@ -193,79 +218,107 @@ def verify(path: Path | str, *, sha256: bool = False) -> Report:
     )  # fmt: skip
 
 
-def _walk(root: Path, depth: int = 0) -> Iterator[Path]:
-    """Weights, tokenizers and indexes of shards below `root`; unreadable and hidden folders are passed over."""
-    try:
-        entries = sorted(root.iterdir())
-    except OSError:
-        return
-    for path in entries:
-        name = path.name
-        if name.startswith("."):
-            continue
-        if path.is_dir():
-            if depth < MAX_DEPTH:
-                yield from _walk(path, depth + 1)
-        elif (name.endswith(ENDINGS) and not SHARD.search(name)) or name == TOKENIZER or name.endswith(".index.json"):
-            yield path
-
-
-def _match(spec: ModelSpec, path: Path) -> FoundFile | None:
-    """The file as a component of this model, or None."""
+def _match(entry: Entry) -> tuple[list[FoundFile], FileError | None]:
+    """The file as a component of each model that it fits, or why there is none. Never raises."""
+    path = entry.path
     try:
         stat = path.stat()
-    except OSError:
-        return None
-    if path.name == TOKENIZER:
-        # a SentencePiece model spends 10 to 64 bytes a piece, and up to half a MiB on its character table
-        vocab = spec.text_encoder.vocab
-        fits = 8 * vocab <= stat.st_size <= 64 * vocab + (1 << 19)
-        return FoundFile(model=spec.name, component="tokenizer", path=str(path), bytes=stat.st_size) if fits else None
-    header = _summary(path, stat.st_size, stat.st_mtime_ns)
-    component = _component(spec, header, path) if header else None
-    if header is None or component is None:
-        return None
-    resolution = _hint(RESOLUTION, path)
-    return FoundFile(
-        model=spec.name, component=component, path=str(path), bytes=header.nbytes, quant=header.quant, sla=header.sla,
-        resolution=f"{resolution}p" if resolution else "", layout=header.layout,
-    )  # fmt: skip
+        if path.name == TOKENIZER:
+            return _tokenizers(path, stat.st_size)
+        if entry.stray:
+            raise bad_file(path, "a shard without its index", code="index_missing", expected="*.safetensors.index.json")
+        looked = _look(path, stat.st_size, stat.st_mtime_ns, os.environ.get("TURBODIFF_CONFIGS", ""))
+        return ([], looked.error) if looked.error else (_files_of(path, looked), None)
+    except FileError as error:
+        return [], error
+    except OSError as error:
+        return [], bad_file(path, "the file cannot be read", code="file_unreadable", got=error.strerror)
+
+
+def _tokenizers(path: Path, size: int) -> tuple[list[FoundFile], FileError | None]:
+    """A SentencePiece model spends 10 to 64 bytes a piece, and up to half a MiB on its character table."""
+    fits = [spec for spec in all_models() if 8 * (n := spec.text_encoder.vocab) <= size <= 64 * n + (1 << 19)]
+    found = [FoundFile(model=spec.name, component="tokenizer", path=str(path), bytes=size) for spec in fits]
+    got = f"{size} bytes"
+    return found, None if fits else bad_file(path, "the tokenizer of another model", code="file_foreign", got=got)
 
 
 @lru_cache(maxsize=4096)
-def _summary(path: Path, _size: int, _mtime_ns: int) -> HeaderSummary | None:
-    """What the header says; read again when size or time of the file change. None where a network cannot use it."""
+def _look(path: Path, _size: int, _mtime_ns: int, _configs: str) -> Looked:
+    """What the header says; read again when size or time of the file change. Never raises."""
     try:
-        file = open_checkpoint(path)
-    except FileError:
-        return None
-    if file.unknown:
-        return None
-    return HeaderSummary(file.component, file.layout, file.header.nbytes, file.numbers, file.quant, file.sla)
+        checkpoint = open_checkpoint(path)
+        error, models = None, []
+        for spec in (spec for spec in all_models() if _sizes_fit(spec, checkpoint)):
+            shapes = network_shapes(spec, checkpoint.component, checkpoint.quant, checkpoint.sla)
+            error = misfit(checkpoint, shapes)
+            models += [] if error else [spec.name]
+        if models and checkpoint.layout.endswith("gguf") and find_spec("gguf") is None:
+            raise FileError(
+                "GGUF weights need the gguf package", code="gguf_missing", field=str(path), got="a GGUF file",
+                expected="pip install 'turbodiff[gguf]'", try_instead="pip install 'turbodiff[gguf]'",
+            )  # fmt: skip
+        if not models:
+            return Looked(error=error or _no_model(checkpoint))
+        titles = {name: text[:200] for name, text in checkpoint.header.metadata.items() if name in experts.TITLES}
+        return Looked(
+            tuple(models), None, checkpoint.component, checkpoint.layout, checkpoint.header.nbytes, checkpoint.quant,
+            checkpoint.sla, titles,
+        )  # fmt: skip
+    except FileError as error:
+        return Looked(error=error)
+    except Exception as error:  # noqa: BLE001  one file, whatever is in it, must not hide the others
+        got = f"{type(error).__name__}: {error}"[:120]
+        return Looked(error=bad_file(path, "the file is damaged", code="file_damaged", got=got))
 
 
-def _component(spec: ModelSpec, header: HeaderSummary, path: Path) -> Component | None:
-    """Which component of the model has these sizes; an expert is told by file name, then folder."""
+def _sizes_fit(spec: ModelSpec, checkpoint: Checkpoint) -> bool:
     dit = spec.dit.model_dump() | {"text_dim": spec.text_encoder.dim, "head_dim": spec.dit.head_dim}
-    facts = {"dit": dit, "vae": spec.vae.model_dump(), "text_encoder": spec.text_encoder.model_dump()}[header.component]
-    told = {name: number for name, number in header.numbers.items() if (name, number) != ("head_dim", 0)}
-    if any(facts[name] != number for name, number in told.items()):
-        return None
-    if header.component != "dit":
-        return "vae" if header.component == "vae" else "text_encoder"
-    expert = _hint(EXPERT, path)
-    if path.parent.name in {"transformer", "transformer_2"} and (path.parent.parent / "transformer_2").is_dir():
-        expert = "high" if path.parent.name == "transformer" else "low"  # diffusers' names
-    if not spec.two_experts:
-        return None if expert else "dit"
-    return Expert(expert).component if expert else None
+    facts = {"dit": dit, "vae": spec.vae.model_dump(), "text_encoder": spec.text_encoder.model_dump()}
+    told = {name: number for name, number in checkpoint.numbers.items() if (name, number) != ("head_dim", 0)}
+    return all(facts[checkpoint.component][name] == number for name, number in told.items())
 
 
-def _hint(pattern: re.Pattern[str], path: Path) -> str:
-    for name in (path.name, path.parent.name, path.parent.parent.name):
-        if match := pattern.search(name.lower()):
-            return match[1]
-    return ""
+def _no_model(checkpoint: Checkpoint) -> FileError:
+    sizes = ", ".join(f"{name} {number}" for name, number in checkpoint.numbers.items())
+    return bad_file(
+        checkpoint.header.path, "no model here has these sizes", code="no_model",
+        got=other_kind(checkpoint.unknown) or family_of(checkpoint.component, checkpoint.numbers) or sizes,
+        expected="turbodiff models list",
+    )  # fmt: skip
+
+
+def _files_of(path: Path, looked: Looked) -> list[FoundFile]:
+    """The file for each model that it fills; an expert is told by weights/experts.py.
+
+    Raises:
+        FileError: it is one of two experts and nothing tells which.
+    """
+    specs = [spec for spec in all_models() if spec.name in looked.models]
+    components: dict[str, Component] = {}
+    if looked.component != "dit":
+        components = {spec.name: looked.component for spec in specs}
+    else:
+        alone, twins = [spec for spec in specs if not spec.two_experts], [spec for spec in specs if spec.two_experts]
+        side, is_twin = experts.expert_of(path, looked.metadata, alone=bool(alone)) if twins else ("", False)
+        if side in ("high", "low"):
+            components = {spec.name: Expert(side).component for spec in twins}
+        elif not is_twin or side == "single":
+            components = {spec.name: "dit" for spec in alone}
+    if not components:
+        raise bad_file(
+            path, "which expert this is cannot be told", code="expert_unknown", got=path.name,
+            expected=f"turbodiff models tell {path} --expert high (or low)",
+        )  # fmt: skip
+    names = (folder.name.lower() for folder in (path, path.parent, path.parent.parent))
+    resolution = next((match[0] for name in names if (match := RESOLUTION.search(name))), "")
+    return [
+        FoundFile(
+            model=model, component=component, path=str(path), bytes=looked.nbytes, quant=looked.quant, sla=looked.sla,
+            resolution=resolution, layout=looked.layout,
+        )
+        for model, component in components.items()
+    ]  # fmt: skip
 
 
 def _rank(spec: ModelSpec, file: FoundFile) -> tuple[object, ...]:
@@ -280,5 +333,6 @@ def _rank(spec: ModelSpec, file: FoundFile) -> tuple[object, ...]:
         Path(file.path).is_relative_to(bundled_root()),
         spec.turbo and file.component.startswith("dit") and not file.sla,
         min(listed, default=len(spec.files)),
-        file.layout.endswith("fp8"),
+        max((place + 1 for place, form in enumerate(FORMS) if form in file.layout), default=0),
+        -file.bytes if file.layout.endswith("gguf") else 0,  # the finer one
     )

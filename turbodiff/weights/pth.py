@@ -1,161 +1,108 @@
 """Reader of the header of a torch zip file (.pth, .pt, .bin): its pickle is interpreted without calling anything.
 
-A pickle may name any function to call. This one may name OrderedDict, torch's rebuild functions, its storage types and
-its dtypes; anything else is refused before it is looked up. torch is not imported, no tensor is read.
+torch is not imported, no tensor is read; what the pickle may hold is said in pickles.py.
 Format: torch.serialization writes `<root>/data.pkl` and one uncompressed member `<root>/data/<key>` per storage.
 """
 
-import io
 import math
-import pickle
 import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, ClassVar, NamedTuple, cast
+from typing import IO, BinaryIO, cast
 
-from turbodiff.weights.headers import DTYPE_BYTES, Header, TensorInfo, bad_file
+from turbodiff.spec.errors import FileError
+from turbodiff.weights.headers import DTYPE_BYTES, Header, TensorInfo, bad_file, too_much
+from turbodiff.weights.limits import MAX_TENSORS
+from turbodiff.weights.pickles import UnsafePickleError, View, read_pickle
 
-MAX_PICKLE_BYTES = 64 << 20  # 1,600 tensors take 0.3 MB
+MAX_PICKLE_BYTES = 16 << 20  # 1,600 tensors take 0.3 MB
+MAX_READ_BYTES = 4 << 20  # of the archive at a time: its directory takes 100 bytes a tensor
 LOCAL_HEADER_BYTES = 30  # zip: fixed part of a member's header; lengths of name and extra field at 26 and 28
+ENCRYPTED = 1  # zip: flag of a member
 
-STORAGES = {
-    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
-    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
-    "BoolStorage": "BOOL", "UntypedStorage": "U8",
-}  # fmt: skip
-DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8",
-    "bool": "BOOL", "uint16": "U16", "uint32": "U32", "uint64": "U64",
-}  # fmt: skip
-WRAPPERS = ("state_dict", "model", "module")
+# Names under which exports and training dumps keep the state dict, best first: averaged weights before raw ones
+# (Self-Forcing and CausVid: `generator_ema`, `generator`; rCM: `net_ema`, `net`)
+WRAPPERS = (
+    "generator_ema", "net_ema", "model_ema", "ema_model", "ema", "ema_state_dict", "generator", "net", "state_dict",
+    "model_state_dict", "model", "module", "student", "transformer", "dit", "params", "weights",
+)  # fmt: skip
+MAX_WRAPS = 3
 
 
-class Dtype(NamedTuple):
-    """A storage type or a dtype that the pickle named."""
+class _Bounded:
+    """A file that gives at most MAX_READ_BYTES at a time: zipfile reads as much as the file says it has to."""
 
-    name: str
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self.seekable, self.file = file.seek, file.tell, file.seekable, file
 
-
-class Storage(NamedTuple):
-    """A storage that the pickle named: `numel` elements of `dtype` in the member `key`."""
-
-    dtype: str
-    key: str
-    numel: int
-
-
-class View(NamedTuple):
-    """A tensor that the pickle built: a strided view of a storage, offset and stride in elements of `dtype`."""
-
-    storage: Storage
-    dtype: str
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-def _rebuild_v2(storage: Storage, offset: int, shape: Sequence[int], stride: Sequence[int], *_rest: object) -> View:
-    return _rebuild_v3(storage, offset, shape, stride, False, None, Dtype(storage.dtype))
-
-
-def _rebuild_v3(
-    storage: Storage, offset: int, shape: Sequence[int], stride: Sequence[int], _grad: object, _hooks: object,
-    dtype: Dtype, *_rest: object,
-) -> View:  # fmt: skip
-    if not isinstance(storage, Storage) or not isinstance(dtype, Dtype):
-        raise pickle.UnpicklingError("tensor")
-    return View(storage, dtype.name, offset, tuple(shape), tuple(stride))
-
-
-def _rebuild_parameter(data: View, *_rest: object) -> View:
-    return data
-
-
-# Everything that a pickle may name, and what it stands for
-ALLOWED: Mapping[tuple[str, str], object] = {
-    **{(module, name): Dtype(dtype) for module in ("torch", "torch.storage") for name, dtype in STORAGES.items()},
-    **{("torch", name): Dtype(dtype) for name, dtype in DTYPES.items()},
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_v2,
-    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_v3,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-}
-
-
-class TensorUnpickler(pickle._Unpickler):  # the Python one: the memo of the C one grows to any index that a file names
-    """Reads a pickle of tensors; refuses every name that is not in ALLOWED."""
-
-    stack: list[object]
-
-    def find_class(self, module: str, name: str) -> object:
-        """What a name in the pickle stands for.
-
-        Raises:
-            UnpicklingError: the name is not allowed.
-        """
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name}")
-        return ALLOWED[module, name]
-
-    def persistent_load(self, pid: object) -> Storage:
-        """The storage that `("storage", type, key, device, numel)` names."""
-        kind, dtype, key, _device, numel = cast(Sequence[object], pid)
-        if kind == "storage" and isinstance(dtype, Dtype) and isinstance(key, str) and _is_count(numel):
-            return Storage(dtype.name, key, cast(int, numel))
-        raise pickle.UnpicklingError("storage")
-
-    def load_build(self) -> None:
-        """Drop attributes (a state dict's version numbers): a file cannot change an object of ours."""
-        self.stack.pop()
-
-    dispatch: ClassVar[dict[int, Callable[..., None]]] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+    def read(self, count: int = -1) -> bytes:
+        part = self.file.read(min(count, MAX_READ_BYTES) if count >= 0 else MAX_READ_BYTES)
+        if count > MAX_READ_BYTES or len(part) == MAX_READ_BYTES:
+            raise OverflowError(f"a directory of {count} bytes")
+        return part
 
 
 def read(path: Path, file: BinaryIO, size: int) -> Header:
     """The header of a torch zip file of `size` bytes.
 
     Raises:
-        FileError: cut short, damaged, compressed, of the other byte order, or a pickle that names anything but tensors.
+        FileError: cut short, damaged, compressed, encrypted, of the other byte order, or a pickle that names anything
+            but tensors.
     """
     try:
-        with zipfile.ZipFile(file) as archive:
-            members = {member.filename: member for member in archive.infolist()}
-            pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
-            if not pickles:
-                expected = "a member data.pkl"
-                raise bad_file(path, "a zip file, but not torch's", code="file_foreign", expected=expected)
-            root = pickles[0].removesuffix("data.pkl")
-            views = _unpickle(path, _small_member(path, archive, members[pickles[0]]))
-            order = members.get(f"{root}byteorder")
-            if order and _small_member(path, archive, order) != b"little":
-                raise bad_file(path, "written on a big-endian machine", code="file_foreign")
+        members, root, views = _read_archive(path, file)
+    except FileError:
+        raise
+    except OverflowError as error:
+        raise too_much(path, str(error), f"{MAX_READ_BYTES} bytes") from None
     except zipfile.BadZipFile as error:
-        raise bad_file(path, "the file is cut short", code="file_truncated", got=error) from None
+        raise bad_file(path, "the file is cut short", code="file_truncated", got=str(error)[:120]) from None
+    except Exception as error:  # noqa: BLE001  zipfile raises many kinds on a forged archive
+        got = f"{type(error).__name__}: {error}"[:120]
+        raise bad_file(path, "the archive is damaged", code="file_damaged", got=got) from None
+    if len(views) > MAX_TENSORS:
+        raise too_much(path, f"{len(views)} tensors", f"{MAX_TENSORS}")
     tensors = {}
     for name, view in views.items():
         member = members.get(f"{root}data/{view.storage.key}")
-        if member is None or member.compress_type != zipfile.ZIP_STORED:
-            expected = f"member {view.storage.key}"
+        if member is None or member.compress_type != zipfile.ZIP_STORED or member.flag_bits & ENCRYPTED:
+            expected = f"member {view.storage.key[:80]}"
             raise bad_file(path, "a tensor without bytes", code="file_damaged", key=name, expected=expected)
         tensors[name] = _locate(path, file, size, member, name, view)
     return Header(path, tensors)
 
 
+def _read_archive(path: Path, file: BinaryIO) -> tuple[Mapping[str, zipfile.ZipInfo], str, Mapping[str, View]]:
+    """The members by name, the folder that all of torch's are in, and the tensors of the pickle."""
+    with zipfile.ZipFile(cast(IO[bytes], _Bounded(file))) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
+        if not pickles:
+            raise bad_file(path, "a zip file, but not torch's", code="file_foreign", expected="a member data.pkl")
+        root = pickles[0].removesuffix("data.pkl")
+        views = _unpickle(path, _small_member(path, archive, members[pickles[0]]))
+        order = members.get(f"{root}byteorder")
+        if order and _small_member(path, archive, order) != b"little":
+            raise bad_file(path, "written on a big-endian machine", code="file_foreign")
+    return members, root, views
+
+
 def _small_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    if member.file_size > MAX_PICKLE_BYTES or member.compress_type != zipfile.ZIP_STORED:
-        got = f"{member.file_size} bytes"
-        raise bad_file(path, "the pickle is too large or compressed", code="file_damaged", got=got)
+    if member.flag_bits & ENCRYPTED:
+        raise bad_file(path, "the archive is encrypted", code="file_foreign", got="an encrypted archive")
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise bad_file(path, "the pickle is compressed", code="file_damaged", got=f"{member.file_size} bytes")
+    if max(member.file_size, member.compress_size) > MAX_PICKLE_BYTES:
+        raise too_much(path, f"a pickle of {member.file_size} bytes", f"{MAX_PICKLE_BYTES} bytes")
     return archive.read(member)
 
 
-def _unpickle(path: Path, text: bytes) -> dict[str, View]:
-    """The tensors of the state dict in a pickle, which may be wrapped once."""
+def _unpickle(path: Path, text: bytes) -> Mapping[str, View]:
+    """The tensors of the state dict in a pickle, which may be wrapped in dicts."""
     try:
-        state = TensorUnpickler(io.BytesIO(text)).load()
-    except pickle.UnpicklingError as error:
+        state = read_pickle(text)
+    except UnsafePickleError as error:
         raise bad_file(
             path, "the pickle does more than hold tensors", code="file_unsafe", key="data.pkl", got=str(error)[:120],
             expected="tensors only",
@@ -163,13 +110,30 @@ def _unpickle(path: Path, text: bytes) -> dict[str, View]:
     except Exception as error:  # noqa: BLE001  a hostile pickle can raise anything
         got = f"{type(error).__name__}: {error}"[:120]
         raise bad_file(path, "the pickle is damaged", code="file_damaged", key="data.pkl", got=got) from None
-    if isinstance(state, dict):
-        inner = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict)), state)
-        views = {key: value for key, value in inner.items() if isinstance(key, str) and isinstance(value, View)}
-        if views:
-            return views
+    found = list(_state_dicts(state, ()))
+    if found:
+        order = {name: place for place, name in enumerate(WRAPPERS)}
+        best = min(found, key=lambda one: ([order.get(name, len(order)) for name in one[0]], -len(one[1])))
+        return best[1]
     got, expected = type(state).__name__, "a state dict"
     raise bad_file(path, "no tensors in this file", code="file_foreign", got=got, expected=expected)
+
+
+def _state_dicts(
+    value: object, names: tuple[str, ...], seen: set[int] | None = None
+) -> Iterator[tuple[tuple[str, ...], dict[str, View]]]:
+    """Every dict that holds tensors under names, each once, with the names that lead to it."""
+    seen = set() if seen is None else seen
+    if not isinstance(value, dict) or len(names) > MAX_WRAPS or id(value) in seen:
+        return
+    seen.add(id(value))
+    views = {key: one for key, one in value.items() if isinstance(key, str) and isinstance(one, View)}
+    if views:
+        yield names, views
+        return
+    for key, inner in value.items():
+        if isinstance(key, str):
+            yield from _state_dicts(inner, (*names, key), seen)
 
 
 def _locate(path: Path, file: BinaryIO, size: int, member: zipfile.ZipInfo, name: str, view: View) -> TensorInfo:
@@ -177,9 +141,6 @@ def _locate(path: Path, file: BinaryIO, size: int, member: zipfile.ZipInfo, name
 
     The lengths in a member's local header may differ from the directory's: torch pads its data to 64 bytes.
     """
-    numbers = (view.offset, *view.shape, *view.stride)
-    if not all(map(_is_count, numbers)) or len(view.shape) != len(view.stride):
-        raise bad_file(path, "a tensor of impossible shape", code="file_damaged", key=name, got=str(numbers)[:120])
     itemsize = DTYPE_BYTES[view.dtype]
     elements = 1 + sum((length - 1) * step for length, step in zip(view.shape, view.stride, strict=True))
     elements = elements if math.prod(view.shape) else 0
@@ -201,7 +162,3 @@ def _locate(path: Path, file: BinaryIO, size: int, member: zipfile.ZipInfo, name
         step *= length
     place = start + view.offset * itemsize
     return TensorInfo(path, view.dtype, view.shape, place, elements * itemsize, None if contiguous else view.stride)
-
-
-def _is_count(number: object) -> bool:
-    return type(number) is int and 0 <= number < 1 << 60

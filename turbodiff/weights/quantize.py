@@ -22,7 +22,7 @@ from turbodiff.spec.numbers import gib
 from turbodiff.weights import keymaps
 from turbodiff.weights.detect import Checkpoint, expected_names, open_checkpoint
 from turbodiff.weights.headers import DTYPE_BYTES, TensorInfo, bad_file
-from turbodiff.weights.load import NORMS, TORCH_DTYPES, dequantized, scaled
+from turbodiff.weights.load import NORMS, TORCH_DTYPES, dequantized, scale_rows, scaled
 
 TILE = 128
 SMALLEST_AMAX = 1e-8  # TurboDiffusion: an all-zero tile gets the scale 1e-8 / 128
@@ -156,7 +156,7 @@ def _bands(checkpoint: Checkpoint, name: str) -> Iterator[Tensor]:
         some = info._replace(shape=(last - first, *info.shape[1:]), offset=place, nbytes=nbytes)
         band = _read(some) if whole is None else whole[first:last]
         if scale is not None:
-            band = scaled(band, scale if scale.numel() == 1 else scale.flatten()[first:last])
+            band = scaled(band, scale_rows(scale, info.shape, first, last), source.times)
         yield band.reshape(last - first, -1)
 
 

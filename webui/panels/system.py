@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from webui.snapshot import Snapshot
 
 LARGEST_HOLDERS = 5  # shown in first aid
+SHOWN_FILES = 100  # of those that no model uses
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class System:
     kernels: tuple[tuple[str, str], ...] = ()  # operation, what computes it and why
     checks: tuple[tuple[str, bool, str], ...] = ()  # of the self-test: name, whether it is good, what it found
     checking: bool = False
+    passed_over: tuple[tuple[str, str], ...] = ()  # files of the search roots that no model uses, and why
 
 
 def system(snapshot: Snapshot, report: DoctorReport | None, words: Words) -> System:
@@ -80,6 +82,10 @@ def system(snapshot: Snapshot, report: DoctorReport | None, words: Words) -> Sys
             for check in (selftest.checks if selftest else ())
         ),
         checking=bool(selftest and selftest.running),
+        passed_over=tuple(
+            (one.path, words.or_else(f"error.{one.code}", one.what, field=one.path, got=one.got, expected=one.expected))
+            for one in snapshot.passed_over
+        ),
     )
     if report is None:
         return shown
@@ -193,7 +199,8 @@ def draw(shown: System, ready: bool, words: Words) -> Html:
     )
     models = [_draw_model(model, not shown.best, words) for model in shown.models]
     rescan = action("rescan", "", words("system.rescan"), cls="plain")
-    right = _section(words("system.models"), (_best(shown.best, words), models), rescan)
+    others = _passed_over(shown.passed_over, words)
+    right = _section(words("system.models"), (_best(shown.best, words), models, others), rescan)
     return el("div", el("div", left, cls="td-stack"), el("div", right, cls="td-stack"), cls="td-two td-html")
 
 
@@ -243,6 +250,15 @@ def _draw_model(model: Model, main: bool, words: Words) -> Html:
         cls="td-card",
         data_model=model.name,
     )
+
+
+def _passed_over(files: tuple[tuple[str, str], ...], words: Words) -> Html | None:
+    """The files that no model uses, each with the reason."""
+    if not files:
+        return None
+    rows = [el("li", el("code", path), " ", why) for path, why in files[:SHOWN_FILES]]
+    summary = el("summary", words("system.passed_over", count=len(files)))
+    return el("details", summary, el("ul", rows), id="passed-over")
 
 
 def _best(best: Model | None, words: Words) -> Html | None:

@@ -1,0 +1,147 @@
+"""Which expert of a two-network model a file is: what a person says, then its metadata, its name, its folder.
+
+The two networks of Wan2.2 A14B have the same keys and shapes, so no header tells. A name is asked only where a model
+with two networks has these sizes, and what it tells must be about noise: `HighNoise`, `low_noise`, `i2vHighV20`,
+`-HN-`, `_L_`; never `High Quality` or `low_vram`. A person says it in a file beside the weights, `NAME.toml`, with
+`expert = "high"`, "low" or "single" (`turbodiff models tell FILE --expert high` writes it).
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+from turbodiff.spec.errors import FileError
+from turbodiff.spec.files import atomic_write
+
+Side = Literal["high", "low", "single", ""]
+SIDECAR = ".toml"
+MAX_SIDECAR_BYTES = 1 << 16
+TITLES = ("general.name", "general.basename", "modelspec.title", "title", "name")  # of GGUF and of safetensors
+TASK = re.compile(r"(?i)(?<![a-z])t?i2v|t2v|(?<=[a-z])i2v")
+TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+SIDES: Mapping[str, Literal["high", "low"]] = {
+    "high": "high", "hi": "high", "h": "high", "hn": "high", "highnoise": "high", "noisehigh": "high",
+    "low": "low", "lo": "low", "l": "low", "ln": "low", "lownoise": "low", "noiselow": "low",
+}  # fmt: skip
+CLEAR = ("hn", "ln", "highnoise", "lownoise", "noisehigh", "noiselow")
+OTHER = {"high": "low", "low": "high", "hi": "lo", "lo": "hi", "h": "l", "l": "h", "hn": "ln", "ln": "hn"}
+# What high and low may be about beside noise; such a word stands after or before
+ABOUT = re.compile(
+    r"quality|qual|v?ram|mem|gpu|res|def|steps?$|poly|light|key|motion|cfg|rank|speed|end|fps|precision|detail|bit|cost|"
+    r"power|angle|cam|level|fidelity|compress|size|latency|budget|dim|loss|lr|score|shot|heel|school|fantasy|sigma|freq"
+)
+WAN22 = re.compile(r"(?i)wan[\W_]*2[\W_]*2(?!\d)|a14b|wan2214b")
+PLAIN_FOLDER = re.compile(r"noise|models?|experts?|transformer|dit|unet|wan|diffusion|net(work)?|\d+")
+
+
+class Told(NamedTuple):
+    """What a name tells: the side or "", and whether it says noise or only high and low."""
+
+    side: Side
+    clear: bool = False
+
+
+NOTHING = Told("")
+
+
+def told_by_person(path: Path) -> Side:
+    """What the file beside the weights says; "" where there is none or it does not say."""
+    beside = path.with_name(path.name + SIDECAR)
+    try:
+        if not beside.is_file() or beside.stat().st_size > MAX_SIDECAR_BYTES:
+            return ""
+        side = tomllib.loads(beside.read_text("utf-8")).get("expert", "")
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return cast(Side, side) if side in ("high", "low", "single") else ""
+
+
+def tell(path: Path, side: Side) -> Path:
+    """Write what a person says of a file beside it, in place of what was said before; returns the file written.
+
+    Raises:
+        FileError: there is no such file, or nothing can be written there.
+    """
+    if not path.is_file():
+        raise FileError("there is no such file", code="file_missing", field=str(path))
+    beside, line = path.with_name(path.name + SIDECAR), f'expert = "{side}"'
+    try:
+        lines = beside.read_text("utf-8").splitlines() if beside.is_file() else []
+        lines = [old for old in lines if not re.match(r"\s*expert\s*=", old)]
+        with atomic_write(beside) as part:
+            part.write_text("\n".join([line, *lines]) + "\n", "utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError("cannot be written", code="output_unwritable", field=str(beside), got=error) from None
+    return beside
+
+
+def expert_of(path: Path, metadata: Mapping[str, str], *, alone: bool) -> tuple[Side, bool]:
+    """The side that a file is, "" where nothing tells, and whether its name says that it must be one of two.
+
+    `alone`: a model with one network has the same sizes, so that high and low without a word of noise tell only in a
+    name that says Wan2.2, or where the other one lies beside it.
+    """
+    if side := told_by_person(path):
+        return side, False
+    if path.parent.name in ("transformer", "transformer_2") and (path.parent.parent / "transformer_2").is_dir():
+        return "high" if path.parent.name == "transformer" else "low", False  # diffusers' names
+    titles = " ".join(metadata.get(title, "")[:200] for title in TITLES)
+    hint = bool(WAN22.search(path.stem) or WAN22.search(titles) or WAN22.search(path.parent.name))
+    named = _told(path.stem)
+    if named.side and not named.clear and alone and not hint and not _has_counterpart(path):
+        named = NOTHING
+    title = _told(titles)
+    if title.clear and named.side and title.side != named.side:
+        return "", True  # they contradict each other
+    side = title.side if title.clear else named.side or _told_by_folders(path)
+    return side, hint
+
+
+def _tokens(text: str) -> Iterator[tuple[str, int, int]]:
+    plain = TASK.sub(lambda match: "/" * len(match[0]), text)
+    for match in TOKEN.finditer(plain):
+        yield match[0].lower(), match.start(), match.end()
+
+
+def _told(text: str) -> Told:
+    words = [word for word, *_ in _tokens(text)]
+    clear, loose = set[Side](), set[Side]()
+    for place, word in enumerate(words):
+        before = words[place - 1] if place else ""
+        after = words[place + 1] if place + 1 < len(words) else ""
+        joined = next((end for end in ("highnoise", "lownoise") if word.endswith(end) and word != "slownoise"), "")
+        side = SIDES.get(joined or word)
+        if side is None:
+            continue
+        if joined or word in CLEAR or after.startswith("noise") or (before == "noise" and word in ("high", "low")):
+            clear.add(side)
+        elif not ABOUT.match(after) and not ABOUT.fullmatch(before):
+            loose.add(side)
+    for found, is_clear in ((clear, True), (loose, False)):
+        if found:
+            return Told(next(iter(found)), is_clear) if len(found) == 1 else NOTHING
+    return NOTHING
+
+
+def _told_by_folders(path: Path) -> Side:
+    """What the two folders above tell, if they are about nothing else: `high_noise_model`, `HN`, `Low`."""
+    for folder in (path.parent.name, path.parent.parent.name):
+        told = _told(folder)
+        others = {word for word, *_ in _tokens(folder)} - set(SIDES)
+        if told.side and (told.clear or all(PLAIN_FOLDER.fullmatch(word) for word in others)):
+            return told.side
+    return ""
+
+
+def _has_counterpart(path: Path) -> bool:
+    """Whether the file that differs only in high and low lies beside it."""
+    for word, start, end in _tokens(path.stem):
+        if other := OTHER.get(word):
+            stem = path.stem[:start]
+            found = path.stem[start:end]
+            other = other.upper() if found.isupper() else other.title() if found[0].isupper() else other
+            if path.with_name(stem + other + path.stem[end:] + path.suffix).exists():
+                return True
+    return False

@@ -40,7 +40,7 @@ from turbodiff.spec.request import Request, make_request
 from turbodiff.supervisor import ownership, worker_process
 from turbodiff.supervisor.context import machine_of, worker_pids
 from turbodiff.supervisor.ownership import Identity
-from turbodiff.weights.locate import LoraFile, find_loras, resolve_files
+from turbodiff.weights.locate import LoraFile, find_loras, resolve_files, with_loras
 from turbodiff.weights.locate import inventory as find_weights
 
 POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
@@ -103,14 +103,16 @@ class Studio:
             RequestError: a field cannot be honoured.
             DoesNotFitError: nothing that the pins allow fits.
         """
-        machine, inventory = machine or probe.machine_now(), inventory or find_weights()
-        return plan_request(_request_of(fields), machine, inventory, policy=policy, history=history or self.history())
+        request, machine = _request_of(fields), machine or probe.machine_now()
+        found = with_loras(inventory or find_weights(), request.loras)
+        return plan_request(request, machine, found, policy=policy, history=history or self.history())
 
     def outlook(
         self, fields: Mapping[str, Any], machine: Machine, inventory: Inventory, history: History | None = None
     ) -> Outlook:
         """The band and seconds of a plan, for many at once. Raises RequestError: a field cannot be honoured."""
-        return outlook(_request_of(fields), machine, inventory, history=history)
+        request = _request_of(fields)
+        return outlook(request, machine, with_loras(inventory, request.loras), history=history)
 
     def history(self) -> History | None:
         """What earlier runs taught; None where nothing ran yet: asking leaves no file behind."""
@@ -124,7 +126,8 @@ class Studio:
         Raises:
             TurbodiffError: in the person's words; nothing half-done stays behind.
         """
-        request, inventory = _request_of(fields).seeded(), find_weights()
+        request = _request_of(fields).seeded()
+        inventory = with_loras(find_weights(), request.loras)
         resolve_files(request.model, inventory)
         size = (request.width, request.height, request.num_frames)
         if output is None:
@@ -156,7 +159,8 @@ class Studio:
         `anyway` lowers nothing of the picture, also where the plan says that it does not fit; nor does the policy
         "never", which refuses instead. Asking is the business of the page.
         """
-        request, inventory = _request_of(fields).seeded(), find_weights()
+        request = _request_of(fields).seeded()
+        inventory = with_loras(find_weights(), request.loras)
         resolve_files(request.model, inventory)
         disk.check_place(self.outputs, self.state, request.width, request.height, request.num_frames)
         policy: Policy = "anyway" if anyway else self.policy

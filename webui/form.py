@@ -35,13 +35,15 @@ class FormValues(TypedDict, total=False):
     seed: str | None
     steps: Number
     sampler: str | None
+    weights_are: str | None
     attention: str | None
     topk: Number
     quant_linear: str | None
     boundary: Number
     sigma_max: Number
     shift: Number
-    guidance: Number
+    guidance: Number  # empty, as shift: the weights' own
+    guidance_low: Number
     negative_prompt: str | None
     fps: Number
     size: str | None
@@ -76,7 +78,8 @@ def defaults(spec: ModelSpec) -> FormValues:
     """What the form holds when a model is chosen and nothing else is said."""
     names = ("resolution", "aspect", "num_frames", "steps", "sampler", "sigma_max", "boundary", "topk", "fps")
     chosen = {name: getattr(spec.defaults, name) for name in names}
-    return cast(FormValues, {"kind": spec.kind, "model": spec.name, **chosen})
+    of_weights = {"weights_are": "auto", "guidance": None, "guidance_low": None, "shift": None}
+    return cast(FormValues, {"kind": spec.kind, "model": spec.name, **chosen, **of_weights})
 
 
 def sanitize(values: Mapping[str, object]) -> FormValues:
@@ -142,7 +145,8 @@ def fitted_to(spec: ModelSpec, values: Mapping[str, Any]) -> FormValues:
 
 def from_request(fields: Mapping[str, Any]) -> FormValues:
     """A stored request's fields as form values; what the form does not show is dropped, pictures included if gone."""
-    values = {name: fields[name] for name in FIELDS if fields.get(name) is not None}
+    follows = fields.get("auto") or ()  # the weights
+    values = {name: fields[name] for name in FIELDS if fields.get(name) is not None and name not in follows}
     values["pinned"] = [name for name in PINS if name in fields.get("pinned", ())]
     chosen = [
         {"name": PurePath(str(row["path"])).name, "strength": row["strength"], "expert": row["expert"]}

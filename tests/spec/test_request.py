@@ -18,7 +18,7 @@ def asked(**fields):
 def test_what_is_left_out_is_the_models_default():
     request = asked(model="Wan2.1-14B")
     assert (request.width, request.height, request.num_frames, request.steps) == (1280, 720, 81, 4)
-    assert (request.sampler, request.sigma_max, request.fps) == ("sde", 80.0, 16)
+    assert (request.sampler, request.sigma_max, request.fps) == ("auto", 80.0, 16)
     assert asked(model="Wan2.2-A14B", image="p.png").sigma_max == 200.0
 
 

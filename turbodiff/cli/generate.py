@@ -15,12 +15,9 @@ if TYPE_CHECKING:
 NOT_PLANNED = (
     "negative_prompt",
     "ode",
-    "guidance",
-    "shift",
     "fps",
     "fit",
     "adaptive_resolution",
-    "loras",
     "noise_device",
 )
 

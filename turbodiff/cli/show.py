@@ -11,6 +11,7 @@ from turbodiff.spec.events import Event
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import gib, seconds
 from turbodiff.spec.plan import Plan
+from turbodiff.spec.schedules import SCHEDULE_REASONS, WARNINGS
 from turbodiff.spec.wording import Words, language_of
 
 PHASES = {
@@ -45,24 +46,26 @@ def print_lines(lines: Iterable[str]) -> None:
         console.print(line)
 
 
-def plan_lines(plan: Plan) -> list[str]:
-    """What will run, whether it fits, and what was lowered to make it fit."""
+def plan_lines(plan: Plan, words: Words) -> list[str]:
+    """What will run, whether it fits, what was lowered to make it fit; which sampler and why."""
     request = plan.request
     name = find_model(request.model).display_name
     lines = [
         f"{name}  {request.width}x{request.height}  {request.num_frames} frames  {request.steps} steps"
-        f"  seed {request.seed}  attention {request.attention}  on {plan.device_name}",
+        f" {request.sampler}  seed {request.seed}  attention {request.attention}  on {plan.device_name}",
         f"peak {gib(plan.peak_bytes)} of {gib(plan.budget_bytes)}: {plan.band}",
     ]
     lossy = [change for change in plan.changes if change.lossy]
-    return lines + [f"changed to fit: {c.field} {c.from_value} -> {c.to_value}" for c in lossy]
+    lines += [f"changed to fit: {c.field} {c.from_value} -> {c.to_value}" for c in lossy]
+    about = [reason for reason in plan.reasons if reason.key in (*SCHEDULE_REASONS, *WARNINGS)]
+    return lines + [words.reason(reason.key, reason.numbers) for reason in about]
 
 
 def event_lines(event: Event, words: Words) -> list[str]:
     """An event as lines, [] for those that need none."""
     match event.type:
         case "plan":
-            return plan_lines(event.plan)
+            return plan_lines(event.plan, words)
         case "phase" if event.state == "start":
             return [f"{PHASES.get(event.name, event.name)} ..."]
         case "step":
@@ -79,7 +82,7 @@ def event_lines(event: Event, words: Words) -> list[str]:
 
 def plan_table(plan: Plan, words: Words) -> None:
     """Print a plan with its phases as a table, the phase that binds marked; then why, and what else there is."""
-    print_lines(plan_lines(plan))
+    print_lines(plan_lines(plan, words))
     rows = []
     for phase in plan.phases:
         mark = " <- binds" if phase is plan.binding_phase else ""
@@ -87,7 +90,8 @@ def plan_table(plan: Plan, words: Words) -> None:
         host_ram = gib(phase.host_ram_bytes)
         rows.append((phase.name + mark, *(gib(size) for size in sizes), host_ram, f"{phase.seconds:.1f}"))
     print_table(("phase", "weights", "activations", "workspace", "peak", "host RAM", "seconds"), rows)
-    print_lines(f"- {words.reason(reason.key, reason.numbers)}" for reason in plan.reasons)
+    reasons = [reason for reason in plan.reasons if reason.key not in (*SCHEDULE_REASONS, *WARNINGS)]  # said above
+    print_lines(f"- {words.reason(reason.key, reason.numbers)}" for reason in reasons)
     if plan.alternatives:
         print_lines([alternatives_line(plan, words)])
 

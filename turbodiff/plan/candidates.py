@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from turbodiff.plan.hardware import Machine
-from turbodiff.spec.models import FoundFile, Inventory, ModelSpec, all_models
+from turbodiff.plan.schedule import dit_files
+from turbodiff.spec.models import Inventory, ModelSpec, all_models
 from turbodiff.spec.plan import JsonScalar
 from turbodiff.spec.request import Request
 from turbodiff.spec.shapes import RESOLUTIONS, VideoShape, adaptive_size, table_size
@@ -104,12 +105,6 @@ def only_int8(spec: ModelSpec, inventory: Inventory) -> bool:
     """Whether the disk holds this model's INT8 file and not the plain one."""
     int8, plain = dit_files(spec, inventory)
     return int8 is not None and plain is None
-
-
-def dit_files(spec: ModelSpec, inventory: Inventory) -> tuple[FoundFile | None, FoundFile | None]:
-    """(INT8, plain) file of a model's first network, None where there is none."""
-    component = spec.experts[0].component
-    return inventory.of(spec.name, component, True), inventory.of(spec.name, component, False)
 
 
 def _sizes(request: Request, spec: ModelSpec, pinned: frozenset[str]) -> list[tuple[str, str, int, int]]:

@@ -8,9 +8,11 @@ from pathlib import Path
 from turbodiff.plan import phase_costs
 from turbodiff.plan.candidates import Candidate, as_wished, has_weights, only_int8, smaller_models
 from turbodiff.plan.offload_search import FITS_SHARE, CandidateCost, PlanContext, cost_inputs, evaluate, settled
+from turbodiff.plan.schedule import schedule_reasons, scheduled
 from turbodiff.plan.weight_sizes import missing_bytes
 from turbodiff.spec.plan import Alternative, Change, JsonScalar, Reason
 from turbodiff.spec.request import Request
+from turbodiff.spec.schedules import RCM_SAMPLERS, SCHEDULE_REASONS, WARNINGS
 from turbodiff.spec.shapes import RESOLUTIONS
 
 HELPS = 0.95  # fewer frames help only if the peak falls below this share
@@ -19,13 +21,15 @@ SHARED = 0.05  # of a card in other hands is worth a word
 MOST_ALTERNATIVES = 3
 ALTERNATIVE_FIELDS = ("model", "resolution", "width", "height", "num_frames", "quant_linear", "steps")
 FAST_STEPS = 2
+NOT_TOLD = ("width", "height", "aspect", "sampler")  # said by the resolution, and by the schedule's own reason
 
 # the names of the numbers of every reason
 REASON_KEYS: Mapping[str, list[str]] = tomllib.loads(Path(__file__).with_name("reasons.toml").read_text("utf-8"))
 # those about what was chosen of the picture, which stay true when levers change
 OF_THE_PICTURE = frozenset(
     ("wish_does_not_fit", "settled", "lowered", "int8_is_faster", "int8_makes_it_fit", "int8_not_faster_here",
-     "only_int8_on_disk", "outside_trained_size", "lossless_is_slow")
+     "only_int8_on_disk", "outside_trained_size", "lossless_is_slow", "negative_prompt_of_wan",
+     *SCHEDULE_REASONS, *WARNINGS)
 )  # fmt: skip
 
 
@@ -36,18 +40,25 @@ def reason(key: str, **numbers: JsonScalar) -> Reason:
 
 
 def changes_between(before: Request, fields: Mapping[str, JsonScalar], names: tuple[str, ...]) -> tuple[Change, ...]:
-    """Those of `names` whose value in `fields` is another; a field that "auto" settled is no loss."""
+    """Those of `names` whose value in `fields` is another; what "auto" or the weights settled is no loss, nor are more
+    steps."""
     pairs = [(name, getattr(before, name), fields[name]) for name in names if name in fields]
     changed = [pair for pair in pairs if pair[1] != pair[2]]
-    return tuple([Change(field=f, from_value=old, to_value=new, lossy=old != "auto") for f, old, new in changed])
+    more = {name for name, old, new in changed if name == "steps" and int(str(new)) > int(str(old))}
+    left = before.auto | more | {name for name, old, _ in changed if old == "auto"}
+    return tuple([Change(field=f, from_value=old, to_value=new, lossy=f not in left) for f, old, new in changed])
 
 
 def reasons(
-    wish: Request, context: PlanContext, choice: Candidate, cost: CandidateCost, changes: tuple[Change, ...]
-) -> tuple[Reason, ...]:
-    """Every reason that applies, the deciding phase first."""
+    wish: Request, settled: Request, context: PlanContext, choice: Candidate, cost: CandidateCost,
+    changes: tuple[Change, ...],
+) -> tuple[Reason, ...]:  # fmt: skip
+    """Every reason that applies, the schedule and the deciding phase first."""
     return (
-        *_about_wish(wish, context, choice, cost, lossy=True in [change.lossy for change in changes]),
+        *(reason(key, **numbers) for key, numbers in schedule_reasons(wish, settled, choice, context.inventory)),
+        *_about_wish(
+            wish, context, choice, cost, lossy=True in [change.lossy for change in changes if change.field != "steps"]
+        ),
         *_about_changes(wish, context, choice, changes),
         *_about_levers(wish, context, choice, cost),
         *_about_machine(context, cost),
@@ -80,7 +91,7 @@ def _about_wish(
             peaks = {"peak_bytes": cost.peak_bytes, "peak_at_5_frames_bytes": at_few.peak_bytes}
             yield reason("fewer_frames_will_not_help", phase=at_few.name, **peaks)
     if lossy or cost.peak_bytes > FITS_SHARE * budget_bytes:
-        yield reason("fewer_steps_save_time_only", steps=wish.steps)
+        yield reason("fewer_steps_save_time_only", steps=scheduled(wish, choice, context.inventory).steps)
 
 
 def _about_changes(
@@ -88,7 +99,7 @@ def _about_changes(
 ) -> Iterator[Reason]:
     spec = choice.spec
     for change in changes:
-        if change.field in ("width", "height", "aspect"):
+        if change.field in NOT_TOLD or change.field in wish.auto or (change.field == "steps" and not change.lossy):
             continue
         if change.lossy:
             yield reason("lowered", field=change.field, **{"from": change.from_value, "to": change.to_value})
@@ -147,7 +158,8 @@ def _about_levers(wish: Request, context: PlanContext, choice: Candidate, cost: 
     if choice.spec.two_experts and len(set(inputs.experts)) == 2:
         yield reason("experts_by_step", experts="".join([expert.letter for expert in inputs.experts]))
     elif choice.spec.two_experts:
-        yield reason("one_expert_runs", expert=inputs.experts[0].value, steps=wish.steps, boundary=wish.boundary)
+        ran = scheduled(wish, choice, context.inventory)
+        yield reason("one_expert_runs", expert=inputs.experts[0].value, steps=ran.steps, boundary=ran.boundary)
 
 
 def _about_machine(context: PlanContext, cost: CandidateCost) -> Iterator[Reason]:
@@ -223,8 +235,10 @@ def alternatives(
         absent = [s for s in smaller_models(wish.spec) if not has_weights(s, context.machine, context.inventory)]
         trades += [chosen._replace(spec=spec) for spec in absent]
 
+    said = wish.model_copy(update={"auto": frozenset()})  # what a button sets is a choice
+
     def option(cost: CandidateCost, fields: Mapping[str, JsonScalar], download_bytes: int = 0) -> Alternative:
-        changes, seconds = changes_between(wish, fields, ALTERNATIVE_FIELDS), round(cost.seconds, 1)
+        changes, seconds = changes_between(said, fields, ALTERNATIVE_FIELDS), round(cost.seconds, 1)
         return Alternative(
             changes=changes, peak_bytes=cost.peak_bytes, seconds=seconds, fits=cost.fits, download_bytes=download_bytes
         )
@@ -241,7 +255,9 @@ def alternatives(
         here = has_weights(choice.spec, context.machine, context.inventory)
         absent_bytes = 0 if here else missing_bytes(choice.spec, context.inventory, choice.int8)
         found.append(option(cost, choice.fields(), absent_bytes))
-    if len(found) < MOST_ALTERNATIVES and wish.steps > FAST_STEPS and wish.sampler != "unipc" and "steps" not in pinned:
-        cost = evaluate(wish.model_copy(update={"steps": FAST_STEPS}), chosen, context)
+    ran = scheduled(wish, chosen, context.inventory)
+    fewer = ran.steps > FAST_STEPS and ran.sampler in RCM_SAMPLERS and "steps" not in pinned
+    if len(found) < MOST_ALTERNATIVES and fewer:
+        cost = evaluate(wish.model_copy(update={"steps": FAST_STEPS, "auto": wish.auto - {"steps"}}), chosen, context)
         found.append(option(cost, {**chosen.fields(), "steps": FAST_STEPS}))
     return tuple(found)

@@ -10,10 +10,11 @@ from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from turbodiff.plan import phase_costs
-from turbodiff.plan.candidates import Candidate, candidates, dit_files
+from turbodiff.plan.candidates import Candidate, candidates
 from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.plan.phase_costs import CostInputs, PhaseCost
 from turbodiff.plan.roofline import Speed, speed_of
+from turbodiff.plan.schedule import dit_files, network_file, scheduled
 from turbodiff.plan.torch_compat import conv3d_is_broken, cudnn_number
 from turbodiff.plan.weight_sizes import Weights, lora_bytes, weights_of
 from turbodiff.spec.models import Inventory, ModelSpec
@@ -77,7 +78,7 @@ class PlanContext:
     loaded: frozenset[str] = frozenset()
     text_cached: bool = False
     evaluated: dict[EvaluationKey, CandidateCost] = field(default_factory=dict, compare=False, repr=False)
-    text_options: dict[tuple[str, bool], Option] = field(default_factory=dict, compare=False, repr=False)
+    text_options: dict[tuple[str, bool, bool], Option] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def total_bytes(self) -> int | None:
@@ -119,22 +120,23 @@ def plan_context(
 def attention_for(request: Request, candidate: Candidate, context: PlanContext) -> str:
     """What "auto" becomes: dense on a CPU, for the demo and for UniPC; SageSLA for distilled weights, else Sage.
 
+    Args:
+        request: as `scheduled` for this candidate.
+
     SageSLA needs a file with the projections of SLA's linear branch; one that is not here is taken for the published.
     """
     if request.attention != "auto":
         return request.attention
     if context.gpu is None or candidate.spec.bundled or request.sampler == "unipc":
         return "dense"
-    int8, plain = dit_files(candidate.spec, context.inventory)
-    file = (int8 if candidate.int8 else plain) or context.inventory.of(
-        candidate.spec.name, candidate.spec.experts[0].component
-    )
+    file = network_file(candidate.spec, candidate.int8, context.inventory)
     return "sagesla" if candidate.spec.turbo and (file is None or file.sla) else "sage"
 
 
 def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) -> CostInputs:
     """One candidate with everything the formulas need."""
     spec, gpu, machine = candidate.spec, context.gpu, context.machine
+    request = scheduled(request, candidate, context.inventory)
     latent, element_bytes = candidate.shape.latent, 4 if gpu is None else 2
     tokens = latent.tokens
     weights = context.weights(spec, candidate.int8)
@@ -153,7 +155,7 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
         int8=candidate.int8,
         attention=attention_for(request, candidate, context),
         topk=request.topk,
-        forwards=2 if request.guidance > 1 else 1,
+        forwards=2 if max(map(request.guidance_of, spec.experts)) > 1 else 1,
         experts=request.experts_of(spec),
         weights=weights,
         made=weights.dit if (quantised_here if candidate.int8 else lora) else 0,
@@ -214,14 +216,14 @@ def evaluate(
         vae = _vae_option(inputs, like.vae)[1]
         levers = like
     else:
-        by_text = context.text_options
-        if (candidate.spec.name, unlimited) not in by_text:
+        by_text, text_key = context.text_options, (candidate.spec.name, inputs.forwards > 1, unlimited)
+        if text_key not in by_text:
             names: list[phase_costs.TextLever] = ["resident", "streamed", "cpu"]
             if inputs.on_cpu or context.text_cached:
                 names = ["cached"] if context.text_cached else ["resident"]
             options: list[Option] = [({"text": name}, (phase_costs.text_encode(inputs, name),)) for name in names]
-            by_text[candidate.spec.name, unlimited] = _best(options, limits)
-        text_fields, text = by_text[candidate.spec.name, unlimited]
+            by_text[text_key] = _best(options, limits)
+        text_fields, text = by_text[text_key]
         denoise_fields, denoise = _best(_denoise_options(inputs, limits), limits)
         vae_fields, vae = _best([_vae_option(inputs, "whole"), _vae_option(inputs, "tiled")], limits)
         levers = Levers.model_validate({**text_fields, **denoise_fields, **vae_fields})

@@ -23,6 +23,7 @@ from turbodiff.plan.offload_search import (
     settled,
 )
 from turbodiff.plan.phase_costs import PhaseCost
+from turbodiff.plan.schedule import scheduled
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.models import Inventory, ModelSpec
 from turbodiff.spec.numbers import gib
@@ -33,7 +34,9 @@ Policy = Literal["auto", "ask", "never", "anyway"]
 
 SLOW = 3.0
 LOSSY_FIELDS = ("quant_linear", "num_frames", "resolution", "model")  # in the order of sacrifice
-CHANGED_FIELDS = ("model", "resolution", "aspect", "width", "height", "num_frames", "quant_linear", "attention")
+SCHEDULE_FIELDS = ("sampler", "steps", "shift", "guidance", "guidance_low", "negative_prompt", "boundary")
+SIZE_FIELDS = ("resolution", "aspect", "width", "height", "num_frames")
+CHANGED_FIELDS = ("model", *SIZE_FIELDS, "quant_linear", "attention", *SCHEDULE_FIELDS)
 # what no figure of a plan depends on; a prompt that is being typed needs no new plan
 WORDS = {"prompt": "-", "negative_prompt": "", "seed": None, "nonce": "", "image": ""}
 
@@ -257,6 +260,7 @@ def _decide(request: Request, context: PlanContext, pinned: frozenset[str]) -> D
 
 def _as_run(request: Request, decision: Decision) -> Request:
     """The request as it will run."""
+    request = scheduled(request, decision.choice, decision.context.inventory)
     attention = attention_for(request, decision.choice, decision.context)
     return request.model_copy(update={**decision.choice.fields(), "attention": attention})
 
@@ -281,7 +285,7 @@ def _plan(request: Request, decision: Decision) -> Plan:
         band=_band(decision),
         changes=changes,
         alternatives=explain.alternatives(request, context, choice, pinned),
-        reasons=explain.reasons(request, context, choice, cost, changes),
+        reasons=explain.reasons(request, as_run, context, choice, cost, changes),
     )
 
 

@@ -12,9 +12,9 @@ from turbodiff.runtime import offload, preview
 from turbodiff.runtime.attempt import Attempt
 from turbodiff.runtime.model_cache import PlacedDit
 from turbodiff.runtime.text import TextRows
-from turbodiff.sampling import rcm, unipc
+from turbodiff.sampling import samplers, unipc
 from turbodiff.sampling.conditioning import Noise
-from turbodiff.sampling.rcm import network_timesteps, rcm_timesteps
+from turbodiff.sampling.rcm import network_timesteps
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.events import NoticeEvent, StepEvent
 
@@ -43,17 +43,16 @@ def denoise(attempt: Attempt, text: TextRows, condition: Tensor | None, negative
     def draw() -> Tensor:
         return offload.to_device(noise(), device)
 
-    if request.sampler == "unipc":
-        steps = unipc.sample(velocity, draw, request.steps, request.shift)
-    else:
-        steps = rcm.sample(velocity, draw, rcm_timesteps(request.steps, request.sigma_max), request.sampler)
+    steps = samplers.sample(velocity, draw, request.sampler, request.steps, request.sigma_max, request.shift)
     last_s, decode_now = time.monotonic(), False
     for expert, turns in groupby(request.experts):
         with attempt.phase(expert.phase), models.dit(expert, attempt.plan) as placed:
             for note in placed.lora_notes:
                 attempt.send(NoticeEvent(**note.model_dump()))
             chunks = attempt.plan.levers.ffn_chunks
-            network = Network(placed, device, text, condition, negative, request.guidance, attention, chunks)
+            guidance = request.guidance_of(expert)
+            against = negative if guidance > 1 else None
+            network = Network(placed, device, text, condition, against, guidance, attention, chunks)
             for _ in turns:
                 step = next(steps)
                 done, now_s = step.index + 1, time.monotonic()

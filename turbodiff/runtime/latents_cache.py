@@ -16,7 +16,7 @@ from turbodiff.spec.request import Request
 # what latents depend on; everything else (fps, nonce, pins) may change without sampling again
 RECIPE = {
     "kind", "prompt", "negative_prompt", "seed", "model", "width", "height", "num_frames", "steps", "sampler",
-    "sigma_max", "guidance", "shift", "boundary", "attention", "topk", "quant_linear", "image", "fit",
+    "sigma_max", "guidance", "guidance_low", "shift", "boundary", "attention", "topk", "quant_linear", "image", "fit",
     "adaptive_resolution", "loras", "noise_device",
 }  # fmt: skip
 NEVER_CHANGED = ("kind", "prompt", "seed", "image", "loras")  # by any plan

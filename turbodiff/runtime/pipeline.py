@@ -70,14 +70,13 @@ def make_latents(attempt: Attempt) -> Tensor:
 
 @torch.inference_mode()
 def encode_text(attempt: Attempt) -> tuple[TextRows, TextRows | None]:
-    """Prompt, and under UniPC's guidance the negative prompt ("" included), as rows [1, 512, dim] on the CPU.
+    """Prompt, and under guidance the negative prompt ("" included), as rows [1, 512, dim] on the CPU.
 
     A text that was read before comes from the cache; the encoder is loaded only where one was not. Words of a negative
     prompt weigh as those of a prompt do.
     """
     request, models = attempt.request, attempt.models
-    guided = request.sampler == "unipc" and request.guidance > 1
-    texts = (request.prompt, request.negative_prompt) if guided else (request.prompt,)
+    texts = (request.prompt, request.negative_prompt) if request.guided else (request.prompt,)
     prompts = [parse(clean(text)) for text in texts]
     cache = TextCache(attempt.state / "embeddings", models.encoder_key(attempt.plan), models.spec.text_encoder.text_len)
     kept = {prompt.text: cache.load(prompt.text) for prompt in prompts}

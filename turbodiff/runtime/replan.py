@@ -16,7 +16,7 @@ from turbodiff.runtime.device import Device
 from turbodiff.runtime.latents_cache import LatentsCache
 from turbodiff.spec.events import RunCommand
 from turbodiff.spec.plan import Calibration, Levers, PhaseName, Plan
-from turbodiff.weights.locate import inventory
+from turbodiff.weights.locate import inventory, with_loras
 
 
 class WaitForMemory(Exception):
@@ -69,7 +69,8 @@ def first_plan(command: RunCommand, machine: Machine | None, device: Device) -> 
         plan = None if band == "no" else told_as(earlier, rest)
     if plan is None:
         calibration = command.calibration
-        plan = plan_request(command.request, machine, inventory(), limit_bytes=cap_bytes, calibration=calibration)
+        found = with_loras(inventory(), command.request.loras)
+        plan = plan_request(command.request, machine, found, limit_bytes=cap_bytes, calibration=calibration)
     _cap_allocator(plan, machine, device)
     return plan
 

@@ -7,6 +7,8 @@ from typing import Literal
 
 RCM_ANGLES = (1.5, 1.4, 1.0)  # TrigFlow angles after the first step (TurboDiffusion; rCM, arXiv 2510.08431)
 TRAIN_STEPS = 1000  # UniPC asks at whole timesteps out of so many, as Wan was trained (diffusers)
+# FastVideo's DMD students are asked at these times (scripts/inference: --dmd-denoising-steps "1000,757,522")
+DMD_TIMES = (1.0, 0.757, 0.522)
 SHORT_OF_NOISE = 1e-6  # diffusers starts UniPC this much below pure noise, whose logarithm it cannot take
 
 
@@ -56,8 +58,24 @@ def unipc_times(steps: int, shift: float) -> tuple[float, ...]:
     return tuple(math.floor(TRAIN_STEPS * sigma) / TRAIN_STEPS for sigma in sigmas)
 
 
+def flow_times(steps: int, shift: float) -> tuple[float, ...]:
+    """Wan's own line of times for Euler and LCM: 1 - i / steps, shifted as in `unipc_times` (Wan2.1's
+    get_sampling_sigmas, wan/utils/fm_solvers.py); diffusers makes the same of sigmas 1 - i / steps."""
+    line = [1 - i / steps for i in range(steps)]
+    return tuple(shift * s / (1 + (shift - 1) * s) for s in line)
+
+
+def sampler_times(sampler: str, steps: int, sigma_max: float, shift: float) -> tuple[float, ...]:
+    """Times in (0, 1] at which a sampler asks the network, falling; "auto" stands for rCM until a plan settles it."""
+    if sampler == "unipc":
+        return unipc_times(steps, shift)
+    if sampler in ("euler", "lcm"):
+        return flow_times(steps, shift)
+    return DMD_TIMES[:steps] if sampler == "dmd" else rcm_times(min(steps, 1 + len(RCM_ANGLES)), sigma_max)
+
+
 @lru_cache(256)
 def experts_by_step(sampler: str, steps: int, sigma_max: float, shift: float, boundary: float) -> tuple[Expert, ...]:
     """The expert of every step of a two-expert model's schedule."""
-    times = unipc_times(steps, shift) if sampler == "unipc" else rcm_times(steps, sigma_max)
+    times = sampler_times(sampler, steps, sigma_max, shift)
     return tuple(expert_at(t, boundary) for t in times)

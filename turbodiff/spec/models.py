@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from turbodiff.spec.errors import FileError, RequestError
 from turbodiff.spec.experts import Expert
+from turbodiff.spec.schedules import PLAIN, BaseFacts, Sampler, Training
 
 Kind = Literal["t2v", "i2v"]
 Component = Literal["dit", "dit_high", "dit_low", "vae", "text_encoder", "tokenizer"]
@@ -84,7 +85,7 @@ class Defaults(Frozen):
     aspect: str
     num_frames: int
     steps: int = 4
-    sampler: Literal["sde", "ode", "unipc"] = "sde"
+    sampler: Sampler = "auto"
     sigma_max: float
     boundary: float = 0.9
     topk: float = 0.1
@@ -111,13 +112,14 @@ class ModelSpec(Frozen):
     kind: Kind
     experts: tuple[Expert, ...] = (Expert.SINGLE,)
     bundled: bool = False
-    turbo: bool = True  # distilled for the rCM schedule, with SLA's proj_l
+    turbo: bool = True  # its published files are distilled for the rCM schedule, with SLA's proj_l
     about: str
     dit: DitFacts
     text_encoder: TextFacts
     vae: VaeFacts
     limits: Limits
     defaults: Defaults
+    base: BaseFacts = BaseFacts()  # how its undistilled weights are sampled
     files: tuple[ModelFile, ...]
 
     @property
@@ -143,6 +145,7 @@ class FoundFile(Frozen):
     bytes: int
     quant: bool = False
     sla: bool = False  # a DiT with the projections of SLA's linear branch: a distilled one
+    training: Training | None = None  # of a DiT (weights/distillation.py); None where not yet read
     resolution: str = ""
     layout: str = ""
 
@@ -162,6 +165,7 @@ class FoundLora(Frozen):
 
     path: str
     bytes: int
+    training: Training = PLAIN  # whether it distils plain Wan (weights/distillation.py)
 
 
 class Inventory(Frozen):

@@ -2,26 +2,26 @@
 
 import math
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, Self
 
 from pydantic import Field, ValidationError
 
 from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.errors import RequestError
-from turbodiff.spec.experts import RCM_ANGLES, Expert, experts_by_step
+from turbodiff.spec.experts import Expert, experts_by_step
 from turbodiff.spec.models import Frozen, Kind, ModelSpec, find_model
+from turbodiff.spec.schedules import GUIDED_SAMPLERS, MAX_STEPS, MOST_STEPS, TURBO_STEPS, Sampler, Schedule, WeightsAre
 from turbodiff.spec.shapes import VideoShape, check_size, is_frame_count, named_size, nearest_frame_counts, table_size
 
-Sampler = Literal["sde", "ode", "unipc"]
 Attention = Literal["auto", AttentionKind]
 Fit = Literal["crop", "pad", "stretch"]
 Switch = Literal["auto", "on", "off"]
 
 MAX_SEED = 2**53 - 1  # what a browser's numbers hold exactly
 MAX_PROMPT_CHARS = 8000  # far beyond 512 tokens; a wall of text is a mistake, not a prompt
-MAX_TURBO_STEPS = 1 + len(RCM_ANGLES)
-MAX_STEPS = 100
+# what a plan fills in from the weights where a person says nothing, or "auto"
+FROM_WEIGHTS = frozenset(("steps", "shift", "guidance", "guidance_low", "negative_prompt", "boundary"))
 
 # TurboDiffusion's flag names, accepted wherever a field name is
 ALIASES = {
@@ -50,6 +50,8 @@ class Request(Frozen):
 
     `width`, `height` are the pixels that run; `resolution` and `aspect` say how they were chosen ("custom" for a
     size of one's own). A field named in `pinned` is never changed by the planner; every other field is a wish.
+    With sampler "auto" the schedule follows the weights: a plan sets it, and with it the fields named in `auto`, whose
+    values until then are those of rCM. A plan's own request names none.
     """
 
     kind: Kind
@@ -64,8 +66,11 @@ class Request(Frozen):
     num_frames: int = Field(ge=1)
     steps: int = Field(ge=1, le=MAX_STEPS)
     sampler: Sampler
+    auto: frozenset[str] = frozenset()
+    weights_are: WeightsAre = "auto"  # a person's word on how the weights were trained, over what their files tell
     sigma_max: float = Field(ge=1, le=100_000)
     guidance: float = Field(default=1.0, ge=1, le=20)
+    guidance_low: float = Field(default=0.0, ge=0, le=20)  # of the low-noise expert; below 1: the same as `guidance`
     shift: float = Field(default=5.0, gt=0, le=20)  # Wan2.1's own default for 480p and above
     boundary: float = Field(ge=0.5, le=1.0)
     attention: Attention = "auto"
@@ -95,6 +100,22 @@ class Request(Frozen):
         """The network of every step."""
         return self.experts_of(self.spec)
 
+    def guidance_of(self, expert: Expert) -> float:
+        """Classifier-free guidance of an expert; 1 where the sampler knows none."""
+        if self.sampler not in GUIDED_SAMPLERS:
+            return 1.0
+        return self.guidance_low if expert is Expert.LOW and self.guidance_low >= 1 else self.guidance
+
+    @property
+    def guided(self) -> bool:
+        """Whether some step takes a second pass, over the negative prompt."""
+        return max(map(self.guidance_of, self.experts)) > 1
+
+    def scheduled(self, schedule: Schedule) -> Self:
+        """The same request with what it leaves to the weights filled in; nothing is left to them any more."""
+        filled = {name: value for name, value in schedule._asdict().items() if name in self.auto}
+        return self.model_copy(update={**filled, "sampler": schedule.sampler, "auto": frozenset()})
+
     def experts_of(self, spec: ModelSpec) -> tuple[Expert, ...]:
         """The network of every step, had another model been asked for."""
         if not spec.two_experts:
@@ -121,24 +142,48 @@ def make_request(fields: Mapping[str, object]) -> Request:
             "a prompt is needed", code="prompt_empty", field="prompt", try_instead='"a red circle moves right"'
         )
     given["kind"] = given.get("kind", spec.kind)
-    for name in ("num_frames", "steps", "sampler", "sigma_max", "boundary", "topk", "fps"):
-        given.setdefault(name, getattr(spec.defaults, name))
     if given.pop("ode", False):
         given["sampler"] = "ode"
+    given["auto"] = _left_to_weights(given)
+    for name in ("num_frames", "steps", "sampler", "sigma_max", "boundary", "topk", "fps"):
+        given.setdefault(name, getattr(spec.defaults, name))
     attention, switch, pins = given.get("attention", "auto"), given.get("quant_linear", "auto"), given.get("pinned", ())
     given["attention"] = ATTENTION_ALIASES.get(attention, attention) if isinstance(attention, str) else attention
     given["quant_linear"] = SWITCH_WORDS.get(str(switch).lower(), switch)
     if str(given.get("seed", "")).strip() in {"", "-1", "random"}:
         given["seed"] = None
-    if isinstance(pins, str):
-        pins = pins.split(",")
-    names = [str(name).strip() for name in (pins if isinstance(pins, list | tuple | set | frozenset) else [pins])]
-    given["pinned"] = frozenset(_by_field_name([(name, name) for name in names if name]))
+    given["pinned"] = frozenset(_names(pins))
     request = _validated(given | _size(given, spec) | {"model": spec.name})
     _check_model(request, spec)
     check_size(request.width, request.height)
     _check_values(request, spec)
     return request
+
+
+def _left_to_weights(given: dict[str, object]) -> frozenset[str]:
+    """The fields that follow the weights, each taken out of what is given where it says "auto".
+
+    Under sampler "auto" those are all that are not said; under one of a person's own only those that say "auto", so
+    that a call that names a sampler means what it always meant.
+    """
+    listed = _names(given.pop("auto", ()))
+    spoken = {name for name in FROM_WEIGHTS if given.get(name) == "auto"}
+    for name in spoken:
+        del given[name]
+    follows = given.get("sampler", "auto") == "auto"
+    unsaid = {name for name in FROM_WEIGHTS if name not in given} if follows else set[str]()
+    if listed - FROM_WEIGHTS:
+        raise RequestError(
+            "not a field that follows the weights", code="bad_auto", field="auto", got=min(listed - FROM_WEIGHTS)[:40],
+            expected=", ".join(sorted(FROM_WEIGHTS)), try_instead="--auto steps,guidance",
+        )  # fmt: skip
+    return frozenset(spoken | unsaid | listed)
+
+
+def _names(said: object) -> set[str]:
+    """Names of fields in a list, or between commas; TurboDiffusion's are understood."""
+    words = said.split(",") if isinstance(said, str) else said if isinstance(said, Collection) else [said]
+    return set(_by_field_name([(str(word).strip(), True) for word in words if str(word).strip()]))
 
 
 def _by_field_name(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
@@ -229,11 +274,14 @@ def _check_model(request: Request, spec: ModelSpec) -> None:
 
 def _check_values(request: Request, spec: ModelSpec) -> None:
     """Refuse steps, sizes, numbers and pins that no run takes."""
-    if request.sampler != "unipc" and request.steps > MAX_TURBO_STEPS:
+    most = MOST_STEPS.get(request.sampler, MAX_STEPS)
+    if request.sampler == "auto" and spec.bundled and request.weights_are in ("auto", "rcm"):
+        most = TURBO_STEPS  # its weights are known; of others the plan says
+    if request.steps > most:
         raise RequestError(
-            f"the rCM schedule has 1 to {MAX_TURBO_STEPS} steps", code="too_many_steps", field="steps",
-            got=request.steps, expected=f"1..{MAX_TURBO_STEPS} with sampler {request.sampler}",
-            try_instead=f"--steps {MAX_TURBO_STEPS}, or --sampler unipc for undistilled weights",
+            f"this schedule has 1 to {most} steps", code="too_many_steps", field="steps", got=request.steps,
+            expected=f"1..{most} with sampler {request.sampler}",
+            try_instead=f"--steps {most}, or --sampler unipc for undistilled weights",
         )  # fmt: skip
 
     sizes = [table_size(name, aspect) for name in spec.limits.resolutions for aspect in spec.limits.aspects]
@@ -245,7 +293,9 @@ def _check_values(request: Request, spec: ModelSpec) -> None:
             expected=" | ".join(f"{width}x{height}" for width, height in sorted(set(sizes))),
             try_instead=f"--resolution {spec.defaults.resolution}",
         )  # fmt: skip
-    if not all(map(math.isfinite, (request.sigma_max, request.guidance, request.shift, request.topk))):
+    if not all(
+        map(math.isfinite, (request.sigma_max, request.guidance, request.guidance_low, request.shift, request.topk))
+    ):
         raise RequestError("must be a finite number", code="not_finite", field="sigma_max")
 
     strange = sorted(request.pinned - set(Request.model_fields) - {"size"})

@@ -9,7 +9,7 @@ reason; no file can stop the search.
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,8 +30,11 @@ from turbodiff.spec.models import (
     all_models,
     find_model,
 )
+from turbodiff.spec.request import Lora
+from turbodiff.spec.schedules import PLAIN, Training
 from turbodiff.weights import experts
 from turbodiff.weights.detect import INDEX, Checkpoint, Part, expected_names, open_checkpoint
+from turbodiff.weights.distillation import lora_training, training_of
 from turbodiff.weights.fit import misfit, network_shapes
 from turbodiff.weights.folders import ROOTS_VARIABLE, TOKENIZER, Entry, cache_snapshots, lora_files, model_roots, walk
 from turbodiff.weights.headers import bad_file
@@ -54,6 +57,7 @@ class Looked(NamedTuple):
     quant: bool = False
     sla: bool = False
     metadata: Mapping[str, str] = MappingProxyType({})
+    training: Training = PLAIN
 
 
 class LoraFile(NamedTuple):
@@ -116,9 +120,23 @@ def inventory(roots: Sequence[Path] | None = None) -> Inventory:
     ]
     loras = find_loras(None if roots is None else (*roots,))
     return Inventory(
-        files=tuple(files), loras=tuple(FoundLora(path=str(file.path), bytes=file.bytes) for file in loras),
+        files=tuple(files),
+        loras=tuple(
+            FoundLora(path=str(file.path), bytes=file.bytes, training=lora_training(file.path)) for file in loras
+        ),
         passed_over=tuple(passed_over.values()),
     )  # fmt: skip
+
+
+def with_loras(found: Inventory, loras: Iterable[Lora]) -> Inventory:
+    """The inventory with the LoRAs of a request that lie elsewhere on this disk."""
+    known = {lora.path for lora in found.loras}
+    paths = [Path(lora.path) for lora in loras if lora.path not in known and Path(lora.path).is_file()]
+    more = [
+        FoundLora(path=str(path), bytes=path.stat().st_size, training=lora_training(path))
+        for path in dict.fromkeys(paths)
+    ]
+    return found.model_copy(update={"loras": (*found.loras, *more)}) if more else found
 
 
 def find_loras(roots: tuple[Path, ...] | None = None) -> tuple[LoraFile, ...]:
@@ -156,8 +174,8 @@ def resolve_files(
         if best is None:
             missing.append(component)
             continue
-        like = (best.model, best.component, best.quant, best.sla)
-        alike = [file for file in found.files if (file.model, file.component, file.quant, file.sla) == like]
+        like = _kind_of(best)
+        alike = [file for file in found.files if _kind_of(file) == like]
         resolved[component] = next((file for file in alike if resolution and file.resolution == resolution), best)
     if not missing:
         return resolved
@@ -263,7 +281,7 @@ def _look(path: Path, _size: int, _mtime_ns: int, _configs: str) -> Looked:
         titles = {name: text[:200] for name, text in checkpoint.header.metadata.items() if name in experts.TITLES}
         return Looked(
             tuple(models), None, checkpoint.component, checkpoint.layout, checkpoint.header.nbytes, checkpoint.quant,
-            checkpoint.sla, titles,
+            checkpoint.sla, titles, training_of(checkpoint.header.tensors, checkpoint.header.metadata, path),
         )  # fmt: skip
     except FileError as error:
         return Looked(error=error)
@@ -316,9 +334,15 @@ def _files_of(path: Path, looked: Looked) -> list[FoundFile]:
         FoundFile(
             model=model, component=component, path=str(path), bytes=looked.nbytes, quant=looked.quant, sla=looked.sla,
             resolution=resolution, layout=looked.layout,
+            training=looked.training if looked.component == "dit" else None,
         )
         for model, component in components.items()
     ]  # fmt: skip
+
+
+def _kind_of(file: FoundFile) -> tuple[object, ...]:
+    """What files that may stand for each other share."""
+    return file.model, file.component, file.quant, file.sla, file.training and file.training.trained_for
 
 
 def _rank(spec: ModelSpec, file: FoundFile) -> tuple[object, ...]:
@@ -332,6 +356,7 @@ def _rank(spec: ModelSpec, file: FoundFile) -> tuple[object, ...]:
         components.index(file.component),
         Path(file.path).is_relative_to(bundled_root()),
         spec.turbo and file.component.startswith("dit") and not file.sla,
+        file.training is not None and file.training.trained_for == "base",
         min(listed, default=len(spec.files)),
         max((place + 1 for place, form in enumerate(FORMS) if form in file.layout), default=0),
         -file.bytes if file.layout.endswith("gguf") else 0,  # the finer one

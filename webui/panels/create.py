@@ -2,17 +2,19 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 from gradio.data_classes import ImageData
 
 from turbodiff.spec.models import ModelSpec, all_models
-from turbodiff.spec.request import MAX_TURBO_STEPS
+from turbodiff.spec.schedules import Sampler, WeightsAre
 from webui import form
 from webui.markup import Html
 from webui.wording import Words
 
+SAMPLERS = get_args(Sampler)
+MOST_STEPS_SHOWN = 60  # Wan's own most are 50
 ATTENTIONS = ("auto", "dense", "sage", "sla", "sagesla")
 FITS = ("crop", "pad", "stretch")
 # colour and glyph of a fit mark: the glyph for those who cannot tell the colours apart
@@ -127,8 +129,10 @@ def _advanced(fields: dict[str, Any], spec: ModelSpec, words: Words) -> tuple[gr
     lockable = [(words(f"create.pin_{name}"), name) for name in form.PINS]
     fields["pinned"] = gr.CheckboxGroup(lockable, label=pins, info=info, elem_id="pins")
     fields["count"] = gr.Slider(1, 8, value=1, step=1, **say("count"))
-    fields["steps"] = gr.Slider(1, MAX_TURBO_STEPS, value=start["steps"], step=1, **say("steps"))
-    radio("sampler", [("SDE", "sde"), ("ODE", "ode"), ("UniPC", "unipc")], start["sampler"])
+    fields["steps"] = gr.Slider(1, MOST_STEPS_SHOWN, value=start["steps"], step=1, **say("steps"))
+    radio("sampler", [(words.or_else(f"value.sampler_{name}", name), name) for name in SAMPLERS], start["sampler"])
+    kinds = [(words(f"field.weights_are_{kind}"), kind) for kind in get_args(WeightsAre)]
+    radio("weights_are", kinds, "auto")
     with gr.Column(visible=spec.two_experts) as boundary_box:
         fields["boundary"] = gr.Slider(0.5, 1.0, value=start["boundary"], step=0.005, **say("boundary"))
         experts = gr.HTML(elem_id="experts")
@@ -144,8 +148,9 @@ def _advanced(fields: dict[str, Any], spec: ModelSpec, words: Words) -> tuple[gr
     fields["size"] = gr.Textbox("", placeholder="832x480", max_lines=1, **say("size"))
     fields["negative_prompt"] = gr.Textbox("", lines=1, **say("negative_prompt"))
     with gr.Row():
-        fields["guidance"] = gr.Number(1.0, **say("guidance"))
-        fields["shift"] = gr.Number(5.0, **say("shift"))
+        fields["guidance"] = gr.Number(None, **say("guidance"))
+        fields["guidance_low"] = gr.Number(None, **say("guidance_low"))
+        fields["shift"] = gr.Number(None, **say("shift"))
     return experts, boundary_box
 
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.models import display_name_of
 from turbodiff.spec.plan import Alternative, Change, Plan
+from turbodiff.spec.schedules import SCHEDULE_REASONS, WARNINGS, Schedule
 from webui.form import PINS
 from webui.markup import Html, action, el, join, local
 from webui.wording import Words
 
 SHORT_NAMES = {"Wan2.1-1.3B": "1.3B", "Wan2.1-14B": "14B", "Wan2.2-A14B": "A14B"}
+OF_SCHEDULE = frozenset(Schedule._fields)  # said by the schedule's own reason
 PIXELS = ("width", "height")  # said by the resolution
 # boundaries between which 3 and 4 steps are shared out alike (spec/experts.py, rCM schedule)
 SAME_FROM, SAME_TO = 0.853, 0.933
@@ -48,6 +50,8 @@ class Meter:
     choices: tuple[Candidate, ...] = ()
     why: tuple[str, ...] = ()
     problem: str = ""
+    schedule: str = ""  # which sampler and why
+    warnings: tuple[str, ...] = ()  # what cannot work with these weights
 
     @property
     def urgent(self) -> bool:
@@ -65,7 +69,7 @@ class Button:
 
 def meter(plan: Plan, words: Words) -> Meter:
     """The meter of a plan."""
-    why = []
+    why, schedule, warnings = [], "", []
     for reason in plan.reasons:  # as sentences, fields and values named as the form names them
         numbers = dict(reason.numbers)
         about = str(numbers.get("field", ""))
@@ -77,9 +81,13 @@ def meter(plan: Plan, words: Words) -> Meter:
         for name, key in (("expert", "value.expert"), ("state", "bar.gpu")):
             if numbers.get(name):
                 numbers[name] = words.or_else(f"{key}_{numbers[name]}", str(numbers[name]))
-        why.append(words.reason(reason.key, numbers))
+        said = words.reason(reason.key, numbers)
+        if reason.key in WARNINGS:
+            warnings.append(said)
+        schedule = said if reason.key in SCHEDULE_REASONS else schedule
+        why.append(said)
     choices = tuple(_candidate(other, words) for other in plan.alternatives[:3])
-    return Meter(plan, diffs(plan.changes, words), choices, tuple(why))
+    return Meter(plan, diffs(plan.changes, words), choices, tuple(why), schedule=schedule, warnings=tuple(warnings))
 
 
 def problem(fields: Mapping[str, object], words: Words, plan: Plan | None = None, instead: Plan | None = None) -> Meter:
@@ -100,6 +108,8 @@ def problem(fields: Mapping[str, object], words: Words, plan: Plan | None = None
 
 def _is_news(change: Change) -> bool:
     """Whether a change is news to a person: what "auto" settled is not, unless the picture changes."""
+    if change.field in OF_SCHEDULE and not change.lossy:
+        return False
     return change.field not in PIXELS and (change.lossy or change.from_value != "auto")
 
 
@@ -205,12 +215,15 @@ def draw(shown: Meter, words: Words) -> Html:
         rows.append(el("span", words.gib(phase.peak_bytes), cls=f"td-num {cls}"))
         rows.append(el("span", words.seconds(phase.seconds), cls="td-num td-quiet"))
     phases = el("div", rows, cls="td-phases", aria_label=words("meter.phases"))
+    warned = [el("div", warning, cls="td-note warn", role="status") for warning in shown.warnings]
     return el(
         "div",
         problem,
+        warned or None,
         el("div", verdict, el("span", numbers, cls="td-num"), side, cls="head"),
         el("div", share, cls="td-big", role="img", aria_label=numbers),
         el("div", decides, cls="td-line"),
+        el("div", shown.schedule, cls="td-quiet td-small", id="schedule") if shown.schedule else None,
         el("div", el("b", words("meter.changed")), changes, cls="td-diff", id="changes") if changes else None,
         ways_out if shown.urgent else None,
         el("details", el("summary", words("meter.why")), phases, reasons, None if shown.urgent else ways_out),

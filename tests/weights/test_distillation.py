@@ -1,0 +1,113 @@
+"""What published files are distilled for is told from keys, metadata and names as they are published."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from turbodiff.spec.schedules import PLAIN
+from turbodiff.weights.distillation import lora_training, training_of
+
+PLAIN_KEYS = ("blocks.0.self_attn.q.weight", "patch_embedding.weight")
+
+# Names as their makers publish them: (path, trained for, family, steps that the name tells)
+PUBLISHED = [
+    ("TurboWan2.1-T2V-1.3B-480P.pth", "rcm", "", 0),
+    ("TurboWan2.2-I2V-A14B-high-720P-quant.pth", "rcm", "", 0),
+    ("rCM_Wan2.1_T2V_14B_480p.pt", "rcm", "", 0),
+    ("Wan_2_1_T2V_14B_480p_rCM_lora_average_rank_83_bf16.safetensors", "rcm", "", 0),
+    ("Wan2.2-Lightning_I2V-A14B-4steps-lora_HIGH_fp16.safetensors", "step-distilled", "lightning", 4),
+    ("Wan2.2-T2V-A14B-4steps-lora-rank64-Seko-V1.1/high_noise_model.safetensors", "step-distilled", "lightning", 4),
+    ("lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16.safetensors", "step-distilled", "lightx2v", 0),
+    ("Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32.safetensors", "step-distilled", "lightx2v", 0),
+    ("wan2.2_i2v_A14b_high_noise_lightx2v_4step.safetensors", "step-distilled", "lightx2v", 4),
+    ("wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise.safetensors", "step-distilled", "lightx2v", 4),
+    ("Wan2.1-T2V-14B-StepDistill-CfgDistill/distill_models/distill_model.safetensors", "step-distilled", "lightx2v", 0),
+    ("models--lightx2v--Wan2.1-T2V-14B-StepDistill-CfgDistill/snapshots/0f/model.pth", "step-distilled", "lightx2v", 0),
+    ("Wan21_CausVid_14B_T2V_lora_rank32_v2.safetensors", "step-distilled", "causvid", 0),
+    ("Wan21_CausVid_bidirect2_T2V_1_3B_lora_rank32.safetensors", "step-distilled", "causvid", 0),
+    ("Wan21_AccVid_T2V_14B_lora_rank32_fp16.safetensors", "step-distilled", "accvid", 0),
+    ("FastWan2.1-T2V-1.3B-Diffusers/transformer/diffusion_pytorch_model.safetensors", "step-distilled", "fastwan", 0),
+    ("Wan2_1_self_forcing_dmd_1_3B_fp16.safetensors", "step-distilled", "self-forcing", 0),
+    ("Wan2.1_T2V_14B_FusionX_LoRA.safetensors", "step-distilled", "fusionx", 0),
+    ("Wan14BT2VFusioniX_fp16_.safetensors", "step-distilled", "fusionx", 0),
+    ("my_wan_8steps.safetensors", "step-distilled", "", 8),
+    # and what is none of it
+    ("wan2.1_t2v_14B_bf16.safetensors", "base", "", 0),
+    ("wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors", "base", "", 0),
+    ("Wan2.2-T2V-A14B-HighNoise-Q4_K_M.gguf", "base", "", 0),
+    ("Wan2.1-T2V-14B/diffusion_pytorch_model.safetensors.index.json", "base", "", 0),
+    ("my_style_lora_1000steps.safetensors", "base", "", 0),
+    ("lora_epoch10_step500.safetensors", "base", "", 0),
+    ("storm_lightnings-free.safetensors", "base", "", 0),
+    ("TurboDiffusion/checkpoints/Wan2.1-T2V-14B.pth", "base", "", 0),
+    ("arcmotion_lora.safetensors", "base", "", 0),
+]
+
+
+@pytest.mark.parametrize(("name", "trained_for", "family", "steps"), PUBLISHED, ids=lambda value: str(value)[:60])
+def test_a_published_name_tells_its_distillation(name, trained_for, family, steps):
+    told = training_of(PLAIN_KEYS, {}, Path("/data") / name)
+    assert (told.trained_for, told.family, told.steps) == (trained_for, family, steps)
+    assert told.evidence == ("" if trained_for == "base" else "name")
+
+
+@pytest.mark.parametrize(
+    ("key", "trained_for", "family"),
+    [
+        ("blocks.0.self_attn.attn_op.local_attn.proj_l.weight", "rcm", ""),
+        ("blocks.3.attn1.attn_impl.proj_l.bias", "rcm", ""),
+        ("blocks.0.to_gate_compress.weight", "step-distilled", "fastwan"),
+        ("generator_ema.model.blocks.0.self_attn.q.weight", "step-distilled", "self-forcing"),
+        ("generator.model.blocks.0.self_attn.q.weight", "step-distilled", "self-forcing"),
+    ],
+)
+def test_keys_tell_before_the_name_does(key, trained_for, family):
+    told = training_of((*PLAIN_KEYS, key), {}, Path("lightx2v_4step.safetensors"))
+    assert (told.trained_for, told.family, told.evidence) == (trained_for, family, "keys")
+
+
+def test_a_lora_on_the_projections_of_a_distilled_network_distils_nothing():
+    key = "diffusion_model.blocks.0.self_attn.attn_op.local_attn.proj_l.lora_A.weight"
+    assert training_of((key,), {}, Path("style.safetensors"), lora=True) == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("metadata", "trained_for", "steps"),
+    [
+        ({"turbodiff.weights_are": "step-distilled", "turbodiff.steps": "6"}, "step-distilled", 6),
+        ({"turbodiff.weights_are": "base", "title": "Lightning"}, "base", 0),
+        ({"ss_output_name": "wan22_lightx2v_4steps"}, "step-distilled", 4),
+        ({"modelspec.title": "CausVid 14B"}, "step-distilled", 0),
+        ({"modelspec.description": "goes well with Lightning at 4 steps"}, "base", 0),
+        ({"ss_sd_model_name": "wan2.1_lightx2v_merged.safetensors"}, "base", 0),
+        ({"turbodiff.weights_are": "magic", "turbodiff.steps": "-3"}, "base", 0),
+        ({"turbodiff.weights_are": "step-distilled", "turbodiff.steps": "9999"}, "step-distilled", 0),
+    ],
+)
+def test_titles_tell_and_descriptions_do_not(metadata, trained_for, steps):
+    told = training_of(PLAIN_KEYS, metadata, Path("x.safetensors"))
+    assert (told.trained_for, told.steps) == (trained_for, steps)
+
+
+def safetensors(path: Path, metadata: object) -> Path:
+    tensor = {"a.lora_A.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    head = json.dumps({"__metadata__": metadata, **tensor}).encode()
+    path.write_bytes(struct.pack("<Q", len(head)) + head + bytes(4))
+    return path
+
+
+def test_a_loras_metadata_are_read_from_its_file_and_again_when_it_changes(tmp_path):
+    path = safetensors(tmp_path / "x.safetensors", {"turbodiff.weights_are": "step-distilled", "turbodiff.steps": "4"})
+    assert lora_training(path).steps == 4
+    safetensors(path, {"turbodiff.weights_are": "step-distilled", "turbodiff.steps": "12"})
+    assert lora_training(path).steps == 12
+
+
+@pytest.mark.parametrize("metadata", [None, [], "x", {"title": 3}, {"title": "a" * 100_000}])
+def test_odd_metadata_and_files_say_nothing(tmp_path, metadata):
+    assert lora_training(safetensors(tmp_path / "x.safetensors", metadata)) == PLAIN
+    (tmp_path / "broken.safetensors").write_bytes(b"\0" * 20)
+    assert lora_training(tmp_path / "broken.safetensors") == PLAIN
+    assert lora_training(tmp_path / "gone.safetensors") == PLAIN

@@ -4,43 +4,62 @@ A product of two tiles is exact in INT32 and in float32 alike (128 * 128 * 128 <
 differs by one rounding, about 1e-7 of the result.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from turbodiff_kernels.quant.reference import TILE, dequantize_tiles, quantize_tiles
+from turbodiff_kernels.quant.reference import TILE, dequantize_tiles, quantize_tiles, tiles
 
-ROW_TILES = 32  # rows are multiplied 32 tiles at a time, which bounds the float32 copies
+ROW_TILES = 8  # rows are multiplied 8 tiles at a time, which bounds the float32 copies
 
 
 def int8_linear(
     a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None, dtype: torch.dtype, gelu: bool = False
 ) -> Tensor:
     """`gelu(a @ b.T + bias)` as the operator declares, rounded to `dtype` after each of the three."""
-    weight = _dequantize(b, b_scale).T
     y = torch.empty(a.shape[0], b.shape[0], dtype=dtype, device=a.device)
-    part = ROW_TILES * TILE
-    for rows, scale, into in zip(
-        a.split(part), a_scale.split(ROW_TILES if a_scale.dim() == 2 else part), y.split(part), strict=True
-    ):
-        into.copy_(_dequantize(rows, scale) @ weight)
-    if bias is not None:
-        y.add_(bias.to(dtype))
-    return F.gelu(y, approximate="tanh") if gelu else y
+    for rows, part in _parts(a, a_scale, b, b_scale, bias, dtype, gelu):
+        y[rows] = part
+    return y
 
 
 def int8_linear_quantize(
     a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None, dtype: torch.dtype, gelu: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """`int8_linear`, then `quantize_tiles`."""
-    return quantize_tiles(int8_linear(a, a_scale, b, b_scale, bias, dtype, gelu))
+    """`int8_linear`, then `quantize_tiles`; the wide values exist for some rows at a time."""
+    values = a.new_empty(a.shape[0], b.shape[0])
+    scale = a.new_empty((tiles(a.shape[0]), tiles(b.shape[0])), dtype=torch.float32)
+    for rows, part in _parts(a, a_scale, b, b_scale, bias, dtype, gelu):
+        first = rows.start // TILE
+        values[rows], scale[first : first + tiles(len(part))] = quantize_tiles(part)
+    return values, scale
 
 
 def int8_linear_add_(
     x: Tensor, gate: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None
 ) -> Tensor:
     """`x += gate * (a @ b.T + bias)` as the operator declares; the gate is rounded to the dtype of x."""
-    return x.addcmul_(int8_linear(a, a_scale, b, b_scale, bias, x.dtype).view(x.shape), gate.to(x.dtype))
+    flat, gate = x.view(-1, x.shape[-1]), gate.to(x.dtype)[:, 0]
+    for rows, part in _parts(a, a_scale, b, b_scale, bias, x.dtype):
+        sample = torch.arange(rows.start, rows.start + len(part), device=x.device) // x.shape[1]
+        flat[rows].addcmul_(part, gate if len(gate) == 1 else gate[sample])
+    return x
+
+
+def _parts(
+    a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None, dtype: torch.dtype, gelu: bool = False
+) -> Iterator[tuple[slice, Tensor]]:
+    """Some rows of `int8_linear` at a time, and which they are."""
+    weight = _dequantize(b, b_scale).T
+    for start in range(0, len(a), ROW_TILES * TILE):
+        rows = slice(start, min(len(a), start + ROW_TILES * TILE))
+        scales = slice(start // TILE, start // TILE + ROW_TILES) if a_scale.dim() == 2 else rows
+        y = (_dequantize(a[rows], a_scale[scales]) @ weight).to(dtype)
+        if bias is not None:
+            y.add_(bias.to(dtype))
+        yield rows, F.gelu(y, approximate="tanh") if gelu else y
 
 
 def _dequantize(x: Tensor, scale: Tensor) -> Tensor:

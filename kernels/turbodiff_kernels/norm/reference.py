@@ -1,24 +1,47 @@
 """The norms in plain PyTorch: float32 inside, the tokens' dtype outside, differentiable."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from turbodiff_kernels.quant.reference import quantize_tokens
+from turbodiff_kernels.quant.reference import PART_ELEMENTS, part_rows, quantize_tokens
 
 GROUP = 16  # tokens of one sum: few enough to fill a card, enough that the sums are a sixteenth of the tokens
 LARGEST_BLOCK = 128  # tokens that attention pools together; sums cover whole blocks
 
 
+def by_tokens(step: Callable[..., Tensor], x: Tensor, *rows: Tensor, into: Tensor | None = None) -> Tensor:
+    """`step` of x [B, L, C] and tables [L, ...], a few tokens at a time; into a new tensor or into `into`, which may be
+    x. Where gradients are recorded all at once: then nothing is overwritten."""
+    size = part_rows(x.shape[-1])
+    if torch.is_grad_enabled() or (into is None and x.shape[1] <= size):
+        return step(x, *rows)
+    into = torch.empty_like(x) if into is None else into
+    tables = zip(*(table.split(size) for table in rows), strict=True) if rows else ((),) * -(-x.shape[1] // size)
+    for part, out, more in zip(x.split(size, dim=1), into.split(size, dim=1), tables, strict=True):
+        out.copy_(step(part, *more))
+    return into
+
+
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """Layer norm without affine, then `* (1 + scale) + shift` (adaLN-zero, arXiv 2212.09748)."""
-    y = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
-    return (y * (1 + scale) + shift).to(x.dtype)
+
+    def step(part: Tensor) -> Tensor:
+        y = F.layer_norm(part.float(), part.shape[-1:], eps=eps)
+        return (y * (1 + scale) + shift).to(part.dtype)
+
+    return by_tokens(step, x)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Layer norm with affine weight and bias."""
-    return F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps).to(x.dtype)
+
+    def step(part: Tensor) -> Tensor:
+        return F.layer_norm(part.float(), part.shape[-1:], weight.float(), bias.float(), eps).to(part.dtype)
+
+    return by_tokens(step, x)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -40,14 +63,12 @@ def rms_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: floa
 
 def rms_norm_(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`rms_norm`, without gradients into `x`."""
-    y = rms_norm(x, weight, eps)
-    return y if torch.is_grad_enabled() else x.copy_(y)
+    return by_tokens(lambda part: rms_norm(part, weight, eps), x, into=x)
 
 
 def rms_norm_rope_(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
     """`rms_norm_rope`, without gradients into `x`."""
-    y = rms_norm_rope(x, weight, cos, sin, eps)
-    return y if torch.is_grad_enabled() else x.copy_(y)
+    return by_tokens(lambda part, *turn: rms_norm_rope(part, weight, *turn, eps), x, cos, sin, into=x)
 
 
 def groups(length: int) -> int:
@@ -82,8 +103,13 @@ def block_means(sums: Tensor, block: int, length: int) -> Tensor:
 
 def norm_modulate_quantize(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """`norm_modulate` in float32, then INT8 with one scale per token."""
-    y, step = quantize_tokens(norm_modulate(x.float(), shift, scale, eps).flatten(0, 1))
-    return y.view(x.shape), step.view(x.shape[:2])
+    values, scales = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[:2], dtype=torch.float32)
+    size = part_rows(x.shape[-1])
+    for part, into, steps in zip(*(t.split(size, dim=1) for t in (x, values, scales)), strict=True):
+        rows, step = quantize_tokens(norm_modulate(part.float(), shift, scale, eps).flatten(0, 1))
+        into.copy_(rows.view(part.shape))
+        steps.copy_(step.view(part.shape[:2]))
+    return values, scales
 
 
 def residual_add_(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
@@ -94,6 +120,14 @@ def residual_add_(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
 
 def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
     """SiLU of `x / max(|x|, 1e-12) * sqrt(C) * gamma` over axis 1 (Wan2.1's VAE)."""
-    scale = gamma.float() * x.shape[1] ** 0.5
-    y = F.normalize(x.float(), dim=1, eps=1e-12) * scale.view(-1, *[1] * (x.dim() - 2))
-    return F.silu(y).to(x.dtype)
+    scale = (gamma.float() * x.shape[1] ** 0.5).view(-1, *[1] * (x.dim() - 2))
+
+    def step(part: Tensor) -> Tensor:
+        return F.silu(F.normalize(part.float(), dim=1, eps=1e-12) * scale).to(part.dtype)
+
+    if torch.is_grad_enabled() or x.numel() <= PART_ELEMENTS or x.dim() < 4:
+        return step(x)
+    out, rows = torch.empty_like(x), max(1, PART_ELEMENTS * x.shape[-2] // x.numel())
+    for part, into in zip(x.split(rows, dim=-2), out.split(rows, dim=-2), strict=True):
+        into.copy_(step(part))
+    return out

@@ -6,6 +6,7 @@ from torch import Tensor
 
 TILE = 128
 SMALLEST_AMAX = 1e-8  # an all-zero tile gets the scale 1e-8 / 128
+PART_ELEMENTS = 1 << 23  # of the float32 copies that a reference makes at a time: 32 MiB each
 
 
 def tiles(size: int) -> int:
@@ -13,8 +14,28 @@ def tiles(size: int) -> int:
     return -(-size // TILE)
 
 
+def part_rows(width: int) -> int:
+    """Rows of so many elements that a reference works on at a time, in whole tiles.
+
+    Every row (or tile) is computed alone, so parts change no number; all at once would take up to 15 times the memory.
+    """
+    return max(1, PART_ELEMENTS // width // TILE) * TILE
+
+
 def quantize_tiles(x: Tensor) -> tuple[Tensor, Tensor]:
     """scale = max|tile| / 128; int8 = x * (128 / max|tile|), half to even, so that +max saturates at 127."""
+    size = part_rows(x.shape[1])
+    values = x.new_empty(x.shape, dtype=torch.int8)
+    scale = x.new_empty((tiles(x.shape[0]), tiles(x.shape[1])), dtype=torch.float32)
+    for part, into, scales in zip(x.split(size), values.split(size), scale.split(size // TILE), strict=True):
+        rounded, step = _quantize_tiles(part)
+        into.copy_(rounded)
+        scales.copy_(step)
+    return values, scale
+
+
+def _quantize_tiles(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`quantize_tiles` of all of x at once."""
     rows, columns = x.shape
     grid = F.pad(x.float(), (0, tiles(columns) * TILE - columns, 0, tiles(rows) * TILE - rows))
     grid = grid.view(tiles(rows), TILE, tiles(columns), TILE)
@@ -34,5 +55,10 @@ def dequantize_tiles(x: Tensor, scale: Tensor) -> Tensor:
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [M, K] -> int8 [M, K], scale float32 [M] = max|row| / 127; half to even."""
-    amax = x.float().abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST_AMAX)
-    return (x.float() * (127 / amax)).round_().to(torch.int8), (amax / 127)[:, 0]
+    values, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[0], dtype=torch.float32)
+    size = part_rows(x.shape[1])
+    for part, into, scales in zip(x.split(size), values.split(size), scale.split(size), strict=True):
+        amax = part.float().abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST_AMAX)
+        into.copy_((part.float() * (127 / amax)).round_())
+        scales.copy_((amax / 127)[:, 0])
+    return values, scale

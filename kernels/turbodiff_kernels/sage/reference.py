@@ -4,6 +4,8 @@ The product of two INT8 blocks is exact, so attending with the dequantised rows 
 in INT8 and scaling the scores.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from turbodiff_kernels.norm.reference import rms_norm_rope_
 
 BLOCK_Q, BLOCK_K = 128, 64  # rows that share one scale (SpargeAttn's per-block granularity)
+HEADS = 4  # that attend at a time: float32 copies of all of them would be 12 times the queries
 
 
 def sage_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -25,7 +28,17 @@ def normed_sage_attention(
 ) -> Tensor:
     """The same after norm and rotation of q and k, as the operator declares; q, k, v, out [B, L, H * D]."""
     q, k = rms_norm_rope_(q, q_weight, cos, sin, eps), rms_norm_rope_(k, k_weight, cos, sin, eps)
-    return sage_attention(*(t.unflatten(-1, (-1, 2 * cos.shape[-1])) for t in (q, k, v))).flatten(2)
+    return by_heads(sage_attention, *(t.unflatten(-1, (-1, 2 * cos.shape[-1])) for t in (q, k, v))).flatten(2)
+
+
+def by_heads(attend: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`attend` of q, k, v [B, L, H, D], a few heads at a time: each attends alone. With gradients all at once."""
+    if torch.is_grad_enabled() or q.shape[2] <= HEADS:
+        return attend(q, k, v)
+    out = torch.empty_like(q)
+    for *some, into in zip(*(t.split(HEADS, dim=2) for t in (q, k, v, out)), strict=True):
+        into.copy_(attend(*some))
+    return out
 
 
 def round_qk(q: Tensor, k: Tensor, block_q: int, block_k: int) -> tuple[Tensor, Tensor]:

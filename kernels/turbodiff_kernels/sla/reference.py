@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from turbodiff_kernels.norm.reference import rms_norm_rope_
-from turbodiff_kernels.sage.reference import round_qk
+from turbodiff_kernels.sage.reference import by_heads, round_qk
 
 BLOCK_Q, BLOCK_K = 128, 64  # TurboDiffusion runs its checkpoints with these
 
@@ -37,7 +37,7 @@ def normed_sla_attention(
     """The same after norm and rotation of q and k, as the operator declares; q, k, v, out [B, L, H * D]."""
     q, k = rms_norm_rope_(q, q_weight, cos, sin, eps), rms_norm_rope_(k, k_weight, cos, sin, eps)
     q, k, v = (t.unflatten(-1, (-1, 2 * cos.shape[-1])) for t in (q, k, v))
-    return sla_attention(q, k, v, weight, bias, topk, int8).flatten(2)
+    return by_heads(lambda *heads: sla_attention(*heads, weight, bias, topk, int8), q, k, v).flatten(2)
 
 
 def choose_blocks(q_means: Tensor, k_means: Tensor, topk: float) -> Tensor:

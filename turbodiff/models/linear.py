@@ -6,6 +6,8 @@ INT8 layers know no gradients.
 """
 
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple, TypeAlias, TypeVar, cast, get_args
 
 import torch
@@ -19,6 +21,7 @@ from turbodiff.spec.errors import RequestError
 from turbodiff.spec.shapes import INT8_PART_TOKENS
 
 INT8_VARIABLE = "TURBODIFF_INT8"
+BAND_ROWS = TILE  # of a weight that are wide at a time while it is quantised
 
 Int8Mode = Literal["tiles", "tokens"]
 Network = TypeVar("Network", bound=nn.Module)
@@ -187,14 +190,25 @@ def int8_mode() -> Int8Mode:
 @torch.no_grad()
 def int8_blocks(dit: Network, mode: Int8Mode | None = None) -> Network:
     """The linear layers below the blocks in INT8, one at a time, by default in `int8_mode`; the network is changed."""
-    mode = mode or int8_mode()
-    for module in list(dit.get_submodule("blocks").modules()):
-        for name, layer in list(module.named_children()):
-            if isinstance(layer, BlockLinear):
-                setattr(module, name, to_int8(layer, mode))
+    for path, make in int8_layers(dit, mode).items():
+        parent, _, name = path.rpartition(".")
+        setattr(dit.get_submodule(parent), name, make(dit.get_submodule(path)))
     return dit
 
 
+def int8_layers(dit: nn.Module, mode: Int8Mode | None = None) -> dict[str, Callable[[nn.Module], nn.Module]]:
+    """The layers below the blocks that INT8 changes, by name: what turns each into its INT8 layer."""
+    made = partial(to_int8, mode=mode or int8_mode())
+    changed = {
+        name: cast(Callable[[nn.Module], nn.Module], made)
+        for name, layer in dit.named_modules()
+        if name.startswith("blocks.") and isinstance(layer, BlockLinear)
+        and not (isinstance(layer, Int8Linear) and (not layer.tiled or made.keywords["mode"] == "tiles"))
+    }  # fmt: skip
+    return changed
+
+
+@torch.no_grad()
 def to_int8(layer: BlockLinear, mode: Int8Mode) -> Int8Linear:
     """The layer with its weight in INT8: tiles, what TurboDiffusion's -quant files hold for it, or one scale per row.
 
@@ -203,11 +217,26 @@ def to_int8(layer: BlockLinear, mode: Int8Mode) -> Int8Linear:
     """
     if isinstance(layer, Int8Linear):
         if mode == "tokens" and layer.tiled:
-            layer.int8_weight, layer.scale = quantize_tokens(dequantize_tiles(layer.int8_weight, layer.scale))
+            layer.int8_weight, layer.scale = _quantized(layer.int8_weight, layer.scale, quantize_tokens)
         return layer
     with torch.device("meta"):
         quantised = Int8Linear(layer.in_features, layer.out_features)
-    weight = layer.weight.detach()
-    quantised.int8_weight, quantised.scale = quantize_tiles(weight) if mode == "tiles" else quantize_tokens(weight)
+    quantise = quantize_tiles if mode == "tiles" else quantize_tokens
+    quantised.int8_weight, quantised.scale = _quantized(layer.weight.detach(), None, quantise)
     quantised.bias = layer.bias
     return quantised.requires_grad_(False)
+
+
+def _quantized(
+    weight: Tensor, scale: Tensor | None, quantise: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """A weight [out, in], or one in tiles with their scales, in INT8: band by band, so that no more than a band of it
+    is ever wide in memory."""
+    values, scales = torch.empty(weight.shape, dtype=torch.int8, device=weight.device), []
+    for first in range(0, len(weight), BAND_ROWS):
+        band = weight[first : first + BAND_ROWS]
+        if scale is not None:
+            band = dequantize_tiles(band, scale[first // TILE : -(-(first + len(band)) // TILE)])
+        values[first : first + len(band)], part = quantise(band)
+        scales.append(part)
+    return values, torch.cat(scales)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from turbodiff.models import text_encoder
-from turbodiff.models.linear import int8_blocks, int8_mode
+from turbodiff.models.linear import int8_layers, int8_mode
 from turbodiff.models.vae import Vae, make_vae
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.prompt.tokens import Tokenizer
@@ -190,8 +190,9 @@ class ModelCache:
                     module = make_vae(**self.spec.vae.model_dump())
                 else:
                     module = WanDiT(dit_config(self.spec, sla=checkpoint.sla, quant_linear=checkpoint.quant))
-            load_into(module, checkpoint, dtype=self.device.dtype)
-            self._kept[key] = int8_blocks(module) if self._int8 and part == "dit" else module
+            become = int8_layers(module) if self._int8 and part == "dit" else {}
+            load_into(module, checkpoint, dtype=self.device.dtype, become=become)
+            self._kept[key] = module
         return cast("nn.Module", self._kept[key])
 
     def _key(self, file: FoundFile) -> str:

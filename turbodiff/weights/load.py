@@ -5,9 +5,12 @@ called, in any version of torch: pickles go through pth.py, which can only make 
 the offsets that it found. Names are strict both ways.
 """
 
-import math
-from collections.abc import Mapping
+import contextlib
+import ctypes
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, cast
 
 import torch
@@ -18,11 +21,14 @@ from turbodiff.weights import pickles
 from turbodiff.weights.detect import Checkpoint, Part, open_checkpoint
 from turbodiff.weights.fit import LINEAR_BRANCH, misfit
 from turbodiff.weights.forms import tile_of
-from turbodiff.weights.headers import GGUF_PREFIX, TensorInfo
+from turbodiff.weights.headers import GGUF_PREFIX, TensorInfo, bad_file
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {ours: getattr(torch, theirs) for theirs, ours in pickles.DTYPES.items()}
 NORMS = (".norm_q.", ".norm_k.", ".norm3.")  # the fast norms of TurboDiffusion take their weights in float32
 ALIGNMENT_BYTES = 64  # what torch allocates to; CPU kernels sum in another order on tensors that start elsewhere
+TRIM_BYTES = 4 << 20  # of numbers made, after which freed memory goes back to the system
+BAND_BYTES = 1 << 19  # of a file that are read at a time where numbers change on the way
+TILE = 128  # rows of an INT8 tile
 COPIED_BYTES = 2 << 20  # misaligned tensors up to this size are copied, so that a small model is the same in any layout
 
 
@@ -35,14 +41,21 @@ class Loaded(NamedTuple):
 
 
 def load_into(
-    module: nn.Module, source: Checkpoint | Path | str, *, dtype: torch.dtype, component: Part | None = None
-) -> Loaded:
+    module: nn.Module, source: Checkpoint | Path | str, *, dtype: torch.dtype, component: Part | None = None,
+    become: Mapping[str, Callable[[nn.Module], nn.Module]] = MappingProxyType({}),
+) -> Loaded:  # fmt: skip
     """Give `module`, built on the meta device, the parameters of a checkpoint; frozen, in evaluation mode.
 
     Names of the module are those of keymaps.py. INT8 weights stay INT8, their scales and the weights of norms become
     float32, the DiT's modulation keeps its dtype, everything else becomes `dtype`. The projections of SLA's linear
     branch may be missing (plain Wan has none: zeros switch the branch off, as before its training) or unwanted (dense
     attention ignores them).
+
+    What keeps its dtype is the file itself, mapped. What changes is read and changed a band at a time, so that host
+    memory holds what was made so far and one tensor more, whatever the file is in.
+
+    Args:
+        become: layers, by name, that are turned into others as soon as their parameters are there (into INT8 ones).
 
     Raises:
         FileError: damaged, foreign, or of another size than the module; names the first key at fault.
@@ -57,29 +70,106 @@ def load_into(
         notes.append("no linear branch in this file (not distilled for SLA): its projections are zero, a no-op")
     if branch - set(wanted):
         notes.append("the linear branch of this file is not used")
-    maps, is_dit = FileMaps(), checkpoint.component == "dit"
-    read: dict[str, Tensor] = {}  # by stored name: two parameters of one stored tensor share it
-    state = {}
-    for name, shape in wanted.items():
-        if name not in checkpoint.sources:
-            state[name] = torch.zeros(shape, dtype=dtype)
-            continue
-        stored, scale, times = checkpoint.sources[name]
-        if stored not in read:
-            info, target = checkpoint.header.tensors[stored], dtype
-            value = maps.tensor(info) if info.dtype in TORCH_DTYPES else dequantized(maps.bytes(info), info)
-            if name.endswith(".int8_weight"):
-                target = torch.int8
-            elif name.endswith(".scale") or (is_dit and any(part in name for part in NORMS)):
-                target = torch.float32
-            elif is_dit and name.endswith("modulation") and value.dtype.itemsize >= dtype.itemsize:
-                target = value.dtype
-            value = scaled(value, maps.tensor(checkpoint.header.tensors[scale]), times) if scale else value
-            read[stored] = value.to(target).reshape(shape)
-        state[name] = read[stored]
-    module.load_state_dict(state, strict=True, assign=True)
+    maps, shared, made_bytes = FileMaps(), dict[str, Tensor](), 0
+    uses = Counter(source.stored for name, source in checkpoint.sources.items() if name in wanted)
+    below: dict[str, list[str]] = {}
+    for name in wanted:
+        below.setdefault(name.rpartition(".")[0], []).append(name)
+    for path, names in below.items():
+        layer, state = module.get_submodule(path), dict[str, Tensor]()
+        for name in names:
+            if name not in checkpoint.sources:
+                state[name] = torch.zeros(wanted[name], dtype=dtype)
+                continue
+            stored = checkpoint.sources[name].stored
+            value = shared.get(stored)
+            if value is None:
+                value = _value(checkpoint, name, None if path in become else maps, dtype)
+            if uses[stored] > 1:  # two parameters of one stored tensor share it
+                shared[stored] = value
+            state[name] = value.reshape(wanted[name])
+            made_bytes += value.nbytes if value.untyped_storage().resizable() else 0  # not a mapped file
+            del value
+        layer.load_state_dict({name.rpartition(".")[2]: x for name, x in state.items()}, strict=False, assign=True)
+        state.clear()
+        if path in become:
+            parent, _, child = path.rpartition(".")
+            setattr(module.get_submodule(parent), child, become[path](layer))
+        if made_bytes >= TRIM_BYTES:
+            made_bytes = _return_freed_memory()
     assert not any(value.is_meta for value in (*module.parameters(), *module.buffers())), "not everything was loaded"
     return Loaded(module.requires_grad_(False).eval(), checkpoint, tuple(notes))
+
+
+def _return_freed_memory() -> int:
+    """Give what was freed back to the system, also between pieces that stay (malloc_trim(3)); 0, the count begins anew.
+
+    glibc keeps freed pieces of up to 32 MiB: between the layers that stay they would add up to the size of the result.
+    """
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+    return 0
+
+
+def _value(checkpoint: Checkpoint, name: str, maps: "FileMaps | None", dtype: torch.dtype) -> Tensor:
+    """One of our parameters in the dtype that it has in memory: mapped where the file holds it so and `maps` is given,
+    else made band by band."""
+    info, is_dit = checkpoint.info(name), checkpoint.component == "dit"
+    stored = TORCH_DTYPES.get(info.dtype)
+    target = dtype
+    if name.endswith(".int8_weight"):
+        target = torch.int8
+    elif name.endswith(".scale") or (is_dit and any(part in name for part in NORMS)):
+        target = torch.float32
+    elif is_dit and name.endswith("modulation") and stored is not None and stored.itemsize >= dtype.itemsize:
+        target = stored
+    if maps is not None and stored == target and not checkpoint.sources[name].scale:
+        return maps.tensor(info)
+    value, first = torch.empty(info.shape, dtype=target), 0
+    rows = value if value.ndim else value.view(1)
+    for band in bands(checkpoint, name, BAND_BYTES):
+        rows[first : first + len(band)] = band.view(-1, *info.shape[1:])
+        first += len(band)
+    return value
+
+
+def bands(checkpoint: Checkpoint, name: str, n_bytes: int = 0) -> Iterator[Tensor]:
+    """The parameter in bands [n, K] of n = 128 rows, or of as many times 128 as `n_bytes` of the file hold, in the
+    dtype of the file, or float32 where it was scaled or in blocks of GGUF.
+
+    Bands of a contiguous tensor are read, not mapped: mapped pages count as memory of the process.
+    """
+    source = checkpoint.sources[name]
+    info = checkpoint.header.tensors[source.stored]
+    scale = _read(checkpoint.header.tensors[source.scale]) if source.scale else None
+    whole = _read(info) if info.stride else None
+    rows = info.shape[0] if info.shape else 1
+    row_bytes = info.nbytes // max(rows, 1)
+    step = TILE * max(1, n_bytes // max(1, row_bytes * TILE))
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        place, nbytes = info.offset + first * row_bytes, (last - first) * row_bytes
+        some = info._replace(shape=(last - first, *info.shape[1:]), offset=place, nbytes=nbytes)
+        band = _read(some) if whole is None else whole[first:last]
+        if scale is not None:
+            band = scaled(band, scale_rows(scale, info.shape, first, last), source.times)
+        yield band.reshape(last - first, -1)
+
+
+def _read(info: TensorInfo) -> Tensor:
+    data = bytearray(info.nbytes)
+    with info.file.open("rb", buffering=0) as file:
+        file.seek(info.offset)
+        done, view = 0, memoryview(data)
+        while done < info.nbytes:  # one call reads 2 GiB at most
+            if not (count := file.readinto(view[done:])):
+                raise bad_file(info.file, "the file became shorter while it was read", code="file_truncated")
+            done += count
+    raw = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+    if info.dtype not in TORCH_DTYPES:
+        return dequantized(raw, info)
+    value = raw.view(TORCH_DTYPES[info.dtype])
+    return value.view(info.shape) if info.stride is None else value.as_strided(info.shape, info.stride)
 
 
 def scaled(value: Tensor, scale: Tensor, times: float = 1.0) -> Tensor:
@@ -115,7 +205,7 @@ def dequantized(data: Tensor, info: TensorInfo) -> Tensor:
         raise FileError(
             "GGUF weights need the gguf package", code="gguf_missing", try_instead="pip install 'turbodiff[gguf]'"
         ) from None
-    rows = data.numpy().reshape(math.prod(info.shape[:-1]), -1)
+    rows = data.numpy().reshape(info.shape[0] if info.shape else 1, -1)  # whole blocks, whatever the further axes
     kind = GGMLQuantizationType[info.dtype.removeprefix(GGUF_PREFIX)]
     return torch.from_numpy(dequantize(rows, kind)).reshape(info.shape)
 
@@ -136,10 +226,6 @@ class FileMaps:
             part = torch.empty(0, dtype=torch.uint8).set_(part).clone().untyped_storage()
         stride = info.stride or torch.empty(info.shape, device="meta").stride()
         return torch.empty(0, dtype=dtype).set_(part, 0, info.shape, stride)
-
-    def bytes(self, info: TensorInfo) -> Tensor:
-        """The bytes at `info`, uint8 [nbytes]."""
-        return torch.empty(0, dtype=torch.uint8).set_(self._part(info))
 
     def _part(self, info: TensorInfo) -> torch.UntypedStorage:
         if info.file not in self._maps:

@@ -21,10 +21,9 @@ from turbodiff.spec.files import atomic_write
 from turbodiff.spec.numbers import gib
 from turbodiff.weights import keymaps
 from turbodiff.weights.detect import Checkpoint, expected_names, open_checkpoint
-from turbodiff.weights.headers import DTYPE_BYTES, TensorInfo, bad_file
-from turbodiff.weights.load import NORMS, TORCH_DTYPES, dequantized, scale_rows, scaled
+from turbodiff.weights.headers import DTYPE_BYTES, bad_file
+from turbodiff.weights.load import NORMS, TILE, TORCH_DTYPES, bands
 
-TILE = 128
 SMALLEST_AMAX = 1e-8  # TurboDiffusion: an all-zero tile gets the scale 1e-8 / 128
 
 Progress = Callable[[int, int], None]
@@ -130,47 +129,13 @@ def _write(checkpoint: Checkpoint, entries: list[Entry], file: BinaryIO) -> Iter
             file.write(scales)
         else:
             scales = b""
-            for band in _bands(checkpoint, entry.source):
+            for band in bands(checkpoint, entry.source):
                 if entry.dtype == "I8":
                     band, scale = quantize_band(band)
                     scales += _bytes(scale)
                 file.write(_bytes(band.to(TORCH_DTYPES[entry.dtype])))
         done += entry.nbytes
         yield done
-
-
-def _bands(checkpoint: Checkpoint, name: str) -> Iterator[Tensor]:
-    """The parameter in bands of at most 128 rows [n, K], in the dtype of the file or float32 where it was scaled.
-
-    Bands of a contiguous tensor are read, not mapped: mapped pages count as memory of the process.
-    """
-    source = checkpoint.sources[name]
-    info = checkpoint.header.tensors[source.stored]
-    scale = _read(checkpoint.header.tensors[source.scale]) if source.scale else None
-    whole = _read(info) if info.stride else None
-    rows = info.shape[0] if info.shape else 1
-    row_bytes = info.nbytes // max(rows, 1)
-    for first in range(0, rows, TILE):
-        last = min(first + TILE, rows)
-        place, nbytes = info.offset + first * row_bytes, (last - first) * row_bytes
-        some = info._replace(shape=(last - first, *info.shape[1:]), offset=place, nbytes=nbytes)
-        band = _read(some) if whole is None else whole[first:last]
-        if scale is not None:
-            band = scaled(band, scale_rows(scale, info.shape, first, last), source.times)
-        yield band.reshape(last - first, -1)
-
-
-def _read(info: TensorInfo) -> Tensor:
-    data = bytearray(info.nbytes)
-    with info.file.open("rb", buffering=0) as file:
-        file.seek(info.offset)
-        if file.readinto(data) != info.nbytes:
-            raise bad_file(info.file, "the file became shorter while it was read", code="file_truncated")
-    raw = torch.frombuffer(data, dtype=torch.uint8)
-    if info.dtype not in TORCH_DTYPES:
-        return dequantized(raw, info)
-    value = raw.view(TORCH_DTYPES[info.dtype])
-    return value.view(info.shape) if info.stride is None else value.as_strided(info.shape, info.stride)
 
 
 def _bytes(value: Tensor) -> bytes:

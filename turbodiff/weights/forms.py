@@ -141,11 +141,11 @@ def check_names(header: Header) -> None:
     Raises:
         FileError: says the name of the form.
     """
-    for stored in header.tensors:
-        kind = next((kind for end, kind in NAMED if stored.endswith(end)), "")
-        if not kind and stored.endswith("comfy_quant"):
-            kind = _marked(_marker(header.tensors[stored]))
-        if kind:
+    for end, kind in NAMED:
+        if stored := next((stored for stored in header.tensors if stored.endswith(end)), ""):
+            raise unsupported(header, kind, stored)
+    for stored, info in header.tensors.items():
+        if stored.endswith("comfy_quant") and (kind := _marked(_marker(info))):
             raise unsupported(header, kind, stored)
     layers = _json(header.metadata.get("_quantization_metadata", "")).get("layers")
     for name, marker in layers.items() if isinstance(layers, dict) else ():

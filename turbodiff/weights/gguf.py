@@ -14,7 +14,7 @@ from turbodiff.weights.limits import MAX_AXES, MAX_TENSORS, is_shape
 
 ALIGNMENT_BYTES = 32  # unless general.alignment says otherwise
 MAX_VALUES = 1 << 12  # of metadata
-MAX_ITEMS = 1 << 20  # texts in the arrays of a file: UMT5's vocabulary has 256,384
+MAX_ITEMS = 600_000  # texts in the arrays of a file: UMT5's vocabulary has 256,384
 MAX_TEXT = 1 << 20
 MAX_BYTES = 32 << 20  # of the header, without arrays of numbers: a vocabulary takes 6 MB
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # ComfyUI-GGUF: the shape of a tensor of more than 4 axes

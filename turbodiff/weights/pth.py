@@ -79,7 +79,7 @@ def _read_archive(path: Path, file: BinaryIO) -> tuple[Mapping[str, zipfile.ZipI
         members = {member.filename: member for member in archive.infolist()}
         pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
         if not pickles:
-            raise bad_file(path, "a zip file, but not torch's", code="file_foreign", expected="a member data.pkl")
+            raise bad_file(path, "a zip file, but not torch's", code="file_foreign", got="a zip archive")
         root = pickles[0].removesuffix("data.pkl")
         views = _unpickle(path, _small_member(path, archive, members[pickles[0]]))
         order = members.get(f"{root}byteorder")

@@ -1,0 +1,95 @@
+"""An expert is told by a word about noise, a person or the metadata; a name about anything else hides nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from turbodiff.weights import experts
+
+TWINS = [  # (folder/name, side) of a network of which there are only pairs
+    ("Wan2.2-I2V-A14B-HighNoise-Q4_K_M.gguf", "high"),
+    ("Wan2.2-I2V-A14B-LowNoise-Q4_K_M.gguf", "low"),
+    ("wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors", "high"),
+    ("wan2.2_i2v_low_noise_14B_fp16.safetensors", "low"),
+    ("Wan2_2-I2V-A14B-HIGH_fp8_e4m3fn_scaled_KJ.safetensors", "high"),
+    ("TurboWan2.2-I2V-A14B-low-720P-quant.pth", "low"),
+    ("smoothMixWan2214BI2V_i2vHighV20.safetensors", "high"),
+    ("smoothMixWan2214BI2V_i2vV20Low.safetensors", "low"),
+    ("DasiwaWAN22I2V14B_midnightflirtHigh.safetensors", "high"),
+    ("wan22I2Vhighnoise.safetensors", "high"),
+    ("WAN22_I2V_HN_v2.safetensors", "high"),
+    ("WAN22-I2V-LN.safetensors", "low"),
+    ("mix-H.safetensors", "high"),
+    ("mix_L.safetensors", "low"),
+    ("noise_low.safetensors", "low"),
+    ("high_quality_low_noise.safetensors", "low"),
+    ("low_vram_high_noise.safetensors", "high"),
+    ("low_vram/wan22_high_noise.safetensors", "high"),
+    ("high_noise_model/diffusion_pytorch_model.safetensors", "high"),
+    ("Low Noise/model.safetensors", "low"),
+    ("HN/model.safetensors", "high"),
+    ("high/model.safetensors", "high"),
+    ("low_vram/model.safetensors", ""),
+    ("High Quality/model.safetensors", ""),
+    ("HighRes/model.safetensors", ""),
+    ("lowRAM/model.safetensors", ""),
+    ("wan22_high_quality.safetensors", ""),
+    ("wan22_lowsteps.safetensors", ""),
+    ("high_to_low.safetensors", ""),
+    ("slownoise.safetensors", ""),
+    ("follow.safetensors", ""),
+    ("HighLightMix.safetensors", ""),
+]
+
+
+@pytest.mark.parametrize(("name", "side"), TWINS)
+def test_a_network_of_a_pair_is_told_by_noise_alone(name: str, side: str, tmp_path: Path) -> None:
+    assert experts.expert_of(tmp_path / name, {}, alone=False)[0] == side
+
+
+ALONE = [  # of a network that a single model could be, too
+    ("Wan14B_High_v2.safetensors", "", False),
+    ("mix-H.safetensors", "", False),
+    ("Wan2.1-T2V-14B-low.safetensors", "", False),
+    ("Wan2.1_14B_VeryHighQuality.safetensors", "", False),
+    ("wan2.2_t2v_high_noise_14B_fp16.safetensors", "high", True),
+    ("Wan2.2-T2V-A14B-LowNoise-Q8_0.gguf", "low", True),
+    ("Wan2_2-T2V-A14B-LOW_fp8_e4m3fn_scaled_KJ.safetensors", "low", True),
+    ("Wan2.2-T2V-A14B.safetensors", "", True),
+    ("anything_highnoise.safetensors", "high", False),
+]
+
+
+@pytest.mark.parametrize(("name", "side", "twin"), ALONE)
+def test_a_single_network_is_not_hidden_by_its_name(name: str, side: str, twin: bool, tmp_path: Path) -> None:
+    assert experts.expert_of(tmp_path / name, {}, alone=True) == (side, twin)
+
+
+def test_the_other_one_beside_it_makes_a_pair(tmp_path: Path) -> None:
+    high = tmp_path / "mix_High_v2.safetensors"
+    assert experts.expert_of(high, {}, alone=True)[0] == ""
+    (tmp_path / "mix_Low_v2.safetensors").touch()
+    assert experts.expert_of(high, {}, alone=True)[0] == "high"
+
+
+def test_a_person_comes_before_names_and_metadata_before_folders(tmp_path: Path) -> None:
+    path = tmp_path / "low_noise" / "a_high_noise.safetensors"
+    path.parent.mkdir()
+    path.touch()
+    assert experts.expert_of(path, {}, alone=False)[0] == "high"
+    experts.tell(path, "low")
+    assert experts.expert_of(path, {}, alone=False)[0] == "low"
+    plain = path.with_name("a.safetensors")
+    assert experts.expert_of(plain, {"general.name": "Wan2.2 I2V A14B HighNoise"}, alone=False)[0] == "high"
+    assert experts.expert_of(plain, {}, alone=False)[0] == "low"
+
+
+def test_a_name_against_the_metadata_tells_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a_low_noise.gguf"
+    assert experts.expert_of(path, {"general.name": "High Noise"}, alone=False) == ("", True)
+
+
+@pytest.mark.parametrize("text", ["", "expert = 3", "expert = [", 'expert = "both"', "\x00", "[" * 5000])
+def test_a_word_that_cannot_be_read_is_no_word(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a_high_noise.pth.toml").write_text(text)
+    assert experts.expert_of(tmp_path / "a_high_noise.pth", {}, alone=False)[0] == "high"

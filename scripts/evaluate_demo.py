@@ -57,9 +57,10 @@ class Product:
         from turbodiff.runtime.attempt import Attempt
         from turbodiff.runtime.pipeline import generate
         from turbodiff.spec.request import make_request
-        from turbodiff.weights.locate import inventory
+        from turbodiff.weights.locate import inventory, with_loras
 
-        plan = plan_request(make_request(fields).seeded(), machine_now(), inventory())
+        request = make_request(fields).seeded()
+        plan = plan_request(request, machine_now(), with_loras(inventory(), request.loras))
         output = self.folder / "clip.mp4"
         output.unlink(missing_ok=True)
         places = (self.folder, self.folder / "state")

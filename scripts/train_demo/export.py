@@ -60,10 +60,11 @@ def umt5_weights(encoder: UMT5EncoderModel) -> dict[str, Tensor]:
     return out
 
 
-def write(path: Path, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
+def write(path: Path, weights: dict[str, Tensor], dtype: torch.dtype, metadata: dict[str, str] | None = None) -> None:
     """One safetensors file in `dtype`, renamed into place when it is whole."""
+    stored = {name: value.detach().cpu().to(dtype).contiguous() for name, value in weights.items()}
     with atomic_write(path) as temporary:
-        save_file({name: value.detach().cpu().to(dtype).contiguous() for name, value in weights.items()}, temporary)
+        save_file(stored, temporary, metadata)
         temporary.chmod(0o644)
 
 

@@ -1,10 +1,14 @@
-"""Trains a small LoRA on the demo's text-to-video DiT that turns every shape yellow.
+"""Trains a small LoRA on the demo's text-to-video DiT: one that turns every shape yellow, or one that distils steps.
 
-It learns from yellow clips of the cache, each asked for in another colour. Minutes on a CPU; names are PEFT's.
+The yellow one learns from yellow clips of the cache, each asked for in another colour. The other (`--distil 4`) learns
+to go in one Euler step where the network itself goes in several (progressive distillation, arXiv 2202.00512), and its
+metadata says so: plain weights under it are run in that many steps. Minutes on a CPU; names are PEFT's.
 """
 
 import argparse
 import random
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -17,10 +21,21 @@ from scripts.train_demo.captions import training_captions
 from scripts.train_demo.dataset import SENTENCES, Latents, cache_text, context_bias
 from scripts.train_demo.export import write
 from scripts.train_demo.train_dit import CONFIG, Batch, explicit_attention, flow_loss, moved, sample_times
+from turbodiff.gpu.probe import machine_now
 from turbodiff.models import attention
 from turbodiff.models.wan_dit import WanDiT
+from turbodiff.plan.planner import plan_request
+from turbodiff.runtime.device import Device
+from turbodiff.runtime.model_cache import ModelCache
+from turbodiff.spec.experts import flow_times
+from turbodiff.spec.request import make_request
+from turbodiff.weights.distillation import OUR_KIND, OUR_STEPS
+from turbodiff.weights.locate import inventory
 
 RANK = 4
+FINE = 4  # Euler steps of the teacher for one of the student
+SHIFT = 5.0  # of the times, as published step distillations have it (spec/schedules.py)
+SENTENCES_DISTILLED = 24
 MODULES = ("cross_attn.k", "cross_attn.v", "cross_attn.o", "ffn.0", "ffn.2")
 BATCH = 16
 
@@ -94,10 +109,68 @@ def train(folder: Path, base: Path, target: Path, steps: int, lr: float, device:
     write(target, {f"base_model.model.{name}": value.detach().cpu() for name, value in pairs.items()}, torch.bfloat16)
 
 
+def bundled_rows(sentences: list[str]) -> Tensor:
+    """Text rows [sentences, 512, dim] of the bundled encoder, float32."""
+    request = make_request({"prompt": sentences[0], "seed": 0})
+    plan = plan_request(request, machine_now(), inventory())
+    models = ModelCache(Device.pick("cpu"))
+    models.open(plan.request)
+    with torch.no_grad(), models.text_encoder(plan) as read:
+        return torch.cat([read(sentence).rows.float() for sentence in sentences])
+
+
+def teacher_path(teacher: WanDiT, rows: Tensor, times: list[float], noise: Tensor) -> Tensor:
+    """Latents [times, B, 16, T, h, w] of the network's own path from noise, FINE Euler steps between two times."""
+    latents = [noise]
+    for t, t_next in pairwise(times):
+        x = latents[-1]
+        for part in range(FINE):
+            now = t + (t_next - t) * part / FINE
+            clock = torch.full((len(x), 1), 1000 * now)
+            velocity = teacher(x.bfloat16(), clock, rows.bfloat16(), None)
+            x = x + (t_next - t) / FINE * velocity.float()
+        latents.append(x)
+    return torch.stack(latents)
+
+
+def distil(base: Path, target: Path, count: int, steps: int, lr: float) -> None:
+    """Train a LoRA that takes `count` Euler steps along the path of the network in `base`, and write it to `target`."""
+    attention._sdpa = explicit_attention
+    state = {name: value for name, value in load_file(base).items() if ".proj_l." not in name}
+    model, teacher = (WanDiT(replace(CONFIG, sla=False)).requires_grad_(False) for _ in range(2))
+    model.load_state_dict({name: value.float() for name, value in state.items()})
+    teacher.load_state_dict(state)
+    teacher.bfloat16()
+    rng, times = random.Random(7), [*flow_times(count, SHIFT), 0.0]
+    sentences = [caption.english for caption in rng.sample(training_captions(), SENTENCES_DISTILLED)]
+    rows, pairs = (
+        bundled_rows(sentences),
+        {name: nn.Parameter(value.detach()) for name, value in new_pairs(model).items()},
+    )
+    optimiser = torch.optim.AdamW(pairs.values(), lr=lr, weight_decay=0.0)
+    for number in range(1, steps + 1):
+        chosen = rows[rng.sample(range(len(rows)), 2)]
+        with torch.no_grad():
+            path = teacher_path(teacher, chosen, times, torch.randn(2, 16, 5, 16, 16))
+        place = rng.randrange(count)
+        wanted = (path[place] - path[place + 1]) / (times[place] - times[place + 1])
+        clock = torch.full((2, 1), 1000 * times[place])
+        got = functional_call(model, worn(model, pairs), (path[place].bfloat16(), clock, chosen.bfloat16(), None))
+        loss = (got.float() - wanted).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if number % 5 == 0:
+            print(f"step {number}: loss {loss.item():.4f}", flush=True)
+            halves = {f"base_model.model.{name}": value for name, value in pairs.items()}
+            write(target, halves, torch.bfloat16, {OUR_KIND: "step-distilled", OUR_STEPS: str(count)})
+
+
 def main() -> None:
     """Command line: `python -m scripts.train_demo.train_lora --folder DIR --base dit_t2v.safetensors --target FILE`."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--folder", type=Path, required=True, help="the caches of `python -m scripts.train_demo`")
+    parser.add_argument("--folder", type=Path, default=Path(), help="the caches of `python -m scripts.train_demo`")
+    parser.add_argument("--distil", type=int, default=0, help="a LoRA for so many Euler steps; needs no caches")
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=120)
@@ -106,6 +179,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     store.set_up_cpu(args.threads)
+    if args.distil:
+        distil(args.base, args.target, args.distil, args.steps, args.lr)
+        return
     train(args.folder, args.base, args.target, args.steps, args.lr, args.device)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from turbodiff.models.wan_dit import WanDiT
 from turbodiff.runtime.denoise import denoise
@@ -46,6 +47,25 @@ def test_a_prompt_and_its_negative_come_from_the_cache_the_second_time(attempt_o
     attempt = attempt_of(**fields)
     monkeypatch.setattr(attempt.models, "text_encoder", lambda plan: pytest.fail("the encoder was loaded again"))
     assert all(torch.equal(a.rows, b.rows) for a, b in zip(first, encode_text(attempt), strict=True))
+
+
+@pytest.mark.parametrize(("low", "evaluations"), [(1.0, 3), (3.0, 4)])
+def test_each_expert_has_its_own_guidance(attempt_of, monkeypatch, tmp_path, low, evaluations):
+    Image.new("RGB", (128, 128), "navy").save(tmp_path / "start.png")
+    fields = {"model": "demo-i2v", "image": str(tmp_path / "start.png"), "sampler": "euler", "steps": 2, "shift": 1.0}
+    attempt = attempt_of(**fields, guidance=3.0, guidance_low=low)
+    assert [expert.value for expert in attempt.request.experts] == ["high", "low"]
+    asked, finish = [], WanDiT.finish
+    monkeypatch.setattr(WanDiT, "finish", lambda self, *given: asked.append(1) or finish(self, *given))
+    make_latents(attempt)
+    assert len(asked) == evaluations
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("euler", 3), ("lcm", 3), ("dmd", 3)])
+def test_every_sampler_of_a_step_distillation_makes_finite_latents(attempt_of, sampler, steps):
+    attempt = attempt_of(sampler=sampler, steps=steps)
+    assert bool(torch.isfinite(make_latents(attempt)).all())
+    assert [event.i for event in attempt.send.of("step")] == list(range(1, steps + 1))
 
 
 def test_experts_of_unipc_follow_its_own_times():

@@ -11,7 +11,7 @@ from turbodiff.spec.events import Event
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import gib, seconds
 from turbodiff.spec.plan import Plan
-from turbodiff.spec.schedules import SCHEDULE_REASONS, WARNINGS
+from turbodiff.spec.schedules import SCHEDULE_REASONS, WARNINGS, Schedule
 from turbodiff.spec.wording import Words, language_of
 
 PHASES = {
@@ -98,7 +98,8 @@ def plan_table(plan: Plan, words: Words) -> None:
 
 def alternatives_line(plan: Plan, words: Words) -> str:
     """ "or instead: 81 frames at 480p: 18.9 GiB, 41 s; 49 at 720p: 21.7 GiB, 58 s"."""
-    wish = plan.request.model_dump() | {change.field: change.from_value for change in plan.changes}
+    changes = [change for change in plan.changes if change.lossy or change.field not in Schedule._fields]
+    wish = plan.request.model_dump() | {change.field: change.from_value for change in changes}
     options: list[str] = []
     for other in plan.alternatives:
         fields = wish | {change.field: change.to_value for change in other.changes}

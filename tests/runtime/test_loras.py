@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+from turbodiff_kernels.quant import dequantize_tiles
 
 from tests.weights import tiny
 from turbodiff.models.linear import Int8Linear, to_int8
@@ -81,10 +82,10 @@ LAYOUTS = {
 def test_everybodys_names_mean_the_same_pairs(dit, tmp_path, layout):
     pairs = halves(dit)
     read = read_lora(file_of(pairs, tmp_path / "a.safetensors", **LAYOUTS[layout]), shapes_of(dit))
-    assert not read.unknown and set(read.pairs) == set(pairs)
+    assert not read.unknown and set(read.changes) == set(pairs)
     for module, (down, up) in pairs.items():
-        assert torch.equal(read.pairs[module].down, down) and torch.equal(read.pairs[module].up, up)
-        assert read.pairs[module].scale == ALPHA / RANK
+        (pair,) = read.changes[module]
+        assert torch.equal(pair.down, down) and torch.equal(pair.up, up) and pair.scale == ALPHA / RANK
 
 
 def test_a_merge_adds_alpha_over_rank_times_strength(dit, tmp_path):
@@ -134,27 +135,32 @@ def test_whole_differences_of_weights_and_biases_are_added(dit, tmp_path, layout
     assert changed.network.blocks[3].norm3.bias is dit.blocks[3].norm3.bias
 
 
-def test_int8_takes_differences_of_biases_and_names_those_of_its_weights(attempt_of, models, dit, tmp_path):
+def test_int8_takes_differences_of_biases_and_of_weights(attempt_of, models, dit, tmp_path):
     path = with_differences(dit, tmp_path / "a.safetensors")
     from safetensors.torch import load_file
 
-    state = load_file(path) | {"diffusion_model.blocks.0.ffn.0.diff": torch.ones(1024, 256)}
-    save_file(state, path)
+    step = torch.full((1024, 256), 1e-3)
+    save_file(load_file(path) | {"diffusion_model.blocks.0.ffn.0.diff": step}, path)
     models.open(attempt_of().request.model_copy(update={"quant_linear": "on"}))
     int8 = models.get_or_load("dit")
     changed = apply_loras(int8, [Lora(path=path)], Expert.SINGLE)
-    (note,) = changed.notes
-    assert "1 names not used: diffusion_model.blocks.0.ffn.0.diff" in note.text
+    assert not changed.notes
     branch = changed.network.blocks[0].self_attn.q
     assert branch.down is not None
     assert torch.equal(branch.bias, int8.blocks[0].self_attn.q.bias + 1)
+    before, after = (
+        dequantize_tiles(layer.int8_weight, layer.scale)
+        for layer in (int8.blocks[0].ffn[0], changed.network.blocks[0].ffn[0])
+    )
+    assert abs((after - before).mean().item() - 1e-3) < 1e-4, "a step far below INT8's own survives on average"
+    assert (after - before - 1e-3).abs().max() < 1.6 * int8.blocks[0].ffn[0].scale.max()
 
 
 def test_a_difference_of_another_shape_is_one_error(dit, tmp_path):
     save_file({"diffusion_model.blocks.0.norm3.diff": torch.zeros(3)}, tmp_path / "a.safetensors")
     with pytest.raises(FileError) as caught:
         apply_loras(dit, [Lora(path=str(tmp_path / "a.safetensors"))], Expert.SINGLE)
-    assert caught.value.code == "lora_shape" and "norm3.diff" in caught.value.got
+    assert caught.value.code == "lora_shape" and "norm3.diff [3] for [256]" in caught.value.got
 
 
 def test_strengths_scale_the_change_and_it_comes_off_without_a_trace(dit, tmp_path):
@@ -240,8 +246,16 @@ def test_names_without_a_place_are_one_notice_and_a_foreign_file_one_error(attem
     ("damage", "code"),
     [
         (lambda state: state.pop("diffusion_model.blocks.0.ffn.2.lora_up.weight"), "lora_half"),
-        (lambda state: state.update({"diffusion_model.head.head.lora_up.weight": torch.zeros(3, 4)}), "lora_shape"),
-        (lambda state: state.update({"diffusion_model.head.head.alpha": torch.tensor(1)}), "lora_dtype"),
+        (lambda state: state.update({"diffusion_model.head.head.alpha": torch.tensor([1.0, 2.0])}), "lora_alpha"),
+        (lambda state: state.update({"diffusion_model.head.head.alpha": torch.tensor(torch.nan)}), "lora_nan"),
+        (lambda state: state["diffusion_model.head.head.lora_up.weight"].fill_(torch.inf), "lora_nan"),
+        (lambda state: state.update({"diffusion_model.head.head.oft_blocks": torch.zeros(3, 4)}), "lora_algorithm"),
+        (
+            lambda state: state.update(
+                {"diffusion_model.head.head.lora_up.weight": torch.zeros(64, 4, dtype=torch.int8)}
+            ),
+            "lora_dtype",
+        ),
     ],
 )
 def test_each_damage_is_one_error_that_names_the_key(dit, tmp_path, damage, code):
@@ -279,8 +293,9 @@ def test_one_file_for_both_experts_gives_each_its_part(dit, tmp_path):
     save_file(load_file(first) | load_file(second), tmp_path / "both.safetensors")
     high, low = (read_lora(tmp_path / "both.safetensors", shapes_of(dit), expert) for expert in ("high", "low"))
     (module,) = pairs
-    assert torch.equal(2 * high.pairs[module].down, low.pairs[module].down)
-    assert not high.unknown and not low.unknown and high.pairs[module].scale == 1.0
+    (of_high,), (of_low,) = high.changes[module], low.changes[module]
+    assert torch.equal(2 * of_high.down, of_low.down)
+    assert not high.unknown and not low.unknown and of_high.scale == 1.0
 
 
 def test_a_merge_keeps_the_dtype(tmp_path):

@@ -1,128 +1,283 @@
-"""LoRA files, whoever wrote them, as low-rank pairs for the linears of a Wan DiT under our names.
+"""LoRA files, whoever wrote them, as changes of the layers of a Wan DiT under our names.
 
-Names understood: PEFT and diffusers (`transformer.<module>.lora_A.weight`; `transformer_2.` is the low-noise expert),
-ComfyUI (`diffusion_model.<module>.lora_down.weight`), kohya (`lora_unet_<module with underscores>`), each with the
-module names of the original Wan or of diffusers. A pair adds `alpha / rank * up @ down` to its weight; a file without
-alpha means alpha = rank (arXiv 2106.09685). Beside pairs, ComfyUI's extractions hold whole differences: `.diff` of a
-weight (norms, mostly) and `.diff_b` of a bias.
+Whose names: lora_names.py. How strong: lora_strength.py. The formulas: lora_change.py. A layer's change is computed
+right or not at all: one whose shape is not that of the network, or that holds something unknown, is left out whole and
+named; a file that needs another formula, holds NaN, or lacks half of a pair is refused.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from turbodiff.spec.errors import FileError
-from turbodiff.weights import keymaps
+from turbodiff.weights import lora_names, lora_strength
 from turbodiff.weights.detect import read_header
 from turbodiff.weights.headers import Header
 from turbodiff.weights.load import TORCH_DTYPES, FileMaps
+from turbodiff.weights.lora_change import Change, Difference, Dora, Hadamard, Kronecker, Pair, Whole
 
-LOW_EXPERT = "transformer_2."
-PREFIXES = ("base_model.model.", "model.", "diffusion_model.", "transformer.", LOW_EXPERT)
-KOHYA = "lora_unet_"
-# endings of a pair's halves and of its scale; ".default" is PEFT's name of an adapter
-HALVES = {
-    ".lora_A.weight": "down", ".lora_A.default.weight": "down", ".lora_down.weight": "down",
-    ".lora.down.weight": "down",
-    ".lora_B.weight": "up", ".lora_B.default.weight": "up", ".lora_up.weight": "up", ".lora.up.weight": "up",
-    ".alpha": "alpha",
-}  # fmt: skip
-DIFFERENCES = {".diff": ".weight", ".diff_b": ".bias"}
 SHOWN_NAMES = 5
+MAX_ALPHA_BYTES = 1 << 20
+MAX_RANK = 8192  # published LoRAs have up to 512; a rank above the width of the layer says nothing more
+# Parts that only one kind of change has, and those of them that it must have; LoKr has four ways
+KINDS: Mapping[str, frozenset[str]] = {
+    "pair": frozenset(("down", "up", "mid", "up.bias")),
+    "loha": frozenset(part for part in lora_names.PARTS.values() if part.startswith("hada_")),
+    "lokr": frozenset(part for part in lora_names.PARTS.values() if part.startswith("lokr_")),
+}
+MUST = {"pair": frozenset(("down", "up")), "loha": frozenset(part for part in KINDS["loha"] if "_w" in part)}
+ON_PARAMETERS = {"diff": ".weight", "diff_b": ".bias", "diff_m": ".modulation"}  # whole differences
 
 Shapes = Mapping[str, tuple[int, ...]]
 NO_SHAPES: Shapes = MappingProxyType({})
 
 
-class Pair(NamedTuple):
-    """One linear's change, `scale * up @ down`: down [rank, in], up [out, rank] as stored."""
-
-    down: Tensor
-    up: Tensor
-    scale: float
-
-
 class Lora(NamedTuple):
-    """Pairs by our module name, differences by our parameter name in its shape, and the stored names that have no
-    place in this network."""
+    """Changes by the name of our layer or parameter, and what was left out: names without a place in this network,
+    and layers whose shape is another (each with both shapes).
+    """
 
-    pairs: Mapping[str, Pair]
+    changes: Mapping[str, tuple[Change, ...]]
     unknown: tuple[str, ...]
-    differences: Mapping[str, Tensor] = MappingProxyType({})
+    misfits: tuple[str, ...] = ()
 
 
 def read_lora(path: Path | str, shapes: Shapes, expert: str = "single", parameters: Shapes = NO_SHAPES) -> Lora:
     """The changes in a file for a network whose linears have these (out, in) shapes.
 
-    `parameters`: shapes of those that a whole difference may be added to, by name; what is stored INT8 is not one.
+    `parameters`: shapes of those beside the linears' weights that a difference may be added to, by name. A change of a
+    linear's weight is under the linear's name, any other under the parameter's.
 
     Raises:
-        FileError: not a LoRA of this network, a half is missing, or a shape is wrong; names the keys at fault.
+        FileError: not a LoRA of this network, damaged, or of a kind that is not computed; names the keys at fault.
     """
     header = read_header(path)
-    two_experts = any(LOW_EXPERT in name for name in header.tensors)
-    mine = [name for name in header.tensors if not two_experts or (LOW_EXPERT in name) == (expert == "low")]
-    places = _places(shapes)
-    owners = _places(name.removesuffix(".weight").removesuffix(".bias") for name in parameters)
-    halves: dict[str, dict[str, str]] = {}  # module: {"down": stored name, "up": ..., "alpha": ...}
-    changed: dict[str, str] = {}  # parameter: stored name of its difference
-    unknown = []
-    for stored in mine:
-        ending = next((ending for ending in (*DIFFERENCES, *HALVES) if stored.endswith(ending)), "")
-        bare = stored.removesuffix(ending).removeprefix(KOHYA)
-        for prefix in PREFIXES:
-            bare = bare.removeprefix(prefix)
-        owner = owners.get(bare, "") if ending in DIFFERENCES else ""
-        whole = [name for name in (owner + DIFFERENCES.get(ending, ""), owner) if name in parameters]
-        if whole:
-            changed[whole[0]] = stored
-        elif ending in HALVES and bare in places:
-            halves.setdefault(places[bare], {})[HALVES[ending]] = stored
-        else:
-            unknown.append(stored)
-    if not halves and not changed:
-        raise _bad(header, "no name in this file belongs to this network", "lora_foreign", list(header.tensors))
-    maps = FileMaps()
-    pairs = {module: _pair(header, maps, module, names, shapes[module]) for module, names in halves.items()}
-    differences = {}
-    for name, stored in changed.items():
-        value, shape = _read(header, maps, stored), parameters[name]
-        if value.numel() != math.prod(shape):
-            got = f"{list(value.shape)} for {list(shape)}"
-            raise _bad(header, f"a difference has another shape: {got}", "lora_shape", [stored])
-        differences[name] = value.reshape(shape)
-    return Lora(pairs, tuple(unknown), differences)
+    owners = (name.removesuffix(".weight").removesuffix(".bias") for name in parameters)
+    modulated = (name.removesuffix(".modulation") for name in parameters if name.endswith(".modulation"))
+    weights = (f"{layer}.weight" for layer in shapes)
+    places = lora_names.Places((*shapes, *parameters, *owners, *modulated, *weights))
+    found = lora_names.sort_names(header.tensors, places, expert)
+    strength = lora_strength.strengths(header.path, header.metadata, header.tensors)
+    file = _File(header, FileMaps(), strength)
+    changes: dict[str, list[Change]] = {}
+    unknown, misfits, trained = list(found.unknown), list[str](), False
+    for layer, parts in found.layers.items():
+        unused = _not_understood(file, layer, parts, shapes, parameters)
+        unknown += unused
+        if len(unused) == len(parts):
+            continue
+        try:
+            made = [*_of_linear(file, layer, parts, shapes), *_of_parameters(file, layer, parts, shapes, parameters)]
+        except _Misfit as misfit:
+            misfits.append(str(misfit))
+            continue
+        trained = trained or set(parts) != {"whole"}
+        for name, change in made:
+            changes.setdefault(name, []).append(change)
+    if not changes or not trained:
+        if misfits:
+            raise bad_lora(header.path, "no layer has the shape of this model's", "lora_shape", misfits)
+        raise bad_lora(header.path, "no change of this network in this file", "lora_foreign", list(header.tensors))
+    return Lora({name: tuple(of_name) for name, of_name in changes.items()}, tuple(unknown), tuple(misfits))
 
 
-def _places(modules: Iterable[str]) -> dict[str, str]:
-    """Every name a module goes by -> ours."""
-    known = set(modules)
-    theirs = {name: ours for name, ours in keymaps.names_from("dit", "diffusers").items() if ours in known}
-    names = {ours: ours for ours in known} | theirs
-    return names | {name.replace(".", "_"): ours for name, ours in names.items()}
+class _Misfit(Exception):
+    """The shapes of a layer's parts are not those of the layer; the argument names a part and both shapes."""
 
 
-def _pair(header: Header, maps: FileMaps, module: str, names: Mapping[str, str], shape: tuple[int, ...]) -> Pair:
-    if not {"down", "up"} <= set(names):
-        raise _bad(header, "half of a low-rank pair is missing", "lora_half", list(names.values()))
-    down, up = (_read(header, maps, names[half]) for half in ("down", "up"))
-    rank = len(down) if down.ndim else 0
-    if down.numel() != rank * shape[1] or up.numel() != shape[0] * rank or rank == 0:
-        got = f"{list(down.shape)} and {list(up.shape)}"
-        raise _bad(header, f"{module} has another shape: got {got} for {list(shape)}", "lora_shape", [names["down"]])
-    alpha = _read(header, maps, names["alpha"]).item() if "alpha" in names else rank
-    return Pair(down.reshape(rank, -1), up.reshape(-1, rank), alpha / rank)
+class _File(NamedTuple):
+    """A LoRA file being read."""
+
+    header: Header
+    maps: FileMaps
+    strength: Mapping[str, lora_strength.Strength]
+
+    def read(self, stored: str) -> Tensor:
+        """A tensor of floating-point numbers, all of them finite."""
+        info = self.header.tensors[stored]
+        if info.dtype not in TORCH_DTYPES or not TORCH_DTYPES[info.dtype].is_floating_point:
+            got = [f"{stored} {info.dtype}"]
+            raise bad_lora(self.header.path, "numbers of another kind", "lora_dtype", got)
+        value = self.maps.tensor(info)
+        if not bool(torch.isfinite(value.float() if value.dtype.itemsize == 1 else value).all()):
+            raise bad_lora(self.header.path, "NaN or infinite numbers in this LoRA", "lora_nan", [stored])
+        return value
+
+    def flat(self, stored: str) -> tuple[int, int]:
+        """The shape of a tensor as a matrix: its first axis, and the product of the others."""
+        shape = self.header.tensors[stored].shape
+        return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+
+    def matrix(self, stored: str) -> Tensor:
+        """A tensor as a matrix, see `flat`."""
+        return self.read(stored).reshape(self.flat(stored))
+
+    def expect(self, stored: str, fits: bool, expected: Sequence[int | str]) -> None:
+        """Leave a layer out where a part of it has another shape.
+
+        Raises:
+            _Misfit: `fits` is false.
+        """
+        if not fits:
+            wanted = ", ".join(map(str, expected))
+            raise _Misfit(f"{stored} {list(self.header.tensors[stored].shape)} for [{wanted}]")
+
+    def scale(self, parts: Mapping[str, str], of: str, rank: int | None) -> float:
+        """alpha / rank of the layer whose part is `of`; alpha is one number of any dtype, or a vector of the same.
+
+        rank None: the parts do not tell it, as in a LoKr of whole factors, whose own alpha says nothing (LyCORIS).
+        """
+        if "alpha" not in parts:
+            words = of.split(".")
+            mine = next((self.strength[word] for word in words if word in self.strength), None)
+            only = next(iter(self.strength.values())) if len(self.strength) == 1 else lora_strength.Strength()
+            return (mine or self.strength.get("", only)).scale(lora_names.read_name(of).owner, rank)
+        if rank is None:
+            return 1.0
+        stored = parts["alpha"]
+        info = self.header.tensors[stored]
+        numbers = info.dtype in TORCH_DTYPES and 0 < info.nbytes <= MAX_ALPHA_BYTES
+        values = self.maps.tensor(info).double().flatten() if numbers else None
+        if values is None or not bool((values == values[0]).all() | values.isnan().any()):
+            got = [f"{stored} {info.dtype} {list(info.shape)}"]
+            raise bad_lora(self.header.path, "the strength (alpha) of this LoRA cannot be read", "lora_alpha", got)
+        if not bool(values.isfinite().all()):
+            raise bad_lora(self.header.path, "NaN or infinite numbers in this LoRA", "lora_nan", [stored])
+        return float(values[0]) / max(rank, 1)
 
 
-def _read(header: Header, maps: FileMaps, name: str) -> Tensor:
-    info = header.tensors[name]
-    if info.dtype not in TORCH_DTYPES or not TORCH_DTYPES[info.dtype].is_floating_point:
-        raise _bad(header, f"numbers of another kind: {info.dtype}", "lora_dtype", [name])
-    return maps.tensor(info)
+def _not_understood(file: _File, layer: str, parts: Mapping[str, str], shapes: Shapes, parameters: Shapes) -> list[str]:
+    """Stored names of a layer that are left out: all of them where one is not understood, for half a change is none.
+
+    Raises:
+        FileError: a kind of change that is not computed, or half of one is missing.
+    """
+    if refused := sorted(lora_names.REFUSED.intersection(parts)):
+        got = [f"{refused[0]}: {parts[refused[0]]}"]
+        raise bad_lora(file.header.path, "a kind of LoRA that is not computed", "lora_algorithm", got)
+    kinds = [kind for kind, all_parts in KINDS.items() if all_parts.intersection(parts)]
+    known = {"whole", *ON_PARAMETERS}.union(*(KINDS[kind] for kind in kinds))
+    known |= {"alpha", "magnitude"} if kinds else set()
+    if not kinds and set(parts) <= known:
+        return [name for part, name in parts.items() if _target(layer, part, shapes, parameters) is None]
+    if len(kinds) != 1 or not set(parts) <= known or layer not in shapes:
+        return list(parts.values())
+    missing = set(MUST.get(kinds[0], ())) - set(parts)
+    if kinds[0] == "lokr":
+        missing = {w for w in ("lokr_w1", "lokr_w2") if w not in parts and not {f"{w}_a", f"{w}_b"} <= set(parts)}
+    if ("hada_t1" in parts) != ("hada_t2" in parts):
+        missing = {"hada_t1", "hada_t2"} - set(parts)
+    if missing:
+        what = f"half of a change is missing: {' '.join(sorted(missing))}"
+        raise bad_lora(file.header.path, what, "lora_half", list(parts.values()))
+    return []
+
+
+def _target(layer: str, part: str, shapes: Shapes, parameters: Shapes) -> str | None:
+    """The linear or the parameter that a whole difference or value is for."""
+    name = layer.removesuffix(".weight") if part == "whole" else layer
+    if part in ("whole", "diff") and name in shapes:
+        return name
+    names = (layer + ON_PARAMETERS.get(part, ""), layer)
+    return next((name for name in names if name in parameters), None)
+
+
+def _of_parameters(
+    file: _File, layer: str, parts: Mapping[str, str], shapes: Shapes, parameters: Shapes
+) -> Iterator[tuple[str, Change]]:
+    """Whole differences and values of a layer."""
+    for part in ("whole", *ON_PARAMETERS):
+        name = _target(layer, part, shapes, parameters) if part in parts else None
+        if name is not None:
+            shape = shapes[name] if name in shapes else parameters[name]
+            file.expect(parts[part], math.prod(file.flat(parts[part])) == math.prod(shape), shape)
+            value = file.read(parts[part])
+            yield name, Whole(value) if part == "whole" else Difference(value)
+
+
+def _of_linear(file: _File, layer: str, parts: Mapping[str, str], shapes: Shapes) -> Iterator[tuple[str, Change]]:
+    """The low-rank change of a layer, if it has one."""
+    shape = shapes.get(layer, ())
+    change: Change | None = None
+    if "down" in parts:
+        rank = file.flat(parts["up"])[1]
+        change = _pair(file, parts["down"], parts["up"], shape, file.scale(parts, parts["up"], rank), parts.get("mid"))
+    elif "hada_w1_a" in parts:
+        first, second = (
+            _pair(
+                file, parts[f"hada_w{i}_b"], parts[f"hada_w{i}_a"], shape, 1.0, parts.get(f"hada_t{i}"),
+                flipped="hada_t1" in parts,
+            )
+            for i in "12"
+        )  # fmt: skip
+        rank = file.flat(parts["hada_w1_b"])[0]
+        change = Hadamard(first, second, file.scale(parts, parts["hada_w1_a"], rank))
+    elif "lokr_w1" in parts or "lokr_w1_a" in parts:
+        change = _lokr(file, parts, shape)
+    if change is not None and "magnitude" in parts:
+        # lengths of rows, [out], [out, 1] or (PEFT, of a convolution) [1, out, 1, 1, 1]; or of columns, [1, in]
+        stored = parts["magnitude"]
+        axes = file.header.tensors[stored].shape
+        rows = math.prod(axes) == shape[0] and (len(axes) != 2 or axes[1] == 1)
+        columns = not rows and axes == (1, shape[1])
+        file.expect(stored, rows or columns, shape[:1])
+        change = Dora(change, file.read(stored).flatten(), columns)
+    if change is not None:
+        yield layer, change
+    if "up.bias" in parts:  # PEFT's lora_bias, scaled like the rest
+        file.expect(parts["up.bias"], math.prod(file.flat(parts["up.bias"])) == shape[0], shape[:1])
+        scale = file.scale(parts, parts["up"], file.flat(parts["up"])[1])
+        yield f"{layer}.bias", Difference(file.read(parts["up.bias"]).float() * scale)
+
+
+def _pair(
+    file: _File, down: str, up: str, shape: tuple[int, ...], scale: float, core: str | None = None, *,
+    flipped: bool = False,
+) -> Pair:  # fmt: skip
+    """Two halves, and a core between them, as a pair; `flipped`: the upper half is stored as [rank, out] (CP)."""
+    rank, inner = file.flat(up)[0 if flipped else 1], file.flat(down)[0]
+    file.expect(up, file.flat(up)[1 if flipped else 0] == shape[0] and 0 < rank <= MAX_RANK, (shape[0], "rank"))
+    if core is None:
+        file.expect(down, file.flat(down) == (rank, shape[1]), (rank, shape[1]))
+        lower = file.matrix(down)
+    else:
+        of_core = file.header.tensors[core].shape
+        file.expect(core, of_core[:2] == (rank, inner) and inner <= MAX_RANK, (rank, inner))
+        file.expect(down, file.flat(down)[1] * math.prod(of_core[2:]) == shape[1], (inner, shape[1]))
+        lower = torch.einsum("rik,in->rnk", file.read(core).float().reshape(rank, inner, -1), file.matrix(down).float())
+        lower = lower.flatten(1)
+    upper = file.matrix(up)
+    return Pair(lower, upper.T if flipped else upper, scale)
+
+
+def _lokr(file: _File, parts: Mapping[str, str], shape: tuple[int, ...]) -> Kronecker:
+    """The rank is that of the second factor, or else of the first; two whole factors have none."""
+    sizes, rank = dict[str, tuple[int, int]](), None
+    for w in ("lokr_w1", "lokr_w2"):
+        if w in parts:
+            sizes[w] = file.flat(parts[w])
+            continue
+        (out, rank), (_, width) = file.flat(parts[f"{w}_a"]), file.flat(parts[f"{w}_b"])
+        if w == "lokr_w2" and "lokr_t2" in parts:
+            (rank, out), core = file.flat(parts[f"{w}_a"]), file.header.tensors[parts["lokr_t2"]].shape
+            width *= math.prod(core[2:])
+        sizes[w] = (out, width)
+    first, second = sizes["lokr_w1"], sizes["lokr_w2"]
+    at_fault = parts.get("lokr_w2") or parts["lokr_w2_a"]
+    file.expect(at_fault, (first[0] * second[0], first[1] * second[1]) == shape, (shape[0] // max(1, first[0]), "..."))
+    factors = [
+        file.matrix(parts[w]) if w in parts else _pair(
+            file, parts[f"{w}_b"], parts[f"{w}_a"], sizes[w], 1.0, parts.get("lokr_t2") if w == "lokr_w2" else None,
+            flipped=w == "lokr_w2" and "lokr_t2" in parts,
+        )
+        for w in ("lokr_w1", "lokr_w2")
+    ]  # fmt: skip
+    return Kronecker(factors[0], factors[1], file.scale(parts, parts.get("lokr_w1") or parts["lokr_w1_a"], rank))
 
 
 def listed(names: Sequence[str]) -> str:
@@ -131,12 +286,13 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(name[:120] for name in names[:SHOWN_NAMES]) + more
 
 
-def _bad(header: Header, what: str, code: str, names: list[str]) -> FileError:
+def bad_lora(path: Path, what: str, code: str, names: Sequence[str]) -> FileError:
+    """The error of a LoRA file, with the names at fault."""
     return FileError(
         what,
         code=code,
-        field=f"lora {header.path}",
-        got=listed(names),
-        expected="low-rank pairs for this Wan model (PEFT, diffusers, ComfyUI or kohya names)",
+        field=f"lora {path}",
+        got=f"{path.name}: {listed(names)}",
+        expected="LoRA, DoRA, LoHa, LoKr or differences for this Wan model",
         try_instead="a LoRA made for the model, or another --model",
     )

@@ -5,9 +5,11 @@ import struct
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from turbodiff.spec.schedules import PLAIN
 from turbodiff.weights.distillation import lora_training, training_of
+from turbodiff.weights.locate import bundled_root, inventory, resolve_files
 
 PLAIN_KEYS = ("blocks.0.self_attn.q.weight", "patch_embedding.weight")
 
@@ -111,3 +113,37 @@ def test_odd_metadata_and_files_say_nothing(tmp_path, metadata):
     (tmp_path / "broken.safetensors").write_bytes(b"\0" * 20)
     assert lora_training(tmp_path / "broken.safetensors") == PLAIN
     assert lora_training(tmp_path / "gone.safetensors") == PLAIN
+
+
+def test_two_experts_are_taken_from_one_distillation_where_a_pair_is_here(tmp_path):
+    for side in ("high", "low"):
+        weights = load_file(bundled_root() / f"dit_i2v_{side}.safetensors")
+        plain = {name: value for name, value in weights.items() if ".proj_l." not in name}
+        save_file(plain, tmp_path / f"wan_{side}_noise.safetensors")
+        if side == "high":  # of the other pair only one file is here, and it would go first
+            save_file(weights, tmp_path / f"turbo_{side}_noise.safetensors")
+    found = inventory([tmp_path])
+    names = {part: Path(file.path).name for part, file in resolve_files("demo-i2v", found).items() if "dit" in part}
+    assert names["dit_high"].startswith(("wan_", "dit_")) and names["dit_low"].startswith(("wan_", "dit_"))
+    kinds = {found.of("demo-i2v", part).training.trained_for for part in names}
+    assert len(kinds) == 1
+    only = [file for file in found.files if file.component == "dit_high" and not file.path.startswith(str(tmp_path))]
+    assert only and only[0].training.trained_for == "rcm"
+
+
+def test_the_search_tells_what_each_network_was_distilled_for(tmp_path):
+    weights = load_file(bundled_root() / "dit_t2v.safetensors")
+    plain = {name: value for name, value in weights.items() if ".proj_l." not in name}
+    save_file(plain, tmp_path / "wan_t2v.safetensors")
+    save_file(plain, tmp_path / "wan_lightx2v_4step.safetensors")
+    (tmp_path / "loras").mkdir()
+    safetensors(tmp_path / "loras" / "Wan21_CausVid.safetensors", {})
+    found = inventory([tmp_path])
+    told = {
+        Path(f.path).name: f.training.trained_for for f in found.files if f.model == "demo" and f.component == "dit"
+    }
+    assert told == {
+        "wan_lightx2v_4step.safetensors": "step-distilled", "wan_t2v.safetensors": "base", "dit_t2v.safetensors": "rcm",
+    }  # fmt: skip
+    assert [lora.training.family for lora in found.loras] == ["causvid"]
+    assert found.of("demo", "vae").training is None

@@ -250,7 +250,9 @@ def list_models() -> None:
     for spec, missing in studio.models():
         ready = "missing files" if missing else "ready"
         print_lines([f"{spec.display_name:14} {spec.kind}  {ready:13}  {fit_of(spec, machine, here).words}"])
-        print_lines(f"    {line}" for line in (spec.about, *missing))
+        networks = [here.of(spec.name, expert.component) for expert in spec.experts]
+        trained = [f"{file.component}: {file.training.words}" for file in networks if file and file.training]
+        print_lines(f"    {line}" for line in (spec.about, *missing, *trained))
     for one in here.passed_over:
         told = "; ".join(part for part in (one.what, one.got, one.expected) if part)
         print_lines([f"passed over  {one.path}: {told}"])

@@ -74,6 +74,12 @@ class Training(NamedTuple):
     evidence: Evidence = ""
 
     @property
+    def words(self) -> str:
+        """ "step-distilled, LightX2V (name)", "base"."""
+        family = f", {self.recipe.title}" if self.family else ""
+        return f"{self.trained_for}{family}" + (f" ({self.evidence})" if self.evidence else "")
+
+    @property
     def recipe(self) -> Recipe:
         """The recipe of a step distillation with the steps that its own name tells."""
         found = RECIPES.get(self.family, RECIPES[""])

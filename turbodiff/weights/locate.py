@@ -113,11 +113,9 @@ def inventory(roots: Sequence[Path] | None = None) -> Inventory:
             passed_over[str(entry.path)] = PassedOver(
                 path=str(entry.path), code=error.code, what=error.what, got=error.got, expected=error.expected
             )
-    files = [
-        file
-        for spec in all_models()
-        for file in sorted((file for file in found if file.model == spec.name), key=partial(_rank, spec))
-    ]
+    files = []
+    for spec in all_models():
+        files += _sorted(spec, [file for file in found if file.model == spec.name])
     loras = find_loras(None if roots is None else (*roots,))
     return Inventory(
         files=tuple(files),
@@ -342,7 +340,26 @@ def _files_of(path: Path, looked: Looked) -> list[FoundFile]:
 
 def _kind_of(file: FoundFile) -> tuple[object, ...]:
     """What files that may stand for each other share."""
-    return file.model, file.component, file.quant, file.sla, file.training and file.training.trained_for
+    return file.model, file.component, file.quant, file.sla, _kind(file)
+
+
+def _sorted(spec: ModelSpec, files: Sequence[FoundFile]) -> list[FoundFile]:
+    """A model's files, best first. Two experts are never taken from two distillations where one has both: of those
+    that have, the one whose worse file is best."""
+    ranked = sorted(files, key=partial(_rank, spec))
+    if not spec.two_experts:
+        return ranked
+    best: list[dict[object, tuple[object, ...]]] = []  # per expert: training -> rank of its best file
+    for expert in spec.experts:
+        own = [file for file in ranked if file.component == expert.component]
+        best.append({_kind(file): _rank(spec, file)[1:] for file in reversed(own)})
+    pairs = {kind: max(ranks[kind] for ranks in best) for kind in best[0] if kind in best[1]}
+    chosen = min(pairs, key=lambda kind: pairs[kind], default=None)
+    return sorted(ranked, key=lambda f: f.component.startswith("dit") and bool(pairs) and _kind(f) != chosen)
+
+
+def _kind(file: FoundFile) -> object:
+    return file.training and file.training.trained_for
 
 
 def _rank(spec: ModelSpec, file: FoundFile) -> tuple[object, ...]:
@@ -356,7 +373,7 @@ def _rank(spec: ModelSpec, file: FoundFile) -> tuple[object, ...]:
         components.index(file.component),
         Path(file.path).is_relative_to(bundled_root()),
         spec.turbo and file.component.startswith("dit") and not file.sla,
-        file.training is not None and file.training.trained_for == "base",
+        _kind(file) == "base",
         min(listed, default=len(spec.files)),
         max((place + 1 for place, form in enumerate(FORMS) if form in file.layout), default=0),
         -file.bytes if file.layout.endswith("gguf") else 0,  # the finer one

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from turbodiff.prompt.lint import is_chinese, lint
 from turbodiff.spec.models import ModelSpec, find_model
 from turbodiff.spec.request import Request
+from turbodiff.spec.schedules import RCM_SAMPLERS
 from webui.markup import Html, action, el, join, local, void
 from webui.panels.meter import short_model
 from webui.wording import Words
@@ -129,9 +130,11 @@ def picture(look: Look, request: Request, preview: bytes, values: Fields, spec: 
     # shares in percent, colours in bits
     spoken = {name: f"{n:.1f}" if name.endswith("_bits") else f"{n:.0%}" for name, n in look.numbers.items()}
     reason = words(f"picture.{look.key}", **spoken)
-    what = {"boundary": f"{look.boundary:g}", "sampler": look.sampler.upper()}
-    proposed = {"boundary": look.boundary, "sampler": look.sampler}
-    if all(values.get(name) == value for name, value in proposed.items()):
+    runs = request.sampler if values.get("sampler") == "auto" else values.get("sampler")
+    of_rcm = runs == "auto" or runs in RCM_SAMPLERS  # other weights keep their own sampler
+    what = {"boundary": f"{look.boundary:g}", "sampler": (look.sampler if of_rcm else str(runs)).upper()}
+    proposed: Fields = {"boundary": look.boundary, **({"sampler": look.sampler} if of_rcm else {})}
+    if all({**values, "sampler": runs}.get(name) == value for name, value in proposed.items()):
         return Picture(url, caption, reason + " " + words("picture.as_proposed", **what))
     return Picture(url, caption, reason, words("picture.take", **what), json.dumps(proposed))
 

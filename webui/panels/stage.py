@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from turbodiff.spec.events import Event, PreviewEvent
 from turbodiff.spec.request import Request
+from turbodiff.spec.schedules import RCM_SAMPLERS
 from webui.markup import Html, action, download, el, facts, local, poster, void
 from webui.panels.meter import diff, short_model
 from webui.wording import Words
@@ -151,7 +152,7 @@ def knobs(request: Request, words: Words) -> Iterable[Knob]:
         yield Knob(words("clip.noisy"), "SDE", {"sampler": "sde"})
     if request.topk < 0.15:
         yield Knob(words("clip.blurry"), "SLA TopK 0.15", {"topk": 0.15})
-    if request.steps < 4:
+    if request.steps < 4 and request.sampler in RCM_SAMPLERS:
         yield Knob(words("clip.blurry"), words("meter.steps", n=4), {"steps": 4})
     yield Knob(words("clip.still"), words("clip.add_verb"), {})
 

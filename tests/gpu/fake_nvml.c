@@ -60,3 +60,13 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *d, unsigned *count, process *o
     return 0;
 }
 int nvmlDeviceGetGraphicsRunningProcesses_v3(void *d, unsigned *count, process *out) { *count = 0; return 0; }
+
+/* what a card's speed is made of; older drivers know none of it */
+typedef struct { unsigned sms, copy_engines, decoders, encoders, jpegs, ofas, gpu_slices, compute_slices; unsigned long long memory_mb; } attributes;
+int nvmlDeviceGetAttributes_v2(void *d, attributes *out) { if ((long)d < 100) return 3; memset(out, 0, sizeof *out); out->sms = 14; return 0; }
+int nvmlDeviceGetNumGpuCores(void *d, unsigned *out) { *out = 16384; return is("old_driver") || (long)d >= 100 ? 3 : 0; }
+int nvmlDeviceGetMaxClockInfo(void *d, unsigned kind, unsigned *out) { *out = kind == 1 ? 3105 : 10501; return is("old_driver") ? 3 : 0; }
+int nvmlDeviceGetMemoryBusWidth(void *d, unsigned *out) { *out = 384; return is("old_driver") ? 3 : 0; }
+int nvmlDeviceGetCurrPcieLinkWidth(void *d, unsigned *out) { *out = is("riser") ? 4 : 16; return is("old_driver") ? 3 : 0; }
+int nvmlDeviceGetMaxPcieLinkGeneration(void *d, unsigned *out) { *out = 4; return is("old_driver") ? 3 : 0; }
+int nvmlDeviceGetVirtualizationMode(void *d, unsigned *out) { *out = is("vgpu") ? 2 : 0; return is("old_driver") ? 3 : 0; }

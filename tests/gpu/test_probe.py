@@ -9,6 +9,7 @@ import pytest
 
 from tests.plan.machines import ask, disk
 from turbodiff.gpu import probe
+from turbodiff.gpu.allocator import VARIABLES
 from turbodiff.plan.hardware import only
 from turbodiff.plan.planner import plan_request
 from turbodiff.spec.numbers import GIB
@@ -185,3 +186,29 @@ def test_a_pretended_card_replaces_the_real_one(fake_nvml, monkeypatch):
 def test_a_sampler_that_says_nonsense_is_an_error_state():
     assert probe.parse(b"not json").state == "error"
     assert probe.parse(b'{"state": "ok"}').state == "error"
+
+
+def test_what_a_cards_speed_is_made_of_is_read(fake_nvml):
+    fake_nvml("normal")
+    (card,) = machine().gpus
+    assert (card.sm_count, card.clock_mhz) == (128, 3105)
+    assert (card.memory_bus_bits, card.memory_clock_mhz) == (384, 10501)
+    assert card.vgpu is False
+    assert card.pcie_bytes_s == pytest.approx(0.75 * 31.5e9, rel=0.01)
+    fake_nvml("riser")
+    (slow,) = machine().gpus
+    assert slow.pcie_bytes_s == card.pcie_bytes_s / 4
+    fake_nvml("mig")
+    assert [part.sm_count for part in machine().gpus] == [14, 14]
+    fake_nvml("old_driver")
+    (old,) = machine().gpus
+    assert (old.sm_count, old.pcie_bytes_s, old.vgpu) == (None, None, None)
+
+
+def test_a_virtual_gpu_runs_without_expandable_segments(fake_nvml, monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    fake_nvml("vgpu")
+    assert machine().allocator == "native"
+    fake_nvml("normal")
+    assert machine().allocator == "expandable"

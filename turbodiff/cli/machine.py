@@ -208,7 +208,7 @@ def _measured(store: "Store", models: list[str]) -> "Iterator[Sample]":
             fields = {"prompt": "a cat runs", "model": name, "num_frames": frames, "steps": 1, **picture}
             plan = plan_request(make_request(fields), machine, Inventory())
             before_bytes = used_bytes(plan.device)
-            environment = worker_environment(new_run_id(), plan.device.partition(":")[2] or "0")
+            environment = worker_environment(new_run_id(), plan.device.partition(":")[2] or "0", machine.allocator)
             command, text = plan.model_dump_json() + "\n", subprocess.PIPE
             done = subprocess.run(MEASURE, input=command, env=environment, stdout=text, text=True, check=False)
             moved_bytes = abs(used_bytes(plan.device) - before_bytes)

@@ -5,7 +5,6 @@ sampler running and hands out the newest sample with its age. Nothing in here ra
 """
 
 import os
-import platform
 import select
 import subprocess
 import sys
@@ -15,11 +14,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from turbodiff.gpu.allocator import allocator_mode, is_tegra, is_wsl
 from turbodiff.gpu.host_memory import host_memory
 from turbodiff.plan.hardware import GpuFacts, GpuState, Machine, pretend
 
 DEADLINE_S = 2.0
 REAP_S = 0.2  # of it, for the end of a sampler that is stuck
+WSL_PINNED_BYTES = 512 << 20  # page-locked memory ends between 0.5 and 1 GiB under WSL2 (microsoft/WSL issue 8447)
+SHARED_MEMORY_CARDS = ("GB10", "Orin", "Thor", "Xavier", "Tegra")  # their GPU has no memory of its own
 SAMPLER = Path(__file__).with_name("sample.py")
 PRETEND_VARIABLE = "TURBODIFF_PRETEND_VRAM"  # GiB
 
@@ -105,7 +107,7 @@ def machine_from(sample: Sample, own_pids: frozenset[int] = frozenset()) -> Mach
     for index, card in enumerate(cards):
         held_bytes = sum(process.bytes or 0 for process in card.processes or () if process.pid in own_pids)
         gpus.append(GpuFacts(**card.model_dump(include=shared), index=index, reclaimable_bytes=held_bytes))
-    memory = host_memory(own_pids)
+    memory, wsl, tegra = host_memory(own_pids), is_wsl(), is_tegra()
     # a card that is too old to compute on is no choice beside one that is not
     gpus = [gpu for gpu in gpus if not gpu.too_old] or gpus
     machine = Machine(
@@ -119,13 +121,22 @@ def machine_from(sample: Sample, own_pids: frozenset[int] = frozenset()) -> Mach
         driver=sample.driver,
         torch=_version("torch"),
         cudnn=_version("nvidia-cudnn-cu13") or _version("nvidia-cudnn-cu12"),
-        wsl="microsoft" in platform.uname().release.lower(),
+        wsl=wsl,
+        tegra=tegra,
+        unified_memory=tegra or any(shares_memory(card) for card in cards),
+        pinned_limit_bytes=WSL_PINNED_BYTES if wsl else None,
+        allocator=allocator_mode(gpus, sample.driver, wsl=wsl, tegra=tegra),
     )
     try:  # a value that is not a positive number counts as not set (the CLI refuses it earlier)
         pretended_gib = float(os.environ.get(PRETEND_VARIABLE, ""))
     except ValueError:
         return machine
     return pretend(machine, pretended_gib) if 0 < pretended_gib < float("inf") else machine
+
+
+def shares_memory(card: CardSample) -> bool:
+    """Whether a GPU uses the host's memory: told by its name, since NVML answers for some of them as for others."""
+    return any(name in card.name for name in SHARED_MEMORY_CARDS)
 
 
 def visible(cards: list[CardSample], devices: str | None) -> list[CardSample]:

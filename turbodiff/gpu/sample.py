@@ -14,6 +14,11 @@ from typing import TypeVar
 
 MEMORY_INFO_V2 = 0x02000028  # sizeof(nvmlMemory_v2_t) | 2 << 24; v2 keeps the driver's own reserve apart
 NOT_AVAILABLE = (1 << 64) - 1  # NVML_VALUE_NOT_AVAILABLE
+# bytes a second of one lane, by PCIe generation (PCI-SIG), and the share of them that copies reach: 22-26 GB/s of the
+# 31.5 of generation 4 x16 in NVIDIA's bandwidthTest
+LANE_BYTES_S = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}
+LINK_SHARE = 0.75
+HALF_SMS = ((7, 0), (7, 2), (7, 5), (8, 0), (6, 0))  # 64 cores an SM, all others from Pascal on 128
 T = TypeVar("T")
 
 
@@ -135,9 +140,34 @@ def _card(handle: object, index: int, *, mig: bool, parent: str) -> dict[str, ob
         "power_w": None if power_mw is None else power_mw / 1000,
         "temperature_c": _ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
         "processes": None if compute is None else listed,
+        **_rates(handle, capability),
         "total_bytes": total,
         "free_bytes": memory.free if memory and total and memory.free <= total else None,
         "used_bytes": memory.used if memory and total and memory.used <= total else None,
+    }
+
+
+def _rates(handle: object, capability: tuple[int, int] | None) -> dict[str, object]:
+    """What a card's speed is made of: SMs (a slice's own), highest clocks, memory bus, PCIe link, and whether a
+    hypervisor shares it out. The link's width is that of now, its generation the best that card and slot agree on:
+    it falls while the card is idle."""
+    import pynvml
+
+    slice_ = _ask(pynvml.nvmlDeviceGetAttributes_v2, handle)
+    cores = _ask(pynvml.nvmlDeviceGetNumGpuCores, handle)
+    width = _ask(pynvml.nvmlDeviceGetCurrPcieLinkWidth, handle)
+    lane = LANE_BYTES_S.get(_ask(pynvml.nvmlDeviceGetMaxPcieLinkGeneration, handle) or 0)
+    mode = _ask(pynvml.nvmlDeviceGetVirtualizationMode, handle)
+    sm_count = slice_.multiprocessorCount if slice_ else None
+    if sm_count is None and cores and capability:
+        sm_count = cores // (64 if tuple(capability) in HALF_SMS else 128)
+    return {
+        "sm_count": sm_count,
+        "clock_mhz": _ask(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
+        "memory_clock_mhz": _ask(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_MEM),
+        "memory_bus_bits": _ask(pynvml.nvmlDeviceGetMemoryBusWidth, handle),
+        "pcie_bytes_s": LINK_SHARE * lane * width if lane and width else None,
+        "vgpu": None if mode is None else mode == pynvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU,
     }
 
 

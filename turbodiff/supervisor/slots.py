@@ -69,7 +69,9 @@ class GpuSlot:
         if self.worker is not None or self.broken or now < self.start_after_s:
             return
         try:
-            self.worker = Worker(context.worker_argv, context.run_id, self.device)
+            machine = context.memory.machine()
+            allocator = machine.allocator if machine else None
+            self.worker = Worker(context.worker_argv, context.run_id, self.device, allocator)
         except OSError as error:
             self._start_failed(f"cannot start: {error}")
             return

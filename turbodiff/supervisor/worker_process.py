@@ -20,6 +20,8 @@ from pathlib import Path
 
 import psutil
 
+from turbodiff.gpu.allocator import allocator_mode, allocator_settings
+from turbodiff.plan.hardware import Allocator
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.errors import DoesNotFitError, TurbodiffError, error_from
 from turbodiff.spec.events import Event, ExitCommand, JobCommand, RunCommand, read_event
@@ -39,12 +41,16 @@ def new_run_id() -> str:
     return secrets.token_hex(16)
 
 
-def worker_environment(run_id: str, device: str = "") -> dict[str, str]:
-    """The environment of a child. `device` is a GPU UUID or index to show alone; "" leaves the choice as it is."""
+def worker_environment(run_id: str, device: str = "", allocator: Allocator | None = None) -> dict[str, str]:
+    """The environment of a child.
+
+    Args:
+        device: a GPU UUID or index to show alone; "" leaves the choice as it is.
+        allocator: how torch's allocator shall work, None where no card has been seen yet.
+    """
     fixed = {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order of nvidia-smi, so that "GPU 0" means one card everywhere
-        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
-        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # the name before torch 2.9
+        **allocator_settings(allocator or allocator_mode((), None)),
         "PYTHONFAULTHANDLER": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8:backslashreplace",
@@ -119,6 +125,7 @@ class Worker:
     argv: Sequence[str] = WORKER
     run_id: str = field(default_factory=new_run_id)
     device: str = ""
+    allocator: Allocator | None = None
     _strays: list[str] = field(default_factory=list)  # lines that should have been events
 
     def __post_init__(self) -> None:
@@ -132,7 +139,7 @@ class Worker:
         try:
             self.process = spawn_child(
                 [*self.argv, "--events-fd", str(events_write), "--commands-fd", str(commands_read)],
-                worker_environment(self.run_id, self.device),
+                worker_environment(self.run_id, self.device, self.allocator),
                 (events_write, commands_read),
             )
         except OSError:

@@ -91,26 +91,26 @@ def apply_loras(dit: nn.Module, loras: Sequence[Lora], expert: Expert) -> LoraMo
         else:
             parameter = name if layer is None else f"{name}.weight"
             value = offload.host_data(parameters[parameter])
-            _replace_parameter(changed, parameter, _sum(value.float(), of_name, name).to(value.dtype))
+            _replace_parameter(changed, parameter, _sum(value, of_name, name))
     _add_low_rank(changed, pairs, linears)
     return LoraModel(changed, tuple(notes))
 
 
 def _sum(base: Tensor, changes: Sequence[tuple[Change, float, Lora]], name: str) -> Tensor:
-    """float32 `base + sum of strength * change`.
+    """`base + sum of strength * change`, added in float32, in the dtype of `base`.
 
     Raises:
         FileError: it is not finite; names the LoRA that makes it so.
     """
-    total = base.clone()
+    total = base.float().clone()
     for change, strength, lora in changes:
         if isinstance(change, Pair):
             total.addmm_(change.up.float(), change.down.float(), alpha=change.scale * strength)
         else:
-            total.add_(change.of(base), alpha=strength)
-        if not bool(torch.isfinite(total).all()):
+            total.add_(change.of(base.float()), alpha=strength)
+        if not bool(torch.isfinite(total.to(base.dtype)).all()):
             raise bad_lora(Path(lora.path), "what this LoRA makes of a weight is not finite", "lora_nan", [name])
-    return total
+    return total.to(base.dtype)
 
 
 def _rounded_again(layer: nn.Module, name: str, changes: Sequence[tuple[Change, float, Lora]]) -> None:

@@ -91,6 +91,40 @@ def test_fault_35_a_clip_that_never_changes_is_frozen_unless_that_was_asked_for(
     assert found(np.zeros_like(clip)) == ("black", "frozen")
 
 
+def stopped(clip: Bytes, at: int, flicker: float = 0.0) -> Bytes:
+    """The clip with its frame `at` held to the end, and what a decoder's flicker adds."""
+    held = np.concatenate((clip[:at], clip[at - 1 : at].repeat(len(clip) - at, axis=0)))
+    return np.clip(held + RNG.normal(0, flicker, held.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("frames", [9, 17, 81])
+@pytest.mark.parametrize("ground", ["shapes", "foliage"])
+def test_a_clip_that_stops_moving_halfway_is_flagged_and_a_short_rest_is_not(frames: int, ground: str) -> None:
+    clip = shapes(frames) if ground == "shapes" else panorama(frames, 320, 192, calm_end=False)
+    assert found(stopped(clip, frames // 2)) == ("stops_halfway",)
+    assert found(stopped(clip, frames // 2), prompt="the bird lands and stays on the branch") == ()
+    assert found(stopped(clip, frames - frames // 5)) == ()
+    assert found(clip) == found(clip[::-1]) == ()
+
+
+@pytest.mark.parametrize("frames", [9, 17, 81])
+def test_of_a_bird_far_away_nobody_can_tell_whether_it_stopped(frames: int) -> None:
+    assert found(dot(frames)) == found(stopped(dot(frames), frames - 2)) == ()
+
+
+@pytest.mark.parametrize("flicker", [1.0, 3.0])
+def test_a_decoders_flicker_is_no_movement(flicker: float) -> None:
+    assert found(stopped(shapes(17), 8, flicker)) == ("stops_halfway",)
+    assert found(stopped(shapes(17), 17, flicker)) == ()
+
+
+def test_a_movement_that_begins_late_or_slows_down_does_not_stop() -> None:
+    late = stopped(shapes(17), 8)[::-1]
+    assert found(late) == ()
+    slow = shapes(33)[[round(32 * (1 - (1 - i / 16) ** 2)) for i in range(17)]]  # comes to rest gently
+    assert found(slow) == ()
+
+
 @pytest.mark.parametrize("frames", [1, 4])
 @pytest.mark.parametrize("ground", ["shapes", "foliage"])
 def test_fault_35_noise_in_the_first_quarter_is_seen(frames: int, ground: str) -> None:

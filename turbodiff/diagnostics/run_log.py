@@ -15,6 +15,7 @@ from turbodiff.spec.request import Request
 FLAWS = {
     "black": "every frame is black; try: another seed, or attention dense",
     "frozen": "nothing moves; try: say what moves, with a verb",
+    "stops_halfway": "the movement stops halfway; try: fewer frames, another seed, or say what goes on to the end",
     "noisy_start": "the first frames look noisy; try: Boundary 0.7 or SDE with the same seed",
 }
 

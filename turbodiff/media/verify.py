@@ -21,20 +21,24 @@ from typing import Literal
 import numpy as np
 
 from turbodiff.media.ffmpeg import Ffmpeg
-from turbodiff.media.fingerprints import Bytes, Fingerprint, fingerprint_planes, fingerprint_rgb, psnr
+from turbodiff.media.fingerprints import Bytes, Fingerprint, Floats, fingerprint_planes, fingerprint_rgb, psnr
 from turbodiff.media.tags import TAG, read_tags
 from turbodiff.media.video import Written
-from turbodiff.prompt.lint import STILLNESS
+from turbodiff.prompt.lint import STILLNESS, STOPPING
 from turbodiff.spec.errors import FileError, VerifyError
 from turbodiff.spec.files import sha256_of
 
 MIN_LUMA_PSNR_DB = 40.0  # the encoder itself stays above 41 (media/video.py)
 MIN_CHROMA_PSNR_DB = 38.0  # of block means; the encoder stays above 42, also on noise
 
-QualityWarning = Literal["black", "frozen", "noisy_start"]
+QualityWarning = Literal["black", "frozen", "stops_halfway", "noisy_start"]
 
 BLACK_LUMA = 4.0  # no block of any frame is brighter, of 255
 FROZEN_LEVELS = 8.0  # no block of the thumbnail changes by more over the whole clip
+STOPPED_SHARE = 0.4  # of the frames, the last ones, that nothing moves in: less is a pause at the end
+STOPPED_FRAMES = 4
+MOVED_LEVELS = 24.0  # what moved before changed some block by more, or it is too small or slow to tell that it stopped
+MOVED_TIMES = 4.0  # and by so much more than anything does after
 GRAIN_LEVELS = 2.0  # of noise beyond what the rest has; a third of it is hardly seen
 GRAIN_TIMES = 1.8  # texture that comes and goes stays below
 PICTURE_LEVELS = 20.0  # between first frame and picture, finer than a block; a VAE's own blur costs 5 to 16
@@ -127,8 +131,8 @@ def quality_warnings(
     """What may be wrong with the look of a clip.
 
     "black": nothing can be seen in any frame. "frozen": no part of the picture changes from the first frame to the
-    last. "noisy_start": the first quarter has noise that the rest has not, or the first frame noise that its picture
-    has not.
+    last. "stops_halfway": it moved plainly, and nothing does in the last two fifths or more. "noisy_start": the first
+    quarter has noise that the rest has not, or the first frame noise that its picture has not.
 
     Args:
         frames: fingerprints of every frame, in order.
@@ -138,8 +142,11 @@ def quality_warnings(
     luma = np.stack([frame.thumbnail[..., 0] for frame in frames])
     if luma.max() < BLACK_LUMA:
         yield "black"
-    if len(frames) > 1 and float(np.ptp(luma, axis=0).max()) < FROZEN_LEVELS and not STILLNESS.search(prompt):
+    still = len(frames) > 1 and float(np.ptp(luma, axis=0).max()) < FROZEN_LEVELS
+    if still and not STILLNESS.search(prompt):
         yield "frozen"
+    if not still and _stops(luma) and not STILLNESS.search(prompt) and not STOPPING.search(prompt):
+        yield "stops_halfway"
     first, grain = math.ceil(len(frames) / 4), [frame.grain for frame in frames]
     noisy = len(frames) > 1 and _is_grainier(max(grain[:first]), max(grain[first:]))
     if picture is not None and not noisy:
@@ -150,6 +157,16 @@ def quality_warnings(
         noisy = _is_grainier(grain[0], picture.grain) or fine > PICTURE_LEVELS
     if noisy:
         yield "noisy_start"
+
+
+def _stops(luma: Floats) -> bool:
+    """Whether the block means [frames, rows, columns] change early on and stand still from some frame to the end."""
+    span = max(STOPPED_FRAMES, math.ceil(STOPPED_SHARE * len(luma)))
+    if len(luma) < 2 * STOPPED_FRAMES:
+        return False
+    rest = float(np.ptp(luma[-span:], axis=0).max())
+    before = float(np.ptp(luma[: len(luma) - span + 1], axis=0).max())
+    return rest < FROZEN_LEVELS and before > max(MOVED_LEVELS, MOVED_TIMES * rest)
 
 
 def _is_grainier(one: float, other: float) -> bool:

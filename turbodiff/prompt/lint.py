@@ -65,6 +65,13 @@ STILLNESS = re.compile(
     re.IGNORECASE,
 )
 
+# Words that ask for a movement that ends
+STOPPING = re.compile(
+    r"\b(?:stop(?:s|ping|ped)?|halts?|comes? to (?:a )?(?:rest|stop|halt|standstill)|paus(?:e|es|ing)|freezes?|settles?"
+    r"|lands?|sits? down|lies? down)\b|停下|停住|停在|停止|停顿|坐下|躺下|落定|落地",
+    re.IGNORECASE,
+)
+
 
 class Advice(NamedTuple):
     """One chip: no_verb | flat_list | too_long | too_short | camera_contradicts | weight_range.

@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from turbodiff.media.ffmpeg import Ffmpeg
-from turbodiff.media.fingerprints import Bytes, Fingerprint, Floats, fingerprint_planes, fingerprint_rgb, psnr
+from turbodiff.media.fingerprints import Bytes, Fingerprint, fingerprint_planes, fingerprint_rgb, psnr
 from turbodiff.media.tags import TAG, read_tags
 from turbodiff.media.video import Written
 from turbodiff.prompt.lint import STILLNESS, STOPPING
@@ -145,8 +145,12 @@ def quality_warnings(
     still = len(frames) > 1 and float(np.ptp(luma, axis=0).max()) < FROZEN_LEVELS
     if still and not STILLNESS.search(prompt):
         yield "frozen"
-    if not still and _stops(luma) and not STILLNESS.search(prompt) and not STOPPING.search(prompt):
-        yield "stops_halfway"
+    if not still and len(luma) >= 2 * STOPPED_FRAMES and not (STILLNESS.search(prompt) or STOPPING.search(prompt)):
+        held = max(STOPPED_FRAMES, math.ceil(STOPPED_SHARE * len(luma)))
+        rest = float(np.ptp(luma[-held:], axis=0).max())
+        before = float(np.ptp(luma[: len(luma) - held + 1], axis=0).max())
+        if rest < FROZEN_LEVELS and before > max(MOVED_LEVELS, MOVED_TIMES * rest):
+            yield "stops_halfway"
     first, grain = math.ceil(len(frames) / 4), [frame.grain for frame in frames]
     noisy = len(frames) > 1 and _is_grainier(max(grain[:first]), max(grain[first:]))
     if picture is not None and not noisy:
@@ -157,16 +161,6 @@ def quality_warnings(
         noisy = _is_grainier(grain[0], picture.grain) or fine > PICTURE_LEVELS
     if noisy:
         yield "noisy_start"
-
-
-def _stops(luma: Floats) -> bool:
-    """Whether the block means [frames, rows, columns] change early on and stand still from some frame to the end."""
-    span = max(STOPPED_FRAMES, math.ceil(STOPPED_SHARE * len(luma)))
-    if len(luma) < 2 * STOPPED_FRAMES:
-        return False
-    rest = float(np.ptp(luma[-span:], axis=0).max())
-    before = float(np.ptp(luma[: len(luma) - span + 1], axis=0).max())
-    return rest < FROZEN_LEVELS and before > max(MOVED_LEVELS, MOVED_TIMES * rest)
 
 
 def _is_grainier(one: float, other: float) -> bool:

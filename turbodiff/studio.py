@@ -40,8 +40,10 @@ from turbodiff.spec.request import Request, make_request
 from turbodiff.supervisor import ownership, worker_process
 from turbodiff.supervisor.context import machine_of, worker_pids
 from turbodiff.supervisor.ownership import Identity
+from turbodiff.weights.folders import LORA_FOLDERS, model_roots
 from turbodiff.weights.locate import LoraFile, find_loras, resolve_files, with_loras
 from turbodiff.weights.locate import inventory as find_weights
+from turbodiff.weights.lora_facts import LoraFacts, lora_facts
 
 POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
 DOWNLOADS, TASKS = "downloads", "tasks"  # folders in the state folder
@@ -286,6 +288,14 @@ class Studio:
         """The LoRA files on this disk."""
         return find_loras()
 
+    def lora_facts(self, lora: Path) -> LoraFacts:
+        """Title, trigger words and expert of a LoRA file, as far as it tells."""
+        return lora_facts(lora)
+
+    def lora_folder(self) -> Path:
+        """Where LoRA files are put."""
+        return model_roots()[0] / LORA_FOLDERS[0]
+
     def offers(self) -> dict[str, Offer]:
         """By model name: the files that suit this machine's card and are not here."""
         here, machine = find_weights(), self.machine()
@@ -373,6 +383,6 @@ def _request_of(fields: Mapping[str, Any]) -> Request:
 
 __all__ = [
     "HOST_COMMAND", "POLICIES", "BackgroundTask", "CardHolders", "Clip", "DoctorReport", "GpuFacts", "Holder",
-    "Identity", "Look", "LoraFile", "Machine", "Offer", "Outlook", "Policy", "Round", "Seed", "SelfTest", "Studio",
-    "Tier", "doctor", "pictures", "state_folder",
+    "Identity", "Look", "LoraFacts", "LoraFile", "Machine", "Offer", "Outlook", "Policy", "Round", "Seed", "SelfTest",
+    "Studio", "Tier", "doctor", "pictures", "state_folder",
 ]  # fmt: skip

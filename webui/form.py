@@ -1,7 +1,7 @@
 """The form as plain data: from what its fields hold to a request's fields, and back."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -55,7 +55,7 @@ FIELDS = tuple(name for name in FormValues.__annotations__ if name != "count")
 COMMON_FRAMES = (5, 9, 17, 33, 49, 81, 117, 161)
 SHORT = 17  # shorter clips are for models that make no longer ones
 I2V_ONLY = ("image", "fit", "adaptive_resolution")
-MAX_LORAS = 8
+MAX_LORAS = 16  # a file with a strength of its own for each expert is two
 _ADAPTER: TypeAdapter[FormValues] = TypeAdapter(FormValues)
 
 
@@ -120,13 +120,37 @@ def loras(text: object) -> list[dict[str, Any]]:
     return [row for row in chosen if abs(float(str(row["strength"]))) <= LARGEST][:MAX_LORAS]
 
 
-def with_lora(text: object, name: str, change: Mapping[str, object]) -> str:
-    """The hidden field after a change of one LoRA: {"on": bool}, {"strength": number} or {"expert": name}."""
-    rows = {row["name"]: row for row in loras(text)}
-    held = rows.pop(name, {"name": name, "strength": 1.0, "expert": "both"})
+def strengths(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Strength in the high- and in the low-noise expert (or in the one network there is, the first) by name."""
+    found: dict[str, tuple[float, float]] = {}
+    for row in rows:
+        high, low = found.get(row["name"], (0.0, 0.0))
+        is_high, is_low = row["expert"] != "low", row["expert"] != "high"
+        found[row["name"]] = (row["strength"] if is_high else high, row["strength"] if is_low else low)
+    return found
+
+
+def with_lora(text: object, name: str, change: Mapping[str, Any]) -> str:
+    """The hidden field after a change of one LoRA: {"on": bool}, {"strength", "high" or "low": number} or {"expert"}.
+
+    What has one strength in both experts is one row for both.
+    """
+    held = strengths(loras(text))
+    high, low = held.pop(name, (1.0, 1.0))
     if change.get("on") is not False:
-        rows[name] = {**held, **{key: value for key, value in change.items() if key in ("strength", "expert")}}
-    return json.dumps([rows[name] for name in sorted(rows)], ensure_ascii=False) if rows else ""
+        both = change.get("strength")
+        high, low = (high, low) if both is None else (both, both)
+        high, low = change.get("high", high), change.get("low", low)
+        if change.get("expert") in ("high", "low"):
+            high, low = (high, 0.0) if change["expert"] == "high" else (0.0, low)
+        elif change.get("expert") == "both":
+            high = low = high or low
+        held[name] = (high, low)
+    rows = []
+    for named, (high, low) in sorted(held.items()):
+        parts = [("both", high)] if high == low else [("high", high), ("low", low)]
+        rows += [{"name": named, "strength": n, "expert": who} for who, n in parts if n or who == "both"]
+    return json.dumps(rows, ensure_ascii=False) if rows else ""
 
 
 def fitted_to(spec: ModelSpec, values: Mapping[str, Any]) -> FormValues:

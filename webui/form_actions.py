@@ -55,12 +55,15 @@ def fill(reader: StudioReader, name: str, argument: str, values: FormValues, ui_
         case "smaller":  # the guide's emergency setting
             less = smaller(str(values["model"]), int(values.get("num_frames") or 49))
             return _fitted({**values, **less, "pinned": []})
-        case "lora":  # one LoRA put on or off, or its strength or expert changed
+        case "lora":  # one LoRA put on or off, or a strength changed
             change = object_of(argument)
-            strength, expert = change.get("strength", 1.0), change.get("expert", "")
-            if not isinstance(strength, int | float) or not isinstance(expert, str):
+            numbers = [change[key] for key in ("strength", "high", "low") if key in change]
+            if not all(isinstance(number, int | float) for number in numbers):
                 return values
-            return {**values, "loras": form.with_lora(values.get("loras"), str(change.get("name", "")), change)}
+            name = str(change.get("name", ""))
+            if change.get("on") is True and find_model(str(values["model"])).two_experts:
+                change = {"expert": reader.lora_facts(name).expert, **change}  # its name or metadata proposes one
+            return {**values, "loras": form.with_lora(values.get("loras"), name, change)}
         case "round":
             return _values_of_round(reader, argument, values, ui_state)
         case "reuse" | "edit":

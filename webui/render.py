@@ -158,7 +158,12 @@ def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[obj
         form_help.draw_prompt_help(form_help.prompt_help(prompt, tokens, spec, words), words),
         meter.draw_experts(meter.experts(plan), boundary, words) if spec.two_experts else "",
         note(meter.residency(plan, words), "calm") if plan else "",
-        form_help.draw_loras(reader.loras(), form.loras(values.get("loras")), spec.two_experts, words),
+        form_help.draw_loras(
+            form_help.lora_lines(reader.loras(), reader.lora_facts, form.loras(values.get("loras")), words),
+            str(reader.studio.lora_folder()),
+            spec.two_experts,
+            words,
+        ),
         form_help.draw_rounds(rounds, spec, words),
     ]
 

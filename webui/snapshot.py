@@ -25,6 +25,7 @@ from turbodiff.studio import (
     Clip,
     Holder,
     Identity,
+    LoraFacts,
     Machine,
     Offer,
     Outlook,
@@ -278,6 +279,11 @@ class StudioReader:
                 raise RequestError("no such LoRA here", code="lora_missing", field="lora", got=name[:80])
             row["path"] = paths[name]
         return fields
+
+    def lora_facts(self, name: str) -> LoraFacts:
+        """What the LoRA of that name says of itself; nothing for one that is not here."""
+        path = next((file.path for file in self.loras() if name in (file.name, file.path.name)), None)
+        return self.studio.lora_facts(path) if path else LoraFacts()
 
     def clip(self, name: str) -> ClipView | None:
         """The clip of that id, or None; only names that the library itself lists are ever looked up."""

@@ -107,3 +107,13 @@ def test_a_list_of_prompts_is_text_and_not_too_long(tmp_path):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(RequestError, match="prompts"):
             actions.batch_text(tmp_path / name)
+
+
+def test_each_expert_of_two_has_its_own_strength():
+    text = form.with_lora("", "a", {"on": True})
+    text = form.with_lora(text, "a", {"low": 0.5})
+    assert [(row["strength"], row["expert"]) for row in form.loras(text)] == [(1.0, "high"), (0.5, "low")]
+    assert form.strengths(form.loras(text)) == {"a": (1.0, 0.5)}
+    text = form.with_lora(text, "a", {"high": 0})
+    assert [(row["strength"], row["expert"]) for row in form.loras(text)] == [(0.5, "low")]
+    assert [row["expert"] for row in form.loras(form.with_lora(text, "a", {"strength": 2}))] == ["both"]

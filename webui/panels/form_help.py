@@ -14,12 +14,13 @@ from turbodiff.prompt.lint import is_chinese, lint
 from turbodiff.spec.models import ModelSpec, find_model
 from turbodiff.spec.request import Request
 from turbodiff.spec.schedules import RCM_SAMPLERS
+from webui.form import strengths
 from webui.markup import Html, action, el, join, local, void
 from webui.panels.meter import short_model
 from webui.wording import Words
 
 if TYPE_CHECKING:
-    from turbodiff.studio import Look, LoraFile, Round
+    from turbodiff.studio import Look, LoraFacts, LoraFile, Round
 
 Fields = Mapping[str, object]  # of the form, by name
 Seconds = Callable[[Fields], float | None]  # predicted for such a form, None where it does not fit
@@ -147,28 +148,52 @@ def draw_picture(shown: Picture) -> Html:
     return join(el("figure", image, el("figcaption", shown.caption, cls="td-quiet"), cls="td-figure td-html"), advice)
 
 
-def draw_loras(files: Iterable[LoraFile], chosen: Iterable[LoraRow], two_experts: bool, words: Words) -> Html:
-    """One row per LoRA on this disk: on or off, strength, and for two experts which of them; nothing without files."""
-    by_name, rows = {row["name"]: row for row in chosen}, []
+@dataclass(frozen=True)
+class LoraLine:
+    """One LoRA on this disk; strengths in the high- and low-noise expert, None where it is off."""
+
+    name: str
+    about: str
+    strengths: tuple[float, float] | None
+
+
+def lora_lines(
+    files: Iterable[LoraFile], facts: Callable[[str], LoraFacts], chosen: Iterable[LoraRow], words: Words
+) -> list[LoraLine]:
+    """Every LoRA on this disk; those that are on say their title and trigger words."""
+    on, lines = strengths(chosen), []
     for file in files:
-        name, row = file.name, by_name.get(file.name)
-        sent = {"cls": "td-input", "data_change": "lora", "data_name": name}  # by page.js when a field changes
-        on = void("input", aria_label=name, **sent, data_key="on", type="checkbox", checked=row is not None)
-        parts = [el("label", on, el("span", name, cls="what"))]
-        if row is not None:
-            limits = {"type": "number", "min": "-4", "max": "4", "step": "0.05", "value": f"{row['strength']:g}"}
-            parts.append(void("input", aria_label=f"{name} strength", **sent, data_key="strength", **limits))
-        if row is not None and two_experts:
-            options = [
-                el("option", words(f"field.lora_{who}"), value=who, selected=row["expert"] == who)
-                for who in ("both", "high", "low")
-            ]
-            parts.append(el("select", options, aria_label=words("field.lora_expert"), **sent, data_key="expert"))
-        rows.append(el("div", parts, data_lora=name))
-    if not rows:
-        return Html("")
+        told = facts(file.name) if file.name in on else None
+        about = ""
+        if told:
+            spoken = words("field.lora_words", words=", ".join(told.words)) if told.words else ""
+            expert = words(f"field.lora_is_{told.expert}") if told.expert in ("high", "low") else ""
+            about = " · ".join(filter(None, (told.title, spoken, expert)))
+        lines.append(LoraLine(file.name, about, on.get(file.name)))
+    return lines
+
+
+def draw_loras(lines: Iterable[LoraLine], folder: str, two_experts: bool, words: Words) -> Html:
+    """One row per LoRA: on or off, a slider of its strength, and for two experts one each; or where to put files."""
+    rows = []
+    for line in lines:
+        sent = {"data_change": "lora", "data_name": line.name}  # by page.js when a field changes
+        on = void(
+            "input", aria_label=line.name, **sent, data_key="on", type="checkbox", checked=line.strengths is not None
+        )
+        parts = [el("label", on, el("span", line.name, cls="what"))]
+        keys = ("high", "low") if two_experts else ("strength",)
+        for key, strength in zip(keys, line.strengths or (), strict=False):
+            label = words(f"field.lora_{key}")
+            limits = {"type": "range", "min": "-4", "max": "4", "step": "0.05", "value": f"{strength:g}"}
+            slider = void("input", aria_label=f"{line.name} {label}", **sent, data_key=key, **limits)
+            parts.append(el("label", label, slider, el("output", f"{strength:g}", cls="td-num"), cls="strength"))
+        if line.about:
+            parts.append(el("span", line.about, cls="td-quiet about"))
+        rows.append(el("div", parts, data_lora=line.name))
     label, info = el("span", words("field.loras"), cls="td-label"), el("span", words("field.loras_info"), cls="td-info")
-    return el("div", label, info, el("div", rows, cls="td-list"), cls="td-html", id="lora-list")
+    none = el("p", words("field.loras_none", folder=folder), cls="td-quiet td-small")
+    return el("div", label, info, el("div", rows, cls="td-list") if rows else none, cls="td-html", id="lora-list")
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@
   document.addEventListener("change", (event) => {
     const { change, name, key } = event.target.dataset ?? {};
     if (!change) return;
-    const value = event.target.type === "checkbox" ? event.target.checked : event.target.type === "number" ? +event.target.value : event.target.value;
+    const value = event.target.type === "checkbox" ? event.target.checked : ["number", "range"].includes(event.target.type) ? +event.target.value : event.target.value;
     window.tdForm?.(change, JSON.stringify({ name, [key]: value }));
   });
 

@@ -1,0 +1,56 @@
+"""What a LoRA file says of itself, for the form: its title, trigger words and expert. Nothing of a tensor is read."""
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from turbodiff.spec.errors import FileError
+from turbodiff.weights.detect import read_header
+from turbodiff.weights.experts import Side, expert_of
+
+TITLES = ("modelspec.title", "ss_output_name")
+WORDS = ("modelspec.trigger_phrase", "modelspec.trigger_word", "trigger_words", "trained_words", "ss_training_comment")
+TAGS = "ss_tag_frequency"  # kohya: {folder: {tag: how often}} as JSON
+MAX_WORDS, MAX_WORD_CHARS, MAX_TAGS_BYTES = 6, 60, 4 << 20
+
+
+class LoraFacts(NamedTuple):
+    """Title and trigger words, "" and () where the file names none; the expert that it seems to be for, or ""."""
+
+    title: str = ""
+    words: tuple[str, ...] = ()
+    expert: Side = ""
+
+
+def lora_facts(path: Path) -> LoraFacts:
+    """What the metadata and the name tell; nothing where the file cannot be read, which is said when it is used."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return LoraFacts()
+    return _facts(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _facts(path: Path, _size: int, _mtime_ns: int) -> LoraFacts:
+    try:
+        metadata = read_header(path).metadata
+    except FileError:
+        metadata = {}
+    title = next((metadata[key] for key in TITLES if metadata.get(key)), "")[:MAX_WORD_CHARS]
+    named = next((metadata[key] for key in WORDS if metadata.get(key)), "")
+    words = [word.strip() for word in named[: MAX_WORDS * MAX_WORD_CHARS].split(",")] if named else _frequent(metadata)
+    told = tuple(word[:MAX_WORD_CHARS] for word in words if word.isprintable() and word)[:MAX_WORDS]
+    return LoraFacts(title if title.isprintable() else "", told, expert_of(path, metadata, alone=True)[0])
+
+
+def _frequent(metadata: Mapping[str, str]) -> list[str]:
+    """The tags that were trained most often."""
+    try:
+        folders = json.loads(metadata.get(TAGS, "{}")[:MAX_TAGS_BYTES])
+        counts = [(n, tag) for tags in folders.values() for tag, n in tags.items() if isinstance(n, int)]
+    except (ValueError, AttributeError, RecursionError):
+        return []
+    return [tag.strip() for _, tag in sorted(counts, key=lambda pair: (-pair[0], pair[1]))[:MAX_WORDS]]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.models import find_model
+from turbodiff.spec.request import FROM_WEIGHTS
 from turbodiff.studio import Studio
 from webui import form
 from webui.form import FormValues
@@ -215,9 +216,12 @@ def clip_called(reader: StudioReader, name: str) -> ClipView:
 
 
 def wished_request(clip: ClipView) -> dict[str, Any]:
-    """A clip's request as it was wished: what the planner settled from "auto" is "auto" again."""
+    """A clip's request as it was wished: what the planner settled from "auto", or from the weights, is "auto" again."""
     request = clip.request.model_dump(mode="json", exclude={"nonce"})
-    request |= {change.field: "auto" for change in clip.changes if change.from_value == "auto"}
+    left = [change.field for change in clip.changes if change.from_value == "auto"]
+    if "sampler" in left:
+        left += [change.field for change in clip.changes if change.field in FROM_WEIGHTS and not change.lossy]
+    request |= dict.fromkeys(left, "auto")
     if clip.request.resolution != "custom":
         request.pop("width", None), request.pop("height", None)
     return request

@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.models import ModelSpec, all_models, find_model
+from turbodiff.spec.request import FROM_WEIGHTS
 from turbodiff.spec.shapes import frame_counts, nearest_frame_counts
 
 LARGEST = 1e9  # no number of a form is anywhere near
@@ -78,7 +79,8 @@ def defaults(spec: ModelSpec) -> FormValues:
     """What the form holds when a model is chosen and nothing else is said."""
     names = ("resolution", "aspect", "num_frames", "steps", "sampler", "sigma_max", "boundary", "topk", "fps")
     chosen = {name: getattr(spec.defaults, name) for name in names}
-    of_weights = {"weights_are": "auto", "guidance": None, "guidance_low": None, "shift": None}
+    empty = {"guidance": None, "guidance_low": None, "shift": None, "negative_prompt": ""}
+    of_weights = {"weights_are": "auto", **empty}
     return cast(FormValues, {"kind": spec.kind, "model": spec.name, **chosen, **of_weights})
 
 
@@ -102,6 +104,9 @@ def request_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("kind") != "i2v":
         for name in I2V_ONLY:
             fields.pop(name, None)
+    if values.get("sampler", "auto") != "auto":  # an empty number follows the weights also then
+        left = [name for name in ("guidance", "guidance_low", "shift") if name in values and name not in fields]
+        fields |= dict.fromkeys(left, "auto")
     for name in ("num_frames", "steps"):
         if isinstance(fields.get(name), float) and fields[name].is_integer():
             fields[name] = int(fields[name])
@@ -169,7 +174,7 @@ def fitted_to(spec: ModelSpec, values: Mapping[str, Any]) -> FormValues:
 
 def from_request(fields: Mapping[str, Any]) -> FormValues:
     """A stored request's fields as form values; what the form does not show is dropped, pictures included if gone."""
-    follows = fields.get("auto") or ()  # the weights
+    follows = {name for name in FROM_WEIGHTS if fields.get(name) == "auto" or name in (fields.get("auto") or ())}
     values = {name: fields[name] for name in FIELDS if fields.get(name) is not None and name not in follows}
     values["pinned"] = [name for name in PINS if name in fields.get("pinned", ())]
     chosen = [

@@ -1,13 +1,17 @@
 """The form and requests say the same, and text never becomes markup."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from tests.plan.machines import card, disk
 from turbodiff.plan.hardware import Machine, pretend
 from turbodiff.plan.planner import plan_request
 from turbodiff.spec.experts import experts_by_step
 from turbodiff.spec.models import Inventory, all_models, find_model
 from turbodiff.spec.request import make_request
 from webui import form
+from webui.actions import wished_request
 from webui.markup import Html, action, el, join, text
 from webui.panels import meter
 from webui.wording import Words
@@ -79,3 +83,21 @@ def test_the_strip_of_experts_is_the_plans(boundary, letters):
     assert meter.experts(plan) == letters
     assert f'data-letters="{letters}"' in meter.draw_experts(meter.experts(plan), boundary, Words("en"))
     assert meter.experts(None) == "" == meter.draw_experts("", 0.9, Words("en"))
+
+
+def test_what_the_weights_settled_follows_them_again_when_a_clip_is_repeated():
+    asked = make_request({"prompt": "x", "model": "wan2.1-14b", "weights_are": "base", "seed": 1})
+    plan = plan_request(asked, card(80), disk())
+    clip = SimpleNamespace(request=plan.request, changes=plan.changes)
+    wished = wished_request(clip)
+    again = make_request(wished)
+    assert again.sampler == "auto" and {"steps", "guidance", "negative_prompt"} <= again.auto
+    assert plan_request(again, card(80), disk()).request == plan.request
+    values = {**form.defaults(asked.spec), **form.from_request(wished)}
+    assert (values["sampler"], values["guidance"], values.get("negative_prompt")) == ("auto", None, "")
+    assert plan_request(make_request(form.request_fields(values)), card(80), disk()).request.steps == 50
+
+
+def test_an_empty_number_follows_the_weights_also_under_a_sampler_of_ones_own():
+    fields = form.request_fields({**form.defaults(all_models()[0]), "prompt": "x", "sampler": "unipc"})
+    assert make_request(fields).auto == {"guidance", "guidance_low", "shift"}

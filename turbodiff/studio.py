@@ -43,12 +43,13 @@ from turbodiff.supervisor.ownership import Identity
 from turbodiff.weights.folders import LORA_FOLDERS, model_roots
 from turbodiff.weights.locate import LoraFile, find_loras, resolve_files, with_loras
 from turbodiff.weights.locate import inventory as find_weights
-from turbodiff.weights.lora_facts import LoraFacts, lora_facts
+from turbodiff.weights.lora_facts import LoraFacts, lora_facts, lora_picture
 
 POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
 DOWNLOADS, TASKS = "downloads", "tasks"  # folders in the state folder
 _tokenizer = cache(Tokenizer)
 OnEvent = Callable[[Event], None]
+LORA_PICTURE_SIDE = 96  # pixels
 
 
 class Studio:
@@ -291,6 +292,14 @@ class Studio:
     def lora_facts(self, lora: Path) -> LoraFacts:
         """Title, trigger words and expert of a LoRA file, as far as it tells."""
         return lora_facts(lora)
+
+    def lora_picture(self, lora: Path) -> bytes | None:
+        """A small JPEG of the picture beside a LoRA or in its metadata, decoded within limits; None without one."""
+        source = lora_picture(lora, self.state / "pictures")
+        try:
+            return pictures.preview(source, LORA_PICTURE_SIDE, LORA_PICTURE_SIDE, "crop") if source else None
+        except FileError:
+            return None
 
     def lora_folder(self) -> Path:
         """Where LoRA files are put."""

@@ -62,7 +62,7 @@ def fill(reader: StudioReader, name: str, argument: str, values: FormValues, ui_
                 return values
             name = str(change.get("name", ""))
             if change.get("on") is True and find_model(str(values["model"])).two_experts:
-                change = {"expert": reader.lora_facts(name).expert, **change}  # its name or metadata proposes one
+                change = {"expert": reader.lora_facts(name)[0].expert, **change}  # its name or metadata proposes one
             return {**values, "loras": form.with_lora(values.get("loras"), name, change)}
         case "round":
             return _values_of_round(reader, argument, values, ui_state)

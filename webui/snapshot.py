@@ -280,10 +280,10 @@ class StudioReader:
             row["path"] = paths[name]
         return fields
 
-    def lora_facts(self, name: str) -> LoraFacts:
-        """What the LoRA of that name says of itself; nothing for one that is not here."""
+    def lora_facts(self, name: str) -> tuple[LoraFacts, bytes | None]:
+        """What the LoRA of that name says of itself and its picture; nothing for one that is not here."""
         path = next((file.path for file in self.loras() if name in (file.name, file.path.name)), None)
-        return self.studio.lora_facts(path) if path else LoraFacts()
+        return (self.studio.lora_facts(path), self.studio.lora_picture(path)) if path else (LoraFacts(), None)
 
     def clip(self, name: str) -> ClipView | None:
         """The clip of that id, or None; only names that the library itself lists are ever looked up."""

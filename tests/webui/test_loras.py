@@ -1,11 +1,15 @@
 """The LoRAs of the form: sliders per expert, what a file says of itself, and where to put files when there is none."""
 
+import base64
+import io
 import json
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
+from turbodiff.studio import Studio
 from turbodiff.weights.locate import LoraFile
 from turbodiff.weights.lora_facts import MAX_WORD_CHARS, MAX_WORDS, LoraFacts, lora_facts
 from webui.panels.form_help import draw_loras, lora_lines
@@ -44,9 +48,34 @@ def test_sliders_stand_for_each_expert_and_hostile_words_are_text(tmp_path, lang
     words, file = Words(lang), LoraFile("<b>.safetensors", tmp_path / "x", 1)
     facts = LoraFacts("<script>", ("<img src=x>",), "high")
     chosen = [{"name": file.name, "strength": 0.5, "expert": "low"}]
-    lines = lora_lines([file], lambda name: facts, chosen, words)
+    lines = lora_lines([file], lambda name: (facts, b"jpeg"), chosen, words)
     assert lines[0].strengths == (0.0, 0.5)
     for two_experts, sliders in ((True, 2), (False, 1)):
         drawn = str(draw_loras(lines, "models/loras", two_experts, words))
-        assert drawn.count('type="range"') == sliders and "<script>" not in drawn and "<img" not in drawn
+        assert (
+            drawn.count('type="range"') == sliders
+            and "<script>" not in drawn
+            and "<img src=x" not in drawn
+            and "data:image/jpeg" in drawn
+        )
     assert "models/loras" in str(draw_loras([], "models/loras", True, words))
+
+
+def data_url(data: bytes, kind: str = "jpeg") -> dict[str, str]:
+    return {"modelspec.thumbnail": f"data:image/{kind};base64,{base64.b64encode(data).decode()}"}
+
+
+def test_a_picture_comes_from_beside_or_from_the_metadata_and_a_hostile_one_is_none(tmp_path):
+    drawn = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(drawn, "JPEG")
+    studio = Studio(tmp_path / "state")
+    cases = {"good": data_url(drawn.getvalue()), "svg": data_url(b"<svg onload='x'/>", "svg+xml"), "none": {"x": "y"},
+             "cut": data_url(drawn.getvalue()[:80]), "web": {"modelspec.thumbnail": "https://example.com/a.png"},
+             "text": {"modelspec.thumbnail": "data:image/png;base64,@@@"}}  # fmt: skip
+    for name, metadata in cases.items():
+        save_file(PAIR, tmp_path / f"{name}.safetensors", metadata)
+        made = studio.lora_picture(tmp_path / f"{name}.safetensors")
+        assert (made or b"").startswith(b"\xff\xd8") == (name == "good"), name
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "none.png")
+    assert (studio.lora_picture(tmp_path / "none.safetensors") or b"").startswith(b"\xff\xd8")
+    studio.close()

@@ -35,6 +35,7 @@ def generate(
     from turbodiff.cli.show import event_lines, words_here
     from turbodiff.spec.models import find_model
     from turbodiff.studio import pictures
+    from turbodiff.weights.lora_facts import lora_facts
 
     words = words_here()
     picture, proposed = fields["image"], fields["boundary"] is None and not as_json
@@ -43,6 +44,13 @@ def generate(
         numbers = ", ".join(f"{name} {value:g}" for name, value in seen.numbers.items())
         why = seen.key.removeprefix("advice_").replace("_", " ")
         sys.stderr.write(f"{why} ({numbers}): --boundary {seen.boundary:g} --sampler {seen.sampler} is proposed\n")
+
+    loras = fields["loras"] if find_model(str(fields["model"])).two_experts else []
+    for row in loras if isinstance(loras, list) else []:
+        side = lora_facts(Path(row["path"])).expert if "expert" not in row else ""
+        if side in ("high", "low"):
+            proposal = f"--lora {row['path']}:{row.get('strength', 1):g}:{side}"
+            sys.stderr.write(f"{words(f'value.lora_is_{side}')}: {proposal}\n")
 
     def tell(event: "Event") -> None:
         """Each event as its own JSON line; or a line per phase and step, and the file's name last."""

@@ -1,5 +1,7 @@
-"""What a LoRA file says of itself, for the form: its title, trigger words and expert. Nothing of a tensor is read."""
+"""What a LoRA file says of itself, for the form: title, trigger words, expert, picture. Nothing of a tensor is read."""
 
+import base64
+import hashlib
 import json
 from collections.abc import Mapping
 from functools import lru_cache
@@ -7,12 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from turbodiff.spec.errors import FileError
+from turbodiff.spec.files import atomic_write
 from turbodiff.weights.detect import read_header
 from turbodiff.weights.experts import Side, expert_of
 
 TITLES = ("modelspec.title", "ss_output_name")
 WORDS = ("modelspec.trigger_phrase", "modelspec.trigger_word", "trigger_words", "trained_words", "ss_training_comment")
 TAGS = "ss_tag_frequency"  # kohya: {folder: {tag: how often}} as JSON
+THUMBNAIL, MAX_PICTURE_CHARS = "modelspec.thumbnail", 4 << 20
+PICTURES = (".png", ".preview.png", ".jpg", ".jpeg", ".webp")
 MAX_WORDS, MAX_WORD_CHARS, MAX_TAGS_BYTES = 6, 60, 4 << 20
 
 
@@ -54,3 +59,25 @@ def _frequent(metadata: Mapping[str, str]) -> list[str]:
     except (ValueError, AttributeError, RecursionError):
         return []
     return [tag.strip() for _, tag in sorted(counts, key=lambda pair: (-pair[0], pair[1]))[:MAX_WORDS]]
+
+
+def lora_picture(lora: Path, folder: Path) -> Path | None:
+    """The picture beside a LoRA, or that of its metadata (`modelspec.thumbnail`, a data: URL) written into `folder`.
+
+    Not one byte of it is decoded here; None where there is none that can be read.
+    """
+    beside = [lora.with_suffix(ending) for ending in PICTURES]
+    if found := next((path for path in beside if path.is_file()), None):
+        return found
+    try:
+        head, _, text = read_header(lora).metadata.get(THUMBNAIL, "").partition(",")
+        if not head.startswith("data:image/") or not head.endswith(";base64") or len(text) > MAX_PICTURE_CHARS:
+            return None
+        data = base64.b64decode(text, validate=True)
+        kept = folder / f"lora-{hashlib.sha256(data).hexdigest()[:24]}"
+        if not kept.exists():
+            with atomic_write(kept) as part:
+                part.write_bytes(data)
+    except (FileError, ValueError, OSError):
+        return None
+    return kept

@@ -155,21 +155,25 @@ class LoraLine:
     name: str
     about: str
     strengths: tuple[float, float] | None
+    picture: str = ""  # a data: URL
 
 
 def lora_lines(
-    files: Iterable[LoraFile], facts: Callable[[str], LoraFacts], chosen: Iterable[LoraRow], words: Words
+    files: Iterable[LoraFile],
+    facts: Callable[[str], tuple[LoraFacts, bytes | None]],
+    chosen: Iterable[LoraRow],
+    words: Words,
 ) -> list[LoraLine]:
     """Every LoRA on this disk; those that are on say their title and trigger words."""
     on, lines = strengths(chosen), []
     for file in files:
-        told = facts(file.name) if file.name in on else None
-        about = ""
+        told, jpeg = facts(file.name) if file.name in on else (None, None)
+        about, picture = "", f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else ""
         if told:
             spoken = words("field.lora_words", words=", ".join(told.words)) if told.words else ""
-            expert = words(f"field.lora_is_{told.expert}") if told.expert in ("high", "low") else ""
+            expert = words(f"value.lora_is_{told.expert}") if told.expert in ("high", "low") else ""
             about = " · ".join(filter(None, (told.title, spoken, expert)))
-        lines.append(LoraLine(file.name, about, on.get(file.name)))
+        lines.append(LoraLine(file.name, about, on.get(file.name), picture))
     return lines
 
 
@@ -188,6 +192,8 @@ def draw_loras(lines: Iterable[LoraLine], folder: str, two_experts: bool, words:
             limits = {"type": "range", "min": "-4", "max": "4", "step": "0.05", "value": f"{strength:g}"}
             slider = void("input", aria_label=f"{line.name} {label}", **sent, data_key=key, **limits)
             parts.append(el("label", label, slider, el("output", f"{strength:g}", cls="td-num"), cls="strength"))
+        if line.picture:
+            parts.insert(0, void("img", src=line.picture, alt="", cls="thumb"))
         if line.about:
             parts.append(el("span", line.about, cls="td-quiet about"))
         rows.append(el("div", parts, data_lora=line.name))

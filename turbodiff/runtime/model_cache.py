@@ -204,8 +204,9 @@ class ModelCache:
         """The key of an expert with its LoRAs on; without any it is the expert's own."""
         parts = [self._key(self.files[expert.component])]
         for lora in loras.loras_for(request, expert):
-            path = Path(lora.path)
-            parts.append(f"{path}@{lora.strength:g}@{path.stat().st_mtime_ns if path.exists() else 0}")
+            files = (Path(lora.path), Path(lora.path).with_name("adapter_config.json"))
+            changed = [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
+            parts.append(f"{lora.path}@{lora.strength:g}@{changed}")
         return " ".join(parts)
 
 

@@ -84,3 +84,9 @@ def test_each_expert_has_its_own_guidance_where_two_are_given():
     one = asked(sampler="euler", guidance=3.5)
     assert (one.guidance_of(Expert.HIGH), one.guidance_of(Expert.LOW)) == (3.5, 3.5)
     assert asked(sampler="sde", guidance=5).guidance_of(Expert.SINGLE) == 1 and not asked(guidance=5).guided
+
+
+def test_every_wan_model_states_how_its_undistilled_weights_are_sampled():
+    for spec in all_models():
+        assert "base" in spec.model_fields_set, spec.name
+        assert spec.bundled or spec.base.negative_prompt, spec.name

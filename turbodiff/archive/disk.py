@@ -70,7 +70,7 @@ def _unusable_name(output: Path) -> str:
     """Why a clip, its sidecar or its temporary file cannot have this name here; "" when they can."""
     try:
         str(output).encode()  # it travels to the worker as JSON
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ValueError):  # "." has no name: a folder, which is said later
             sidecar_path(output).lstat()
         if output.parent.is_dir() and output.suffix:
             probe = partial_path(output.parent, 0, 0, output)

@@ -136,6 +136,7 @@ def _advanced(fields: dict[str, Any], spec: ModelSpec, words: Words) -> tuple[gr
     with gr.Column(visible=spec.two_experts) as boundary_box:
         fields["boundary"] = gr.Slider(0.5, 1.0, value=start["boundary"], step=0.005, **say("boundary"))
         experts = gr.HTML(elem_id="experts")
+        fields["guidance_low"] = gr.Number(None, **say("guidance_low"))
         fields["adaptive_resolution"] = gr.Checkbox(True, **say("adaptive_resolution"))
         radio("fit", [(words(f"field.fit_{fit}"), fit) for fit in FITS], "crop")
     quant = [("value.quant_linear_auto", "auto"), ("", "on"), ("value.quant_linear_off", "off")]
@@ -149,7 +150,6 @@ def _advanced(fields: dict[str, Any], spec: ModelSpec, words: Words) -> tuple[gr
     fields["negative_prompt"] = gr.Textbox("", lines=1, **say("negative_prompt"))
     with gr.Row():
         fields["guidance"] = gr.Number(None, **say("guidance"))
-        fields["guidance_low"] = gr.Number(None, **say("guidance_low"))
         fields["shift"] = gr.Number(None, **say("shift"))
     return experts, boundary_box
 

@@ -1,9 +1,12 @@
 """Advice on prompts: the guide's own sentences (requirements.md rows 43 to 50), and many that deserve no advice."""
 
 import time
+import tomllib
+from pathlib import Path
 
 import pytest
 
+import webui
 from turbodiff.prompt.lint import has_motion, is_chinese, lint
 from turbodiff.prompt.weights import parse
 
@@ -26,6 +29,33 @@ def test_row_44_the_bad_example_gets_both_chips_and_the_good_one_none() -> None:
     for comma in ",，":
         assert chips(f"一只猫在草地上{comma}旁边有树{comma}天空是蓝色的") == {"no_verb", "flat_list"}
         assert chips(f"一只橙色的猫{comma}追逐着蝴蝶{comma}阳光洒在草地上{comma}微风轻拂树叶") == set()
+
+
+@pytest.mark.parametrize(
+    "example", ["猫追逐蝴蝶", "夕阳染红了天空", "a cat chases a butterfly", "the sunset turns the sky red"]
+)
+def test_row_46_what_the_chip_proposes_gets_no_chip(example: str) -> None:
+    tip = tomllib.loads((Path(webui.__file__).parent / "wording" / "lint.toml").read_text("utf-8"))["no_verb_tip"]
+    assert example in "".join(tip) and chips(example) == set()
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a cat",
+        "a cat on the grass",
+        "猫",
+        "猫在草地上",
+        "a cat and a dog and a bird",
+        "猫和狗和鸟",
+        "a cat, a tree and a sky and fog",
+    ],
+)
+def test_a_rewrite_takes_its_chip_away(prompt: str) -> None:
+    for advice in lint(prompt):
+        if advice.rewrite:
+            assert advice.key not in chips(advice.rewrite), advice
+            assert "no_verb" not in chips(advice.rewrite) and "flat_list" not in chips(advice.rewrite), advice
 
 
 def test_row_45_advice_is_advice() -> None:
@@ -143,7 +173,7 @@ def test_moves_in_turn_or_of_things_do_not_contradict(prompt: str) -> None:
 
 
 def test_a_few_words_are_too_short() -> None:
-    assert "too_short" in chips("a cat runs") and "too_short" in chips("猫追逐蝴蝶")
+    assert "too_short" in chips("a cat runs") and "too_short" in chips("猫跑")
     assert "too_short" not in chips("宇航员在月球表面跳跃")
     assert chips("") == chips("  \n") == set()
 

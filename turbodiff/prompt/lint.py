@@ -15,7 +15,10 @@ from typing import NamedTuple
 from turbodiff.prompt.tokens import TEXT_LEN
 from turbodiff.prompt.weights import MAX_WEIGHT, MIN_WEIGHT, clean, find_groups, parse
 
-MIN_WORDS, MIN_HAN = 5, 8  # less than this hardly says who does what where
+MIN_WORDS, MIN_HAN = (
+    5,
+    5,
+)  # 猫追逐蝴蝶, "a cat chases a butterfly" are sentences; less than this hardly says who does what where
 _HAN = re.compile("[\u3400-\u9fff]")
 _PARTS = re.compile(r"[,;，；、。.!?！？]+")
 _THEN = re.compile(r"\b(?:then|after|afterwards|before|later|finally)\b|然后|接着|随后|再|最后|之后", re.IGNORECASE)
@@ -109,14 +112,16 @@ def lint(prompt: str, tokens: int | None = None, limit: int = TEXT_LEN) -> Itera
     if not text:
         return
     chinese = is_chinese(text)
-    if not has_motion(text):
-        camera = "，镜头缓缓推近" if chinese else ", the camera slowly pushes in"
-        yield Advice("no_verb", {}, prompt.rstrip(" ,，.。") + camera)
     joints = len(_AND.findall(text))
     parts = [part for part in _PARTS.split(text) if part.strip()]
-    if joints >= 2 or (len(parts) >= 3 and not any(map(has_motion, parts))):
-        rewrite = _AND.sub("，" if chinese else ", ", prompt) if joints else ""
-        yield Advice("flat_list", {"parts": max(len(parts), joints + 1)}, rewrite)
+    moves = has_motion(text)
+    is_list = joints >= 2 or (len(parts) >= 3 and not any(map(has_motion, parts)))
+    rewrite = _AND.sub("，" if chinese else ", ", prompt) if is_list else prompt
+    if not moves:
+        rewrite = rewrite.rstrip(" ,，.。") + ("，镜头缓缓推近" if chinese else ", the camera slowly pushes in")
+        yield Advice("no_verb", {}, rewrite)
+    if is_list:
+        yield Advice("flat_list", {"parts": max(len(parts), joints + 1)}, rewrite if joints else "")
     han, words = len(_HAN.findall(text)), len(re.findall(r"[^\W\d_]+", _HAN.sub(" ", text)))
     if han < MIN_HAN and words + han / 2 < MIN_WORDS:
         yield Advice("too_short", {"words": words + han})

@@ -4,8 +4,10 @@ A network of the cache lives in host memory, mapped from its file; a `with` brin
 again. It stays on the device only where the plan shows room for everything at once.
 """
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
@@ -24,6 +26,7 @@ from turbodiff.runtime.text import TextRows
 from turbodiff.spec.events import Notice
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.models import FoundFile, ModelSpec
+from turbodiff.spec.numbers import GIB, gib
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 from turbodiff.spec.shapes import table_size
@@ -37,12 +40,32 @@ if TYPE_CHECKING:
 NetworkComponent = Literal["dit", "dit_high", "dit_low", "vae", "text_encoder"]
 
 
+PARTS_IN_WORDS: Mapping[Part, str] = {"dit": "model", "vae": "VAE", "text_encoder": "text encoder"}
+
+log = logging.getLogger("turbodiff.worker")
+
+
 class PlacedDit(NamedTuple):
     """A transformer on the device: `blocks` are there whole or come one after the other, see offload.dit_on_device."""
 
     dit: WanDiT
     blocks: Iterable[nn.Module]
     lora_notes: tuple[Notice, ...]  # what a person should know about the LoRAs on it
+
+
+def _progress_logger(what: str, total_bytes: int) -> Callable[[int], None]:
+    """A function that logs `what` with the bytes done, at most once a second, and when all of them are."""
+    start_s, next_s = time.monotonic(), 0.0
+    log.info("%s %s", what, gib(total_bytes))
+
+    def told(done_bytes: int) -> None:
+        nonlocal next_s
+        elapsed_s = time.monotonic() - start_s
+        if elapsed_s >= next_s or done_bytes >= total_bytes:
+            next_s = elapsed_s + 1
+            log.info("%s %.1f/%.1f GiB %.1f s", what, done_bytes / GIB, total_bytes / GIB, elapsed_s)
+
+    return told
 
 
 class ModelCache:
@@ -191,7 +214,9 @@ class ModelCache:
                 else:
                     module = WanDiT(dit_config(self.spec, sla=checkpoint.sla, quant_linear=checkpoint.quant))
             become = int8_layers(module) if self._int8 and part == "dit" else {}
-            load_into(module, checkpoint, dtype=self.device.dtype, become=become)
+            told = _progress_logger(f"Loading {self.spec.display_name} {PARTS_IN_WORDS[part]}...", file.bytes)
+            load_into(module, checkpoint, dtype=self.device.dtype, become=become, told=told)
+            told(file.bytes)
             self._kept[key] = module
         return cast("nn.Module", self._kept[key])
 

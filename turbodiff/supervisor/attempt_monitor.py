@@ -52,6 +52,7 @@ class AttemptMonitor:
         self.run_monitor = RunMonitor(self._others_bytes, expected_steps_s(job.plan, usual_s))
         self._cancel_sent_s: float | None = None
         self._stop_sent = self._begun = False
+        self._told_s = -CHECK_EVERY_S  # when the start-up log last heard of a stage
         self._checked_s = 0.0
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)  # of the worker's log
 
@@ -92,6 +93,10 @@ class AttemptMonitor:
         planned = measurements.planned_phase(job.plan, event.name) if event.type == "phase" else None
         for line in run_lines(event, planned.peak_bytes if planned else None):
             self.context.run_log.say(line, "job", job.id)
+            since_s = self.context.now() - self._told_s
+            if event.type == "phase" or (event.type == "step" and since_s >= CHECK_EVERY_S):
+                self._told_s = self.context.now()
+                self.log(line)
         progress = None
         if event.type == "phase" and event.state == "start":
             progress = Progress(phase=event.name)

@@ -43,6 +43,7 @@ class Loaded(NamedTuple):
 def load_into(
     module: nn.Module, source: Checkpoint | Path | str, *, dtype: torch.dtype, component: Part | None = None,
     become: Mapping[str, Callable[[nn.Module], nn.Module]] = MappingProxyType({}),
+    told: Callable[[int], object] = int,
 ) -> Loaded:  # fmt: skip
     """Give `module`, built on the meta device, the parameters of a checkpoint; frozen, in evaluation mode.
 
@@ -56,6 +57,7 @@ def load_into(
 
     Args:
         become: layers, by name, that are turned into others as soon as their parameters are there (into INT8 ones).
+        told: hears after each layer how many bytes of the file have been dealt with.
 
     Raises:
         FileError: damaged, foreign, or of another size than the module; names the first key at fault.
@@ -70,7 +72,7 @@ def load_into(
         notes.append("no linear branch in this file (not distilled for SLA): its projections are zero, a no-op")
     if branch - set(wanted):
         notes.append("the linear branch of this file is not used")
-    maps, shared, made_bytes = FileMaps(), dict[str, Tensor](), 0
+    maps, shared, made_bytes, done_bytes = FileMaps(), dict[str, Tensor](), 0, 0
     uses = Counter(source.stored for name, source in checkpoint.sources.items() if name in wanted)
     below: dict[str, list[str]] = {}
     for name in wanted:
@@ -92,6 +94,8 @@ def load_into(
             del value
         layer.load_state_dict({name.rpartition(".")[2]: x for name, x in state.items()}, strict=False, assign=True)
         state.clear()
+        done_bytes += sum(checkpoint.info(name).nbytes for name in names if name in checkpoint.sources)
+        told(done_bytes)
         if path in become:
             parent, _, child = path.rpartition(".")
             setattr(module.get_submodule(parent), child, become[path](layer))

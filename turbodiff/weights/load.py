@@ -25,6 +25,8 @@ from turbodiff.weights.headers import GGUF_PREFIX, TensorInfo, bad_file
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {ours: getattr(torch, theirs) for theirs, ours in pickles.DTYPES.items()}
 NORMS = (".norm_q.", ".norm_k.", ".norm3.")  # the fast norms of TurboDiffusion take their weights in float32
+NO_BRANCH = "no linear branch in this file (not distilled for SLA): its projections are zero, a no-op"
+UNUSED_BRANCH = "the linear branch of this file is not used"
 ALIGNMENT_BYTES = 64  # what torch allocates to; CPU kernels sum in another order on tensors that start elsewhere
 TRIM_BYTES = 4 << 20  # of numbers made, after which freed memory goes back to the system
 BAND_BYTES = 1 << 19  # of a file that are read at a time where numbers change on the way
@@ -57,7 +59,7 @@ def load_into(
 
     Args:
         become: layers, by name, that are turned into others as soon as their parameters are there (into INT8 ones).
-        told: hears after each layer how many bytes of the file have been dealt with.
+        told: hears of each layer how many bytes of the file it was.
 
     Raises:
         FileError: damaged, foreign, or of another size than the module; names the first key at fault.
@@ -67,12 +69,9 @@ def load_into(
     if error := misfit(checkpoint, wanted):
         raise error
     branch = {name for name in (*wanted, *checkpoint.sources) if LINEAR_BRANCH in name}
-    notes = []
-    if branch - set(checkpoint.sources):
-        notes.append("no linear branch in this file (not distilled for SLA): its projections are zero, a no-op")
-    if branch - set(wanted):
-        notes.append("the linear branch of this file is not used")
-    maps, shared, made_bytes, done_bytes = FileMaps(), dict[str, Tensor](), 0, 0
+    notes = [NO_BRANCH] if branch - set(checkpoint.sources) else []
+    notes += [UNUSED_BRANCH] if branch - set(wanted) else []
+    maps, shared, made_bytes = FileMaps(), dict[str, Tensor](), 0
     uses = Counter(source.stored for name, source in checkpoint.sources.items() if name in wanted)
     below: dict[str, list[str]] = {}
     for name in wanted:
@@ -94,8 +93,7 @@ def load_into(
             del value
         layer.load_state_dict({name.rpartition(".")[2]: x for name, x in state.items()}, strict=False, assign=True)
         state.clear()
-        done_bytes += sum(checkpoint.info(name).nbytes for name in names if name in checkpoint.sources)
-        told(done_bytes)
+        told(sum(checkpoint.info(name).nbytes for name in names if name in checkpoint.sources))
         if path in become:
             parent, _, child = path.rpartition(".")
             setattr(module.get_submodule(parent), child, become[path](layer))

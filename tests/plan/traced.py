@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from tests.plan.kernel_bytes import inside_kernel, inside_reference
+from tests.plan.kernel_bytes import inside_kernel, inside_reference, inside_references
 from tests.plan.machines import ask, card, disk, machine
 from turbodiff.memory_lab import dry_run
 from turbodiff.memory_lab.dry_run import Ledger
@@ -13,6 +13,7 @@ from turbodiff.models.linear import Int8Linear
 from turbodiff.models.text_encoder import encode, make_text_encoder
 from turbodiff.plan import phase_costs
 from turbodiff.plan.candidates import as_wished, candidates
+from turbodiff.plan.hardware import Kernels
 from turbodiff.plan.offload_search import cost_inputs, plan_context
 from turbodiff.spec.shapes import VAE_TILE
 
@@ -38,11 +39,16 @@ class Pair(NamedTuple):
 
 
 def job(
-    model: str, *, on_cpu: bool = False, capability: tuple[int, int] = (9, 0), **fields: Any
+    model: str,
+    *,
+    on_cpu: bool = False,
+    capability: tuple[int, int] = (9, 0),
+    kernels: Kernels | None = None,
+    **fields: Any,
 ) -> phase_costs.CostInputs:
     """The job of a request as the planner builds it."""
     request = ask(model, **fields)
-    context = plan_context(machine() if on_cpu else card(80, capability=capability), disk())
+    context = plan_context(machine() if on_cpu else card(80, capability=capability, kernels=kernels), disk())
     first = next(candidates(request, context.machine, context.inventory, context.total_bytes, frozenset()))
     return cost_inputs(request, as_wished(request, first.int8), context)
 
@@ -56,10 +62,18 @@ def denoising(job: phase_costs.CostInputs, chunks: int = 1) -> Pair:
     """All that a step holds, what the attention kernels take for themselves included."""
     facts, capability = job.spec.dit, 90 if job.fp8 else 80
     size = (job.attention, job.tokens, facts.num_heads, facts.head_dim, job.topk)
-    inside = inside_reference(*size) if job.on_cpu else inside_kernel(*size, capability)
+    if job.on_cpu or not job.kernels.attention:
+        inside = inside_reference(*size, dtype_of(job))
+    else:
+        inside = inside_kernel(*size, capability)
+    others = (
+        {}
+        if job.on_cpu or job.kernels.norm
+        else inside_references(job.tokens, facts.dim, facts.ffn_dim, facts.num_heads)
+    )
     traced = dry_run.denoise_bytes(
         job.spec, job.shape, dtype_of(job), int8=job.int8, chunks=chunks, attention=job.attention,
-        inside=dict.fromkeys(KERNELS, inside),
+        inside=others | dict.fromkeys(KERNELS, inside),
     )  # fmt: skip
     work = phase_costs.step_work(job, chunks)
     inside_kernels = work.workspace - phase_costs.workspace(job, work.activations)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from turbodiff.gpu.allocator import allocator_mode, is_tegra, is_wsl
 from turbodiff.gpu.host_memory import host_memory
+from turbodiff.gpu.kernel_verdicts import kernels_of
 from turbodiff.plan.hardware import GpuFacts, GpuState, Machine, pretend
 
 DEADLINE_S = 2.0
@@ -102,11 +103,12 @@ def machine_from(sample: Sample, own_pids: frozenset[int] = frozenset()) -> Mach
     RAM is what the kernel will grant (gpu/host_memory.py).
     """
     cards = visible([card for card in sample.cards if card.state == "ok"], os.environ.get("CUDA_VISIBLE_DEVICES"))
-    shared = set(GpuFacts.model_fields) - {"index", "reclaimable_bytes"}
+    shared = set(GpuFacts.model_fields) - {"index", "reclaimable_bytes", "kernels"}
     gpus = []
     for index, card in enumerate(cards):
         held_bytes = sum(process.bytes or 0 for process in card.processes or () if process.pid in own_pids)
-        gpus.append(GpuFacts(**card.model_dump(include=shared), index=index, reclaimable_bytes=held_bytes))
+        known = card.model_dump(include=shared) | {"kernels": kernels_of(card.known_capability)}
+        gpus.append(GpuFacts(**known, index=index, reclaimable_bytes=held_bytes))
     memory, wsl, tegra = host_memory(own_pids), is_wsl(), is_tegra()
     # a card that is too old to compute on is no choice beside one that is not
     gpus = [gpu for gpu in gpus if not gpu.too_old] or gpus

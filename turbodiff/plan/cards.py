@@ -10,6 +10,7 @@ import re
 import tomllib
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pydantic import BaseModel
@@ -18,6 +19,7 @@ from turbodiff.spec.numbers import GB, GIB
 
 BOOST_SHARE = 0.85  # of the highest clock that NVML lists: 2520 of 3105 MHz on a 4090, 1695 of 2100 on a 3090
 DOUBLE_DATA_RATE = 2  # 10501 MHz on the 384 bits of a 4090 are its 1008 GB/s, 2619 on an H100's 5120 its 3352
+FP32_RATES, FP32_RATE = MappingProxyType({(8, 0): 128}), 256  # FLOP per SM and clock outside tensor cores
 MIG_SLICES = 7  # compute slices of a card; memory has 8 (NVIDIA MIG user guide)
 MEMORY_SLICES = {1: 1, 2: 2, 3: 4, 4: 4, 7: 8}
 TYPICAL = ((9, "4060"), (13, "3060"), (17, "4080"), (25, "4090"), (33, "5090"), (49, "A6000"), (81, "H100"))
@@ -42,6 +44,7 @@ class Card(NamedTuple):
     memory_gb: float
     full_rate: bool
     own_rates: bool
+    fp32_tflops: float
 
 
 class Facts(NamedTuple):
@@ -94,7 +97,15 @@ def listed() -> tuple[Card, ...]:
         for name, (sms, mhz, memory_gb, memory_gb_s, copy_gb_s, *stated) in family.cards.items():
             clocks = sms * mhz * 1e6 / 1e12  # of all SMs, in 10^12 a second
             bf16, int8 = stated or (family.bf16 * clocks, family.int8 * clocks)
-            rest = (memory_gb_s, copy_gb_s, int(sms), memory_gb, 2 * family.bf16 >= family.int8, bool(stated))
+            rest = (
+                memory_gb_s,
+                copy_gb_s,
+                int(sms),
+                memory_gb,
+                2 * family.bf16 >= family.int8,
+                bool(stated),
+                FP32_RATES.get(family.capability, FP32_RATE) * clocks,
+            )
             found.append(Card(words_of(name), family.capability, bf16, int8, *rest))
     return tuple(found)
 
@@ -130,7 +141,8 @@ def card_of(name: str, facts: Facts) -> Card:
     share = min(1.0, sms / card.sm_count)
     memory = MEMORY_SLICES[_slices(name, MIG_SLICES)] / MEMORY_SLICES[MIG_SLICES]
     return card._replace(
-        bf16_tflops=card.bf16_tflops * share, int8_tops=card.int8_tops * share, memory_gb_s=card.memory_gb_s * memory,
+        bf16_tflops=card.bf16_tflops * share, int8_tops=card.int8_tops * share,
+        fp32_tflops=card.fp32_tflops * share, memory_gb_s=card.memory_gb_s * memory,
         sm_count=sms,
     )  # fmt: skip
 
@@ -155,7 +167,8 @@ def _worked_out(name: str, facts: Facts) -> Card:
     if facts.memory_bus_bits and facts.memory_clock_mhz:
         memory_gb_s = facts.memory_bus_bits / 8 * DOUBLE_DATA_RATE * facts.memory_clock_mhz * 1e6 / GB
     return like._replace(
-        bf16_tflops=like.bf16_tflops * rate, int8_tops=like.int8_tops * rate, memory_gb_s=memory_gb_s,
+        bf16_tflops=like.bf16_tflops * rate, int8_tops=like.int8_tops * rate,
+        fp32_tflops=like.fp32_tflops * rate, memory_gb_s=memory_gb_s,
         sm_count=facts.sm_count or like.sm_count,
     )  # fmt: skip
 

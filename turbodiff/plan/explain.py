@@ -111,21 +111,16 @@ def _about_changes(
             "outside_trained_size", model=spec.display_name, resolution=choice.resolution, trained=", ".join(trained)
         )
     if choice.int8 and context.gpu is not None:
-        if "quant_linear" in [change.field for change in changes]:
-            yield from _why_int8(wish, context, choice)
+        settled_here = "quant_linear" in [change.field for change in changes]
+        plain = evaluate(wish, choice._replace(int8=False), context)
+        if settled_here and plain.fits:
+            seconds = evaluate(wish, choice, context).seconds
+            yield reason("int8_is_faster", seconds=round(seconds, 1), seconds_bf16=round(plain.seconds, 1))
+        elif settled_here:
+            saved_bytes = context.weights(spec, False).dit - context.weights(spec, True).dit
+            yield reason("int8_makes_it_fit", saved_bytes=saved_bytes, short_bytes=plain.short)
         if context.speed.int8_flops <= context.speed.bf16_flops:
             yield reason("int8_not_faster_here", device_name=context.gpu.name)
-
-
-def _why_int8(wish: Request, context: PlanContext, choice: Candidate) -> Iterator[Reason]:
-    """Why INT8 was taken where plain weights might have been: they do not fit, or take longer."""
-    plain = evaluate(wish, choice._replace(int8=False), context)
-    if not plain.fits:
-        saved_bytes = context.weights(choice.spec, False).dit - context.weights(choice.spec, True).dit
-        yield reason("int8_makes_it_fit", saved_bytes=saved_bytes, short_bytes=plain.short)
-    else:
-        seconds = evaluate(wish, choice, context).seconds
-        yield reason("int8_is_faster", seconds=round(seconds, 1), seconds_bf16=round(plain.seconds, 1))
 
 
 def _about_levers(wish: Request, context: PlanContext, choice: Candidate, cost: CandidateCost) -> Iterator[Reason]:

@@ -27,7 +27,7 @@ KernelName = Literal["norm", "quant", "gemm", "sage", "sla", "sagesla"]
 
 class Kernels(Frozen):
     """Per operation of `turbodiff_kernels`: whether its Triton kernel runs. False: its reference does, because the
-    self-check found a difference, Triton is missing, or TURBODIFF_KERNELS says so. None: not known yet."""
+    self-check found a difference, Triton is missing, or TURBODIFF_KERNELS (`wish`) says so. None: not known yet."""
 
     norm: bool | None = None
     quant: bool | None = None
@@ -35,6 +35,7 @@ class Kernels(Frozen):
     sage: bool | None = None
     sla: bool | None = None
     sagesla: bool | None = None
+    wish: Literal["auto", "reference", "triton"] = "auto"
 
 
 ALL_REFERENCE = Kernels(norm=False, quant=False, gemm=False, sage=False, sla=False, sagesla=False)

@@ -7,16 +7,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from turbodiff.plan import phase_costs
 from turbodiff.plan.candidates import Candidate, candidates
 from turbodiff.plan.hardware import GpuFacts, Machine
+from turbodiff.plan.kernel_costs import KernelsHere
 from turbodiff.plan.phase_costs import CostInputs, PhaseCost
 from turbodiff.plan.roofline import Speed, speed_of
 from turbodiff.plan.schedule import dit_files, network_file, scheduled
 from turbodiff.plan.torch_compat import conv3d_is_broken, cudnn_number
 from turbodiff.plan.weight_sizes import Weights, lora_bytes, weights_of
+from turbodiff.spec.attention import PLAINER_ATTENTION, AttentionKind
 from turbodiff.spec.models import Inventory, ModelSpec
 from turbodiff.spec.plan import Calibration, Levers
 from turbodiff.spec.request import Request
@@ -133,6 +135,27 @@ def attention_for(request: Request, candidate: Candidate, context: PlanContext) 
     return "sagesla" if candidate.spec.turbo and (file is None or file.sla) else "sage"
 
 
+def kernels_here(kind: AttentionKind, machine: Machine, gpu: GpuFacts | None) -> tuple[AttentionKind, KernelsHere]:
+    """The attention that runs where `kind` is asked for, and what is fused there.
+
+    As models/attention.py `resolve_attention`: on a card a kernel that did not prove itself makes room for the next
+    plainer kind, unless references were asked for; a CPU runs the reference of what was asked.
+    """
+
+    def fused(name: AttentionKind) -> bool:
+        return name == "dense" or machine.runs_fused(gpu, name)
+
+    if gpu is not None and (gpu.kernels or machine.kernels).wish != "reference":
+        while not fused(kind) and kind in PLAINER_ATTENTION:
+            kind = PLAINER_ATTENTION[kind]
+    norm, quant, gemm = (
+        machine.runs_fused(gpu, "norm"),
+        machine.runs_fused(gpu, "quant"),
+        machine.runs_fused(gpu, "gemm"),
+    )
+    return kind, KernelsHere(norm, quant, gemm, fused(kind))
+
+
 def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) -> CostInputs:
     """One candidate with everything the formulas need."""
     spec, gpu, machine = candidate.spec, context.gpu, context.machine
@@ -145,6 +168,8 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
     int8_file, plain_file = dit_files(spec, context.inventory)
     # INT8 weights are made from a plain file where there is no other; a pretended disk has both
     quantised_here = not machine.pretended and int8_file is None and plain_file is not None
+    wished = cast("AttentionKind", attention_for(request, candidate, context))
+    attention, kernels = kernels_here(wished, machine, gpu)
     return CostInputs(
         spec=spec,
         shape=candidate.shape,
@@ -153,7 +178,8 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
         unit=tokens * spec.dit.dim * element_bytes,
         pixels=candidate.width * candidate.height * candidate.num_frames,
         int8=candidate.int8,
-        attention=attention_for(request, candidate, context),
+        attention=attention,
+        kernels=kernels,
         topk=request.topk,
         forwards=2 if max(map(request.guidance_of, spec.experts)) > 1 else 1,
         experts=request.experts_of(spec),

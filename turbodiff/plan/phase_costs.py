@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from turbodiff.plan import roofline
+from turbodiff.plan import kernel_costs, roofline
 from turbodiff.plan.hardware import SLACK, WORKSPACE_BYTES
 from turbodiff.plan.weight_sizes import Weights, encoder_bytes
 from turbodiff.spec.attention import SPARSE_ATTENTION
@@ -39,13 +39,6 @@ CPU_PROCESS_BYTES = 600 * MIB  # Python with torch loaded, measured on Linux
 PROCESS_BYTES = int(1.5 * GIB)  # the worker with torch and CUDA loaded, before any weights
 CONV_SCRATCH = 0.06  # share of the VAE's activations that cuDNN's convolutions ask for as scratch
 ATTENTION_UNITS = 5.0  # copies of N alive at the widest point of self-attention: the stream, its norm, q, k, v
-# inside the attention kernels (kernels/README.md): INT8 rows of q and k, and on cards that multiply FP8 values of v
-KERNEL_UNITS = {"dense": 0.0, "sage": 1.0, "sla": 0.0, "sagesla": 1.0}
-FP8_UNITS = 0.5
-BLOCK_Q, BLOCK_K = 128, 64  # queries and keys of a block in sparse attention
-MEANS_UNITS = 3 / 64  # float32 means of those blocks
-STATES = 512  # partial states of SLA's linear branch, D x D float32 each; fewer where there are fewer blocks
-REFERENCE_ROWS = 140  # what SLA's reference pads
 STREAM_BUFFERS = 2  # blocks in flight beside the resident ones: one computing, one arriving
 
 RGB = 3
@@ -106,6 +99,7 @@ class CostInputs:
     lora: int = 0  # bytes of low-rank factors beside an expert's INT8 weights; merged into plain ones they cost nothing
     fp8: bool = True  # the card multiplies FP8, from sm_89 on
     conv2d: bool = False  # 3-D convolutions as sums of 2-D ones: on a CPU, and around the conv3d trap
+    kernels: kernel_costs.KernelsHere = kernel_costs.FUSED  # which operations are fused here
     correction: float = 1.0  # measured / predicted work memory on this machine (plan/calibration.py)
     state_bytes: int = field(init=False)  # lives through all steps
     attention_bytes: int = field(init=False)  # the widest point of self-attention, its kernel included
@@ -114,9 +108,15 @@ class CostInputs:
     def __post_init__(self) -> None:
         text_rows = self.spec.text_encoder.text_len
         state_bytes = _denoise_state(self)
-        widest = math.ceil(ATTENTION_UNITS * self.unit + _attention_inside(self) + state_bytes)
+        inside = kernel_costs.attention_inside(
+            self.attention, self.spec.dit, self.tokens, self.unit, self.topk,
+            fp8=self.fp8, on_cpu=self.on_cpu, fused=self.kernels.attention,
+        )  # fmt: skip
+        widest = math.ceil(ATTENTION_UNITS * self.unit + inside + state_bytes)
         topk = self.topk if self.attention in SPARSE_ATTENTION else None
-        forward_s = roofline.dit_seconds(self.spec.dit, self.speed, self.tokens, topk, self.int8, text_rows)
+        forward_s = roofline.dit_seconds(
+            self.spec.dit, self.speed, self.tokens, topk, self.int8, text_rows, None if self.on_cpu else self.kernels
+        )
         for name, value in (("state_bytes", state_bytes), ("attention_bytes", widest), ("forward_s", forward_s)):
             object.__setattr__(self, name, value)
 
@@ -239,37 +239,10 @@ def denoise_activations(inputs: CostInputs, chunks: int) -> int:
     patches = inputs.element_bytes * facts.in_dim * PATCH * PATCH * inputs.tokens
     embedding = n + patches + (24 * facts.dim * (facts.dim + 1) if single else 0)
     head = n + 4 * (1 + single) * min(inputs.tokens, HEAD_TOKENS) * facts.dim + 256 * inputs.tokens
-    return math.ceil(max(attention, feed_forward, embedding, head)) + inputs.state_bytes
-
-
-def _attention_inside(inputs: CostInputs) -> int:
-    """Bytes that an attention kernel holds beside q, k, v and its result.
-
-    INT8 rows, FP8 values; for the sparse kinds the means of blocks, the indices of those kept (int64, and int32 for the
-    kernel), and the linear branch's state, whose partial states are there before the result is. On a CPU those of the
-    plain implementations, counted on them (tests/plan/kernel_bytes.py).
-    """
-    tokens, unit = inputs.tokens, inputs.unit
-    queries, keys = -(-tokens // BLOCK_Q), -(-tokens // BLOCK_K)
-    kept = max(1, int(inputs.topk * keys))
-    if inputs.on_cpu:
-        padded = queries * BLOCK_Q / tokens
-        units = {
-            "dense": 0.0,
-            "sage": max(5.0, 4 * padded),
-            "sla": 4 + REFERENCE_ROWS / tokens,
-            "sagesla": max(5 + 2 * kept / keys, 4 * padded),
-        }
-        return math.ceil(units[inputs.attention] * unit)
-    rows = KERNEL_UNITS[inputs.attention]
-    values = FP8_UNITS * rows * inputs.fp8
-    if inputs.attention not in SPARSE_ATTENTION:
-        return math.ceil((rows + values) * unit)
-    facts = inputs.spec.dit
-    heads, square = facts.num_heads, facts.head_dim**2
-    partial = (1 + min(keys, -(-STATES // heads))) * heads
-    state = max(4 * square * partial - (1 + values) * unit, 2 * square * heads)
-    return math.ceil((rows + values + MEANS_UNITS) * unit + state) + 12 * heads * queries * kept
+    reference = 0
+    if not inputs.on_cpu:
+        reference = kernel_costs.widest_reference(facts, inputs.tokens, tokens, inputs.int8, inputs.kernels)
+    return math.ceil(max(attention, feed_forward, embedding, head, reference)) + inputs.state_bytes
 
 
 def _denoise_state(inputs: CostInputs) -> int:

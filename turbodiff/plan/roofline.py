@@ -11,12 +11,14 @@ from typing import NamedTuple
 
 from turbodiff.plan.cards import card_of
 from turbodiff.plan.hardware import GpuFacts
+from turbodiff.plan.kernel_costs import BLOCK_Q, FUSED, HEADS_AT_A_TIME, LAUNCH_S, LAUNCHES, KernelsHere
 from turbodiff.spec.models import DitFacts
 from turbodiff.spec.numbers import GB
 
 TERA = 10**12
 DISK_BYTES_S = 2.0 * GB  # NVMe through the page cache; a cold hard disk is ten times slower
 TRAFFIC_BYTES = 200  # HBM bytes per token, channel and block outside weights: between the fused ~100 and eager ~400
+EAGER_BYTES = 600  # the same where norms are references, which read and write float32 copies
 VAE_FLOPS_PER_PIXEL = 8.5e6  # 275 TFLOP for 81 frames of 832x480, both directions alike within a factor of two
 TEXT_SECONDS_CPU = 20.0  # umt5-xxl, 512 tokens, bf16 on a desktop CPU
 
@@ -30,6 +32,7 @@ class Speed(NamedTuple):
     conv_flops: float
     memory_bytes_s: float
     pcie_bytes_s: float
+    fp32_flops: float = 0.0  # outside tensor cores: INT8 products and attention of references
 
 
 # Share of the data sheet's INT8 rate that our product of 128 x 128 tiles reaches. Up to Ada and on GeForce Blackwell
@@ -44,7 +47,7 @@ def speed_of(gpu: GpuFacts | None, cpu_count: int | None) -> Speed:
     """The rates of a card (plan/cards.py), with what was measured on it in their place; of a CPU when `gpu` is None."""
     if gpu is None:
         flops = 25e9 * (cpu_count or 4)  # float32 GEMM per core, AVX2
-        return Speed(flops, flops / 4, flops / 2, flops / 3, 10 * GB, 10 * GB)
+        return Speed(flops, flops / 4, flops / 2, flops / 3, 10 * GB, 10 * GB, flops)
     card = card_of(gpu.name, gpu.facts)
     return Speed(
         bf16_flops=0.75 * card.bf16_tflops * TERA,
@@ -53,16 +56,35 @@ def speed_of(gpu: GpuFacts | None, cpu_count: int | None) -> Speed:
         conv_flops=0.3 * card.bf16_tflops * TERA,
         memory_bytes_s=gpu.memory_bytes_s or 0.8 * card.memory_gb_s * GB,
         pcie_bytes_s=gpu.pcie_bytes_s or 0.9 * card.copy_gb_s * GB,
+        fp32_flops=0.7 * card.fp32_tflops * TERA,
     )
 
 
-def dit_seconds(dit: DitFacts, speed: Speed, tokens: int, topk: float | None, int8: bool, text_rows: int) -> float:
-    """One forward of the whole DiT with its weights on the device; `topk` None for dense attention."""
+def dit_seconds(
+    dit: DitFacts,
+    speed: Speed,
+    tokens: int,
+    topk: float | None,
+    int8: bool,
+    text_rows: int,
+    here: KernelsHere | None = None,
+) -> float:
+    """One forward of the whole DiT with its weights on the device; `topk` None for dense attention.
+
+    `here`: which operations are fused on a card, None: all, or a CPU, whose rates are those of references.
+    """
+    here = here or FUSED
     dim, blocks = dit.dim, dit.num_layers
     linear = blocks * (12 * tokens * dim**2 + 4 * tokens * dim * dit.ffn_dim)
     dense = blocks * 4 * tokens**2 * dim
     self_attention = dense if topk is None else dense * topk + blocks * 6 * tokens * 128 * dim
     cross = blocks * (4 * tokens * text_rows * dim + 4 * text_rows * dim**2)
-    rate = speed.int8_flops if int8 else speed.bf16_flops
-    traffic = blocks * TRAFFIC_BYTES * tokens * dim / speed.memory_bytes_s
-    return linear / rate + (self_attention + cross) / speed.attention_flops + traffic
+    rate = speed.bf16_flops if not int8 else speed.int8_flops if here.gemm else speed.fp32_flops
+    traffic = blocks * (TRAFFIC_BYTES if here.norm else EAGER_BYTES) * tokens * dim / speed.memory_bytes_s
+    seconds = linear / rate + cross / speed.attention_flops + traffic
+    if here.attention:
+        return seconds + self_attention / speed.attention_flops
+    if topk is not None:
+        groups = -(-dit.num_heads // HEADS_AT_A_TIME) * -(-tokens // BLOCK_Q)
+        seconds += blocks * groups * LAUNCHES * LAUNCH_S
+    return seconds + self_attention / min(speed.fp32_flops, speed.attention_flops)

@@ -27,7 +27,6 @@ from turbodiff.plan.calibration import History
 from turbodiff.plan.hardware import GpuFacts, Machine, only
 from turbodiff.plan.planner import Outlook, Policy, outlook, plan_request, prefers_int8
 from turbodiff.plan.tiers import Round, Tier, rounds, tier_of
-from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.prompt.weights import clean, parse
 from turbodiff.spec.clips import ClipResult, Sidecar
 from turbodiff.spec.errors import FileError, OutOfMemoryError, RequestError
@@ -41,13 +40,13 @@ from turbodiff.supervisor import ownership, worker_process
 from turbodiff.supervisor.context import machine_of, worker_pids
 from turbodiff.supervisor.ownership import Identity
 from turbodiff.weights.folders import LORA_FOLDERS, model_roots
-from turbodiff.weights.locate import LoraFile, find_loras, resolve_files, with_loras
+from turbodiff.weights.locate import LoraFile, find_loras, open_tokenizer, resolve_files, with_loras
 from turbodiff.weights.locate import inventory as find_weights
 from turbodiff.weights.lora_facts import LoraFacts, lora_facts, lora_picture
 
 POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
 DOWNLOADS, TASKS = "downloads", "tasks"  # folders in the state folder
-_tokenizer = cache(Tokenizer)
+_tokenizer = cache(open_tokenizer)
 OnEvent = Callable[[Event], None]
 LORA_PICTURE_SIDE = 96  # pixels
 
@@ -325,7 +324,7 @@ class Studio:
     def count_tokens(self, model: str, prompt: str, inventory: Inventory | None = None) -> int | None:
         """Tokens of a prompt for a model's encoder; None while its tokenizer is not on this disk."""
         file = (inventory or find_weights()).of(model, "tokenizer")
-        return _tokenizer(Path(file.path)).count(parse(clean(prompt)).text) if file else None
+        return _tokenizer(file).count(parse(clean(prompt)).text) if file else None
 
     # --- this machine --------------------------------------------------------------------------------------------
 

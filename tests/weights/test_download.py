@@ -2,6 +2,9 @@
 
 import errno
 import hashlib
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -202,3 +205,47 @@ def test_what_is_on_disk_is_not_downloaded_again() -> None:
 
 def test_the_demo_needs_no_download(tmp_path: Path) -> None:
     assert download.pull("demo", root=tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.EFBIG, errno.EROFS, errno.EDQUOT])
+def test_a_disk_that_refuses_is_blamed_and_not_the_hub(
+    number: int, hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_file: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(download.os, "fsync", refuse)
+    with pytest.raises(FileError) as caught:
+        pull(tmp_path)
+    assert (caught.value.code, caught.value.got) == ("disk_refuses", os.strerror(number))
+    assert str(tmp_path) in caught.value.field
+
+
+def test_a_file_larger_than_the_process_may_write_blames_the_disk(hub: type[Hub], tmp_path: Path) -> None:
+    """A real limit on the size of files, as FAT32 and `ulimit -f` have."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000));"
+        "from pathlib import Path; from turbodiff.spec.models import Inventory\n"
+        "from turbodiff.weights import download\n"
+        f"try: download.pull({MODEL!r}, root=Path(sys.argv[1]), found=Inventory())\n"
+        "except Exception as error: print(error.code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env={**os.environ}, check=True
+    )
+    assert done.stdout.strip() == "disk_refuses", done.stderr
+
+
+def test_two_downloads_of_one_file_do_not_write_into_each_other(hub: type[Hub], tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def second(*_: object) -> None:
+        if not seen:
+            with pytest.raises(FileError) as caught:
+                pull(tmp_path)
+            seen.append(caught.value.code)
+
+    paths = pull(tmp_path, progress=second)
+    assert seen == ["download_running"]
+    assert all(path.read_bytes() == hub.files[str(path.relative_to(tmp_path))] for path in paths)

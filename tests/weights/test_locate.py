@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.weights import tiny
+from tests.weights import formats, tiny
 from turbodiff.models.wan_dit import WanConfig, WanDiT
+from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.models import FoundFile, Inventory, find_model
 from turbodiff.weights import experts, locate
@@ -207,3 +208,62 @@ def test_a_person_says_which_expert_a_file_is(tmp_path: Path) -> None:
     experts.tell(path, "high")
     assert places(locate.inventory([tmp_path]).files)[0][1] == "dit_high"
     assert beside.read_text() == 'expert = "high"\n'
+
+
+def test_the_tokenizer_inside_comfys_text_encoder_is_used_where_there_is_no_other(tmp_path: Path) -> None:
+    spiece = Path(locate.__file__).resolve().parents[1] / "demo" / "spiece.model"
+    state, _ = formats.umt5_comfy()
+    formats.safetensors(state, tmp_path / "umt5_fp8.safetensors")
+    found = locate.inventory([tmp_path])
+    inside = found.of("demo", "tokenizer")
+    assert inside is not None and inside.path.endswith("umt5_fp8.safetensors")
+    assert inside.bytes == spiece.stat().st_size
+    ids = [locate.open_tokenizer(inside).tokens("a red circle"), Tokenizer(spiece).tokens("a red circle")]
+    assert ids[0] == ids[1]
+    (tmp_path / "spiece.model").write_bytes(spiece.read_bytes())
+    assert locate.inventory([tmp_path]).of("demo", "tokenizer").path.endswith("spiece.model")
+
+
+@pytest.mark.parametrize("main", [True, False])
+@pytest.mark.parametrize(
+    ("repo", "name"),
+    [
+        ("Wan-AI/Wan2.1-T2V-1.3B", "diffusion_pytorch_model.pth"),
+        ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "transformer/model.pth"),
+        ("Comfy-Org/Wan_2.1_ComfyUI_repackaged", "split_files/diffusion_models/wan2.1.pth"),
+        ("Kijai/WanVideo_comfy", "Wan2_1-T2V-1_3B.pth"),
+        ("QuantStack/Wan2.1-T2V", "x.pth"),
+        ("city96/Wan2.1-T2V-gguf", "x.pth"),
+    ],
+)
+def test_repositories_of_the_cache_are_searched_by_content(
+    repo: str, name: str, main: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_CACHE")
+    monkeypatch.setenv("SOMEWHERE", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HOME", "$SOMEWHERE/home")
+    monkeypatch.setenv(locate.ROOTS_VARIABLE, str(tmp_path / "nothing"))
+    folder = tmp_path / "hf" / "home" / "hub" / f"models--{repo.replace('/', '--')}"
+    blob = hollow("Wan2.1-1.3B", folder / "blobs" / "abc.pth", plain=True)
+    link = folder / "snapshots" / "0123" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(blob)
+    (link.parent / "foreign.safetensors").write_bytes(b"x" * 50)
+    if main:
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("0123\n")
+    found = locate.inventory()
+    assert found.of("wan2.1-1.3b", "dit").path == str(link)
+    assert not [one for one in found.passed_over if "hf" in one.path], "what others keep there is not told"
+
+
+def test_linked_folders_and_loras_behind_links_are_found(tmp_path: Path) -> None:
+    hollow("Wan2.1-1.3B", tmp_path / "disk" / "models" / "A.PTH".lower())
+    (tmp_path / "root" / "loras").mkdir(parents=True)
+    (tmp_path / "root" / "big").symlink_to(tmp_path / "disk" / "models")
+    (tmp_path / "disk" / "styles").mkdir()
+    (tmp_path / "disk" / "styles" / "s.SFT").write_bytes(b"x")
+    (tmp_path / "root" / "loras" / "linked").symlink_to(tmp_path / "disk" / "styles")
+    found = locate.inventory([tmp_path / "root"])
+    assert [Path(file.path).name for file in found.files] == ["a.pth"]
+    assert [lora.name for lora in locate.find_loras((tmp_path / "root",))] == ["linked/s.SFT"]

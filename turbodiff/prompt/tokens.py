@@ -25,12 +25,13 @@ class Tokenizer:
 
     Args:
         path: the sentencepiece file (spiece.model), or a folder that holds it.
+        model: what is in the file, where it lies inside another one.
 
     Raises:
         FileError: missing or not a sentencepiece model.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, model: bytes | None = None) -> None:
         names = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
         files = [path] if path.is_file() else [path / name for name in names if (path / name).is_file()]
         if not files:
@@ -39,7 +40,8 @@ class Tokenizer:
                 expected="spiece.model",
             )  # fmt: skip
         try:
-            self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(files[0]))
+            given = {"model_file": str(files[0])} if model is None else {"model_proto": model}
+            self._pieces = sentencepiece.SentencePieceProcessor(**given)
         except (RuntimeError, OSError) as error:
             raise FileError(
                 "not a sentencepiece model", code="tokenizer_broken", field=files[0].name,

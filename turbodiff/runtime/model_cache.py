@@ -146,7 +146,7 @@ class ModelCache:
         """The tokenizer of the model."""
         key = self._key(self.files["tokenizer"])
         if key not in self._kept:
-            self._kept[key] = Tokenizer(Path(self.files["tokenizer"].path))
+            self._kept[key] = locate.open_tokenizer(self.files["tokenizer"])
         return cast("Tokenizer", self._kept[key])
 
     @contextmanager

@@ -5,7 +5,9 @@ file away when its process ends (its pull request 4228), and these files take ho
 in its name, so it is only ever continued with the same content.
 """
 
+import contextlib
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -20,7 +22,7 @@ from turbodiff.spec.errors import FileError
 from turbodiff.spec.files import sha256_of, sync
 from turbodiff.spec.models import Inventory, ModelFile, ModelSpec, find_model
 from turbodiff.spec.numbers import GIB, gib
-from turbodiff.weights.detect import ENDINGS, read_header
+from turbodiff.weights.detect import is_weights, read_header
 from turbodiff.weights.locate import download_root, inventory
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -28,6 +30,8 @@ RESERVE_BYTES = GIB  # left free on the disk
 CHUNK_BYTES = 4 << 20
 TIMEOUT_S = 30
 ATTEMPTS = 6  # in a row without a single new byte
+# Of the disk, not of the hub: full, over quota, files of this size refused (FAT32, ulimit), read-only, broken
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Progress = Callable[[str, int, int], None]
@@ -128,6 +132,36 @@ def _disk_full(folder: Path, nbytes: int) -> FileError:
     )  # fmt: skip
 
 
+def _disk_failure(folder: Path, nbytes: int, error: OSError) -> FileError:
+    if error.errno == errno.ENOSPC:
+        return _disk_full(folder, nbytes)
+    return FileError(
+        "the disk does not take the download", code="disk_refuses", field=str(folder), got=error.strerror or error,
+        expected=f"a disk for files of {gib(nbytes)}",
+        try_instead="set TURBODIFF_MODELS to a folder on another disk",
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _alone(part: Path, name: str) -> Iterator[None]:
+    """Hold the partial file against other downloads, also of other processes: two would write into each other.
+
+    Raises:
+        FileError: somebody else is downloading it now.
+    """
+    with part.open("ab") as held:  # the lock goes with the file when it gets its name
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):  # else: a disk without locks
+                raise FileError(
+                    "this file is being downloaded already", code="download_running", field=name, got=part.name,
+                    expected="one download of a file at a time",
+                    try_instead="wait for the other one, then run this again",
+                ) from None  # fmt: skip
+        yield
+
+
 def _download(file: ModelFile, wanted: Sequence[ModelFile], folder: Path, progress: Progress | None) -> Path:
     target = folder / file.names[0]
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -137,32 +171,42 @@ def _download(file: ModelFile, wanted: Sequence[ModelFile], folder: Path, progre
         part = _part(target, remote)
         before = _size(part)
         try:
-            if before < remote.nbytes:
-                for done in _receive(remote, part):
-                    if progress:
-                        progress(file.names[0], done, remote.nbytes)
-            size = _size(part)  # then the sha256 where the hub tells it, and the header of weights
-            digest = sha256_of(part) if SHA256.fullmatch(remote.etag) else remote.etag
-            try:
-                if size != remote.nbytes or digest != remote.etag:
-                    raise FileError(
-                        "the downloaded file is not what the server promised", code="download_damaged",
-                        field=remote.url, got=f"{size} bytes, {digest[:16]}",
-                        expected=f"{remote.nbytes} bytes, {remote.etag[:16]}", try_instead="run the same command again",
-                    )  # fmt: skip
-                if remote.url.endswith(ENDINGS):
-                    read_header(part)
-            except FileError:
-                part.unlink()
-                raise
-            return part.replace(target)
+            with _alone(part, file.names[0]):
+                if before < remote.nbytes:
+                    for done in _receive(remote, part):
+                        if progress:
+                            progress(file.names[0], done, remote.nbytes)
+                _check(part, remote)
+                return part.replace(target)
         except OSError as error:  # urllib's errors are OSErrors
-            if error.errno == errno.ENOSPC:
-                raise _disk_full(folder, remote.nbytes - _size(part)) from None
+            if error.errno in DISK_ERRORS:
+                raise _disk_failure(folder, remote.nbytes - _size(part), error) from None
             failures = 1 if _size(part) > before else failures + 1
             if failures >= ATTEMPTS or isinstance(error, PermissionError):
                 raise _unreachable(wanted, folder, f"{file.names[0]}: {error}"[:200]) from None
             time.sleep(min(2**failures / 4, 8))
+
+
+def _check(part: Path, remote: Remote) -> None:
+    """Compare size, the sha256 where the hub tells it, and the header of weights; a bad file is deleted.
+
+    Raises:
+        FileError: not what the hub promised.
+    """
+    size = _size(part)
+    digest = sha256_of(part) if SHA256.fullmatch(remote.etag) else remote.etag
+    try:
+        if size != remote.nbytes or digest != remote.etag:
+            raise FileError(
+                "the downloaded file is not what the server promised", code="download_damaged",
+                field=remote.url, got=f"{size} bytes, {digest[:16]}",
+                expected=f"{remote.nbytes} bytes, {remote.etag[:16]}", try_instead="run the same command again",
+            )  # fmt: skip
+        if is_weights(remote.url):
+            read_header(part)
+    except FileError:
+        part.unlink()
+        raise
 
 
 def _receive(remote: Remote, part: Path) -> Iterator[int]:

@@ -16,6 +16,7 @@ from turbodiff.spec.errors import FileError
 from turbodiff.spec.shapes import INT8_TILE
 from turbodiff.weights.headers import GGUF_PREFIX, Header, TensorInfo, bad_file
 
+GGUF_COMMAND = "pip install 'turbodiff[gguf]'"
 SUPPORTED = "bf16, fp16, fp32, fp8 (plain or scaled), int8 (scaled), GGUF, TurboWan -quant"
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 FP8 = ("F8_E4M3", "F8_E5M2")
@@ -30,7 +31,8 @@ IGNORED_LEAVES = (
     "scale_input", "input_scale", "output_scale", "comfy_quant", "weight_format", "input_quantizer._amax",
     "output_quantizer._amax",
 )  # fmt: skip
-IGNORED = ("scaled_fp8", "spiece_model")
+TOKENIZER_TENSOR = "spiece_model"  # of ComfyUI's UMT5: the SentencePiece model, uint8
+IGNORED = ("scaled_fp8", TOKENIZER_TENSOR)
 TILES = (256, 128, 64, 32, 16)  # sides of tiles in use
 # Forms that are told by their name: (end of a stored name, what it is)
 NAMED = (

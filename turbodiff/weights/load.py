@@ -20,7 +20,7 @@ from turbodiff.spec.errors import FileError
 from turbodiff.weights import pickles
 from turbodiff.weights.detect import Checkpoint, Part, open_checkpoint
 from turbodiff.weights.fit import LINEAR_BRANCH, misfit
-from turbodiff.weights.forms import tile_of
+from turbodiff.weights.forms import GGUF_COMMAND, tile_of
 from turbodiff.weights.headers import GGUF_PREFIX, TensorInfo, bad_file
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {ours: getattr(torch, theirs) for theirs, ours in pickles.DTYPES.items()}
@@ -205,7 +205,7 @@ def dequantized(data: Tensor, info: TensorInfo) -> Tensor:
         from gguf.quants import dequantize
     except ImportError:
         raise FileError(
-            "GGUF weights need the gguf package", code="gguf_missing", try_instead="pip install 'turbodiff[gguf]'"
+            "GGUF weights need the gguf package", code="gguf_missing", expected=GGUF_COMMAND, try_instead=GGUF_COMMAND
         ) from None
     rows = data.numpy().reshape(info.shape[0] if info.shape else 1, -1)  # whole blocks, whatever the further axes
     kind = GGMLQuantizationType[info.dtype.removeprefix(GGUF_PREFIX)]

@@ -17,6 +17,7 @@ from stat import S_ISREG
 from types import MappingProxyType
 from typing import NamedTuple
 
+from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.files import sha256_of
@@ -37,12 +38,13 @@ from turbodiff.weights.detect import INDEX, Checkpoint, Part, expected_names, op
 from turbodiff.weights.distillation import lora_training, training_of
 from turbodiff.weights.fit import misfit, network_shapes
 from turbodiff.weights.folders import ROOTS_VARIABLE, TOKENIZER, Entry, cache_snapshots, lora_files, model_roots, walk
+from turbodiff.weights.forms import GGUF_COMMAND, TOKENIZER_TENSOR
 from turbodiff.weights.headers import bad_file
 from turbodiff.weights.kinds import family_of, other_kind
 
 VAE_TENSORS = 194  # of the Wan2.1 VAE at any width
 RESOLUTION = re.compile(r"(?<!\d)(480|720)p")
-FORMS = ("int8", "fp8", "gguf")  # of layouts: what is left out of a weight, worst last
+FORMS = (TOKENIZER_TENSOR, "int8", "fp8", "gguf")  # of layouts: what is left out of a weight, worst last
 SHOWN_REASONS = 3
 
 
@@ -58,6 +60,7 @@ class Looked(NamedTuple):
     sla: bool = False
     metadata: Mapping[str, str] = MappingProxyType({})
     training: Training = PLAIN
+    tokenizer_bytes: int = 0  # of one inside the file of a text encoder
 
 
 class LoraFile(NamedTuple):
@@ -196,6 +199,21 @@ def resolve_files(
     )  # fmt: skip
 
 
+def open_tokenizer(file: FoundFile) -> Tokenizer:
+    """The tokenizer of a file: a SentencePiece model, or ComfyUI's UMT5, which has one inside.
+
+    Raises:
+        FileError: not a SentencePiece model, or no longer there.
+    """
+    path = Path(file.path)
+    if file.layout != TOKENIZER_TENSOR:
+        return Tokenizer(path)
+    info = open_checkpoint(path).header.tensors[TOKENIZER_TENSOR]
+    with info.file.open("rb") as opened:
+        opened.seek(info.offset)
+        return Tokenizer(path, opened.read(info.nbytes))
+
+
 def _passed_over_words(found: Inventory) -> str:
     """What was passed over, for the error of missing files: it may be what the person thinks is there."""
     reasons = [f"{Path(one.path).name}: {one.got or one.what}"[:160] for one in found.passed_over]
@@ -244,7 +262,10 @@ def _match(entry: Entry) -> tuple[list[FoundFile], FileError | None]:
         if entry.stray:
             raise bad_file(path, "a shard without its index", code="index_missing", expected="*.safetensors.index.json")
         looked = _look(path, stat.st_size, stat.st_mtime_ns, os.environ.get("TURBODIFF_CONFIGS", ""))
-        return ([], looked.error) if looked.error else (_files_of(path, looked), None)
+        if looked.error:
+            return [], looked.error
+        inside = _tokenizers(path, looked.tokenizer_bytes)[0] if looked.tokenizer_bytes else []
+        return _files_of(path, looked) + inside, None
     except FileError as error:
         return [], error
     except OSError as error:
@@ -254,7 +275,10 @@ def _match(entry: Entry) -> tuple[list[FoundFile], FileError | None]:
 def _tokenizers(path: Path, size: int) -> tuple[list[FoundFile], FileError | None]:
     """A SentencePiece model spends 10 to 64 bytes a piece, and up to half a MiB on its character table."""
     fits = [spec for spec in all_models() if 8 * (n := spec.text_encoder.vocab) <= size <= 64 * n + (1 << 19)]
-    found = [FoundFile(model=spec.name, component="tokenizer", path=str(path), bytes=size) for spec in fits]
+    layout = "" if path.name == TOKENIZER else TOKENIZER_TENSOR
+    found = [
+        FoundFile(model=spec.name, component="tokenizer", path=str(path), bytes=size, layout=layout) for spec in fits
+    ]
     got = f"{size} bytes"
     return found, None if fits else bad_file(path, "the tokenizer of another model", code="file_foreign", got=got)
 
@@ -272,7 +296,7 @@ def _look(path: Path, _size: int, _mtime_ns: int, _configs: str) -> Looked:
         if models and checkpoint.layout.endswith("gguf") and find_spec("gguf") is None:
             raise FileError(
                 "GGUF weights need the gguf package", code="gguf_missing", field=str(path), got="a GGUF file",
-                expected="pip install 'turbodiff[gguf]'", try_instead="pip install 'turbodiff[gguf]'",
+                expected=GGUF_COMMAND, try_instead=GGUF_COMMAND,
             )  # fmt: skip
         if not models:
             return Looked(error=error or _no_model(checkpoint))
@@ -280,6 +304,7 @@ def _look(path: Path, _size: int, _mtime_ns: int, _configs: str) -> Looked:
         return Looked(
             tuple(models), None, checkpoint.component, checkpoint.layout, checkpoint.header.nbytes, checkpoint.quant,
             checkpoint.sla, titles, training_of(checkpoint.header.tensors, checkpoint.header.metadata, path),
+            inside.nbytes if (inside := checkpoint.header.tensors.get(TOKENIZER_TENSOR)) else 0,
         )  # fmt: skip
     except FileError as error:
         return Looked(error=error)

@@ -25,7 +25,7 @@ from turbodiff.plan.weight_sizes import encoder_bytes, weights_of
 from turbodiff.runtime import text
 from turbodiff.spec.models import all_models, find_model
 
-MODELS = [spec.name for spec in all_models()]
+MODELS = [spec.name for spec in all_models() if spec.turbo]  # undistilled pairs have the networks of Wan2.2 A14B
 WAN = [name for name in MODELS if "demo" not in name]
 FRAMES = (17, 49, 81)
 KINDS = ("dense", "sage", "sla", "sagesla")

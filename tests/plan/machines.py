@@ -34,7 +34,7 @@ def disk(*models: str, quant: tuple[bool, ...] = (False, True)) -> Inventory:
             path=file.names[0],
             bytes=file.bytes,
             quant=file.quant,
-            sla=file.component.startswith("dit"),  # the published files are distilled
+            sla=spec.turbo and file.component.startswith("dit"),  # published files that are distilled
             resolution=file.resolution,
         )
         for spec in all_models()

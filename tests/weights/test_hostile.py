@@ -18,7 +18,7 @@ from tests.weights import tiny
 from tests.weights.test_damage import forged
 from tests.weights.test_locate import hollow
 from turbodiff.spec.errors import FileError
-from turbodiff.weights import folders, locate
+from turbodiff.weights import folders, locate, look
 from turbodiff.weights.detect import detect, read_header
 
 MUTATIONS = int(os.environ.get("TURBODIFF_MUTATIONS", "150"))
@@ -199,7 +199,7 @@ def test_a_header_of_14b_is_looked_at_in_50_ms(tmp_path: Path) -> None:
     best = []
     for _ in range(3):
         os.utime(plain)
-        locate._look.cache_clear()
+        look.look.cache_clear()
         before = time.thread_time()
         files, error = locate._match(folders.Entry(plain))
         best.append(time.thread_time() - before)

@@ -1,0 +1,80 @@
+"""One file looked at: which models it fills, or why none. Never raises; read again when it changes."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from turbodiff.spec.errors import FileError
+from turbodiff.spec.models import ModelSpec, all_models
+from turbodiff.spec.schedules import PLAIN, Training
+from turbodiff.weights import experts
+from turbodiff.weights.detect import Checkpoint, Part, open_checkpoint
+from turbodiff.weights.distillation import training_of
+from turbodiff.weights.fit import misfit, network_shapes
+from turbodiff.weights.forms import GGUF_COMMAND, TOKENIZER_TENSOR
+from turbodiff.weights.headers import bad_file
+from turbodiff.weights.kinds import family_of, other_kind
+
+
+class Looked(NamedTuple):
+    """What looking at one file gave: the models that it fills and what the search needs of its header, or an error."""
+
+    models: tuple[str, ...] = ()
+    error: FileError | None = None
+    component: Part = "dit"
+    layout: str = ""
+    nbytes: int = 0
+    quant: bool = False
+    sla: bool = False
+    metadata: Mapping[str, str] = MappingProxyType({})
+    training: Training = PLAIN
+    tokenizer_bytes: int = 0  # of one inside the file of a text encoder
+
+
+@lru_cache(maxsize=4096)
+def look(path: Path, _size: int, _mtime_ns: int, _configs: str) -> Looked:
+    """What the header says; read again when size or time of the file change. Never raises."""
+    try:
+        checkpoint = open_checkpoint(path)
+        error, models = None, []
+        for spec in (spec for spec in all_models() if _sizes_fit(spec, checkpoint)):
+            shapes = network_shapes(spec, checkpoint.component, checkpoint.quant, checkpoint.sla)
+            error = misfit(checkpoint, shapes)
+            models += [] if error else [spec.name]
+        if models and checkpoint.layout.endswith("gguf") and find_spec("gguf") is None:
+            raise FileError(
+                "GGUF weights need the gguf package", code="gguf_missing", field=str(path), got="a GGUF file",
+                expected=GGUF_COMMAND, try_instead=GGUF_COMMAND,
+            )  # fmt: skip
+        if not models:
+            return Looked(error=error or _no_model(checkpoint))
+        titles = {name: text[:200] for name, text in checkpoint.header.metadata.items() if name in experts.TITLES}
+        return Looked(
+            tuple(models), None, checkpoint.component, checkpoint.layout, checkpoint.header.nbytes, checkpoint.quant,
+            checkpoint.sla, titles, training_of(checkpoint.header.tensors, checkpoint.header.metadata, path),
+            inside.nbytes if (inside := checkpoint.header.tensors.get(TOKENIZER_TENSOR)) else 0,
+        )  # fmt: skip
+    except FileError as error:
+        return Looked(error=error)
+    except Exception as error:  # noqa: BLE001  one file, whatever is in it, must not hide the others
+        got = f"{type(error).__name__}: {error}"[:120]
+        return Looked(error=bad_file(path, "the file is damaged", code="file_damaged", got=got))
+
+
+def _sizes_fit(spec: ModelSpec, checkpoint: Checkpoint) -> bool:
+    dit = spec.dit.model_dump() | {"text_dim": spec.text_encoder.dim, "head_dim": spec.dit.head_dim}
+    facts = {"dit": dit, "vae": spec.vae.model_dump(), "text_encoder": spec.text_encoder.model_dump()}
+    told = {name: number for name, number in checkpoint.numbers.items() if (name, number) != ("head_dim", 0)}
+    return all(facts[checkpoint.component][name] == number for name, number in told.items())
+
+
+def _no_model(checkpoint: Checkpoint) -> FileError:
+    sizes = ", ".join(f"{name} {number}" for name, number in checkpoint.numbers.items())
+    return bad_file(
+        checkpoint.header.path, "no model here has these sizes", code="no_model",
+        got=other_kind(checkpoint.unknown) or family_of(checkpoint.component, checkpoint.numbers) or sizes,
+        expected="turbodiff models list",
+    )  # fmt: skip

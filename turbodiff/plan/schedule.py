@@ -97,7 +97,7 @@ def schedule_reasons(
         if training.trained_for == "base":
             numbers |= {"guidance": settled.guidance, "shift": settled.shift}
         if training.trained_for == "step-distilled":
-            numbers |= {"family": training.recipe.title, "shift": settled.shift}
+            numbers |= {"family": training.recipe.title if training.family else "unnamed", "shift": settled.shift}
         yield key[training.trained_for], numbers
     if settled.negative_prompt and "negative_prompt" in wish.auto:
         yield "negative_prompt_of_wan", {}
@@ -110,7 +110,7 @@ def schedule_reasons(
     if training.trained_for == "rcm" and wish.weights_are == "auto":
         for lora in loras:
             if lora.trained_for == "step-distilled":
-                yield "distilled_twice", {"family": lora.recipe.title}
+                yield "distilled_twice", {"family": lora.recipe.title if lora.family else "unnamed"}
     file = network_file(candidate.spec, candidate.int8, inventory)
     if settled.attention in SPARSE and file is not None and not file.sla:
         yield "not_distilled_for_sla", {"attention": settled.attention}

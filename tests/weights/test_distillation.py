@@ -41,6 +41,7 @@ PUBLISHED = [
     ("Wan2.2-T2V-A14B-HighNoise-Q4_K_M.gguf", "base", "", 0),
     ("Wan2.1-T2V-14B/diffusion_pytorch_model.safetensors.index.json", "base", "", 0),
     ("my_style_lora_1000steps.safetensors", "base", "", 0),
+    ("my_style_lora_40steps.safetensors", "base", "", 0),
     ("lora_epoch10_step500.safetensors", "base", "", 0),
     ("storm_lightnings-free.safetensors", "base", "", 0),
     ("TurboDiffusion/checkpoints/Wan2.1-T2V-14B.pth", "base", "", 0),

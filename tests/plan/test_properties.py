@@ -1,17 +1,21 @@
 """What must hold for every request on every machine; 2,000 cases and more, all by arithmetic."""
 
+import os
+
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.plan.machines import ask, disk, gpu, machine
 from turbodiff.plan.candidates import SIZE_PINS, WORTHWHILE_FRAMES, as_wished, candidates, smaller_models
-from turbodiff.plan.offload_search import NEARLY, evaluate, plan_context
+from turbodiff.plan.offload_search import NEARLY, evaluate, plan_context, settled
 from turbodiff.plan.planner import LOSSY_FIELDS, SLOW, plan_request
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.models import all_models
 from turbodiff.spec.numbers import GIB
 
-CASES = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+# TURBODIFF_PLAN_CASES=30000 for a long run
+COUNT = int(os.environ.get("TURBODIFF_PLAN_CASES", "200"))
+CASES = settings(max_examples=COUNT, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 MODELS = [spec.name for spec in all_models() if spec.turbo]  # published files are distilled for rCM
 PINS = st.sets(st.sampled_from(["model", "resolution", "num_frames", "quant_linear"]))
@@ -114,7 +118,7 @@ def quality(request):
     """Smaller is better: the planner's own order of sacrifice."""
     model = [request.model, *(spec.name for spec in all_models())].index(request.model)
     sizes = -request.spec.dit.dim, model
-    few = request.num_frames < WORTHWHILE_FRAMES
+    few = sum(request.num_frames < worthwhile for worthwhile in WORTHWHILE_FRAMES)
     return few, sizes, -request.width * request.height, -request.num_frames, request.quant_linear == "on"
 
 
@@ -140,6 +144,31 @@ def test_more_memory_never_gives_a_worse_choice(request, total, more, inventory,
     assert ranks[0] <= ranks[1]
     if before.request == after.request:
         assert after.seconds <= before.seconds * NEARLY
+
+
+@CASES
+@given(requests(), VRAM_GIB, st.floats(0, 40))
+def test_the_same_choice_is_never_slower_with_more_memory(request, total, more):
+    """Beyond what "nearly as fast and fits with ease" may cost."""
+    small, big = (plan_context(machine(gpu(size)), disk()) for size in (total, total + more))
+    for choice in (next(candidates(request, small.machine, disk(), None, frozenset())),):
+        before, after = evaluate(request, choice, small), evaluate(request, choice, big)
+        if before.fits:
+            assert after.fits
+            assert after.seconds <= before.seconds * NEARLY**3  # three phases settle their levers
+
+
+@CASES
+@given(requests(), machines(), DISKS)
+def test_a_choice_is_never_slower_and_not_better_than_one_that_was_skipped(request, where, inventory):
+    plan = plan_or_refusal(request, where, inventory)
+    assume(not isinstance(plan, DoesNotFitError))
+    context = plan_context(where, inventory)
+    for skipped in settled(request, context, request.pinned):
+        if skipped.visible == (plan.request.model, plan.request.width, plan.request.height, plan.request.num_frames):
+            break
+        cost = evaluate(request, skipped, context)
+        assert not cost.fits or cost.seconds > plan.seconds - 0.01
 
 
 @CASES

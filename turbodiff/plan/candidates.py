@@ -1,7 +1,7 @@
 """What a request may become: the wish first, then everything below it, in the order of sacrifice.
 
-Least dear first: INT8, frames down to 49, resolution, model, and only then the last frames. Pins never move, nothing is
-ever raised.
+Least dear first: INT8, frames down to 49, resolution, model; then frames down to 33 in the same order; then the rest.
+Pins never move, nothing is ever raised.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,10 @@ from turbodiff.spec.request import Request
 from turbodiff.spec.shapes import RESOLUTIONS, VideoShape, adaptive_size, table_size
 
 FRAME_LADDER = (161, 121, 81, 65, 49, 33, 17, 13, 9, 5, 1)
-WORTHWHILE_FRAMES = 49  # three seconds at 16 fps; below this a lower resolution or a smaller model is the lesser loss
+WORTHWHILE_FRAMES = (
+    49,
+    33,
+)  # 3 and 2 seconds at 16 fps; below, a lower size or a smaller model is the lesser loss
 SIZE_PINS = frozenset({"resolution", "size", "width", "height", "aspect"})
 
 
@@ -68,14 +71,14 @@ def candidates(
             switches[spec.name] = (False,)
         else:
             switches[spec.name] = (False, True)
-    for few in (False, True):
+    for shortage in range(len(WORTHWHILE_FRAMES) + 1):
         for spec in models:
             ladder = [min(request.num_frames, spec.limits.max_frames)]
             ladder += [frames for frames in FRAME_LADDER if frames < ladder[0]]
             frame_counts = [request.num_frames] if "num_frames" in pinned else ladder
             for size in _sizes(request, spec, pinned):
                 for frames in frame_counts:
-                    if (frames < WORTHWHILE_FRAMES) is few:
+                    if sum([frames < worthwhile for worthwhile in WORTHWHILE_FRAMES]) == shortage:
                         for int8 in switches[spec.name]:
                             yield Candidate(spec, *size, frames, int8)
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import getpass
+import ipaddress
 import os
+import re
 import socket
 import sys
 import threading
@@ -26,6 +29,8 @@ VENV = ROOT / ".venv"
 PORT = 7860
 LOOPBACK = "127.0.0.1"
 ALL_ADDRESSES = "0.0.0.0"
+PASSWORD = "TURBODIFF_PASSWORD"
+ASK = "\0ask"  # `--password` without a value; no argument of a process can hold it
 STARTUP_LOG = "webui_startup_latest.log"  # diagnostics/logs.py writes it
 
 
@@ -35,14 +40,19 @@ def use_own_python() -> None:
     if Path(sys.prefix).resolve() == VENV.resolve():
         return
     if own.exists():
-        os.execv(own, [str(own), str(Path(__file__).resolve()), *sys.argv[1:]])
+        try:
+            os.execv(own, [str(own), str(Path(__file__).resolve()), *sys.argv[1:]])
+        except OSError as error:
+            sys.exit(f"{own} cannot be run ({error.strerror}): remove {VENV} and run scripts/start once as this user")
     if sys.version_info < (3, 11) or find_spec("gradio") is None or find_spec("pydantic") is None:
         sys.exit("turbodiff is not installed for this Python: run scripts/start once")
 
 
 def parser() -> argparse.ArgumentParser:
     """Flags of `python webui/app.py`, the same for its web child."""
-    flags = argparse.ArgumentParser(prog="webui/app.py", description="turbodiff: text or a picture to a short video")
+    flags = argparse.ArgumentParser(
+        prog="webui/app.py", description="turbodiff: text or a picture to a short video", allow_abbrev=False
+    )
     add = flags.add_argument
     add("--port", type=int, default=PORT, help="default: %(default)s")
     add(
@@ -51,12 +61,25 @@ def parser() -> argparse.ArgumentParser:
         const=ALL_ADDRESSES,
         default=LOOPBACK,
         metavar="ADDRESS",
-        help="serve other machines; needs a password",
+        help="serve other machines, all addresses or one; needs a password",
     )
     add(
-        "--password", default=os.environ.get("TURBODIFF_PASSWORD", ""), help="for --listen; better: $TURBODIFF_PASSWORD"
+        "--password",
+        nargs="?",
+        const=ASK,
+        default=os.environ.get(PASSWORD, ""),
+        help=f"for --listen; without a value it is asked for; or ${PASSWORD}",
     )
+    add("--password-file", type=Path, default=None, metavar="FILE", help="its first line is the password")
     add("--host-name", action="append", default=[], metavar="NAME", help="another name that this page answers to")
+    add(
+        "--proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="a reverse proxy (address or network) whose X-Forwarded headers are believed",
+    )
+    add("--root-path", default="", metavar="/PATH", help="where a reverse proxy puts the page: https://name/PATH/")
     add("--state-dir", type=Path, default=None, help="queue, caches, logs")
     add("--outputs", type=Path, default=Path("outputs"), help="where clips go; default: %(default)s")
     add("--lang", choices=("auto", "en", "zh"), default="auto", help="default: as the browser asks")
@@ -65,14 +88,57 @@ def parser() -> argparse.ArgumentParser:
     return flags
 
 
+def read_password(args: argparse.Namespace) -> str:
+    """The password of `--password-file`, of the terminal, of `--password` or of $TURBODIFF_PASSWORD; "" for none.
+
+    Raises:
+        RequestError: the file cannot be read, or there is no terminal to ask at.
+    """
+    from turbodiff.spec.errors import RequestError
+
+    try:
+        if args.password_file is not None:
+            with args.password_file.open("rb") as file:
+                return str(file.readline(4096).decode("utf-8", "replace").strip("\r\n"))
+        if args.password == ASK:
+            return str(getpass.getpass("password: "))
+    except (OSError, EOFError) as error:
+        raise RequestError(
+            "the password cannot be read",
+            code="password_unread",
+            field="--password-file" if args.password_file else "--password",
+            got=str(args.password_file or getattr(error, "strerror", None) or "no terminal"),
+            try_instead=f"${PASSWORD}, or --password-file with a file that this user can read",
+        ) from None
+    return str(args.password)
+
+
+def without_password(argv: Sequence[str]) -> list[str]:
+    """The flags less those about the password: what stands in a command line, every user of the machine can read."""
+    kept: list[str] = []
+    skip = False
+    for flag in argv:
+        name, _, value = flag.partition("=")
+        if skip and not flag.startswith("-"):
+            skip = False
+        elif name in ("--password", "--password-file"):
+            skip = not value
+        else:
+            skip = False
+            kept.append(flag)
+    return kept
+
+
 def check(args: argparse.Namespace) -> None:
     """Check what must hold before anything starts.
 
     Raises:
         PortInUseError: another program holds the port; it is named where the system tells.
-        RequestError: `--listen` without a password, `--mcp` without its package.
+        RequestError: `--listen` without a password, at no address or port of ours; `--mcp` without its package; a
+            proxy or a root path that is none.
     """
-    from turbodiff.spec.errors import PortInUseError, RequestError
+    from turbodiff.spec.errors import RequestError
+    from webui.listening import is_loopback, listening_sockets
 
     if args.mcp and find_spec("mcp") is None:
         raise RequestError(
@@ -81,45 +147,42 @@ def check(args: argparse.Namespace) -> None:
             field="--mcp",
             try_instead='pip install "turbodiff[mcp]", or leave --mcp out',
         )
-    if args.listen != LOOPBACK and not args.password:
+    for proxy in args.proxy:
+        try:
+            ipaddress.ip_network(proxy, strict=False)
+        except ValueError:
+            raise RequestError(
+                "a proxy is named by its address or network",
+                code="bad_proxy",
+                field="--proxy",
+                got=proxy,
+                try_instead="--proxy 127.0.0.1",
+            ) from None
+    if args.root_path and not re.fullmatch(r"(/[\w.~-]+)+/?", args.root_path):
+        raise RequestError(
+            "a root path starts with a slash",
+            code="bad_root_path",
+            field="--root-path",
+            got=args.root_path,
+            try_instead="--root-path /video",
+        )
+    for sock in listening_sockets(args.listen, args.port):
+        sock.close()
+    if not args.password and not is_loopback(args.listen):
         raise RequestError(
             "other machines can reach --listen: it needs a password",
             code="listen_needs_password",
             field="--listen",
-            try_instead="TURBODIFF_PASSWORD=... python webui/app.py --listen",
+            try_instead=f"{PASSWORD}=... python webui/app.py --listen",
         )
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((args.listen, args.port))
-        except OSError as error:
-            raise PortInUseError(
-                f"port {args.port} is taken",
-                code="port_in_use",
-                field="--port",
-                got=_port_holder(args.port) or error.strerror,
-                try_instead=f"--port {args.port + 1}",
-            ) from None
 
 
-def _port_holder(port: int) -> str:
-    """The program that listens on a port: "python webui/app.py (pid 4211)"; "" where the system does not tell."""
-    import psutil
-
-    with contextlib.suppress(psutil.Error):
-        for connection in psutil.net_connections("tcp"):
-            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
-                command = " ".join(psutil.Process(connection.pid).cmdline())[:80] if connection.pid else ""
-                return f"{command} (pid {connection.pid})" if connection.pid else ""
-    return ""
-
-
-def open_when_up(port: int, patience_s: float = 60.0) -> None:
+def open_when_up(url: str, address: tuple[str, int], patience_s: float = 60.0) -> None:
     """Open a browser once the page answers; a machine without one is fine."""
     end_s = time.monotonic() + patience_s
     while time.monotonic() < end_s:
-        with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), timeout=1):
-            webbrowser.open(f"http://{LOOPBACK}:{port}")
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
+            webbrowser.open(url)
             return
         time.sleep(0.3)
 
@@ -129,22 +192,28 @@ def main(argv: Sequence[str]) -> int:
     use_own_python()
     # a script's own folder comes first on sys.path: webui/ there would shadow modules named like ours
     sys.path[:] = [str(ROOT), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "webui")]
+    from turbodiff.spec import stdio
     from turbodiff.spec.errors import TurbodiffError
 
+    stdio.make_safe()
     args = parser().parse_args(argv)
     try:
+        args.password = os.environ[PASSWORD] = read_password(args)
+        if without_password(argv) != list(argv):  # off the command line, which `ps` shows to everybody
+            os.execv(sys.executable, [sys.executable, "-P", str(Path(__file__).resolve()), *without_password(argv)])
         check(args)
-        if not args.no_browser:
-            threading.Thread(target=open_when_up, args=(args.port,), daemon=True).start()
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         from turbodiff.studio import Studio
+        from webui.listening import reachable_at, url_of
 
-        address = (LOOPBACK if args.listen == ALL_ADDRESSES else args.listen, args.port)
-        sys.stdout.write(f"turbodiff at http://{address[0]}:{address[1]}, log in {STARTUP_LOG}; Ctrl-C ends it\n")
+        address = (reachable_at(args.listen), args.port)
+        url = url_of(*address)
+        if not args.no_browser:
+            threading.Thread(target=open_when_up, args=(url, address), daemon=True).start()
+        sys.stdout.write(f"turbodiff at {url}, log in {STARTUP_LOG}; Ctrl-C ends it\n")
         sys.stdout.flush()
         studio = Studio(args.state_dir, args.outputs)
-        code = studio.serve([sys.executable, "-m", "webui.server", *argv], address)
+        code = studio.serve([sys.executable, "-P", "-m", "webui.server", *argv], address)
         if code not in (0, 130):
             sys.stderr.write(f"[ERROR] ended with {code}: {STARTUP_LOG} says why\n")
         return code

@@ -1,6 +1,7 @@
 """HTML as text: what a person or a file wrote is escaped, only `Html` passes as it is."""
 
 import html
+import os
 from collections.abc import Iterable, Iterator
 
 
@@ -12,6 +13,7 @@ class Html(str):
 
 # Gradio evaluates ${...} and {{...}} of an HTML component as a template, so user text must not hold them
 _TEMPLATE = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;", "\\": "&#92;"})
+ROOT_PATH = "TURBODIFF_ROOT_PATH"  # the page's process sets it from --root-path
 _PLAIN_LINK = "text-decoration:none"
 
 
@@ -65,6 +67,17 @@ def local(name: str, argument: object, *label: object, cls: str = "", **attribut
 def download(href: str, label: str, cls: str = "td-btn plain", **attributes: object) -> Html:
     """A link that looks like a button and saves what it points to."""
     return el("a", label, href=href, **{"download": True, **attributes}, cls=cls, style=_PLAIN_LINK)
+
+
+def link(path: str) -> str:
+    """The path of one of our routes as a browser asks for it: behind the prefix of a reverse proxy, if there is one."""
+    return os.environ.get(ROOT_PATH, "") + path
+
+
+def log_out(label: str) -> Html:
+    """The button that ends a session."""
+    button = el("button", label, type="submit", cls="td-btn")
+    return el("form", button, method="post", action=link("/logout"), cls="td-html td-narrow", id="log-out")
 
 
 def facts(rows: Iterable[tuple[object, object]], cls: str = "td-num", **attributes: object) -> Html:

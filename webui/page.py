@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import gradio as gr
 
 from turbodiff.spec.models import ModelSpec
 from webui import markup
-from webui.app import STARTUP_LOG
+from webui.app import PASSWORD, STARTUP_LOG
 from webui.panels import create, form_help, status_bar, tabs
 from webui.wording import Words
 
@@ -84,7 +85,9 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
                     placeholder=hint, show_label=False, label=hint, max_lines=1, elem_id="seed-search", scale=5
                 )
                 seed_file = _upload(words("seeds.import"), ".md", elem_id="import-seeds", scale=1, min_width=180)
-                gr.HTML(markup.download("/seeds.md", words("seeds.export"), cls="td-btn", download="seeds.md"))
+                gr.HTML(
+                    markup.download(markup.link("/seeds.md"), words("seeds.export"), cls="td-btn", download="seeds.md")
+                )
             stage["seeds"] = gr.HTML(elem_id="seed-table")
         with gr.Tab(words("system.tab"), id="system"):
             stage["system"] = gr.HTML(elem_id="system")
@@ -93,6 +96,8 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
             stage["log"] = gr.HTML(max_height=640, autoscroll=True, elem_id="log")
         with gr.Tab(words("settings.tab"), id="settings-tab"):
             stage["settings"] = gr.HTML(elem_id="settings")
+            if os.environ.get(PASSWORD):
+                gr.HTML(markup.log_out(words("server.log_out")))
     ui_state, seen = gr.State(dict(INITIAL_UI_STATE)), gr.State({})
     draft = gr.BrowserState(None, storage_key=DRAFT_KEY, secret=DRAFT_SECRET)
     shown = (made, stage, ui_state, seen, draft, act_bus, form_bus, note, gr.Timer(TICK_S))

@@ -5,23 +5,30 @@ Rules and what each stops (measured on plain Gradio 6.31, which lets the first t
   Origin not our Host      403   another site posting to this page
   body too large           413   256 KiB of JSON, 25 MiB of upload
   too many per minute      429   login 5, wrong Bearer included; beyond this machine: upload 60, other writes 600
-  no login with --listen   401   /login takes the password; the cookie is HttpOnly and SameSite=Lax
+  no login with --listen   401   /login takes the password; the cookie is HttpOnly and SameSite=Lax; /logout ends it
+
+An IP address as Host cannot be rebound, so any is served where other machines may come in; of names only this
+machine's and those of --host-name.
 
 Starlette's TrustedHostMiddleware is not used: it cuts a Host at its first colon, which refuses "[::1]:7860".
 """
 
+import contextlib
 import hmac
+import ipaddress
 import re
-import secrets
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from webui.listening import is_loopback, own_names
+from webui.proxies import FROM_PROXY, PORTS
+from webui.sessions import LASTS_S, Sessions
 from webui.wording import Words, language_of
 
 JSON_BYTES = 256 * 1024
@@ -32,7 +39,7 @@ LIMITS = {"login": 5, "upload": 60, "write": 600}
 MAX_COUNTED = 10_000
 COOKIE = "turbodiff_session"
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
-OPEN_PATHS = ("/login", "/healthz", "/favicon.ico")
+OPEN_PATHS = ("/login", "/logout", "/healthz", "/favicon.ico")
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:@/?#\s]*)(?::\d*)?")  # RFC 9110: a name or address, then maybe a port
 LOOPBACK = ("127.0.0.1", "::1")
 HEADERS = (
@@ -72,13 +79,29 @@ class SecurityMiddleware:
         listen: the address that is listened on; it and loopback are always served.
         host_names: further names that this page answers to.
         password: "" for none, which suits a page that only this machine reaches.
+        port: names the session's cookie, which browsers send to every port of a host.
+        root_path: the prefix that a reverse proxy serves the page under.
+        sessions: who is logged in; None for sessions that end with this process.
     """
 
-    def __init__(self, app: ASGIApp, listen: str, host_names: Iterable[str] = (), password: str = "") -> None:
-        self.app, self.password = app, password
-        self.hosts = {name.lower() for name in ("localhost", *LOOPBACK, listen, *host_names)}
+    def __init__(
+        self,
+        app: ASGIApp,
+        listen: str,
+        host_names: Iterable[str] = (),
+        password: str = "",
+        *,
+        port: int = 0,
+        root_path: str = "",
+        sessions: Sessions | None = None,
+    ) -> None:
+        self.app, self.password, self.root_path = app, password, root_path.rstrip("/")
+        self.hosts = {host_name(name) or name.lower() for name in ("localhost", *LOOPBACK, listen, *host_names)}
+        self.any_address = not is_loopback(listen)
+        self.hosts |= own_names() if self.any_address else set()
         self.rates = RateLimiter()
-        self.sessions: set[str] = set()
+        self.cookie = f"{COOKIE}_{port}" if port else COOKIE
+        self.sessions = sessions or Sessions(password)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or hand it on; websockets are not served."""
@@ -106,23 +129,29 @@ class SecurityMiddleware:
         if answer is self.app and self.password:
             if scope["path"] == "/login":
                 answer = await self._login(request)
+            elif scope["path"] == "/logout" and scope["method"] == "POST":
+                answer = self._logout(request)
             elif not self._is_logged_in(request) and scope["path"] not in OPEN_PATHS:
                 wants_page = scope["method"] == "GET" and "text/html" in request.headers.get("accept", "")
                 what = "log in first: POST /login with the password, or Authorization: Bearer"
-                answer = RedirectResponse("/login", 303) if wants_page else PlainTextResponse(what, 401)
+                answer = (
+                    RedirectResponse(f"{self.root_path}/login", 303) if wants_page else PlainTextResponse(what, 401)
+                )
         await answer(scope, limited_receive, send_with_headers)
 
     def _refusal(self, request: Request, limit: int) -> Response | None:
         """The answer to a request that breaks a rule, None for one that keeps them."""
         headers, path = request.headers, request.scope["path"]
         host = headers.get("host", "")
-        if host_name(host) not in self.hosts:
-            return PlainTextResponse("this host name is not served here", 403)
+        if not self._is_served(host_name(host)):
+            words = Words(language_of(headers.get("accept-language", "")))
+            return PlainTextResponse(words("server.host_refused", host=host_name(host)[:100] or "?"), 403)
         if request.method in SAFE_METHODS:
             return None
         origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2].lower() != host.lower():
-            return PlainTextResponse("requests from other sites are refused", 403)
+        if origin is not None and not same_site(origin, host, proxied=bool(request.scope.get(FROM_PROXY))):
+            words = Words(language_of(headers.get("accept-language", "")))
+            return PlainTextResponse(words("server.origin_refused"), 403)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 15 or int(length) > limit:
             return PlainTextResponse(f"at most {limit} bytes", 413)
@@ -132,9 +161,24 @@ class SecurityMiddleware:
             return PlainTextResponse("too many requests, wait a minute", 429)
         return None
 
+    def _is_served(self, name: str) -> bool:
+        """Whether the page answers to the name of a Host header."""
+        if name in self.hosts:
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return self.any_address or str(address) in self.hosts
+
+    def _tokens(self, request: Request) -> list[str]:
+        """What the request's cookies of our name hold; those of other programs on this host may look like anything."""
+        pairs = (pair.partition("=") for line in request.headers.getlist("cookie") for pair in line.split(";"))
+        return [value.strip().strip('"') for name, _, value in pairs if name.strip() == self.cookie]
+
     def _is_logged_in(self, request: Request) -> bool:
         """Whether the request brings a session's cookie or the password; a wrong one counts as a login."""
-        if request.cookies.get(COOKIE) in self.sessions:
+        if any(map(self.sessions.holds, self._tokens(request))):
             return True
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         client = _client(request)
@@ -149,7 +193,7 @@ class SecurityMiddleware:
         """The login page, or what a password gets: a session, or the page once more."""
         languages = request.headers.get("accept-language", "")
         if request.method != "POST":
-            return HTMLResponse(login_page(languages))
+            return HTMLResponse(login_page(languages, self.root_path))
         try:
             body = await request.body()
         except ClientDisconnect:
@@ -157,12 +201,22 @@ class SecurityMiddleware:
         fields = parse_qs(body[:LOGIN_BYTES].decode("utf-8", "replace"))
         given = fields.get("password", [""])[0]
         if not hmac.compare_digest(given.encode(), self.password.encode()):
-            return HTMLResponse(login_page(languages, wrong=True), 401)
-        token = secrets.token_urlsafe(32)
-        self.sessions.add(token)
+            return HTMLResponse(login_page(languages, self.root_path, wrong=True), 401)
         wants_page = "text/html" in request.headers.get("accept", "")
-        answer = RedirectResponse("/", 303) if wants_page else JSONResponse({"success": True})
-        answer.headers["set-cookie"] = f"{COOKIE}={token}; HttpOnly; SameSite=Lax; Path=/"
+        answer = RedirectResponse(f"{self.root_path}/", 303) if wants_page else JSONResponse({"success": True})
+        return self._with_cookie(request, answer, self.sessions.add(), int(LASTS_S))
+
+    def _logout(self, request: Request) -> Response:
+        """End the session that the request brings; the browser forgets it, too."""
+        for token in self._tokens(request):
+            self.sessions.end(token)
+        return self._with_cookie(request, RedirectResponse(f"{self.root_path}/login", 303), "", 0)
+
+    def _with_cookie(self, request: Request, answer: Response, token: str, lasts_s: int) -> Response:
+        secure = "; Secure" if request.scope.get("scheme") == "https" else ""
+        answer.headers["set-cookie"] = (
+            f"{self.cookie}={token}; Max-Age={lasts_s}; HttpOnly; SameSite=Lax; Path={self.root_path or '/'}{secure}"
+        )
         return answer
 
 
@@ -173,10 +227,33 @@ def _client(request: Request) -> str:
 def host_name(host: str) -> str:
     """The name in a Host header, without its port; "" for what is no host."""
     found = HOST.fullmatch(host)
-    return found[1].strip("[]").lower() if found else ""
+    name = found[1].strip("[]").rstrip(".").lower() if found else ""
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_address(name))  # [0:0:0:0:0:0:0:1] is ::1
+    return name
 
 
-def login_page(languages: str, wrong: bool = False) -> str:
+def same_site(origin: str, host: str, proxied: bool = False) -> bool:
+    """Whether an Origin header names the site of a Host header; both may leave out the port of their scheme.
+
+    Behind a named proxy a Host without port may have lost it (nginx: `proxy_set_header Host $host`): its name decides.
+    """
+    scheme, mark, place = origin.lower().partition("://")
+    host = host.lower()
+    if not mark or scheme not in PORTS:
+        return False
+    if place == host:
+        return True
+    try:
+        asked, here = urlsplit(f"//{place}"), urlsplit(f"//{host}")
+        ports = [str(part.port or PORTS[scheme]) for part in (asked, here)]
+    except ValueError:
+        return False
+    bare = proxied and here.port is None
+    return bool(asked.hostname) and asked.hostname == here.hostname and (bare or ports[0] == ports[1])
+
+
+def login_page(languages: str, root_path: str = "", wrong: bool = False) -> str:
     """The login page in a language of an Accept-Language header: one field, no script, nothing from elsewhere."""
     words = Words(language_of(languages))
     error = f"<p role=alert>{words('server.wrong_password')}</p>" if wrong else ""
@@ -186,7 +263,7 @@ def login_page(languages: str, wrong: bool = False) -> str:
         "<title>turbodiff</title><style>body{font:16px system-ui,sans-serif;display:grid;place-items:center;"
         "height:90vh;"
         "color-scheme:light dark}form{display:grid;gap:12px;width:280px}input,button{font:inherit;padding:10px;"
-        "border-radius:9px;border:1px solid #8888}</style><form method=post action=/login>"
+        f"border-radius:9px;border:1px solid #8888}}</style><form method=post action='{root_path}/login'>"
         f"<h1 style='font-size:20px'>turbodiff</h1><label for=p>{words('server.password')}</label>"
         "<input id=p name=password type=password autofocus autocomplete=current-password>"
         f"<button>{words('server.log_in')}</button>{error}</form></html>"

@@ -17,16 +17,24 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Resp
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from turbodiff.spec import stdio
+from turbodiff.spec.environment import PASSWORD
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.studio import Studio
 from webui import events, page
-from webui.app import ALL_ADDRESSES, LOOPBACK, check, parser
+from webui.app import check, parser, read_password
+from webui.listening import listening_sockets, reachable_at, url_of
+from webui.markup import ROOT_PATH, link
+from webui.proxies import ProxyMiddleware
 from webui.request_guard import RequestGuard
 from webui.security import SecurityMiddleware
+from webui.sessions import FILE as SESSIONS
+from webui.sessions import Sessions
 from webui.snapshot import StudioReader
 from webui.wording import Words, language_of
 
 LANGUAGE_COOKIE = "turbodiff_lang"
+READ = ["GET", "HEAD"]
 UPLOAD_LIMIT = "25mb"
 PATHS = {"zh": "/zh", "en": ""}  # "" takes every path: it is mounted last
 
@@ -46,6 +54,7 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
             path=path or "/",
             server_name=args.listen,
             server_port=args.port,
+            root_path=f"{args.root_path}{path}" if args.root_path else None,
             allowed_paths=[],
             blocked_paths=[str(studio.database)],
             show_error=False,
@@ -57,22 +66,33 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
             mcp_server=bool(args.mcp and not path),  # the API's six calls as tools; a restart is not among them
             theme=page.theme(),
             css=(page.STATIC / "page.css").read_text("utf-8"),
-            head=f'<meta name="color-scheme" content="light dark"><script>{script}</script>',
+            head='<meta name="color-scheme" content="light dark">'
+            f'<meta name="turbodiff-root" content="{args.root_path}"><script>{script}</script>',
         )
         # else Gradio takes any path of this machine for an upload (processing_utils.py, 6.31)
         blocks.has_launched = True
     app.add_middleware(RequestGuard)
     app.add_middleware(LanguageRedirect, forced=args.lang)
-    app.add_middleware(SecurityMiddleware, listen=args.listen, host_names=args.host_name, password=args.password)
+    sessions = Sessions(args.password, studio.state / SESSIONS)
+    app.add_middleware(
+        SecurityMiddleware,
+        listen=args.listen,
+        host_names=args.host_name,
+        password=args.password,
+        port=args.port,
+        root_path=args.root_path,
+        sessions=sessions,
+    )
+    app.add_middleware(ProxyMiddleware, proxies=args.proxy, root_path=args.root_path)
     return app
 
 
 def _add_routes(app: FastAPI, reader: StudioReader) -> None:
-    @app.get("/healthz")
+    @app.api_route("/healthz", methods=READ)
     def healthz() -> JSONResponse:
         return JSONResponse({"ok": True})
 
-    @app.get("/media/{clip}")
+    @app.api_route("/media/{clip}", methods=READ)
     def media(clip: str) -> FileResponse:
         found = reader.clip(clip)
         if found is None or not found.path.is_file():
@@ -81,29 +101,29 @@ def _add_routes(app: FastAPI, reader: StudioReader) -> None:
             found.path, media_type="video/mp4", filename=found.path.name, content_disposition_type="inline"
         )
 
-    @app.get("/media/{clip}/poster")
+    @app.api_route("/media/{clip}/poster", methods=READ)
     def poster(clip: str) -> FileResponse:
         found = reader.clip(clip)
         if found is None or found.poster is None or not found.poster.is_file():
             raise HTTPException(404, "no poster")
         return FileResponse(found.poster, media_type="image/jpeg", headers={"cache-control": "max-age=86400"})
 
-    @app.get("/seeds.md")
+    @app.api_route("/seeds.md", methods=READ)
     def seeds() -> Response:
         return Response(reader.studio.seeds_text(), media_type="text/markdown; charset=utf-8")
 
-    @app.get("/support.zip")
+    @app.api_route("/support.zip", methods=READ)
     def support() -> FileResponse:
         made = reader.studio.support_bundle(reader.studio.state / "support.zip")
         return FileResponse(made, media_type="application/zip", filename="turbodiff-support.zip")
 
-    @app.get("/favicon.ico")
+    @app.api_route("/favicon.ico", methods=READ)
     def favicon() -> FileResponse:
         return FileResponse(page.STATIC / "favicon.svg", media_type="image/svg+xml")
 
-    @app.get("/en")
+    @app.api_route("/en", methods=READ)
     def english() -> RedirectResponse:
-        answer = RedirectResponse("/")
+        answer = RedirectResponse(link("/"))
         answer.set_cookie(LANGUAGE_COOKIE, "en", samesite="lax")
         return answer
 
@@ -127,25 +147,31 @@ class LanguageRedirect:
             query = scope["query_string"].decode("latin-1")
             lang = language_of(request.cookies.get(LANGUAGE_COOKIE, asked))
             if lang == "zh" and "text/html" in request.headers.get("accept", ""):
-                answer = RedirectResponse(f"/zh/?{query}" if query else "/zh/")
+                answer = RedirectResponse(link(f"/zh/?{query}" if query else "/zh/"))
         await answer(scope, receive, send)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page until told to stop; returns the exit code."""
+    stdio.make_safe()
     args = parser().parse_args(argv)
     try:
+        args.password = os.environ[PASSWORD] = read_password(args)
         check(args)
+        args.root_path = os.environ[ROOT_PATH] = args.root_path.rstrip("/")
+        sockets = listening_sockets(args.listen, args.port)
         app = make_app(Studio(args.state_dir, args.outputs), args)
-        address = LOOPBACK if args.listen == ALL_ADDRESSES else args.listen
-        sys.stderr.write(f"[INFO] the page is at http://{address}:{args.port}\n")
-        uvicorn.run(
-            app, host=args.listen, port=args.port, log_level="warning", access_log=False, timeout_graceful_shutdown=2
+        sys.stderr.write(f"[INFO] the page is at {url_of(reachable_at(args.listen), args.port)}\n")
+        # who the client is and what it asked for is ProxyMiddleware's business, not that of uvicorn's own defaults
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=2, proxy_headers=False, workers=1
         )
+        server = uvicorn.Server(config)
+        server.run(sockets=sockets)
     except TurbodiffError as error:
         sys.stderr.write(f"[ERROR] {error}\n")
         return error.exit_code
-    return 0
+    return 0 if server.started else 1
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from turbodiff.spec.environment import expand
 from turbodiff.spec.errors import RequestError
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def read_lora(text: str) -> dict[str, str | float]:
         path, _, tail = text.rpartition(":")
     if path and LORA_STRENGTH.fullmatch(tail):
         text, fields["strength"] = path, float(tail)
-    file = Path(text).expanduser()
+    file = expand(text)
     if not file.exists():
         raise RequestError(
             "there is no such file",

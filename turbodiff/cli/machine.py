@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PROMPT = "a red circle moves right on a black background"
 CHECKS = ("install", "gpu", "plan", "clip")
-MEASURE = (sys.executable, "-m", "turbodiff.memory_lab.measure")
+MEASURE = (sys.executable, "-P", "-m", "turbodiff.memory_lab.measure")
 FRAMES = (17, 49)  # two lengths: what grows with a clip, and what does not
 models_app = typer.Typer(help="Weights: list, pull, verify, quantize.", no_args_is_help=True)
 

@@ -15,12 +15,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from turbodiff.archive.disk import free_bytes
 from turbodiff.gpu.processes import is_running, start_ticks
+from turbodiff.spec.environment import child_environment, with_network
 from turbodiff.spec.models import Inventory, ModelSpec
 from turbodiff.weights.download import choose_files, endpoint, missing_files
 from turbodiff.weights.locate import download_root
 
-PULL = (sys.executable, "-m", "turbodiff.cli", "models", "pull")
-SELFTEST = (sys.executable, "-m", "turbodiff.cli", "selftest", "--json")
+PULL = (sys.executable, "-P", "-m", "turbodiff.cli", "models", "pull")
+SELFTEST = (sys.executable, "-P", "-m", "turbodiff.cli", "selftest", "--json")
 TAIL_BYTES = 8192
 
 
@@ -68,7 +69,14 @@ def start_task(folder: Path, name: str, argv: Sequence[str]) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.log").open("wb") as log:
-        child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        child = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=with_network(child_environment()),
+        )
     (folder / f"{name}.pid").write_text(f"{child.pid} {start_ticks(child.pid)}")
 
 

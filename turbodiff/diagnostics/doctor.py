@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from turbodiff.gpu.probe import machine_now
 from turbodiff.plan import torch_compat
 from turbodiff.plan.hardware import Machine
+from turbodiff.spec.environment import child_environment
 from turbodiff.spec.numbers import gb
 
-TORCH_REPORT = (sys.executable, "-m", "turbodiff.runtime.device")
+TORCH_REPORT = (sys.executable, "-P", "-m", "turbodiff.runtime.device")
 TORCH_REPORT_S = 120
 NOTES = [
     "SageAttention, SpargeAttn and flash-attn are not needed: turbodiff brings its own Triton kernels.",
@@ -68,7 +69,9 @@ def doctor() -> DoctorReport:
 
     machine = machine_now()
     try:
-        done = subprocess.run(TORCH_REPORT, capture_output=True, text=True, timeout=TORCH_REPORT_S, check=True)
+        done = subprocess.run(
+            TORCH_REPORT, capture_output=True, text=True, timeout=TORCH_REPORT_S, check=True, env=child_environment()
+        )
         report = TorchReport.model_validate_json(done.stdout.splitlines()[-1])
     except subprocess.CalledProcessError as error:
         report = TorchReport(error=((error.stderr or "").strip().splitlines() or ["no words"])[-1])

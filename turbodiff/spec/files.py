@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from turbodiff.spec.environment import home_folder
 from turbodiff.spec.errors import OutputError
 
 DISK_FULL = ("No space left", "Disk quota exceeded", "File too large")
@@ -85,5 +86,5 @@ def output_error(folder: Path, why: str) -> OutputError:
 
 def state_folder() -> Path:
     """Where the queue, the caches and the logs live: $TURBODIFF_STATE, else the XDG state folder."""
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    home = os.environ.get("XDG_STATE_HOME") or home_folder() / ".local" / "state"
     return Path(os.environ.get("TURBODIFF_STATE") or Path(home) / "turbodiff")

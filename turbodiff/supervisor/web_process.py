@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import psutil
 
+from turbodiff.spec.environment import child_environment
 from turbodiff.spec.errors import PortInUseError
 from turbodiff.supervisor.context import SupervisorContext
 from turbodiff.supervisor.worker_process import BACKOFF_S, MAX_FAILED_STARTS, RUN_ID, Lines, describe_exit, spawn_child
@@ -128,7 +129,8 @@ class WebProcess:
             self.child.kill()
 
     def _start(self) -> None:
-        self.child = spawn_child(self.argv, {**os.environ, RUN_ID: self.context.run_id, "PYTHONUNBUFFERED": "1"})
+        environment = {**child_environment(), RUN_ID: self.context.run_id, "PYTHONUNBUFFERED": "1"}
+        self.child = spawn_child(self.argv, environment)
         assert self.child.stdout is not None
         self._output = Lines(self.child.stdout.fileno())
         self._started_s = self.context.now()

@@ -23,11 +23,12 @@ import psutil
 from turbodiff.gpu.allocator import allocator_mode, allocator_settings
 from turbodiff.plan.hardware import Allocator
 from turbodiff.spec.clips import ClipResult
+from turbodiff.spec.environment import PASSWORD, child_environment
 from turbodiff.spec.errors import DoesNotFitError, TurbodiffError, error_from
 from turbodiff.spec.events import Event, ExitCommand, JobCommand, RunCommand, read_event
 from turbodiff.spec.numbers import gib
 
-WORKER = (sys.executable, "-m", "turbodiff.runtime.worker")
+WORKER = (sys.executable, "-P", "-m", "turbodiff.runtime.worker")
 RUN_ID = "TURBODIFF_RUN_ID"
 EXIT_S, TERM_S = 3.0, 5.0  # patience after "exit" and after SIGTERM; SIGKILL of a busy GPU client is the last resort
 PIPE_BYTES = 1 << 20  # a supervisor that is busy for a second must not stall the worker's writes
@@ -53,12 +54,13 @@ def worker_environment(run_id: str, device: str = "", allocator: Allocator | Non
         **allocator_settings(allocator or allocator_mode((), None)),
         "PYTHONFAULTHANDLER": "1",
         "PYTHONUNBUFFERED": "1",
-        "PYTHONIOENCODING": "utf-8:backslashreplace",
         RUN_ID: run_id,
     }
     if device:
         fixed["CUDA_VISIBLE_DEVICES"] = device
-    return {**os.environ, **fixed}
+    given = child_environment()
+    given.pop(PASSWORD, None)  # the page's
+    return {**given, **fixed}
 
 
 def spawn_child(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from turbodiff.spec.environment import expand
 from turbodiff.weights.detect import INDEX, is_weights
 
 ROOTS_VARIABLE = "TURBODIFF_MODELS"
@@ -111,4 +112,4 @@ def _is_folder(path: Path) -> bool:
 
 
 def _expanded(text: str) -> Path:
-    return Path(os.path.expandvars(text)).expanduser()
+    return expand(os.path.expandvars(text))

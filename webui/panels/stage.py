@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from turbodiff.spec.events import Event, PreviewEvent
 from turbodiff.spec.request import Request
 from turbodiff.spec.schedules import RCM_SAMPLERS
-from webui.markup import Html, action, download, el, facts, local, poster, void
+from webui.markup import Html, action, download, el, facts, link, local, poster, void
 from webui.panels.meter import diff, short_model
 from webui.wording import Words
 
@@ -57,7 +57,7 @@ class Card:
 
 def media_url(clip: str, poster: bool = False) -> str:
     """Where our own route serves a clip or its poster."""
-    return f"/media/{clip}" + ("/poster" if poster else "")
+    return link(f"/media/{clip}" + ("/poster" if poster else ""))
 
 
 def poster_url(clip: ClipView) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from webui.markup import Html, action, download, el, facts, local, poster
+from webui.markup import Html, action, download, el, facts, link, local, poster
 from webui.panels.stage import media_url
 from webui.wording import Words
 
@@ -50,7 +50,7 @@ def draw_log_tools(words: Words) -> Html:
         for name in ("all", "warnings", "errors")
     ]
     copy = local("copylog", "", words("log.copy"), cls="plain")
-    bundle = download("/support.zip", words("log.bundle"), title=words("log.bundle_tip"))
+    bundle = download(link("/support.zip"), words("log.bundle"), title=words("log.bundle_tip"))
     run_log = el("span", words("log.run_log", name="webui_test.log"), cls="td-quiet")
     return el("div", levels, copy, bundle, run_log, cls="td-toolbar td-html")
 

@@ -1,6 +1,7 @@
 // Keys, the theme, and the buttons that the panels draw themselves: [data-act] acts on the studio, [data-form] on the form.
 (() => {
   const root = document.documentElement;
+  const base = document.querySelector("meta[name=turbodiff-root]")?.content ?? ""; // a reverse proxy's prefix
   const night = () => localStorage.getItem("turbodiff.theme") || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
   const paint = () => document.body && document.body.classList.toggle("dark", night() === "dark");
   document.addEventListener("DOMContentLoaded", paint);
@@ -11,7 +12,7 @@
 
   const actions = {
     theme() { localStorage.setItem("turbodiff.theme", night() === "dark" ? "light" : "dark"); paint(); },
-    lang(code) { document.cookie = `turbodiff_lang=${code};path=/;max-age=31536000;samesite=lax`; location.href = (code === "zh" ? "/zh/" : "/") + location.search; },
+    lang(code) { document.cookie = `turbodiff_lang=${code};path=/;max-age=31536000;samesite=lax`; location.href = base + (code === "zh" ? "/zh/" : "/") + location.search; },
     copy(text, button) { navigator.clipboard?.writeText(text); button.dataset.was ??= button.textContent; button.textContent = word("copied"); setTimeout(() => button.textContent = button.dataset.was, 1200); },
     copylog(_, button) { actions.copy([...document.querySelectorAll("#log .td-log > div")].filter(e => e.offsetParent).map(e => e.textContent).join("\n"), button); },
     tab(number) { document.querySelectorAll("#tabs [role=tab], #tabs .overflow-dropdown button")[+number]?.click(); scrollTo({top: 0}); },
@@ -47,7 +48,7 @@
   setInterval(async () => {
     const note = document.getElementById("offline");
     if (!note || document.hidden) return;
-    try { note.hidden = (await fetch("/healthz", { cache: "no-store" })).ok; } catch { note.hidden = false; }
+    try { note.hidden = (await fetch(`${base}/healthz`, { cache: "no-store" })).ok; } catch { note.hidden = false; }
   }, 5000);
 
   document.addEventListener("mouseover", (event) => {

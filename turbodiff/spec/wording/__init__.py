@@ -38,8 +38,20 @@ def shared_catalogue() -> Sentences:
 
 
 def language_of(name: str) -> str:
-    """The language that a tag such as "zh-CN" or "en_US" asks for; English where we do not speak it."""
-    return "zh" if name.strip().lower().startswith("zh") else "en"
+    """The language that a tag such as "zh-CN" or "en_US" asks for, or a list of them as browsers write it
+    ("de,zh;q=0.5,en;q=0.2", RFC 9110 12.5.4): of those that we speak the one with the highest q; else English."""
+    best, chosen = 0.0, "en"
+    for entry in name[:1000].split(","):
+        tag, *parameters = (part.strip().lower() for part in entry.split(";"))
+        spoken = next((lang for lang in LANGUAGES if tag.startswith(lang)), "en" if tag == "*" else "")
+        weights = [part[2:] for part in parameters if part.startswith("q=")]
+        try:
+            weight = float(weights[0]) if weights else 1.0
+        except ValueError:
+            continue
+        if spoken and best < weight <= 1:
+            best, chosen = weight, spoken
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,228 @@
+"""Where the page listens, and a sentence of its own for each reason that it cannot."""
+
+import contextlib
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.webui.test_security import ask, echo, guarded
+from turbodiff.spec.errors import PortInUseError, RequestError
+from turbodiff.spec.wording import language_of
+from webui import listening, sessions
+from webui.app import ASK, parser, read_password, without_password
+from webui.listening import is_loopback, listening_sockets, own_addresses, own_names, reachable_at, url_of
+from webui.security import SecurityMiddleware, same_site
+from webui.sessions import Sessions
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def refused(listen, port):
+    with pytest.raises((RequestError, PortInUseError)) as caught:
+        for sock in listening_sockets(listen, port):
+            sock.close()
+    return caught.value
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536, 70000])
+def test_a_port_that_none_is_says_its_range(port):
+    assert refused("127.0.0.1", port).code == "bad_port"
+
+
+@pytest.mark.parametrize("listen", ["203.0.113.77", "2001:db8::77"])
+def test_an_address_of_another_machine_is_called_so_and_ours_are_listed(listen):
+    error = refused(listen, free_port())
+    assert error.code == "address_absent" and "127.0.0.1" in error.expected
+
+
+@pytest.mark.parametrize("listen", ["", "no.such.name.invalid", "http://0.0.0.0", "1.2.3.4.5", "a" * 300, "\udc80"])
+def test_what_is_no_address_is_called_so(listen):
+    assert refused(listen, free_port()).code == "address_unknown"
+
+
+def test_a_port_that_needs_a_right_says_which_ports_need_none():
+    class Denied(OSError):
+        pass
+
+    error = listening._refused(Denied(13, "Permission denied"), "0.0.0.0", 80)
+    assert error.code == "port_forbidden" and "above" in error.expected and error.exit_code == 2
+
+
+def test_a_taken_port_is_not_confused_with_them():
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        assert refused("127.0.0.1", holder.getsockname()[1]).code == "port_in_use"
+
+
+@pytest.mark.parametrize(("listen", "reached"), [("localhost", ["127.0.0.1"]), ("0.0.0.0", ["127.0.0.1"])])
+def test_every_address_of_a_name_is_listened_on(listen, reached):
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        for sock in listening_sockets(listen, port):
+            stack.enter_context(sock).listen()
+        for address in reached:
+            socket.create_connection((address, port), 2).close()
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="no IPv6 here")
+@pytest.mark.parametrize("listen", ["::", "[::]"])
+def test_all_of_ipv6_takes_ipv4_too(listen):
+    port = free_port()
+    (sock,) = listening_sockets(listen, port)
+    with sock:
+        sock.listen()
+        for address in ("::1", "127.0.0.1"):
+            socket.create_connection((address, port), 2).close()
+
+
+def test_loopback_in_any_spelling_needs_no_password():
+    assert all(map(is_loopback, ("127.0.0.1", "localhost", "::1", "[::1]", "127.9.9.9")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "", "no.such.name.invalid")))
+
+
+def test_the_address_for_people_can_be_opened():
+    assert url_of(reachable_at("0.0.0.0"), 7860) == url_of(reachable_at("::"), 7860) == "http://127.0.0.1:7860"
+    assert url_of("::1", 7860) == "http://[::1]:7860"
+
+
+# --- who may come in ---------------------------------------------------------------------------------------------
+
+
+def test_another_machine_comes_in_by_any_address_and_by_the_names_of_this_machine():
+    page = guarded(listen="0.0.0.0")
+    hosts = [*own_addresses(), *own_names(), "192.168.7.7", "[2001:db8::1]", "localhost."]
+    hosts = [f"[{host}]" if host.count(":") > 1 and host[0] != "[" else host for host in hosts if "%" not in host]
+    assert {ask(page, "GET", "/", headers={"host": f"{host}:7860"}).status_code for host in hosts} == {200}
+
+
+@pytest.mark.parametrize("host", ["evil.example", "192.168.7.7.evil.example", "rebind.local", "0x7f.1.example"])
+def test_a_name_that_can_be_rebound_is_refused_and_the_flag_is_named(host):
+    refusal = ask(guarded(listen="0.0.0.0"), "GET", "/", headers={"host": host, "accept-language": "fr, zh;q=0.1"})
+    assert refusal.status_code == 403 and f"--host-name {host}" in refusal.text and "名称" in refusal.text
+
+
+def test_a_page_for_this_machine_alone_answers_to_no_other_address():
+    assert ask(guarded(), "GET", "/", headers={"host": "192.168.7.7:7860"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "proxied", "same"),
+    [
+        ("https://video.example", "video.example:443", False, True),
+        ("http://video.example:80", "video.example", False, True),
+        ("https://video.example", "video.example", False, True),
+        ("http://[::1]:7860", "[::1]:7860", False, True),
+        ("https://video.example:8443", "video.example", False, False),
+        ("https://video.example:8443", "video.example", True, True),
+        ("https://video.example:8443", "video.example:8444", True, False),
+        ("https://evil.example", "video.example", True, False),
+        ("null", "video.example", True, False),
+        ("https://video.example:x", "video.example", True, False),
+        ("http://[::1", "[::1]", True, False),
+        ("", "", True, False),
+        ("file://", "", True, False),
+    ],
+)
+def test_an_origin_is_ours_by_name_and_port(origin, host, proxied, same):
+    assert same_site(origin, host, proxied) is same
+
+
+# --- the password, the language ----------------------------------------------------------------------------------
+
+
+def test_a_password_leaves_the_command_line():
+    argv = ["--listen", "--password", "a b", "--port", "1", "--password=x", "--password-file", "f", "--mcp"]
+    assert without_password(argv) == ["--listen", "--port", "1", "--mcp"]
+    assert without_password(["--password", "--port", "1"]) == ["--port", "1"]
+    assert parser().parse_args(["--password"]).password == ASK
+
+
+def test_a_password_comes_from_a_file_or_is_asked_for(tmp_path):
+    (tmp_path / "file").write_text("open sesame\nnot this\n")
+    assert read_password(parser().parse_args(["--password-file", str(tmp_path / "file")])) == "open sesame"
+    with pytest.raises(RequestError, match="cannot be read"):
+        read_password(parser().parse_args(["--password-file", str(tmp_path / "none")]))
+
+
+@pytest.mark.parametrize(
+    ("asked", "lang"),
+    [
+        ("en;q=0.5,zh;q=0.9", "zh"),
+        ("de,zh;q=0.5,en;q=0.4", "zh"),
+        ("zh;q=0,en", "en"),
+        ("zh;q=0", "en"),
+        ("*", "en"),
+        ("fr-CH, fr;q=0.9, en;q=0.8, de;q=0.7, *;q=0.5", "en"),
+        ("zh-Hans-CN ; q=0.8 , en ; q=0.7", "zh"),
+        ("zh;q=x,en;q=0.1", "en"),
+        ("zh;q=nan,en;q=0.1", "en"),
+        ("zh;q=" + "9" * 5000, "en"),
+        (",;q=,,", "en"),
+        ("zh_CN.UTF-8", "zh"),
+    ],
+)
+def test_the_language_is_the_best_of_those_that_are_spoken(asked, lang):
+    assert language_of(asked) == lang
+
+
+# --- cookies of other programs, sessions -------------------------------------------------------------------------
+
+STRANGE = ["a/b=1", "x[y]=1", 'j={"a": "b;c"}', "ü=é", "alone", "=", ";;", "a=" + "x" * 9000, '"', 'a="b', "$Version=1"]
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("strange", STRANGE)
+def test_cookies_of_other_programs_keep_the_login(strange, place):
+    page = guarded("open sesame")
+    ours = ask(page, "POST", "/login", data={"password": "open sesame"}).headers["set-cookie"].partition(";")[0]
+    line = f"{strange}; {ours}" if place == "before" else f"{ours}; {strange}"
+    assert ask(page, "GET", "/", headers={"cookie": line.encode("utf-8")}).status_code == 200
+
+
+def test_a_second_page_on_this_host_keeps_its_own_login():
+    pages = [SecurityMiddleware(echo, "127.0.0.1", password="open sesame", port=port) for port in (7860, 7861)]
+    logins = [ask(page, "POST", "/login", data={"password": "open sesame"}) for page in pages]
+    both = "; ".join(login.headers["set-cookie"].partition(";")[0] for login in logins)
+    assert [ask(page, "GET", "/", headers={"cookie": both}).status_code for page in pages] == [200, 200]
+
+
+def test_a_session_outlives_a_restart_ends_in_time_and_can_be_logged_out(tmp_path, monkeypatch):
+    def page(password="open sesame"):
+        kept = sessions.Sessions(password, tmp_path / "sessions.json")
+        return SecurityMiddleware(echo, "127.0.0.1", password=password, sessions=kept)
+
+    first = page()
+    cookie = ask(first, "POST", "/login", data={"password": "open sesame"}).headers["set-cookie"].partition(";")[0]
+    headers = {"cookie": cookie}
+    assert cookie.partition("=")[2] not in (tmp_path / "sessions.json").read_text()
+    assert (tmp_path / "sessions.json").stat().st_mode & 0o077 == 0
+    assert ask(page(), "GET", "/", headers=headers).status_code == 200
+    assert ask(page("another"), "GET", "/", headers=headers).status_code == 401
+    ends_s = sessions.time.time() + sessions.LASTS_S + 1
+    monkeypatch.setattr(sessions.time, "time", lambda: ends_s)
+    assert ask(page(), "GET", "/", headers=headers).status_code == 401
+    monkeypatch.undo()
+    again = page()
+    assert ask(again, "POST", "/logout", headers={**headers, "origin": "http://evil.example"}).status_code == 403
+    out = ask(again, "POST", "/logout", headers=headers)
+    assert out.headers["location"] == "/login" and "Max-Age=0" in out.headers["set-cookie"]
+    assert (
+        ask(again, "GET", "/", headers=headers).status_code
+        == ask(page(), "GET", "/", headers=headers).status_code
+        == 401
+    )
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": "b"}', '{"a": 1e999}', "\0" * 99])
+def test_a_damaged_session_file_costs_a_login_only(tmp_path, text):
+    (tmp_path / "sessions.json").write_text(text)
+    kept = Sessions("p", tmp_path / "sessions.json")
+    assert kept.holds(kept.add())

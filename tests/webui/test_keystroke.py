@@ -15,6 +15,7 @@ from webui.snapshot import CachedValue, StudioReader
 from webui.wording import Words
 
 MOST_PLANS, MOST_CALLS = 4, 8000
+MOST_CALLS_ANEW = 12_000  # what is decided anew costs every candidate twice, with plain weights and with INT8
 MODEL = "wan2.1-14b"
 
 
@@ -71,13 +72,13 @@ def test_a_letter_of_the_prompt_decides_nothing_anew(reader):
 def test_a_letter_of_the_prompt_beside_a_neighbour_that_moved(reader):
     see(reader, reader._machine().gpus[0].total_bytes / GIB, ram_gib=47.9)
     plans, _, calls = counted(reader, values(prompt="a cat chases a butterfly o"))
-    assert plans <= MOST_PLANS and calls <= MOST_CALLS
+    assert plans <= MOST_PLANS and calls <= MOST_CALLS_ANEW
 
 
 @pytest.mark.parametrize("changed", [{"num_frames": 49}, {"resolution": "720p"}, {"steps": 2}], ids=str)
 def test_a_change_of_the_form_plans_once(reader, changed):
     plans, _, calls = counted(reader, values(**changed))
-    assert plans <= MOST_PLANS and calls <= MOST_CALLS
+    assert plans <= MOST_PLANS and calls <= MOST_CALLS_ANEW
 
 
 def test_the_marks_say_what_a_plan_of_each_choice_says(reader):

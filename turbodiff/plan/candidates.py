@@ -55,7 +55,7 @@ def candidates(
     """Every choice at or below the wish that the pins and the weights on disk allow, best first.
 
     total_bytes: memory of the card, None on a CPU. With INT8 and without come side by side, plain weights first: for
-    "auto" the faster one is taken (offload_search.settled), for an explicit "off" INT8 is only there to make it fit.
+    "auto" the faster one is taken (offload_search.faster), for an explicit "off" INT8 is only there to make it fit.
     """
     wish = request.spec
     models = [wish]

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from turbodiff.plan import phase_costs
 from turbodiff.plan.candidates import Candidate, as_wished, has_weights, only_int8, smaller_models
-from turbodiff.plan.offload_search import FITS_SHARE, CandidateCost, PlanContext, cost_inputs, evaluate, settled
+from turbodiff.plan.offload_search import (
+    FITS_SHARE,
+    CandidateCost,
+    PlanContext,
+    cost_inputs,
+    evaluate,
+    faster,
+    look_alikes,
+)
 from turbodiff.plan.schedule import schedule_reasons, scheduled
 from turbodiff.plan.weight_sizes import missing_bytes
 from turbodiff.spec.plan import Alternative, Change, JsonScalar, Reason
@@ -18,6 +26,7 @@ from turbodiff.spec.shapes import RESOLUTIONS
 HELPS = 0.95  # fewer frames help only if the peak falls below this share
 FEW_FRAMES = 5
 SHARED = 0.05  # of a card in other hands is worth a word
+KEPT_QUALITIES = ("frames", "size", "model")  # by alternatives, in this order
 MOST_ALTERNATIVES = 3
 ALTERNATIVE_FIELDS = ("model", "resolution", "width", "height", "num_frames", "quant_linear", "steps")
 FAST_STEPS = 2
@@ -212,7 +221,8 @@ def alternatives(
     asked = as_wished(wish, chosen.int8)
     area = asked.width * asked.height
     kept: dict[str, Candidate] = {}
-    for choice in settled(wish, context, pinned):
+    for alike in look_alikes(wish, context, pinned):
+        choice = alike[0]
         less = choice.width * choice.height < area
         same = choice.width * choice.height == area
         if choice.spec.name != asked.spec.name:
@@ -223,9 +233,11 @@ def alternatives(
             group = "size"
         else:
             continue
-        if group not in kept and evaluate(wish, choice, context).fits:
+        if group not in kept and evaluate(wish, choice := faster(wish, context, alike), context).fits:
             kept[group] = choice
-    trades = [asked, *[kept[group] for group in ("frames", "size", "model") if group in kept]]
+        if len(kept) == len(KEPT_QUALITIES):
+            break
+    trades = [asked, *[kept[group] for group in KEPT_QUALITIES if group in kept]]
     if "model" not in pinned:
         absent = [s for s in smaller_models(wish.spec) if not has_weights(s, context.machine, context.inventory)]
         trades += [chosen._replace(spec=spec) for spec in absent]

@@ -44,7 +44,8 @@ class MemoryLimits(NamedTuple):
 class CandidateCost(NamedTuple):
     """A candidate with its levers set: the fastest that fits, or the smallest when none does.
 
-    Over all phases: `short`, the bytes by which the worst does not fit, <= 0 when it does; the largest peak; seconds.
+    Over all phases: `short`, the bytes by which the worst does not fit, <= 0 when it does; the largest peak; seconds,
+    and those that go into reading the networks' weights.
     """
 
     levers: Levers
@@ -52,6 +53,7 @@ class CandidateCost(NamedTuple):
     short: int
     peak_bytes: int
     seconds: float
+    reading_s: float
 
     @property
     def fits(self) -> bool:
@@ -80,6 +82,7 @@ class PlanContext:
     loaded: frozenset[str] = frozenset()
     text_cached: bool = False
     evaluated: dict[EvaluationKey, CandidateCost] = field(default_factory=dict, compare=False, repr=False)
+    schedules: dict[tuple[str, bool, int, int], Request] = field(default_factory=dict, compare=False, repr=False)
     text_options: dict[tuple[str, bool, bool], Option] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -159,7 +162,10 @@ def kernels_here(kind: AttentionKind, machine: Machine, gpu: GpuFacts | None) ->
 def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) -> CostInputs:
     """One candidate with everything the formulas need."""
     spec, gpu, machine = candidate.spec, context.gpu, context.machine
-    request = scheduled(request, candidate, context.inventory)
+    schedule_key = (spec.name, candidate.int8, candidate.width * candidate.height, request.steps)
+    if schedule_key not in context.schedules:
+        context.schedules[schedule_key] = scheduled(request, candidate, context.inventory)
+    request = context.schedules[schedule_key]
     latent, element_bytes = candidate.shape.latent, 4 if gpu is None else 2
     tokens = latent.tokens
     weights = context.weights(spec, candidate.int8)
@@ -198,27 +204,28 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
 
 
 def settled(request: Request, context: PlanContext, pinned: frozenset[str]) -> Iterator[Candidate]:
-    """`candidates` with "auto" for INT8 settled: of a clip with and without it the one that fits, and of two that fit
-    the faster once its weights are read; where both are nearly as fast the plain weights, where neither fits those that
-    lack the least."""
+    """`candidates` with "auto" for INT8 settled."""
+    for alike in look_alikes(request, context, pinned):
+        yield faster(request, context, alike)
+
+
+def look_alikes(request: Request, context: PlanContext, pinned: frozenset[str]) -> Iterator[list[Candidate]]:
+    """`candidates`, those together that differ only in INT8 where the request leaves that to the plan."""
     found = candidates(request, context.machine, context.inventory, context.total_bytes, pinned)
     if request.quant_linear != "auto":
-        yield from found
-        return
-    for _, same in groupby(found, attrgetter("visible")):
-        alike = list(same)
-        if len(alike) == 1:
-            yield alike[0]
-            continue
-        plain, int8 = (evaluate(request, choice, context) for choice in alike)
-        if plain.fits and int8.fits:
-            plain_s, int8_s = (
-                cost.seconds - phase_costs.reading_s(cost_inputs(request, choice, context))
-                for cost, choice in zip((plain, int8), alike, strict=True)
-            )
-            yield alike[plain_s > NEARLY * int8_s]
-        else:
-            yield alike[int8.short < plain.short]
+        return ([choice] for choice in found)
+    return (list(same) for _, same in groupby(found, attrgetter("visible")))
+
+
+def faster(request: Request, context: PlanContext, alike: Sequence[Candidate]) -> Candidate:
+    """Of a clip with plain weights and with INT8 the one that fits, and of two that fit the faster once its weights are
+    read; where both are nearly as fast the plain weights, where neither fits those that lack the least."""
+    if len(alike) == 1:
+        return alike[0]
+    plain, int8 = (evaluate(request, choice, context) for choice in alike)
+    if plain.fits and int8.fits:
+        return alike[plain.seconds - plain.reading_s > NEARLY * (int8.seconds - int8.reading_s)]
+    return alike[int8.short < plain.short]
 
 
 def evaluate(
@@ -254,7 +261,7 @@ def evaluate(
         vae_fields, vae = _best([_vae_option(inputs, "whole"), _vae_option(inputs, "tiled")], limits)
         levers = Levers.model_validate({**text_fields, **denoise_fields, **vae_fields})
     phases = (*text, *vae[:-1], *denoise, vae[-1], phase_costs.write(inputs))
-    found = CandidateCost(levers, phases, *_rate(phases, limits))
+    found = CandidateCost(levers, phases, *_rate(phases, limits), phase_costs.reading_s(inputs))
     if like is None:
         context.evaluated[key] = found
     return found
@@ -262,10 +269,15 @@ def evaluate(
 
 def _rate(phases: Sequence[PhaseCost], limits: MemoryLimits) -> tuple[int, int, float]:
     """(bytes by which the worst phase does not fit, largest peak, seconds) of some phases."""
-    peak, seconds = max([cost.peak_bytes for cost in phases]), sum([cost.seconds for cost in phases])
+    peak = host = 0
+    seconds = 0.0
+    for cost in phases:  # no comprehensions: a keystroke comes here hundreds of times
+        peak = cost.peak_bytes if cost.peak_bytes > peak else peak
+        host = cost.host_ram_bytes if cost.host_ram_bytes > host else host
+        seconds += cost.seconds
     short = peak - limits.device
-    if limits.host is not None:
-        short = max(short, max([cost.host_ram_bytes for cost in phases]) - limits.host)
+    if limits.host is not None and host - limits.host > short:
+        short = host - limits.host
     return short, peak, seconds
 
 

@@ -192,7 +192,7 @@ def draw(shown: Meter, words: Words) -> Html:
     numbers = words("meter.numbers", need=need, budget=have, kind=kind)
     share = el("span", style=f"width:{min(1.0, plan.peak_bytes / budget):.1%}")
     verdict = el("b", words(f"meter.{plan.band}"))
-    side = el("span", words("meter.about", time=words.seconds(plan.seconds)), cls="side")
+    side = el("span", words("meter.about", time=words.seconds(max(1.0, plan.seconds))), cls="side")
     decides = el("span", words("meter.binding", phase=words(f"phase.{binding.name}")), cls="td-quiet")
     changes = []
     for row in shown.diffs:  # each with a lock where it may be kept as it was asked

@@ -74,11 +74,11 @@ def scheduled(request: Request, candidate: Candidate, inventory: Inventory) -> R
     training, spec = training_of(expert_trainings(request, candidate, inventory)), candidate.spec
     pixels = candidate.width * candidate.height
     schedule = schedule_for(training, spec.base, spec.defaults.boundary, pixels, request.sampler)
-    settled = request.scheduled(schedule)
-    if "steps" in request.auto or request.sampler != "auto":
-        return settled
-    wanted = request.steps if "steps" in request.pinned else steps_of_share(request.steps, schedule.steps)
-    return settled.model_copy(update={"steps": min(wanted, MOST_STEPS.get(settled.sampler, MAX_STEPS))})
+    steps = request.steps
+    if "steps" not in request.auto and request.sampler == "auto":
+        wanted = steps if "steps" in request.pinned else steps_of_share(steps, schedule.steps)
+        steps = min(wanted, MOST_STEPS.get(schedule.sampler, MAX_STEPS))
+    return request.scheduled(schedule, steps)
 
 
 def schedule_reasons(

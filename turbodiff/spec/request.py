@@ -111,10 +111,11 @@ class Request(Frozen):
         """Whether some step takes a second pass, over the negative prompt."""
         return max(map(self.guidance_of, self.experts)) > 1
 
-    def scheduled(self, schedule: Schedule) -> Self:
-        """The same request with what it leaves to the weights filled in; nothing is left to them any more."""
+    def scheduled(self, schedule: Schedule, steps: int) -> Self:
+        """The same request with what it leaves to the weights filled in, `steps` where it says some of its own; nothing
+        is left to them any more."""
         filled = {name: value for name, value in schedule._asdict().items() if name in self.auto}
-        return self.model_copy(update={**filled, "sampler": schedule.sampler, "auto": frozenset()})
+        return self.model_copy(update={"steps": steps, **filled, "sampler": schedule.sampler, "auto": frozenset()})
 
     def experts_of(self, spec: ModelSpec) -> tuple[Expert, ...]:
         """The network of every step, had another model been asked for."""

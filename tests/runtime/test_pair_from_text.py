@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_tiny import EventList, attempt
+from tests.weights import formats
 from turbodiff.archive.clips import read_sidecar
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.model_cache import ModelCache
@@ -52,3 +53,14 @@ def test_two_experts_without_a_picture_make_a_clip(pair: Path, tmp_path: Path) -
     assert started == ["text_encode", "denoise_high", "denoise_low", "vae_decode", "write"]
     recipe = read_sidecar(tmp_path / "outputs" / result.path).request
     assert (recipe.model, result.frames) == ("pair", 5)
+
+
+def test_comfys_text_encoder_brings_its_own_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, folder = locate.bundled_root(), tmp_path / "weights"
+    folder.mkdir()
+    for name in ("vae.safetensors", "dit_t2v.safetensors"):
+        shutil.copy(bundle / name, folder / name)
+    formats.safetensors(formats.umt5_comfy()[0], folder / "umt5_xxl_fp8_e4m3fn_scaled.safetensors")
+    monkeypatch.setattr(locate, "bundled_root", lambda: folder)
+    result = generate(attempt(tmp_path, ModelCache(Device.pick("cpu")), steps=1))
+    assert result.frames == 5

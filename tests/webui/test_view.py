@@ -16,7 +16,7 @@ from turbodiff.plan.tiers import rounds as tiers_rounds
 from turbodiff.spec.clips import Sidecar, read_record
 from turbodiff.spec.events import JobError, PhaseEvent, PreviewEvent
 from turbodiff.spec.jobs import Outcome, Progress, QueuedJob
-from turbodiff.spec.models import Inventory, find_model
+from turbodiff.spec.models import Inventory, PassedOver, find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.plan import Change
 from turbodiff.spec.request import make_request
@@ -424,3 +424,12 @@ def test_one_button_fetches_what_this_card_runs():
     )
     assert system.system(snapshot, None, EN).best.id == spec.name
     assert system.system(Snapshot(models=((spec, []),), tier=snapshot.tier), None, EN).best is None
+
+
+def test_files_that_no_model_uses_are_listed_with_the_reason_in_both_languages():
+    one = PassedOver(path="/m/a.gguf", code="gguf_missing", what="x", got="y", expected="pip install 'turbodiff[gguf]'")
+    for words in (EN, ZH):
+        shown = system.system(Snapshot(passed_over=(one,)), None, words)
+        assert shown.passed_over[0][0] == "/m/a.gguf" and "turbodiff[gguf]" in shown.passed_over[0][1]
+        assert "passed-over" in system.draw(shown, False, words)
+    assert re.search("[\u4e00-\u9fff]", shown.passed_over[0][1])

@@ -224,7 +224,8 @@ class ModelCache:
     def _key(self, file: FoundFile) -> str:
         """Path, modification time and INT8 mode: a file that was replaced under its name is another model."""
         int8 = f" int8 {int8_mode()}" if self._int8 and file.component.startswith("dit") else ""
-        return f"{file.path} {Path(file.path).stat().st_mtime_ns}{int8}"
+        inside = " tokenizer" if file.component == "tokenizer" else ""  # it may lie in the encoder's file
+        return f"{file.path} {Path(file.path).stat().st_mtime_ns}{int8}{inside}"
 
     def _lora_key(self, expert: Expert, request: Request) -> str:
         """The key of an expert with its LoRAs on; without any it is the expert's own."""

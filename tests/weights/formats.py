@@ -274,6 +274,12 @@ def canonical(file: str) -> State:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
+def whole_umt5() -> Made:
+    """google/umt5-xxl: the decoder is not used."""
+    written, meant = component("umt5.safetensors", "ours")()
+    return dict(written) | {"lm_head.weight": torch.zeros(4), "decoder.final_layer_norm.weight": torch.zeros(4)}, meant
+
+
 def umt5_comfy() -> Made:
     """ComfyUI's UMT5: scaled fp8 and the tokenizer inside."""
     written, meant = {}, dict(canonical("umt5.safetensors"))
@@ -432,21 +438,9 @@ def loading() -> Iterator[Format]:
     yield Format(
         "INT8, bitsandbytes", scaled(torch.int8, 1, 0, "SCB", shape="flat", top=127.0, times=1 / 127, more=bnb)
     )
-    for kind in (
-        "F16",
-        "Q8_0",
-        "Q4_0",
-        "Q4_1",
-        "Q5_0",
-        "Q5_1",
-        "Q2_K",
-        "Q3_K",
-        "Q4_K",
-        "Q5_K",
-        "Q6_K",
-        "IQ4_NL",
-        "IQ4_XS",
-    ):
+    kinds = """F16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS
+        IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S TQ1_0 TQ2_0 MXFP4"""
+    for kind in kinds.split():
         yield Format(f"GGUF {kind}", gguf_made(kind), gguf_file(kind), "a.gguf")
     yield Format("GGUF, patch embedding [d, C, 2, 2]", gguf_made("Q8_0"), gguf_file("Q8_0", "4-D"), "a.gguf")
     yield Format("GGUF, patch embedding [d * C, 1, 2, 2]", gguf_made("Q8_0"), gguf_file("Q8_0", "flat"), "a.gguf")
@@ -467,6 +461,7 @@ def components() -> Iterator[Format]:
             yield Format(f"{what}, {theirs} float32", component(file, dialect, torch.float32))
         yield Format(f"{what}, diffusers shards", component(file, "ours"), shards, what.lower())
     yield Format("UMT5, ComfyUI fp8 with its tokenizer", umt5_comfy)
+    yield Format("UMT5 with its decoder", whole_umt5)
 
 
 def refused() -> Iterator[Format]:

@@ -267,3 +267,17 @@ def test_linked_folders_and_loras_behind_links_are_found(tmp_path: Path) -> None
     found = locate.inventory([tmp_path / "root"])
     assert [Path(file.path).name for file in found.files] == ["a.pth"]
     assert [lora.name for lora in locate.find_loras((tmp_path / "root",))] == ["linked/s.SFT"]
+
+
+def test_parts_of_a_checkpoint_are_not_listed_beside_it(tmp_path: Path) -> None:
+    """LightX2V's blocks are called block_0.safetensors, not -00001-of-00002."""
+    formats.shards(formats.plain()[0], tmp_path / "split")
+    index = tmp_path / "split" / "model.safetensors.index.json"
+    text = index.read_text()
+    for place, part in enumerate(sorted((tmp_path / "split").glob("*-of-*"))):
+        text = text.replace(part.name, f"block_{place}.safetensors")
+        part.rename(part.with_name(f"block_{place}.safetensors"))
+    index.write_text(text)
+    found = locate.inventory([tmp_path])
+    assert [Path(file.path).name for file in found.files if file.model == "demo"] == [index.name]
+    assert found.passed_over == ()

@@ -29,6 +29,7 @@ COMPONENT_NAMES = {"dit": "a Wan DiT", "vae": "the Wan2.1 VAE", "text_encoder": 
 ENDINGS = (".safetensors", ".sft", ".pth", ".pt", ".bin", ".ckpt", ".gguf")  # in either case
 INDEX = ".index.json"
 UNFINISHED = (".aria2", ".part", ".!qb", ".crdownload", ".incomplete")  # beside a file that is being downloaded
+DECODER = ("decoder.", "lm_head.", "dec.")  # of UMT5, in the names of transformers and llama.cpp
 MAX_SHARDS = 256
 MAX_PREFIXES = 8  # of those that are not known
 PATCH_AREA = shapes.PATCH**2
@@ -274,6 +275,9 @@ def _checkpoint(header: Header, component: Part, dialect: str, names: Mapping[st
     checkpoint = Checkpoint(header, component, layout, sources, (), _numbers(header, component, sources), quant, sla)
     expected = expected_names(checkpoint)
     unknown += [source.stored for name, source in sources.items() if name not in expected]
+    if component == "text_encoder":  # the decoder of a whole UMT5 is not used
+        unused = {stored for plain, stored in names.items() if plain.startswith(DECODER)}
+        unknown = [stored for stored in unknown if stored not in unused]
     known = {name: source for name, source in sources.items() if name in expected}
     return replace(checkpoint, sources=known, unknown=tuple(sorted(unknown)))
 

@@ -33,7 +33,11 @@ TYPES = {
     2: Type("GGUF_Q4_0", 32, 18), 3: Type("GGUF_Q4_1", 32, 20), 6: Type("GGUF_Q5_0", 32, 22),
     7: Type("GGUF_Q5_1", 32, 24), 8: Type("GGUF_Q8_0", 32, 34), 10: Type("GGUF_Q2_K", 256, 84),
     11: Type("GGUF_Q3_K", 256, 110), 12: Type("GGUF_Q4_K", 256, 144), 13: Type("GGUF_Q5_K", 256, 176),
-    14: Type("GGUF_Q6_K", 256, 210), 20: Type("GGUF_IQ4_NL", 32, 18), 23: Type("GGUF_IQ4_XS", 256, 136),
+    14: Type("GGUF_Q6_K", 256, 210), 16: Type("GGUF_IQ2_XXS", 256, 66), 17: Type("GGUF_IQ2_XS", 256, 74),
+    18: Type("GGUF_IQ3_XXS", 256, 98), 19: Type("GGUF_IQ1_S", 256, 50), 21: Type("GGUF_IQ3_S", 256, 110),
+    22: Type("GGUF_IQ2_S", 256, 82), 29: Type("GGUF_IQ1_M", 256, 56), 34: Type("GGUF_TQ1_0", 256, 54),
+    35: Type("GGUF_TQ2_0", 256, 66), 39: Type("GGUF_MXFP4", 32, 17),
+    20: Type("GGUF_IQ4_NL", 32, 18), 23: Type("GGUF_IQ4_XS", 256, 136),
 }  # fmt: skip
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9

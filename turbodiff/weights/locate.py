@@ -6,6 +6,7 @@ listed loads. Its name and folder are asked only for what no header tells: which
 reason; no file can stop the search.
 """
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -97,6 +98,11 @@ def inventory(roots: Sequence[Path] | None = None) -> Inventory:
             passed_over[str(entry.path)] = PassedOver(
                 path=str(entry.path), code=error.code, what=error.what, got=error.got, expected=error.expected
             )
+    beside = {str(Path(path).parent) for path in passed_over}
+    for index in {file.path for file in found if file.path.endswith(INDEX) and str(Path(file.path).parent) in beside}:
+        with contextlib.suppress(FileError):  # a part of it, whatever that is called
+            for part in open_checkpoint(index).header.files:
+                passed_over.pop(str(part), None)
     files = []
     for spec in all_models():
         files += _sorted(spec, [file for file in found if file.model == spec.name])

@@ -3,6 +3,7 @@
     scripts/bench_guard.py                                  every model and budget, within nine minutes
     scripts/bench_guard.py --model wan2.1-14b --gib 12 16
     scripts/bench_guard.py --dry                            the same without a device: counted on meta tensors
+    scripts/bench_guard.py --replay                         planned peaks against torch's allocator, without a device
 
 For each model and budget: plan, cap torch's allocator at the budget, run every phase with the plan's levers, and
 compare the measured peak of each phase with the planned one; and once per model a step streamed beside a step resident.
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 from turbodiff.gpu.probe import machine_now  # noqa: E402
 from turbodiff.memory_lab.dry_run import Ledger  # noqa: E402
 from turbodiff.memory_lab.measure import DummyModels, rows_of, run_phase  # noqa: E402
+from turbodiff.memory_lab.replay import cells  # noqa: E402
+from turbodiff.plan.allocator_slack import SLACK  # noqa: E402
+from turbodiff.plan.candidates import candidates  # noqa: E402
 from turbodiff.plan.hardware import CONTEXT_BYTES, Machine, pretend  # noqa: E402
+from turbodiff.plan.offload_search import cost_inputs, plan_context  # noqa: E402
 from turbodiff.plan.planner import plan_request  # noqa: E402
 from turbodiff.runtime import offload  # noqa: E402
 from turbodiff.runtime.device import Device  # noqa: E402
@@ -61,6 +67,8 @@ class Dry(Device):
 def main() -> int:
     """Run what the flags ask for; 1 if any plan broke its word."""
     flags = arguments()
+    if flags.replay:
+        return replay(flags.model)
     ledger = Ledger("meta") if flags.dry else None
     device = Dry(torch.device("meta"), "meta tensors", torch.bfloat16, ledger) if ledger else Device.pick()
     if not device.is_cuda and not flags.dry:
@@ -103,7 +111,36 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--gib", nargs="+", type=float, default=BUDGETS_GIB)
     parser.add_argument("--minutes", type=float, default=MINUTES, help="begin nothing after that")
     parser.add_argument("--dry", action="store_true", help="count on meta tensors, without a device")
+    parser.add_argument("--replay", action="store_true", help="margin of every lever under each kind of allocator")
     return parser.parse_args()
+
+
+def replay(models: tuple[str, ...]) -> int:
+    """Every lever's planned peak less the smallest cap under which torch's allocator still holds the phase, by lever:
+    the least over sizes, frames, attention kinds and INT8. 1 if any is below 0."""
+    least: dict[tuple[str, str, str], tuple[int, str]] = {}
+    count = 0
+    for model in models:
+        for size, frames, int8, attention in product(("480p", "720p"), (17, 81), ("off", "on"), ("dense", "sagesla")):
+            clip = {"resolution": size, "num_frames": frames, "quant_linear": int8, "attention": attention}
+            picture = {"image": "cat.jpg"} if "2.2" in model else {}
+            request = make_request({"prompt": "a cat", "model": model, **clip, **picture})
+            card = pretend(Machine(torch="2.11.0"), 80.0)
+            context = plan_context(card, Inventory())
+            choice = next(candidates(request, card, Inventory(), context.total_bytes, frozenset()))
+            for mode in SLACK:
+                here = card.model_copy(update={"allocator": mode})
+                inputs = cost_inputs(request, choice, plan_context(here, Inventory()))
+                for cell in cells(inputs):
+                    count += 1
+                    key = (mode, cell.cost.name.partition("_")[0], cell.levers.split(",")[0])
+                    where = f"{model} {size} {frames} {int8} {attention} {cell.levers}"
+                    least[key] = min(least.get(key, (1 << 60, "")), (cell.margin_bytes, where))
+    for (mode, phase, lever), (margin, where) in sorted(least.items()):
+        print(f"{mode:10} {phase:8} {lever:12} {margin / 2**20:+7.0f} MiB   {where}")
+    below = sum(margin < 0 for margin, _ in least.values())
+    print(json.dumps({"cells": count, "levers_below": below}))
+    return int(below > 0)
 
 
 def all_rows(

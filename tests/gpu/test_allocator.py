@@ -13,23 +13,23 @@ HERE = {"wsl": False, "tegra": False, "environment": {}}
 def test_what_a_person_set_is_never_touched(name):
     for value, mode in (
         ("max_split_size_mb:128", "native"), ("backend:native, expandable_segments: True", "expandable"),
-        ("expandable_segments:False", "native"),
+        ("expandable_segments:False", "native"), ("max_split_size_mb:24,garbage_collection_threshold:0.8", "limited"),
     ):  # fmt: skip
         environment = {name: value}
         assert allocator_mode((), "580.1", wsl=False, tegra=False, environment=environment) == mode
-        assert allocator_settings("native", environment) == allocator_settings("expandable", environment) == {}
+        assert allocator_settings("limited", environment) == allocator_settings("expandable", environment) == {}
 
 
 @pytest.mark.parametrize(
     ("driver", "more", "card", "mode"),
     [
         ("580.82.07", {}, {}, "expandable"),
-        ("591.44", {"wsl": True}, {}, "native"),
+        ("591.44", {"wsl": True}, {}, "limited"),
         ("615.10", {"wsl": True}, {}, "expandable"),
-        (None, {"wsl": True}, {}, "native"),
-        ("540.4.0", {"tegra": True}, {}, "native"),
-        ("580.82.07", {}, {"vgpu": True}, "native"),
-        ("580.82.07", {}, {"vmm_works": False}, "native"),
+        (None, {"wsl": True}, {}, "limited"),
+        ("540.4.0", {"tegra": True}, {}, "limited"),
+        ("580.82.07", {}, {"vgpu": True}, "limited"),
+        ("580.82.07", {}, {"vmm_works": False}, "limited"),
         ("591.44", {"wsl": True}, {"vmm_works": True}, "expandable"),
     ],
 )
@@ -38,7 +38,7 @@ def test_expandable_segments_are_off_where_they_are_known_to_fail(driver, more, 
 
 
 def test_a_worker_reads_from_its_environment_the_mode_that_it_was_given():
-    for mode in ("native", "expandable"):
+    for mode in ("limited", "expandable"):
         environment = allocator_settings(mode, {})
         assert set(environment) == set(VARIABLES)
         assert allocator_mode((), None, wsl=True, tegra=True, environment=environment) == mode

@@ -209,6 +209,6 @@ def test_a_virtual_gpu_runs_without_expandable_segments(fake_nvml, monkeypatch):
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     fake_nvml("vgpu")
-    assert machine().allocator == "native"
+    assert machine().allocator == "limited"
     fake_nvml("normal")
     assert machine().allocator == "expandable"

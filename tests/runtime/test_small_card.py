@@ -103,7 +103,7 @@ def test_no_budget_runs_out_where_the_plan_said_it_fits(toy, tmp_path):
 def test_a_card_smaller_than_its_plan_ends_the_worker_and_one_rung_lower_finishes(toy, attempt):
     request, wide = toy(4), card(40 * MB)
     plan = plan_request(request, wide, inventory(), text_cached=True)
-    small = plan.peak_bytes * 9 // 10  # what it needs is 92 % of the plan, slack of the allocator included
+    small = plan.peak_bytes * 8 // 10  # what it needs is 92 % of the plan, slack of the allocator included
     status, events = attempt(request, plan, small, 1, wide, sound=False)
     (error,) = words(events, "error")
     assert status == 1 and (error.code, error.field) == ("oom", "denoise")
@@ -116,7 +116,7 @@ def test_a_card_smaller_than_its_plan_ends_the_worker_and_one_rung_lower_finishe
 def test_a_decode_that_ran_out_is_done_in_tiles_in_the_same_process(toy, attempt):
     request, wide = toy(8, size="256x384"), card(200 * MB)
     plan = plan_request(request, wide, inventory(), text_cached=True)
-    status, events = attempt(request, plan, plan.peak_bytes * 9 // 10, 1, wide)
+    status, events = attempt(request, plan, plan.peak_bytes * 8 // 10, 1, wide)  # a fifth of it is slack and scratch
     assert status == 0 and words(events, "result") and not words(events, "error")
     before, after = words(events, "plan")
     assert (before.plan.levers.vae, after.plan.levers.vae) == ("whole", "tiled")
@@ -129,7 +129,7 @@ def test_a_decode_that_ran_out_is_done_in_tiles_in_the_same_process(toy, attempt
 def test_a_decode_that_broke_its_process_is_done_in_tiles_by_the_next_from_the_saved_latents(toy, attempt):
     request, wide = toy(8, size="256x384"), card(200 * MB)
     plan = plan_request(request, wide, inventory(), text_cached=True)
-    small = plan.peak_bytes * 9 // 10
+    small = plan.peak_bytes * 8 // 10
     status, events = attempt(request, plan, small, 1, wide, sound=False)
     (error,) = words(events, "error")
     assert status == 1 and (error.code, error.field) == ("oom", "vae_decode")
@@ -150,7 +150,7 @@ def test_through_the_supervisor_a_job_that_ran_out_runs_again_one_rung_lower(
     request, shown = toy(base_dim, size=size, num_frames=frames), 200 * MB
     plan = plan_request(request, card(shown), inventory(), text_cached=True)
     monkeypatch.setenv("TOY_SHOWN_BYTES", str(shown))
-    monkeypatch.setenv("TOY_CARD_BYTES", str(plan.peak_bytes * 9 // 10))
+    monkeypatch.setenv("TOY_CARD_BYTES", str(plan.peak_bytes * (9 if phase == "denoise" else 8) // 10))
     bench = Bench(tmp_path / "bench", worker_argv=(sys.executable, str(CARD_WORKER)))
     try:
         job = bench.store.submit(request, plan)

@@ -3,7 +3,7 @@
 What a person set in PYTORCH_ALLOC_CONF (or in its older name) is never touched. Expandable segments need CUDA's virtual
 memory management, which fails under WSL2 before driver R615 (pytorch issue 192330), on Jetson ("operation not
 supported", unsloth issue 1446) and on virtual GPUs (openxla issue 49252). Fixed segments lose more to blocks of unlike
-size, and the plan counts that.
+size, much less where large blocks are never split; the plan counts each (plan/allocator_slack.py).
 """
 
 import os
@@ -14,7 +14,10 @@ from pathlib import Path
 from turbodiff.plan.hardware import Allocator, GpuFacts
 
 VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is the name before torch 2.9
-EXPANDABLE, FIXED = "expandable_segments:True", "expandable_segments:False"
+EXPANDABLE = "expandable_segments:True"
+MAX_SPLIT_MIB = 32  # of a fixed segment, beyond which it is only used whole; torch takes none below 20
+LIMIT = "max_split_size_mb"
+FIXED = f"expandable_segments:False,{LIMIT}:{MAX_SPLIT_MIB}"
 WSL_DRIVER = 615  # the first major version with which they work under WSL2
 TEGRA_FILES = ("/etc/nv_tegra_release", "/sys/module/tegra_fuse")
 
@@ -43,16 +46,19 @@ def allocator_mode(
     the first that cannot decides.
     """
     if own := user_setting(environment):
-        return "expandable" if EXPANDABLE.lower() in own.lower().replace(" ", "") else "native"
+        chosen = own.lower().replace(" ", "").split(",")
+        limits = [part.partition(":")[2] for part in chosen if part.startswith(LIMIT)]
+        limited = any(limit.isdecimal() and int(limit) <= MAX_SPLIT_MIB for limit in limits)
+        return "expandable" if EXPANDABLE.lower() in chosen else "limited" if limited else "native"
     measured = {gpu.vmm_works for gpu in gpus} - {None}
     if measured:
-        return "native" if False in measured else "expandable"
+        return "limited" if False in measured else "expandable"
     major = (driver or "").partition(".")[0]
     old = not major.isdecimal() or int(major) < WSL_DRIVER
     if (is_wsl() if wsl is None else wsl) and old:
-        return "native"
+        return "limited"
     fails = (is_tegra() if tegra is None else tegra) or any(gpu.vgpu for gpu in gpus)
-    return "native" if fails else "expandable"
+    return "limited" if fails else "expandable"
 
 
 def user_setting(environment: Mapping[str, str] = os.environ) -> str:

@@ -19,19 +19,22 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from turbodiff.memory_lab.allocator_model import Allocation
 from turbodiff.models import vae as vae_driver
 from turbodiff.models.attention import AttentionPlan, rope_tables
 from turbodiff.models.wan_dit import CrossAttentionCache, WanDiT
 from turbodiff.runtime.model_cache import dit_config
-from turbodiff.runtime.pipeline import tile_side
 from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.plan import Plan
-from turbodiff.spec.shapes import CONDITION_CHANNELS, VideoShape
+from turbodiff.spec.shapes import CONDITION_CHANNELS, VAE_TILE, VideoShape
 
 BLOCKS = 2
 GRAIN_BYTES = 512  # the CUDA caching allocator rounds every block up to this
 META = torch.device("meta")
+
+
+Inside = Mapping[str, int | tuple[int, ...]]  # name of an operator -> bytes that it holds while it runs, or its pieces
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -42,23 +45,26 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(
-        self, device_type: str | None = None, cap_bytes: int | None = None, inside: Mapping[str, int] | None = None
+        self, device_type: str | None = None, cap_bytes: int | None = None, inside: Inside | None = None
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.device_type, self.cap_bytes, self._inside = device_type, cap_bytes, inside or {}
         self.live_bytes = self.peak_bytes = 0
+        self.events: list[Allocation] = []  # everything in order, for a replay (memory_lab/replay.py)
+        self._numbers = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        inside = self._inside.get(func.name(), 0)
-        self._take(inside)
+        inside = self._inside.get(func.name(), ())
+        held = [(self._take(size), size) for size in ((inside,) if isinstance(inside, int) else inside) if size]
         try:
             out = func(*args, **(kwargs or {}))
             for tensor in tree_iter(out):
                 if isinstance(tensor, Tensor):
                     self.see(tensor)
         finally:
-            self.live_bytes -= inside
+            for number, size in held:
+                self._give_back(number, size)
         return out
 
     def see(self, tensor: Tensor) -> None:
@@ -73,9 +79,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if storage in self._known:
             return
         size = -(-storage.nbytes() // GRAIN_BYTES) * GRAIN_BYTES
-        self._take(size)
+        number = self._take(size)
         self._known.add(storage)
-        weakref.finalize(storage, self._take, -size)
+        weakref.finalize(storage, self._give_back, number, size)
 
     def see_module(self, module: nn.Module) -> None:
         """Count a network's parameters and buffers."""
@@ -86,14 +92,22 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Start a new phase: the peak falls to what is live."""
         self.peak_bytes = self.live_bytes
 
-    def _take(self, size: int) -> None:
-        """Count bytes as live, or negative ones as dead."""
+    def _take(self, size: int) -> int:
+        """Count bytes as live; the number of this allocation."""
         if self.cap_bytes is not None and self.live_bytes + size > self.cap_bytes:
             raise torch.OutOfMemoryError(
                 f"CUDA out of memory. Tried to allocate {size} bytes; {self.live_bytes} of {self.cap_bytes} are in use."
             )
         self.live_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        self._numbers += 1
+        self.events.append(Allocation(self._numbers, size))
+        return self._numbers
+
+    def _give_back(self, number: int, size: int) -> None:
+        """Count bytes as dead."""
+        self.live_bytes -= size
+        self.events.append(Allocation(number, -size))
 
 
 def dry_run(plan: Plan) -> dict[str, int]:
@@ -109,14 +123,14 @@ def dry_run(plan: Plan) -> dict[str, int]:
                 attention=cast("AttentionKind", request.attention),
             )  # fmt: skip
         elif name in ("vae_decode", "image_encode"):
-            tile, decode = tile_side(levers), name == "vae_decode"
+            tile, decode = VAE_TILE if levers.vae == "tiled" else None, name == "vae_decode"
             traced[name] = vae_bytes(spec, request.shape, dtype, tile, method, decode=decode)
     return traced
 
 
 def denoise_bytes(
     spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, *, int8: bool, chunks: int,
-    attention: AttentionKind = "dense", inside: Mapping[str, int] | None = None,
+    attention: AttentionKind = "dense", inside: Inside | None = None,
     change: Callable[[WanDiT], object] | None = None, blocks: int = BLOCKS,
 ) -> int:  # fmt: skip
     """Peak beside the weights of a forward pass after the first, with the state that the sampler keeps meanwhile.
@@ -126,6 +140,18 @@ def denoise_bytes(
         change: changes the network first, as LoRAs do.
         blocks: how many really run; the others only keep their text.
     """
+    ledger = denoise_ledger(
+        spec, shape, dtype, int8=int8, chunks=chunks, attention=attention, inside=inside, change=change, blocks=blocks
+    )
+    kept_per_block = 2 * spec.text_encoder.text_len * spec.dit.dim * dtype.itemsize
+    return ledger.peak_bytes + (spec.dit.num_layers - blocks) * kept_per_block
+
+
+def denoise_ledger(
+    spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, *, int8: bool, chunks: int,
+    attention: AttentionKind, inside: Inside | None, change: Callable[[WanDiT], object] | None, blocks: int,
+) -> Ledger:  # fmt: skip
+    """The ledger of two forward passes through so many blocks, see `denoise_bytes`; weights are not in it."""
     facts, latent = spec.dit, shape.latent
     config = replace(dit_config(spec, quant_linear=int8, sla=spec.turbo), num_layers=blocks)
     how = AttentionPlan(attention)
@@ -145,8 +171,7 @@ def denoise_bytes(
                 x = block(x, inputs, index, chunks)
             dit.finish(x, inputs)
             del x, inputs
-    kept_per_block = 2 * text.context.numel() * text.context.element_size()
-    return ledger.peak_bytes + (facts.num_layers - blocks) * kept_per_block
+    return ledger
 
 
 def vae_bytes(
@@ -157,6 +182,14 @@ def vae_bytes(
 
     `tile`: side in latent pixels, None for the whole picture.
     """
+    return vae_ledger(spec, shape, dtype, tile, method, decode=decode).peak_bytes
+
+
+def vae_ledger(
+    spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, tile: int | None, method: vae_driver.ConvMethod,
+    *, decode: bool,
+) -> Ledger:  # fmt: skip
+    """The ledger of what `vae_bytes` says; weights are not in it."""
     with META:
         vae = vae_driver.make_vae(**spec.vae.model_dump()).to(dtype)
     with counted(vae) as ledger:
@@ -165,15 +198,16 @@ def vae_bytes(
                 vae_driver.frames_to_uint8(chunk)
         else:
             vae_driver.encode(vae, torch.empty(1, 3, *shape, dtype=dtype), tile=tile, conv=method)
-    return ledger.peak_bytes
+    return ledger
 
 
 @contextmanager
-def counted(module: torch.nn.Module, inside: Mapping[str, int] | None = None) -> Iterator[Ledger]:
+def counted(module: torch.nn.Module, inside: Inside | None = None) -> Iterator[Ledger]:
     """A ledger over meta tensors that knows the module's weights and leaves them out of its figures."""
     ledger = Ledger("meta", inside=inside)
     ledger.see_module(module)
     weights_bytes = ledger.live_bytes
+    ledger.events.clear()
     with torch.inference_mode(), ledger, META:
         yield ledger
     ledger.peak_bytes -= weights_bytes

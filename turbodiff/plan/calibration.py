@@ -10,7 +10,7 @@ careful, never makes one refuse (`measured` is the factor without it), and three
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
-from turbodiff.plan.hardware import SLACK, WORKSPACE_BYTES, GpuFacts, Machine
+from turbodiff.plan.hardware import WORKSPACE_BYTES, GpuFacts, Machine
 from turbodiff.spec.models import Frozen
 from turbodiff.spec.numbers import MIB
 from turbodiff.spec.plan import Calibration, Levers, Phase, Plan
@@ -111,7 +111,7 @@ def work_bytes(plan: Plan, phase: Phase) -> int:
     """
     told = float(str(next((reason.numbers["factor"] for reason in plan.reasons if reason.key == "calibrated"), 1.0)))
     context = next(other.workspace_bytes for other in plan.phases if other.name == "write") - WORKSPACE_BYTES
-    beside = (SLACK + told - 1) * phase.activations_bytes
+    beside = phase.slack_bytes + (told - 1) * phase.activations_bytes
     return round(phase.activations_bytes + phase.workspace_bytes - max(0, context) - beside)
 
 

@@ -14,14 +14,13 @@ from turbodiff.spec.numbers import GIB, MIB
 
 CONTEXT_BYTES = 600 * MIB  # a CUDA context with its modules and cuBLAS, 0.5-0.8 GiB on the cards that were measured
 WORKSPACE_BYTES = 100 * MIB  # cuBLAS and cuDNN scratch outside our tensors
-SLACK = 0.05  # share of activations that the caching allocator loses to blocks of unlike size
 RESERVE_BYTES = {"headless": 512 * MIB, "display": 800 * MIB, "wsl": 1 * GIB}  # others use 400 to 1024 MiB
 HOST_RESERVE_BYTES = 1 * GIB
 
 OLDEST_FUSED = (8, 0)  # capability from which our Triton kernels run: INT8 products with INT32 sums, bfloat16
 
 GpuState = Literal["ok", "none", "mismatch", "lost", "hang", "error"]
-Allocator = Literal["expandable", "native"]
+Allocator = Literal["expandable", "limited", "native"]  # of torch, see plan/allocator_slack.py
 KernelName = Literal["norm", "quant", "gemm", "sage", "sla", "sagesla"]
 
 

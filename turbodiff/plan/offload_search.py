@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Literal, NamedTuple, cast
 
 from turbodiff.plan import phase_costs
+from turbodiff.plan.allocator_slack import slack_bytes
 from turbodiff.plan.candidates import Candidate, candidates
 from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.plan.kernel_costs import KernelsHere
@@ -199,6 +200,7 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
         loaded=context.loaded,
         fp8=gpu is not None and (gpu.capability is None or gpu.capability >= FP8_CAPABILITY),
         conv2d=gpu is None or context.conv3d_is_broken,
+        allocator=machine.allocator or "expandable",
         correction=1.0 if context.calibration is None else context.calibration.factor,
     )
 
@@ -326,8 +328,9 @@ def _denoise_options(inputs: CostInputs, limits: MemoryLimits) -> list[Option]:
             resident = 0
             if lever == "streamed":
                 # a block more is worth little time, so blocks fill the budget only as far as a plan still "fits"
-                bare = w.rest + phase_costs.STREAM_BUFFERS * w.block + work.activations + work.workspace
-                room = (int(FITS_SHARE * limits.device) - bare) // w.block
+                bare = phase_costs.denoise(inputs, inputs.experts[0], lever, 0, work).peak_bytes
+                block = w.block + slack_bytes(inputs.allocator, "denoise", 0, w.block)
+                room = (int(FITS_SHARE * limits.device) - bare) // block
                 resident = max(0, min(room, w.blocks - phase_costs.STREAM_BUFFERS))
             option = _denoise_option(inputs, lever, resident, chunks, work)
             options.append(option)

@@ -12,7 +12,8 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from turbodiff.plan import kernel_costs, roofline
-from turbodiff.plan.hardware import SLACK, WORKSPACE_BYTES
+from turbodiff.plan.allocator_slack import Kind, slack_bytes
+from turbodiff.plan.hardware import WORKSPACE_BYTES, Allocator
 from turbodiff.plan.weight_sizes import Weights, encoder_bytes
 from turbodiff.spec.attention import SPARSE_ATTENTION
 from turbodiff.spec.experts import Expert
@@ -63,7 +64,8 @@ ExpertLever = Literal["resident", "swapped", "streamed"]
 
 class PhaseCost(NamedTuple):
     """What one phase needs, as a plan's Phase says it. `workspace_bytes` hold the context, library scratch and the
-    allocator's slack; `peak_bytes` is the sum of the three before it, what is on the device at the worst moment."""
+    allocator's slack, which `slack_bytes` tells apart; `peak_bytes` is the sum of the three before it, what is on the
+    device at the worst moment."""
 
     name: PhaseName
     weights_bytes: int
@@ -72,6 +74,7 @@ class PhaseCost(NamedTuple):
     peak_bytes: int
     host_ram_bytes: int
     seconds: float
+    slack_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class CostInputs:
     fp8: bool = True  # the card multiplies FP8, from sm_89 on
     conv2d: bool = False  # 3-D convolutions as sums of 2-D ones: on a CPU, and around the conv3d trap
     kernels: kernel_costs.KernelsHere = kernel_costs.FUSED  # which operations are fused here
+    allocator: Allocator = "expandable"
     correction: float = 1.0  # measured / predicted work memory on this machine (plan/calibration.py)
     state_bytes: int = field(init=False)  # lives through all steps
     attention_bytes: int = field(init=False)  # the widest point of self-attention, its kernel included
@@ -122,18 +126,23 @@ class CostInputs:
 
 
 def _phase(
-    inputs: CostInputs, name: PhaseName, weights: int, activations: int, extra: int, host: int, seconds: float
-) -> PhaseCost:
-    """A phase; on a CPU the device is the host, and its peak is what the host must give."""
-    peak = weights + activations + extra
-    return PhaseCost(name, weights, activations, extra, peak, peak if inputs.on_cpu else host, seconds)
+    inputs: CostInputs, name: PhaseName, weights: int, activations: int, extra: int, host: int, seconds: float,
+    kind: Kind = "denoise",
+) -> PhaseCost:  # fmt: skip
+    """A phase, `extra` being its workspace but for the allocator's slack; on a CPU the device is the host, and its peak
+    is what the host must give."""
+    slack = slack_bytes(inputs.allocator, kind, activations, weights)
+    peak = weights + activations + extra + slack
+    return PhaseCost(
+        name, weights, activations, extra + slack, peak, peak if inputs.on_cpu else host, seconds, slack_bytes=slack
+    )
 
 
 def workspace(inputs: CostInputs, activations: int) -> int:
-    """Context, library scratch, slack, and what measured runs taught; on a CPU the process instead of a context."""
+    """Context, library scratch, and what measured runs taught; on a CPU the process instead of a context."""
     library = inputs.context_bytes + (WORKSPACE_BYTES if inputs.context_bytes else 0)
     fixed = CPU_PROCESS_BYTES if inputs.on_cpu else library
-    return fixed + math.ceil((SLACK + inputs.correction - 1) * activations)
+    return fixed + math.ceil((inputs.correction - 1) * activations)
 
 
 def _reading_s(inputs: CostInputs, component: str, n_bytes: int) -> float:
@@ -173,7 +182,7 @@ def text_encode(inputs: CostInputs, lever: TextLever, dtype: TextDtype = "bf16")
     copying = 0.0 if inputs.on_cpu else w.text / inputs.speed.pcie_bytes_s
     seconds = reading + copying + 2 * rows * w.text / 2 / inputs.speed.bf16_flops * inputs.forwards
     extra = workspace(inputs, activations)
-    return _phase(inputs, "text_encode", on_device, activations, extra, PROCESS_BYTES + in_host, seconds)
+    return _phase(inputs, "text_encode", on_device, activations, extra, PROCESS_BYTES + in_host, seconds, "text")
 
 
 class StepWork(NamedTuple):
@@ -272,7 +281,7 @@ def vae(inputs: CostInputs, name: Literal["vae_decode", "image_encode"], tiled: 
     host = PROCESS_BYTES + 3 * inputs.pixels
     if name == "vae_decode":
         host += inputs.made * len(set(inputs.experts))
-    return _phase(inputs, name, inputs.weights.vae, activations, extra, host, seconds)
+    return _phase(inputs, name, inputs.weights.vae, activations, extra, host, seconds, "vae")
 
 
 def write(inputs: CostInputs) -> PhaseCost:

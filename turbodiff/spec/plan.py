@@ -36,6 +36,7 @@ class Phase(Frozen):
     peak_bytes: int
     host_ram_bytes: int
     seconds: float
+    slack_bytes: int = 0  # of the workspace, what the allocator loses
 
 
 class Change(Frozen):

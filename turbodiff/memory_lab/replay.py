@@ -1,0 +1,143 @@
+"""Does a plan's memory suffice for torch's allocator? Each phase's allocations, replayed under the cap that it gives.
+
+The allocations are those of the real modules on meta tensors, weights placed as the levers say. Every phase begins with
+an empty allocator, as runtime/offload.py leaves it. cuDNN's scratch is not in a stream: its share of a phase's
+workspace is taken off the cap, so that it remains for cuDNN.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import count
+from typing import Literal, NamedTuple, cast
+
+import torch
+from torch import nn
+
+from turbodiff.memory_lab.allocator_model import Allocation, smallest_cap, works
+from turbodiff.memory_lab.dry_run import META, denoise_ledger, vae_ledger
+from turbodiff.models import vae as vae_driver
+from turbodiff.models.wan_dit import WanDiT
+from turbodiff.plan import phase_costs
+from turbodiff.plan.hardware import Allocator
+from turbodiff.plan.phase_costs import CostInputs, PhaseCost
+from turbodiff.runtime.model_cache import dit_config
+from turbodiff.spec.attention import AttentionKind
+from turbodiff.spec.models import ModelSpec
+from turbodiff.spec.plan import Levers
+from turbodiff.spec.shapes import VAE_TILE, VideoShape
+
+ATTENTION_KERNELS = ("turbodiff::normed_sage_attention", "turbodiff::normed_sla_attention")
+BLAS_BYTES = 32 << 20  # cuBLAS's workspace on Hopper, in the allocator from the first product on; 8 MiB elsewhere
+Events = tuple[Allocation, ...]
+
+
+class Cell(NamedTuple):
+    """One phase with its levers: what the plan says, what it leaves for the allocator, and the allocations."""
+
+    levers: str
+    cost: PhaseCost
+    cap_bytes: int
+    events: Events
+
+    mode: Allocator
+
+    @property
+    def works(self) -> bool:
+        """Whether the allocations find a place under what was planned."""
+        return works(self.events, self.mode, self.cap_bytes)
+
+    @property
+    def margin_bytes(self) -> int:
+        """What was planned beyond the smallest cap that works; negative where it is too low."""
+        return self.cap_bytes - smallest_cap(self.events, self.mode)
+
+
+def denoise_cell(inputs: CostInputs, levers: Levers, blocks: int | None = None) -> Cell:
+    """All steps of one expert; `blocks` of its blocks run (None: all), of the others text and weights are there."""
+    expert, facts = inputs.experts[0], inputs.spec.dit
+    run = min(facts.num_layers, blocks or facts.num_layers)
+    work = phase_costs.step_work(inputs, levers.ffn_chunks)
+    cost = phase_costs.denoise(inputs, expert, levers.experts, levers.blocks_resident, work)
+    block, rest = _dit_tensors(inputs.spec, inputs.int8)
+    if levers.experts == "streamed":
+        weights = phase_costs.STREAM_BUFFERS * block + rest + levers.blocks_resident * block
+    else:
+        weights = (rest + facts.num_layers * block) * (len(set(inputs.experts)) if levers.experts == "resident" else 1)
+    text = inputs.element_bytes * inputs.spec.text_encoder.text_len * facts.dim
+    inside = inputs.attention_bytes - math.ceil(phase_costs.ATTENTION_UNITS * inputs.unit) - inputs.state_bytes
+    half = inputs.unit // 2  # INT8 rows of q, of k, and FP8 values of v: half a copy of the stream each
+    pieces = (*(inside // half * (half,)), inside % half)
+    steps = _steps(inputs.spec, inputs.shape, inputs.int8, levers.ffn_chunks, inputs.attention, pieces, run)
+    events = (*_placed((BLAS_BYTES, *weights, *(2 * (facts.num_layers - run) * (text,)))), *steps)
+    said = f"{levers.experts} {levers.blocks_resident}" if levers.experts == "streamed" else levers.experts
+    said = f"{said}, chunks {levers.ffn_chunks}, {inputs.attention}, {'int8' if inputs.int8 else 'bf16'}"
+    return Cell(said, cost, cost.peak_bytes - inputs.context_bytes, events, inputs.allocator)
+
+
+def vae_cell(inputs: CostInputs, name: Literal["vae_decode", "image_encode"], *, tiled: bool) -> Cell:
+    """Decoding a clip, or encoding a picture and the empty frames after it."""
+    cost = phase_costs.vae(inputs, name, tiled)
+    scratch = cost.workspace_bytes - cost.slack_bytes - phase_costs.workspace(inputs, cost.activations_bytes)
+    sizes, moves = _vae_moves(inputs.spec, inputs.shape, tiled, name == "vae_decode", inputs.conv2d)
+    return Cell(
+        "tiled" if tiled else "whole", cost, cost.peak_bytes - inputs.context_bytes - scratch,
+        (*_placed((BLAS_BYTES, *sizes)), *moves), inputs.allocator,
+    )  # fmt: skip
+
+
+def cells(inputs: CostInputs, blocks: int | None = None) -> Iterator[Cell]:
+    """Every lever of the device for one clip: placements of the blocks, chunks of the feed-forward, VAE."""
+    both, many = len(set(inputs.experts)) > 1, inputs.spec.dit.num_layers - phase_costs.STREAM_BUFFERS
+    for chunks in (1, 4):
+        for experts, resident in (("resident", 0), *((("swapped", 0),) if both else ()), ("streamed", 0),
+                                  ("streamed", many // 2)):  # fmt: skip
+            yield denoise_cell(inputs, Levers(experts=experts, blocks_resident=resident, ffn_chunks=chunks), blocks)
+    for tiled in (False, True):
+        yield vae_cell(inputs, "vae_decode", tiled=tiled)
+        if inputs.spec.kind == "i2v":
+            yield vae_cell(inputs, "image_encode", tiled=tiled)
+
+
+def _placed(sizes: tuple[int, ...]) -> Events:
+    """Tensors that come first and stay, under numbers that no ledger gives."""
+    return tuple(Allocation(-number, size) for number, size in zip(count(1), sizes, strict=False))
+
+
+def _sizes(module: nn.Module) -> tuple[int, ...]:
+    """Bytes of parameters and buffers, in the order in which they are copied."""
+    return tuple(x.numel() * x.element_size() for x in (*module.parameters(), *module.buffers()))
+
+
+@lru_cache(16)
+def _dit_tensors(spec: ModelSpec, int8: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Bytes of the tensors of one block, and of those outside the blocks."""
+    with META:
+        dit = WanDiT(dit_config(spec.model_copy(update={"dit": spec.dit.model_copy(update={"num_layers": 1})}),
+                                quant_linear=int8, sla=spec.turbo)).to(torch.bfloat16)  # fmt: skip
+    rest = [child for name, child in dit.named_children() if name != "blocks"]
+    return _sizes(dit.blocks[0]), _sizes(nn.ModuleList(rest))
+
+
+@lru_cache(16)
+def _steps(
+    spec: ModelSpec, shape: VideoShape, int8: bool, chunks: int, attention: str, inside: tuple[int, ...], blocks: int
+) -> Events:  # fmt: skip
+    """Two forward passes through so many blocks, with the state of the sampler."""
+    ledger = denoise_ledger(
+        spec, shape, torch.bfloat16, int8=int8, chunks=chunks, attention=cast("AttentionKind", attention),
+        inside=dict.fromkeys(ATTENTION_KERNELS, inside), change=None, blocks=blocks,
+    )  # fmt: skip
+    return tuple(ledger.events)
+
+
+@lru_cache(8)
+def _vae_moves(
+    spec: ModelSpec, shape: VideoShape, tiled: bool, decode: bool, conv2d: bool
+) -> tuple[tuple[int, ...], Events]:
+    """(bytes of the VAE's tensors, what it allocates)."""
+    with META:
+        vae = vae_driver.make_vae(**spec.vae.model_dump()).to(torch.bfloat16)
+    tile, method = VAE_TILE if tiled else None, "conv2d" if conv2d else "conv3d"
+    ledger = vae_ledger(spec, shape, torch.bfloat16, tile, cast("vae_driver.ConvMethod", method), decode=decode)
+    return _sizes(vae), tuple(ledger.events)

@@ -75,5 +75,22 @@ class ProxyMiddleware:
         return told
 
 
+class RootPathMiddleware:
+    """ASGI middleware, the innermost one: puts the prefix before the path again, as ASGI wants it (`root_path`), so
+    that Gradio makes addresses with it; the middlewares in between compare paths without it.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str = "") -> None:
+        self.app, self.root_path = app, root_path.rstrip("/")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand one request on."""
+        if scope["type"] == "http" and self.root_path:
+            raw = self.root_path.encode() + (scope.get("raw_path") or scope["path"].encode())
+            path = self.root_path + scope["path"]
+            scope = {**scope, "root_path": self.root_path, "path": path, "raw_path": raw}
+        await self.app(scope, receive, send)
+
+
 def _is_forwarding(name: bytes) -> bool:
     return name.startswith(b"x-forwarded-") or name in (b"forwarded", b"x-real-ip", b"x-gradio-server")

@@ -25,7 +25,7 @@ from webui import events, page
 from webui.app import check, parser, read_password
 from webui.listening import listening_sockets, reachable_at, url_of
 from webui.markup import ROOT_PATH, link
-from webui.proxies import ProxyMiddleware
+from webui.proxies import ProxyMiddleware, RootPathMiddleware
 from webui.request_guard import RequestGuard
 from webui.security import SecurityMiddleware
 from webui.sessions import FILE as SESSIONS
@@ -54,7 +54,6 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
             path=path or "/",
             server_name=args.listen,
             server_port=args.port,
-            root_path=f"{args.root_path}{path}" if args.root_path else None,
             allowed_paths=[],
             blocked_paths=[str(studio.database)],
             show_error=False,
@@ -71,6 +70,7 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
         )
         # else Gradio takes any path of this machine for an upload (processing_utils.py, 6.31)
         blocks.has_launched = True
+    app.add_middleware(RootPathMiddleware, root_path=args.root_path)
     app.add_middleware(RequestGuard)
     app.add_middleware(LanguageRedirect, forced=args.lang)
     sessions = Sessions(args.password, studio.state / SESSIONS)

@@ -12,6 +12,7 @@ from turbodiff.spec.wording import language_of
 from webui import listening, sessions
 from webui.app import ASK, parser, read_password, without_password
 from webui.listening import is_loopback, listening_sockets, own_addresses, own_names, reachable_at, url_of
+from webui.proxies import ProxyMiddleware, RootPathMiddleware
 from webui.security import SecurityMiddleware, same_site
 from webui.sessions import Sessions
 
@@ -226,3 +227,40 @@ def test_a_damaged_session_file_costs_a_login_only(tmp_path, text):
     (tmp_path / "sessions.json").write_text(text)
     kept = Sessions("p", tmp_path / "sessions.json")
     assert kept.holds(kept.add())
+
+
+# --- reverse proxies ---------------------------------------------------------------------------------------------
+
+
+async def tell(scope, receive, send):
+    headers = dict(scope["headers"])
+    told = [scope["client"][0], scope["scheme"], headers[b"host"].decode(), scope["path"], scope.get("root_path", "")]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": " ".join(told).encode()})
+
+
+FORWARDED = {
+    "x-forwarded-for": "6.6.6.6, 10.0.0.9", "x-forwarded-proto": "https", "x-forwarded-host": "video.example",
+}  # fmt: skip
+
+
+def test_forwarded_headers_count_only_from_named_proxies():
+    page = ProxyMiddleware(tell, ["10.0.0.1", "192.168.0.0/16"])
+    for named in ("10.0.0.1", "192.168.3.4", "::ffff:10.0.0.1"):
+        assert ask(page, "GET", "/x", client=named, headers=FORWARDED).text == "10.0.0.9 https video.example /x "
+    for other in ("127.0.0.1", "10.0.0.2", "::1"):
+        assert ask(page, "GET", "/x", client=other, headers=FORWARDED).text == f"{other} http 127.0.0.1:7860 /x "
+
+
+def test_guesses_with_changing_forwarded_addresses_are_counted_as_one_client():
+    page = ProxyMiddleware(guarded("open sesame"))
+    guesses = [
+        ask(page, "POST", "/login", data={"password": "x"}, headers={"x-forwarded-for": f"9.9.9.{n}"}) for n in range(9)
+    ]
+    assert [guess.status_code for guess in guesses] == [401] * 5 + [429] * 4
+
+
+@pytest.mark.parametrize("path", ["/zh/config", "/video/zh/config"])
+def test_a_prefix_is_known_whether_or_not_the_proxy_takes_it_off(path):
+    page = ProxyMiddleware(RootPathMiddleware(tell, "/video"), root_path="/video")
+    assert ask(page, "GET", path).text.split()[-2:] == ["/video/zh/config", "/video"]

@@ -182,3 +182,20 @@ def test_two_names_for_one_tensor_take_its_memory_once():
     with ledger, on_device(module, CARD):
         assert module.first.data_ptr() == module.again.data_ptr() != module.another.data_ptr()
         assert ledger.live_bytes == 2 * table.nbytes
+
+
+def test_a_host_that_refuses_a_large_arena_still_locks_what_it_grants():
+    """As under WSL2: 4 MiB may be locked in all, and the first request is for more."""
+    network = nn.Sequential(*(nn.Linear(512, 512, bias=False) for _ in range(8)))  # 1 MiB each
+    before = [layer.weight.detach().clone() for layer in network]
+    granted = []
+
+    def make(n_bytes):
+        if sum(granted) + n_bytes > 4 << 20:
+            raise RuntimeError("CUDA error: out of memory")
+        granted.append(n_bytes)
+        return torch.empty(n_bytes, dtype=torch.uint8)
+
+    page_lock([network], make)
+    assert sum(granted) == 4 << 20
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(network, before, strict=True))

@@ -197,7 +197,8 @@ def page_lock(modules: Iterable[nn.Module], make: Callable[[int], Tensor] = PAGE
 
     torch rounds every piece of page-locked memory up to a power of two (ATen/core/CachingHostAllocator.h): a tensor of
     135 MiB by itself would take 256 MiB, and the blocks of a 14B network half as much again as they need. Where the
-    host refuses, the rest stays pageable: copies are slower and give the same numbers.
+    host refuses an arena, smaller ones are asked for (WSL2 ends between 0.5 and 1 GiB); where it refuses all, the rest
+    stays pageable: copies are slower and give the same numbers.
 
     Args:
         make: bytes -> an uint8 tensor.
@@ -209,13 +210,22 @@ def page_lock(modules: Iterable[nn.Module], make: Callable[[int], Tensor] = PAGE
     left_bytes = sum(map(_arena_bytes, waiting))
     arenas: list[Tensor] = []
     used_bytes: list[int] = []
+    arena_bytes = ARENA_BYTES
     for tensor in waiting:
         pageable, size = tensor.data, _arena_bytes(tensor)
         fitting = (i for i, used in enumerate(used_bytes) if used + size <= arenas[i].numel())
         try:
             if (index := next(fitting, len(arenas))) == len(arenas):
-                whole = min(ARENA_BYTES, 1 << max(left_bytes.bit_length() - 1, 0))
-                arenas.append(make(max(whole, 1 << (size - 1).bit_length())))
+                least = 1 << (size - 1).bit_length()
+                while True:
+                    whole = max(least, min(arena_bytes, 1 << max(left_bytes.bit_length() - 1, 0)))
+                    try:
+                        arenas.append(make(whole))
+                        break
+                    except RuntimeError:
+                        if whole == least:
+                            raise
+                        arena_bytes = whole // 2
                 used_bytes.append(0)
             piece = arenas[index][used_bytes[index] :][: pageable.numel() * pageable.element_size()]
             copied = piece.view(pageable.dtype).view(pageable.shape).copy_(pageable)

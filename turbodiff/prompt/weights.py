@@ -5,12 +5,13 @@ before a bracket makes it text. The network gets ln(weight) on the cross-attenti
 text encoder gets the text without the marks.
 """
 
-import html
 import re
 from itertools import groupby
 from typing import NamedTuple
 
 import ftfy
+
+from turbodiff.spec.text import unescaped
 
 MIN_WEIGHT, MAX_WEIGHT = 0.1, 3.0
 OPEN, CLOSE = "(（", ")）"
@@ -47,7 +48,7 @@ def clean(text: str) -> str:
 
     As Wan cleans (TurboDiffusion rcm/utils/umt5.py, mode "whitespace"): a prompt means the same here.
     """
-    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+    return " ".join(unescaped(unescaped(ftfy.fix_text(text))).split())
 
 
 def parse(source: str) -> WeightedPrompt:

@@ -13,6 +13,7 @@ from turbodiff.spec.experts import Expert, experts_by_step
 from turbodiff.spec.models import Frozen, Kind, ModelSpec, find_model
 from turbodiff.spec.schedules import GUIDED_SAMPLERS, MAX_STEPS, MOST_STEPS, TURBO_STEPS, Sampler, Schedule, WeightsAre
 from turbodiff.spec.shapes import VideoShape, check_size, is_frame_count, named_size, nearest_frame_counts, table_size
+from turbodiff.spec.text import is_blank
 
 Attention = Literal["auto", AttentionKind]
 Fit = Literal["crop", "pad", "stretch"]
@@ -138,7 +139,7 @@ def make_request(fields: Mapping[str, object]) -> Request:
     """
     given = _by_field_name(fields.items())
     spec = find_model(str(given.pop("model", "demo")))
-    if not str(given.get("prompt", "")).strip():
+    if is_blank(str(given.get("prompt", ""))):
         raise RequestError(
             "a prompt is needed", code="prompt_empty", field="prompt", try_instead='"a red circle moves right"'
         )

@@ -1,0 +1,23 @@
+"""Text as people paste it: whether it shows anything, and entities that no parser should meet."""
+
+import html
+import re
+import unicodedata
+
+# Letters and symbols of Unicode that are drawn as nothing: Hangul fillers, the blank Braille pattern
+FILLERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
+# Python makes an int of the digits of a numeric entity, which takes quadratic time and fails from 4,300 digits on;
+# the largest code point has seven
+_LONG_ENTITY = re.compile(r"&#(?:[0-9]{9,}|[xX][0-9a-fA-F]{9,});?")
+
+
+def unescaped(text: str) -> str:
+    """The text with its HTML entities undone; numbers beyond Unicode become U+FFFD, as `html.unescape` does."""
+    return html.unescape(_LONG_ENTITY.sub("\N{REPLACEMENT CHARACTER}", text))
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: blanks of any kind, marks that have no width, control characters, and the HTML
+    entities of these, which the cleaning of prompts undoes twice (prompt/weights.py)."""
+    shown = unescaped(unescaped(text))
+    return not any(unicodedata.category(character)[0] in "LNPS" and character not in FILLERS for character in shown)

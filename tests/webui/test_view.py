@@ -156,8 +156,12 @@ def test_picture_to_video_retries_smaller_without_another_model():
     assert "model" not in first_aid.smaller("wan2.2-a14b", 81)
 
 
-def test_other_failures_offer_no_first_aid():
-    assert not first_aid.failure(job(1, "failed", error=JobError(code="clip_frames", what="x")), EN).memory
+@pytest.mark.parametrize("code", ["clip_frames", "oom"])
+def test_every_failed_job_offers_the_three_steps_and_folds_them_where_memory_was_not_the_cause(code):
+    shown = first_aid.failure(job(1, "failed", error=JobError(code=code, what="x")), EN)
+    drawn = first_aid.draw_failure(shown, Snapshot(), EN)
+    assert all(EN(f"run.aid_{step}") in drawn for step in (1, 2, 3)) and EN("run.aid_3_button") in drawn
+    assert ("<details>" in drawn) == (code == "clip_frames") == (not shown.memory)
 
 
 def clip(**request):

@@ -48,7 +48,7 @@ def failure(job: QueuedJob, words: Words) -> Failure:
         what=words.error(error.model_dump()) if error else words("run.no_reason"),
         advice=words.or_else(f"advice.{code}", words("advice.memory") if memory else words("advice.log")),
         memory=memory,
-        smaller=smaller(job.request.model, job.request.num_frames) if memory else {},
+        smaller=smaller(job.request.model, job.request.num_frames),
     )
 
 
@@ -73,15 +73,15 @@ def draw(snapshot: Snapshot, restarted: str, words: Words) -> Html:
 
 
 def draw_failure(shown: Failure, snapshot: Snapshot, words: Words) -> Html:
-    """A failed job: what happened and the three ways out."""
-    to_system = local("tab", SYSTEM_TAB, words("run.show"))
+    """A failed job: what happened and the three ways out, folded away where memory was not the cause."""
+    steps = _steps(snapshot, shown, words, to_system=local("tab", SYSTEM_TAB, words("run.show")))
     retry = action("retry", shown.job, words("run.retry"), cls="" if shown.memory else "main")
     return el(
         "div",
         el("h3", shown.title),
         el("div", shown.what, cls="td-note bad", role="alert"),
         el("p", shown.advice, cls="td-quiet", style="margin:0"),
-        _steps(snapshot, shown, words, to_system=to_system) if shown.memory else None,
+        steps if shown.memory else el("details", el("summary", words("bar.firstaid")), steps),
         el("div", retry, cls="td-acts"),
         cls="td-card failed td-html",
         data_job=shown.job,

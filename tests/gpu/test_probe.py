@@ -157,7 +157,16 @@ def test_the_running_probe_hands_out_the_newest_sample_with_its_age(fake_nvml):
         ("", []),
         ("-1", []),
         ("0,7,1", ["GPU-aaaa"]),  # CUDA stops at the first name that matches nothing
-        ("0,0", ["GPU-aaaa"]),
+        ("0,0", []),  # a card named twice leaves none
+        ("GPU-aaaa,GPU-aa", []),
+        (" 1 , 0 ", ["GPU-bbbb", "GPU-aaaa"]),
+        ("1x,0", ["GPU-bbbb", "GPU-aaaa"]),  # strtoul
+        ("+1", ["GPU-bbbb"]),
+        ("0,-1,1", ["GPU-aaaa"]),
+        ("0,GPU-bbbb", ["GPU-aaaa"]),  # of the kind of the first name
+        ("GPU-bbbb,0", ["GPU-bbbb"]),
+        ("NoDevFiles", []),
+        ("void", []),
     ],
 )
 def test_cuda_visible_devices_chooses_and_orders(devices, uuids):
@@ -168,8 +177,10 @@ def test_cuda_visible_devices_chooses_and_orders(devices, uuids):
 def test_a_mig_slice_is_named_by_its_own_uuid_or_its_parents():
     cards = [
         probe.CardSample(uuid="MIG-1111", nvml_index=0, parent="GPU-aaaa"),
-        probe.CardSample(uuid="MIG-2222", nvml_index=0, parent="GPU-aaaa"),
+        probe.CardSample(uuid="MIG-2222", nvml_index=0, parent="GPU-aaaa", instance=(2, 0)),
     ]
+    assert [card.uuid for card in probe.visible(cards, "MIG-GPU-aaaa/2/0")] == ["MIG-2222"]
+    assert probe.visible(cards, "MIG-GPU-aaaa/7/0") == []
     assert [card.uuid for card in probe.visible(cards, "MIG-2222")] == ["MIG-2222"]
     assert [card.uuid for card in probe.visible(cards, "GPU-aaaa")] == ["MIG-1111"]
 
@@ -186,6 +197,33 @@ def test_a_pretended_card_replaces_the_real_one(fake_nvml, monkeypatch):
 def test_a_sampler_that_says_nonsense_is_an_error_state():
     assert probe.parse(b"not json").state == "error"
     assert probe.parse(b'{"state": "ok"}').state == "error"
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [
+        ("def nvmlInit(): pass\nclass NVMLError(Exception): pass\n", "module 'pynvml' has no attribute"),
+        ("raise RuntimeError('made for Python 2')", "RuntimeError: made for Python 2"),
+        ("print 'hello'", "SyntaxError"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "signal SIGSEGV"),
+        ("raise SystemExit('no licence')", "status 1: no licence"),
+    ],
+    ids=["old", "raises", "python 2", "crashes", "exits"],
+)
+def test_a_sampler_that_dies_tells_its_reason_and_is_no_hang(fake_nvml, tmp_path, monkeypatch, module, why):
+    """An old pynvml in the environment read as a driver that hangs."""
+    fake_nvml("normal")
+    (tmp_path / "pynvml.py").write_text(module)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    sample = probe.take_sample(60.0)
+    assert sample.state == "error" and why in sample.error, sample
+    running = probe.Probe(deadline_s=60.0)
+    until_s = time.monotonic() + 60
+    while running.latest().state == "hang" and time.monotonic() < until_s:
+        time.sleep(0.05)
+    found = running.latest()
+    running.stop()
+    assert found.state == "error" and why in found.error, found
 
 
 def test_what_a_cards_speed_is_made_of_is_read(fake_nvml):

@@ -5,7 +5,9 @@ sampler running and hands out the newest sample with its age. Nothing in here ra
 """
 
 import os
+import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -42,6 +44,7 @@ class CardSample(GpuFacts):
     state: GpuState = "ok"
     nvml_index: int = 0
     parent: str = ""  # uuid of a slice's card
+    instance: tuple[int, int] | None = None  # of a slice: its GPU instance and compute instance
     processes: tuple[GpuProcess, ...] | None = None
 
 
@@ -68,21 +71,27 @@ def machine_now(deadline_s: float = DEADLINE_S, own_pids: frozenset[int] = froze
 
 
 def take_sample(deadline_s: float = DEADLINE_S) -> Sample:
-    """One sample; a sampler that does not answer in time is killed, not waited for, and the state is "hang"."""
+    """One sample. A sampler that does not answer in time is killed, not waited for, and the state is "hang".
+
+    Of one that died the reason is told, and the state is "error".
+    """
     until_s = time.monotonic() + deadline_s - REAP_S
     child = _spawn()
     if child is None or child.stdout is None:
         return _failed("error", "the sampler did not start")
-    text = chunk = b""
+    text, died = b"", ""
     while b"\n" not in text:
         ready, _, _ = select.select([child.stdout], [], [], max(0.0, until_s - time.monotonic()))
         chunk = os.read(child.stdout.fileno(), 1 << 16) if ready else b""
         if not chunk:
+            died = _why_it_died(child) if ready else ""
             break
         text += chunk
     _end(child)
     line, end, _ = text.partition(b"\n")
-    return parse(line) if end else _failed("hang", f"NVML did not answer within {deadline_s:g} s")
+    if end:
+        return parse(line)
+    return _failed("error", died) if died else _failed("hang", f"NVML did not answer within {deadline_s:g} s")
 
 
 def parse(line: bytes) -> Sample:
@@ -144,25 +153,37 @@ def shares_memory(card: CardSample) -> bool:
 def visible(cards: list[CardSample], devices: str | None) -> list[CardSample]:
     """The cards that CUDA will show, in its order, for a CUDA_VISIBLE_DEVICES, under CUDA_DEVICE_ORDER=PCI_BUS_ID.
 
-    Indices count physical cards, "GPU-..." and "MIG-..." may be prefixes; the list ends at the first name that matches
-    nothing (CUDA C++ Programming Guide, environment variables).
+    Numbers count physical cards and are read as by strtoul(3); "GPU-..." and "MIG-..." may be prefixes, and of the kind
+    of the first name; "MIG-GPU-.../1/0" is a slice as drivers before 470 named it. The list ends at the first name that
+    matches nothing, and a card that is named twice leaves none (CUDA C++ Programming Guide, environment variables;
+    torch/cuda/__init__.py, _parse_visible_devices).
     """
     if devices is None:
         return cards
+    kind = next((kind for kind in ("GPU-", "MIG-") if devices.strip().startswith(kind)), "")
     chosen: list[CardSample] = []
     for name in (part.strip() for part in devices.split(",")):
-        by_uuid = name.startswith(("GPU-", "MIG-"))
-        named = (
-            card
-            for card in cards
-            if (name.isdecimal() and int(name) == card.nvml_index)
-            or (by_uuid and (card.uuid.startswith(name) or card.parent.startswith(name)))
-        )
-        found = next(named, None)
-        if found is None or found in chosen:
+        number = re.match(r"\+?(\d+)", name)
+        if kind and name.startswith(kind):
+            found = next((card for card in cards if _is_named(card, name)), None)
+        elif not kind and number is not None:
+            found = next((card for card in cards if card.nvml_index == int(number[1])), None)
+        else:
+            break
+        if found in chosen:
+            return []
+        if found is None:
             break
         chosen.append(found)
     return chosen
+
+
+def _is_named(card: CardSample, name: str) -> bool:
+    """Whether a card or slice goes by this UUID, prefix of one, or old name of a slice."""
+    old = re.fullmatch(r"MIG-(GPU-[\w-]+)/(\d+)/(\d+)", name)
+    if old is not None:
+        return card.parent == old[1] and card.instance == (int(old[2]), int(old[3]))
+    return card.uuid.startswith(name) or card.parent.startswith(name)
 
 
 class Probe:
@@ -178,6 +199,8 @@ class Probe:
     def latest(self) -> Sample:
         """The newest sample with its age; state "hang" once nothing came for interval + deadline."""
         if self._child is None or self._child.poll() is not None:
+            if self._child is not None and self._sample is None:
+                self._sample, self._received_s = _failed("error", _why_it_died(self._child)), time.monotonic()
             self.stop()
             self._child = _spawn("--watch", str(self.interval_s))
             self._started_s = time.monotonic()
@@ -211,18 +234,33 @@ def _spawn(*args: str) -> subprocess.Popen[bytes] | None:
             [sys.executable, "-P", str(SAMPLER), *args],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
     except OSError:
         return None
+
+
+def _why_it_died(child: subprocess.Popen[bytes]) -> str:
+    """How a sampler that closed its output ended, with the last line that it wrote."""
+    try:
+        status = child.wait(REAP_S)
+    except subprocess.TimeoutExpired:
+        return "the sampler closed its output"
+    how = f"signal {signal.Signals(-status).name}" if -status in set(signal.Signals) else f"status {status}"
+    said = b""
+    if child.stderr is not None and select.select([child.stderr], [], [], 0)[0]:
+        said = os.read(child.stderr.fileno(), 1 << 16)
+    last = said.decode("utf-8", "replace").strip().rpartition("\n")[2][:200]
+    return f"the sampler ended with {how}" + (f": {last}" if last else "")
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     """Kill and reap without waiting for a process that is stuck inside the driver."""
     if child.poll() is None:
         child.kill()
-    if child.stdout is not None:
-        child.stdout.close()
+    for stream in (child.stdout, child.stderr):
+        if stream is not None:
+            stream.close()
     try:
         child.wait(REAP_S)
     except subprocess.TimeoutExpired:

@@ -27,7 +27,12 @@ def main() -> None:
     pause_s = float(sys.argv[2]) if sys.argv[1:2] == ["--watch"] else 0.0
     parent = os.getppid()
     while True:
-        sys.stdout.write(json.dumps(sample()) + "\n")
+        try:
+            found = sample()
+        except Exception as error:  # noqa: BLE001  another or an older pynvml may raise anything; the reason is told
+            module = getattr(sys.modules.get("pynvml"), "__file__", None) or "pynvml"
+            found = _failed("error", RuntimeError(f"{module}: {type(error).__name__}: {error}"))
+        sys.stdout.write(json.dumps(found) + "\n")
         sys.stdout.flush()
         if not pause_s or os.getppid() != parent:
             return
@@ -134,6 +139,7 @@ def _card(handle: object, index: int, *, mig: bool, parent: str) -> dict[str, ob
         "uuid": _ask(pynvml.nvmlDeviceGetUUID, handle) or "",
         "mig": mig,
         "parent": parent,
+        "instance": _instance(handle) if mig else None,
         "capability": list(capability) if capability else None,
         "display": None if display is None else bool(display),
         "utilisation": None if utilisation is None else utilisation.gpu / 100,
@@ -145,6 +151,14 @@ def _card(handle: object, index: int, *, mig: bool, parent: str) -> dict[str, ob
         "free_bytes": memory.free if memory and total and memory.free <= total else None,
         "used_bytes": memory.used if memory and total and memory.used <= total else None,
     }
+
+
+def _instance(handle: object) -> list[int] | None:
+    """Which GPU instance and compute instance a slice is."""
+    import pynvml
+
+    both = [_ask(pynvml.nvmlDeviceGetGpuInstanceId, handle), _ask(pynvml.nvmlDeviceGetComputeInstanceId, handle)]
+    return [number for number in both if number is not None] if None not in both else None
 
 
 def _rates(handle: object, capability: tuple[int, int] | None) -> dict[str, object]:

@@ -5,11 +5,15 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
+import psutil
 import pytest
 
 from tests.sources import syntax_tree
+from tests.webui.conftest import answers, free_port
 from turbodiff.spec.errors import PortInUseError, RequestError
 from webui.app import check, parser
 
@@ -52,6 +56,31 @@ def test_listening_needs_a_password(monkeypatch):
     with pytest.raises(RequestError, match="password"):
         check(parser().parse_args(["--listen"]))
     assert parser().parse_args([]).listen == "127.0.0.1"
+
+
+def test_no_process_shows_the_password_in_its_command_line(tmp_path):
+    word, port = "correct horse battery", free_port()
+    flags = ["--password", word, "--no-browser", "--port", str(port)]
+    flags += ["--state-dir", str(tmp_path / "state"), "--outputs", str(tmp_path / "outputs")]
+    started = subprocess.Popen(
+        [sys.executable, str(APP), *flags], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        end_s = time.monotonic() + 180
+        while not answers(f"http://127.0.0.1:{port}"):
+            assert started.poll() is None and time.monotonic() < end_s
+            time.sleep(0.2)
+        family = [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]
+        assert len(family) > 1
+        assert not [line for process in family if word in (line := " ".join(process.cmdline()))]
+        headers = {"authorization": f"Bearer {word}"}
+        codes = [
+            httpx.get(f"http://127.0.0.1:{port}/config", headers=h, timeout=180).status_code for h in ({}, headers)
+        ]
+        assert codes == [401, 200]
+    finally:
+        started.terminate()
+        started.wait(180)
 
 
 def test_it_starts_from_another_folder_with_another_python(tmp_path):

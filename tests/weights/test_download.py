@@ -1,8 +1,11 @@
 """Downloads from a hub on this machine: resumed, checked, refused with everything a person needs to do it by hand."""
 
+import contextlib
 import errno
 import hashlib
 import os
+import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -10,9 +13,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from tests.weights import tiny
+from turbodiff.spec.environment import NETWORK
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.models import FoundFile, Inventory, find_model
 from turbodiff.weights import download
@@ -154,6 +159,70 @@ def test_offline_mode_asks_nobody(hub: type[Hub], tmp_path: Path, monkeypatch: p
     with pytest.raises(FileError) as caught:
         pull(tmp_path)
     assert caught.value.code == "offline"
+
+
+class Socks(socketserver.StreamRequestHandler):
+    """A SOCKS 5 proxy (RFC 1928): no login, CONNECT alone."""
+
+    served = 0
+
+    def handle(self) -> None:
+        _, methods = self.rfile.read(2)
+        self.rfile.read(methods)
+        self.wfile.write(b"\5\0")
+        *_, kind = self.rfile.read(4)
+        length = self.rfile.read(1)[0] if kind == 3 else 4
+        host = self.rfile.read(length)
+        name = host.decode() if kind == 3 else socket.inet_ntoa(host)
+        with socket.create_connection((name, int.from_bytes(self.rfile.read(2), "big"))) as far:
+            Socks.served += 1
+            self.wfile.write(b"\5\0\0\1" + bytes(6))
+            threading.Thread(target=self.back, args=(far,), daemon=True).start()
+            while data := self.connection.recv(1 << 16):
+                far.sendall(data)
+
+    def back(self, far: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := far.recv(1 << 16):
+                self.connection.sendall(data)
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks", "socks5h", "SOCKS5"])
+def test_a_download_goes_through_a_socks_proxy(
+    hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Socks) as proxy:
+        proxy.daemon_threads = True
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        for name in NETWORK:
+            monkeypatch.setenv(name, "")  # `pull` changes them; they come back with the test's end
+        monkeypatch.setenv("ALL_PROXY", f"{scheme}://127.0.0.1:{proxy.server_address[1]}")
+        huggingface_hub.close_session()
+        before = Socks.served
+        assert len(pull(tmp_path / "models")) >= 4
+        assert Socks.served >= before + 8, "address and bytes of each file"
+        huggingface_hub.close_session()
+        proxy.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks4a://127.0.0.1:1"),
+        ("https_proxy", "127.0.0.1"),
+        ("HTTPS_PROXY", "http://user@:port"),
+        ("SSL_CERT_FILE", "/nowhere/cert.pem"),
+    ],
+)
+def test_a_setting_of_the_network_that_cannot_be_used_is_named(
+    hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    for other in NETWORK:
+        monkeypatch.setenv(other, "")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(FileError) as caught:
+        pull(tmp_path / "models")
+    assert (caught.value.code, caught.value.field, caught.value.got) == ("proxy_unusable", name, value)
 
 
 def test_a_full_disk_is_told_before_the_first_byte(

@@ -12,12 +12,12 @@ import os
 import re
 import shutil
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from turbodiff.spec.environment import NETWORK, usable_network
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.files import sha256_of, sync
 from turbodiff.spec.models import Inventory, ModelFile, ModelSpec, find_model
@@ -97,6 +97,7 @@ def pull(
         return []
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
         raise _unreachable(wanted, folder, "HF_HUB_OFFLINE is set", code="offline")
+    _use_network()
     remotes = [_remote(file, wanted, folder) for file in wanted]
     folder.mkdir(parents=True, exist_ok=True)
     parts = [_part(folder / file.names[0], remote) for file, remote in zip(wanted, remotes, strict=True)]
@@ -104,6 +105,25 @@ def pull(
     if nbytes + RESERVE_BYTES > shutil.disk_usage(folder).free:
         raise _disk_full(folder, nbytes)
     return [_download(file, wanted, folder, progress) for file in wanted]
+
+
+def _use_network() -> None:
+    """Make the network variables what HTTP libraries can read; they read them when they are imported.
+
+    Raises:
+        FileError: nothing can be made of one of them.
+    """
+    usable, bad = usable_network(os.environ)
+    if bad is not None:
+        raise FileError(
+            "this setting of the network cannot be used", code="proxy_unusable", field=bad.name, got=bad.value,
+            expected=bad.expected, try_instead=f"unset {bad.name}",
+        )  # fmt: skip
+    for name in NETWORK:
+        if name in usable:
+            os.environ[name] = usable[name]
+        else:
+            os.environ.pop(name, None)
 
 
 def _part(target: Path, remote: Remote) -> Path:
@@ -178,7 +198,7 @@ def _download(file: ModelFile, wanted: Sequence[ModelFile], folder: Path, progre
                             progress(file.names[0], done, remote.nbytes)
                 _check(part, remote)
                 return part.replace(target)
-        except OSError as error:  # urllib's errors are OSErrors
+        except OSError as error:
             if error.errno in DISK_ERRORS:
                 raise _disk_failure(folder, remote.nbytes - _size(part), error) from None
             failures = 1 if _size(part) > before else failures + 1
@@ -215,6 +235,7 @@ def _receive(remote: Remote, part: Path) -> Iterator[int]:
     Raises:
         OSError: the connection broke; what came is kept.
     """
+    import httpx
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # not in its __all__
 
     # the person's token goes to the hub itself, never to the storage that it redirects to
@@ -222,16 +243,23 @@ def _receive(remote: Remote, part: Path) -> Iterator[int]:
     headers = {name: value for name, value in (build_hf_headers() if same else {}).items() if isinstance(value, str)}
     done = _size(part)
     headers |= {"Accept-Encoding": "identity", "Range": f"bytes={done}-"}
-    request = urllib.request.Request(remote.location, headers=headers)
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-        if answer.status != 206:
-            done = 0  # the server sends the whole file
-        with part.open("r+b" if done else "wb") as file:
-            file.seek(done)
-            while chunk := answer.read(CHUNK_BYTES):
-                file.write(chunk)
-                done += len(chunk)
-                yield done
+    told = done
+    try:
+        with httpx.stream("GET", remote.location, headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as answer:
+            answer.raise_for_status()
+            if answer.status_code != 206:
+                done = 0  # the server sends the whole file
+            with part.open("r+b" if done else "wb") as file:
+                file.seek(done)
+                for chunk in answer.iter_raw():
+                    file.write(chunk)
+                    done += len(chunk)
+                    if not told <= done < told + CHUNK_BYTES:
+                        told = done
+                        yield done
+    except httpx.HTTPError as error:
+        raise ConnectionError(f"{type(error).__name__}: {error}") from None
+    yield done
     sync(part)
     if done < remote.nbytes:
         raise ConnectionError(f"the connection ended after {done} of {remote.nbytes} bytes")

@@ -85,19 +85,12 @@ def decode_table(data: bytes, name: str) -> tuple[str, Encoding]:
         text = data.decode("gb18030")
     except UnicodeDecodeError:
         text = ""
-    foreign = [character for character in text if character > "\x7f"]
-    if not ("提示词" in text and "种子值" in text) and sum(map(_is_common, foreign)) <= COMMON_SHARE * len(foreign):
+    # what GB 2312 has of it: Big5 read as GBK gives Greek, kana and boxes, Shift-JIS rare characters
+    foreign = sum(character > "\x7f" for character in text)
+    common = len("".join(_CHINESE.findall(text)).encode("gb2312", "ignore")) // 2
+    if not ("提示词" in text and "种子值" in text) and common <= COMMON_SHARE * foreign:
         raise _unknown(data, wrong, name)
     return text, Encoding("gb18030")
-
-
-def _is_common(character: str) -> bool:
-    """Whether it is a star, or a Chinese character or sign of GB 2312: Big5 read as GBK gives Greek, kana and boxes,
-    Shift-JIS rare characters, which GB 2312 does not have."""
-    try:
-        return bool(_CHINESE.match(character)) and len(character.encode("gb2312")) == 2
-    except UnicodeEncodeError:
-        return False
 
 
 def _decoded(data: bytes, encoding: Encoding, name: str) -> tuple[str, Encoding]:

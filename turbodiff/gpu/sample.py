@@ -131,6 +131,8 @@ def _card(handle: object, index: int, *, mig: bool, parent: str) -> dict[str, ob
     ]
     memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle, MEMORY_INFO_V2)
     memory = memory or _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    numbers = (pynvml.nvmlDeviceGetGpuInstanceId, pynvml.nvmlDeviceGetComputeInstanceId) if mig else ()
+    instance = [_ask(number, handle) for number in numbers] or [None]
     total = None if memory is None or memory.total in (0, NOT_AVAILABLE) else memory.total
     return {
         "state": "ok",
@@ -139,7 +141,7 @@ def _card(handle: object, index: int, *, mig: bool, parent: str) -> dict[str, ob
         "uuid": _ask(pynvml.nvmlDeviceGetUUID, handle) or "",
         "mig": mig,
         "parent": parent,
-        "instance": _instance(handle) if mig else None,
+        "instance": None if None in instance else instance,
         "capability": list(capability) if capability else None,
         "display": None if display is None else bool(display),
         "utilisation": None if utilisation is None else utilisation.gpu / 100,
@@ -151,14 +153,6 @@ def _card(handle: object, index: int, *, mig: bool, parent: str) -> dict[str, ob
         "free_bytes": memory.free if memory and total and memory.free <= total else None,
         "used_bytes": memory.used if memory and total and memory.used <= total else None,
     }
-
-
-def _instance(handle: object) -> list[int] | None:
-    """Which GPU instance and compute instance a slice is."""
-    import pynvml
-
-    both = [_ask(pynvml.nvmlDeviceGetGpuInstanceId, handle), _ask(pynvml.nvmlDeviceGetComputeInstanceId, handle)]
-    return [number for number in both if number is not None] if None not in both else None
 
 
 def _rates(handle: object, capability: tuple[int, int] | None) -> dict[str, object]:

@@ -86,8 +86,8 @@ def pull(
     """Download what `model` still needs into `root` (default: the first search root); `progress(name, bytes, of all)`.
 
     Raises:
-        FileError: offline, unreachable, too little disk, or a file that is not what the hub promised. A download that
-            stopped is continued by the next call.
+        FileError: offline, unreachable, a proxy that cannot be used, too little disk, or a file that is not what the
+            hub promised. A download that stopped is continued by the next call.
     """
     spec = find_model(model)
     folder = (root or download_root()).absolute()
@@ -97,7 +97,15 @@ def pull(
         return []
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
         raise _unreachable(wanted, folder, "HF_HUB_OFFLINE is set", code="offline")
-    _use_network()
+    usable, bad = usable_network(os.environ)
+    if bad is not None:
+        raise FileError(
+            "this setting of the network cannot be used", code="proxy_unusable", field=bad.name, got=bad.value,
+            expected=bad.expected, try_instead=f"unset {bad.name}",
+        )  # fmt: skip
+    for name in NETWORK:  # HTTP libraries read them as they are
+        os.environ.pop(name, None)
+    os.environ.update(usable)
     remotes = [_remote(file, wanted, folder) for file in wanted]
     folder.mkdir(parents=True, exist_ok=True)
     parts = [_part(folder / file.names[0], remote) for file, remote in zip(wanted, remotes, strict=True)]
@@ -105,25 +113,6 @@ def pull(
     if nbytes + RESERVE_BYTES > shutil.disk_usage(folder).free:
         raise _disk_full(folder, nbytes)
     return [_download(file, wanted, folder, progress) for file in wanted]
-
-
-def _use_network() -> None:
-    """Make the network variables what HTTP libraries can read; they read them when they are imported.
-
-    Raises:
-        FileError: nothing can be made of one of them.
-    """
-    usable, bad = usable_network(os.environ)
-    if bad is not None:
-        raise FileError(
-            "this setting of the network cannot be used", code="proxy_unusable", field=bad.name, got=bad.value,
-            expected=bad.expected, try_instead=f"unset {bad.name}",
-        )  # fmt: skip
-    for name in NETWORK:
-        if name in usable:
-            os.environ[name] = usable[name]
-        else:
-            os.environ.pop(name, None)
 
 
 def _part(target: Path, remote: Remote) -> Path:

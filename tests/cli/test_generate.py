@@ -2,16 +2,21 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 
+from turbodiff.archive.disk import check_output
 from turbodiff.weights.locate import bundled_root
 
 TURBODIFF = [sys.executable, "-m", "turbodiff.cli"]
+APP = Path(__file__).resolve().parents[2] / "webui" / "app.py"
 PROMPT = "a red circle moves right on a black background"
 
 
@@ -69,20 +74,63 @@ def test_a_clip_from_the_shell_with_its_events_as_json(tmp_path):
     assert sorted(path.name for path in everything(tmp_path)) == ["out.mp4", "out.mp4.json"]
 
 
-def test_ctrl_c_ends_with_130_and_leaves_no_half_file(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_with_its_code_and_leaves_no_half_file(tmp_path, number, code):
     process = subprocess.Popen(
         [*TURBODIFF, "generate", PROMPT, "--sampler", "unipc", "--steps", "100", "-o", "out.mp4"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a suite in the background ignores it
     )  # fmt: skip
     for line in process.stderr:
         if "denoising" in line:
             break
-    os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    os.kill(process.pid, number) if number != signal.SIGINT else os.killpg(process.pid, number)
+    process.communicate(timeout=240)
+    assert process.returncode == code
     time.sleep(0.2)
     assert not everything(tmp_path)
+    alive = [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(tmp_path)]
+    assert not alive, "the worker went, too"
+
+
+def test_what_a_killed_run_left_goes_with_the_next_one(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = [tmp_path / f".out.{gone.pid}.partial.mp4", tmp_path / f".out.{gone.pid}.partial.mp4.json"]
+    kept = [tmp_path / f".out.{os.getpid()}.partial.mp4", tmp_path / ".mine.partial.mp4", tmp_path / "a.1.partial.mp4"]
+    fresh = tmp_path / f".new.{gone.pid}.partial.mp4"
+    for path in (*left, *kept, fresh):
+        path.write_bytes(b"half")
+        if path != fresh:
+            os.utime(path, (1, 1))
+    check_output(tmp_path / "next.mp4", 16, 16, 1)
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, fresh])
+
+
+@pytest.mark.parametrize("name", ["queue.py", "inspect.py", "typing.py", "typer.py", "signal.py", "json.py"])
+def test_modules_of_the_folder_it_is_started_in_are_not_imported(tmp_path, name):
+    (tmp_path / name).write_text("raise SystemExit('imported')")
+    for path in ("", ":", f"{tmp_path}:", "."):
+        environment = {**os.environ, "PYTHONPATH": path + (":" if path else "") + os.environ.get("PYTHONPATH", "")}
+        for command in ([*TURBODIFF, "plan", PROMPT], [sys.executable, APP, "--help"]):
+            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+            assert done.returncode == 0, (path, command, done.stderr[-300:])
+
+
+@pytest.mark.parametrize("shell", ["{} >&-", "{} 2>&-", "{} <&-", "{} >&- 2>&- <&-", "{} | head -c 10", "{} | true"])
+def test_closed_and_broken_streams_end_cleanly(tmp_path, shell):
+    command = shell.format(" ".join(map(shlex.quote, [*map(str, TURBODIFF), "plan", PROMPT])))
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_full_disk_behind_the_output_is_one_line(tmp_path):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*TURBODIFF, "plan", PROMPT], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1 and "error: the output cannot be written: No space left on device\n" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_help_answers_without_the_heavy_libraries(tmp_path):

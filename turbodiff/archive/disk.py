@@ -3,7 +3,11 @@
 import contextlib
 import errno
 import os
+import re
+import time
 from pathlib import Path
+
+import psutil
 
 from turbodiff.archive.clips import PARTIAL, partial_path, sidecar_path
 from turbodiff.media.ffmpeg import h264_encoder
@@ -12,6 +16,8 @@ from turbodiff.spec.files import output_error, write_synced
 from turbodiff.spec.numbers import gib
 
 FOLDER_ERRORS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EACCES)  # not the name's fault
+LEFT = re.compile(r"\..+\.(\d+)\.partial\.mp4(?:\.json|\.jpg)?")  # archive/clips.py, partial_path
+STALE_S = 60.0  # a clip that is being written, also from a container with its own process ids, is younger
 RESERVE_BYTES = 1 << 30  # for everybody else on that disk
 BYTES_PER_PIXEL = 1.5  # of every frame: three times what x264 makes of grain at CRF 16; latents take a quarter byte
 
@@ -30,7 +36,8 @@ def check_place(outputs: Path, state: Path, width: int, height: int, num_frames:
 
 
 def check_output(output: Path, width: int, height: int, num_frames: int) -> None:
-    """Fail now where a clip could not be written under a name that a person typed. An existing file will be replaced.
+    """Fail now where a clip could not be written under a name that a person typed. An existing file will be replaced,
+    and what killed runs left in the folder is removed.
 
     Raises:
         OutputError: field `output`: a folder, not an .mp4, no such folder, a name that this file system or the event
@@ -52,6 +59,10 @@ def check_output(output: Path, width: int, height: int, num_frames: int) -> None
             what, code="output_unwritable", field="output", got=output, expected=expected, try_instead=try_instead
         )
     _check_takes_a_file(output.parent, output.parent)
+    for path in output.parent.glob(".*.partial.mp4*"):  # of runs that were killed, not of another machine's
+        left = LEFT.fullmatch(path.name)
+        if left and not psutil.pid_exists(int(left[1])) and time.time() - path.stat().st_mtime > STALE_S:
+            path.unlink(missing_ok=True)
     _check_room(output.resolve().parent, width * height * num_frames, "output")
 
 

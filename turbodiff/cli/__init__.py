@@ -5,13 +5,28 @@ Never here: decisions; everything is asked of `turbodiff.studio`.
 Used by: the shell.
 """
 
+# ruff: noqa: E402, PTH100, PTH112, PTH117, PTH120, PTH121  (pathlib imports much, and before that the path is mended)
+import os
 import sys
+
+# `-m` and an empty entry of PYTHONPATH put the folder that this is started in before the library: a queue.py there
+# would be imported below. Ours are found beside this file.
+sys.path[:] = (
+    entry
+    for entry in tuple(sys.path)
+    if os.path.isabs(entry) and not (os.path.isdir(entry) and os.path.samefile(entry, os.curdir))
+)
+sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+import signal
+from types import FrameType
 
 import typer
 
 from turbodiff.cli.generate import generate, plan
 from turbodiff.cli.machine import calibrate, doctor, gpu, models_app, selftest
 from turbodiff.cli.queue import jobs_app, restart, seeds_app, serve, support_bundle
+from turbodiff.spec import stdio
 from turbodiff.spec.errors import TurbodiffError
 
 app = typer.Typer(
@@ -30,6 +45,14 @@ app.add_typer(models_app, name="models")
 
 def main() -> None:
     """Run one command; a TurbodiffError becomes one line on stderr and its exit code."""
+    stdio.make_safe()
+
+    def stop(number: int, frame: FrameType | None) -> None:  # as Ctrl-C does, with a code of its own
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP, and that stays
+            signal.signal(number, stop)
     try:
         code = app(standalone_mode=False)
     except TurbodiffError as error:
@@ -47,4 +70,7 @@ def main() -> None:
         if type(error).__name__ in {"Exit", "Abort"}:
             sys.exit(int(getattr(error, "exit_code", 130)))
         raise  # ours: it keeps its traceback
+    if lost := stdio.output_error():
+        sys.stderr.write(f"error: the output cannot be written: {lost.strerror}\n")
+        sys.exit(1)
     sys.exit(code or 0)

@@ -109,7 +109,8 @@ class Supervisor:
             self._signals += 1
             self.exit_code = 130 if number == signal.SIGINT else 0
 
-        before = {number: signal.signal(number, stop) for number in SIGNALS}
+        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        before = {number: signal.signal(number, stop) for number in heard}
         try:
             if web_argv:
                 self.web = WebProcess(web_argv, self.context, address)

@@ -234,6 +234,17 @@ def test_odd_names_work_or_are_refused_before_the_work(tmp_path: Path, name: str
         write(partial_path(tmp_path, 2**31, 9, output), shapes(1))
 
 
+@pytest.mark.parametrize("kind", ["a link to itself", "a pipe"])
+def test_an_output_that_is_no_file_is_refused_before_the_work(tmp_path: Path, kind: str) -> None:
+    output = tmp_path / "out.mp4"
+    if kind == "a pipe":
+        os.mkfifo(output)
+    else:
+        output.symlink_to(output)
+    with pytest.raises(OutputError, match="cannot be used"):
+        check_output(output, 16, 16, 1)
+
+
 def test_a_failed_publish_keeps_the_clip_and_leaves_nothing_else(tmp_path: Path) -> None:
     partial = partial_path(tmp_path, 1, 0)
     partial.parent.mkdir()

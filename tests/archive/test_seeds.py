@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from supervisor.bench import Bench, scripted
 
 from turbodiff.archive import seeds
-from turbodiff.archive.seed_table import HEADER, MAX_TABLE_BYTES, RULE, Row, read_table, write_table
+from turbodiff.archive.seed_table import HEADER, MAX_TABLE_BYTES, RULE, Row, decode_table, read_table, write_table
 from turbodiff.jobs.store import Store
 from turbodiff.spec.errors import FileError, OutputError, RequestError
 
@@ -154,8 +154,23 @@ def test_a_table_in_any_chinese_encoding_is_taken_over_and_keeps_it(store: Store
         GUIDE.encode() + b"| \xff\xfe | 1 | m | r | | |\n",
         codecs.BOM_UTF16_LE + GUIDE.encode("utf-16-le")[:-1],
         bytes(range(256)) * 4,
+        "| 붉은 원이 오른쪽으로 움직인다 | 42 | m | 480p | | |\n".encode("euc_kr"),
+        "| 桜吹雪 侍 夕日 | 42 | m | 480p | | |\n".encode("euc_jp"),
+        "| москва ночь | 42 | m | 480p | | |\n".encode("cp1251"),
+        "| κόκκινος κύκλος | 42 | m | 480p | | |\n".encode("cp1253"),
     ],
-    ids=["big5", "shift_jis", "latin-1", "half utf-8", "cut utf-16", "binary"],
+    ids=[
+        "big5",
+        "shift_jis",
+        "latin-1",
+        "half utf-8",
+        "cut utf-16",
+        "binary",
+        "korean",
+        "japanese",
+        "russian",
+        "greek",
+    ],
 )
 def test_a_table_in_an_unknown_encoding_is_refused_with_its_line_and_left_alone(
     store: Store, tmp_path: Path, data: bytes
@@ -168,6 +183,16 @@ def test_a_table_in_an_unknown_encoding_is_refused_with_its_line_and_left_alone(
         assert caught.value.code == "seeds_encoding"
     assert mine.read_bytes() == data and seeds.list_seeds(store) == []
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".md", ".bak", ".part")] == ["seeds.md"]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["红色圆圈向右移动", "a cat — “fast”", "5€ cat", "🐱🎉 cat", "さくら", "一只橙色的猫,追逐着蝴蝶"]
+)
+def test_a_gbk_table_without_our_header_is_read_all_the_same(prompt: str) -> None:
+    head = "| Prompt | Seed | Model | Resolution | Rating | Note |\n|---|---|---|---|---|---|\n"
+    text = f"{head}| {prompt} | 1 | m | r | | |\n"
+    decoded, encoding = decode_table(text.encode("gb18030"), "seeds.md")
+    assert (decoded, encoding.codec) == (text, "gb18030")
 
 
 def test_a_header_in_another_language_is_no_seed() -> None:

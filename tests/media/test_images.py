@@ -205,9 +205,11 @@ DAMAGED_BESIDE_THE_PIXELS: dict[str, Callable[[], bytes]] = {
     "jpeg, fill bytes": lambda: jpeg_with(b"\xff\xff\xff" + segment(0xFE, b"x")),
     "jpeg, without its end": lambda: saved(halves(), "JPEG", quality=95, subsampling=0)[:-2],
     "progressive jpeg, without its end": lambda: saved(halves(), "JPEG", quality=95, progressive=True)[:-2],
+    "jpeg, half its end": lambda: saved(halves(), "JPEG", quality=95, subsampling=0)[:-1],
     "jpeg, zeros instead of its end": lambda: saved(halves(), "JPEG", quality=95)[:-2] + bytes(512),
     "jpeg, zeros behind its end": lambda: saved(halves(), "JPEG", quality=95) + bytes(4096),
     "webp, broken exif": lambda: saved(halves(), "WEBP", lossless=True, exif=BROKEN_EXIF),
+    "webp, exif of a wrong kind": lambda: saved(halves(), "WEBP", lossless=True, exif=b"Exif\0\0" + b"\xff" * 40),
     "webp, profile that is none": lambda: saved(halves(), "WEBP", lossless=True, icc_profile=b"x" * 500),
 }
 

@@ -17,6 +17,7 @@ from turbodiff.runtime.loras import apply_loras
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.request import Lora
+from turbodiff.weights.lora_strength import strengths
 
 LAYER = "blocks.0.self_attn.q"
 
@@ -271,6 +272,21 @@ def test_a_config_that_cannot_be_read_is_one_error(dit, tmp_path, name, where):
     with pytest.raises(FileError) as caught:
         apply_loras(dit, [Lora(path=str(path))], Expert.SINGLE)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("metadata", "scale"),
+    [
+        ({"lora_adapter_metadata": '{"transformer.lora_alpha": 16}'}, 4),
+        ({"lora_adapter_metadata": '{"transformer": {"r": 4, "lora_alpha": 16}}'}, 4),
+        ({"lora_alpha": "16", "use_rslora": "true"}, 8),
+        ({"alpha": "16"}, 4),
+    ],
+)
+def test_a_config_without_its_rank_counts_with_that_of_the_tensors(tmp_path, metadata, scale):
+    found = strengths(tmp_path / "a.safetensors", metadata, ["blocks.0.lora_A.weight"])
+    (told,) = found.values()
+    assert told.scale("blocks.0", 4) == scale
 
 
 def test_a_whole_network_is_not_a_lora(dit, tmp_path):

@@ -81,6 +81,8 @@ def _unusable_name(output: Path) -> str:
     """Why a clip, its sidecar or its temporary file cannot have this name here; "" when they can."""
     try:
         str(output).encode()  # it travels to the worker as JSON
+        if output.resolve().exists() and not (output.is_file() or output.is_dir()):
+            return "it is no plain file"
         with contextlib.suppress(FileNotFoundError, ValueError):  # "." has no name: a folder, which is said later
             sidecar_path(output).lstat()
         if output.parent.is_dir() and output.suffix:
@@ -89,6 +91,8 @@ def _unusable_name(output: Path) -> str:
             probe.unlink()
     except UnicodeEncodeError:
         return "it is not UTF-8"
+    except RuntimeError:  # pathlib's word for a link to itself, before Python 3.13
+        return "it is a link to itself"
     except OSError as error:
         return "" if error.errno in FOLDER_ERRORS else error.strerror or str(error)
     return ""

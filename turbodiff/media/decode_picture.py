@@ -7,6 +7,7 @@ bytes of the wanted size, in sRGB; or {"code", "got"} of what is wrong. Imports 
 The pixels are what counts: metadata that is damaged, huge or in the wrong place is left out before Pillow sees it.
 """
 
+import contextlib
 import io
 import json
 import resource
@@ -95,7 +96,9 @@ def decode_pixels(data: bytes, wanted: Wanted) -> tuple[dict[str, int], bytes]:
         refuse("picture_too_large", f"{width}x{height}")
     if min(width, height) < MIN_SIDE:
         refuse("picture_too_small", f"{width}x{height}")
-    turn = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    turn = None
+    with contextlib.suppress(Exception):  # EXIF that is none: the pixels are what counts
+        turn = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     lies = turn is not None and turn.value >= Image.Transpose.ROTATE_90 and turn != Image.Transpose.ROTATE_180
     head = {"width": height, "height": width} if lies else {"width": width, "height": height}
     if wanted["want"] == "size":
@@ -128,7 +131,7 @@ def without_end(data: bytes, draft_size: tuple[int, int]) -> Image.Image:
     """
     both = []
     for ending in (b"", b"\x55" * 64):
-        picture = Image.open(io.BytesIO(data + ending + JPEG_END), formats=("JPEG",))
+        picture = Image.open(io.BytesIO(data.rstrip(b"\xff") + ending + JPEG_END), formats=("JPEG",))
         picture.draft("RGB", draft_size)
         picture.load()
         both.append(picture)

@@ -28,7 +28,8 @@ Part = Literal["dit", "vae", "text_encoder"]
 COMPONENT_NAMES = {"dit": "a Wan DiT", "vae": "the Wan2.1 VAE", "text_encoder": "the UMT5 encoder"}
 ENDINGS = (".safetensors", ".sft", ".pth", ".pt", ".bin", ".ckpt", ".gguf")  # in either case
 INDEX = ".index.json"
-UNFINISHED = (".aria2", ".part", ".!qb", ".crdownload", ".incomplete")  # beside a file that is being downloaded
+# beside a file that is being downloaded
+UNFINISHED = (".aria2", ".part", ".!qb", ".!qB", ".crdownload", ".download", ".incomplete", ".td", ".xltd")
 DECODER = ("decoder.", "lm_head.", "dec.")  # of UMT5, in the names of transformers and llama.cpp
 MAX_SHARDS = 256
 MAX_PREFIXES = 8  # of those that are not known

@@ -19,7 +19,7 @@ Side = Literal["high", "low", "single", ""]
 SIDECAR = ".toml"
 MAX_SIDECAR_BYTES = 1 << 16
 TITLES = ("general.name", "general.basename", "modelspec.title", "title", "name")  # of GGUF and of safetensors
-TASK = re.compile(r"(?i)(?<![a-z])t?i2v|t2v|(?<=[a-z])i2v")
+TASK = re.compile(r"(?i)(?<![a-z])t?i2v|t2v|(?<=[a-z])i2v|(?<![a-z])q\d_k_[sml](?![a-z])")  # and GGUF's sizes
 TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 SIDES: Mapping[str, Literal["high", "low"]] = {
     "high": "high", "hi": "high", "h": "high", "hn": "high", "highnoise": "high", "noisehigh": "high",

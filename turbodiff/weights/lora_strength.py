@@ -76,7 +76,10 @@ def strengths(path: Path, metadata: Mapping[str, str], stored: Iterable[str]) ->
 def _by_component(path: Path, config: Mapping[str, object]) -> dict[str, Strength]:
     """The PEFT configs in a mapping whose keys are `lora_alpha` or `<component>.lora_alpha`."""
     grouped: dict[str, dict[str, object]] = {}
-    for key, value in config.items():
+    inside = [
+        (f"{key}.{leaf}", x) for key, value in config.items() if isinstance(value, dict) for leaf, x in value.items()
+    ]
+    for key, value in (*config.items(), *inside):
         component, _, leaf = key.rpartition(".")
         if leaf in ("lora_alpha", "alpha", "r", "use_rslora", "alpha_pattern", "rank_pattern", "init_lora_weights"):
             grouped.setdefault(component, {})[leaf] = value
@@ -90,10 +93,10 @@ def _by_component(path: Path, config: Mapping[str, object]) -> dict[str, Strengt
                 expected="LoRA, DoRA, LoHa or LoKr", try_instead="the adapter converted to plain LoRA",
             )  # fmt: skip
         alpha = _number(path, "lora_alpha", told.get("lora_alpha", told.get("alpha")))
-        if "r" not in told or (alpha is None and "lora_alpha" not in told):
+        if "lora_alpha" not in told and ("r" not in told or alpha is None):
             continue  # a lone `alpha` is not a PEFT config
         found[component] = Strength(
-            alpha, _number(path, "r", told["r"]), str(told.get("use_rslora")).lower() in ("true", "1"),
+            alpha, _number(path, "r", told.get("r")), str(told.get("use_rslora")).lower() in ("true", "1"),
             _patterns(path, told.get("alpha_pattern")), _patterns(path, told.get("rank_pattern")),
         )  # fmt: skip
     return found

@@ -335,6 +335,25 @@ def test_fault_42_network_file_systems_are_recognised_by_their_mount() -> None:
     db.close()
 
 
+def test_a_store_in_a_folder_that_takes_no_file_can_be_read(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    store = Store(folder)
+    job = store.submit(request())
+    store.close()
+    mounted = subprocess.run(["mount", "--bind", folder, folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting takes root")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+        store = Store(folder)
+        assert store.job(job).state == "queued"
+        with pytest.raises(OutputError):
+            store.submit(request())
+        store.close()
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
 def test_fault_43_a_newer_store_is_refused_and_untouched(tmp_path: Path) -> None:
     Store(tmp_path).close()
     db = sqlite3.connect(tmp_path / database.DATABASE)

@@ -1,6 +1,7 @@
 """The database file: tables, migrations, journal mode, and the errors a person may meet when it opens."""
 
 import contextlib
+import os
 import sqlite3
 from pathlib import Path
 
@@ -18,15 +19,20 @@ def open_database(path: Path) -> sqlite3.Connection:
     """A connection with every migration applied, durable after each commit.
 
     WAL with synchronous FULL: 0 of 276 975 acknowledged rows lost in 400 kills, 0.2 ms a commit. File systems
-    without shared memory maps (9p, NFS, some /mnt/c) refuse WAL; there the journal is DELETE.
+    without shared memory maps (9p, NFS, some /mnt/c) refuse WAL; there the journal is DELETE. A database in a folder
+    that takes no file can only be read.
 
     Raises:
         FileError: the file is damaged, or was written by a newer version; it is left as it is.
         OutputError: the folder cannot be written.
     """
+    read_only = path.is_file() and not os.access(path.parent, os.W_OK)
+    address = path.absolute().as_uri()
+    if read_only:  # a log that was not merged must be read, too (sqlite.org/wal.html, "Read-only databases")
+        address += "?mode=ro" if path.with_name(path.name + "-wal").exists() else "?immutable=1"
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds prompts
-        db = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(address, timeout=5.0, isolation_level=None, check_same_thread=False, uri=True)
     except (OSError, sqlite3.OperationalError) as error:
         raise write_error(path, error) from error
     with contextlib.ExitStack() as on_failure:
@@ -44,6 +50,9 @@ def open_database(path: Path) -> sqlite3.Connection:
                     expected=f"schema {len(MIGRATIONS)} or older",
                     try_instead=f"upgrade turbodiff, or another --state-dir (the file {path} was left as it is)",
                 )
+            if read_only:
+                on_failure.pop_all()
+                return db
             set_journal_mode(db, file_system(path))
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA foreign_keys = ON")

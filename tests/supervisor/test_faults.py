@@ -227,7 +227,7 @@ def test_late_words_of_an_earlier_attempt_are_dropped(bench: Bench) -> None:
 def test_an_event_that_nobody_understands_is_a_line_in_the_log(bench: Bench) -> None:
     job = bench.run(scripted({"odd": True}))
     assert job.state == "done"
-    assert "step event not understood: i: Field required" in bench.log_text()
+    bench.turn_until(lambda: "step event not understood: i: Field required" in bench.log_text())
 
 
 def test_a_job_that_waits_for_memory_charges_nothing(bench: Bench) -> None:

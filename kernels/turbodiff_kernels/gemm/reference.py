@@ -41,10 +41,12 @@ def int8_linear_add_(
     x: Tensor, gate: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None
 ) -> Tensor:
     """`x += gate * (a @ b.T + bias)` as the operator declares; the gate is rounded to the dtype of x."""
-    flat, gate = x.view(-1, x.shape[-1]), gate.to(x.dtype)[:, 0]
+    gate, length = gate.to(x.dtype)[:, 0], x.shape[1]
     for rows, part in _parts(a, a_scale, b, b_scale, bias, x.dtype):
-        sample = torch.arange(rows.start, rows.start + len(part), device=x.device) // x.shape[1]
-        flat[rows].addcmul_(part, gate if len(gate) == 1 else gate[sample])
+        for sample in range(rows.start // length, -(-rows.stop // length)):  # x need not be contiguous across its clips
+            first, last = max(rows.start, sample * length), min(rows.stop, (sample + 1) * length)
+            here = x[sample, first - sample * length : last - sample * length]
+            here.addcmul_(part[first - rows.start : last - rows.start], gate[sample if len(gate) > 1 else 0])
     return x
 
 

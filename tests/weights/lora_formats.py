@@ -32,7 +32,8 @@ def named(
         state = {}
         for layer, (a, b) in halves.items():
             name = THEIRS[layer] if style.startswith("diffusers") else layer
-            name = prefix + (name.replace(".", "_") if style.endswith("flat") else name)
+            flat = {"half-flat": name.replace("blocks.", "blocks_", 1)}.get(style, name.replace(".", "_"))
+            name = prefix + (flat if style.endswith("flat") else name)
             state |= {f"{name}.{down}": a.clone(), f"{name}.{up}": b.clone()}
             if "alpha" in alpha:
                 state[f"{name}.alpha"] = torch.as_tensor(alpha["alpha"]).clone()
@@ -83,6 +84,9 @@ FORMS = {
         "diffusion-pipe: adapter_config.json beside", named("diffusion_model."), config=peft_config()
     ),
     "kohya": Form("musubi-tuner: lora_unet_", named("lora_unet_", "flat", **KOHYA, alpha=ALPHA)),
+    "kohya-half": Form(
+        "WanVideoWrapper 869: lora_unet_blocks_29.self_attn.q", named("lora_unet_", "half-flat", **KOHYA, alpha=ALPHA)
+    ),
     "kohya-double": Form("Kijai, extracted: lora_unet__", named("lora_unet__", "flat", **KOHYA, alpha=ALPHA)),
     "kohya-diffusers": Form(
         "lora_transformer_, diffusers' layers", named("lora_transformer_", "diffusers-flat", **KOHYA, alpha=ALPHA)

@@ -77,6 +77,9 @@ def read_name(stored: str) -> Name:
     return Name(stored, ".".join(words[:-1]), "")
 
 
+MAX_PARTS = 16  # of a layer's name between underscores; the longest of a network has nine
+
+
 class Places:
     """The layers and parameters of a network, to be found under every name that they go by."""
 
@@ -98,10 +101,12 @@ class Places:
         for start in range(len(words)):
             if ours := self._dotted.get(".".join(words[start:])):
                 return self._own(ours, ".".join(words[:start]))
-        flat = words[-1].split("_") if words else []
-        for start in range(len(flat)):
-            if ours := self._flat.get("_".join(flat[start:])):
-                return self._own(ours, ".".join((*words[:-1], "_".join(flat[:start]))))
+        # `lora_unet_blocks_0_ffn_0`, or half of it: `lora_unet_blocks_29.self_attn.q` (WanVideoWrapper 869)
+        for dotted, flat in ((words[:-1], words[-1:]), ([], words)):
+            parts = "_".join(flat).split("_")
+            for start in range(max(0, len(parts) - MAX_PARTS), len(parts)):
+                if ours := self._flat.get("_".join(parts[start:])):
+                    return self._own(ours, ".".join((*dotted, "_".join(parts[:start]))))
         return None
 
     @staticmethod

@@ -20,6 +20,8 @@ TWINS = [  # (folder/name, side) of a network of which there are only pairs
     ("WAN22_I2V_HN_v2.safetensors", "high"),
     ("WAN22-I2V-LN.safetensors", "low"),
     ("mix-H.safetensors", "high"),
+    ("wan2.2_high_noise_low_vram.safetensors", "high"),
+    ("wan2.2_low_noise_high_quality.safetensors", "low"),
     ("wan2.2_i2v_high_Q3_K_L.gguf", "high"),
     ("Wan2.2_i2v_H_Q5_K_S.gguf", "high"),
     ("Wan2.2-I2V-A14B-LowNoise-Q3_K_L.gguf", "low"),

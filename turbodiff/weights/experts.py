@@ -30,7 +30,7 @@ OTHER = {"high": "low", "low": "high", "hi": "lo", "lo": "hi", "h": "l", "l": "h
 # What high and low may be about beside noise; such a word stands after or before
 ABOUT = re.compile(
     r"quality|qual|v?ram|mem|gpu|res|def|steps?$|poly|light|key|motion|cfg|rank|speed|end|fps|precision|detail|bit|cost|"
-    r"power|angle|cam|level|fidelity|compress|size|latency|budget|dim|loss|lr|score|shot|heel|school|fantasy|sigma|freq"
+    r"power|angle|cam|level|fidelity|compress|size|latency|budget|dim|loss|lr|score|shot|heel|school|fantasy|sigma|freq|contrast|dynamic|kick|energy|impact|pitch|tech|fashion"
 )
 WAN22 = re.compile(r"(?i)wan[\W_]*2[\W_]*2(?!\d)|a14b|wan2214b")
 PLAIN_FOLDER = re.compile(r"noise|models?|experts?|transformer|dit|unet|wan|diffusion|net(work)?|\d+")
@@ -110,6 +110,8 @@ def _told(text: str) -> Told:
     clear, loose = set[Side](), set[Side]()
     for place, word in enumerate(words):
         before = words[place - 1] if place else ""
+        if before == "noise" and place > 1 and words[place - 2] in SIDES:
+            before = ""  # that noise is the one before it: high_noise_low_vram
         after = words[place + 1] if place + 1 < len(words) else ""
         joined = next((end for end in ("highnoise", "lownoise") if word.endswith(end) and word != "slownoise"), "")
         side = SIDES.get(joined or word)

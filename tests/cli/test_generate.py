@@ -93,6 +93,20 @@ def test_a_signal_ends_with_its_code_and_leaves_no_half_file(tmp_path, number, c
     assert not alive, "the worker went, too"
 
 
+def test_a_hang_up_that_nohup_ignores_ends_nothing(tmp_path):
+    process = subprocess.Popen(
+        [*TURBODIFF, "generate", PROMPT, "--frames", "5", "--steps", "1", "-o", "out.mp4"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )  # fmt: skip
+    for line in process.stderr:
+        if "denoising" in line:
+            break
+    os.kill(process.pid, signal.SIGHUP)
+    process.communicate(timeout=240)
+    assert process.returncode == 0 and (tmp_path / "out.mp4").exists()
+
+
 def test_what_a_killed_run_left_goes_with_the_next_one(tmp_path):
     gone = subprocess.Popen(["true"])
     gone.wait()

@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 import signal
 import sqlite3
@@ -350,6 +351,11 @@ def test_a_store_in_a_folder_that_takes_no_file_can_be_read(tmp_path: Path) -> N
         with pytest.raises(OutputError):
             store.submit(request())
         store.close()
+        for words in (["jobs", "list"], ["seeds", "list"], ["gpu"], ["plan", "a red circle moves right"]):
+            command = [sys.executable, "-m", "turbodiff.cli", *words]
+            environment = os.environ | {"TURBODIFF_STATE": str(folder), "HOME": str(folder)}
+            ran = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+            assert ran.returncode == 0 and "Traceback" not in ran.stderr, (words, ran.stderr)
     finally:
         subprocess.run(["umount", folder], check=True)
 

@@ -15,7 +15,7 @@ LITERAL = re.compile(
     r"turbodiff|turbo|diff|Demo\S*|Wan[\d.]+\S*|quant_linear|num_frames|Adaptive Resolution|Boundary|SLA TopK|"
     r"ODE/SDE|SDE|ODE|UniPC|GiB|MiB|"
     r"CPU|GPU|RAM|int8|dense|sagesla|sage|sla|\d+p\b|\S*14B|1\.3B|EN|VAE|Turbo|Wan|Shift|token|webui_\w+\.log|"
-    r"x\d+|\d+x|832x480|Markdown|torch|SageAttention|SpargeAttn|flash-attn|sparselinear|https?://\S+|/[\w./-]+|GB|"
+    r"x\d+|\d+x|832x480|Markdown|LoRA|torch|SageAttention|SpargeAttn|flash-attn|sparselinear|https?://\S+|/[\w./-]+|GB|"
     r"Ctrl\+Enter|t\b"
 )
 

@@ -123,7 +123,11 @@ def test_what_slurm_granted_is_a_limit_also_without_control_groups(tree):
     root = tree("", "")
     assert limits(root, {"SLURM_MEM_PER_NODE": "32768"})[0].limit_bytes == 32 * GIB
     assert limits(root, {"SLURM_MEM_PER_CPU": "2048", "SLURM_CPUS_ON_NODE": "8"})[0].limit_bytes == 16 * GIB
-    assert limits(root, {"SLURM_MEM_PER_NODE": "all"}) == ()
+    for odd in ("all", "", "9" * 5000, "-1", "4G"):
+        assert limits(root, {"SLURM_MEM_PER_NODE": odd}) == ()
+        assert limits(root, {"SLURM_MEM_PER_CPU": "1024", "SLURM_CPUS_ON_NODE": odd}) == ()
+        assert limits(root, {"SLURM_MEM_PER_CPU": odd, "SLURM_CPUS_ON_NODE": "8"}) == ()
+    assert limits(root, {"SLURM_MEM_PER_CPU": "1024"}) == ()
 
 
 GROWN = """

@@ -65,8 +65,9 @@ def host_memory(own_pids: Collection[int] = (), root: Path = ROOT) -> HostMemory
 def limits(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> tuple[Limit, ...]:
     """Every memory limit above this process that can be seen from here."""
     found = [limit for version, folder in _groups(root) for limit in _limits_of(version, folder)]
-    node, per_cpu, cpus = (environment.get(name, "") for name in (SLURM_NODE, SLURM_PER_CPU, SLURM_CPUS))
-    job_mib = int(node) if node.isdecimal() else int(per_cpu) * int(cpus) if (per_cpu + cpus).isdecimal() else 0
+    told = (environment.get(name, "") for name in (SLURM_NODE, SLURM_PER_CPU, SLURM_CPUS))
+    node, per_cpu, cpus = (int(text) if text.isdecimal() and len(text) < 13 else 0 for text in told)
+    job_mib = node or per_cpu * cpus
     if job_mib:  # the job's own use stands in its control group, where the cluster has one
         found.append(Limit(job_mib * MIB, 0, SLURM_NODE))
     return tuple(found)

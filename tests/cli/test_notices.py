@@ -1,14 +1,12 @@
 """What changed beside a job is said in the shell too: by `generate`, `jobs watch` and `jobs show`, in its language."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from turbodiff.cli import main
 from turbodiff.cli.show import event_lines
 from turbodiff.jobs.attempts import claim, record_event
 from turbodiff.jobs.store import Store
@@ -18,19 +16,6 @@ from turbodiff.studio import Studio
 
 PROMPT = "a red circle moves right on a black background"
 YELLOW = Path(__file__).parents[1] / "demo" / "data" / "yellow_lora.safetensors"
-
-
-@pytest.fixture
-def turbodiff(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["turbodiff", *args])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])

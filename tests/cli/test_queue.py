@@ -1,24 +1,8 @@
 """The queue and the seed archive from the shell."""
 
-import sys
-
 import pytest
 
-from turbodiff.cli import main
 from turbodiff.studio import Studio
-
-
-@pytest.fixture
-def turbodiff(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["turbodiff", *args])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

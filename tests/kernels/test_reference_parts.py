@@ -8,7 +8,7 @@ from turbodiff_kernels.quant import reference as quant
 from turbodiff_kernels.sage import reference as sage
 from turbodiff_kernels.sla import reference as sla
 
-from turbodiff.memory_lab.dry_run import Ledger
+from tests.plan.kernel_bytes import beside
 
 TOKENS, HEADS, HEAD_DIM, WIDE = 600, 6, 32, 512
 WIDTH = HEADS * HEAD_DIM
@@ -86,13 +86,5 @@ def test_a_fallback_at_real_size_costs_at_most_about_two_streams(name):
         stream = 2 * 2 * 32_760 * 5120  # two samples
         if name in ("sage", "sla", "sagesla"):
             stream //= 2
-        ledger = Ledger("meta")
-        for tensor in args:
-            if isinstance(tensor, torch.Tensor):
-                ledger.see(tensor)
-        before = ledger.live_bytes
-        with ledger:
-            found = call(*args)
-        result = sum(t.nbytes for t in (found if isinstance(found, tuple) else (found,)))
-    beside = ledger.peak_bytes - before - (0 if name.endswith("_") else result)
-    assert beside <= 2.2 * stream, beside / stream
+        held = beside(call, args, name)
+    assert held <= 2.2 * stream, held / stream

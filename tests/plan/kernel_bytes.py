@@ -69,10 +69,11 @@ def inside_references(tokens: int, dim: int, ffn_dim: int, heads: int) -> dict[s
             ),
             "int8_linear_add_": (gemm.int8_linear_add_, (x, gate, hidden, hidden_steps, back, back_steps, bias)),
         }  # fmt: skip
-        return {f"turbodiff::{name}": _beside(call, args, name) for name, (call, args) in calls.items()}
+        return {f"turbodiff::{name}": beside(call, args, name) for name, (call, args) in calls.items()}
 
 
-def _beside(call, args, name: str) -> int:
+def beside(call, args, name: str) -> int:
+    """Bytes that an operator holds at its peak beside its arguments and its result."""
     ledger = Ledger("meta")
     for tensor in args:
         if isinstance(tensor, torch.Tensor):

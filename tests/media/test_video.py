@@ -151,6 +151,13 @@ def test_fault_79_an_ffmpeg_that_encodes_no_h264_is_known_before_the_work(anothe
     check_place(tmp_path, tmp_path, 128, 128, 17)
 
 
+def test_fault_79_a_program_that_says_nothing_is_named_with_its_status(another_ffmpeg: Path, tmp_path: Path) -> None:
+    another_ffmpeg.write_text("#!/bin/sh\nexit 3\n")
+    another_ffmpeg.chmod(0o755)
+    with pytest.raises(FileError, match="exit status 3"):
+        check_place(tmp_path, tmp_path, 128, 128, 17)
+
+
 @pytest.mark.parametrize("kind", ["shapes", "grain", "noise"])
 def test_fault_79_without_x264_another_encoder_makes_a_clip_that_verifies(
     another_ffmpeg: Path, tmp_path: Path, kind: str

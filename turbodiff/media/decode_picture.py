@@ -31,7 +31,7 @@ MAX_METADATA_BYTES = 1 << 20  # a chunk of a PNG when decompressed; printers' IC
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
 PNG_HELPFUL = (b"iCCP", b"eXIf")  # colours and which way is up
 PNG_TEXTS = (b"Raw profile type ", b"XML:com.adobe.xmp\0")  # ImageMagick and Adobe keep the orientation in these
-JPEG_START, JPEG_SCAN, JPEG_END, JPEG_ADOBE = 0xD8, 0xDA, b"\xff\xd9", 0xEE
+JPEG_SCAN, JPEG_END, JPEG_ADOBE = 0xDA, b"\xff\xd9", 0xEE
 JPEG_HELPFUL = (0xE1, 0xE2, JPEG_ADOBE)  # EXIF and XMP, ICC, which colours the four or three planes are
 UPRIGHT = {  # EXIF 2.32, tag 0x0112
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,6 +42,7 @@ UPRIGHT = {  # EXIF 2.32, tag 0x0112
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = tuple(UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 
 
 class Wanted(TypedDict):
@@ -80,12 +81,16 @@ def main() -> None:
 
 def decode(data: bytes, wanted: Wanted) -> tuple[dict[str, int], bytes]:
     """The first line of a good answer and the pixels (none for "size"), without metadata if that is what is damaged."""
+    kept = without_metadata(data, keep_helpful=True)
     try:
-        return decode_pixels(without_metadata(data, keep_helpful=True), wanted)
+        return decode_pixels(kept, wanted)
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001  EXIF and ICC raise whatever their parsers stumble on; pixels do so again
-        return decode_pixels(without_metadata(data, keep_helpful=False), wanted)
+    except Exception:
+        bare = without_metadata(data, keep_helpful=False)
+        if bare == kept:  # nothing is left that could be at fault but the pixels
+            raise
+        return decode_pixels(bare, wanted)
 
 
 def decode_pixels(data: bytes, wanted: Wanted) -> tuple[dict[str, int], bytes]:
@@ -99,8 +104,7 @@ def decode_pixels(data: bytes, wanted: Wanted) -> tuple[dict[str, int], bytes]:
     turn = None
     with contextlib.suppress(Exception):  # EXIF that is none: the pixels are what counts
         turn = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    lies = turn is not None and turn.value >= Image.Transpose.ROTATE_90 and turn != Image.Transpose.ROTATE_180
-    head = {"width": height, "height": width} if lies else {"width": width, "height": height}
+    head = {"width": height, "height": width} if turn in SIDEWAYS else {"width": width, "height": height}
     if wanted["want"] == "size":
         return head, b""
     long_side = 2 * max(wanted["width"], wanted["height"])

@@ -56,7 +56,8 @@ def h264_encoder() -> str:
             continue
         if ran.returncode == 0:
             return name
-        said = said or ran.stderr.decode("utf-8", "replace").strip().splitlines()[-1][:200]
+        last = ran.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        said = said or last[:200] or f"exit status {ran.returncode}"
     raise FileError(
         "ffmpeg cannot encode H.264", code="ffmpeg_missing", got=f"{path}: {said}",
         expected="an ffmpeg with " + ", ".join(ENCODERS),

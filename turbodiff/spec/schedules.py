@@ -18,7 +18,6 @@ TURBO_STEPS = 4
 MAX_STEPS = 100
 RCM_SAMPLERS = frozenset(("sde", "ode"))
 GUIDED_SAMPLERS = frozenset(("unipc", "euler", "lcm"))  # those that read a negative prompt where guidance is above 1
-SHIFTED_SAMPLERS = GUIDED_SAMPLERS
 # rCM's times are published for at most so many steps, DMD's likewise; the others take any number
 MOST_STEPS: Mapping[str, int] = {"sde": 4, "ode": 4, "dmd": 3}  # as many as spec/experts.py has
 # keys of plan/reasons.toml: which sampler and why; and what a person must know before the start

@@ -35,6 +35,7 @@ PARTS: Mapping[str, str] = {
     "reshape_weight": "a weight of another shape",
 }  # fmt: skip
 REFUSED = frozenset(part for part in PARTS.values() if part[0].isupper())
+MAX_PARTS = 16  # of a layer's name between underscores; the longest of a network has nine
 SMALL = frozenset(("alpha", "magnitude"))  # written without the adapter's name where other parts have it
 LEAVES = ("weight", "bias")
 WRAPPERS = frozenset((*(name.rstrip(".") for name in keymaps.INFIXES), "base_layer", "processor", "orig_module"))
@@ -75,9 +76,6 @@ def read_name(stored: str) -> Name:
     if leaf or words[-1] in ("modulation", "scale_shift_table"):
         return Name(stored, ".".join((*words, leaf)).rstrip("."), "whole")
     return Name(stored, ".".join(words[:-1]), "")
-
-
-MAX_PARTS = 16  # of a layer's name between underscores; the longest of a network has nine
 
 
 class Places:

@@ -207,8 +207,9 @@ def test_a_sampler_that_says_nonsense_is_an_error_state():
         ("print 'hello'", "SyntaxError"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "signal SIGSEGV"),
         ("raise SystemExit('no licence')", "status 1: no licence"),
+        ("import sys; sys.stderr.write('x' * 200_000 + '\\nlast words'); sys.exit(3)", "status 3: last words"),
     ],
-    ids=["old", "raises", "python 2", "crashes", "exits"],
+    ids=["old", "raises", "python 2", "crashes", "exits", "talks"],
 )
 def test_a_sampler_that_dies_tells_its_reason_and_is_no_hang(fake_nvml, tmp_path, monkeypatch, module, why):
     """An old pynvml in the environment read as a driver that hangs."""
@@ -224,6 +225,24 @@ def test_a_sampler_that_dies_tells_its_reason_and_is_no_hang(fake_nvml, tmp_path
     found = running.latest()
     running.stop()
     assert found.state == "error" and why in found.error, found
+
+
+def test_a_sampler_that_crashes_later_and_whose_successors_crash_is_an_error(fake_nvml, tmp_path, monkeypatch):
+    fake_nvml("normal")
+    running = probe.Probe(interval_s=0.1, deadline_s=60.0)
+    try:
+        until_s = time.monotonic() + 120
+        while running.latest().state != "ok" and time.monotonic() < until_s:
+            time.sleep(0.05)
+        (tmp_path / "pynvml.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        running._child.kill()
+        while running.latest().state == "ok" and time.monotonic() < until_s:
+            time.sleep(0.05)
+        found = running.latest()
+    finally:
+        running.stop()
+    assert found.state == "error" and "SIGSEGV" in found.error, found
 
 
 def test_what_a_cards_speed_is_made_of_is_read(fake_nvml):

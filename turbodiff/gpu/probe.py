@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +24,7 @@ from turbodiff.plan.hardware import GpuFacts, GpuState, Machine, pretend
 
 DEADLINE_S = 2.0
 REAP_S = 0.2  # of it, for the end of a sampler that is stuck
+LAST_BYTES = 4096  # of what a sampler that died wrote
 WSL_PINNED_BYTES = 512 << 20  # page-locked memory ends between 0.5 and 1 GiB under WSL2 (microsoft/WSL issue 8447)
 SHARED_MEMORY_CARDS = ("GB10", "Orin", "Thor", "Xavier", "Tegra")  # their GPU has no memory of its own
 SAMPLER = Path(__file__).with_name("sample.py")
@@ -199,7 +201,7 @@ class Probe:
     def latest(self) -> Sample:
         """The newest sample with its age; state "hang" once nothing came for interval + deadline."""
         if self._child is None or self._child.poll() is not None:
-            if self._child is not None and self._sample is None:
+            if self._child is not None and self._received_s < self._started_s:  # it died before its first sample
                 self._sample, self._received_s = _failed("error", _why_it_died(self._child)), time.monotonic()
             self.stop()
             self._child = _spawn("--watch", str(self.interval_s))
@@ -229,15 +231,19 @@ class Probe:
 
 
 def _spawn(*args: str) -> subprocess.Popen[bytes] | None:
+    errors = tempfile.TemporaryFile()  # noqa: SIM115  nothing can block on a file; `_end` closes it
     try:
-        return subprocess.Popen(
+        child = subprocess.Popen(
             [sys.executable, "-P", str(SAMPLER), *args],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=errors,
         )
     except OSError:
+        errors.close()
         return None
+    child.stderr = errors
+    return child
 
 
 def _why_it_died(child: subprocess.Popen[bytes]) -> str:
@@ -248,8 +254,9 @@ def _why_it_died(child: subprocess.Popen[bytes]) -> str:
         return "the sampler closed its output"
     how = f"signal {signal.Signals(-status).name}" if -status in set(signal.Signals) else f"status {status}"
     said = b""
-    if child.stderr is not None and select.select([child.stderr], [], [], 0)[0]:
-        said = os.read(child.stderr.fileno(), 1 << 16)
+    if child.stderr is not None:
+        child.stderr.seek(max(0, child.stderr.seek(0, os.SEEK_END) - LAST_BYTES))
+        said = child.stderr.read()
     last = said.decode("utf-8", "replace").strip().rpartition("\n")[2][:200]
     return f"the sampler ended with {how}" + (f": {last}" if last else "")
 

@@ -14,7 +14,7 @@ from scripts.train_demo.train_dit import CONFIG, first_weights
 from scripts.train_demo.train_i2v import BOUNDARY, ELSEWHERE, SCHEDULE, expert_times, task
 from scripts.train_demo.vae import WanVAE
 from turbodiff.models.wan_dit import WanConfig, WanDiT
-from turbodiff.sampling.rcm import rcm_timesteps
+from turbodiff.sampling.samplers import timesteps as schedule
 
 
 def test_one_weighted_zero_row_equals_all_the_zero_rows() -> None:
@@ -95,7 +95,7 @@ def test_an_expert_learns_its_own_side_of_the_boundary(high: bool) -> None:
 
 
 def test_times_of_image_to_video_are_those_of_its_schedule() -> None:
-    assert torch.allclose(torch.tensor(SCHEDULE, dtype=torch.float64), rcm_timesteps(4, 200.0)[:4])
+    assert torch.allclose(torch.tensor(SCHEDULE, dtype=torch.float64), schedule("sde", 4, 200.0)[:4])
 
 
 def test_an_expert_begins_as_text_to_video_that_does_not_see_the_picture(tmp_path: Path) -> None:

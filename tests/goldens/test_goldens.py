@@ -24,7 +24,8 @@ from turbodiff.models.linear import Int8Linear
 from turbodiff.models.text_encoder import encode, make_text_encoder
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.sampling.conditioning import Noise
-from turbodiff.sampling.rcm import rcm_timesteps, sample
+from turbodiff.sampling.rcm import sample
+from turbodiff.sampling.samplers import timesteps as schedule
 from turbodiff.spec.models import TextFacts
 from turbodiff.weights.keymaps import names_from, rename
 
@@ -124,7 +125,7 @@ def check_int8(golden: Golden) -> None:
 def check_rcm(golden: Golden) -> None:
     for case in golden.config["cases"]:
         want = golden.group(case["key"])
-        timesteps = rcm_timesteps(case["steps"], case["sigma_max"])
+        timesteps = schedule("sde", case["steps"], case["sigma_max"])
         assert furthest(timesteps, want["timesteps"]) < 1e-12, case
         shape = tuple(want["noise"].shape)
         assert torch.equal(Noise(case["seed"], shape)(), want["noise"]), case

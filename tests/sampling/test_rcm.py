@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from turbodiff.sampling.conditioning import Noise
-from turbodiff.sampling.rcm import network_timesteps, rcm_timesteps, sample
+from turbodiff.sampling.rcm import network_timesteps, sample
+from turbodiff.sampling.samplers import timesteps as schedule
 
 SHAPE = (1, 16, 2, 4, 6)
 
@@ -16,19 +17,19 @@ SHAPE = (1, 16, 2, 4, 6)
 )
 def test_times_are_the_published_ones(sigma_max, first):
     expected = torch.tensor([first, 0.9337810614, 0.8528953948, 0.6089790492, 0.0], dtype=torch.float64)
-    assert torch.allclose(rcm_timesteps(4, sigma_max), expected, atol=1e-9, rtol=0)
+    assert torch.allclose(schedule("sde", 4, sigma_max), expected, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_fewer_steps_drop_the_latest_middle_times(steps):
-    times = rcm_timesteps(steps, 80.0)
+    times = schedule("sde", steps, 80.0)
     assert len(times) == steps + 1 and times[-1] == 0
-    assert torch.equal(times[:-1], rcm_timesteps(4, 80.0)[:steps])
+    assert torch.equal(times[:-1], schedule("sde", 4, 80.0)[:steps])
 
 
 @pytest.mark.parametrize(("sigma_max", "seen"), [(80, 988), (120, 992), (200, 996), (1600, 1000)])
 def test_a_bf16_network_sees_the_published_timesteps(sigma_max, seen):
-    times = rcm_timesteps(4, sigma_max).tolist()[:-1]
+    times = schedule("sde", 4, sigma_max).tolist()[:-1]
     rounded = [network_timesteps(t, 1).bfloat16().item() for t in times]
     assert rounded == [seen, 932, 852, 608]
 
@@ -41,7 +42,7 @@ def test_timesteps_reach_the_network_per_sample():
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_perfect_network_reaches_the_clip(sampler, steps):
     clip = torch.randn(SHAPE, dtype=torch.float64)
-    last = list(sample(lambda x, t: (x - clip) / t, Noise(3, SHAPE), rcm_timesteps(steps, 80.0), sampler))[-1]
+    last = list(sample(lambda x, t: (x - clip) / t, Noise(3, SHAPE), schedule("sde", steps, 80.0), sampler))[-1]
     assert torch.allclose(last.latents, clip, atol=1e-10)
     assert torch.allclose(last.clean, clip, atol=1e-10)
 
@@ -64,7 +65,7 @@ def test_state_is_float64_whatever_the_network_returns():
         seen.append(x.dtype)
         return torch.zeros_like(x, dtype=torch.bfloat16)
 
-    steps = list(sample(velocity, Noise(0, SHAPE), rcm_timesteps(3, 80.0)))
+    steps = list(sample(velocity, Noise(0, SHAPE), schedule("sde", 3, 80.0)))
     assert seen == [torch.float64] * 3
     assert all(step.latents.dtype == step.clean.dtype == torch.float64 for step in steps)
 
@@ -73,7 +74,7 @@ def test_sde_draws_once_per_step_and_ode_only_at_the_start():
     for sampler, draws in (("sde", 5), ("ode", 1)):
         noise, count = Noise(1, SHAPE), []
         draw = lambda noise=noise, count=count: (count.append(1), noise())[1]  # noqa: E731
-        list(sample(lambda x, t: torch.zeros_like(x), draw, rcm_timesteps(4, 80.0), sampler))
+        list(sample(lambda x, t: torch.zeros_like(x), draw, schedule("sde", 4, 80.0), sampler))
         assert len(count) == draws, sampler
 
 

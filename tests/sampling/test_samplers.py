@@ -67,5 +67,5 @@ def test_every_sampler_asks_at_the_times_that_are_planned(sampler):
 
 @pytest.mark.parametrize("sampler", ["sde", "ode"])
 def test_rcm_through_the_one_call_is_rcm(sampler):
-    direct = list(rcm.sample(curved, Noise(7, SHAPE), rcm.rcm_timesteps(4, 80.0), sampler))
+    direct = list(rcm.sample(curved, Noise(7, SHAPE), samplers.timesteps(sampler, 4, 80.0), sampler))
     assert torch.equal(ours(sampler, 4, 5.0)[-1].latents, direct[-1].latents)

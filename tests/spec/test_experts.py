@@ -3,7 +3,7 @@
 import pytest
 from diffusers import UniPCMultistepScheduler
 
-from turbodiff.sampling.rcm import rcm_timesteps
+from turbodiff.sampling.samplers import timesteps as schedule
 from turbodiff.spec.experts import TRAIN_STEPS, Expert, expert_at, experts_by_step, rcm_times, unipc_times
 from turbodiff.spec.models import all_models
 
@@ -57,7 +57,7 @@ def test_unipc_is_planned_for_the_very_timesteps_of_diffusers(shift):
 @pytest.mark.parametrize("sigma_max", [1.0, 80.0, 200.0, 1600.0, 100_000.0])
 def test_rcm_is_planned_for_the_very_times_of_the_sampler(sigma_max):
     for steps in (1, 2, 3, 4):
-        asked = rcm_timesteps(steps, sigma_max).tolist()[:-1]
+        asked = schedule("sde", steps, sigma_max).tolist()[:-1]
         assert list(rcm_times(steps, sigma_max)) == asked
         for boundary in BOUNDARIES:
             planned = experts_by_step("sde", steps, sigma_max, 5.0, boundary)

@@ -26,7 +26,7 @@ DEADLINE_S = 2.0
 REAP_S = 0.2  # of it, for the end of a sampler that is stuck
 LAST_BYTES = 4096  # of what a sampler that died wrote
 WSL_PINNED_BYTES = 512 << 20  # page-locked memory ends between 0.5 and 1 GiB under WSL2 (microsoft/WSL issue 8447)
-SHARED_MEMORY_CARDS = ("GB10", "Orin", "Thor", "Xavier", "Tegra")  # their GPU has no memory of its own
+SHARED_MEMORY_CARDS = ("GB10", "Orin", "Thor", "Xavier", "Tegra")  # no memory of their own; NVML answers for some
 SAMPLER = Path(__file__).with_name("sample.py")
 PRETEND_VARIABLE = "TURBODIFF_PRETEND_VRAM"  # GiB
 
@@ -136,7 +136,7 @@ def machine_from(sample: Sample, own_pids: frozenset[int] = frozenset()) -> Mach
         cudnn=_version("nvidia-cudnn-cu13") or _version("nvidia-cudnn-cu12"),
         wsl=wsl,
         tegra=tegra,
-        unified_memory=tegra or any(shares_memory(card) for card in cards),
+        unified_memory=tegra or any(kind in card.name for card in cards for kind in SHARED_MEMORY_CARDS),
         pinned_limit_bytes=WSL_PINNED_BYTES if wsl else None,
         allocator=allocator_mode(gpus, sample.driver, wsl=wsl, tegra=tegra),
     )
@@ -145,11 +145,6 @@ def machine_from(sample: Sample, own_pids: frozenset[int] = frozenset()) -> Mach
     except ValueError:
         return machine
     return pretend(machine, pretended_gib) if 0 < pretended_gib < float("inf") else machine
-
-
-def shares_memory(card: CardSample) -> bool:
-    """Whether a GPU uses the host's memory: told by its name, since NVML answers for some of them as for others."""
-    return any(name in card.name for name in SHARED_MEMORY_CARDS)
 
 
 def visible(cards: list[CardSample], devices: str | None) -> list[CardSample]:

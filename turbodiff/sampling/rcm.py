@@ -12,8 +12,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from turbodiff.spec.experts import rcm_times
-
 
 @dataclass(frozen=True)
 class Step:
@@ -24,11 +22,6 @@ class Step:
     t_next: float
     latents: Tensor
     clean: Tensor
-
-
-def rcm_timesteps(steps: int, sigma_max: float) -> Tensor:
-    """Rectified-flow times, float64 [steps + 1], falling from sigma_max / (1 + sigma_max) to 0. steps is 1 to 4."""
-    return torch.tensor((*rcm_times(steps, sigma_max), 0.0), dtype=torch.float64)
 
 
 def network_timesteps(t: float, batch: int) -> Tensor:

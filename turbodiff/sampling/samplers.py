@@ -26,6 +26,11 @@ STEP_RULES: Mapping[str, Literal["sde", "ode"]] = {
 }
 
 
+def timesteps(sampler: str, steps: int, sigma_max: float, shift: float = 1.0) -> Tensor:
+    """The times of a schedule, falling, and the 0 at which it ends; float64 [steps + 1]."""
+    return torch.tensor((*sampler_times(sampler, steps, sigma_max, shift), 0.0), dtype=torch.float64)
+
+
 def sample(
     velocity: Callable[[Tensor, float], Tensor],
     draw_noise: Callable[[], Tensor],
@@ -41,5 +46,4 @@ def sample(
     """
     if sampler == "unipc":
         return unipc.sample(velocity, draw_noise, steps, shift)
-    times = torch.tensor((*sampler_times(sampler, steps, sigma_max, shift), 0.0), dtype=torch.float64)
-    return rcm.sample(velocity, draw_noise, times, STEP_RULES[sampler])
+    return rcm.sample(velocity, draw_noise, timesteps(sampler, steps, sigma_max, shift), STEP_RULES[sampler])

@@ -15,7 +15,7 @@ from webui.snapshot import CachedValue, StudioReader
 from webui.wording import Words
 
 MOST_PLANS, MOST_CALLS = 4, 8000
-MOST_CALLS_ANEW = 14_000  # what is decided anew costs every candidate twice, with plain weights and with INT8
+MOST_CALLS_ANEW = 11_000  # what is decided anew costs every candidate twice, with plain weights and with INT8
 MODEL = "wan2.1-14b"
 
 

@@ -70,8 +70,8 @@ EvaluationKey = tuple[str, int, int, int, bool, int, bool]
 class PlanContext:
     """The machine, the chosen card (None: the CPU), what a job may use there, and what is at hand.
 
-    One per plan: it remembers what this plan has worked out, since a refusal looks at each candidate again and again.
-    Of a request only the steps are ever varied on the way.
+    It remembers what was worked out here, since a refusal and the marks of a form look at each candidate again and
+    again: for requests that differ in nothing but steps and what a candidate replaces (planner.NOT_COSTED).
     """
 
     machine: Machine

@@ -40,6 +40,11 @@ CHANGED_FIELDS = ("model", *SIZE_FIELDS, "quant_linear", "attention", *SCHEDULE_
 # what no figure of a plan depends on; a prompt that is being typed needs no new plan
 WORDS = {"prompt": "-", "negative_prompt": "", "seed": None, "nonce": "", "image": ""}
 
+# what each candidate has of its own, or what only chooses among candidates (plan/candidates.py)
+NOT_COSTED = {
+    "model": "", "resolution": "", "aspect": "", "width": 0, "height": 0, "num_frames": 1, "quant_linear": "auto",
+}  # fmt: skip
+
 
 class Refusal(DoesNotFitError):
     """No plan. `plan` is the request as asked with band "no": what "Run anyway" would run, and what the meter shows."""
@@ -223,8 +228,9 @@ def _decision(
     A run that failed makes plans careful; it never makes one refuse.
     """
     pinned = request.pinned | (frozenset(LOSSY_FIELDS) if policy in ("never", "anyway") else frozenset())
+    costed = request.model_copy(update={**NOT_COSTED, "pinned": request.pinned & {"steps"}})
     here = (loaded, text_cached, limit_bytes)
-    decision = _decide(request, plan_context(machine, inventory, calibration, *here), pinned)
+    decision = _decide(request, _context(costed, machine, inventory, calibration, *here), pinned)
     gpu = decision.context.gpu
     if history is not None and gpu is not None:
         ran = decision
@@ -233,11 +239,26 @@ def _decision(
         found = history.calibration(kind_of(gpu, machine, _as_run(request, ran), ran.cost.levers))
         if found.samples:
             calibration = found
-            decision = _decide(request, plan_context(machine, inventory, calibration, *here), pinned)
+            decision = _decide(request, _context(costed, machine, inventory, calibration, *here), pinned)
     if not decision.cost.fits and calibration is not None and calibration.measured < calibration.factor:
         calibration = calibration._replace(factor=calibration.measured)
-        decision = _decide(request, plan_context(machine, inventory, calibration, *here), pinned)
+        decision = _decide(request, _context(costed, machine, inventory, calibration, *here), pinned)
     return decision
+
+
+@lru_cache(32)
+def _context(
+    costed: Request,
+    machine: Machine,
+    inventory: Inventory,
+    calibration: Calibration | None,
+    loaded: frozenset[str],
+    text_cached: bool,
+    limit_bytes: int | None,
+) -> PlanContext:
+    """A `plan_context` for all requests that are `costed` alike: they differ in what a candidate replaces, and what one
+    mark of a form has costed the others need not cost again."""
+    return plan_context(machine, inventory, calibration, loaded, text_cached, limit_bytes)
 
 
 def _decide(request: Request, context: PlanContext, pinned: frozenset[str]) -> Decision:

@@ -4,18 +4,20 @@ Flags: --port 7860, --no-browser, --listen, --state-dir, --outputs, --lang en|zh
 standard library is imported inside the functions: a Python without it must reach the line that says so.
 """
 
-# ruff: noqa: E402, PTH112, PTH117, PTH121
+# ruff: noqa: PTH100, PTH112, PTH117, PTH120, PTH121
 from __future__ import annotations
 
 import os
 import sys
 
-# An empty entry of PYTHONPATH is the folder that this is started in: a queue.py there would be imported below
-sys.path[:] = (
-    entry
-    for entry in tuple(sys.path)
-    if os.path.isabs(entry) and not (os.path.isdir(entry) and os.path.samefile(entry, os.curdir))
-)
+# An empty entry of PYTHONPATH is the folder that this is started in: a queue.py there would be imported below. Only the
+# folder that we lie in ourselves may stay.
+if not os.path.samefile(os.curdir, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))):
+    sys.path[:] = (
+        entry
+        for entry in tuple(sys.path)
+        if os.path.isabs(entry) and not (os.path.isdir(entry) and os.path.samefile(entry, os.curdir))
+    )
 
 import argparse
 import contextlib

@@ -5,18 +5,18 @@ Never here: decisions; everything is asked of `turbodiff.studio`.
 Used by: the shell.
 """
 
-# ruff: noqa: E402, PTH100, PTH112, PTH117, PTH120, PTH121  (pathlib imports much, and before that the path is mended)
+# ruff: noqa: PTH100, PTH112, PTH117, PTH120, PTH121  (pathlib imports much, and before that the path is mended)
 import os
 import sys
 
 # `-m` and an empty entry of PYTHONPATH put the folder that this is started in before the library: a queue.py there
-# would be imported below. Ours are found beside this file.
-sys.path[:] = (
-    entry
-    for entry in tuple(sys.path)
-    if os.path.isabs(entry) and not (os.path.isdir(entry) and os.path.samefile(entry, os.curdir))
-)
-sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+# would be imported below. Only the folder that we lie in ourselves may stay.
+if not os.path.samefile(os.curdir, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))):
+    sys.path[:] = (
+        entry
+        for entry in tuple(sys.path)
+        if os.path.isabs(entry) and not (os.path.isdir(entry) and os.path.samefile(entry, os.curdir))
+    )
 
 import signal
 from types import FrameType

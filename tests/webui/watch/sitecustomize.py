@@ -16,8 +16,8 @@ def watch(event, args):
     if event == "open":
         path, mode, flags = args
         writes = any(letter in mode for letter in "wax+") if mode else flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if not writes or isinstance(path, int):
-            return
+        if not writes or isinstance(path, int) or os.path.isdir(path):
+            return  # a folder opened for writing is a temporary file without a name (O_TMPFILE)
         subject = str(Path(os.fsdecode(path)).absolute())
     elif event in WRITES:
         if isinstance(args[-1], int) and args[-1] >= 0 and event == "os.remove":

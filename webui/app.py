@@ -48,13 +48,17 @@ STARTUP_LOG = "webui_startup_latest.log"  # diagnostics/logs.py writes it
 def use_own_python() -> None:
     """Go on in .venv when another Python started this file, so that the guide's command always works."""
     own = VENV / "bin" / "python"
-    if Path(sys.prefix).resolve() == VENV.resolve():
-        return
-    if own.exists():
+    if os.path.realpath(sys.prefix) != os.path.realpath(VENV):
         try:
+            own.stat()  # also a right: `exists` would raise where a folder above it is another user's
             os.execv(own, [str(own), str(Path(__file__).resolve()), *sys.argv[1:]])
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # no .venv, or one whose Python is gone: this Python may do
         except OSError as error:
-            sys.exit(f"{own} cannot be run ({error.strerror}): remove {VENV} and run scripts/start once as this user")
+            sys.exit(
+                f"{own} cannot be run by this user ({error.strerror}): remove {VENV}, or copy turbodiff to a folder of "
+                "your own, and run scripts/start there once"
+            )
     if sys.version_info < (3, 11) or find_spec("gradio") is None or find_spec("pydantic") is None:
         sys.exit("turbodiff is not installed for this Python: run scripts/start once")
 
@@ -204,14 +208,18 @@ def main(argv: Sequence[str]) -> int:
     # a script's own folder comes first on sys.path: webui/ there would shadow modules named like ours
     sys.path[:] = [str(ROOT), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "webui")]
     from turbodiff.spec import stdio
-    from turbodiff.spec.errors import TurbodiffError
+    from turbodiff.spec.errors import TurbodiffError, not_started
 
     stdio.make_safe()
     args = parser().parse_args(argv)
     try:
         args.password = os.environ[PASSWORD] = read_password(args)
         if without_password(argv) != list(argv):  # off the command line, which `ps` shows to everybody
-            os.execv(sys.executable, [sys.executable, "-P", str(Path(__file__).resolve()), *without_password(argv)])
+            again = [sys.executable, "-P", str(Path(__file__).resolve()), *without_password(argv)]
+            try:
+                os.execv(sys.executable, again)
+            except OSError as error:
+                raise not_started(sys.executable, error) from None
         check(args)
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
         from turbodiff.studio import Studio

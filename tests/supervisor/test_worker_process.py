@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 
 from supervisor.bench import SCRIPTED, request, scripted, wait_until
+from turbodiff.diagnostics import doctor
+from turbodiff.diagnostics.background_tasks import start_task
 from turbodiff.gpu.processes import start_ticks
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.events import RunCommand
+from turbodiff.supervisor.supervisor import Supervisor
+from turbodiff.supervisor.web_process import CANNOT_RUN, WebProcess
 from turbodiff.supervisor.worker_process import (
     RUN_ID,
     Worker,
@@ -62,6 +66,41 @@ def test_a_worker_that_dies_without_a_word_is_an_error_that_says_how(tmp_path: P
     asked = scripted({"die": "SIGSEGV"}, nonce="n")
     with pytest.raises(TurbodiffError, match="signal SIGSEGV"):
         list(run_once(RunCommand(request=asked, outputs=tmp_path, state=tmp_path), SCRIPTED))
+
+
+@pytest.mark.parametrize("program", ["missing/python", "no_right", "a_folder", "/dev/null"])
+def test_a_program_that_cannot_be_run_is_one_error_everywhere(tmp_path: Path, monkeypatch, program: str) -> None:
+    (tmp_path / "no_right").touch(0o600)
+    (tmp_path / "a_folder").mkdir()
+    argv, before = (str(tmp_path / program), "-P"), len(list(Path("/proc/self/fd").iterdir()))
+    command = RunCommand(request=request(nonce="n"), outputs=tmp_path, state=tmp_path)
+    with pytest.raises(TurbodiffError) as caught:
+        list(run_once(command, argv))
+    assert caught.value.code == "not_started" and argv[0] in caught.value.got
+    with pytest.raises(TurbodiffError, match="cannot be started"):
+        start_task(tmp_path / "tasks", "selftest", argv)
+    monkeypatch.setattr(doctor, "TORCH_REPORT", argv)
+    assert any(key == "torch_silent" and argv[0] in said for key, said in doctor.doctor().warnings)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_workers_and_a_page_that_cannot_be_run_are_tried_a_few_times_and_end_nothing(tmp_path: Path) -> None:
+    """A program that nobody may run costs lines in the log: the supervisor goes on until the page is given up."""
+    now_s = [0.0]
+    supervisor = Supervisor(
+        tmp_path / "state", tmp_path / "outputs", worker_argv=("/dev/null",), devices=("",), working=tmp_path,
+        sample=lambda: None, now=lambda: now_s[0],
+    )  # fmt: skip
+    try:
+        supervisor.web = WebProcess(["/dev/null"], supervisor.context)
+        for _ in range(20):
+            now_s[0] += 61.0
+            supervisor.tick(0.0)
+        assert supervisor.slots[0].broken and supervisor.exit_code == CANNOT_RUN
+    finally:
+        supervisor.close()
+    said = next(tmp_path.glob("*startup*")).read_text()
+    assert "cannot start: a process of turbodiff cannot be started; got /dev/null: Permission denied" in said
 
 
 def seconds_from_the_parents_death_to_the_workers(folder: Path) -> float:

@@ -2,9 +2,11 @@
 
 import ast
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -102,6 +104,60 @@ def test_without_an_installation_there_is_one_clear_line(tmp_path):
     )
     assert done.returncode == 1
     assert done.stderr.strip().splitlines() == ["turbodiff is not installed for this Python: run scripts/start once"]
+
+
+@pytest.mark.parametrize("hidden", ["venv", "target"])
+def test_a_venv_of_another_user_is_one_line(hidden):
+    """Below a folder that only its owner may enter, or a link to such a one: what `sudo scripts/start` leaves."""
+    if os.getuid() == 0 and shutil.which("setpriv") is None:
+        pytest.skip("no setpriv, to be another user than root")
+    with tempfile.TemporaryDirectory() as folder:
+        root, closed = Path(folder), Path(folder) / "closed"
+        (root / "webui").mkdir()
+        shutil.copy(APP, root / "webui")
+        (closed / "bin").mkdir(parents=True)
+        (closed / "bin" / "python").symlink_to(sys.executable)
+        if hidden == "venv":
+            closed.rename(root / ".venv")
+            closed = root / ".venv"
+        else:
+            (root / ".venv").symlink_to(closed)
+        for path in (root, root / "webui"):
+            path.chmod(0o755)
+        (root / "webui" / "app.py").chmod(0o644)
+        closed.chmod(0)
+        other = ["setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups"] if os.getuid() == 0 else []
+        python = Path(sys.base_prefix) / "bin" / "python3"
+        try:
+            command = [*other, python, root / "webui" / "app.py", "--help"]
+            done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60)
+        finally:
+            closed.chmod(0o700)
+    if "setpriv" in done.stderr:
+        pytest.skip(f"that user may not run {python}: {done.stderr[-200:]}")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert ".venv/bin/python cannot be run by this user (Permission denied)" in line and "scripts/start" in line
+
+
+@pytest.mark.parametrize("venv", ["loop", "dangling", "file", "empty"])
+def test_a_venv_that_is_none_is_one_line(tmp_path, venv):
+    (tmp_path / "webui").mkdir()
+    shutil.copy(APP, tmp_path / "webui")
+    own = tmp_path / ".venv"
+    if venv == "loop":
+        own.symlink_to(own)
+    elif venv == "file":
+        own.touch()
+    else:
+        (own / "bin").mkdir(parents=True)
+        if venv == "dangling":
+            (own / "bin" / "python").symlink_to("/nowhere/python")
+    command = [sys.executable, "-S", "-I", str(tmp_path / "webui" / "app.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "scripts/start" in line
 
 
 def test_the_launcher_imports_nothing_but_the_standard_library_at_first():

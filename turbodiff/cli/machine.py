@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from turbodiff.cli.flags import Json, StateDir, open_studio
-from turbodiff.spec.errors import RequestError, TurbodiffError
+from turbodiff.spec.errors import RequestError, TurbodiffError, not_started
 from turbodiff.spec.experts import Expert
 
 if TYPE_CHECKING:
@@ -210,7 +210,10 @@ def _measured(store: "Store", models: list[str]) -> "Iterator[Sample]":
             before_bytes = used_bytes(plan.device)
             environment = worker_environment(new_run_id(), plan.device.partition(":")[2] or "0", machine.allocator)
             command, text = plan.model_dump_json() + "\n", subprocess.PIPE
-            done = subprocess.run(MEASURE, input=command, env=environment, stdout=text, text=True, check=False)
+            try:
+                done = subprocess.run(MEASURE, input=command, env=environment, stdout=text, text=True, check=False)
+            except OSError as error:
+                raise not_started(MEASURE[0], error) from None
             moved_bytes = abs(used_bytes(plan.device) - before_bytes)
             rows = [json.loads(line) for line in done.stdout.splitlines()]
             for sample in samples_of(plan, rows, machine, moved_bytes):

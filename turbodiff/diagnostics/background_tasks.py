@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from turbodiff.archive.disk import free_bytes
 from turbodiff.gpu.processes import is_running, start_ticks
 from turbodiff.spec.environment import child_environment, with_network
+from turbodiff.spec.errors import not_started
 from turbodiff.spec.models import Inventory, ModelSpec
 from turbodiff.weights.download import choose_files, endpoint, missing_files
 from turbodiff.weights.locate import download_root
@@ -64,19 +65,22 @@ class Offer(NamedTuple):
 
 
 def start_task(folder: Path, name: str, argv: Sequence[str]) -> None:
-    """Start a task, unless one of that name runs already."""
+    """Start a task, unless one of that name runs already.
+
+    Raises:
+        TurbodiffError: code not_started.
+    """
     if background_task(folder, name).running:
         return
     folder.mkdir(parents=True, exist_ok=True)
+    environment = with_network(child_environment())
     with (folder / f"{name}.log").open("wb") as log:
-        child = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env=with_network(child_environment()),
-        )
+        try:
+            child = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment
+            )
+        except OSError as error:
+            raise not_started(argv[0], error) from None
     (folder / f"{name}.pid").write_text(f"{child.pid} {start_ticks(child.pid)}")
 
 

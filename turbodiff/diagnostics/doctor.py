@@ -12,6 +12,7 @@ from turbodiff.gpu.probe import machine_now
 from turbodiff.plan import torch_compat
 from turbodiff.plan.hardware import Machine
 from turbodiff.spec.environment import child_environment
+from turbodiff.spec.errors import not_started
 from turbodiff.spec.numbers import gb
 
 TORCH_REPORT = (sys.executable, "-P", "-m", "turbodiff.runtime.device")
@@ -75,6 +76,8 @@ def doctor() -> DoctorReport:
         report = TorchReport.model_validate_json(done.stdout.splitlines()[-1])
     except subprocess.CalledProcessError as error:
         report = TorchReport(error=((error.stderr or "").strip().splitlines() or ["no words"])[-1])
+    except OSError as error:
+        report = TorchReport(error=str(not_started(TORCH_REPORT[0], error)))
     except subprocess.TimeoutExpired:
         report = TorchReport(error=f"torch did not answer within {TORCH_REPORT_S} s")
     advice = torch_compat.advise(report.torch or "0.0", report.cuda, report.cudnn, machine.driver, report.capability)

@@ -103,6 +103,17 @@ class CancelledByUser(TurbodiffError):
     exit_code = 130
 
 
+def not_started(program: object, error: OSError) -> TurbodiffError:
+    """The error for a process of ours that the system did not start."""
+    return TurbodiffError(
+        "a process of turbodiff cannot be started",
+        code="not_started",
+        got=f"{program}: {error.strerror or error}",
+        expected="a Python that this user may run, and room for one more process",
+        try_instead="scripts/start once as this user, in a folder of this user's own",
+    )
+
+
 def error_from(fields: Mapping[str, Any]) -> TurbodiffError:
     """The error that the fields of an `error` event tell of, with the exit code that its worker gave it."""
     by_code = {

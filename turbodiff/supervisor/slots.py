@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from turbodiff.jobs.retry_policy import Ending
+from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.events import Event, HelloEvent
 from turbodiff.spec.jobs import QueuedJob
 from turbodiff.supervisor.attempt_monitor import AttemptMonitor
@@ -72,7 +73,7 @@ class GpuSlot:
             machine = context.memory.machine()
             allocator = machine.allocator if machine else None
             self.worker = Worker(context.worker_argv, context.run_id, self.device, allocator)
-        except OSError as error:
+        except (OSError, TurbodiffError) as error:
             self._start_failed(f"cannot start: {error}")
             return
         remember_worker(context.state, self.index, self.worker.pid, context.run_id)

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 import psutil
 
 from turbodiff.spec.environment import child_environment
-from turbodiff.spec.errors import PortInUseError
+from turbodiff.spec.errors import PortInUseError, TurbodiffError
 from turbodiff.supervisor.context import SupervisorContext
 from turbodiff.supervisor.worker_process import BACKOFF_S, MAX_FAILED_STARTS, RUN_ID, Lines, describe_exit, spawn_child
 
 SETTLED_S = 10.0  # a page that lived this long had started
 STOPPED_S = 10.0  # a page that is stopped (SIGSTOP) this long answers nobody
 KILLED_WAIT_S = 0.2
+CANNOT_RUN = 126  # what a shell says of a program that it may not run (POSIX, 2.8.2)
 FINAL_CODES = (2, PortInUseError.exit_code)  # a bad flag or a taken port: starting again changes nothing
 
 EVERY_S = 5.0  # between two health checks
@@ -130,10 +131,15 @@ class WebProcess:
 
     def _start(self) -> None:
         environment = {**child_environment(), RUN_ID: self.context.run_id, "PYTHONUNBUFFERED": "1"}
-        self.child = spawn_child(self.argv, environment)
+        self._started_s = self.context.now()
+        try:
+            self.child = spawn_child(self.argv, environment)
+        except TurbodiffError as error:
+            self._log(str(error), "ERROR")
+            self._on_exit(CANNOT_RUN)
+            return
         assert self.child.stdout is not None
         self._output = Lines(self.child.stdout.fileno())
-        self._started_s = self.context.now()
         self.health = HealthCheck(self.address, self._started_s) if self.address else None
         self._log(f"page started, pid {self.child.pid}")
 

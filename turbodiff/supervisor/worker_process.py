@@ -24,7 +24,7 @@ from turbodiff.gpu.allocator import allocator_mode, allocator_settings
 from turbodiff.plan.hardware import Allocator
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.environment import PASSWORD, child_environment
-from turbodiff.spec.errors import DoesNotFitError, TurbodiffError, error_from
+from turbodiff.spec.errors import DoesNotFitError, TurbodiffError, error_from, not_started
 from turbodiff.spec.events import Event, ExitCommand, JobCommand, RunCommand, read_event
 from turbodiff.spec.numbers import gib
 
@@ -69,6 +69,9 @@ def spawn_child(
     """A child in its own session; stdout and stderr share one pipe, `stdout`, non-blocking.
 
     It dies when the calling thread does: use from the main thread only.
+
+    Raises:
+        TurbodiffError: code not_started: its program cannot be run, or there may be no more processes.
     """
     parent, libc = os.getpid(), ctypes.CDLL(None, use_errno=True)
 
@@ -77,16 +80,19 @@ def spawn_child(
         if os.getppid() != parent:  # the parent died before the line above
             os._exit(1)
 
-    child = subprocess.Popen(
-        list(argv),
-        env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        pass_fds=tuple(pass_fds),
-        start_new_session=True,
-        preexec_fn=die_with_parent,
-    )
+    try:
+        child = subprocess.Popen(
+            list(argv),
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=tuple(pass_fds),
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+    except OSError as error:
+        raise not_started(argv[0], error) from None
     assert child.stdout is not None
     os.set_blocking(child.stdout.fileno(), False)
     return child
@@ -144,7 +150,7 @@ class Worker:
                 worker_environment(self.run_id, self.device, self.allocator),
                 (events_write, commands_read),
             )
-        except OSError:
+        except TurbodiffError:
             os.close(self._commands)
             os.close(events_read)
             raise
@@ -266,7 +272,7 @@ def run_once(
     Close the generator (or press Ctrl-C) to cancel: the worker gets "cancel", then it is stopped.
 
     Raises:
-        TurbodiffError: the worker ended without a word.
+        TurbodiffError: the worker did not start, or ended without a word.
     """
     worker = Worker(argv)
     try:

@@ -16,7 +16,7 @@ def watch(event, args):
     if event == "open":
         path, mode, flags = args
         writes = any(letter in mode for letter in "wax+") if mode else flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if not writes or isinstance(path, int) or os.path.isdir(path):
+        if not writes or isinstance(path, int) or os.path.isdir(path):  # noqa: PTH112  (Path's raises)
             return  # a folder opened for writing is a temporary file without a name (O_TMPFILE)
         subject = str(Path(os.fsdecode(path)).absolute())
     elif event in WRITES:

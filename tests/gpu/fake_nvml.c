@@ -19,7 +19,7 @@ int nvmlInitWithFlags(unsigned flags) {
 int nvmlShutdown(void) { return 0; }
 const char *nvmlErrorString(int code) { return code == 18 ? "Driver/library version mismatch" : "fake error"; }
 int nvmlSystemGetDriverVersion(char *out, unsigned n) { strncpy(out, "580.82.07", n); return 0; }
-int nvmlDeviceGetCount_v2(unsigned *out) { *out = is("two") ? 2 : 1; return 0; }
+int nvmlDeviceGetCount_v2(unsigned *out) { *out = is("two") || is("two_no_list") ? 2 : 1; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **out) { *out = (void *)(long)(i + 1); return is("lost") ? 15 : 0; }
 int nvmlDeviceGetMigMode(void *d, unsigned *now, unsigned *next) { *now = *next = is("mig"); return is("mig") ? 0 : 3; }
 int nvmlDeviceGetMaxMigDeviceCount(void *d, unsigned *out) { *out = 7; return 0; }
@@ -31,6 +31,7 @@ int nvmlDeviceGetUUID(void *d, char *out, unsigned n) {
     strncpy(out, i >= 100 ? parts[i - 100] : names[i - 1], n);
     return 0;
 }
+int nvmlDeviceGetMinorNumber(void *d, unsigned *out) { *out = (unsigned)(long)d - 1; return (long)d >= 100 ? 3 : 0; }
 int nvmlDeviceGetCudaComputeCapability(void *d, int *major, int *minor) { *major = 8; *minor = 9; return 0; }
 int nvmlDeviceGetUtilizationRates(void *d, unsigned *out) { out[0] = 40; out[1] = 10; return is("mig") ? 3 : 0; }
 int nvmlDeviceGetPowerUsage(void *d, unsigned *out) { *out = 123000; return 0; }
@@ -48,7 +49,7 @@ int nvmlDeviceGetMemoryInfo(void *d, memory_v1 *m) {
     return 0;
 }
 int nvmlDeviceGetComputeRunningProcesses_v3(void *d, unsigned *count, process *out) {
-    if (is("no_list")) return 3;
+    if (is("no_list") || is("two_no_list")) return 3;
     if (is("empty")) { *count = 0; return 0; }
     if (!out || *count < 2) { *count = 2; return 7; }
     const char *pid = getenv("FAKE_NVML_PID");

@@ -383,6 +383,18 @@ def test_first_aid_names_the_largest_holders_and_the_newest_job_that_memory_stop
     assert "nvidia-smi" in first_aid.draw(Snapshot(), "", EN)
 
 
+@pytest.mark.parametrize("words", [EN, ZH])
+def test_where_the_driver_lists_none_ones_own_programs_stand_beside_the_line_for_the_host(words):
+    row = Some(kind="same_user", bytes=None, pid=41, name="python", command="python x.py", age_s=60.0, idle=None,
+               kill_line="kill 41")  # fmt: skip
+    snapshot = Snapshot(holders=(Some(uuid="GPU-1", rows=[row], listed=False),))
+    tab = system.draw(system.system(snapshot, None, words), False, words)
+    for shown in (tab, first_aid.draw(snapshot, "", words)):
+        assert "python (41)" in shown and 'data-arg="kill 41"' in shown and "?" in shown
+        assert words("system.holders_own") in shown and "nvidia-smi" in shown
+        assert words("system.holders_unknown") not in shown
+
+
 @pytest.mark.parametrize(("runs", "key", "numbers", "said"), [
     ("reference", "no_gpu", {"device": "cpu"}, "there is no GPU"), ("triton", "unchecked", {}, "first use"),
     ("triton", "equal", {}, "equal to its reference"),

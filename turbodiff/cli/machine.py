@@ -15,6 +15,7 @@ from turbodiff.spec.errors import RequestError, TurbodiffError, not_started
 from turbodiff.spec.experts import Expert
 
 if TYPE_CHECKING:
+    from turbodiff.gpu.processes import CardHolders
     from turbodiff.jobs.store import Store
     from turbodiff.plan.calibration import Sample
     from turbodiff.plan.hardware import Machine
@@ -42,6 +43,24 @@ def gpu(as_json: Json = False) -> None:
     def size(n_bytes: int | None) -> str:
         return "unknown" if n_bytes is None else gib(n_bytes)
 
+    def print_holders(on_card: "CardHolders") -> None:
+        rows = []
+        for row in on_card.rows:
+            name = row.command or row.name
+            who = row.kind.replace("_", " ") + (f": {name}" if name else "")
+            age = "" if row.age_s is None else seconds(row.age_s)
+            idle = "" if row.idle is None else "idle" if row.idle else "busy"
+            rows.append(("", size(row.bytes), str(row.pid or ""), who, age, idle, row.kill_line))
+        if rows:
+            print_table(("", "holds", "pid", "who", "age", "", "to end it"), rows)
+        if on_card.host_command:
+            print_lines(
+                [
+                    "  the driver lists no processes here: these are your own that have the GPU open; "
+                    f"for all of them, on the host: {on_card.host_command}"
+                ]
+            )
+
     if not machine.gpus:
         print_lines([f"no GPU ({machine.gpu_state}) {machine.gpu_error}".rstrip()])
     for card in machine.gpus:
@@ -52,19 +71,11 @@ def gpu(as_json: Json = False) -> None:
         parts += ["a display is attached"] if card.display else []
         print_lines(["  ".join(part for part in parts if part)])
         for on_card in held:
-            if on_card.uuid != card.uuid:
-                continue
-            rows = []
-            for row in on_card.rows:
-                name = row.command or row.name
-                who = row.kind.replace("_", " ") + (f": {name}" if name else "")
-                age = "" if row.age_s is None else seconds(row.age_s)
-                idle = "" if row.idle is None else "idle" if row.idle else "busy"
-                rows.append(("", size(row.bytes), str(row.pid or ""), who, age, idle, row.kill_line))
-            if rows:
-                print_table(("", "holds", "pid", "who", "age", "", "to end it"), rows)
-            if on_card.host_command:
-                print_lines([f"  the driver lists no processes here; on the host: {on_card.host_command}"])
+            if on_card.uuid == card.uuid:
+                print_holders(on_card)
+    for on_card in held:
+        if not on_card.uuid:  # programs have a card open that NVML does not know
+            print_holders(on_card)
     print_lines([f"RAM {size(machine.ram_available_bytes)} free of {size(machine.ram_total_bytes)}"])
 
 

@@ -45,6 +45,7 @@ class CardSample(GpuFacts):
 
     state: GpuState = "ok"
     nvml_index: int = 0
+    minor: int | None = None  # /dev/nvidiaN
     parent: str = ""  # uuid of a slice's card
     instance: tuple[int, int] | None = None  # of a slice: its GPU instance and compute instance
     processes: tuple[GpuProcess, ...] | None = None

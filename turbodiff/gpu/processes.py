@@ -4,16 +4,18 @@ Nothing in here signals anybody. A line to copy is offered for programs of the s
 desktop, and for a browser the advice is to close its video tabs.
 """
 
+import contextlib
 import os
+import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from turbodiff.gpu.probe import CardSample, Sample
+from turbodiff.gpu.probe import SAMPLER, CardSample, Sample
 
 HolderKind = Literal["worker", "leftover", "same_user", "browser", "desktop", "other_user", "unaccounted"]
 
@@ -26,7 +28,15 @@ OVERCOUNT = 1.1  # sums above this share of what is used are not believed (old d
 MAX_PID = 1 << 22  # the kernel's limit on 64-bit machines, proc(5); garbled lists hold larger ones
 EMPTY_LIST_BYTES = 1 << 30  # an empty list beside more used memory is a container's or WSL's, not the truth
 HOST_COMMAND = "nvidia-smi --query-compute-apps=pid,process_name,used_memory --format=csv"
-DEVICES = ("/dev/nvidia", "/dev/dxg")
+# what a program has open that can hold memory of a card: its node, by minor number; unified memory, for all cards; the
+# way through the host under WSL. /dev/nvidiactl alone holds none. A DRM node counts where its driver says NVIDIA.
+DEVICE = re.compile(r"/dev/(?:nvidia(?P<minor>\d+)|nvidia-uvm|dxg|(?P<drm>dri/(?:card|renderD)\d+))")
+DRM_DRIVER = re.compile(r"^drm-driver:\s*(?:nvidia|nouveau)", re.M)
+# DRM usage stats of the kernel (Documentation/gpu/drm-usage-stats.rst): no unit is bytes, `memory` the older name of
+# `resident`. NVIDIA's own driver publishes none of them, nouveau does.
+DRM_CLIENT = re.compile(r"^drm-client-id:\s*(\d+)", re.M)
+DRM_BYTES = re.compile(r"^drm-(?:resident|memory)-vram\d*:\s*(\d+)\s*(KiB|MiB|)", re.M)
+UNITS_BYTES = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20}
 
 
 def start_ticks(pid: int) -> int | None:
@@ -80,27 +90,42 @@ def holders(
 ) -> tuple[CardHolders, ...]:
     """Every card of a sample with who holds its memory, largest first, the unaccounted rest last.
 
+    Where NVML keeps no list, or knows no card, the rows are this user's programs that have a GPU open.
+
     Args:
         own_pids: our worker. leftover_pids: workers of an earlier run (supervisor/ownership.py).
     """
+    cards = [card for card in sample.cards if card.state == "ok"]
+    believed = [_believed(card) for card in cards]
+    opened = _opened_by_same_user() if None in believed or not cards else {}
     found = []
-    for card in sample.cards:
-        if card.state != "ok":
-            continue
-        believed, used = _believed(card), card.used_bytes
-        by_pid = dict.fromkeys(_same_user_pids()) if believed is None else believed
+    for card, listed in zip(cards, believed, strict=True):
+        by_pid, used = listed, card.used_bytes
+        if by_pid is None:
+            by_pid = {pid: None for pid in (*own_pids, *leftover_pids) if psutil.pid_exists(pid)}
+            for pid, (minors, n_bytes) in opened.items():
+                if not minors or card.minor is None or card.minor in minors:
+                    by_pid[pid] = n_bytes if len(cards) == 1 else None
+                else:
+                    by_pid.pop(pid, None)  # ours, on another card
         rows = [_holder(pid, n_bytes, own_pids, leftover_pids) for pid, n_bytes in by_pid.items()]
         rows.sort(key=lambda row: -(row.bytes or 0))
         known = sum(row.bytes or 0 for row in rows)
         if used is not None and used > known:
             rows.append(Holder(kind="unaccounted", bytes=used - known))
-        listed = believed is not None
-        command = "" if listed else HOST_COMMAND
+        command = "" if listed is not None else HOST_COMMAND
         found.append(
             CardHolders(
-                uuid=card.uuid, name=card.name, used_bytes=used, listed=listed, rows=tuple(rows), host_command=command
+                uuid=card.uuid, name=card.name, used_bytes=used, listed=not command, rows=tuple(rows),
+                host_command=command,
             )
+        )  # fmt: skip
+    if opened and not cards:  # the driver's library is broken or missing, and programs use the card all the same
+        rows = [_holder(pid, n_bytes, own_pids, leftover_pids) for pid, (_, n_bytes) in opened.items()]
+        nameless = CardHolders(
+            uuid="", name="", used_bytes=None, listed=False, rows=tuple(rows), host_command=HOST_COMMAND
         )
+        return (nameless,)
     return tuple(found)
 
 
@@ -160,14 +185,30 @@ def _holder(pid: int, n_bytes: int | None, own_pids: Collection[int], leftover_p
     )
 
 
-def _same_user_pids() -> Iterator[int]:
-    """Processes of this user that have a GPU device open; for places where NVML lists none."""
+def _opened_by_same_user() -> dict[int, tuple[frozenset[int], int | None]]:
+    """By pid, for programs of this user that have a GPU open: minor numbers of its cards (none: any card), and the
+    bytes that its DRM descriptors own up to. Our own sampler is left out: it holds nothing."""
+    found = {}
     for process in psutil.process_iter():
+        minors, clients, uses = set(), dict[str, int](), False
         try:
-            if process.uids().real != os.getuid():
+            if process.uids().real != os.getuid() or str(SAMPLER) in process.cmdline():
                 continue
-            links = (link for link in Path(f"/proc/{process.pid}/fd").iterdir() if link.is_symlink())
-            if any(str(link.readlink()).startswith(DEVICES) for link in links):
-                yield process.pid
-        except (psutil.Error, OSError):
+            home = Path(psutil.PROCFS_PATH) / str(process.pid)
+            links = list((home / "fd").iterdir())
+        except (psutil.Error, OSError):  # it ended meanwhile, or hides what it has open
             continue
+        for link in links:
+            with contextlib.suppress(OSError):  # closed meanwhile
+                device = DEVICE.fullmatch(str(link.readlink()))
+                told = (home / "fdinfo" / link.name).read_text("ascii", "replace") if device else ""
+                if device is None or (device["drm"] and not DRM_DRIVER.search(told)):
+                    continue
+                uses = True
+                minors |= {int(device["minor"])} if device["minor"] else set()
+                if sizes := DRM_BYTES.findall(told):  # descriptors of one client share what it holds
+                    client = DRM_CLIENT.search(told)
+                    clients[client[1] if client else link.name] = sum(int(n) * UNITS_BYTES[unit] for n, unit in sizes)
+        if uses:
+            found[process.pid] = frozenset(minors), sum(clients.values()) if clients else None
+    return found

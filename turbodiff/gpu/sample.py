@@ -137,6 +137,7 @@ def _card(handle: object, index: int, *, mig: bool, parent: str) -> dict[str, ob
     return {
         "state": "ok",
         "nvml_index": index,
+        "minor": _ask(pynvml.nvmlDeviceGetMinorNumber, handle),
         "name": _ask(pynvml.nvmlDeviceGetName, handle) or "unknown card",
         "uuid": _ask(pynvml.nvmlDeviceGetUUID, handle) or "",
         "mig": mig,

@@ -107,5 +107,5 @@ def _steps(
         told = el("div", el("b", words(f"run.aid_{key}")), el("div", words(f"run.aid_{key}_{text}"), cls="td-quiet"))
         steps.append(el("div", told, button, cls="td-line td-step"))
     holders = largest_holders(snapshot, words)
-    host_command = draw_host_line(host_line(snapshot), words) if host and not holders else None
+    host_command = draw_host_line(host_line(snapshot), bool(holders), words) if host else None
     return join(steps[:2], draw_holders(holders, words), host_command, steps[2])

@@ -169,7 +169,9 @@ def _cards(machine: Machine, words: Words) -> Iterable[tuple[str, str]]:
 def draw(shown: System, ready: bool, words: Words) -> Html:
     """Machine and versions on the left, holders and models on the right; `ready` False: versions are being read."""
     reading = el("p", words("system.reading"), cls="td-quiet")
-    host = draw_host_line(shown.host_line, words) or el("p", words("system.holders_none"), cls="td-quiet")
+    host = draw_host_line(shown.host_line, bool(shown.holders), words) or el(
+        "p", words("system.holders_none"), cls="td-quiet"
+    )
     holders = join(draw_holders(shown.holders, words), host if shown.host_line or not shown.holders else None)
     if shown.kernels:
         kernels = facts(shown.kernels, cls="", id="kernels")
@@ -208,9 +210,10 @@ def _section(head: str, body: object, acts: object = "") -> Html:
     return el("section", el("div", head, el("span", acts, cls="td-acts"), cls="td-sec"), body)
 
 
-def draw_host_line(line: str, words: Words) -> Html | None:
-    """The command that lists programs on the host, where there is one to run."""
-    return el("p", words("system.holders_unknown"), " ", el("code", line), cls="td-quiet") if line else None
+def draw_host_line(line: str, own: bool, words: Words) -> Html | None:
+    """The command that lists programs on the host, where there is one to run; `own`: this user's are shown."""
+    told = words("system.holders_own" if own else "system.holders_unknown")
+    return el("p", told, " ", el("code", line), cls="td-quiet") if line else None
 
 
 def draw_holders(holders: tuple[HolderRow, ...], words: Words) -> Html:

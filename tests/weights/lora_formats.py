@@ -73,6 +73,14 @@ def peft_config(**more: object) -> dict[str, object]:
     return {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "use_dora": False, **more}
 
 
+def config_under(key: str, *above: str, **told: object) -> dict[str, str]:
+    """A config as JSON under some key of the metadata, inside of mappings with the names `above`."""
+    config: object = {"r": RANK, "lora_alpha": ALPHA, "init_lora_weights": True, **told} if "rank" not in told else told
+    for name in reversed(above):
+        config = {name: config, "steps": 100}
+    return {"format": "pt", key: json.dumps(config)}
+
+
 diffusers = named("transformer.", "diffusers")
 peft = named("base_model.model.")
 FORMS = {
@@ -136,6 +144,43 @@ FORMS = {
     ),
     "compiled": Form("torch.compile: _orig_mod.", named("_orig_mod."), 1.0),
     "own-name": Form("an adapter's own name before the layer", named("ghibli-style.model."), 1.0),
+    "finetrainers": Form("finetrainers: lora_config", diffusers, metadata=config_under("lora_config")),
+    "finetrainers-rslora": Form(
+        "a config of any name: rsLoRA", diffusers, ALPHA / 2, config_under("peft_config", use_rslora=True)
+    ),
+    "config-inside": Form(
+        "a config inside of a trainer's", named("diffusion_model."), metadata=config_under("cfg", "network", "default")
+    ),
+    "config-rank": Form(
+        "rank and alpha as JSON", named("diffusion_model."), metadata=config_under("lora_config", rank=4, alpha=16)
+    ),
+    "config-of-text": Form(
+        "the text encoder's config beside the DiT's",
+        diffusers,
+        metadata={
+            "a": json.dumps({"text_encoder.lora_alpha": 1, "text_encoder.r": 4, "transformer.lora_alpha": 16}),
+            "ss_tag_frequency": json.dumps({"10_cat": {"alpha": 3, "r": 2}}),
+            "workflow": json.dumps({"1": {"class_type": "Train", "inputs": {"rank": 64, "alpha": 1}}}),
+        },
+    ),
+    "configs-agree": Form(
+        "three configs that agree",
+        peft,
+        metadata=config_under("lora_config") | {"alpha": "16", "rank": "4"},
+        config=peft_config(),
+    ),
+    "begun-eva": Form("PEFT: EVA leaves the base alone", peft, config=peft_config(init_lora_weights="eva")),
+    "converted-back": Form("PEFT: PiSSA converted to LoRA", peft, config=peft_config(init_lora_weights=True)),
+    "kohya-resized": Form(
+        "kohya's resize: Dynamic in the metadata",
+        named("lora_unet_", "flat", **KOHYA, alpha=ALPHA),
+        metadata={"ss_network_alpha": "Dynamic", "ss_network_dim": "Dynamic"},
+    ),
+    "alpha-before-rslora": Form(
+        "LyCORIS: alpha holds the root of rsLoRA already",
+        named("lycoris_", "flat", **KOHYA, alpha=ALPHA),
+        metadata={"use_rslora": "True", "lora_alpha": "8"},
+    ),
     "sglang": Form(
         "alpha alone in the metadata (lightx2v)", named("diffusion_model."), metadata={"alpha": "16", "rank": "4"}
     ),

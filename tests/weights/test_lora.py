@@ -256,16 +256,28 @@ CONFIGS = {
     "text": ({"r": 4, "lora_alpha": "strong"}, "lora_alpha"),
     "a list": ([1], "lora_alpha"),
     "PiSSA": ({"r": 4, "lora_alpha": 4, "init_lora_weights": "pissa_niter_4"}, "lora_algorithm"),
+    "rsLoRA without alpha": ({"r": 4, "use_rslora": True}, "lora_alpha"),
+    "DoRA without lengths": ({"r": 4, "lora_alpha": 4, "use_dora": True}, "lora_alpha"),
+    "another rank": ({"r": 8, "lora_alpha": 8}, "lora_alpha"),
+    "another rank of one": ({"r": 4, "lora_alpha": 8, "rank_pattern": {"ffn.0": 2}}, "lora_alpha"),
+    **{
+        begun: ({"r": 4, "lora_alpha": 4, "init_lora_weights": begun}, "lora_algorithm")
+        for begun in ("pissa", "olora", "OLoRA", "corda", "loftq", "lora_ga", "something new")
+    },
+    "KaSA": ({"r": 4, "lora_alpha": 4, "kasa_config": {"gamma": 1}}, "lora_algorithm"),
+    "repeated layers": ({"r": 4, "lora_alpha": 4, "layer_replication": [[0, 2], [1, 2]]}, "lora_algorithm"),
     "a slow expression": ({"r": 4, "lora_alpha": 4, "alpha_pattern": {"(a+)+$": 1}}, "lora_alpha"),
     "many patterns": ({"r": 4, "lora_alpha": 4, "alpha_pattern": {f"x{i}": 1 for i in range(9999)}}, "lora_alpha"),
 }
 
 
-@pytest.mark.parametrize("where", ["beside", "embedded"])
+@pytest.mark.parametrize("where", ["beside", "lora_adapter_metadata", "lora_config"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_that_cannot_be_read_is_one_error(dit, tmp_path, name, where):
     config, code = CONFIGS[name]
-    metadata = {"lora_adapter_metadata": json.dumps(config)} if where == "embedded" else None
+    if (name, where) == ("a list", "lora_config"):
+        pytest.skip("only a name says that this is a config")
+    metadata = {where: json.dumps(config)} if where != "beside" else None
     path = saved(named("")(halves()), tmp_path / "a.safetensors", metadata)
     if where == "beside":
         (tmp_path / "adapter_config.json").write_text(json.dumps(config))
@@ -284,9 +296,113 @@ def test_a_config_that_cannot_be_read_is_one_error(dit, tmp_path, name, where):
     ],
 )
 def test_a_config_without_its_rank_counts_with_that_of_the_tensors(tmp_path, metadata, scale):
-    found = strengths(tmp_path / "a.safetensors", metadata, ["blocks.0.lora_A.weight"])
-    (told,) = found.values()
-    assert told.scale("blocks.0", 4) == scale
+    found = strengths(tmp_path / "a.safetensors", metadata, ["blocks.0.lora_A.weight"], {"blocks.0": 4})
+    assert found.of("blocks.0").scale("blocks.0", 4) == scale
+
+
+AT_16 = json.dumps({"r": 4, "lora_alpha": 16})
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"lora_config": AT_16, "alpha": "4"},
+        {"a": AT_16, "b": json.dumps({"transformer.r": 4, "transformer.lora_alpha": 4})},
+        {"alpha": "16", "network_alpha": "4"},
+        {"lora_alpha": "16", "ss_network_alpha": "4.0"},
+        {"a": json.dumps({"default": {"r": 4, "lora_alpha": 16}, "other": {"r": 4, "lora_alpha": 4}})},
+        {"a": json.dumps({"transformer.lora_alpha": 16, "transformer_2.lora_alpha": 4})},
+        {"a": json.dumps({"lora_alpha": 4, "use_rslora": True}), "lora_alpha": "4", "use_rslora": "False"},
+        {"a": json.dumps({"lora_alpha": 4, "alpha_pattern": {"q": 2}}), "lora_alpha": "4", "alpha_pattern": "{}"},
+    ],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_configs_that_disagree_are_refused_where_the_tensors_do_not_tell(dit, tmp_path, metadata, beside):
+    if beside:
+        (tmp_path / "adapter_config.json").write_text(AT_16)
+    path = saved(named("diffusion_model.")(halves()), tmp_path / "a.safetensors", metadata)
+    with pytest.raises(FileError) as caught:
+        apply_loras(dit, [Lora(path=str(path))], Expert.SINGLE)
+    assert caught.value.code == "lora_alpha" and ", " in caught.value.got
+    with_alpha = named("diffusion_model.", alpha=ALPHA)(halves())
+    assert change(dit, saved(with_alpha, path, metadata))  # the tensors tell
+
+
+def test_a_config_inside_against_one_beside_is_refused(dit, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8}))
+    path = saved(named("diffusion_model.")(halves()), tmp_path / "a.safetensors", {"lora_config": AT_16})
+    with pytest.raises(FileError, match=r"lora_config lora_alpha 16.*adapter_config.json lora_alpha 8"):
+        apply_loras(dit, [Lora(path=str(path))], Expert.SINGLE)
+
+
+@pytest.mark.parametrize("name", ["a", "adapter_model"])
+@pytest.mark.parametrize("rank", [4, 8])
+def test_a_config_beside_several_files_counts_for_those_of_its_rank_and_is_said(dit, tmp_path, name, rank):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank, "lora_alpha": 4 * rank}))
+    (tmp_path / "other.safetensors").touch()
+    path = saved(named("diffusion_model.")(halves()), tmp_path / f"{name}.safetensors")
+    if (name, rank) == ("adapter_model", 8):  # PEFT's own name: the config is its own, and is not of these tensors
+        with pytest.raises(FileError, match="r 8, but"):
+            apply_loras(dit, [Lora(path=str(path))], Expert.SINGLE)
+        return
+    made = apply_loras(dit, [Lora(path=str(path))], Expert.SINGLE)
+    a, b = halves()[LAYER]
+    scale = 4 if rank == 4 else 1
+    added = made.network.get_submodule(LAYER).weight - dit.get_submodule(LAYER).weight
+    assert torch.allclose(added, scale * b @ a, atol=1e-5)
+    assert [note.key for note in made.notes] == (["lora_config_shared"] if (name, rank) == ("a", 4) else [])
+
+
+PEFT_CONFIGS = [
+    {"r": 4, "lora_alpha": 16},
+    {"r": 4, "lora_alpha": 16, "use_rslora": True},
+    {"r": 8, "lora_alpha": 4, "alpha_pattern": {"self_attn.q": 2, r".*\.ffn\.0": 6}},
+    {"r": 8, "lora_alpha": 4, "rank_pattern": {"q": 2, r"blocks\.\d+\.ffn.2": 3}, "use_rslora": True},
+    {"r": 4, "lora_alpha": 8, "init_lora_weights": "orthogonal"},
+]
+
+
+@pytest.mark.parametrize("config", PEFT_CONFIGS, ids=str)
+def test_a_file_that_peft_writes_is_what_peft_computes(dit, tmp_path, config):
+    """The oracle, where it is installed: the weights that PEFT merges from its own file."""
+    peft = pytest.importorskip("peft")
+    network = WanDiT(tiny.CONFIG)
+    network.load_state_dict(tiny.dit_state())
+    told = peft.LoraConfig(target_modules=["q", "v", "ffn.0", "ffn.2"], **config)
+    model = peft.get_peft_model(network, told)
+    for name, value in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(value, std=0.05, generator=torch.Generator().manual_seed(len(name)))
+    model.save_pretrained(tmp_path)
+    added = change(dit, tmp_path / "adapter_model.safetensors")
+    merged = model.merge_and_unload().state_dict()
+    assert len(added) > 8
+    for name, value in added.items():
+        assert torch.allclose(value, merged[name] - dit.state_dict()[name], atol=1e-5), name
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that it changes the weights, which is what is tried
+@pytest.mark.parametrize("begun", ["pissa", "olora"])
+def test_what_peft_began_in_the_weights_below_is_refused_until_it_is_converted_back(dit, tmp_path, begun):
+    peft = pytest.importorskip("peft")
+    network = WanDiT(tiny.CONFIG)
+    network.load_state_dict(tiny.dit_state())
+    told = peft.LoraConfig(target_modules=["q", "ffn.0"], r=4, lora_alpha=8, init_lora_weights=begun)
+    model = peft.get_peft_model(network, told)
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "begin")
+    model.peft_config["default"].init_lora_weights = begun
+    for name, value in model.named_parameters():
+        if "lora_" in name:
+            value.data += torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name))) / 20
+    model.save_pretrained(tmp_path / "as_it_is")
+    model.save_pretrained(tmp_path / "back", path_initial_model_for_weight_conversion=str(tmp_path / "begin"))
+    with pytest.raises(FileError, match=begun):
+        change(dit, tmp_path / "as_it_is" / "adapter_model.safetensors")
+    added = change(dit, tmp_path / "back" / "adapter_model.safetensors")
+    merged = model.merge_and_unload().state_dict()
+    for name, value in added.items():
+        assert torch.allclose(value, merged[name] - dit.state_dict()[name], atol=1e-5), name
 
 
 def test_a_whole_network_is_not_a_lora(dit, tmp_path):

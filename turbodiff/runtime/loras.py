@@ -23,7 +23,10 @@ from turbodiff.spec.request import Lora, Request
 from turbodiff.weights.lora import bad_lora, listed, read_lora
 from turbodiff.weights.lora_change import Change, Pair
 
-LEFT_OUT = {"lora_names_unused": "names not used", "lora_layers_misfit": "layers of another shape"}
+LEFT_OUT = {
+    "lora_names_unused": "names not used", "lora_layers_misfit": "layers of another shape",
+    "lora_config_shared": "config beside several files, whose strength is used",
+}  # fmt: skip
 
 
 class LoraModel(NamedTuple):
@@ -78,6 +81,8 @@ def apply_loras(dit: nn.Module, loras: Sequence[Lora], expert: Expert) -> LoraMo
             notes.append(_left_out("lora_names_unused", lora, read.unknown))
         if read.misfits:
             notes.append(_left_out("lora_layers_misfit", lora, read.misfits))
+        if read.shared_config:
+            notes.append(_left_out("lora_config_shared", lora, [read.shared_config]))
     changed = offload.share_parameters(dit)
     pairs: dict[str, list[Pair]] = {}
     for name, of_name in wanted.items():
@@ -135,7 +140,7 @@ def _rounded_again(layer: nn.Module, name: str, changes: Sequence[tuple[Change, 
 
 
 def _left_out(key: str, lora: Lora, names: Sequence[str]) -> Notice:
-    """What of a file was not used, with the first few names."""
+    """What of a file was not used, or may be another's, with the first few names."""
     file, told = Path(lora.path).name, listed(names)
     text = f"{file}: {len(names)} {LEFT_OUT[key]}: {told}"
     return Notice(key=key, text=text, numbers={"file": file, "n": len(names), "names": told})

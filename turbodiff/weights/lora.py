@@ -39,12 +39,14 @@ NO_SHAPES: Shapes = MappingProxyType({})
 
 class Lora(NamedTuple):
     """Changes by the name of our layer or parameter, and what was left out: names without a place in this network,
-    and layers whose shape is another (each with both shapes).
+    and layers whose shape is another (each with both shapes); the config whose strength it has and that may be
+    another's ("" for none).
     """
 
     changes: Mapping[str, tuple[Change, ...]]
     unknown: tuple[str, ...]
     misfits: tuple[str, ...] = ()
+    shared_config: str = ""
 
 
 def read_lora(path: Path | str, shapes: Shapes, expert: str = "single", parameters: Shapes = NO_SHAPES) -> Lora:
@@ -62,8 +64,14 @@ def read_lora(path: Path | str, shapes: Shapes, expert: str = "single", paramete
     weights = (f"{layer}.weight" for layer in shapes)
     places = lora_names.Places((*shapes, *parameters, *owners, *modulated, *weights))
     found = lora_names.sort_names(header.tensors, places, expert)
-    strength = lora_strength.strengths(header.path, header.metadata, header.tensors)
-    file = _File(header, FileMaps(), strength)
+    ranks: dict[str, int | None] = {}  # of the layers whose alpha is no tensor
+    for parts in found.layers.values():
+        for part in () if "alpha" in parts else ("down", "hada_w1_b", "lokr_w1", "lokr_w1_a"):
+            if part in parts:
+                shape = header.tensors[parts[part]].shape
+                ranks[lora_names.read_name(parts[part]).owner] = None if "lokr" in part or not shape else shape[0]
+    told = lora_strength.strengths(header.path, header.metadata, header.tensors, ranks)
+    file = _File(header, FileMaps(), told)
     changes: dict[str, list[Change]] = {}
     unknown, misfits, trained = list(found.unknown), list[str](), False
     for layer, parts in found.layers.items():
@@ -83,7 +91,8 @@ def read_lora(path: Path | str, shapes: Shapes, expert: str = "single", paramete
         if misfits:
             raise bad_lora(header.path, "no layer has the shape of this model's", "lora_shape", misfits)
         raise bad_lora(header.path, "no change of this network in this file", "lora_foreign", list(header.tensors))
-    return Lora({name: tuple(of_name) for name, of_name in changes.items()}, tuple(unknown), tuple(misfits))
+    changed = {name: tuple(of_name) for name, of_name in changes.items()}
+    return Lora(changed, tuple(unknown), tuple(misfits), told.shared)
 
 
 class _Misfit(Exception):
@@ -95,7 +104,7 @@ class _File(NamedTuple):
 
     header: Header
     maps: FileMaps
-    strength: Mapping[str, lora_strength.Strength]
+    told: lora_strength.Told
 
     def read(self, stored: str) -> Tensor:
         """A tensor of floating-point numbers, all of them finite."""
@@ -133,10 +142,8 @@ class _File(NamedTuple):
         rank None: the parts do not tell it, as in a LoKr of whole factors, whose own alpha says nothing (LyCORIS).
         """
         if "alpha" not in parts:
-            words = of.split(".")
-            mine = next((self.strength[word] for word in words if word in self.strength), None)
-            only = next(iter(self.strength.values())) if len(self.strength) == 1 else lora_strength.Strength()
-            return (mine or self.strength.get("", only)).scale(lora_names.read_name(of).owner, rank)
+            layer = lora_names.read_name(of).owner
+            return self.told.of(layer).scale(layer, rank)
         if rank is None:
             return 1.0
         stored = parts["alpha"]

@@ -7,7 +7,9 @@ import os
 import random
 import resource
 import struct
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,8 +180,8 @@ def test_a_folder_of_everything_is_searched_to_its_end(tmp_path: Path, monkeypat
     }
 
 
-def test_a_header_of_14b_is_looked_at_in_50_ms(tmp_path: Path) -> None:
-    """CPU time of this thread, the best of three: others compute beside us."""
+def test_a_header_of_14b_takes_few_calls_a_tensor(tmp_path: Path) -> None:
+    """50 ms for a header of 1,575 tensors; calls are counted, since others compute beside us."""
     path = hollow("Wan2.2-A14B", tmp_path / "x-high-noise.pth", quant=True)
     header = {}
     for name, info in read_header(path).tensors.items():
@@ -196,12 +198,13 @@ def test_a_header_of_14b_is_looked_at_in_50_ms(tmp_path: Path) -> None:
     text = json.dumps(header).encode()
     plain = put(tmp_path / "y-high-noise.safetensors", struct.pack("<Q", len(text)) + text)
     os.truncate(plain, 8 + len(text) + at)
-    best = []
-    for _ in range(3):
-        os.utime(plain)
-        look.look.cache_clear()
-        before = time.thread_time()
+    os.utime(plain)
+    look.look.cache_clear()
+    calls, before = Counter[str](), sys.getprofile()
+    sys.setprofile(lambda _frame, event, _argument: calls.update([event]))
+    try:
         files, error = locate._match(folders.Entry(plain))
-        best.append(time.thread_time() - before)
-        assert error is None and files[0].quant
-    assert min(best) < 0.05, best
+    finally:
+        sys.setprofile(before)
+    assert error is None and files[0].quant
+    assert calls["call"] + calls["c_call"] <= 170 * len(header), calls

@@ -74,12 +74,6 @@ def link(path: str) -> str:
     return os.environ.get(ROOT_PATH, "") + path
 
 
-def log_out(label: str) -> Html:
-    """The button that ends a session."""
-    button = el("button", label, type="submit", cls="td-btn")
-    return el("form", button, method="post", action=link("/logout"), cls="td-html td-narrow", id="log-out")
-
-
 def facts(rows: Iterable[tuple[object, object]], cls: str = "td-num", **attributes: object) -> Html:
     """Names and values as a definition list; `cls` is the class of a value."""
     pairs = [(el("dt", name), el("dd", value, cls=cls)) for name, value in rows]

@@ -97,7 +97,9 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
         with gr.Tab(words("settings.tab"), id="settings-tab"):
             stage["settings"] = gr.HTML(elem_id="settings")
             if os.environ.get(PASSWORD):
-                gr.HTML(markup.log_out(words("server.log_out")))
+                button = markup.el("button", words("server.log_out"), type="submit", cls="td-btn")
+                leave, narrow = markup.link("/logout"), "td-html td-narrow"
+                gr.HTML(markup.el("form", button, method="post", action=leave, cls=narrow, id="log-out"))
     ui_state, seen = gr.State(dict(INITIAL_UI_STATE)), gr.State({})
     draft = gr.BrowserState(None, storage_key=DRAFT_KEY, secret=DRAFT_SECRET)
     shown = (made, stage, ui_state, seen, draft, act_bus, form_bus, note, gr.Timer(TICK_S))

@@ -147,19 +147,15 @@ def check_names(header: Header) -> None:
         if stored := next((stored for stored in header.tensors if stored.endswith(end)), ""):
             raise unsupported(header, kind, stored)
     for stored, info in header.tensors.items():
-        if stored.endswith("comfy_quant") and (kind := _marked(_marker(info))):
-            raise unsupported(header, kind, stored)
+        if stored.endswith("comfy_quant"):
+            with info.file.open("rb") as file:
+                marker = os.pread(file.fileno(), min(info.nbytes, MAX_MARKER_BYTES), info.offset)
+            if kind := _marked(_json(marker.decode("utf-8", "replace"))):
+                raise unsupported(header, kind, stored)
     layers = _json(header.metadata.get("_quantization_metadata", "")).get("layers")
-    for name, marker in layers.items() if isinstance(layers, dict) else ():
-        if kind := _marked(marker if isinstance(marker, dict) else {}):
+    for name, told in layers.items() if isinstance(layers, dict) else ():
+        if kind := _marked(told if isinstance(told, dict) else {}):
             raise unsupported(header, kind, str(name))
-
-
-def _marker(info: TensorInfo) -> dict[str, object]:
-    with info.file.open("rb") as file:
-        return _json(
-            os.pread(file.fileno(), min(info.nbytes, MAX_MARKER_BYTES), info.offset).decode("utf-8", "replace")
-        )
 
 
 def _json(text: str) -> dict[str, object]:

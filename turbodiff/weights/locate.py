@@ -178,9 +178,13 @@ def resolve_files(
         listed = {repo: [file.names[0] for file in files if file.repo == repo] for repo in (f.repo for f in files)}
         choices = (" or ".join(names) + (f" from {repo}" if repo else "") for repo, names in listed.items())
         lines.append(" or ".join(choices))
+    # what was passed over may be what the person thinks is there
+    reasons = [f"{Path(one.path).name}: {one.got or one.what}"[:160] for one in found.passed_over]
+    more = f" and {len(reasons) - SHOWN_REASONS} more" if len(reasons) > SHOWN_REASONS else ""
+    passed_over = f"; passed over: {', '.join(reasons[:SHOWN_REASONS])}{more}" if reasons else ""
     raise FileError(
         f"weights of {spec.display_name} are missing", code="weights_missing", field="model",
-        got=f"no {', '.join(missing)}{_passed_over_words(found)}",
+        got=f"no {', '.join(missing)}{passed_over}",
         expected=f"{'; '.join(lines)}; all in {download_root()}",
         try_instead=f"turbodiff models pull {spec.name}, or set {ROOTS_VARIABLE} to the folder that has them",
     )  # fmt: skip
@@ -199,13 +203,6 @@ def open_tokenizer(file: FoundFile) -> Tokenizer:
     with info.file.open("rb") as opened:
         opened.seek(info.offset)
         return Tokenizer(path, opened.read(info.nbytes))
-
-
-def _passed_over_words(found: Inventory) -> str:
-    """What was passed over, for the error of missing files: it may be what the person thinks is there."""
-    reasons = [f"{Path(one.path).name}: {one.got or one.what}"[:160] for one in found.passed_over]
-    more = f" and {len(reasons) - SHOWN_REASONS} more" if len(reasons) > SHOWN_REASONS else ""
-    return f"; passed over: {', '.join(reasons[:SHOWN_REASONS])}{more}" if reasons else ""
 
 
 def verify(path: Path | str, *, sha256: bool = False) -> Report:

@@ -50,7 +50,12 @@ def look(path: Path, _size: int, _mtime_ns: int, _configs: str) -> Looked:
                 expected=GGUF_COMMAND, try_instead=GGUF_COMMAND,
             )  # fmt: skip
         if not models:
-            return Looked(error=error or _no_model(checkpoint))
+            sizes = ", ".join(f"{name} {number}" for name, number in checkpoint.numbers.items())
+            got = other_kind(checkpoint.unknown) or family_of(checkpoint.component, checkpoint.numbers) or sizes
+            error = error or bad_file(
+                path, "no model here has these sizes", code="no_model", got=got, expected="turbodiff models list"
+            )
+            return Looked(error=error)
         titles = {name: text[:200] for name, text in checkpoint.header.metadata.items() if name in experts.TITLES}
         return Looked(
             tuple(models), None, checkpoint.component, checkpoint.layout, checkpoint.header.nbytes, checkpoint.quant,
@@ -69,12 +74,3 @@ def _sizes_fit(spec: ModelSpec, checkpoint: Checkpoint) -> bool:
     facts = {"dit": dit, "vae": spec.vae.model_dump(), "text_encoder": spec.text_encoder.model_dump()}
     told = {name: number for name, number in checkpoint.numbers.items() if (name, number) != ("head_dim", 0)}
     return all(facts[checkpoint.component][name] == number for name, number in told.items())
-
-
-def _no_model(checkpoint: Checkpoint) -> FileError:
-    sizes = ", ".join(f"{name} {number}" for name, number in checkpoint.numbers.items())
-    return bad_file(
-        checkpoint.header.path, "no model here has these sizes", code="no_model",
-        got=other_kind(checkpoint.unknown) or family_of(checkpoint.component, checkpoint.numbers) or sizes,
-        expected="turbodiff models list",
-    )  # fmt: skip

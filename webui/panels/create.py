@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import gradio as gr
-from gradio.data_classes import ImageData
 
 from turbodiff.spec.models import ModelSpec, all_models
 from turbodiff.spec.schedules import Sampler, WeightsAre
@@ -89,10 +88,6 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
 
 def _picture(words: Words) -> gr.Image:
     """The upload of a picture; its bytes are decoded within limits elsewhere, the web process never opens them."""
-
-    def path_of(payload: ImageData | None) -> str | None:
-        return payload.path if payload is not None else None
-
     picture = gr.Image(
         label=words("create.image"),
         type="filepath",
@@ -103,7 +98,8 @@ def _picture(words: Words) -> gr.Image:
         elem_id="image",
         buttons=[],
     )
-    picture.preprocess = path_of  # type: ignore[method-assign,assignment]  # Gradio's own reads the head with PIL
+    # Gradio's own reads the head with PIL
+    picture.preprocess = lambda payload: payload and payload.path  # type: ignore[method-assign,assignment,return-value]
     return picture
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from turbodiff.spec.clips import rating_parts
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.models import find_model
 from turbodiff.spec.request import FROM_WEIGHTS
@@ -144,11 +145,15 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
             case "policy":
                 studio.set_policy(argument)
                 sentence = words("settings.saved")
-            case "rate" | "note":  # "CLIP STARS", "CLIP SENTENCE"
+            case "rate" | "praise" | "note":  # "CLIP STARS WORDS", "CLIP WORDS", "CLIP SENTENCE"
                 clip, _, rest = argument.partition(" ")
-                stars = min(STARS, max(1, number_of(rest))) if name == "rate" else 0
-                told = {"rating": "★" * stars + "☆" * (STARS - stars)} if stars else {"note": rest.strip()}
-                studio.rate(reader.row_of(clip), **told)
+                seed = reader.row_of(clip)
+                number, _, said = rest.partition(" ")
+                count = min(STARS, max(1, number_of(number))) if name == "rate" else 0
+                new_stars, said = rating_parts(said if count else rest)
+                stars = "★" * count + "☆" * (STARS - count) if count else new_stars or rating_parts(seed.row.rating)[0]
+                told = {"note": rest} if name == "note" else {"rating": f"{stars} {said}"}
+                studio.rate(seed.id, **{cell: text.strip() for cell, text in told.items()})
                 reader.changed(clips=True)
                 sentence = words("clip.saved")
             case _:

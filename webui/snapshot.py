@@ -30,6 +30,7 @@ from turbodiff.studio import (
     Offer,
     Outlook,
     Policy,
+    Seed,
     SelfTest,
     Studio,
     Tier,
@@ -325,7 +326,7 @@ class StudioReader:
             shutil.copyfile(kept, shown)
         return str(shown)
 
-    def row_of(self, clip: str) -> int:
+    def row_of(self, clip: str) -> Seed:
         """The archive's row of a clip.
 
         Raises:
@@ -333,5 +334,5 @@ class StudioReader:
         """
         for seed in self.studio.seeds(limit=MAX_SEEDS):
             if seed.path and Path(seed.path).stem == clip:
-                return seed.id
+                return seed
         raise RequestError("no such clip", code="clip_unknown", field="clip", got=clip[:80])

@@ -1,6 +1,7 @@
 """Buttons that fill the form: each gives values that make a legal request, and nonsense gives one clear error."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,16 @@ import pytest
 from PIL import Image
 
 from tests.media.clips import shapes, write
+from turbodiff.archive import clips, seeds
+from turbodiff.jobs.store import Store
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.models import find_model
 from turbodiff.spec.request import make_request
 from turbodiff.studio import Studio
 from webui import actions, form, form_actions
+from webui.panels import stage
 from webui.snapshot import StudioReader
+from webui.wording import Words
 
 INITIAL_UI_STATE = {"at": "", "search": "", "left": "", "agreed": ""}
 WAN = {**form.defaults(find_model("wan2.1-14b")), "prompt": "a cat runs", "pinned": [], "loras": "", "seed": "7"}
@@ -117,3 +122,42 @@ def test_each_expert_of_two_has_its_own_strength():
     text = form.with_lora(text, "a", {"high": 0})
     assert [(row["strength"], row["expert"]) for row in form.loras(text)] == [(0.5, "low")]
     assert [row["expert"] for row in form.loras(form.with_lora(text, "a", {"strength": 2}))] == ["both"]
+
+
+@pytest.fixture
+def archived(reader):
+    """The reader's clip with its sidecar and its row in the archive."""
+    (clip,) = reader.studio.clips()
+    clips.sidecar_path(clip.path).write_text(clip.sidecar.model_dump_json(), "utf-8")
+    store = Store(reader.studio.state)
+    seeds.add_clip(store, clip.path, clip.sidecar)
+    store.close()
+    return reader
+
+
+def rated(reader, *clicks):
+    """The archive's rating after clicks on the card, and the card as it is drawn then."""
+    for name, argument in clicks:
+        actions.act(reader, name, f"{CLIP} {argument}", INITIAL_UI_STATE, Words("zh"))
+    (row,) = reader.studio.seeds()
+    return row.row.rating, stage.draw_card(stage.card(reader.clip(CLIP), Words("zh")), Words("zh"))
+
+
+def test_a_rating_holds_stars_and_words_and_neither_takes_the_other_away(archived):
+    assert rated(archived, ("praise", " 动作流畅,光影绝美 "))[0] == "动作流畅,光影绝美"
+    rating, card = rated(archived, ("rate", "4 动作流畅,光影绝美"))
+    assert rating == "★★★★☆ 动作流畅,光影绝美"
+    assert card.count('class="td-btn on"') == 4 and 'value="动作流畅,光影绝美"' in card
+    assert rated(archived, ("praise", "倒影稍糊 ★"))[0] == "★★★★☆ 倒影稍糊 ★"
+    assert rated(archived, ("note", "再来"))[0] == "★★★★☆ 倒影稍糊 ★"
+    assert rated(archived, ("praise", "☆ 不行"))[0] == "☆ 不行"  # stars that were typed
+    rating, card = rated(archived, ("praise", ""), ("rate", "2"))
+    assert rating == "★★☆☆☆" and card.count('class="td-btn on"') == 2
+    assert "| ★★☆☆☆ | 再来 |" in (archived.studio.outputs / "seeds.md").read_text("utf-8")
+
+
+def test_a_star_takes_along_the_words_that_were_typed_beside_it(archived):
+    card = rated(archived)[1]
+    fields = set(re.findall(r'data-from="(praise-[a-z]+)"', card))
+    assert len(fields) == 1 and f'id="{fields.pop()}"' in card
+    assert card.count("data-from=") == 7  # five stars and two buttons

@@ -110,7 +110,7 @@ class Fuzzer:
         }
         if self.rng.random() < 0.4:
             act = self.rng.choice(
-                ("cancel", "rate", "knob", "note", "fill", "round", "choose", "download", "end_leftover", 7)
+                ("cancel", "rate", "praise", "knob", "note", "fill", "round", "choose", "download", "end_leftover", 7)
             )
             body["event_data"] = self.rng.choice(({"act": act, "arg": self.odd()}, self.odd()))
         if self.rng.random() < 0.1:

@@ -121,6 +121,12 @@ class Sidecar(Record):
         return ClipResult.model_validate({**place, **facts, **self.measured.model_dump()})
 
 
+def rating_parts(rating: str) -> tuple[str, str]:
+    """The stars in front of a rating and the words behind them: "★★★★☆ smooth" is ("★★★★☆", "smooth")."""
+    words = rating.lstrip("★☆ ")
+    return rating[: len(rating) - len(words)].replace(" ", ""), words.strip()
+
+
 R = TypeVar("R", bound=Record)
 SCALARS = ("str", "int", "float", "bool")  # as pydantic names them at the end of an error's path
 

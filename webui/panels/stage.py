@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
+from turbodiff.spec.clips import rating_parts
 from turbodiff.spec.events import Event, PreviewEvent
 from turbodiff.spec.request import Request
 from turbodiff.spec.schedules import RCM_SAMPLERS
@@ -185,9 +186,14 @@ def _video(clip: ClipView, **attributes: object) -> Html:
 def draw_card(card: Card, words: Words, where: str = "stage") -> Html:
     """The result card: settings, what really ran, symptoms, rating, note."""
     clip, request, stars = card.clip.id, card.clip.request, []
+    given, said = rating_parts(card.clip.sidecar.rating)
     for n in range(1, STARS + 1):
-        tip, on = words("clip.rate", n=n), n <= card.clip.sidecar.rating.count("★")
-        stars.append(action("rate", f"{clip} {n}", "★", cls="on" if on else "", title=tip, aria_label=tip))
+        tip, on = words("clip.rate", n=n), n <= given.count("★")
+        # with the words that stand beside them: a click on a star loses none that were not saved
+        star = action(
+            "rate", f"{clip} {n}", "★", cls="on" if on else "", title=tip, aria_label=tip, data_from=f"praise-{where}"
+        )
+        stars.append(star)
     badges = [el("span", sentence, cls=f"td-pill {kind}") for kind, sentence in card.badges]
     tip = words("clip.i2v_tip")
     buttons = (
@@ -200,9 +206,14 @@ def draw_card(card: Card, words: Words, where: str = "stage") -> Html:
     yes = action("round", f"polish {clip}", words("round.yes"), form=True, cls="main")
     no = action("neighbour", clip, words("round.no"))
     question = el("div", el("b", words("round.question")), el("div", yes, no, cls="td-acts"), cls="td-note td-line")
-    field_id, hint, value = f"note-{where}", words("clip.note"), card.clip.sidecar.note
-    note = void("input", type="text", id=field_id, value=value, placeholder=hint, aria_label=hint, cls="td-input")
-    save = action("note", clip, words("clip.note_save"), data_from=field_id, cls="plain")
+    told = []
+    for name, value in (("praise", said), ("note", card.clip.sidecar.note)):
+        field_id, hint = f"{name}-{where}", words(f"clip.{name}")
+        field = void("input", type="text", id=field_id, value=value, placeholder=hint, aria_label=hint, cls="td-input")
+        save = action(name, clip, words(f"clip.{name}_save"), data_from=field_id, cls="plain")
+        told.append(
+            el("div", el("span", stars, cls="td-stars") if name == "praise" else None, field, save, cls="td-line")
+        )
     chips = []
     for knob in card.knobs:
         label = (el("span", knob.symptom, cls="td-quiet"), " → ", knob.label)
@@ -214,14 +225,14 @@ def draw_card(card: Card, words: Words, where: str = "stage") -> Html:
     changed = el("span", words("clip.changed") + " ", cls="td-quiet")
     return el(
         "div",
-        el("div", el("h3", request.prompt), el("span", stars, cls="td-stars"), cls="td-line"),
+        el("h3", request.prompt),
         el("div", badges, cls="td-steps") if badges else None,
         facts(card.facts),
         el("div", changed, pieces, cls="td-diff td-words") if pieces else None,
         question if request.steps <= SCOUT_STEPS else None,
         el("details", el("summary", words("clip.symptoms")), symptoms),
         el("div", buttons, cls="td-acts"),
-        el("div", note, save, cls="td-line"),
+        told,
         cls="td-card td-html",
         data_clip=clip,
     )

@@ -143,14 +143,19 @@ def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[obj
     boundary = float(values.get("boundary") or 0.9)
     of_round = {"kind": spec.kind, **form.defaults(spec), **asked, "model": spec.name}
 
-    def seconds(fields: Mapping[str, object]) -> float | None:
-        try:
-            found = reader.outlook(_complete(fields, form.model_called(fields["model"])))
-        except TurbodiffError:
-            return None
-        return None if found.band == "no" else found.seconds
+    known: dict[str, float | None] = {}
 
-    rounds = [form_help.round_tile(found, of_round, seconds, words) for found in reader.studio.rounds(spec.bundled)]
+    def seconds(fields: Mapping[str, object]) -> float | None:
+        key = repr(sorted(fields.items()))  # the sum of the rounds asks again what their tiles asked
+        if key not in known:
+            known[key] = None
+            with suppress(TurbodiffError):
+                found = reader.outlook(_complete(fields, form.model_called(fields["model"])))
+                known[key] = None if found.band == "no" else found.seconds
+        return known[key]
+
+    rounds = reader.studio.rounds(spec.bundled)
+    tiles = [form_help.round_tile(found, of_round, seconds, words) for found in rounds]
     return [
         meter.draw(shown, words) + fit_marks(reader, asked, spec),
         gr.update(value=button.label),
@@ -164,7 +169,7 @@ def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[obj
             spec.two_experts,
             words,
         ),
-        form_help.draw_rounds(rounds, spec, words),
+        form_help.draw_rounds(tiles, form_help.rounds_sum(rounds, of_round, seconds, words), spec, words),
     ]
 
 

@@ -22,7 +22,7 @@ from turbodiff.spec.plan import Change
 from turbodiff.spec.request import make_request
 from webui import form
 from webui.panels import first_aid, jobs, meter, stage, status_bar, system
-from webui.panels.form_help import picture, prompt_help, round_tile
+from webui.panels.form_help import picture, prompt_help, round_tile, rounds_sum
 from webui.snapshot import ClipView, Snapshot
 from webui.wording import Words
 
@@ -246,6 +246,33 @@ def test_a_round_over_its_budget_names_what_fits_it():
     assert tile.over
     assert tile.instead == "14B 480p · 4 steps · 49 frames · 100 s"
     assert tile.instead_fields == {"model": "wan2.1-14b", "resolution": "480p", "num_frames": 49, "steps": 4}
+
+
+def rounds_told(words, **seconds_by_steps_and_size):
+    """The sum of the three rounds where the form holds 14B 720p; no seconds: that round does not run."""
+    asked = []
+
+    def seconds(fields):
+        asked.append((fields["model"], fields["resolution"], fields["steps"]))
+        return seconds_by_steps_and_size.get(f"{fields['resolution']}_{fields['steps']}")
+
+    values = {"model": "wan2.1-14b", "resolution": "720p", "kind": "t2v", **CAT}
+    return rounds_sum(tiers_rounds(), values, seconds, words), asked
+
+
+def test_the_three_rounds_show_their_sum_against_ten_minutes():
+    (told, over), asked = rounds_told(EN, **{"480p_2": 60.0, "480p_4": 100.0, "720p_4": 141.0})
+    assert told == "The three rounds together: 5 min 1 s of 10 min" and not over
+    scout, polish, deliver = asked  # polish is of the scout's clip, not of what the form holds; Between is none of them
+    assert scout == ("wan2.1-1.3b", "480p", 2) and polish == ("wan2.1-1.3b", "480p", 4)
+    assert deliver == ("wan2.1-14b", "720p", 4)
+
+
+def test_a_sum_over_ten_minutes_or_without_a_round_says_so():
+    (told, over), _ = rounds_told(ZH, **{"480p_2": 100.0, "480p_4": 200.0, "720p_4": 301.0})
+    assert told == "三轮合计：10 分 1 秒，超出 10 分钟" and over
+    (told, over), _ = rounds_told(EN, **{"480p_2": 60.0, "480p_4": 100.0})
+    assert "does not run here" in told and "2 min 40 s of 10 min" in told and over
 
 
 def test_the_demo_has_rounds_of_its_own_that_only_grow():

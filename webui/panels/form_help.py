@@ -29,6 +29,7 @@ LoraRow = Mapping[str, Any]  # {"name", "strength", "expert"}, see form.loras
 DEMO_EXAMPLES = ("demo_1", "demo_2", "demo_3")
 EXAMPLES = ("astronaut", "samurai", "cat", "neon")
 NOT_FOR_DEMO = ("too_short", "no_verb")  # the demo's grammar is its own
+THREE_ROUNDS, TEN_MINUTES_S = ("scout", "polish", "deliver"), 600.0  # from an idea to a clip, as the guide promises
 # what is given up, in this order, where a round takes too long or does not fit; the model never for a picture
 SHORTER: tuple[Fields, ...] = (
     {"num_frames": 49},
@@ -249,8 +250,22 @@ def round_tile(found: Round, values: Fields, seconds: Seconds, words: Words) -> 
     return tile
 
 
-def draw_rounds(tiles: list[RoundTile], spec: ModelSpec, words: Words) -> Html:
-    """Buttons that fill the form, each with its predicted seconds, and a note on what they change."""
+def rounds_sum(rounds: Iterable[Round], values: Fields, seconds: Seconds, words: Words) -> tuple[str, bool]:
+    """What the three rounds take together, one after the other from what the form holds, against ten minutes; and
+    whether that is too much, or a round does not run here."""
+    total_s, runs, fields = 0.0, True, values
+    for found in rounds:
+        if found.name in THREE_ROUNDS:
+            fields = round_fields(found, fields)
+            took = seconds(fields)
+            total_s, runs = total_s + (took or 0.0), runs and took is not None
+    over = total_s > TEN_MINUTES_S or not runs
+    key = "sum_part" if not runs else "sum_over" if over else "sum_within"
+    return words(f"round.{key}", time=words.seconds(total_s), budget=words.seconds(TEN_MINUTES_S)), over
+
+
+def draw_rounds(tiles: list[RoundTile], total: tuple[str, bool], spec: ModelSpec, words: Words) -> Html:
+    """Buttons that fill the form, each with its predicted seconds, their sum, and a note on what they change."""
     if not tiles:
         return Html("")
     buttons, instead = [], []
@@ -263,4 +278,5 @@ def draw_rounds(tiles: list[RoundTile], spec: ModelSpec, words: Words) -> Html:
             fits = el("span", words("round.fits", round=tile.title), cls="td-quiet")
             instead.append(el("div", fits, fill, cls="td-line"))
     about = words(f"round.{'demo_note' if spec.bundled else 'i2v_note' if spec.kind == 'i2v' else 'deliver_note'}")
-    return join(el("div", buttons, cls="td-rounds td-html"), instead, el("p", about, cls="td-quiet td-small"))
+    together = el("p", total[0], cls="td-small over" if total[1] else "td-small td-num", id="rounds-sum")
+    return join(el("div", buttons, cls="td-rounds td-html"), together, instead, el("p", about, cls="td-quiet td-small"))

@@ -27,6 +27,7 @@ import re
 import socket
 import threading
 import time
+import unicodedata
 import webbrowser
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +42,7 @@ PORT = 7860
 LOOPBACK = "127.0.0.1"
 ALL_ADDRESSES = "0.0.0.0"
 PASSWORD = "TURBODIFF_PASSWORD"
+PASSWORD_BYTES = 1024  # what a login page may send (security.LOGIN_BYTES) holds it with each byte as %XX
 ASK = "\0ask"  # `--password` without a value; no argument of a process can hold it
 STARTUP_LOG = "webui_startup_latest.log"  # diagnostics/logs.py writes it
 
@@ -82,10 +84,10 @@ def parser() -> argparse.ArgumentParser:
         "--password",
         nargs="?",
         const=ASK,
-        default=os.environ.get(PASSWORD, ""),
+        default=None,
         help=f"for --listen; without a value it is asked for; or ${PASSWORD}",
     )
-    add("--password-file", type=Path, default=None, metavar="FILE", help="its first line is the password")
+    add("--password-file", type=Path, default=None, metavar="FILE", help="its first line is the password, as UTF-8")
     add("--host-name", action="append", default=[], metavar="NAME", help="another name that this page answers to")
     add(
         "--proxy",
@@ -107,25 +109,50 @@ def read_password(args: argparse.Namespace) -> str:
     """The password of `--password-file`, of the terminal, of `--password` or of $TURBODIFF_PASSWORD; "" for none.
 
     Raises:
-        RequestError: the file cannot be read, or there is no terminal to ask at.
+        RequestError: the file cannot be read, there is no terminal to ask at, or what was given is nothing that a
+            person can type into the login page: not UTF-8, empty, with control characters, too long.
     """
     from turbodiff.spec.errors import RequestError
 
+    named, password = f"${PASSWORD}" if args.password is None else "--password", str(args.password or "")
     try:
         if args.password_file is not None:
+            named = "--password-file"
             with args.password_file.open("rb") as file:
-                return str(file.readline(4096).decode("utf-8", "replace").strip("\r\n"))
-        if args.password == ASK:
-            return str(getpass.getpass("password: "))
+                line = file.readline(4 * PASSWORD_BYTES)
+            is_whole = len(line) < 4 * PASSWORD_BYTES  # else too long anyway, and maybe cut within a letter
+            password = line.decode("utf-8" if is_whole else "latin-1").removesuffix("\n").removesuffix("\r")
+        elif args.password == ASK:
+            password = getpass.getpass("password: ")
+        elif args.password is None:
+            password = os.environ.get(PASSWORD, "")
+        password = password.removeprefix("\N{BYTE ORDER MARK}")
+        n_bytes = len(password.encode())
     except (OSError, EOFError) as error:
         raise RequestError(
             "the password cannot be read",
             code="password_unread",
-            field="--password-file" if args.password_file else "--password",
+            field=named,
             got=str(args.password_file or getattr(error, "strerror", None) or "no terminal"),
             try_instead=f"${PASSWORD}, or --password-file with a file that this user can read",
         ) from None
-    return str(args.password)
+    except UnicodeError:
+        flaw = "bytes that are not UTF-8"
+    else:
+        odd = [ord(letter) for letter in password if unicodedata.category(letter) == "Cc"]
+        flaw = f"the control character U+{odd[0]:04X}" if odd else ""
+        flaw = f"{n_bytes} bytes" if n_bytes > PASSWORD_BYTES else flaw
+        flaw = "nothing" if not password and named != f"${PASSWORD}" else flaw
+    if flaw:
+        raise RequestError(
+            "the password cannot be used",
+            code="password_unusable",
+            field=named,
+            got=flaw,
+            expected=f"one line of UTF-8 text, 1 to {PASSWORD_BYTES} bytes",
+            try_instead="save the file as UTF-8" if args.password_file else "--password-file with such a line",
+        )
+    return password
 
 
 def without_password(argv: Sequence[str]) -> list[str]:

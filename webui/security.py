@@ -4,7 +4,8 @@ Rules and what each stops (measured on plain Gradio 6.31, which lets the first t
   Host not ours            403   DNS rebinding
   Origin not our Host      403   another site posting to this page
   body too large           413   256 KiB of JSON, 25 MiB of upload
-  too many per minute      429   login 5, wrong Bearer included; beyond this machine: upload 60, other writes 600
+  too many per minute      429   5 wrong passwords of an address, 100 of all together, by login or Bearer: then the
+                                 right one waits, too; beyond this machine also 60 uploads, 600 other writes
   no login with --listen   401   /login takes the password; the cookie is HttpOnly and SameSite=Lax; /logout ends it
 
 An IP address as Host cannot be rebound, so any is served where other machines may come in; of names only this
@@ -13,12 +14,10 @@ machine's and those of --host-name.
 Starlette's TrustedHostMiddleware is not used: it cuts a Host at its first colon, which refuses "[::1]:7860".
 """
 
-import contextlib
 import hmac
 import ipaddress
-import re
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterable
 from urllib.parse import parse_qs, urlsplit
 
@@ -27,7 +26,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from webui.listening import is_loopback, own_names
-from webui.proxies import FROM_PROXY, PORTS
+from webui.proxies import FROM_PROXY, PORTS, address_of, host_name
 from webui.sessions import LASTS_S, Sessions
 from webui.wording import Words, language_of
 
@@ -36,11 +35,12 @@ UPLOAD_BYTES = 25 * 1024 * 1024
 LOGIN_BYTES = 4096
 WINDOW_S = 60.0
 LIMITS = {"login": 5, "upload": 60, "write": 600}
+GUESSES = 100  # wrong passwords of all addresses beyond this machine: many addresses guess no faster
+EVERYBODY = "everybody"
 MAX_COUNTED = 10_000
 COOKIE = "turbodiff_session"
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 OPEN_PATHS = ("/login", "/logout", "/healthz", "/favicon.ico")
-HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:@/?#\s]*)(?::\d*)?")  # RFC 9110: a name or address, then maybe a port
 LOOPBACK = ("127.0.0.1", "::1")
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -50,25 +50,32 @@ HEADERS = (
 
 
 class RateLimiter:
-    """Counts how often each address did each thing of `LIMITS` in the last minute."""
+    """Counts how often each address did each thing of `LIMITS` in the last minute, and how often all guessed."""
 
     def __init__(self) -> None:
-        self._times: dict[tuple[str, str], deque[float]] = defaultdict(deque)
+        self._times: dict[str, dict[str, deque[float]]] = {kind: {} for kind in LIMITS}
 
     def is_spent(self, client: str, kind: str) -> bool:
         """Whether one more would be too many."""
-        now_s, times = time.monotonic(), self._times[client, kind]
-        while times and now_s - times[0] > WINDOW_S:
-            times.popleft()
-        return len(times) >= LIMITS[kind]
+        guesses = {EVERYBODY: GUESSES} if kind == "login" and client not in LOOPBACK else {}
+        for who, limit in {client: LIMITS[kind], **guesses}.items():
+            times = self._times[kind].get(who, ())
+            if sum(time.monotonic() - then < WINDOW_S for then in times) >= limit:
+                return True
+        return False
 
     def allow(self, client: str, kind: str) -> bool:
         """Count one more; False if that is too many."""
         if self.is_spent(client, kind):
             return False
-        self._times[client, kind].append(time.monotonic())
-        if len(self._times) > MAX_COUNTED:  # a scan of addresses must not fill memory
-            self._times.clear()
+        counted = self._times[kind]
+        for who in {client, EVERYBODY} if kind == "login" and client not in LOOPBACK else {client}:
+            # the latest last; no more than the limit is ever looked at
+            times = counted.pop(who, None) or deque[float](maxlen=max(GUESSES, LIMITS[kind]))
+            times.append(time.monotonic())
+            counted[who] = times
+        if len(counted) > MAX_COUNTED:  # a scan of addresses must not fill memory: forget who was quiet the longest
+            del counted[next(iter(counted))]
         return True
 
 
@@ -131,12 +138,8 @@ class SecurityMiddleware:
                 answer = await self._login(request)
             elif scope["path"] == "/logout" and scope["method"] == "POST":
                 answer = self._logout(request)
-            elif not self._is_logged_in(request) and scope["path"] not in OPEN_PATHS:
-                wants_page = scope["method"] == "GET" and "text/html" in request.headers.get("accept", "")
-                what = "log in first: POST /login with the password, or Authorization: Bearer"
-                answer = (
-                    RedirectResponse(f"{self.root_path}/login", 303) if wants_page else PlainTextResponse(what, 401)
-                )
+            elif scope["path"] not in OPEN_PATHS:
+                answer = self._refusal_of_strangers(request) or self.app
         await answer(scope, limited_receive, send_with_headers)
 
     def _refusal(self, request: Request, limit: int) -> Response | None:
@@ -155,11 +158,8 @@ class SecurityMiddleware:
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 15 or int(length) > limit:
             return PlainTextResponse(f"at most {limit} bytes", 413)
-        kind = next((name for name in ("login", "upload") if path.endswith(f"/{name}")), "write")
-        client = _client(request)
-        if (kind == "login" or client not in LOOPBACK) and not self.rates.allow(client, kind):
-            return PlainTextResponse("too many requests, wait a minute", 429)
-        return None
+        client, kind = client_of(request), "upload" if path.endswith("/upload") else "write"
+        return None if client in LOOPBACK or self.rates.allow(client, kind) else too_many(request)
 
     def _is_served(self, name: str) -> bool:
         """Whether the page answers to the name of a Host header."""
@@ -176,18 +176,28 @@ class SecurityMiddleware:
         pairs = (pair.partition("=") for line in request.headers.getlist("cookie") for pair in line.split(";"))
         return [value.strip().strip('"') for name, _, value in pairs if name.strip() == self.cookie]
 
-    def _is_logged_in(self, request: Request) -> bool:
-        """Whether the request brings a session's cookie or the password; a wrong one counts as a login."""
-        if any(map(self.sessions.holds, self._tokens(request))):
-            return True
+    def _judge(self, request: Request, given: bytes) -> int:
+        """200 for the password, 401 for another, 429 after too many others; nothing is awaited between looking at the
+        count and counting, so that guesses sent all at once are no more than those one after another."""
+        client = client_of(request)
+        if self.rates.is_spent(client, "login"):
+            return 429
+        if hmac.compare_digest(given, self.password.encode()):
+            return 200
+        self.rates.allow(client, "login")
+        return 401
+
+    def _refusal_of_strangers(self, request: Request) -> Response | None:
+        """None for a session's cookie or the password, else where to log in."""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        client = _client(request)
-        if scheme.lower() != "bearer" or self.rates.is_spent(client, "login"):
-            return False
-        right = hmac.compare_digest(token.encode(), self.password.encode())
-        if not right:
-            self.rates.allow(client, "login")
-        return right
+        if any(map(self.sessions.holds, self._tokens(request))):
+            return None
+        verdict = self._judge(request, token.encode("latin-1")) if scheme.lower() == "bearer" else 401
+        if verdict != 401:
+            return None if verdict == 200 else too_many(request)
+        if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse(f"{self.root_path}/login", 303)
+        return PlainTextResponse("log in first: POST /login with the password, or Authorization: Bearer", 401)
 
     async def _login(self, request: Request) -> Response:
         """The login page, or what a password gets: a session, or the page once more."""
@@ -199,9 +209,10 @@ class SecurityMiddleware:
         except ClientDisconnect:
             body = b""
         fields = parse_qs(body[:LOGIN_BYTES].decode("utf-8", "replace"))
-        given = fields.get("password", [""])[0]
-        if not hmac.compare_digest(given.encode(), self.password.encode()):
-            return HTMLResponse(login_page(languages, self.root_path, wrong=True), 401)
+        verdict = self._judge(request, fields.get("password", [""])[0].encode())
+        if verdict != 200:
+            again = HTMLResponse(login_page(languages, self.root_path, wrong=True), 401)
+            return again if verdict == 401 else too_many(request)
         wants_page = "text/html" in request.headers.get("accept", "")
         answer = RedirectResponse(f"{self.root_path}/", 303) if wants_page else JSONResponse({"success": True})
         return self._with_cookie(request, answer, self.sessions.add(), int(LASTS_S))
@@ -220,17 +231,19 @@ class SecurityMiddleware:
         return answer
 
 
-def _client(request: Request) -> str:
-    return request.client.host if request.client else "?"
+def client_of(request: Request) -> str:
+    """Who is counted: an address; of a public one of IPv6 the network, of which a machine may take any (RFC 8981)."""
+    node = request.client.host if request.client else "?"
+    address = address_of(node)
+    if address is not None and address.version == 6 and address.is_global:
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address or node)
 
 
-def host_name(host: str) -> str:
-    """The name in a Host header, without its port; "" for what is no host."""
-    found = HOST.fullmatch(host)
-    name = found[1].strip("[]").rstrip(".").lower() if found else ""
-    with contextlib.suppress(ValueError):
-        return str(ipaddress.ip_address(name))  # [0:0:0:0:0:0:0:1] is ::1
-    return name
+def too_many(request: Request) -> Response:
+    """The answer to who must wait."""
+    words = Words(language_of(request.headers.get("accept-language", "")))
+    return PlainTextResponse(words("server.too_many"), 429, {"retry-after": str(int(WINDOW_S))})
 
 
 def same_site(origin: str, host: str, proxied: bool = False) -> bool:

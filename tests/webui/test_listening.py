@@ -146,11 +146,62 @@ def test_a_password_leaves_the_command_line():
     assert parser().parse_args(["--password"]).password == ASK
 
 
-def test_a_password_comes_from_a_file_or_is_asked_for(tmp_path):
-    (tmp_path / "file").write_text("open sesame\nnot this\n")
-    assert read_password(parser().parse_args(["--password-file", str(tmp_path / "file")])) == "open sesame"
+FORMS = {
+    "UTF-8": b"\xe5\xaf\x86 ok\n", "no end of line": b"\xe5\xaf\x86 ok", "Windows": b"\xe5\xaf\x86 ok\r\nmore\r\n",
+    "byte order mark": b"\xef\xbb\xbf\xe5\xaf\x86 ok\n", "the next line is GBK": b"\xe5\xaf\x86 ok\n\xc3\xdc",
+}  # fmt: skip
+UNUSABLE = {
+    "empty": b"", "an empty line": b"\n", "only a mark": b"\xef\xbb\xbf\n", "GBK": "密码".encode("gbk"),
+    "UTF-16": "open".encode("utf-16"), "UTF-16 without mark": "open".encode("utf-16-be"), "NUL": b"a\0b",
+    "UTF-16 of Chinese": "密码".encode("utf-16"), "ESC": b"\x1b[A",
+    "4 KiB": "密".encode() * 2000, "1 KiB and a byte": b"a" * 1025,
+}  # fmt: skip
+
+
+def password_of(*flags):
+    return read_password(parser().parse_args(flags))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_password_file_is_its_first_line_as_utf8(tmp_path, form):
+    (tmp_path / "file").write_bytes(FORMS[form])
+    assert password_of("--password-file", str(tmp_path / "file")) == "密 ok"
     with pytest.raises(RequestError, match="cannot be read"):
-        read_password(parser().parse_args(["--password-file", str(tmp_path / "none")]))
+        password_of("--password-file", str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("form", UNUSABLE)
+def test_a_password_that_nobody_could_type_is_refused_at_the_start(tmp_path, form):
+    (tmp_path / "file").write_bytes(UNUSABLE[form])
+    with pytest.raises(RequestError, match="cannot be used") as caught:
+        password_of("--password-file", str(tmp_path / "file"))
+    assert caught.value.code == "password_unusable" and "UTF-8" in caught.value.expected
+    assert (" bytes" in caught.value.got) is ("KiB" in form) and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("value", ["\udc80\udcff", "line\n", "\r", "a" * 1025])
+def test_the_variable_and_the_flag_are_held_to_the_same(monkeypatch, value):
+    monkeypatch.setenv("TURBODIFF_PASSWORD", value)
+    for flags, field in (((), "$TURBODIFF_PASSWORD"), (("--password", value), "--password")):
+        with pytest.raises(RequestError) as caught:
+            password_of(*flags)
+        assert (caught.value.code, caught.value.field) == ("password_unusable", field)
+
+
+def test_an_empty_variable_is_none_and_an_empty_flag_is_a_mistake(monkeypatch):
+    monkeypatch.setenv("TURBODIFF_PASSWORD", "")
+    assert password_of() == ""
+    with pytest.raises(RequestError, match="nothing"):
+        password_of("--password", "")
+
+
+@pytest.mark.parametrize("word", ["密码", "a" * 1024, "密" * 341, "a+b&c=d %41"])
+def test_whatever_is_taken_as_a_password_logs_in(word, monkeypatch):
+    monkeypatch.setenv("TURBODIFF_PASSWORD", word)
+    page = guarded(password_of())
+    form = {"username": "somebody", "password": word}
+    assert ask(page, "POST", "/login", data=form).status_code == 200
+    assert ask(page, "GET", "/", headers={"authorization": b"Bearer " + word.encode()}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -250,6 +301,52 @@ def test_forwarded_headers_count_only_from_named_proxies():
         assert ask(page, "GET", "/x", client=named, headers=FORWARDED).text == "10.0.0.9 https video.example /x "
     for other in ("127.0.0.1", "10.0.0.2", "::1"):
         assert ask(page, "GET", "/x", client=other, headers=FORWARDED).text == f"{other} http 127.0.0.1:7860 /x "
+
+
+HERE = "127.0.0.1:7860"
+NEAREST = [  # (headers, what is told of the client, scheme and Host), by a proxy at 10.0.0.1 that is named beside 10/8
+    ({"x-forwarded-for": "9.9.9.9:5678"}, "9.9.9.9 http " + HERE),
+    ({"x-forwarded-for": "[2001:db8::1]:80"}, "2001:db8::1 http " + HERE),
+    ({"x-forwarded-for": "[2001:db8::1], 10.0.0.2:99"}, "2001:db8::1 http " + HERE),
+    ({"x-forwarded-for": "::ffff:9.9.9.9"}, "9.9.9.9 http " + HERE),
+    ({"x-forwarded-for": "6.6.6.6, 9.9.9.9, 10.0.0.2"}, "9.9.9.9 http " + HERE),
+    ({"x-forwarded-for": "6.6.6.6, unknown"}, "10.0.0.1 http " + HERE),
+    ({"x-forwarded-for": "9.9.9.9, 10.0.0.2", "x-forwarded-proto": "https, http"}, "9.9.9.9 https " + HERE),
+    ({"forwarded": "for=9.9.9.9;proto=https;host=video.example"}, "9.9.9.9 https video.example"),
+    ({"forwarded": 'For="[2001:db8::1]:4711";PROTO=HTTPS;Host="a.example:8443"'}, "2001:db8::1 https a.example:8443"),
+    ({"forwarded": 'for="9.9.9.9:5678" ; by="[::1]:_x"; host="a.example"'}, "9.9.9.9 http a.example"),
+    ({"forwarded": 'for=6.6.6.6, for="9.9.9.9:_port";proto=https, for=10.0.0.2;proto=http'}, "9.9.9.9 https " + HERE),
+    ({"forwarded": "for=6.6.6.6;host=evil.example, for=9.9.9.9"}, "9.9.9.9 http " + HERE),
+    ({"forwarded": 'for="6.6.6.6, for=7.7.7.7, for=9.9.9.9;proto=https'}, "9.9.9.9 https " + HERE),
+    ({"forwarded": 'for="a,b;c\\"", for="[2001:db8::1]"'}, "2001:db8::1 http " + HERE),
+    ({"forwarded": "for=9.9.9.9, for=_hidden;proto=https"}, "10.0.0.1 https " + HERE),
+    ({"forwarded": "for=6.6.6.6;proto=https;host=a.example", "x-forwarded-for": "9.9.9.9"}, "9.9.9.9 http " + HERE),
+]  # fmt: skip
+GARBAGE = [
+    "", ",", ";", "=", '"', "for", "for=", 'for="', "for=[::1", "for=unknown", "for=;host=;proto=", "\xff\x00=;",
+    "," * 9000, "proto=gopher;host=a@b/c", "host=" + "[" * 999, 'for="' + "\\" * 3001, "for=1.2.3.4.5", "host=a b",
+    ";;for==9.9.9.9",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("headers", "told"), NEAREST)
+def test_named_proxies_are_read_from_the_nearest_outward(headers, told):
+    page = ProxyMiddleware(tell, ["10.0.0.0/8"])
+    assert ask(page, "GET", "/x", client="10.0.0.1", headers=headers).text == f"{told} /x "
+    assert ask(page, "GET", "/x", client="9.0.0.1", headers=headers).text == "9.0.0.1 http 127.0.0.1:7860 /x "
+
+
+@pytest.mark.parametrize(
+    "name", ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-port"]
+)
+@pytest.mark.parametrize("value", GARBAGE)
+def test_garbage_from_a_proxy_is_as_nothing(name, value):
+    page = ProxyMiddleware(SecurityMiddleware(tell, "127.0.0.1"), ["10.0.0.0/8"])
+    answer = ask(page, "GET", "/x", client="10.0.0.1", headers={name: value.encode("latin-1")})
+    if (name, value) == ("x-forwarded-host", "for"):
+        assert answer.status_code == 403  # a name, though not ours
+    else:
+        assert (answer.status_code, answer.text) == (200, f"10.0.0.1 http {HERE} /x ")
 
 
 def test_guesses_with_changing_forwarded_addresses_are_counted_as_one_client():

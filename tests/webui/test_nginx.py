@@ -169,7 +169,8 @@ def test_a_forged_client_address_counts_neither_beside_the_proxy_nor_through_it(
     app, _, _ = sites
 
     def guess(client, path, number):
-        return client.post(path, data={"password": "x"}, headers={"x-forwarded-for": f"9.9.9.{number}"}).status_code
+        forged = {"x-forwarded-for": f"9.9.9.{number}", "forwarded": f"for=9.9.9.{number}"}
+        return client.post(path, data={"password": "x"}, headers=forged).status_code
 
     limited = [401] * 5 + [429] * 2
     with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.3"), timeout=PATIENCE_S) as beside:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from webui import security
 from webui.security import COOKIE, JSON_BYTES, SecurityMiddleware, host_name
 
 
@@ -113,13 +114,95 @@ def test_guessing_is_stopped_after_five_tries():
     assert ask(locked, "POST", "/login", client="10.0.0.8", data={"password": "open sesame"}).status_code == 200
 
 
-def test_guessing_the_bearer_is_stopped_too():
+def by_form(locked, client, word):
+    return ask(locked, "POST", "/login", client=client, data={"password": word}).status_code
+
+
+def by_bearer(locked, client, word):
+    return ask(locked, "GET", "/", client=client, headers={"authorization": f"Bearer {word}"}).status_code
+
+
+WAYS = {"form": by_form, "Bearer": by_bearer}
+
+
+@pytest.mark.parametrize("second", WAYS)
+@pytest.mark.parametrize("first", WAYS)
+def test_after_five_guesses_even_the_right_password_waits_by_either_way(first, second, monkeypatch):
     locked = guarded("open sesame")
-    guesses = [{"authorization": f"Bearer {n}"} for n in range(5)]
-    assert {ask(locked, "GET", "/", client="10.0.0.9", headers=guess).status_code for guess in guesses} == {401}
-    right = {"authorization": "Bearer open sesame"}
-    assert ask(locked, "GET", "/", client="10.0.0.9", headers=right).status_code == 401
-    assert ask(locked, "GET", "/", client="10.0.0.8", headers=right).status_code == 200
+    kept = ask(locked, "POST", "/login", client="10.0.0.9", data={"password": "open sesame"}).cookies[COOKIE]
+    assert [WAYS[first](locked, "10.0.0.9", str(n)) for n in range(6)] == [401] * 5 + [429]
+    assert WAYS[second](locked, "10.0.0.9", "open sesame") == 429
+    assert WAYS[second](locked, "10.0.0.8", "open sesame") == 200
+    session = {"cookie": f"{COOKIE}={kept}"}
+    assert ask(locked, "GET", "/", client="10.0.0.9", headers=session).status_code == 200
+    later_s = security.time.monotonic() + security.WINDOW_S + 1
+    monkeypatch.setattr(security.time, "monotonic", lambda: later_s)
+    assert WAYS[second](locked, "10.0.0.9", "open sesame") == 200
+
+
+def test_who_knows_the_password_is_never_counted_and_resets_nobody():
+    locked = guarded("open sesame")
+    for way in WAYS.values():
+        assert [way(locked, "10.0.0.9", str(n)) for n in range(2)] == [401] * 2
+        assert {way(locked, "10.0.0.8", "open sesame") for _ in range(12)} == {200}
+    assert [by_form(locked, "10.0.0.9", word) for word in ("open sesame", "x", "y")] == [200, 401, 429]
+
+
+def test_guesses_sent_all_at_once_are_five_too():
+    locked = guarded("open sesame")
+
+    async def slow():
+        await asyncio.sleep(0.05)
+        yield b"password=x"
+
+    async def together():
+        transport = httpx.ASGITransport(app=locked, client=("10.0.0.9", 4711))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as session:
+            return await asyncio.gather(*(session.post("/login", content=slow()) for _ in range(20)))
+
+    with ThreadPoolExecutor(1) as beside:
+        answers = beside.submit(asyncio.run, together()).result()
+    assert sorted(answer.status_code for answer in answers) == [401] * 5 + [429] * 15
+
+
+def test_many_addresses_guess_no_faster_and_this_machine_still_gets_in():
+    locked = guarded("open sesame")
+    spread = [by_bearer(locked, f"10.0.{n // 250}.{n % 250}", "x") for n in range(security.GUESSES + 20)]
+    assert spread == [401] * security.GUESSES + [429] * 20
+    assert by_form(locked, "10.9.9.9", "open sesame") == 429
+    assert [by_form(locked, near, "open sesame") for near in ("127.0.0.1", "::1", "::ffff:127.0.0.1")] == [200] * 3
+
+
+def test_a_scan_of_addresses_forgets_no_guess_and_fills_no_memory(monkeypatch):
+    monkeypatch.setattr(security, "MAX_COUNTED", 150)
+    rates = security.RateLimiter()
+    assert [rates.allow("10.0.0.9", "login") for _ in range(6)] == [True] * 5 + [False]
+    for number in range(2000):
+        rates.allow(f"10.1.{number // 250}.{number % 250}", "write")
+        rates.allow(f"10.1.{number // 250}.{number % 250}", "login")
+        rates.is_spent(f"10.2.{number // 250}.{number % 250}", "login")
+    assert rates.is_spent("10.0.0.9", "login")
+    assert [rates.allow("10.0.0.9", "write") for _ in range(601)] == [True] * 600 + [False]
+    assert all(rates.allow(f"10.3.0.{number}", "write") for number in range(100)) and rates.is_spent(
+        "10.0.0.9", "write"
+    )
+    assert all(len(counted) <= 150 for counted in rates._times.values())
+
+
+@pytest.mark.parametrize(
+    ("clients", "spent"),
+    [
+        ([f"2a01:4f8:1:1::{n}" for n in range(6)], True),
+        ([f"2a01:4f8:1:{n}::1" for n in range(6)], False),
+        ([f"fd00::{n}" for n in range(6)], False),
+        (["fe80::1%eth0", "fe80::1%eth1"] * 3, True),
+        (["10.0.0.9", "::ffff:10.0.0.9"] * 3, True),
+    ],
+)
+def test_one_machine_is_one_address_however_it_is_written(clients, spent):
+    locked = guarded("open sesame")
+    assert (by_bearer_all := [by_bearer(locked, client, "x") for client in clients])[:5] == [401] * 5
+    assert by_bearer_all[5] == (429 if spent else 401)
 
 
 def test_another_machine_is_slowed_down_and_this_one_is_not():

@@ -6,7 +6,7 @@ A request is planned here, in the asker's process, by arithmetic; it runs in a w
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from turbodiff.media import pictures
 from turbodiff.media.pictures import Look
 from turbodiff.plan.calibration import History
 from turbodiff.plan.hardware import GpuFacts, Machine, only
-from turbodiff.plan.planner import Outlook, Policy, outlook, plan_request, prefers_int8
-from turbodiff.plan.tiers import Round, Tier, rounds, tier_of
+from turbodiff.plan.planner import Outlook, Policy, outlook, plan_request
+from turbodiff.plan.tiers import Round, Tier, fits_of, rounds, tier_here
 from turbodiff.prompt.weights import clean, parse
 from turbodiff.spec.clips import ClipResult, Sidecar
 from turbodiff.spec.errors import FileError, OutOfMemoryError, RequestError
@@ -47,6 +47,7 @@ from turbodiff.weights.lora_facts import LoraFacts, lora_facts, lora_picture
 POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
 DOWNLOADS, TASKS = "downloads", "tasks"  # folders in the state folder
 _tokenizer = cache(open_tokenizer)
+_history = lru_cache(4)(History)  # the same samples are the same history, so what was planned with it is remembered
 OnEvent = Callable[[Event], None]
 LORA_PICTURE_SIDE = 96  # pixels
 
@@ -118,7 +119,7 @@ class Studio:
 
     def history(self) -> History | None:
         """What earlier runs taught; None where nothing ran yet: asking leaves no file behind."""
-        return History(measurements.samples(self._store)) if self.database.exists() else None
+        return _history(tuple(measurements.samples(self._store))) if self.database.exists() else None
 
     def generate(
         self, fields: Mapping[str, Any], *, output: Path | None, device: str = "auto", on_event: OnEvent
@@ -304,18 +305,18 @@ class Studio:
         """Where LoRA files are put."""
         return model_roots()[0] / LORA_FOLDERS[0]
 
-    def offers(self) -> dict[str, Offer]:
-        """By model name: the files that suit this machine's card and are not here."""
-        here, machine = find_weights(), self.machine()
-        found = {
-            spec.name: background_tasks.download_offer(spec, prefers_int8(spec, machine), here) for spec in all_models()
-        }
-        return {name: offer for name, offer in found.items() if offer is not None}
+    def offers(self, machine: Machine | None = None) -> dict[str, tuple[Offer, ...]]:
+        """By model name: what there is to download, each with what a plan says of it on this machine."""
+        here, machine, history = find_weights(), machine or self.machine(), self.history()
+        told = {spec: fits_of(spec, machine, history) for spec in all_models()}
+        return {spec.name: background_tasks.download_offers(spec, here, fits) for spec, fits in told.items()}
 
-    def start_download(self, model: str) -> None:
-        """Download what a model needs, in a process of its own (RequestError: no such model)."""
-        name = find_model(model).name
-        background_tasks.start_task(self.state / DOWNLOADS, name, (*background_tasks.PULL, name))
+    def start_download(self, model: str, variant: str = "") -> None:
+        """Download a variant of a model, by default the one that suits here, in a process of its own (RequestError:
+        there is none of that name)."""
+        spec = find_model(model)
+        chosen = ("--variant", spec.variant(variant).name) if variant else ()
+        background_tasks.start_task(self.state / DOWNLOADS, spec.name, (*background_tasks.PULL, spec.name, *chosen))
 
     def download(self, model: str) -> BackgroundTask:
         """How the download of a model is doing."""
@@ -355,8 +356,7 @@ class Studio:
 
     def tier(self) -> Tier | None:
         """The tier of this machine's largest card."""
-        sizes = [gpu.total_bytes for gpu in self.machine().usable_gpus if gpu.total_bytes]
-        return tier_of(max(sizes)) if sizes else None
+        return tier_here(self.machine())
 
     def rounds(self, demo: bool = False) -> tuple[Round, ...]:
         """The three rounds from an idea to a clip, and the one between; the demo has its own."""

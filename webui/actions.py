@@ -134,8 +134,9 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
                 ui_state = {**ui_state, "left": "" if ui_state.get("left") == argument else argument}
             case "rescan":
                 reader.rescan()
-            case "download":
-                studio.start_download(argument)
+            case "download":  # "MODEL VARIANT"
+                model, _, variant = argument.partition(" ")
+                studio.start_download(model, variant)
             case "restart":
                 reader.restart()
                 sentence = words("bar.restarting")

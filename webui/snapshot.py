@@ -87,7 +87,7 @@ class Snapshot:
     log: tuple[str, ...] = ()
     models: tuple[tuple[ModelSpec, list[str]], ...] = ()  # what is missing of each
     passed_over: tuple[PassedOver, ...] = ()  # files of the search roots that no model uses
-    offers: Mapping[str, Offer] = field(default_factory=dict)  # model name -> files that suit this card
+    offers: Mapping[str, tuple[Offer, ...]] = field(default_factory=dict)  # model name -> what there is to download
     downloads: Mapping[str, BackgroundTask] = field(default_factory=dict)  # model name -> how its download is doing
     holders: tuple[CardHolders, ...] = ()
     host_command: str = HOST_COMMAND  # lists the holders where they cannot be seen from here

@@ -1,32 +1,97 @@
-"""`models list` says of every model whether its default clip fits this machine, and what that takes."""
+"""Each file of a model is marked before its download with what a plan of the form's first clip says of it."""
 
-from tests.plan.machines import card, disk, gpu, machine
-from turbodiff.plan.tiers import fit_of
-from turbodiff.spec.models import Inventory, all_models, find_model
+import pytest
 
+from tests.plan.machines import card, gpu, machine
+from turbodiff.plan import planner
+from turbodiff.plan.hardware import Machine
+from turbodiff.plan.planner import plan_request
+from turbodiff.plan.tiers import downloaded, first_request, fits_of, suited
+from turbodiff.spec.errors import RequestError
+from turbodiff.spec.models import Variant, all_models, find_model
+from turbodiff.spec.numbers import GIB
+from turbodiff.spec.plan import Change, Fit
+from turbodiff.spec.wording import Words
 
-def words(model: str, gib: float) -> str:
-    return fit_of(find_model(model), card(gib), disk()).words
-
-
-def test_the_demo_fits_any_card_as_it_is():
-    assert words("demo", 6) == "fits"
-
-
-def test_a_large_card_needs_no_lever_and_a_smaller_one_says_which():
-    h100 = machine(gpu(80, name="NVIDIA H100 80GB HBM3"))
-    assert fit_of(find_model("Wan2.1-1.3B"), h100, disk()).words == "fits"
-    assert words("Wan2.1-14B", 24).startswith("fits with int8")
-    assert "experts taking turns" in words("Wan2.2-A14B", 24) or "blocks streamed" in words("Wan2.2-A14B", 24)
+BIG, PAIR = find_model("Wan2.1-14B"), find_model("Wan2.2-A14B")
 
 
-def test_what_gets_smaller_is_named_and_what_cannot_run_is_refused_with_figures():
-    small = fit_of(find_model("Wan2.1-14B"), card(6), disk())
-    assert small.band != "no" and ("frames" in small.words or "480p" in small.words)
-    none = fit_of(find_model("Wan2.1-14B"), card(2), disk())
-    assert none.band == "no" and none.words.startswith("does not fit: needs ") and none.peak_bytes > none.budget_bytes
+def fit(name: str, where: Machine, model: str = "Wan2.1-14B") -> Fit:
+    return fits_of(find_model(model), where)[find_model(model).variant(name)]
 
 
-def test_it_is_told_before_anything_is_downloaded():
+def test_plain_and_quant_at_480p_and_720p_are_told_apart_by_name():
+    assert [variant.name for variant in BIG.variants] == ["480p-quant", "480p-plain", "720p-quant", "720p-plain"]
+    assert [variant.name for variant in PAIR.variants] == ["720p-quant", "720p-plain"]
+    assert [variant.name for variant in find_model("Wan2.2-T2V-A14B").variants] == ["plain"]
     for spec in all_models():
-        assert fit_of(spec, card(24), Inventory()).words.startswith(("fits", "tight"))
+        for variant in spec.variants:
+            files = spec.files_of(variant)
+            assert [file.component for file in files] == list(dict.fromkeys(file.component for file in spec.files))
+            networks = [file for file in files if file.component.startswith("dit")]
+            assert {(file.quant, file.resolution) for file in networks} == {variant}
+    with pytest.raises(RequestError, match=r"480p-quant \| 480p-plain"):
+        BIG.variant("1080p")
+
+
+@pytest.mark.parametrize(
+    ("total_gib", "name", "variant"),
+    [
+        (23.5, "NVIDIA GeForce RTX 4090", "480p-quant"), (31.4, "NVIDIA GeForce RTX 5090", "720p-quant"),
+        (47.5, "NVIDIA RTX A6000", "720p-quant"), (80, "NVIDIA A100-SXM4-80GB", "720p-quant"),
+        (80, "NVIDIA H100 80GB HBM3", "720p-plain"), (95.6, "NVIDIA H20", "720p-plain"),
+        (31.7, "Tesla V100-SXM2-32GB", "720p-quant"),
+    ],
+)  # fmt: skip
+def test_the_file_that_is_proposed_is_the_one_that_the_form_starts_with(total_gib, name, variant):
+    assert suited(BIG, card(total_gib, name=name)).name == variant
+
+
+def test_without_a_card_the_smaller_file_is_proposed():
+    assert suited(BIG, Machine()) == Variant(quant=True, resolution="720p")
+
+
+@pytest.mark.parametrize("model", ["Wan2.1-1.3B", "Wan2.1-14B", "Wan2.2-A14B", "Wan2.2-T2V-A14B"])
+@pytest.mark.parametrize("total_gib", [2, 7.6, 11.5, 23.5, 79])
+def test_a_mark_is_what_the_form_will_say_once_the_file_is_here(model, total_gib):
+    spec, where = find_model(model), card(total_gib)
+    for variant, told in fits_of(spec, where).items():
+        asked = first_request(spec, where, variant)
+        assert asked.quant_linear == ("on" if variant.quant else "off")
+        assert variant.resolution in ("", asked.resolution)
+        try:
+            plan = plan_request(asked, where, downloaded(spec, [variant]))
+        except planner.Refusal as error:
+            assert (told.mark, told.need_bytes, told.have_bytes) == ("no", error.need_bytes, error.have_bytes)
+        else:
+            lowered = any(change.lossy for change in plan.changes)
+            assert (told.mark, told.band, told.seconds) == ("changes" if lowered else "fits", plan.band, plan.seconds)
+
+
+def test_what_fits_what_changes_and_what_does_not_fit_is_told_in_both_languages():
+    fits, changes, none = fit("480p-quant", card(23.5)), fit("720p-plain", card(7.6)), fit("720p-quant", card(1.5))
+    assert [found.mark for found in (fits, changes, none)] == ["fits", "changes", "no"]
+    for lang in ("en", "zh"):
+        words = Words(lang)
+        assert words.seconds(fits.seconds) in words.fit(fits)
+        assert "65" in words.fit(changes) and words.seconds(changes.seconds) in words.fit(changes)
+        made = Change(field="quant_linear", from_value="off", to_value="on", lossy=True)
+        assert "int8" in words.fit(changes._replace(changes=(made,)))
+        assert words.gib(none.need_bytes) in words.fit(none) and words.gib(
+            none.need_bytes - none.have_bytes
+        ) in words.fit(none)
+
+
+def test_an_hour_of_the_same_machine_costs_one_look(monkeypatch):
+    where = card(23.5)
+    first = fits_of(BIG, where)
+    monkeypatch.setattr("turbodiff.plan.tiers.plan_request", None)  # would raise if it were asked again
+    for load in (0.1, 0.9):
+        busy = gpu(23.5, utilisation=load, temperature_c=40 + 40 * load, power_w=400 * load)
+        assert fits_of(BIG, machine(busy)) == first
+
+
+def test_another_program_on_the_card_moves_the_mark():
+    full = gpu(23.5, free_bytes=5 * GIB, used_bytes=round(18.5 * GIB))
+    assert fit("720p-quant", card(23.5)).mark == "fits"
+    assert fit("720p-quant", machine(full)).mark == "changes"

@@ -12,7 +12,7 @@ from turbodiff.plan.candidates import Candidate
 from turbodiff.plan.explain import REASON_KEYS
 from turbodiff.plan.hardware import GpuFacts, Machine, pretend
 from turbodiff.plan.offload_search import evaluate, plan_context
-from turbodiff.plan.planner import Shortage, plan_request, prefers_int8, replan
+from turbodiff.plan.planner import Shortage, plan_request, replan
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.models import FoundFile, FoundLora, Inventory, find_model
 from turbodiff.spec.numbers import GIB
@@ -51,18 +51,6 @@ def test_int8_runs_where_it_is_faster_whatever_the_size_of_the_card(name, switch
     plan = plan_request(ask("wan2.1-1.3b", resolution="480p"), card(total, name=name), DISK)
     assert plan.request.quant_linear == switch
     assert ("int8_is_faster" in keys(plan)) == (switch == "on")
-
-
-@pytest.mark.parametrize(
-    ("name", "memory_gib", "quant"),
-    [
-        ("RTX 4090", 24, True), ("NVIDIA RTX A6000", 48, True), ("NVIDIA A100-SXM4-80GB", 80, True),
-        ("NVIDIA H100 80GB HBM3", 80, False), ("NVIDIA H20", 96, False), ("Tesla V100-SXM2-32GB", 32, True),
-    ],
-)  # fmt: skip
-def test_the_files_to_download_are_those_that_a_plan_would_run(name, memory_gib, quant):
-    assert prefers_int8(find_model("wan2.1-14b"), card(memory_gib, name=name)) == quant
-    assert prefers_int8(find_model("wan2.1-14b"), Machine())
 
 
 def test_int8_runs_where_plain_weights_would_have_to_pass_through():

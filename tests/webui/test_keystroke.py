@@ -8,9 +8,11 @@ import pytest
 from tests.plan.machines import disk
 from turbodiff.plan import planner
 from turbodiff.plan.hardware import Machine, pretend
+from turbodiff.plan.tiers import downloaded, tier_here
 from turbodiff.spec.numbers import GIB
 from turbodiff.studio import Studio
 from webui import form, render
+from webui.form_actions import initial_values
 from webui.snapshot import CachedValue, StudioReader
 from webui.wording import Words
 
@@ -91,3 +93,32 @@ def test_the_marks_say_what_a_plan_of_each_choice_says(reader):
             assert asked.band == "no"
         else:
             assert (asked.band, asked.seconds) == (plan.band, plan.seconds)
+
+
+@pytest.mark.parametrize("model", [MODEL, "wan2.2-a14b"])
+def test_the_mark_before_a_download_is_what_the_form_says_after_it(reader, model, monkeypatch):
+    """The page's first form, its machine and its plan, with the files of one variant on the disk."""
+    spec = form.model_called(model)
+    machine = reader._machine()
+    monkeypatch.setattr(reader, "here", lambda: {spec.name: True})
+    monkeypatch.setattr(reader, "tier", lambda: tier_here(machine))
+    first = initial_values(reader, spec.kind)
+    if first["model"] != spec.name:  # another model's card: what the form holds once this one is chosen
+        first = form.defaults(spec)
+    marks = {offer.variant: offer.fit for offer in reader.studio.offers(machine)[spec.name]}
+    assert list(marks) == list(spec.variants)
+    for variant, told in marks.items():
+        reader._inventory = CachedValue(lambda variant=variant: downloaded(spec, [variant]), 3600.0)
+        switch = "on" if variant.quant else "off"
+        held = {**first, "resolution": variant.resolution, "quant_linear": switch, "pinned": ["model"]}
+        asked = form.request_fields({**held, "prompt": "-"})
+        plan = reader.estimate(
+            {**asked, **({"image": "-", "adaptive_resolution": False} if spec.kind == "i2v" else {})}
+        )
+        assert (told.band, told.seconds) == (plan.band, plan.seconds)
+        assert told.changes == tuple(change for change in plan.changes if change.lossy)
+
+
+def test_a_keystroke_pays_for_no_mark_of_a_download(reader, monkeypatch):
+    monkeypatch.setattr(reader.studio, "offers", None)  # would raise if it were asked
+    assert render.estimate(reader, values(prompt="a cat chases a butterfly o"), Words("en"))

@@ -8,7 +8,7 @@ from types import SimpleNamespace as Some
 
 import pytest
 
-from turbodiff.diagnostics.background_tasks import Check, SelfTest
+from turbodiff.diagnostics.background_tasks import Check, Offer, SelfTest
 from turbodiff.diagnostics.doctor import DoctorReport
 from turbodiff.plan.hardware import GpuFacts, Machine, pretend
 from turbodiff.plan.planner import Refusal, plan_request
@@ -18,7 +18,7 @@ from turbodiff.spec.events import JobError, PhaseEvent, PreviewEvent
 from turbodiff.spec.jobs import Outcome, Progress, QueuedJob
 from turbodiff.spec.models import Inventory, PassedOver, find_model
 from turbodiff.spec.numbers import GIB
-from turbodiff.spec.plan import Change
+from turbodiff.spec.plan import Change, Fit
 from turbodiff.spec.request import make_request
 from webui import form
 from webui.panels import first_aid, jobs, meter, stage, status_bar, system
@@ -281,25 +281,48 @@ def test_the_demo_has_rounds_of_its_own_that_only_grow():
     assert [(fields["num_frames"], fields["steps"]) for _, fields in found] == [(9, 2), (9, 4), (17, 4)]
 
 
+def offer_of(name, nbytes=14_500_000_000, free=8e9, suited=True, here=False, mark="fits"):
+    spec = find_model("wan2.1-14b")
+    changes = (Change(field="num_frames", from_value=81, to_value=49, lossy=True),) if mark == "changes" else ()
+    return Offer(
+        spec.variant(name), () if here else (("a.pth", "org/repo", 11_400_000_000),), nbytes, 14_534_000_000,
+        Path("checkpoints"), free, "hub",
+        Fit("no" if mark == "no" else "fits", 90.0, changes, 9 * GIB, 6 * GIB, suited),
+    )  # fmt: skip
+
+
 def test_a_missing_model_is_offered_with_size_room_and_folder():
-    spec = find_model("wan2.1-1.3b")
-    offer = Some(
-        files=(("a.pth", "org/repo", 11_400_000_000),),
-        nbytes=14_500_000_000,
-        folder="checkpoints",
-        free_bytes=8e9,
-        endpoint="hub",
-    )
+    spec = find_model("wan2.1-14b")
     snapshot = Snapshot(
         models=((spec, ["a.pth"]),),
-        offers={spec.name: offer},
+        offers={spec.name: (offer_of("480p-quant"),)},
         downloads={spec.name: Some(running=True, words="a.pth 12 %")},
     )
     shown = system.system(snapshot, None, EN).models[0]
-    assert "14.5 GB to checkpoints" in shown.offer and "8.0 GB free" in shown.offer
-    assert shown.files == ("a.pth  11.4 GB  org/repo",)
-    assert not shown.enough_room
+    choice = shown.best
+    assert "14.5 GB to checkpoints" in choice.offer and "8.0 GB free" in choice.offer
+    assert choice.files == ("a.pth  11.4 GB  org/repo",)
+    assert not choice.enough_room
     assert shown.running and shown.words == "a.pth 12 %"
+
+
+def test_each_variant_has_its_size_its_mark_and_its_button():
+    spec = find_model("wan2.1-14b")
+    offers = (
+        offer_of("480p-quant", here=True), offer_of("480p-plain", free=1e12, suited=False, mark="changes"),
+        offer_of("720p-plain", free=1e12, suited=False, mark="no"),
+    )  # fmt: skip
+    snapshot = Snapshot(models=((spec, []),), offers={spec.name: offers})
+    for words, changed in ((EN, "49 frames"), (ZH, "49 帧")):
+        shown = system.system(snapshot, None, words)
+        assert [(c.label, c.mark) for c in shown.models[0].choices] == [
+            ("480p int8", "fits"), (f"480p {words('value.quant_linear_off')}", "changes"),
+            (f"720p {words('value.quant_linear_off')}", "no"),
+        ]  # fmt: skip
+        page = system.draw(shown, False, words)
+        assert 'data-arg="wan2.1-14b 480p-plain"' in page and 'data-arg="wan2.1-14b 480p-quant"' not in page
+        assert changed in page and "9.0 GiB" in page and "3.0 GiB" in page and "14.5 GB" in page
+        assert words("fit.suited") in page and words("fit.here") in page
 
 
 def test_lines_to_end_a_program_are_offered_for_ones_own_only_and_gently_first():
@@ -460,13 +483,11 @@ def test_the_self_test_is_shown_line_by_line():
 
 def test_one_button_fetches_what_this_card_runs():
     spec = find_model("wan2.1-14b")
-    offer = Some(files=(), nbytes=26e9, folder="checkpoints", free_bytes=90e9, endpoint="hub")
-    start = Some(model=spec.name)
-    snapshot = Snapshot(
-        models=((spec, ["a.pth"]),), offers={spec.name: offer}, tier=Some(t2v=start, i2v=Some(model="wan2.2-a14b"))
-    )
-    assert system.system(snapshot, None, EN).best.id == spec.name
-    assert system.system(Snapshot(models=((spec, []),), tier=snapshot.tier), None, EN).best is None
+    offers = {spec.name: (offer_of("480p-quant"), offer_of("720p-quant", suited=False))}
+    tier = Some(t2v=Some(model=spec.name), i2v=Some(model="wan2.2-a14b"))
+    best = system.system(Snapshot(models=((spec, ["a.pth"]),), offers=offers, tier=tier), None, EN).best
+    assert (best.id, best.best.name) == (spec.name, "480p-quant")
+    assert system.system(Snapshot(models=((spec, []),), offers=offers, tier=tier), None, EN).best is None
 
 
 def test_files_that_no_model_uses_are_listed_with_the_reason_in_both_languages():

@@ -248,22 +248,9 @@ def test_a_disk_that_fills_up_on_the_way_is_not_called_a_bad_connection(
     assert caught.value.code == "disk_full"
 
 
-@pytest.mark.parametrize("quant", [True, False])
-def test_one_file_is_chosen_for_each_component(quant: bool) -> None:
-    files = download.choose_files(find_model("Wan2.1-14B"), quant=quant, resolution="480p")
-    assert [file.component for file in files] == ["dit", "vae", "text_encoder", "tokenizer"]
-    assert (files[0].quant, files[0].resolution) == (quant, "480p")
-
-
-def test_both_experts_are_chosen() -> None:
-    files = download.choose_files(find_model("Wan2.2-A14B"), quant=True)
-    assert [file.component for file in files][:2] == ["dit_high", "dit_low"]
-    assert all(file.quant for file in files[:2])
-
-
 def test_what_is_on_disk_is_not_downloaded_again() -> None:
     spec = find_model(MODEL)
-    files = download.choose_files(spec, quant=True)
+    files = spec.files_of(spec.variant("480p-quant"))
     have = FoundFile(model=spec.name, component="dit", path="x", bytes=1, quant=True, sla=True)
     vae = FoundFile(model=spec.name, component="vae", path="y", bytes=1)
     rest = download.missing_files(files, spec, Inventory(files=(have, vae)))

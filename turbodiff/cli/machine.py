@@ -254,19 +254,28 @@ def samples_of(plan: "Plan", rows: Sequence[Mapping[str, Any]], machine: "Machin
 
 @models_app.command("list")
 def list_models() -> None:
-    """Every model: are its files here, what is missing, and does its default clip fit this machine."""
-    from turbodiff.cli.show import print_lines
+    """Every model: what is here and what is missing, and how each of its files would run on this machine."""
+    from turbodiff.cli.show import print_lines, words_here
     from turbodiff.gpu.probe import machine_now
-    from turbodiff.plan.tiers import fit_of
+    from turbodiff.plan.tiers import fits_of
+    from turbodiff.spec.numbers import gb
 
-    studio = open_studio(None)
+    studio, words = open_studio(None), words_here()
     machine, here = machine_now(), studio.inventory()
+    offers = studio.offers(machine)
     for spec, missing in studio.models():
         ready = "missing files" if missing else "ready"
-        print_lines([f"{spec.display_name:14} {spec.kind}  {ready:13}  {fit_of(spec, machine, here).words}"])
+        print_lines([f"{spec.display_name:16} {spec.kind}  {ready}", f"    {spec.about}"])
         networks = [here.of(spec.name, expert.component) for expert in spec.experts]
         trained = [f"{file.component}: {file.training.words}" for file in networks if file and file.training]
-        print_lines(f"    {line}" for line in (spec.about, *missing, *trained))
+        print_lines(f"    {line}" for line in (*missing, *trained))
+        for offer in offers[spec.name]:
+            size = gb(offer.network_bytes)
+            need = f"{gb(offer.nbytes)} to download" if offer.files else words("fit.here")
+            suits = f"  <- {words('fit.suited')}" if offer.fit.suited and offer.fit.mark != "no" else ""
+            print_lines([f"    {offer.variant.name:12} {size:>8}  {need:20}  {words.fit(offer.fit)}{suits}"])
+        if not offers[spec.name]:
+            print_lines(f"    {words.fit(fit)}" for fit in fits_of(spec, machine).values())
     for one in here.passed_over:
         told = "; ".join(part for part in (one.what, one.got, one.expected) if part)
         print_lines([f"passed over  {one.path}: {told}"])
@@ -284,24 +293,26 @@ def tell_expert(
 
 
 @models_app.command("pull")
+@models_app.command("download")
 def pull_model(
-    model: Annotated[str, typer.Argument(help="Wan2.1-1.3B, Wan2.1-14B, Wan2.2-A14B")],
-    quant: Annotated[bool | None, typer.Option("--quant/--no-quant", help="left out: as fits this card")] = None,
-    resolution: Annotated[str, typer.Option("--resolution", help="480p or 720p checkpoint")] = "",
+    model: Annotated[str, typer.Argument(help="Wan2.1-1.3B, Wan2.1-14B, Wan2.2-A14B, Wan2.2-T2V-A14B")],
+    variant: Annotated[
+        str, typer.Option("--variant", help="480p-quant, 720p-plain, ...; left out: what suits this machine")
+    ] = "",
     root: Annotated[Path | None, typer.Option("--root", help="target folder; default: checkpoints/")] = None,
 ) -> None:
-    """Download what a model still needs; a download that stopped goes on."""
+    """Download what a model still needs; a download that stopped goes on. `models list` shows the variants."""
     from turbodiff.gpu.probe import machine_now
-    from turbodiff.plan.planner import prefers_int8
+    from turbodiff.plan.tiers import suited
     from turbodiff.spec.models import find_model
     from turbodiff.weights.download import pull
 
     def tell(name: str, done: int, total: int) -> None:
         sys.stderr.write(f"\r{name} {100 * done // max(total, 1):3d} %")
 
-    if quant is None:
-        quant = prefers_int8(find_model(model), machine_now())
-    for path in pull(model, quant=quant, resolution=resolution, root=root, progress=tell):
+    spec = find_model(model)
+    chosen = spec.variant(variant) if variant else suited(spec, machine_now())
+    for path in pull(model, variant=chosen, root=root, progress=tell):
         sys.stdout.write(f"{path}\n")
 
 

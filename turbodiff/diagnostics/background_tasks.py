@@ -7,7 +7,7 @@ checks the disk, goes on where it stopped, and checks what it got.
 import contextlib
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +17,9 @@ from turbodiff.archive.disk import free_bytes
 from turbodiff.gpu.processes import is_running, start_ticks
 from turbodiff.spec.environment import child_environment, with_network
 from turbodiff.spec.errors import not_started
-from turbodiff.spec.models import Inventory, ModelSpec
-from turbodiff.weights.download import choose_files, endpoint, missing_files
+from turbodiff.spec.models import Inventory, ModelSpec, Variant
+from turbodiff.spec.plan import Fit
+from turbodiff.weights.download import endpoint, missing_files
 from turbodiff.weights.locate import download_root
 
 PULL = (sys.executable, "-P", "-m", "turbodiff.cli", "models", "pull")
@@ -55,13 +56,20 @@ class SelfTest(NamedTuple):
 
 
 class Offer(NamedTuple):
-    """What a download would bring: file names with their repositories, bytes in all, where to, and the room there."""
+    """What downloading one variant of a model would bring: file names with their repositories, bytes in all, where to,
+    and the room there; and how it would run here.
 
+    No `files`: all of it is here. `network_bytes` are those of the networks alone.
+    """
+
+    variant: Variant
     files: tuple[tuple[str, str, int], ...]  # name, repository, bytes
     nbytes: int
+    network_bytes: int
     folder: Path
     free_bytes: int
     endpoint: str
+    fit: Fit
 
 
 def start_task(folder: Path, name: str, argv: Sequence[str]) -> None:
@@ -104,12 +112,18 @@ def selftest(folder: Path, name: str) -> SelfTest:
     return SelfTest(task.running, tuple(checks))
 
 
-def download_offer(spec: ModelSpec, quant: bool, found: Inventory) -> Offer | None:
-    """The files, INT8 or plain, that are not here; None where nothing is missing or published."""
-    files = choose_files(spec, quant=quant)
-    wanted = [file for file in missing_files(files, spec, found) if file.repo]
-    if not wanted:
-        return None
-    folder = download_root().absolute()
-    listed = tuple((file.names[0], file.repo, file.bytes) for file in wanted)
-    return Offer(listed, sum(file.bytes for file in wanted), folder, free_bytes(folder) or 0, endpoint())
+def download_offers(spec: ModelSpec, found: Inventory, fits: Mapping[Variant, Fit]) -> tuple[Offer, ...]:
+    """Every variant of a model, with what plan/tiers.py `fits_of` says of it, and those of its files that are not here;
+    () where nothing is published."""
+    if spec.bundled:
+        return ()
+    folder, offers = download_root().absolute(), []
+    room = free_bytes(folder) or 0
+    for variant, fit in fits.items():
+        files = spec.files_of(variant)
+        wanted = [file for file in missing_files(files, spec, found) if file.repo]
+        listed = tuple((file.names[0], file.repo, file.bytes) for file in wanted)
+        networks = sum(file.bytes for file in files if file.component.startswith("dit"))
+        nbytes = sum(file.bytes for file in wanted)
+        offers.append(Offer(variant, listed, nbytes, networks, folder, room, endpoint(), fit))
+    return tuple(offers)

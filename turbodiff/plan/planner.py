@@ -25,10 +25,10 @@ from turbodiff.plan.offload_search import (
 from turbodiff.plan.phase_costs import PhaseCost
 from turbodiff.plan.schedule import scheduled
 from turbodiff.spec.errors import DoesNotFitError
-from turbodiff.spec.models import Inventory, ModelSpec
+from turbodiff.spec.models import Inventory
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import Band, Calibration, Levers, Phase, PhaseName, Plan
-from turbodiff.spec.request import Request, make_request
+from turbodiff.spec.request import Request
 
 Policy = Literal["auto", "ask", "never", "anyway"]
 
@@ -177,17 +177,6 @@ def with_levers(plan: Plan, levers: Levers, machine: Machine, inventory: Invento
     peak_bytes = max([phase.peak_bytes for phase in phases])
     band = plan.band if plan.band == "no" else band_of(peak_bytes, plan.budget_bytes)
     return plan.model_copy(update={"levers": levers, "phases": phases, "peak_bytes": peak_bytes, "band": band})
-
-
-def prefers_int8(spec: ModelSpec, machine: Machine) -> bool:
-    """Whether a model's default clip would run INT8 weights here, so whether to download those; True without a card,
-    where the smaller file is the lesser risk."""
-    if not machine.usable_gpus:
-        return True
-    picture = {"image": "-"} if spec.kind == "i2v" else {}
-    asked = make_request({"model": spec.name, "prompt": "-", "seed": 0, **picture})
-    every_file = machine.model_copy(update={"pretended": True})
-    return plan_request(asked, every_file, Inventory(), policy="anyway").request.quant_linear == "on"
 
 
 def from_phase(plan: Plan, name: PhaseName) -> tuple[Phase, ...]:

@@ -1,15 +1,17 @@
-"""Tiers and rounds: what the form starts with on a card of this size; and whether a model fits, for a list."""
+"""Tiers and rounds: what the form starts with on a card of this size; and which files of a model fit, for a list."""
 
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+from turbodiff.plan.calibration import History
 from turbodiff.plan.hardware import Machine
 from turbodiff.plan.planner import Refusal, plan_request
-from turbodiff.spec.models import Frozen, Inventory, ModelSpec, configs_folder, read_toml
-from turbodiff.spec.numbers import GIB, gib
-from turbodiff.spec.plan import Band
-from turbodiff.spec.request import make_request
+from turbodiff.spec.models import FoundFile, Frozen, Inventory, ModelSpec, Variant, configs_folder, read_toml
+from turbodiff.spec.numbers import GIB
+from turbodiff.spec.plan import Fit
+from turbodiff.spec.request import Request, make_request
 
 
 class Start(Frozen):
@@ -78,40 +80,63 @@ def tier_of(total_bytes: int | None) -> Tier | None:
     return reached[-1] if reached else None
 
 
-class Fit(NamedTuple):
-    """How the default clip of a model would run here. `words`: "fits", "fits with int8, blocks streamed", "tight at
-    480p, 49 frames", or "does not fit: needs 9 GiB of 6 GiB"."""
-
-    band: Band
-    words: str
-    peak_bytes: int
-    budget_bytes: int
+def tier_here(machine: Machine) -> Tier | None:
+    """The tier of a machine's largest card."""
+    return tier_of(max([gpu.total_bytes or 0 for gpu in machine.usable_gpus], default=None))
 
 
-def fit_of(spec: ModelSpec, machine: Machine, inventory: Inventory) -> Fit:
-    """The model's default clip on this machine, with the levers that cost time only and what gets smaller; another
-    model is no answer, so the model is pinned."""
-    picture = {"image": "picture"} if spec.kind == "i2v" else {}
-    asked = make_request({"model": spec.name, "prompt": "-", "seed": 0, "pinned": ["model"], **picture})
+def first_request(spec: ModelSpec, machine: Machine, variant: Variant | None = None) -> Request:
+    """What the form starts with when this model is chosen on this machine (another model would be no answer, so it is
+    pinned); with a variant at the resolution and the precision of its files."""
+    tier = tier_here(machine)
+    start = getattr(tier, spec.kind) if tier is not None else Start()
+    fields = start.fields() if start.model == spec.name else {"model": spec.name}
+    if variant is not None:
+        fields |= {"resolution": variant.resolution} if variant.resolution else {}
+        fields["quant_linear"] = "on" if variant.quant else "off"
+    picture = {"image": "-"} if spec.kind == "i2v" else {}
+    return make_request({**fields, "prompt": "-", "seed": 0, "pinned": ["model"], **picture})
+
+
+def downloaded(spec: ModelSpec, variants: Sequence[Variant]) -> Inventory:
+    """The disk once these variants of a model are on it."""
+    files = dict.fromkeys(file for variant in variants for file in spec.files_of(variant))
+    found = [
+        FoundFile(
+            model=spec.name, component=file.component, path=file.names[0], bytes=file.bytes, quant=file.quant,
+            sla=spec.turbo and file.component.startswith("dit"), resolution=file.resolution,
+        )
+        for file in files
+    ]  # fmt: skip
+    return Inventory(files=tuple(found))
+
+
+def suited(spec: ModelSpec, machine: Machine) -> Variant:
+    """The variant to download where nobody says which: of the resolution that the form starts with here, and INT8 if a
+    plan with both at hand would run it; without a card INT8, where the smaller file is the lesser risk."""
+    asked = first_request(spec, machine)
+    alike = [variant for variant in spec.variants if variant.resolution == asked.resolution] or list(spec.variants)
+    if len(alike) == 1 or not machine.usable_gpus:
+        return alike[0]
+    runs = plan_request(asked, machine, downloaded(spec, alike), policy="anyway").request.quant_linear
+    return next((variant for variant in alike if variant.quant == (runs == "on")), alike[0])
+
+
+@lru_cache(256)
+def _fit_of(spec: ModelSpec, variant: Variant, machine: Machine, history: History | None) -> Fit:
+    asked, best = first_request(spec, machine, variant), variant == suited(spec, machine)
     try:
-        plan = plan_request(asked, machine, inventory)
+        plan = plan_request(asked, machine, downloaded(spec, [variant]), history=history)
     except Refusal as error:
-        need, have = error.need_bytes, error.have_bytes
-        return Fit("no", f"does not fit: needs {gib(need)} of {gib(have)}", need, have)
-    levers, request, changed = plan.levers, plan.request, {change.field for change in plan.changes}
-    with_levers = {
-        "int8": request.quant_linear == "on",
-        "text encoder streamed": levers.text == "streamed",
-        "text encoder on the CPU": levers.text == "cpu",
-        "experts taking turns": levers.experts == "swapped",
-        "blocks streamed": levers.experts == "streamed",
-        "feed-forward in parts": levers.ffn_chunks > 1,
-        "VAE tiled": levers.vae == "tiled",
-    }
-    smaller = {
-        request.resolution: bool(changed & {"resolution", "width", "height"}),
-        f"{request.num_frames} frames": "num_frames" in changed,
-    }
-    at, using = ([words for words, holds in said.items() if holds] for said in (smaller, with_levers))
-    words = plan.band + (f" at {', '.join(at)}" if at else "") + (f" with {', '.join(using)}" if using else "")
-    return Fit(plan.band, words, plan.peak_bytes, plan.budget_bytes)
+        return Fit("no", error.plan.seconds, (), error.need_bytes, error.have_bytes, best)
+    lowered = tuple(change for change in plan.changes if change.lossy)
+    return Fit(plan.band, plan.seconds, lowered, plan.peak_bytes, plan.budget_bytes, best)
+
+
+def fits_of(spec: ModelSpec, machine: Machine, history: History | None = None) -> dict[Variant, Fit]:
+    """Of each variant of a model what `plan_request` says of the form's first clip once its files are here; remembered
+    while nothing changes that a plan reads of the machine."""
+    still = {"utilisation": None, "power_w": None, "temperature_c": None}
+    gpus = tuple(gpu.model_copy(update=still) for gpu in machine.gpus)
+    machine = machine.model_copy(update={"gpus": gpus})
+    return {variant: _fit_of(spec, variant, machine, history) for variant in spec.variants}

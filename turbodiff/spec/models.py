@@ -7,7 +7,7 @@ import os
 import tomllib
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -92,6 +92,19 @@ class Defaults(Frozen):
     fps: int = 16
 
 
+class Variant(NamedTuple):
+    """Which of a model's published networks: INT8 or plain, and the resolution they were distilled at, "" where no file
+    says one. `name`: "480p-quant", "720p-plain", "plain"."""
+
+    quant: bool
+    resolution: str
+
+    @property
+    def name(self) -> str:
+        """As a command line says it."""
+        return "-".join(filter(None, (self.resolution, "quant" if self.quant else "plain")))
+
+
 class ModelFile(Frozen):
     """One component on disk: published file names in order of preference, and where they come from."""
 
@@ -131,6 +144,34 @@ class ModelSpec(Frozen):
     def network_size(self) -> int:
         """Grows with the parameters of all its networks: the order of models."""
         return self.dit.dim**2 * self.dit.num_layers * len(self.experts)
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """What a download chooses between, the smaller first."""
+        networks = {Variant(file.quant, file.resolution) for file in self.files if file.component.startswith("dit")}
+        return tuple(sorted(networks, key=lambda variant: (variant.resolution, not variant.quant)))
+
+    def variant(self, name: str) -> Variant:
+        """The variant of that name.
+
+        Raises:
+            RequestError: lists the names that there are.
+        """
+        known = {variant.name: variant for variant in self.variants}
+        if name not in known:
+            raise RequestError(
+                f"{self.display_name} has no such variant", code="unknown_variant", field="variant", got=name[:40],
+                expected=" | ".join(known), try_instead=f"--variant {next(iter(known))}",
+            )  # fmt: skip
+        return known[name]
+
+    def files_of(self, variant: Variant) -> tuple["ModelFile", ...]:
+        """One file per component, the networks being those of a variant."""
+        chosen: dict[str, ModelFile] = {}
+        for file in self.files:
+            if not file.component.startswith("dit") or (file.quant, file.resolution) == variant:
+                chosen.setdefault(file.component, file)
+        return tuple(chosen.values())
 
     def __hash__(self) -> int:
         return hash(self.name)

@@ -65,6 +65,24 @@ class Alternative(Frozen):
     download_bytes: int = 0
 
 
+class Fit(NamedTuple):
+    """How the clip that the form starts with would run with a model's files: what of it would be lowered, and seconds;
+    for band "no" what the smallest way to run it needs and what there is. `suited`: the files to download where nobody
+    says which."""
+
+    band: Band
+    seconds: float
+    changes: tuple[Change, ...]
+    need_bytes: int
+    have_bytes: int
+    suited: bool = False
+
+    @property
+    def mark(self) -> Literal["fits", "changes", "no"]:
+        """In a word; "changes": it runs, but not as the form starts."""
+        return "no" if self.band == "no" else "changes" if self.changes else "fits"
+
+
 class Calibration(NamedTuple):
     """What measured runs taught about a plan (plan/calibration.py): the factor on work memory, from how many samples it
     comes, and what it is without the runs that failed."""

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from turbodiff.spec.environment import NETWORK, usable_network
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.files import sha256_of, sync
-from turbodiff.spec.models import Inventory, ModelFile, ModelSpec, find_model
+from turbodiff.spec.models import Inventory, ModelFile, ModelSpec, Variant, find_model
 from turbodiff.spec.numbers import GIB, gib
 from turbodiff.weights.detect import is_weights, read_header
 from turbodiff.weights.locate import download_root, inventory
@@ -51,17 +51,6 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or DEFAULT_ENDPOINT
 
 
-def choose_files(spec: ModelSpec, *, quant: bool, resolution: str = "") -> list[ModelFile]:
-    """One file per component; `quant`: INT8 networks (plan/planner.py `prefers_int8` says which suit a machine)."""
-    resolution = resolution or spec.defaults.resolution
-    chosen: dict[str, ModelFile] = {}
-    for component in dict.fromkeys(file.component for file in spec.files):
-        files = [file for file in spec.files if file.component == component]
-        fit = [file for file in files if not component.startswith("dit") or file.quant == quant] or files
-        chosen[component] = next((file for file in fit if file.resolution == resolution), fit[0])
-    return list(chosen.values())
-
-
 def missing_files(files: Sequence[ModelFile], spec: ModelSpec, found: Inventory) -> list[ModelFile]:
     """Those of `files` that no file on this disk can stand for."""
     missing = []
@@ -77,13 +66,14 @@ def missing_files(files: Sequence[ModelFile], spec: ModelSpec, found: Inventory)
 def pull(
     model: str,
     *,
-    quant: bool = True,
-    resolution: str = "",
+    variant: Variant | None = None,
     root: Path | None = None,
     found: Inventory | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Download what `model` still needs into `root` (default: the first search root); `progress(name, bytes, of all)`.
+
+    variant: which networks; plan/tiers.py `suited` says which suit a machine. None: the smallest.
 
     Raises:
         FileError: offline, unreachable, a proxy that cannot be used, too little disk, or a file that is not what the
@@ -91,7 +81,7 @@ def pull(
     """
     spec = find_model(model)
     folder = (root or download_root()).absolute()
-    files = choose_files(spec, quant=quant, resolution=resolution)
+    files = spec.files_of(variant or spec.variants[0])
     wanted = [file for file in missing_files(files, spec, found or inventory()) if file.repo]
     if not wanted:
         return []

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from webui.snapshot import Snapshot
 
 LARGEST_HOLDERS = 5  # shown in first aid
+MARK_LOOKS = {"fits": "good", "changes": "warn", "no": "bad"}
 SHOWN_FILES = 100  # of those that no model uses
 
 
@@ -33,19 +34,39 @@ class HolderRow:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """One variant of a model's files, with what a plan says of it before it is downloaded."""
+
+    name: str  # as a button carries it
+    label: str  # "480p int8"
+    size: str  # of its networks
+    mark: str  # fits, changes or no
+    words: str
+    suited: bool
+    here: bool
+    download: str = ""  # "26.4 GB"
+    offer: str = ""  # "26.4 GB to checkpoints/, 80 GB free there"; "" where nothing is to be fetched
+    enough_room: bool = True
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Model:
-    """A model and what is missing of it."""
+    """A model, what is missing of it, and the variants of its files."""
 
     name: str
     about: str
     here: bool
     missing: tuple[str, ...]
     id: str = ""
-    offer: str = ""  # "14.5 GB to checkpoints/, 80 GB free there"; "" where nothing can be fetched
-    files: tuple[str, ...] = ()
-    enough_room: bool = True
+    choices: tuple[Choice, ...] = ()
     running: bool = False
     words: str = ""  # the last line of its download
+
+    @property
+    def best(self) -> Choice | None:
+        """What suits this machine and is not here."""
+        return next((choice for choice in self.choices if choice.suited and not choice.here), None)
 
 
 @dataclass(frozen=True)
@@ -76,7 +97,9 @@ def system(snapshot: Snapshot, report: DoctorReport | None, words: Words) -> Sys
         holders=tuple(holder(row, words) for row in snapshot.holder_rows()),
         host_line=host_line(snapshot),
         models=models,
-        best=next((model for name in wanted for model in models if model.id == name and model.offer), None),
+        best=next(
+            (model for name in wanted for model in models if model.id == name and not model.here and model.best), None
+        ),
         checks=tuple(
             (words.or_else(f"system.check_{check.name}", check.name), check.ok, check.detail)
             for check in (selftest.checks if selftest else ())
@@ -131,20 +154,27 @@ def largest_holders(snapshot: Snapshot, words: Words) -> tuple[HolderRow, ...]:
 
 def _model(spec: ModelSpec, missing: tuple[str, ...], snapshot: Snapshot, words: Words) -> Model:
     about = words.or_else(f"model.{spec.name.replace('.', '_').replace('-', '_')}", spec.about)
-    shown = Model(spec.display_name, about, not missing, missing)
-    offer, download = snapshot.offers.get(spec.name), snapshot.downloads.get(spec.name)
-    if not missing or offer is None:
-        return shown
-    size, free = gb(offer.nbytes), gb(offer.free_bytes)
-    return replace(
-        shown,
-        id=spec.name,
-        offer=words("system.offer", size=size, folder=offer.folder, free=free, host=offer.endpoint),
-        files=tuple(f"{name}  {gb(nbytes)}  {repo}" for name, repo, nbytes in offer.files),
-        enough_room=offer.free_bytes > offer.nbytes,
-        running=bool(download and download.running),
-        words=download.words if download else "",
-    )
+    download, choices = snapshot.downloads.get(spec.name), []
+    for offer in snapshot.offers.get(spec.name, ()):
+        precision = words("value.quant_linear_on" if offer.variant.quant else "value.quant_linear_off")
+        size, free = gb(offer.nbytes), gb(offer.free_bytes)
+        choices.append(
+            Choice(
+                name=offer.variant.name,
+                label=f"{offer.variant.resolution} {precision}".strip(),
+                size=gb(offer.network_bytes),
+                mark=offer.fit.mark,
+                words=words.fit(offer.fit),
+                suited=offer.fit.suited,
+                here=not offer.files,
+                download=size,
+                offer=words("system.offer", size=size, folder=offer.folder, free=free, host=offer.endpoint),
+                enough_room=offer.free_bytes > offer.nbytes,
+                files=tuple(f"{name}  {gb(nbytes)}  {repo}" for name, repo, nbytes in offer.files),
+            )
+        )
+    running, said = (download.running, download.words) if download else (False, "")
+    return Model(spec.display_name, about, not missing, missing, spec.name, tuple(choices), running, said)
 
 
 def _cards(machine: Machine, words: Words) -> Iterable[tuple[str, str]]:
@@ -236,20 +266,32 @@ def draw_holders(holders: tuple[HolderRow, ...], words: Words) -> Html:
 
 
 def _draw_model(model: Model, main: bool, words: Words) -> Html:
-    """A model with what is missing of it, and where there is an offer one button for the files that suit this card."""
+    """A model with its variants, a button for each that is not here; what is missing of it by name."""
     state, cls = ("system.here", "td-pill good") if model.here else ("system.missing", "td-pill")
     pill = el("span", words(state), cls=cls)
-    offer = None
-    if model.offer:
-        button, last_line = _download(model, "system.download", main, words)
-        room = None if model.enough_room else el("span", words("system.no_room"), cls="td-pill bad")
-        offer = (el("div", el("span", model.offer, cls="td-quiet"), room, button, cls="td-line"), last_line)
+    rows = []
+    for choice in model.choices:
+        what = el("span", el("b", choice.label), f" · {choice.size}", cls="td-num")
+        if choice.suited and choice.mark != "no":
+            what = join([what, el("span", words("fit.suited"), cls="td-pill accent")])
+        fit = el("span", choice.words, cls=f"td-pill {MARK_LOOKS[choice.mark]}", data_mark=choice.mark)
+        get: Html | None = el("span", words("fit.here"), cls="td-pill good")
+        if not choice.here:
+            key = "system.downloading" if model.running else "system.download_size"
+            get = _download(model, choice, words(key, size=choice.download), main and choice is model.best, words)
+        rows.append(
+            el("div", el("div", what, cls="what"), fit, get, cls="td-line td-variant", data_variant=choice.name)
+        )
+    files = dict.fromkeys(line for choice in model.choices for line in choice.files)
+    offer = el("span", model.best.offer, cls="td-quiet") if model.best else None
     return el(
         "div",
         el("div", el("h3", model.name), pill, cls="td-line"),
         el("p", model.about, cls="td-quiet", style="margin:0"),
+        el("div", rows) if rows else None,
         offer,
-        _files(words("system.missing_list"), model.files or model.missing),
+        el("code", model.words) if model.words else None,
+        _files(words("system.missing_list"), tuple(files) or model.missing),
         cls="td-card",
         data_model=model.name,
     )
@@ -266,20 +308,23 @@ def _passed_over(files: tuple[tuple[str, str], ...], words: Words) -> Html | Non
 
 def _best(best: Model | None, words: Words) -> Html | None:
     """One button for what this card runs best."""
-    if best is None:
+    choice = best.best if best is not None else None
+    if best is None or choice is None or choice.mark == "no":
         return None
-    what = el("div", el("h3", words("system.best", model=best.name)), el("span", best.offer, cls="td-quiet"))
-    button, last_line = _download(best, "system.download_best", True, words)
-    head = el("div", what, button, cls="td-line")
-    return el("div", head, last_line, _files(words("system.manual"), best.files), cls="td-card", id="best-download")
+    name = f"{best.name} {choice.label}"
+    lines = (el("span", choice.words, cls="td-quiet"), el("br"), el("span", choice.offer, cls="td-quiet"))
+    what = el("div", el("h3", words("system.best", model=name)), lines)
+    label = words("system.downloading" if best.running else "system.download_best")
+    head = el("div", what, _download(best, choice, label, True, words), cls="td-line")
+    last_line = el("code", best.words) if best.words else None
+    return el("div", head, last_line, _files(words("system.manual"), choice.files), cls="td-card", id="best-download")
 
 
-def _download(model: Model, key: str, main: bool, words: Words) -> tuple[Html, Html | None]:
-    """The button that fetches a model, and the last line of its download."""
-    label = words("system.downloading" if model.running else key, model=model.name)
-    blocked = model.running or not model.enough_room
-    button = action("download", model.id, label, cls="main" if main else "", disabled=blocked)
-    return button, el("code", model.words) if model.words else None
+def _download(model: Model, choice: Choice, label: str, main: bool, words: Words) -> Html:
+    """The button that fetches a variant, or why it cannot."""
+    if not choice.enough_room:
+        return el("span", words("system.no_room"), cls="td-pill bad")
+    return action("download", f"{model.id} {choice.name}", label, cls="main" if main else "", disabled=model.running)
 
 
 def _files(summary: str, lines: tuple[str, ...]) -> Html | None:

@@ -16,6 +16,7 @@ from turbodiff.spec.plan import JsonScalar
 
 if TYPE_CHECKING:
     from turbodiff.spec.events import Notice
+    from turbodiff.spec.plan import Fit
 
 LANGUAGES = ("en", "zh")
 Sentences = Mapping[str, tuple[str, str]]
@@ -106,6 +107,13 @@ class Words:
                 spoken[name] = self.seconds(value) if name.endswith("_s") else value
         own = said.text if self.lang == "en" else ""
         return self.or_else(f"notice.{said.key}", own or self("notice.other"), **spoken)
+
+    def fit(self, fit: "Fit") -> str:
+        """How a model's clip would run with some files, before they are downloaded."""
+        if fit.mark == "no":
+            return self("fit.no", need=self.gib(fit.need_bytes), short=self.gib(fit.need_bytes - fit.have_bytes))
+        lowered = [self.or_else(f"fit.{change.field}", "", to=change.to_value) for change in fit.changes]
+        return self(f"fit.{fit.mark}", time=self.seconds(fit.seconds), changes=", ".join(filter(None, lowered)))
 
     def gib(self, n_bytes: float) -> str:
         """Bytes as "11.2 GiB", small ones as MiB."""

@@ -1,0 +1,55 @@
+"""`turbodiff models list` and `models download`: the variants of a model's files, and the one that suits a card."""
+
+import pytest
+
+from turbodiff.gpu.probe import machine_now
+from turbodiff.plan.tiers import fits_of
+from turbodiff.spec.models import all_models, find_model
+from turbodiff.spec.wording import Words
+
+
+@pytest.fixture(autouse=True)
+def a_card_of_24_gb_and_no_weights(monkeypatch, tmp_path):
+    monkeypatch.setenv("TURBODIFF_PRETEND_VRAM", "23.5")
+    monkeypatch.setenv("TURBODIFF_MODELS", str(tmp_path / "weights"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_the_list_marks_every_variant_with_its_size_before_the_download(turbodiff, monkeypatch, lang):
+    monkeypatch.setenv("LC_ALL", f"{lang}.UTF-8")
+    code, said = turbodiff("models", "list")
+    assert code == 0
+    lines = [line.split() for line in said.out.splitlines()]
+    for spec in all_models():
+        if spec.bundled:
+            continue
+        start = next(number for number, line in enumerate(lines) if line[:1] == [spec.display_name])
+        own = {line[0]: " ".join(line) for line in lines[start : start + 16] if line and line[1:3][-1:] == ["GB"]}
+        for variant, fit in fits_of(spec, machine_now()).items():
+            told = own[variant.name]
+            assert Words(lang).fit(fit).split("(")[0].split(",")[0].split("，")[0] in told
+            assert (Words(lang)("fit.suited") in told) == (fit.suited and fit.mark != "no")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "file"),
+    [
+        ((), "TurboWan2.1-T2V-14B-480P-quant.pth"), (("--variant", "480p-plain"), "TurboWan2.1-T2V-14B-480P.pth"),
+        (("--variant", "720p-quant"), "TurboWan2.1-T2V-14B-720P-quant.pth"),
+        (("--variant", "720p-plain"), "TurboWan2.1-T2V-14B-720P.pth"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["download", "pull"])
+def test_the_variant_that_is_asked_for_is_fetched_by_default_the_one_that_suits(turbodiff, command, chosen, file):
+    code, said = turbodiff("models", command, "Wan2.1-14B", *chosen)
+    assert code == 2  # offline: the error lists what would be fetched
+    assert f"/resolve/main/{file} " in said.err
+
+
+def test_a_variant_that_there_is_not_is_told_with_those_that_there_are(turbodiff):
+    code, said = turbodiff("models", "download", "Wan2.1-1.3B", "--variant", "720p-quant")
+    assert code == 2
+    for variant in find_model("Wan2.1-1.3B").variants:
+        assert variant.name in said.err

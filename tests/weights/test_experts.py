@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from turbodiff.weights import experts
+from turbodiff.weights.lora_facts import lora_facts
 
 TWINS = [  # (folder/name, side) of a network of which there are only pairs
     ("Wan2.2-I2V-A14B-HighNoise-Q4_K_M.gguf", "high"),
@@ -44,6 +47,39 @@ TWINS = [  # (folder/name, side) of a network of which there are only pairs
     ("slownoise.safetensors", ""),
     ("follow.safetensors", ""),
     ("HighLightMix.safetensors", ""),
+    ("wan2.2_i2v_高噪_v2.safetensors", "high"),
+    ("wan2.2图生视频低噪声模型.safetensors", "low"),
+    ("高噪音.safetensors", "high"),
+    ("万相2.2低噪音fp8.gguf", "low"),
+    ("Wan2.2-噪声高.safetensors", "high"),
+    ("HIGH噪声.safetensors", "high"),
+    ("Wan2.2_高雜訊.safetensors", "high"),
+    ("Wan2.2_低ノイズ.safetensors", "low"),
+    ("高噪/模型.safetensors", "high"),
+    ("低噪声模型/wan22.safetensors", "low"),
+    ("高噪模型/v2/wan22.safetensors", "high"),
+    ("Wan2.2_高.safetensors", "high"),
+    ("高/wan.safetensors", "high"),
+    ("低/wan.safetensors", "low"),
+    ("高清_低噪.safetensors", "low"),
+    ("低显存_高噪.safetensors", "high"),
+    ("wan22_高清.safetensors", ""),
+    ("wan22_低显存.safetensors", ""),
+    ("wan22_low显存版.safetensors", ""),
+    ("wan22_High清晰度.safetensors", ""),
+    ("高清/wan22.safetensors", ""),
+    ("低显存版/wan22.safetensors", ""),
+    ("高质量.safetensors", ""),
+    ("降噪.safetensors", ""),
+    ("高噪点胶片.safetensors", ""),
+    ("高低噪通用.safetensors", ""),
+    ("高噪低噪通用.safetensors", ""),
+    ("高/低噪/wan.safetensors", "low"),
+    ("高、低噪.safetensors", ""),
+    ("wan22_high_low_noise.safetensors", ""),
+    ("wan22_high-and-low-noise.safetensors", ""),
+    ("high_noise_and_low_noise.safetensors", ""),
+    ("HighLowNoise.safetensors", ""),
 ]
 
 
@@ -62,6 +98,9 @@ ALONE = [  # of a network that a single model could be, too
     ("Wan2_2-T2V-A14B-LOW_fp8_e4m3fn_scaled_KJ.safetensors", "low", True),
     ("Wan2.2-T2V-A14B.safetensors", "", True),
     ("anything_highnoise.safetensors", "high", False),
+    ("人物_高.safetensors", "", False),
+    ("人物_高清.safetensors", "", False),
+    ("人物_高噪声.safetensors", "high", False),
 ]
 
 
@@ -75,6 +114,34 @@ def test_the_other_one_beside_it_makes_a_pair(tmp_path: Path) -> None:
     assert experts.expert_of(high, {}, alone=True)[0] == ""
     (tmp_path / "mix_Low_v2.safetensors").touch()
     assert experts.expert_of(high, {}, alone=True)[0] == "high"
+
+
+def test_the_other_one_beside_it_makes_a_pair_in_chinese(tmp_path: Path) -> None:
+    low = tmp_path / "人物-低.safetensors"
+    assert experts.expert_of(low, {}, alone=True)[0] == ""
+    (tmp_path / "人物-高.safetensors").touch()
+    assert experts.expert_of(low, {}, alone=True)[0] == "low"
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "side"),
+    [
+        (("transformer.", "transformer_2."), ""),
+        (("high_noise_model.", "low_noise_model."), ""),
+        (("pipe.dit.", "pipe.dit2."), ""),
+        (("transformer_2.",), "low"),
+        (("low_noise_model.",), "low"),
+        (("high_noise_model.",), "high"),
+        (("diffusion_model.",), "high"),  # nothing but the name tells
+    ],
+)
+def test_the_keys_of_a_lora_come_before_its_name(prefixes: tuple[str, ...], side: str, tmp_path: Path) -> None:
+    path = tmp_path / "style_高噪.safetensors"
+    state = {
+        f"{before}blocks.0.self_attn.q.lora_{half}.weight": torch.ones(4, 4) for before in prefixes for half in "AB"
+    }
+    save_file(state, path)
+    assert lora_facts(path).expert == side
 
 
 def test_a_person_comes_before_names_and_metadata_before_folders(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 The two networks of Wan2.2 A14B have the same keys and shapes, so no header tells. A name is asked only where a model
 with two networks has these sizes, and what it tells must be about noise: `HighNoise`, `low_noise`, `i2vHighV20`,
-`-HN-`, `_L_`; never `High Quality` or `low_vram`. A person says it in a file beside the weights, `NAME.toml`, with
-`expert = "high"`, "low" or "single" (`turbodiff models tell FILE --expert high` writes it).
+`-HN-`, `_L_`, `高噪声`; never `High Quality`, `low_vram`, `高清` or `低显存`, nor `高低噪`, which is both. A person
+says it in a file beside the weights, `NAME.toml`, with `expert = "high"`, "low" or "single" (`turbodiff models tell
+FILE --expert high` writes it).
 """
 
 import re
@@ -20,7 +21,12 @@ SIDECAR = ".toml"
 MAX_SIDECAR_BYTES = 1 << 16
 TITLES = ("general.name", "general.basename", "modelspec.title", "title", "name")  # of GGUF and of safetensors
 TASK = re.compile(r"(?i)(?<![a-z])t?i2v|t2v|(?<=[a-z])i2v|(?<![a-z])q\d_k_[sml](?![a-z])")  # and GGUF's sizes
-TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+HAN = "[\u4e00-\u9fff]"
+# 高噪声, 低噪音, 噪声高, 高雜訊, 高ノイズ; 噪点 is the grain of a photograph
+NOISE = r"(?<![高低])[高低][\s_-]?(?:噪(?![点點])[声聲音]?|[雜杂][訊讯]|ノイズ)|噪[声聲音]?[\s_-]?[高低](?!" + HAN + ")"
+ALONE = f"(?<!{HAN})[高低](?!{HAN})"  # 高 and 低 begin many words
+TOKEN = re.compile(rf"(?P<noise>{NOISE})|{ALONE}|(?:(?!{NOISE}){HAN})+|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+OTHER_WAY = str.maketrans("高低", "低高")
 SIDES: Mapping[str, Literal["high", "low"]] = {
     "high": "high", "hi": "high", "h": "high", "hn": "high", "highnoise": "high", "noisehigh": "high",
     "low": "low", "lo": "low", "l": "low", "ln": "low", "lownoise": "low", "noiselow": "low",
@@ -29,11 +35,15 @@ CLEAR = ("hn", "ln", "highnoise", "lownoise", "noisehigh", "noiselow")
 OTHER = {"high": "low", "low": "high", "hi": "lo", "lo": "hi", "h": "l", "l": "h", "hn": "ln", "ln": "hn"}
 # What high and low may be about beside noise; such a word stands after or before
 ABOUT = re.compile(
+    r"(?:显存|顯存|内存|記憶體|清|[质質]|品[质質]|[画畫]|分辨|解析|[帧幀步配速精频頻耗]|[细細]|延[迟遲]|[动動]|光|噪[点點]).*|"
     r"quality|qual|v?ram|mem|gpu|res|def|steps?$|poly|light|key|motion|cfg|rank|speed|end|fps|precision|detail|bit|cost|"
     r"power|angle|cam|level|fidelity|compress|size|latency|budget|dim|loss|lr|score|shot|heel|school|fantasy|sigma|freq|contrast|dynamic|kick|energy|impact|pitch|tech|fashion"
 )
 WAN22 = re.compile(r"(?i)wan[\W_]*2[\W_]*2(?!\d)|a14b|wan2214b")
-PLAIN_FOLDER = re.compile(r"noise|models?|experts?|transformer|dit|unet|wan|diffusion|net(work)?|\d+")
+PLAIN_FOLDER = re.compile(
+    r"noise|models?|experts?|transformer|dit|unet|wan|diffusion|net(work)?|\d+|模型|模型文件|专家|專家"
+)
+JOINING = ("and", "n", "or", "to", "和", "与", "與", "及")
 
 
 class Told(NamedTuple):
@@ -102,7 +112,10 @@ def expert_of(path: Path, metadata: Mapping[str, str], *, alone: bool) -> tuple[
 def _tokens(text: str) -> Iterator[tuple[str, int, int]]:
     plain = TASK.sub(lambda match: "/" * len(match[0]), text)
     for match in TOKEN.finditer(plain):
-        yield match[0].lower(), match.start(), match.end()
+        word = match[0].lower()
+        if match["noise"]:
+            word = "highnoise" if "高" in word else "lownoise"
+        yield {"高": "high", "低": "low"}.get(word, word), match.start(), match.end()
 
 
 def _told(text: str) -> Told:
@@ -117,6 +130,10 @@ def _told(text: str) -> Told:
         side = SIDES.get(joined or word)
         if side is None:
             continue
+        rest = [other for other in words[place + 1 : place + 4] if other not in JOINING]
+        twin = rest[0] if rest else ""
+        if SIDES.get(twin, side) != side and (twin in CLEAR or rest[1:2] == ["noise"]):
+            clear.add(side)  # high_low_noise, 高/低噪: a file for both
         if joined or word in CLEAR or after.startswith("noise") or (before == "noise" and word in ("high", "low")):
             clear.add(side)
         elif not ABOUT.match(after) and not ABOUT.fullmatch(before):
@@ -144,6 +161,7 @@ def _has_counterpart(path: Path) -> bool:
             stem = path.stem[:start]
             found = path.stem[start:end]
             other = other.upper() if found.isupper() else other.title() if found[0].isupper() else other
+            other = found.translate(OTHER_WAY) if found in ("高", "低") else other
             if path.with_name(stem + other + path.stem[end:] + path.suffix).exists():
                 return True
     return False

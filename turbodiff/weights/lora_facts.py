@@ -12,6 +12,7 @@ from turbodiff.spec.errors import FileError
 from turbodiff.spec.files import atomic_write
 from turbodiff.weights.detect import read_header
 from turbodiff.weights.experts import Side, expert_of
+from turbodiff.weights.lora_names import HIGH, LOW
 
 TITLES = ("modelspec.title", "ss_output_name")
 WORDS = ("modelspec.trigger_phrase", "modelspec.trigger_word", "trigger_words", "trained_words", "ss_training_comment")
@@ -41,14 +42,20 @@ def lora_facts(path: Path) -> LoraFacts:
 @lru_cache(maxsize=1024)
 def _facts(path: Path, _size: int, _mtime_ns: int) -> LoraFacts:
     try:
-        metadata = read_header(path).metadata
+        header = read_header(path)
+        metadata, names = header.metadata, header.tensors.keys()
     except FileError:
-        metadata = {}
+        metadata, names = {}, {}.keys()
+    # keys first: a file with both experts is for both, whatever its name says
+    low = sum(1 for name in names if LOW.search(name))
+    high = len(names) - low if low else sum(1 for name in names if HIGH.search(name))
+    side = expert_of(path, metadata, alone=True)[0] if not low and not high else "low" if not high else "high"
+    expert: Side = "" if low and high else side
     title = next((metadata[key] for key in TITLES if metadata.get(key)), "")[:MAX_WORD_CHARS]
     named = next((metadata[key] for key in WORDS if metadata.get(key)), "")
     words = [word.strip() for word in named[: MAX_WORDS * MAX_WORD_CHARS].split(",")] if named else _frequent(metadata)
     told = tuple(word[:MAX_WORD_CHARS] for word in words if word.isprintable() and word)[:MAX_WORDS]
-    return LoraFacts(title if title.isprintable() else "", told, expert_of(path, metadata, alone=True)[0])
+    return LoraFacts(title if title.isprintable() else "", told, expert)
 
 
 def _frequent(metadata: Mapping[str, str]) -> list[str]:

@@ -370,10 +370,10 @@ class Studio:
         """How the last self-test is doing."""
         return background_tasks.selftest(self.state / TASKS, "selftest")
 
-    def log_tail(self, lines: int = 200) -> list[str]:
-        """The end of the start-up log, wherever the supervisor writes it."""
+    def log_tail(self, lines: int = 200, name: str = logs.STARTUP_LOG) -> list[str]:
+        """The end of the start-up log or of the run log (`logs.RUN_LOG`), wherever the supervisor writes them."""
         told = self._store.fact("supervisor") or {}
-        return logs.tail(Path(told.get("log") or logs.STARTUP_LOG), lines)
+        return logs.tail(Path(told.get("log") or name).with_name(name), lines)
 
     def support_bundle(self, path: Path, with_prompts: bool = False) -> Path:
         """Logs, versions and the last jobs as one zip."""

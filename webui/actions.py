@@ -16,6 +16,7 @@ from turbodiff.spec.models import find_model
 from turbodiff.spec.request import FROM_WEIGHTS
 from turbodiff.studio import Studio
 from webui import form
+from webui.app import RUN_LOG, STARTUP_LOG
 from webui.form import FormValues
 from webui.panels import first_aid, meter
 from webui.wording import Words
@@ -132,6 +133,8 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
                 ui_state = {**ui_state, "at": f"job:{argument}"}
             case "compare":
                 ui_state = {**ui_state, "left": "" if ui_state.get("left") == argument else argument}
+            case "log" if argument in (STARTUP_LOG, RUN_LOG):
+                ui_state = {**ui_state, "log": argument}
             case "rescan":
                 reader.rescan()
             case "download":  # "MODEL VARIANT"

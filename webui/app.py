@@ -44,7 +44,7 @@ ALL_ADDRESSES = "0.0.0.0"
 PASSWORD = "TURBODIFF_PASSWORD"
 PASSWORD_BYTES = 1024  # what a login page may send (security.LOGIN_BYTES) holds it with each byte as %XX
 ASK = "\0ask"  # `--password` without a value; no argument of a process can hold it
-STARTUP_LOG = "webui_startup_latest.log"  # diagnostics/logs.py writes it
+STARTUP_LOG, RUN_LOG = "webui_startup_latest.log", "webui_test.log"  # diagnostics/logs.py writes them
 
 
 def use_own_python() -> None:

@@ -25,8 +25,9 @@ DRAFT_KEY, DRAFT_SECRET = "turbodiff.draft", "turbodiff"  # fixed: a restart mus
 BUS = """window.{hook} = (act, arg) => trigger('{event}', {{act, arg}});"""
 
 
-# a clip's id or "job:7"; the archive's search; the clip to compare with; the form whose changes a person has seen
-INITIAL_UI_STATE = {"at": "", "search": "", "left": "", "agreed": ""}
+# a clip's id or "job:7"; the archive's search; the clip to compare with; the form whose changes a person has seen; the
+# log that is read
+INITIAL_UI_STATE = {"at": "", "search": "", "left": "", "agreed": "", "log": STARTUP_LOG}
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
         with gr.Tab(words("system.tab"), id="system"):
             stage["system"] = gr.HTML(elem_id="system")
         with gr.Tab(words("log.tab"), id="log-tab"):
+            stage["logs"] = gr.HTML(elem_id="logs")
             gr.HTML(tabs.draw_log_tools(words))
             stage["log"] = gr.HTML(max_height=640, autoscroll=True, elem_id="log")
         with gr.Tab(words("settings.tab"), id="settings-tab"):

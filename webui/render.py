@@ -16,17 +16,18 @@ from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import MAX_PROMPT_CHARS
 from turbodiff.studio import POLICIES, pictures
 from webui import form
+from webui.app import RUN_LOG, STARTUP_LOG
 from webui.form import FormValues
 from webui.markup import Html, note
 from webui.page import INITIAL_UI_STATE
 from webui.panels import create, first_aid, form_help, jobs, meter, stage, status_bar, system, tabs
 from webui.request_guard import handler
-from webui.snapshot import ClipView, Snapshot, StudioReader
+from webui.snapshot import LOG_LINES, ClipView, Snapshot, StudioReader
 from webui.wording import Words
 
 PANELS = (
     "bar", "aid", "player", "progress", "card", "queue", "strip", "tail", "compare", "gallery", "side", "seeds",
-    "system", "log", "settings",
+    "system", "logs", "log", "settings",
 )  # fmt: skip
 TAIL_LINES = 12
 MARKED_FROM = 4  # fewer choices than this need no marks: the meter says it all
@@ -86,7 +87,11 @@ class Renderer:
             "side": stage.draw_side(card, bool(left), words),
             "seeds": tabs.draw_seeds(found, posters, bool(ui_state["search"]), words),
             "system": system.draw(system.system(snapshot, report, words), report is not None, words),
-            "log": tabs.draw_log(snapshot.log, words),
+            "logs": tabs.draw_logs((STARTUP_LOG, RUN_LOG), ui_state["log"], words),
+            "log": tabs.draw_log(
+                tuple(studio.log_tail(LOG_LINES, RUN_LOG)) if ui_state["log"] == RUN_LOG else snapshot.log,
+                words,
+            ),
             "settings": tabs.draw_settings(snapshot.policy, POLICIES, places, words),
         }
         return {name: drawn[name] for name in PANELS}

@@ -1,15 +1,19 @@
 """Handlers of the page without a browser: what they answer, in the order of the parts that get it."""
 
+import re
+
 import gradio as gr
 import pytest
 
+from turbodiff.diagnostics.logs import RUN_LOG, STARTUP_LOG, LogFile
 from turbodiff.plan.hardware import Machine, pretend
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.studio import Studio
-from webui import form
+from webui import app, form
 from webui.events import PageEvents
 from webui.page import INITIAL_UI_STATE, layout
+from webui.render import PANELS
 from webui.request_guard import BadRequest
 from webui.snapshot import CachedValue, StudioReader
 from webui.wording import Words
@@ -84,3 +88,24 @@ def test_a_draft_of_any_shape_gives_a_form_that_works(events, draft):
     assert len(answer) == len(events.fields) + len(events.boxes) + len(events.estimated)
     if isinstance(draft, dict) and "prompt" in draft:
         assert answer[events.names.index("prompt")]["value"] == "kept"
+
+
+def test_the_log_tab_shows_the_start_up_log_or_the_run_log(events):
+    assert (app.STARTUP_LOG, app.RUN_LOG) == (STARTUP_LOG, RUN_LOG)
+    folder, store = events.reader.studio.state, events.reader.studio._store
+    LogFile(folder / STARTUP_LOG).say("the page is up")
+    LogFile(folder / RUN_LOG).say("[ERROR] verdict: oom: out of memory; try: 480p", who="j7")
+    store.put("supervisor", {"log": str(folder / STARTUP_LOG)})
+
+    def shown(ui_state, argument):
+        answer = events.act(ui_state, gr.EventData(None, {"act": "log", "arg": argument}))
+        return answer[-2], *(answer[PANELS.index(name)] for name in ("logs", "log", "tail"))
+
+    ui_state, names, log, tail = shown(UI_STATE, RUN_LOG)
+    assert "try: 480p" in log and "the page is up" not in log and 'data-level="ERROR"' in log
+    assert re.findall(r'class="td-btn on" data-arg="([^"]+)"', names) == [RUN_LOG]
+    assert "the page is up" in tail  # below the stage it stays the start-up log
+    ui_state, names, log, _ = shown(ui_state, STARTUP_LOG)
+    assert "the page is up" in log and "480p" not in log
+    for name in ("../../etc/passwd", "studio.sqlite3", ""):
+        assert shown(ui_state, name)[0]["log"] == STARTUP_LOG

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from turbodiff.spec.jobs import STOPPED, QueuedJob
 from turbodiff.spec.models import find_model
+from webui.app import RUN_LOG
 from webui.markup import Html, action, el, join, local
 from webui.panels.jobs import title
 from webui.panels.status_bar import RESTART
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 FIRST_AID_STEPS = 2  # offered for speed; steps never change memory
 NEWEST_JOBS = 20  # among which a failed one is looked for
 MEMORY_CODES = ("oom", "does_not_fit", "host_ram")
-SYSTEM_TAB = 3  # its place among the tabs of page.py
+SYSTEM_TAB, LOG_TAB = 3, 4  # their places among the tabs of page.py
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,14 @@ def draw_failure(shown: Failure, snapshot: Snapshot, words: Words) -> Html:
     """A failed job: what happened and the three ways out, folded away where memory was not the cause."""
     steps = _steps(snapshot, shown, words, to_system=local("tab", SYSTEM_TAB, words("run.show")))
     retry = action("retry", shown.job, words("run.retry"), cls="" if shown.memory else "main")
+    told = action("log", RUN_LOG, words("run.read_log", name=RUN_LOG), cls="plain", data_tab=LOG_TAB)
     return el(
         "div",
         el("h3", shown.title),
         el("div", shown.what, cls="td-note bad", role="alert"),
         el("p", shown.advice, cls="td-quiet", style="margin:0"),
         steps if shown.memory else el("details", el("summary", words("bar.firstaid")), steps),
-        el("div", retry, cls="td-acts"),
+        el("div", retry, told, cls="td-acts"),
         cls="td-card failed td-html",
         data_job=shown.job,
     )

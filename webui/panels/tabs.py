@@ -51,8 +51,18 @@ def draw_log_tools(words: Words) -> Html:
     ]
     copy = local("copylog", "", words("log.copy"), cls="plain")
     bundle = download(link("/support.zip"), words("log.bundle"), title=words("log.bundle_tip"))
-    run_log = el("span", words("log.run_log", name="webui_test.log"), cls="td-quiet")
-    return el("div", levels, copy, bundle, run_log, cls="td-toolbar td-html")
+    return el("div", levels, copy, bundle, cls="td-toolbar td-html")
+
+
+def draw_logs(names: Collection[str], chosen: str, words: Words) -> Html:
+    """The log files as buttons with one on, and what is in that one."""
+    buttons = []
+    for name in names:
+        on, checked = ("on", "true") if name == chosen else ("", "false")
+        buttons.append(action("log", name, name, cls=on, role="radio", aria_checked=checked))
+    group = el("div", buttons, cls="td-acts", role="radiogroup", aria_label=words("log.tab"))
+    about = el("span", words(f"log.{chosen.removesuffix('.log')}"), cls="td-quiet")
+    return el("div", group, about, cls="td-toolbar td-html")
 
 
 def draw_settings(policy: str, policies: Iterable[str], places: Mapping[str, Path], words: Words) -> Html:

@@ -74,6 +74,7 @@
     if (button.hasAttribute("data-time")) value += " " + (clipVideo(button)?.currentTime ?? "");
     if (button.dataset.from) value += " " + (document.getElementById(button.dataset.from)?.value ?? "");
     (act ? window.tdAct : window.tdForm)?.(act || form, value);
+    if (button.dataset.tab) actions.tab(button.dataset.tab);
     if ((form || STARTS.includes(act)) && !button.closest("#create")) actions.tab(0);
   });
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +64,12 @@ def test_modules_of_the_folder_it_starts_in_are_not_imported(tmp_path, monkeypat
         ("https_proxy", "http://me:p@ss@proxy:8080", "http://me:p@ss@proxy:8080"),
         ("NO_PROXY", "localhost,127.0.0.1,::1/128, 10.0.0.0/8,[::1],*.lan,{!", "localhost,127.0.0.1,::1,::1,*.lan"),
         ("NO_PROXY", "::1/128", "::1"),
+        ("NO_PROXY", "localhost;*.lan ;\t10.0.0.1", "localhost,*.lan,10.0.0.1"),
+        ("no_proxy", "a:b:c,é.example,\udc80,%,http://x,a/b", "xn--9ca.example"),
+        ("HTTP_PROXY", "http://proxy", "http://proxy"),
+        ("HTTPS_PROXY", "proxy.lan", "http://proxy.lan"),
+        ("all_proxy", "SOCKS5://[::1]", "socks5://[::1]"),
+        ("SSL_CERT_DIR", f"/nowhere{os.pathsep}{ROOT}", f"/nowhere{os.pathsep}{ROOT}"),
     ],
 )  # fmt: skip
 def test_what_people_write_into_proxy_variables_is_made_usable(name, value, usable):
@@ -75,10 +83,27 @@ def test_what_people_write_into_proxy_variables_is_made_usable(name, value, usab
     [
         ("ALL_PROXY", "socks4://127.0.0.1:1"),
         ("HTTP_PROXY", "http://"),
-        ("HTTPS_PROXY", "proxy"),
+        ("HTTPS_PROXY", "http:proxy:80"),
         ("https_proxy", "http://proxy:port"),
         ("ALL_PROXY", "http://proxy:99999"),
+        ("ALL_PROXY", "http://proxy:0"),
+        ("ALL_PROXY", "http://[::1:80"),
+        ("ALL_PROXY", "http://[::g]:80"),
+        ("ALL_PROXY", "http://a\tb:80"),
+        ("ALL_PROXY", "http://999.1.1.1:80"),
+        ("ALL_PROXY", "http://a..b:80"),
+        ("ALL_PROXY", "http://" + "a" * 300),
+        ("ALL_PROXY", "http://" + "a" * 99_999),
+        ("ALL_PROXY", "http://me:\udc80@proxy:80"),
+        ("ALL_PROXY", "http://\udc80:80"),
+        ("ALL_PROXY", "http://proxy:80/proxy.pac"),
         ("SSL_CERT_FILE", "/nonexistent.pem"),
+        ("SSL_CERT_FILE", str(ROOT)),
+        ("SSL_CERT_FILE", str(ROOT / "LICENSE")),
+        ("SSL_CERT_FILE", "/dev/null"),
+        ("SSL_CERT_FILE", "/" + "a" * 9999),
+        ("SSL_CERT_FILE", "/\udc80"),
+        ("SSL_CERT_DIR", str(ROOT / "LICENSE")),
         ("REQUESTS_CA_BUNDLE", "/nonexistent.pem"),
         ("SSL_CERT_DIR", "/nonexistent"),
     ],
@@ -88,11 +113,46 @@ def test_what_nothing_can_be_made_of_is_named(name, value):
     assert bad is not None and (bad.name, bad.value) == (name, value) and bad.expected
 
 
-def test_usable_proxy_variables_are_read_by_the_http_library(monkeypatch):
-    given = {"ALL_PROXY": "http://127.0.0.1:1", "NO_PROXY": "::1/128,10.0.0.0/8,*,localhost"}
-    for name, value in usable_network(given)[0].items():
-        monkeypatch.setenv(name, value)
-    httpx.Client().close()
+def test_what_nobody_reads_stops_no_download(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for keys in (tmp_path, tmp_path / "none" / "x", tmp_path / "fifo", Path("/dev/full")):
+        assert usable_network({"SSLKEYLOGFILE": str(keys)}) == ({}, None)
+    assert usable_network({"SSLKEYLOGFILE": str(tmp_path / "keys")})[0]
+    assert usable_network({"ftp_proxy": "nonsense://"}) == ({}, None)
+    assert usable_network({"HTTP_PROXY": "nonsense://", "http_proxy": "http://h"}) == ({"http_proxy": "http://h"}, None)
+    assert usable_network({"HTTP_PROXY": "http://h", "http_proxy": ""}) == ({}, None)  # urllib: the small one decides
+
+
+WORDS = [
+    *"abz019.:/@[]%*-_;, \t\x1bé密\udc80?#",
+    "http://",
+    "socks5://",
+    "socks://",
+    "::1",
+    "10.0.0.1",
+    "/24",
+    "xn--",
+    ":80",
+]
+
+
+@pytest.mark.parametrize("name", ["ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"])
+def test_whatever_is_called_usable_the_http_library_takes(name, monkeypatch, tmp_path):
+    for other in NETWORK:
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.chdir(tmp_path)
+    rng, context = random.Random(16), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    taken = 0
+    for _ in range(300):
+        given = {name: "".join(rng.choices(WORDS, k=rng.randint(1, 9)))}
+        usable, bad = usable_network(given | ({"HTTPS_PROXY": "http://h:1"} if name == "NO_PROXY" else {}))
+        if bad is None and usable:
+            with monkeypatch.context() as patch:
+                for variable, value in usable.items():
+                    patch.setenv(variable, value)
+                httpx.Client(verify=True if name.startswith("SSL") else context).close()
+            taken += 1
+    assert taken > 10 or name.startswith("SSL_CERT")
 
 
 def test_a_user_without_home_and_name_still_has_a_folder(monkeypatch):

@@ -196,6 +196,7 @@ def test_a_download_goes_through_a_socks_proxy(
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
         for name in NETWORK:
             monkeypatch.setenv(name, "")  # `pull` changes them; they come back with the test's end
+            monkeypatch.delenv(name)
         monkeypatch.setenv("ALL_PROXY", f"{scheme}://127.0.0.1:{proxy.server_address[1]}")
         huggingface_hub.close_session()
         before = Socks.served
@@ -209,7 +210,8 @@ def test_a_download_goes_through_a_socks_proxy(
     ("name", "value"),
     [
         ("ALL_PROXY", "socks4a://127.0.0.1:1"),
-        ("https_proxy", "127.0.0.1"),
+        ("https_proxy", "127.0.0.1:port"),
+        ("https_proxy", "http://[::1:80"),
         ("HTTPS_PROXY", "http://user@:port"),
         ("SSL_CERT_FILE", "/nowhere/cert.pem"),
     ],
@@ -219,6 +221,7 @@ def test_a_setting_of_the_network_that_cannot_be_used_is_named(
 ) -> None:
     for other in NETWORK:
         monkeypatch.setenv(other, "")
+        monkeypatch.delenv(other)
     monkeypatch.setenv(name, value)
     with pytest.raises(FileError) as caught:
         pull(tmp_path / "models")

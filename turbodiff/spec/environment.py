@@ -1,9 +1,11 @@
 """The environment of our own processes: which of its variables they may see, and where Python looks for modules.
 
 Nothing but downloads uses the network, so only downloads see the variables about it: HTTP libraries read them when
-they are imported, and one bad value ends the process (A1111 8026, Langchain-Chatchat 605). Standard library only.
+they are imported, and one bad value ends the process (A1111 8026, Langchain-Chatchat 605). Standard library only, but
+for `usable_network`, which asks httpx.
 """
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -19,8 +21,7 @@ CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_
 NETWORK = (*PROXIES, *(name.upper() for name in PROXIES), *CERTIFICATES)
 KEPT = "TURBODIFF_NETWORK"  # those variables as one JSON object, for a download that a child starts
 PASSWORD = "TURBODIFF_PASSWORD"
-HOST = re.compile(r"\*|[\w.*-]+(:\d+)?")  # a name, a part of one, perhaps with a port
-SCHEMES = ("http", "https", "socks5", "socks5h")  # what httpx takes (0.28, _config.py)
+HOST = re.compile(r"\*|[\w.*-]+(:\d+)?", re.ASCII)  # a name, a part of one, perhaps with a port
 
 
 class BadSetting(NamedTuple):
@@ -69,28 +70,49 @@ def with_network(environment: Mapping[str, str] | None = None) -> dict[str, str]
 
 
 def usable_network(environment: Mapping[str, str]) -> tuple[dict[str, str], BadSetting | None]:
-    """The network variables as httpx and Python's ssl can read them, and the first that nothing can be made of.
+    """The network variables as httpx and Python's ssl can read them, and the first that these refuse when asked.
 
     `socks://` (what desktops write for any SOCKS proxy) is SOCKS 5; a bare `host:port` is http; networks in NO_PROXY
     (`::1/128`, `10.0.0.0/8`), which httpx takes for addresses or refuses, are left out unless they are one address.
     """
+    import ssl
+
+    import httpx
+
     usable = {name: environment[name].strip() for name in NETWORK if environment.get(name, "").strip()}
     for name, value in list(usable.items()):
-        if name.lower() == "no_proxy":
-            usable[name] = ",".join(filter(None, map(_exception, value.replace(" ", ",").split(","))))
-        elif name.lower() in PROXIES:
-            scheme, mark, rest = value.partition("://")
-            scheme, rest = (scheme.lower(), rest) if mark else ("http", value)
-            scheme = "socks5" if scheme == "socks" else scheme
-            host, _, port = rest.rpartition("@")[2].rstrip("/").rpartition(":")
-            if scheme not in SCHEMES or not host or not port.isdecimal() or not 0 < int(port) < 65536 or "/" in host:
-                return usable, BadSetting(name, value, "http://host:port or socks5://host:port")
-            usable[name] = f"{scheme}://{rest}"
-        elif name == "SSLKEYLOGFILE":  # Python opens it for writing with each TLS context
-            if not os.access(value if Path(value).exists() else Path(value).parent, os.W_OK):
+        kind, context = name.lower(), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        expected = "a file of certificates, in PEM form" if name == "SSL_CERT_FILE" else "a file or folder that exists"
+        if kind == "ftp_proxy" or (kind != name and kind in environment and kind in PROXIES):
+            del usable[name]  # nobody asks for the first; of two spellings urllib takes the small one, be it empty
+            continue
+        try:
+            if kind == "no_proxy":
+                usable[name] = ",".join(filter(None, map(_exception, re.split(r"[\s,;]+", value))))
+            elif kind in PROXIES:
+                expected = "http://host:port or socks5://host:port"
+                scheme, _, rest = value.partition("://") if "://" in value else ("http", "", value)
+                usable[name] = f"{'socks5' if scheme.lower() == 'socks' else scheme.lower()}://{rest}"
+                url = httpx.URL(usable[name])
+                httpx.Client(proxy=url, trust_env=False, verify=context).close()
+                url.host.encode("idna")  # the lookup of a name does that
+                if not url.host or (url.port is not None and not 0 < url.port < 65536) or url.path not in ("", "/"):
+                    return usable, BadSetting(name, value, expected)
+            elif name == "SSLKEYLOGFILE":  # Python opens it for writing with each TLS context
                 del usable[name]
-        elif not (Path(value).is_dir() if name == "SSL_CERT_DIR" else Path(value).exists()):
-            return usable, BadSetting(name, value, "a file or folder that exists, or not set")
+                if Path(value).is_file() or not Path(value).exists():  # a pipe would wait for its reader
+                    with contextlib.suppress(OSError, ValueError):
+                        context.keylog_filename = value
+                        usable[name] = value
+            elif name == "SSL_CERT_DIR":  # a list, as OpenSSL reads it
+                if not any(Path(folder).is_dir() for folder in value.split(os.pathsep)):
+                    return usable, BadSetting(name, value, expected)
+            elif not Path(value).is_file() and (name == "SSL_CERT_FILE" or not Path(value).is_dir()):
+                return usable, BadSetting(name, value, expected)
+            elif name == "SSL_CERT_FILE":
+                context.load_verify_locations(value)
+        except (OSError, ValueError, ImportError, httpx.InvalidURL):
+            return usable, BadSetting(name, value, expected)
     return usable, None
 
 
@@ -99,7 +121,10 @@ def _exception(entry: str) -> str:
     try:
         network = ipaddress.ip_network(entry.strip("[]"), strict=False)
     except ValueError:
-        return entry if HOST.fullmatch(entry) else ""
+        with contextlib.suppress(UnicodeError):
+            name = entry if entry.isascii() else entry.encode("idna").decode()
+            return name if HOST.fullmatch(name) else ""
+        return ""
     return str(network.network_address) if network.num_addresses == 1 else ""
 
 

@@ -355,7 +355,7 @@ def test_a_refused_picture_costs_one_process_until_it_changes(tmp_path: Path, mo
     for _ in range(2):
         with pytest.raises(FileError, match="known kind"):
             picture_size(picture)
-        monkeypatch.setattr("turbodiff.media.pictures.DECODER", tmp_path / "nothing")
+        monkeypatch.setattr("turbodiff.media.pictures.DECODER", (str(tmp_path / "nothing"),))
     monkeypatch.undo()
     halves().save(picture)
     assert picture_size(picture) == (64, 32)

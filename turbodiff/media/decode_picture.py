@@ -2,7 +2,7 @@
 
 Standard input is the picture, the only argument a JSON object {"want": "size" | "fit", "width", "height", "fit",
 "background"}. Standard output is one JSON line {"width", "height"} of the upright picture, followed for "fit" by RGB
-bytes of the wanted size, in sRGB; or {"code", "got"} of what is wrong. Imports nothing of ours, so that it starts fast.
+bytes of the wanted size, in sRGB; or {"code", "got"} of what is wrong. Imports next to nothing of ours, to start fast.
 
 The pixels are what counts: metadata that is damaged, huge or in the wrong place is left out before Pillow sees it.
 """
@@ -10,6 +10,7 @@ The pixels are what counts: metadata that is damaged, huge or in the wrong place
 import contextlib
 import io
 import json
+import re
 import resource
 import struct
 import sys
@@ -19,6 +20,8 @@ from collections.abc import Iterator
 from typing import Literal, NoReturn, TypedDict
 
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from turbodiff.media.picture_colours import CannotConvert, colours_of, icc_profile
 
 MEGAPIXELS = 64
 MIN_SIDE = 16
@@ -30,9 +33,13 @@ MAX_SCANS = 100  # of a progressive JPEG, each costs a pass over all pixels; enc
 MAX_METADATA_BYTES = 1 << 20  # a chunk of a PNG when decompressed; printers' ICC profiles have up to 1 MiB
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
 PNG_HELPFUL = (b"iCCP", b"eXIf")  # colours and which way is up
+PNG_COLOURS = {b"cICP": 4, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}  # and their bytes
 PNG_TEXTS = (b"Raw profile type ", b"XML:com.adobe.xmp\0")  # ImageMagick and Adobe keep the orientation in these
 JPEG_SCAN, JPEG_END, JPEG_ADOBE = 0xDA, b"\xff\xd9", 0xEE
 JPEG_HELPFUL = (0xE1, 0xE2, JPEG_ADOBE)  # EXIF and XMP, ICC, which colours the four or three planes are
+JPEG_MARKER = re.compile(rb"\xff[\xc0-\xc7\xc9-\xcf\xda-\xef\xfe]")  # of those with a length, the ones in use
+WEBP_PIXELS = (b"VP8X", b"ANIM", b"ANMF", b"ALPH", b"VP8 ", b"VP8L")
+WEBP_BESIDE = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}  # and the bit of VP8X that says they are there
 UPRIGHT = {  # EXIF 2.32, tag 0x0112
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -104,6 +111,10 @@ def decode_pixels(data: bytes, wanted: Wanted) -> tuple[dict[str, int], bytes]:
     turn = None
     with contextlib.suppress(Exception):  # EXIF that is none: the pixels are what counts
         turn = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    try:
+        colours = colours_of(picture, data)
+    except CannotConvert as error:
+        refuse("picture_colours", str(error))
     head = {"width": height, "height": width} if turn in SIDEWAYS else {"width": width, "height": height}
     if wanted["want"] == "size":
         return head, b""
@@ -112,7 +123,15 @@ def decode_pixels(data: bytes, wanted: Wanted) -> tuple[dict[str, int], bytes]:
     if picture.format == "JPEG" and data.rfind(JPEG_END) < data.rfind(bytes((0xFF, JPEG_SCAN))):
         picture = without_end(data, (long_side, long_side))
     turned = picture.transpose(turn) if turn is not None else picture
+    if turned.mode.startswith("I"):  # 16 bits of grey
+        turned = turned.convert("I").point(lambda level: level * (1 / 257)).convert("L")
     turned.info = picture.info
+    if colours and colours.narrow:  # 16 to 235 of 255 (H.273, VideoFullRangeFlag 0); alpha is whole
+        turned = turned.convert("RGBA" if turned.has_transparency_data else "RGB")
+        levels = [min(255, max(0, round((level - 16) * 255 / 219))) for level in range(256)]
+        turned = turned.point(levels * 3 + list(range(256)) * (turned.mode == "RGBA"))
+    if colours:
+        turned.info["icc_profile"] = icc_profile(colours)
     rgb = flatten(to_srgb(turned), wanted["background"])
     size = (wanted["width"], wanted["height"])
     if wanted["fit"] == "stretch":
@@ -147,7 +166,7 @@ def without_end(data: bytes, draft_size: tuple[int, int]) -> Image.Image:
 def to_srgb(picture: Image.Image) -> Image.Image:
     """The same colours in sRGB where a profile is embedded; one that does not belong to these pixels is passed over."""
     profile = picture.info.get("icc_profile")
-    if not profile or picture.mode.startswith("I"):
+    if not profile:
         return picture
     try:
         source, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
@@ -173,9 +192,25 @@ def without_metadata(data: bytes, keep_helpful: bool) -> bytes:
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data[:8] + b"".join(png_chunks(data, keep_helpful)) + struct.pack(">I4sI", 0, b"IEND", 0xAE426082)
-    if data.startswith(b"\xff\xd8\xff"):
+    if data.startswith(b"\xff\xd8"):
         return b"".join(jpeg_segments(data, keep_helpful))
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        chunks = b"".join(webp_chunks(data, keep_helpful))
+        return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WEBP" + chunks
     return data
+
+
+def webp_chunks(data: bytes, keep_helpful: bool) -> Iterator[bytes]:
+    """The chunks of a WebP that are kept, to the end of the file, whatever size its head says (RFC 9649, 2.3)."""
+    at, beside = 12, b"".join(WEBP_BESIDE) if keep_helpful else b""
+    while at + 8 <= len(data) and (data[at : at + 4] in WEBP_PIXELS or data[at : at + 4] in WEBP_BESIDE):
+        name, length = struct.unpack_from("<4sI", data, at)
+        body = data[at + 8 : at + 8 + length]
+        if name == b"VP8X" and not keep_helpful and body:
+            body = bytes((body[0] & ~sum(WEBP_BESIDE.values()),)) + body[1:]
+        if name in WEBP_PIXELS or name in beside:
+            yield name + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
+        at += 8 + length + length % 2
 
 
 def png_chunks(data: bytes, keep_helpful: bool) -> Iterator[bytes]:
@@ -202,6 +237,8 @@ def is_helpful(name: bytes, body: bytes) -> bool:
     """Whether a chunk beside the pixels is worth reading, and small when decompressed."""
     if name in (b"zTXt", b"iTXt", b"tEXt") and not body.startswith(PNG_TEXTS):
         return False
+    if name in PNG_COLOURS:
+        return len(body) == PNG_COLOURS[name]
     if name not in (*PNG_HELPFUL, b"zTXt", b"iTXt", b"tEXt") or len(body) > MAX_METADATA_BYTES:
         return False
     if name in (b"eXIf", b"tEXt"):
@@ -219,15 +256,13 @@ def is_helpful(name: bytes, body: bytes) -> bool:
 
 
 def jpeg_segments(data: bytes, keep_helpful: bool) -> Iterator[bytes]:
-    """A JPEG without comments and application segments, up to its first scan, and the rest (ITU-T T.81, B.1.1.4)."""
+    """A JPEG without comments, application segments and what is between segments, up to its first scan, and the rest
+    (ITU-T T.81, B.1.1.4)."""
     yield data[:2]
     at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        kind = data[at + 1]
-        if kind == 0xFF:  # fill bytes may stand before a marker
-            at += 1
-            continue
-        if kind == JPEG_SCAN:
+    while found := JPEG_MARKER.search(data, at):
+        at, kind = found.start(), data[found.end() - 1]
+        if kind == JPEG_SCAN or at + 4 > len(data):
             break
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         other = 0xE0 <= kind <= 0xEF or kind == 0xFE
@@ -242,8 +277,6 @@ def jpeg_segments(data: bytes, keep_helpful: bool) -> Iterator[bytes]:
 
 def flatten(picture: Image.Image, background: str) -> Image.Image:
     """Any mode -> RGB of 8 bits; what is transparent shows the background."""
-    if picture.mode.startswith("I"):  # 16 bits of grey
-        picture = picture.convert("I").point(lambda level: level * (1 / 257)).convert("L")
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     rgba = picture.convert("RGBA")

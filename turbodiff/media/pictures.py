@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., object])
 
-DECODER = Path(__file__).with_name("decode_picture.py")
+DECODER = ("-P", "-m", "turbodiff.media.decode_picture")
 MAX_FILE_BYTES = 256 << 20  # 64 megapixels of incompressible RGB and some
 TIMEOUT_S = 120  # the decoder's own limit is 20 s of CPU; a busy machine may need longer for that
 PREVIEW_SIDE = 360  # pixels of the longer side of a preview
@@ -36,6 +36,11 @@ REFUSALS = {
     "picture_too_large": ("the picture is too large", "at most 64 megapixels", "scale it down to 4000 pixels a side"),
     "picture_too_small": ("the picture is too small", "at least 16 pixels a side", "a larger picture"),
     "picture_broken": ("the picture is damaged", "a whole picture", "open it in a viewer and save it again"),
+    "picture_colours": (
+        "the picture's colours cannot be converted to those of a clip",
+        "SDR in any RGB space",
+        "save it as sRGB (SDR)",
+    ),
     "picture_slow": ("decoding the picture takes too long", f"at most {TIMEOUT_S} s", "save it as PNG or JPEG"),
 }
 
@@ -228,7 +233,7 @@ def _decode(path: Path, wanted: Mapping[str, object]) -> tuple[int, int, bytes]:
     try:
         with path.open("rb") as file:
             run = subprocess.run(
-                [sys.executable, "-P", str(DECODER), json.dumps(wanted)],
+                [sys.executable, *DECODER, json.dumps(wanted)],
                 stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=TIMEOUT_S,
             )  # fmt: skip
     except OSError as error:

@@ -94,3 +94,29 @@ def test_a_failed_card_on_a_phone_leads_to_who_holds_the_memory(app, chromium):
         wait_done(app, begin(page, app), "parked")
         page.click("#progress .failed [data-do=tab]")  # a tab that is behind a menu at this width
         page.wait_for_selector("#system [data-model=Demo]", state="visible")
+
+
+def test_a_failed_card_leads_to_the_run_log_with_its_cause(app, chromium):
+    failed = {"error": {"code": "key_missing", "what": "a key is missing", "try_instead": "another file"}}
+    with tab(chromium, app) as page:
+        write_prompt(page, json.dumps(failed))
+        job = begin(page, app)
+        wait_done(app, job, "failed")
+        page.click("#progress .failed [data-act=log]")
+        page.wait_for_selector(
+            f"#log div.ERROR:has-text('j{job} verdict'):has-text('try: another file')", state="visible"
+        )
+        page.click("#logs [data-arg^=webui_startup]")
+        page.wait_for_selector("#log div:has-text('turbodiff supervisor')", state="visible")
+        page.wait_for_selector("#log div:has-text('verdict')", state="detached")
+
+
+def test_a_clip_is_rated_in_words_and_stars_with_one_click(app, chromium):
+    with tab(chromium, app, "/zh/") as page:
+        write_prompt(page, json.dumps({"steps": 1}))
+        wait_done(app, begin(page, app))
+        page.fill("#card #praise-stage", "动作流畅,光影绝美", timeout=30_000)
+        page.click("#card .td-stars button >> nth=3")
+        page.wait_for_selector("#card .td-stars .on >> nth=3")
+        assert page.input_value("#card #praise-stage") == "动作流畅,光影绝美"
+        assert "| ★★★★☆ 动作流畅,光影绝美 |" in (app.outputs / "seeds.md").read_text("utf-8")

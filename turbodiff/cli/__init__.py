@@ -26,6 +26,7 @@ import typer
 from turbodiff.cli.generate import generate, plan
 from turbodiff.cli.machine import calibrate, doctor, gpu, models_app, selftest
 from turbodiff.cli.queue import jobs_app, restart, seeds_app, serve, support_bundle
+from turbodiff.cli.service import service_app
 from turbodiff.spec import stdio
 from turbodiff.spec.errors import TurbodiffError
 
@@ -41,6 +42,7 @@ for command in (generate, plan, serve, restart, gpu, calibrate, doctor, selftest
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(seeds_app, name="seeds")
 app.add_typer(models_app, name="models")
+app.add_typer(service_app, name="service")
 
 
 def main() -> None:

@@ -1,0 +1,289 @@
+"""`turbodiff service`: the app as a systemd unit and a desktop entry of this user; nothing of the system, no sudo."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+import webbrowser
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from turbodiff.cli.flags import OUTPUTS, StateDir
+from turbodiff.diagnostics.logs import redact
+from turbodiff.spec.environment import KEPT, NETWORK, PASSWORD, expand, home_folder, with_network
+from turbodiff.spec.errors import FileError, TurbodiffError
+from turbodiff.spec.files import atomic_write
+
+UNIT, ENTRY = "turbodiff.service", "turbodiff.desktop"
+MARK = "# Made by `turbodiff service install`; `turbodiff service uninstall` takes it away.\n"
+# the folder as an argument: WorkingDirectory= of systemd and Path= of a desktop entry have no way to quote
+RUN = ("/bin/sh", "-c", 'cd -- "$1" && shift && exec "$@"', "turbodiff")
+# 2, 3, 4: a wrong flag, a state folder or port in use; trying again mends none (spec/errors.py). A worker that the
+# kernel ends for want of memory is replaced by the supervisor: OOMPolicy=stop, the default, would end the app with it.
+UNIT_TEXT = """{mark}[Unit]
+Description=turbodiff: text or a picture to a short video
+StartLimitIntervalSec=300
+StartLimitBurst=5
+
+[Service]
+ExecStart={command}
+{environment}Restart=on-failure
+RestartSec=5
+RestartPreventExitStatus=2 3 4
+KillMode=mixed
+TimeoutStopSec=30
+OOMPolicy=continue
+
+[Install]
+WantedBy=default.target
+"""
+ENTRY_TEXT = """[Desktop Entry]
+{mark}Type=Application
+Name=turbodiff
+Comment=Text or a picture to a short video
+Comment[zh_CN]=文字或图片生成短视频
+Exec={command}
+Icon={icon}
+Terminal={terminal}
+Categories=AudioVideo;Video;
+"""
+CARRIED = (
+    *("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT", "CUDA_VISIBLE_DEVICES"),
+    *("XDG_STATE_HOME", "XDG_CACHE_HOME", *NETWORK),
+)
+NOT_CARRIED = (PASSWORD, KEPT)
+START_WAIT_S, SYSTEMCTL_WAIT_S, POLL_S = 60.0, 60.0, 0.3
+NOT_RUNNING = 3  # as `systemctl status` ends
+
+service_app = typer.Typer(
+    help="Start with the session, stand in the menu of programs: install, uninstall, status, open.",
+    no_args_is_help=True,
+)
+Port = Annotated[int, typer.Option("--port", min=1, max=65535)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="show what would be written and run; change nothing")]
+OutputsFolder = Annotated[Path, typer.Option("--outputs", help="the library's folder")]
+
+
+def say(line: str) -> None:
+    """Print one line; a password in an address is no part of it."""
+    sys.stdout.write(redact(line) + "\n")
+
+
+def places() -> tuple[Path, Path]:
+    """Where the unit and the entry go (XDG Base Directory Specification 0.8: a path that is not absolute is none)."""
+    found = []
+    for variable, default in (("XDG_CONFIG_HOME", ".config"), ("XDG_DATA_HOME", ".local/share")):
+        named = Path(os.environ.get(variable, ""))
+        found.append(named if named.is_absolute() else home_folder().absolute() / default)
+    return found[0] / "systemd" / "user" / UNIT, found[1] / "applications" / ENTRY
+
+
+def state_of(path: Path) -> str:
+    """ "ours", "absent", or "foreign": what stands there was not made by `install`, so it is left alone."""
+    if not os.path.lexists(path):
+        return "absent"
+    try:
+        return "ours" if not path.is_symlink() and MARK.encode() in path.read_bytes() else "foreign"
+    except OSError:
+        return "foreign"
+
+
+def systemctl(*args: str) -> str | None:
+    """What `systemctl --user ARGS` printed; None where it is not there, does not answer, or did not do it."""
+    try:
+        done = subprocess.run(
+            ["systemctl", "--user", *args],
+            capture_output=True, stdin=subprocess.DEVNULL, timeout=SYSTEMCTL_WAIT_S, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else None
+
+
+def for_systemd(text: str, dollar: str) -> str:
+    """A quoted word of a unit (systemd.syntax(7), Quoting; systemd.unit(5), Specifiers): what is no plain text is
+    written as bytes, and `dollar` stands for "$", which only command lines expand (systemd.service(5))."""
+    special = {'"': '\\"', "\\": "\\\\", "%": "%%", "$": dollar}
+    plain = (
+        special.get(char, char if char.isprintable() else "".join(f"\\x{byte:02x}" for byte in os.fsencode(char)))
+        for char in text
+    )
+    return f'"{"".join(plain)}"'
+
+
+def for_desktop(text: str) -> str:
+    """A value of a desktop entry (Desktop Entry Specification 1.5, Possible value types)."""
+    return "".join({"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(char, char) for char in text)
+
+
+def file_texts(port: int, outputs: Path, state_dir: Path | None) -> Mapping[Path, str]:
+    """The unit and the entry, for this Python, this folder and these flags; a text of "" is one that no entry can hold:
+    a path that is not UTF-8, or with control characters."""
+    unit, entry = places()
+    flags = ["--port", str(port), "--outputs", str(expand(outputs).absolute())]
+    flags += ["--state-dir", str(expand(state_dir).absolute())] if state_dir else []
+    webui = importlib.util.find_spec("webui")
+    assert webui is not None and webui.origin is not None
+    app, python = Path(webui.origin).absolute().with_name("app.py"), os.path.abspath(sys.executable)  # noqa: PTH100
+    start = (*RUN, str(Path.cwd()), python, "-P", str(app), *flags, "--no-browser")
+    opens = (*RUN, str(Path.cwd()), python, "-P", "-m", "turbodiff.cli", "service", "open", *flags)
+    given = with_network()
+    carried = {
+        name: value
+        for name, value in sorted(given.items())
+        if value and (name in CARRIED or name.startswith("TURBODIFF_")) and name not in NOT_CARRIED
+    }
+    environment = "".join(f"Environment={for_systemd(f'{name}={value}', '$')}\n" for name, value in carried.items())
+    command = " ".join(for_systemd(word, "$$") for word in start)
+    texts = {unit: UNIT_TEXT.format(mark=MARK, command=command, environment=environment), entry: ""}
+    icon = str(app.parent / "static" / "favicon.svg")
+    if all(char.isprintable() or char in "\n\t\r" for char in "".join((*opens, icon))):
+        # The Exec key: quoted, then "%" doubled, then escaped as any value
+        escapes = str.maketrans({char: f"\\{char}" for char in '\\"`$'})
+        quoted = " ".join(f'"{word.translate(escapes)}"' for word in opens).replace("%", "%%")
+        terminal = "false" if systemctl("show-environment") is not None else "true"
+        texts[entry] = ENTRY_TEXT.format(
+            mark=MARK, command=for_desktop(quoted), icon=for_desktop(icon), terminal=terminal
+        )
+    return texts
+
+
+@service_app.command("install")
+def install_service(
+    port: Port = 7860, outputs: OutputsFolder = OUTPUTS, state_dir: StateDir = None, dry_run: DryRun = False
+) -> None:
+    """Start the app with this user's session, and put it into the menu. Flags as of `serve`; again changes them."""
+    if os.geteuid() == 0 and os.environ.get("SUDO_USER"):
+        raise TurbodiffError(
+            "a service of this user is installed as this user",
+            code="service_sudo",
+            got="sudo",
+            try_instead="turbodiff service install, without sudo",
+        )
+    texts = file_texts(port, outputs, state_dir)
+    for path in texts:
+        if state_of(path) == "foreign":
+            raise FileError(
+                "a file of that name is not of `turbodiff service install`; it was left alone",
+                code="service_foreign",
+                got=path,
+                try_instead=f"move {path} away",
+            )
+    answers = systemctl("show-environment") is not None
+    for path, text in texts.items():
+        kept = state_of(path) == "ours" and path.read_bytes() == text.encode()
+        if not text:
+            say(f"no {path.name}: a path here cannot stand in a desktop entry")
+        elif kept:
+            say(f"unchanged {path}")
+        elif dry_run:
+            say(f"would write {path}:\n{text}")
+        else:
+            try:
+                with atomic_write(path) as part:
+                    part.touch(0o600)  # a proxy's address may hold a password
+                    part.write_text(text, "utf-8")
+            except OSError as error:
+                raise FileError(
+                    "the file cannot be written",
+                    code="output_unwritable",
+                    got=f"{path}: {error.strerror}",
+                    try_instead="$XDG_CONFIG_HOME and $XDG_DATA_HOME, where this user can write",
+                ) from None
+            say(f"wrote {path}")
+    steps = (("daemon-reload",), ("enable", "--now", UNIT))
+    for step in steps:
+        line = f"systemctl --user {' '.join(step)}"
+        if dry_run or not answers:
+            say(f"{'would run' if answers else 'to run where systemd answers'}: {line}")
+        elif systemctl(*step) is None:
+            raise TurbodiffError(
+                "systemd did not start the service",
+                code="service_refused",
+                got=line,
+                try_instead=f"systemctl --user status {UNIT}, journalctl --user -u {UNIT}",
+            )
+        else:
+            say(f"ran: {line}")
+    if answers:
+        say(f"the page: http://127.0.0.1:{port}/ ; after a change of flags: systemctl --user restart {UNIT}")
+        say("to run without a session: loginctl enable-linger")
+
+
+@service_app.command("uninstall")
+def uninstall_service(dry_run: DryRun = False) -> None:
+    """Stop the service and take away what `install` wrote; clips, queue and weights stay."""
+    unit, entry = places()
+    answers = systemctl("show-environment") is not None
+    if state_of(unit) == "ours" and answers:
+        done = "would run" if dry_run else "failed" if systemctl("disable", "--now", UNIT) is None else "ran"
+        say(f"{done}: systemctl --user disable --now {UNIT}")
+    wanted = unit.parent / "default.target.wants" / UNIT  # what `enable` made, where systemd cannot take it away
+    enabled = wanted.is_symlink() and wanted.readlink() in (unit, Path("..") / UNIT)
+    for path in (*((wanted,) if enabled else ()), unit, entry):
+        state = "ours" if path is wanted else state_of(path)
+        if state == "ours":
+            if not dry_run:
+                path.unlink(missing_ok=True)
+            say(f"{'would remove' if dry_run else 'removed'} {path}")
+        else:
+            say(f"{'not there' if state == 'absent' else 'left alone, not of `service install`'}: {path}")
+    if answers and not dry_run:
+        systemctl("daemon-reload")
+
+
+@service_app.command("status")
+def service_status() -> None:
+    """What is installed, whether systemd runs it, whether the page answers; ends with 3 where it does not."""
+    words = {"ours": "installed", "absent": "not there", "foreign": "not of `service install`"}
+    for path in places():
+        say(f"{words[state_of(path)]:10} {path}")
+    unit = places()[0]
+    told = re.search(r'"--port" "(\d+)"', unit.read_text("utf-8")) if state_of(unit) == "ours" else None
+    port = int(told[1]) if told else 7860
+    active = systemctl("show", "--property=ActiveState", "--value", UNIT)
+    say(f"systemd    {'does not answer here' if active is None else active}")
+    up = page_answers(port)
+    say(f"page       http://127.0.0.1:{port}/ {'answers' if up else 'does not answer'}")
+    if not up:
+        raise typer.Exit(NOT_RUNNING)
+
+
+def page_answers(port: int) -> bool:
+    """Whether our page is at this port of this machine."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(f"http://127.0.0.1:{port}/healthz", timeout=2) as answer:
+            return bool(answer.read(64).strip() == b'{"ok":true}')
+    except (OSError, ValueError):
+        return False
+
+
+@service_app.command("open")
+def open_page(port: Port = 7860, outputs: OutputsFolder = OUTPUTS, state_dir: StateDir = None) -> None:
+    """Open the page in a browser; what does not run yet is started: the service, else the app in this terminal."""
+    if not page_answers(port):
+        if state_of(places()[0]) != "ours" or systemctl("start", UNIT) is None:
+            from turbodiff.cli.queue import serve
+
+            serve(port=port, no_browser=False, state_dir=state_dir, outputs=outputs)
+        end_s = time.monotonic() + START_WAIT_S
+        while not page_answers(port):
+            if time.monotonic() > end_s:
+                raise TurbodiffError(
+                    "the page does not answer",
+                    code="service_silent",
+                    got=f"http://127.0.0.1:{port}/ after {START_WAIT_S:g} s",
+                    try_instead=f"systemctl --user status {UNIT}, or another --port",
+                )
+            time.sleep(POLL_S)
+    webbrowser.open(f"http://127.0.0.1:{port}/")
+
+
+__all__ = ["service_app"]

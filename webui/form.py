@@ -15,7 +15,7 @@ from turbodiff.spec.shapes import frame_counts, nearest_frame_counts
 
 LARGEST = 1e9  # no number of a form is anywhere near
 Number = Annotated[int, Field(ge=-LARGEST, le=LARGEST)] | Annotated[float, Field(ge=-LARGEST, le=LARGEST)] | None
-Pin = Literal["model", "resolution", "num_frames", "quant_linear"]  # fields that a person can lock
+Pin = Literal["model", "resolution", "num_frames", "quant_linear", "text_dtype"]  # fields that a person can lock
 PINS: tuple[Pin, ...] = get_args(Pin)
 
 
@@ -40,6 +40,7 @@ class FormValues(TypedDict, total=False):
     attention: str | None
     topk: Number
     quant_linear: str | None
+    text_dtype: str | None
     boundary: Number
     sigma_max: Number
     shift: Number

@@ -205,7 +205,10 @@ def fit_marks(reader: StudioReader, asked: Mapping[str, object], spec: ModelSpec
     sizes, counts = spec.limits.resolutions, form.offered_frames(spec)
     bands: dict[tuple[str, object], str] = {}
     if len(sizes) * len(counts) >= MARKED_FROM:
-        exactly = {**asked, "prompt": "-", "pinned": form.PINS}
+        # the encoder's precision has nothing to do with size and length; the meter tells it
+        locked = asked.get("pinned")
+        keep = isinstance(locked, list) and "text_dtype" in locked
+        exactly = {**asked, "prompt": "-", "pinned": [pin for pin in form.PINS if keep or pin != "text_dtype"]}
         choices: dict[tuple[str, object], dict[str, object]] = {
             **{("resolution", size): {"resolution": size, "size": None} for size in sizes},
             **{("frames", count): {"num_frames": count} for count in counts},

@@ -1,5 +1,6 @@
 """What a plan says in a shell: sentences, and other ways to run in one line."""
 
+import json
 import re
 
 import pytest
@@ -40,3 +41,13 @@ def test_other_ways_to_run_are_one_line_of_frames_size_memory_and_time():
 def test_a_model_that_must_be_fetched_says_how_large_it_is():
     line = alternatives_line(plan_request(ask(), card(12), ON_DISK_14B), EN)
     assert re.search(r"with Wan2\.1-1\.3B: [\d.]+ GiB, .* to download", line)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "nf4"])
+def test_a_text_encoder_of_fewer_bits_is_a_flag_and_stands_in_the_plan(turbodiff, monkeypatch, dtype):
+    monkeypatch.setenv("TURBODIFF_PRETEND_VRAM", "23.5")
+    code, said = turbodiff("plan", "a cat", "--model", "Wan2.1-1.3B", "--text-dtype", dtype, "--json")
+    plan = json.loads(said.out)
+    assert (code, plan["levers"]["text_dtype"], plan["request"]["text_dtype"]) == (0, dtype, dtype)
+    code, said = turbodiff("plan", "a cat", "--model", "Wan2.1-1.3B", "--text-dtype", "int4")
+    assert code == 2 and "text_dtype" in said.err

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.plan.machines import card, disk
+from tests.plan.machines import card, disk, gpu, machine
 from turbodiff.plan.hardware import Machine, pretend
 from turbodiff.plan.planner import plan_request
 from turbodiff.spec.experts import experts_by_step
@@ -101,3 +101,16 @@ def test_what_the_weights_settled_follows_them_again_when_a_clip_is_repeated():
 def test_an_empty_number_follows_the_weights_also_under_a_sampler_of_ones_own():
     fields = form.request_fields({**form.defaults(all_models()[0]), "prompt": "x", "sampler": "unipc"})
     assert make_request(fields).auto == {"guidance", "guidance_low", "shift"}
+
+
+def test_a_text_encoder_that_the_plan_made_smaller_is_automatic_again_when_a_clip_is_repeated():
+    short = machine(gpu(11.5), ram_gib=4.2, bitsandbytes=True)
+    values = {**form.defaults(find_model("wan2.1-1.3b")), "prompt": "x", "seed": "1"}
+    plan = plan_request(make_request(form.request_fields(values)), short, disk())
+    assert plan.request.text_dtype == "int8"
+    wished = wished_request(SimpleNamespace(request=plan.request, changes=plan.changes))
+    assert wished["text_dtype"] == "auto"
+    lock = {**values, "text_dtype": "nf4", "pinned": ["text_dtype"]}
+    locked = plan_request(make_request(form.request_fields(form.sanitize(lock))), short, disk())
+    assert (locked.request.text_dtype, locked.levers.text_dtype) == ("nf4", "nf4")
+    assert form.from_request(locked.request.model_dump(mode="json"))["text_dtype"] == "nf4"

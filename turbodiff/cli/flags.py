@@ -42,6 +42,7 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     "attention": ("--attention", "--attention-type", "--attention_type", "auto, dense, sage, sla, sagesla"),
     "topk": ("--topk", "--sla-topk", "--sla_topk", "SLA TopK: share of key blocks, 0.1, 0.15"),
     "quant_linear": ("--quant-linear/--no-quant-linear", "--quant_linear", "INT8 linears; left out: auto"),
+    "text_dtype": ("--text-dtype", "text encoder: auto, bf16, int8, nf4 (bitsandbytes); the last two differ a little"),
     "fps": ("--fps", "frames per second of the file, 16"),
     "image": ("--image", "--image-path", "--image_path", "the picture to start from"),
     "fit": ("--fit", "crop, pad or stretch, with --no-adaptive-resolution"),

@@ -134,6 +134,7 @@ def machine_from(sample: Sample, own_pids: frozenset[int] = frozenset()) -> Mach
         cpu_count=len(os.sched_getaffinity(0)),
         driver=sample.driver,
         torch=_version("torch"),
+        bitsandbytes=bool(_version("bitsandbytes")),
         cudnn=_version("nvidia-cudnn-cu13") or _version("nvidia-cudnn-cu12"),
         wsl=wsl,
         tegra=tegra,

@@ -17,7 +17,7 @@ from turbodiff.plan.offload_search import (
     look_alikes,
 )
 from turbodiff.plan.schedule import schedule_reasons, scheduled
-from turbodiff.plan.weight_sizes import missing_bytes
+from turbodiff.plan.weight_sizes import encoder_bytes, missing_bytes
 from turbodiff.spec.plan import Alternative, Change, JsonScalar, Reason
 from turbodiff.spec.request import Request
 from turbodiff.spec.schedules import RCM_SAMPLERS, SCHEDULE_REASONS, WARNINGS
@@ -30,6 +30,7 @@ KEPT_QUALITIES = ("frames", "size", "model")  # by alternatives, in this order
 MOST_ALTERNATIVES = 3
 ALTERNATIVE_FIELDS = ("model", "resolution", "width", "height", "num_frames", "quant_linear", "steps")
 FAST_STEPS = 2
+FEWER_BITS = (("auto", "int8"), ("auto", "nf4"), ("bf16", "int8"), ("bf16", "nf4"), ("int8", "nf4"))
 NOT_TOLD = ("width", "height", "aspect", "sampler")  # said by the resolution, and by the schedule's own reason
 
 # the names of the numbers of every reason
@@ -37,7 +38,7 @@ REASON_KEYS: Mapping[str, list[str]] = tomllib.loads(Path(__file__).with_name("r
 # those about what was chosen of the picture, which stay true when levers change
 OF_THE_PICTURE = frozenset(
     ("wish_does_not_fit", "settled", "lowered", "int8_is_faster", "int8_makes_it_fit", "int8_not_faster_here",
-     "only_int8_on_disk", "outside_trained_size", "lossless_is_slow", "negative_prompt_of_wan",
+     "text_of_fewer_bits", "only_int8_on_disk", "outside_trained_size", "lossless_is_slow", "negative_prompt_of_wan",
      *SCHEDULE_REASONS, *WARNINGS)
 )  # fmt: skip
 
@@ -55,6 +56,10 @@ def changes_between(before: Request, fields: Mapping[str, JsonScalar], names: tu
     changed = [pair for pair in pairs if pair[1] != pair[2]]
     more = {name for name, old, new in changed if name == "steps" and int(str(new)) > int(str(old))}
     left = before.auto | more | {name for name, old, _ in changed if old == "auto"}
+    if any(name == "text_dtype" and (old, new) in FEWER_BITS for name, old, new in changed):
+        left -= {"text_dtype"}  # "auto" means all of them
+    elif "text_dtype" in [name for name, _, _ in changed]:
+        left |= {"text_dtype"}
     return tuple([Change(field=f, from_value=old, to_value=new, lossy=f not in left) for f, old, new in changed])
 
 
@@ -66,7 +71,11 @@ def reasons(
     return (
         *(reason(key, **numbers) for key, numbers in schedule_reasons(wish, settled, choice, context.inventory)),
         *_about_wish(
-            wish, context, choice, cost, lossy=True in [change.lossy for change in changes if change.field != "steps"]
+            wish,
+            context,
+            choice,
+            cost,
+            lossy=True in [change.lossy for change in changes if change.field not in ("steps", "text_dtype")],
         ),
         *_about_changes(wish, context, choice, changes),
         *_about_levers(wish, context, choice, cost),
@@ -156,6 +165,11 @@ def _about_levers(wish: Request, context: PlanContext, choice: Candidate, cost: 
             yield reason(key, blocks_resident=resident, blocks=blocks, saved_bytes=saved, slower=slower)
         else:
             yield reason(key, saved_bytes=saved, seconds=round(seconds_after - seconds_before, 1))
+    if chosen.text_dtype != "bf16":
+        sizes = [encoder_bytes(choice.spec.text_encoder, dtype, 2) for dtype in ("bf16", chosen.text_dtype)]
+        yield reason("text_of_fewer_bits", text_dtype=chosen.text_dtype, saved_bytes=sizes[0] - sizes[1])
+    elif wish.text_dtype not in ("auto", "bf16") and context.text_dtypes == ("bf16",):
+        yield reason("text_dtype_unavailable", text_dtype=wish.text_dtype)
     if chosen.ffn_chunks > 1:
         one, many = (phase_costs.denoise_activations(inputs, chunks) for chunks in (1, chosen.ffn_chunks))
         yield reason("ffn_chunked", chunks=chosen.ffn_chunks, saved_bytes=one - many)

@@ -130,6 +130,8 @@ class Machine(Frozen):
         pinned_limit_bytes: what may be page-locked in all, None: no limit known.
         unified_memory: device and host use one memory (GB10, Jetson): a job's two needs are drawn from one pool.
         tegra: a Jetson.
+        bitsandbytes: whether that library is installed, which holds a text encoder in int8 or NF4 on a card; None, not
+            known, promises nothing.
     """
 
     gpus: tuple[GpuFacts, ...] = ()
@@ -148,6 +150,7 @@ class Machine(Frozen):
     pinned_limit_bytes: int | None = None
     allocator: Allocator | None = None
     kernels: Kernels = Kernels()
+    bitsandbytes: bool | None = None
     pretended: bool = False
 
     @property

@@ -1,13 +1,14 @@
-"""Where a request is planned for, and what one candidate costs there with the best of its lossless levers.
+"""Where a request is planned for, and what one candidate costs there with the best of its levers.
 
-Levers cost time and not one pixel. Phases run one after the other, so each phase gets its own.
+Levers cost time and not one pixel, but for a text encoder of fewer bits, which is taken where no other lever makes its
+phase fit, or by wish. Phases run one after the other, so each phase gets its own.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast, get_args
 
 from turbodiff.plan import phase_costs
 from turbodiff.plan.allocator_slack import slack_bytes
@@ -22,7 +23,7 @@ from turbodiff.plan.weight_sizes import Weights, lora_bytes, weights_of
 from turbodiff.spec.attention import PLAINER_ATTENTION, AttentionKind
 from turbodiff.spec.models import Inventory, ModelSpec
 from turbodiff.spec.plan import Calibration, Levers
-from turbodiff.spec.request import Request
+from turbodiff.spec.request import Request, TextDtype
 
 NO_LIMIT_BYTES = 1 << 60
 FP8_CAPABILITY = (8, 9)  # Ada; an unknown card counts as one, which is the larger need
@@ -82,6 +83,7 @@ class PlanContext:
     calibration: Calibration | None = None
     loaded: frozenset[str] = frozenset()
     text_cached: bool = False
+    text_dtypes: tuple[TextDtype, ...] = ("bf16",)  # of the text encoder, those that may be taken, in this order
     evaluated: dict[EvaluationKey, CandidateCost] = field(default_factory=dict, compare=False, repr=False)
     schedules: dict[tuple[str, bool, int, int], Request] = field(default_factory=dict, compare=False, repr=False)
     text_options: dict[tuple[str, bool, bool], Option] = field(default_factory=dict, compare=False, repr=False)
@@ -108,8 +110,13 @@ def plan_context(
     loaded: frozenset[str] = frozenset(),
     text_cached: bool = False,
     limit_bytes: int | None = None,
+    asked: Request | None = None,
 ) -> PlanContext:
-    """The freest card that this torch can use, else the CPU. `limit_bytes` lowers the budget below what is free."""
+    """The freest card that this torch can use, else the CPU. `limit_bytes` lowers the budget below what is free.
+
+    asked: says which precision of the text encoder is wished or pinned; without it, and where bitsandbytes or the card
+    is missing, that is bf16. A wish that does not fit makes room for bf16 that passes through, then for fewer bits.
+    """
     host = machine.host_budget_bytes
     cpu_torch = not machine.pretended and (machine.torch or "").endswith("+cpu")
     gpu, device = None, NO_LIMIT_BYTES if host is None else host
@@ -120,7 +127,12 @@ def plan_context(
         device, _, gpu = max(budgets, key=lambda budget: budget[:2])
     limits = MemoryLimits(min(device, NO_LIMIT_BYTES if limit_bytes is None else limit_bytes), host)
     speed = speed_of(gpu, machine.cpu_count)
-    return PlanContext(machine, gpu, limits, speed, inventory, calibration, loaded, text_cached)
+    dtypes: tuple[TextDtype, ...] = ("bf16",)
+    if asked is not None and gpu is not None and machine.bitsandbytes:
+        wish: TextDtype = "bf16" if asked.text_dtype == "auto" else asked.text_dtype
+        others = () if "text_dtype" in asked.pinned else get_args(TextDtype)
+        dtypes = tuple(dict.fromkeys((wish, *others)))
+    return PlanContext(machine, gpu, limits, speed, inventory, calibration, loaded, text_cached, dtypes)
 
 
 def attention_for(request: Request, candidate: Candidate, context: PlanContext) -> str:
@@ -253,11 +265,7 @@ def evaluate(
     else:
         by_text, text_key = context.text_options, (candidate.spec.name, inputs.forwards > 1, unlimited)
         if text_key not in by_text:
-            names: list[phase_costs.TextLever] = ["resident", "streamed", "cpu"]
-            if inputs.on_cpu or context.text_cached:
-                names = ["cached"] if context.text_cached else ["resident"]
-            options: list[Option] = [({"text": name}, (phase_costs.text_encode(inputs, name),)) for name in names]
-            by_text[text_key] = _best(options, limits)
+            by_text[text_key] = _text_option(inputs, limits, context)
         text_fields, text = by_text[text_key]
         denoise_fields, denoise = _best(_denoise_options(inputs, limits), limits)
         vae_fields, vae = _best([_vae_option(inputs, "whole"), _vae_option(inputs, "tiled")], limits)
@@ -267,6 +275,23 @@ def evaluate(
     if like is None:
         context.evaluated[key] = found
     return found
+
+
+def _text_option(inputs: CostInputs, limits: MemoryLimits, context: PlanContext) -> Option:
+    """Where the text encoder sits: of the precisions that may be taken the first that fits, full ones anywhere, fewer
+    bits whole on the device; where none fits the one that is short by the least."""
+    best: list[Option] = []
+    for dtype in context.text_dtypes:
+        names: list[phase_costs.TextLever] = ["resident", "streamed", "cpu"] if dtype == "bf16" else ["resident"]
+        if inputs.on_cpu or context.text_cached:
+            names = ["cached"] if context.text_cached else ["resident"]
+        options: list[Option] = [
+            ({"text": name, "text_dtype": dtype}, (phase_costs.text_encode(inputs, name, dtype),)) for name in names
+        ]
+        best.append(_best(options, limits))
+        if _rate(best[-1][1], limits)[0] <= 0:
+            return best[-1]
+    return _best(best, limits)
 
 
 def _rate(phases: Sequence[PhaseCost], limits: MemoryLimits) -> tuple[int, int, float]:

@@ -20,6 +20,7 @@ from turbodiff.spec.experts import Expert
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.numbers import GIB, MIB
 from turbodiff.spec.plan import PhaseName
+from turbodiff.spec.request import TextDtype
 from turbodiff.spec.shapes import (
     CONDITION_CHANNELS,
     DECODER_MARGINS,
@@ -58,7 +59,6 @@ CHUNKS_IN_FLIGHT = 3  # the chunk being made, handed over, and turned into bytes
 SHAPES = 4096  # that are remembered: models and kinds of weights share a VAE
 
 TextLever = Literal["cached", "resident", "streamed", "cpu"]
-TextDtype = Literal["bf16", "int8", "nf4"]
 ExpertLever = Literal["resident", "swapped", "streamed"]
 
 
@@ -159,7 +159,7 @@ def text_encode(inputs: CostInputs, lever: TextLever, dtype: TextDtype = "bf16")
     """UMT5 over one prompt of 512 tokens (two with a negative prompt and guidance, one after the other).
 
     streamed: one linear at a time is on the device, token table and rows stay in host memory; int8 and nf4 are small
-    enough to be resident, beside full weights in host memory.
+    enough to be resident, and are made on the device from a mapped file, a linear at a time (runtime/text.py).
 
     Activations are the largest of three moments of UMT5's first layer: its distances (six int64, a float32, a mask)
     beside the stream; the position bias twice beside stream, q, k, v; the gated feed-forward.
@@ -178,7 +178,7 @@ def text_encode(inputs: CostInputs, lever: TextLever, dtype: TextDtype = "bf16")
     activations = max(distances, scores, feed_forward)
     streamed = lever == "streamed" and dtype == "bf16"
     on_device = w.text_linear if streamed else encoder_bytes(text, dtype, size)
-    in_host = w.text_rest + 2 * w.text_block if streamed else 2 * w.text_block if dtype == "bf16" else w.text
+    in_host = w.text_rest + 2 * w.text_block if streamed else 2 * w.text_block
     copying = 0.0 if inputs.on_cpu else w.text / inputs.speed.pcie_bytes_s
     seconds = reading + copying + 2 * rows * w.text / 2 / inputs.speed.bf16_flops * inputs.forwards
     extra = workspace(inputs, activations)

@@ -1,13 +1,14 @@
 """The planner: a request and a machine in, a plan out. Pure: no torch, no disk, no clock, a few milliseconds.
 
-Order: lossless levers, then INT8, frames, resolution, model (plan/candidates.py). A wish may be lowered, a pin never,
-and nothing is ever raised. A candidate whose levers make it more than three times slower than the same clip in
-unlimited memory is "slow": it yields to the next one that is not, and is shown beside it.
+Order: lossless levers, then a text encoder of fewer bits, then INT8, frames, resolution, model (plan/candidates.py). A
+wish may be lowered, a pin never, and nothing is ever raised. A candidate whose levers make it more than three times
+slower than the same clip in unlimited memory is "slow": it yields to the next one that is not, and is shown beside it.
 """
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from turbodiff.plan import explain
 from turbodiff.plan.calibration import History, kind_of
@@ -28,15 +29,15 @@ from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.models import Inventory
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import Band, Calibration, Levers, Phase, PhaseName, Plan
-from turbodiff.spec.request import Request
+from turbodiff.spec.request import Request, TextDtype
 
 Policy = Literal["auto", "ask", "never", "anyway"]
 
 SLOW = 3.0
-LOSSY_FIELDS = ("quant_linear", "num_frames", "resolution", "model")  # in the order of sacrifice
+LOSSY_FIELDS = ("text_dtype", "quant_linear", "num_frames", "resolution", "model")  # in the order of sacrifice
 SCHEDULE_FIELDS = ("sampler", "steps", "shift", "guidance", "guidance_low", "negative_prompt", "boundary")
 SIZE_FIELDS = ("resolution", "aspect", "width", "height", "num_frames")
-CHANGED_FIELDS = ("model", *SIZE_FIELDS, "quant_linear", "attention", *SCHEDULE_FIELDS)
+CHANGED_FIELDS = ("model", *SIZE_FIELDS, "quant_linear", "text_dtype", "attention", *SCHEDULE_FIELDS)
 # what no figure of a plan depends on; a prompt that is being typed needs no new plan
 WORDS = {"prompt": "-", "negative_prompt": "", "seed": None, "nonce": "", "image": ""}
 
@@ -217,7 +218,7 @@ def _decision(
     A run that failed makes plans careful; it never makes one refuse.
     """
     pinned = request.pinned | (frozenset(LOSSY_FIELDS) if policy in ("never", "anyway") else frozenset())
-    costed = request.model_copy(update={**NOT_COSTED, "pinned": request.pinned & {"steps"}})
+    costed = request.model_copy(update={**NOT_COSTED, "pinned": pinned & {"steps", "text_dtype"}})
     here = (loaded, text_cached, limit_bytes)
     decision = _decide(request, _context(costed, machine, inventory, calibration, *here), pinned)
     gpu = decision.context.gpu
@@ -247,7 +248,7 @@ def _context(
 ) -> PlanContext:
     """A `plan_context` for all requests that are `costed` alike: they differ in what a candidate replaces, and what one
     mark of a form has costed the others need not cost again."""
-    return plan_context(machine, inventory, calibration, loaded, text_cached, limit_bytes)
+    return plan_context(machine, inventory, calibration, loaded, text_cached, limit_bytes, costed)
 
 
 def _decide(request: Request, context: PlanContext, pinned: frozenset[str]) -> Decision:
@@ -272,7 +273,10 @@ def _as_run(request: Request, decision: Decision) -> Request:
     """The request as it will run."""
     request = scheduled(request, decision.choice, decision.context.inventory)
     attention = attention_for(request, decision.choice, decision.context)
-    return request.model_copy(update={**decision.choice.fields(), "attention": attention})
+    dtype: str = decision.cost.levers.text_dtype
+    if (dtype, request.text_dtype) == ("bf16", "auto"):
+        dtype = "auto"  # nothing that a person would want to know
+    return request.model_copy(update={**decision.choice.fields(), "attention": attention, "text_dtype": dtype})
 
 
 def _band(decision: Decision) -> Band:
@@ -313,10 +317,15 @@ def _refusal(request: Request, decision: Decision) -> Refusal:
     need, have = (worst.host_ram_bytes, limits.host or 0) if on_host else (worst.peak_bytes, limits.device)
     field, instead = "", "free memory, or run on a larger card: nothing on this disk fits"
     pins = [frozenset({"quant_linear"}), frozenset({"num_frames"}), SIZE_PINS, frozenset({"model"})]
+    fewer_bits = context
+    if context.gpu is not None and context.machine.bitsandbytes:
+        pins.insert(0, frozenset({"text_dtype"}))
+        fewer_bits = replace(context, text_dtypes=get_args(TextDtype), evaluated={}, text_options={})
     for released in (*pins, frozenset[str]().union(*pins)):
         if not released & pinned:
             continue
-        choice, smaller, _, _ = _decide(request, context, pinned - released)
+        here = fewer_bits if "text_dtype" in released else context
+        choice, smaller, _, _ = _decide(request, here, pinned - released)
         if smaller.fits:
             field = " and ".join([name for name in LOSSY_FIELDS if name in released & (pinned | {"resolution"})])
             size = choice.resolution if choice.resolution != "custom" else f"{choice.width}x{choice.height}"

@@ -17,6 +17,7 @@ from turbodiff.spec.request import Request
 RECIPE = {
     "kind", "prompt", "negative_prompt", "seed", "model", "width", "height", "num_frames", "steps", "sampler",
     "sigma_max", "guidance", "guidance_low", "shift", "boundary", "attention", "topk", "quant_linear", "image", "fit",
+    "text_dtype",
     "adaptive_resolution", "loras", "noise_device",
 }  # fmt: skip
 NEVER_CHANGED = ("kind", "prompt", "seed", "image", "loras")  # by any plan

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from turbodiff.spec.models import Frozen
-from turbodiff.spec.request import Request
+from turbodiff.spec.request import Request, TextDtype
 
 PhaseName = Literal["text_encode", "image_encode", "denoise", "denoise_high", "denoise_low", "vae_decode", "write"]
 Band = Literal["fits", "tight", "no"]
@@ -19,7 +19,7 @@ class Levers(Frozen):
     """Choices that change memory and time and, apart from text_dtype, not one pixel."""
 
     text: Literal["cached", "resident", "streamed", "cpu"] = "resident"
-    text_dtype: Literal["bf16", "int8", "nf4"] = "bf16"
+    text_dtype: TextDtype = "bf16"
     experts: Literal["resident", "swapped", "streamed"] = "resident"
     blocks_resident: int = 0  # with experts "streamed": blocks that stay on the device
     vae: Literal["whole", "tiled"] = "whole"

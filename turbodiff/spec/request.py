@@ -18,6 +18,7 @@ from turbodiff.spec.text import is_blank
 Attention = Literal["auto", AttentionKind]
 Fit = Literal["crop", "pad", "stretch"]
 Switch = Literal["auto", "on", "off"]
+TextDtype = Literal["bf16", "int8", "nf4"]  # of the text encoder, finest first; what a lever may take
 
 MAX_SEED = 2**53 - 1  # what a browser's numbers hold exactly
 MAX_PROMPT_CHARS = 8000  # far beyond 512 tokens; a wall of text is a mistake, not a prompt
@@ -77,6 +78,7 @@ class Request(Frozen):
     attention: Attention = "auto"
     topk: float = Field(gt=0, le=1)
     quant_linear: Switch = "auto"
+    text_dtype: Literal["auto", TextDtype] = "auto"
     fps: int = Field(ge=1, le=60)
     image: str = ""
     fit: Fit = "crop"

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import gradio as gr
 
 from turbodiff.spec.models import ModelSpec, all_models
+from turbodiff.spec.request import TextDtype
 from turbodiff.spec.schedules import Sampler, WeightsAre
 from webui import form
 from webui.markup import Html
@@ -137,6 +138,8 @@ def _advanced(fields: dict[str, Any], spec: ModelSpec, words: Words) -> tuple[gr
         radio("fit", [(words(f"field.fit_{fit}"), fit) for fit in FITS], "crop")
     quant = [("value.quant_linear_auto", "auto"), ("", "on"), ("value.quant_linear_off", "off")]
     radio("quant_linear", [(words(key) if key else "int8", value) for key, value in quant], "auto")
+    dtypes = [(words(f"value.text_dtype_{name}"), name) for name in ("auto", *get_args(TextDtype))]
+    radio("text_dtype", dtypes, "auto")
     radio("attention", [(words.or_else(f"value.attention_{name}", name), name) for name in ATTENTIONS], "auto")
     fields["topk"] = gr.Slider(0.02, 1.0, value=start["topk"], step=0.01, **say("topk"))
     with gr.Row():

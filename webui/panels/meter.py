@@ -160,6 +160,8 @@ def residency(plan: Plan, words: Words) -> str:
     levers, blocks = plan.levers, plan.request.spec.dit.num_layers
     network = words(f"residency.experts_{levers.experts}", resident=levers.blocks_resident, blocks=blocks)
     text = words(f"residency.text_{levers.text}")
+    if levers.text_dtype != "bf16":
+        text += f" ({words(f'value.text_dtype_{levers.text_dtype}')})"
     return words("residency.line", text=text, network=network, vae=words(f"residency.vae_{levers.vae}"))
 
 

@@ -180,7 +180,7 @@ def test_fault_35_noise_left_in_the_demos_latents_is_seen_and_the_clean_clip_is_
     models.open(request)
     clip = random_clip(held_out_captions()[3], np.random.default_rng(5))
     video = torch.from_numpy(np.array(clip)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-    with torch.inference_mode(), models.vae(plan) as vae:
+    with torch.inference_mode(), models.on_device("vae", plan) as vae:
         latents = driver.encode(vae, video, tile=None)
     clean = np.concatenate(list(decode(attempt, latents)))
     assert found(clean) == () == found(clean, picture=clip[0])

@@ -17,8 +17,12 @@ PUBLISHED = {
     "1.3B": (WanConfig(1536, 8960, 12, 30), 885, 1185, 1_419_492_160),
     "14B": (WanConfig(5120, 13824, 40, 40), 1175, 1575, 14_289_152_064),
     "A14B": (WanConfig(5120, 13824, 40, 40, in_dim=36), 1175, 1575, 14_289_561_664),
+    # 16,394,878,784 without proj_l: 2 bytes each, 2 more for the patch embedding, which is float32 there, and a header
+    # are the 32,791,377,504 bytes of wan2.1_i2v_480p_14B_fp16.safetensors
+    "I2V-14B": (WanConfig(5120, 13824, 40, 40, in_dim=36, image_dim=1280), 1383, 1863, 16_395_539_264),
 }
 SMALL = WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=2, text_dim=48)
+PICTURE = WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=2, text_dim=48, in_dim=36, image_dim=80)
 
 
 def changed(config: WanConfig, **fields) -> WanConfig:
@@ -36,6 +40,9 @@ def published_shapes(config: WanConfig) -> dict[str, tuple[int, ...]]:
         block = f"blocks.{i}."
         inner = {f"{kind}.{name}": (d, d) for kind in ("self_attn", "cross_attn") for name in "qkvo"}
         inner |= {"ffn.0": (f, d), "ffn.2": (d, f)}
+        if config.image_dim:
+            inner |= {"cross_attn.k_img": (d, d), "cross_attn.v_img": (d, d)}
+            shapes[f"{block}cross_attn.norm_k_img.weight"] = (d,)
         for name, (rows, columns) in inner.items():
             if config.quant_linear:
                 shapes[f"{block}{name}.int8_weight"] = (rows, columns)
@@ -47,6 +54,10 @@ def published_shapes(config: WanConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"{block}modulation"] = (1, 6, d)
         shapes |= {f"{block}norm3.{leaf}": (d,) for leaf in ("weight", "bias")}
         shapes |= {f"{block}{kind}.norm_{x}.weight": (d,) for kind in ("self_attn", "cross_attn") for x in "qk"}
+    if width := config.image_dim:
+        linears |= {"img_emb.proj.1": (width, width), "img_emb.proj.3": (d, width)}
+        shapes |= {f"img_emb.proj.0.{leaf}": (width,) for leaf in ("weight", "bias")}
+        shapes |= {f"img_emb.proj.4.{leaf}": (d,) for leaf in ("weight", "bias")}
     for name, (rows, columns) in linears.items():
         shapes |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
     return shapes
@@ -70,7 +81,8 @@ def inputs_for(config: WanConfig, *, batch=2, grid=(3, 8, 10), rows=24) -> tuple
     draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
     timesteps = torch.linspace(987.5, 400, batch)[:, None]
     condition = draw(batch, 20, *grid) if config.in_dim == 36 else None
-    return draw(batch, 16, *grid), timesteps, draw(batch, rows, config.text_dim), condition
+    picture = draw(batch, 257, config.image_dim) if config.image_dim else None
+    return draw(batch, 16, *grid), timesteps, draw(batch, rows, config.text_dim), condition, picture
 
 
 def random_model(config: WanConfig) -> WanDiT:
@@ -78,7 +90,7 @@ def random_model(config: WanConfig) -> WanDiT:
     return WanDiT(config).requires_grad_(False)
 
 
-@pytest.mark.parametrize("config", [SMALL, changed(SMALL, in_dim=36), changed(SMALL, num_heads=4)])
+@pytest.mark.parametrize("config", [SMALL, changed(SMALL, in_dim=36), changed(SMALL, num_heads=4), PICTURE])
 def test_equals_diffusers_on_shared_weights(config):
     from diffusers import WanTransformer3DModel
 
@@ -91,16 +103,19 @@ def test_equals_diffusers_on_shared_weights(config):
         ffn_dim=config.ffn_dim,
         num_layers=config.num_layers,
         cross_attn_norm=True,
+        image_dim=config.image_dim or None,
+        added_kv_proj_dim=config.dim if config.image_dim else None,
     ).eval()
     table = inverse(names_from("dit", "diffusers"))
     state = {rename(name, table): value for name, value in model.state_dict().items()}
     state["patch_embedding.weight"] = state["patch_embedding.weight"].view_as(theirs.patch_embedding.weight)
     theirs.load_state_dict(state)
-    latents, timesteps, text, condition = inputs_for(config)
+    rows = 512 if config.image_dim else 24  # they cut the picture's rows off after 512 of text
+    latents, timesteps, text, condition, picture = inputs_for(config, rows=rows)
     x = latents if condition is None else torch.cat((latents, condition), dim=1)
     with torch.no_grad():
-        want = theirs(x, timesteps.flatten(), text).sample
-        assert (model(latents, timesteps, text, condition) - want).abs().max() < 1e-4
+        want = theirs(x, timesteps.flatten(), text, picture).sample
+        assert (model(latents, timesteps, text, condition, picture) - want).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["dense", "sage", "sla", "sagesla"])
@@ -114,17 +129,18 @@ def test_with_and_without_gradients_agree(kind):
     assert all(a is b or torch.equal(a, b) for a, b in zip(args, kept, strict=True)), "inputs were overwritten"
 
 
-def test_every_parameter_learns_under_bf16_autocast():
-    model = WanDiT(SMALL)
+@pytest.mark.parametrize("config", [SMALL, PICTURE], ids=["text", "picture"])
+def test_every_parameter_learns_under_bf16_autocast(config):
+    model = WanDiT(config)
     with torch.autocast("cpu", torch.bfloat16):
-        velocity = model(*inputs_for(SMALL))
+        velocity = model(*inputs_for(config))
         velocity.square().mean().backward()
     assert velocity.dtype == torch.float32
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
 
 def test_blocks_may_be_walked_one_by_one():
-    model, (latents, timesteps, text, _) = random_model(SMALL), inputs_for(SMALL)
+    model, (latents, timesteps, text, *_) = random_model(SMALL), inputs_for(SMALL)
     with torch.no_grad():
         rope = rope_tables(3, 4, 5, SMALL.head_dim)
         x, inputs = model.prepare(latents, timesteps, model.embed_text(text), rope=rope)
@@ -134,7 +150,7 @@ def test_blocks_may_be_walked_one_by_one():
 
 
 def test_a_bf16_model_sees_bf16_timesteps():
-    model, (latents, _, text, _) = random_model(SMALL).bfloat16(), inputs_for(SMALL, batch=1)
+    model, (latents, _, text, *_) = random_model(SMALL).bfloat16(), inputs_for(SMALL, batch=1)
     with torch.no_grad():
         exact, rounded, other = (model(latents, torch.tensor([[t]]), text) for t in (987.6543, 988.0, 984.0))
     assert torch.equal(exact, rounded) and not torch.equal(exact, other)
@@ -175,16 +191,17 @@ def test_prompt_weights_reach_the_video():
     assert torch.allclose(plain, zero, atol=1e-5) and not torch.allclose(plain, heavy, atol=1e-5)
 
 
-def test_an_int8_model_stays_close_to_its_weights():
+@pytest.mark.parametrize("config", [SMALL, PICTURE], ids=["text", "picture"])
+def test_an_int8_model_stays_close_to_its_weights(config):
     from turbodiff_kernels.quant import quantize_tiles
 
-    model, quant = random_model(SMALL), random_model(changed(SMALL, quant_linear=True))
+    model, quant = random_model(config), random_model(changed(config, quant_linear=True))
     state = model.state_dict()
     for name, layer in quant.named_modules():
         if isinstance(layer, Int8Linear):
             state[f"{name}.int8_weight"], state[f"{name}.scale"] = quantize_tiles(state.pop(f"{name}.weight"))
     quant.load_state_dict(state)
-    args = inputs_for(SMALL)
+    args = inputs_for(config)
     with torch.no_grad():
         want, got = model(*args), quant(*args)
     assert 0 < (got - want).norm() / want.norm() < 0.03

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from tests.plan.machines import ask, disk, machine
-from tests.plan.traced import Pair, denoising, denoising_with_a_lora, job, meta_encoder, reading, vae
+from tests.plan.traced import Pair, denoising, denoising_with_a_lora, job, looking, meta_encoder, reading, vae
 from turbodiff.memory_lab import dry_run
+from turbodiff.models.image_encoder import make_image_encoder
 from turbodiff.models.text_encoder import make_text_encoder
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.plan import phase_costs
@@ -48,6 +49,24 @@ def test_a_step_needs_what_the_formula_says(model, switch, attention):
     for size, frames in cells(model):
         pair = denoising(job(model, resolution=size, num_frames=frames, **fields))
         assert pair.close, (size, frames, pair.off)
+
+
+@pytest.mark.parametrize("switch", ["off", "on"])
+def test_a_step_that_attends_to_a_picture_needs_what_the_formula_says(switch):
+    for size, frames in (("480p", 17), ("480p", 81), ("720p", 81)):
+        fields = {"quant_linear": switch, "attention": "dense", "guidance": 1.0}
+        pair = denoising(job("wan2.1-i2v-14b", resolution=size, num_frames=frames, **fields))
+        assert pair.close, (size, frames, pair.off)
+
+
+@pytest.mark.parametrize("on_cpu", [False, True], ids=["card", "cpu"])
+def test_the_picture_encoder_needs_what_the_formula_says(on_cpu):
+    here = job("wan2.1-i2v-14b", on_cpu=on_cpu, num_frames=5)
+    pair = looking(here)
+    assert pair.close, pair.off
+    cost = phase_costs.image_embed(here)
+    others = [phase_costs.text_encode(here, "resident"), phase_costs.vae(here, "image_encode", False)]
+    assert cost.peak_bytes < max(other.peak_bytes for other in others), "it would need a lever of its own"
 
 
 @pytest.mark.parametrize("attention", KINDS)
@@ -181,7 +200,7 @@ def test_a_plan_can_be_traced_phase_by_phase():
             assert -0.02 <= phase.activations_bytes / traced[phase.name] - 1 <= 0.05
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, "wan2.1-i2v-14b"])
 @pytest.mark.parametrize("int8", [False, True])
 def test_weights_are_counted_to_the_byte(model, int8):
     spec = find_model(model)
@@ -189,13 +208,15 @@ def test_weights_are_counted_to_the_byte(model, int8):
     with torch.device("meta"):
         config = WanConfig(
             facts.dim, facts.ffn_dim, facts.num_heads, 2, facts.in_dim,
-            text_dim=spec.text_encoder.dim, sla=spec.turbo, quant_linear=int8,
+            text_dim=spec.text_encoder.dim, sla=spec.turbo, quant_linear=int8, image_dim=facts.image_dim,
         )  # fmt: skip
         dit = WanDiT(config)
+        clip = make_image_encoder(spec.image_encoder).parameters() if spec.image_encoder else ()
     sizes = {True: 0, False: 0}
     for name, tensor in (*dit.named_parameters(), *dit.named_buffers()):
         as_is = name.endswith(("int8_weight", "scale"))
         sizes[name.startswith("blocks.")] += tensor.numel() * (tensor.element_size() if as_is else 2)
     weights = weights_of(spec, int8, 2)
     assert sizes[False] == weights.rest
+    assert weights.image == sum(2 * parameter.numel() for parameter in clip)
     assert abs(sizes[True] / 2 - weights.block) <= 0.001 * weights.block

@@ -9,6 +9,7 @@ from tests.plan.kernel_bytes import inside_kernel, inside_reference, inside_refe
 from tests.plan.machines import ask, card, disk, machine
 from turbodiff.memory_lab import dry_run
 from turbodiff.memory_lab.dry_run import Ledger
+from turbodiff.models.image_encoder import make_image_encoder, picture_features
 from turbodiff.models.linear import Int8Linear
 from turbodiff.models.text_encoder import encode, make_text_encoder
 from turbodiff.plan import phase_costs
@@ -98,6 +99,18 @@ def vae(job: phase_costs.CostInputs, *, decode: bool, tiled: bool) -> Pair:
     method = "conv2d" if job.conv2d else "conv3d"
     traced = dry_run.vae_bytes(job.spec, job.shape, dtype_of(job), VAE_TILE if tiled else None, method, decode=decode)
     return Pair(phase_costs.vae(job, "vae_decode" if decode else "image_encode", tiled).activations_bytes, traced)
+
+
+def looking(job: phase_costs.CostInputs) -> Pair:
+    """The picture encoder over one picture of the clip's size."""
+    facts = job.spec.image_encoder
+    assert facts is not None
+    with torch.device("meta"):
+        encoder = make_image_encoder(facts).to(dtype_of(job))
+        encoder.embeddings.position_ids = torch.arange(facts.tokens)[None]
+    with dry_run.counted(encoder) as ledger:
+        picture_features(encoder, torch.empty(1, 3, job.shape.height, job.shape.width), facts)
+    return Pair(phase_costs.image_embed(job).activations_bytes, ledger.peak_bytes)
 
 
 def reading(job: phase_costs.CostInputs, monkeypatch) -> Pair:

@@ -146,9 +146,9 @@ class CardCache(ModelCache):
             yield read
 
     @contextmanager
-    def vae(self, plan) -> Iterator:
-        with super().vae(plan) as vae, self.ledger.holding(vae):
-            yield vae
+    def on_device(self, component, plan) -> Iterator:
+        with super().on_device(component, plan) as network, self.ledger.holding(network):
+            yield network
 
     @contextmanager
     def dit(self, expert, plan) -> Iterator:

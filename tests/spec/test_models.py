@@ -30,4 +30,6 @@ def test_every_network_has_heads_of_128_channels_in_tiles_of_128():
 def test_every_component_that_a_model_needs_is_listed():
     for spec in all_models():
         dits = {"dit_high", "dit_low"} if spec.two_experts else {"dit"}
-        assert {file.component for file in spec.files} == dits | {"vae", "text_encoder", "tokenizer"}
+        eyes = {"image_encoder"} if spec.image_encoder else set()
+        assert {file.component for file in spec.files} == dits | eyes | {"vae", "text_encoder", "tokenizer"}
+        assert spec.dit.image_dim == (spec.image_encoder.dim if spec.image_encoder else 0)

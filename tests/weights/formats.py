@@ -517,7 +517,7 @@ def refused() -> Iterator[Format]:
     yield Format("INT8 with scales that do not fit", packed(
         lambda w: {"weight": w.to(torch.int8), "weight_scale": torch.ones(7, 1)}), code=code)  # fmt: skip
     yield Format("Wan VACE", with_more(vace_blocks__0__norm3__weight=(256,)), code="key_unexpected")
-    yield Format("Wan2.1 I2V at the demo's size", with_more(
+    yield Format("a piece of Wan2.1 I2V", with_more(
         blocks__0__cross_attn__k_img__weight=(256, 256)), code="key_unexpected")  # fmt: skip
     yield Format("Wan2.1 FLF2V", with_more(img_emb__emb_pos=(1, 514, 1280)), code="key_unexpected")
     yield Format("Wan-S2V", with_more(casual_audio_encoder__weights=(1, 4)), code="key_unexpected")

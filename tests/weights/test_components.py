@@ -82,6 +82,7 @@ def test_another_part_of_the_model_is_refused_by_name(tmp_path: Path) -> None:
         ("vae", "wan"),
         ("text_encoder", "wan"),
         ("text_encoder", "llama.cpp"),
+        ("image_encoder", "wan"),
     ],
 )
 def test_every_table_is_one_to_one(component: str, dialect: str) -> None:

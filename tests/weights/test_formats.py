@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.weights import formats
+from turbodiff.models.image_encoder import make_image_encoder
 from turbodiff.models.text_encoder import make_text_encoder
 from turbodiff.models.vae import make_vae
 from turbodiff.models.wan_dit import WanDiT
@@ -81,6 +82,8 @@ def test_the_search_knows_the_shapes_that_the_modules_have(spec) -> None:
     with torch.device("meta"):
         modules = {("vae", False, False): make_vae(**spec.vae.model_dump())}
         modules["text_encoder", False, False] = make_text_encoder(spec.text_encoder)
+        if spec.image_encoder:
+            modules["image_encoder", False, False] = make_image_encoder(spec.image_encoder)
         for quant in (False, True):
             for sla in (False, True):
                 modules["dit", quant, sla] = WanDiT(dit_config(spec, sla=sla, quant_linear=quant))

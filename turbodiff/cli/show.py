@@ -16,6 +16,7 @@ from turbodiff.spec.wording import Words, language_of
 
 PHASES = {
     "text_encode": "reading the prompt",
+    "image_embed": "looking at the picture (CLIP)",
     "image_encode": "reading the picture",
     "denoise": "denoising",
     "denoise_high": "denoising (high-noise expert)",

@@ -143,7 +143,8 @@ def denoise_bytes(
     ledger = denoise_ledger(
         spec, shape, dtype, int8=int8, chunks=chunks, attention=attention, inside=inside, change=change, blocks=blocks
     )
-    kept_per_block = 2 * spec.text_encoder.text_len * spec.dit.dim * dtype.itemsize
+    rows = spec.text_encoder.text_len + (spec.image_encoder.tokens if spec.image_encoder else 0)
+    kept_per_block = 2 * rows * spec.dit.dim * dtype.itemsize
     return ledger.peak_bytes + (spec.dit.num_layers - blocks) * kept_per_block
 
 
@@ -163,10 +164,15 @@ def denoise_ledger(
         state = [torch.empty(1, *latent, dtype=torch.float64) for _ in range(3)]  # x, velocity, clean estimate
         text = CrossAttentionCache(torch.empty(1, spec.text_encoder.text_len, facts.dim, dtype=dtype))
         condition = torch.empty(1, CONDITION_CHANNELS, *latent[1:]) if spec.kind == "i2v" else None
+        clip = spec.image_encoder
+        features = torch.empty(1, clip.tokens, clip.dim, dtype=dtype) if clip else None
+        picture = dit.embed_picture(features)
         rope = rope_tables(*latent.patch_grid, facts.head_dim)
         for _ in range(2):
             ledger.reset_peak()
-            x, inputs = dit.prepare(state[0].float(), torch.empty(1, 1), text, condition, attention=how, rope=rope)
+            x, inputs = dit.prepare(
+                state[0].float(), torch.empty(1, 1), text, condition, picture, attention=how, rope=rope
+            )
             for index, block in enumerate(dit.blocks):
                 x = block(x, inputs, index, chunks)
             dit.finish(x, inputs)

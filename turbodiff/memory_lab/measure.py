@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from torch import nn
 
-from turbodiff.models import text_encoder, vae
+from turbodiff.models import image_encoder, text_encoder, vae
 from turbodiff.models.attention import AttentionPlan
 from turbodiff.models.wan_dit import WanDiT
 from turbodiff.plan.calibration import work_bytes
@@ -44,7 +44,7 @@ class DummyModels:
         self.spec, self.device = spec, device
         self._made: dict[str, nn.Module] = {}
 
-    def get_or_make(self, name: Literal["dit", "int8 dit", "text_encoder", "vae"]) -> nn.Module:
+    def get_or_make(self, name: Literal["dit", "int8 dit", "text_encoder", "image_encoder", "vae"]) -> nn.Module:
         """A network; of the transformers one is kept at a time, since two of them would fill the host."""
         if name in self._made:
             return self._made[name]
@@ -53,6 +53,8 @@ class DummyModels:
                 module: nn.Module = text_encoder.make_text_encoder(self.spec.text_encoder)
             elif name == "vae":
                 module = vae.make_vae(**self.spec.vae.model_dump())
+            elif name == "image_encoder" and self.spec.image_encoder:
+                module = image_encoder.make_image_encoder(self.spec.image_encoder)
             else:
                 self._made = {other: made for other, made in self._made.items() if "dit" not in other}
                 module = WanDiT(dit_config(self.spec, sla=self.spec.turbo, quant_linear=name == "int8 dit"))
@@ -114,6 +116,11 @@ def run_phase(models: DummyModels, plan: Plan, name: str) -> float:
             ids = torch.zeros(1, facts.text_len, dtype=torch.long, device=ids_device)
             text_encoder.encode(encoder, ids, torch.ones_like(ids), facts.text_len)
             synchronize(device)
+    elif name == "image_embed" and (clip := spec.image_encoder):
+        picture = torch.zeros(1, 3, request.height, request.width, device=device)
+        with offload.on_device(models.get_or_make("image_encoder"), device):
+            image_encoder.picture_features(models.get_or_make("image_encoder"), picture, clip)
+            synchronize(device)
     elif name == "vae_decode":
         with offload.on_device(models.get_or_make("vae"), device):
             latents = torch.zeros(1, *latent, device=device)
@@ -133,7 +140,12 @@ def run_phase(models: DummyModels, plan: Plan, name: str) -> float:
         attention = AttentionPlan(cast("AttentionKind", request.attention), request.topk)
         with offload.dit_on_device(dit, device, levers) as blocks:
             placed = PlacedDit(dit, blocks, ())
-            network = Network(placed, device, prompt, condition, attention=attention, ffn_chunks=levers.ffn_chunks)
+            clip = spec.image_encoder
+            features = torch.zeros(1, clip.tokens, clip.dim, dtype=models.device.dtype) if clip else None
+            chunks = levers.ffn_chunks
+            network = Network(
+                placed, device, prompt, condition, attention=attention, ffn_chunks=chunks, features=features
+            )
             for _ in range(STEPS):
                 synchronize(device)
                 start_s = time.perf_counter()

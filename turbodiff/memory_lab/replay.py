@@ -64,12 +64,13 @@ def denoise_cell(inputs: CostInputs, levers: Levers, blocks: int | None = None) 
         weights = phase_costs.STREAM_BUFFERS * block + rest + levers.blocks_resident * block
     else:
         weights = (rest + facts.num_layers * block) * (len(set(inputs.experts)) if levers.experts == "resident" else 1)
-    text = inputs.element_bytes * inputs.spec.text_encoder.text_len * facts.dim
+    rows = [inputs.spec.text_encoder.text_len, *([clip.tokens] if (clip := inputs.spec.image_encoder) else [])]
+    kept = [inputs.element_bytes * count * facts.dim for count in rows for _ in range(2 * (facts.num_layers - run))]
     inside = inputs.attention_bytes - math.ceil(phase_costs.ATTENTION_UNITS * inputs.unit) - inputs.state_bytes
     half = inputs.unit // 2  # INT8 rows of q, of k, and FP8 values of v: half a copy of the stream each
     pieces = (*(inside // half * (half,)), inside % half)
     steps = _steps(inputs.spec, inputs.shape, inputs.int8, levers.ffn_chunks, inputs.attention, pieces, run)
-    events = (*_placed((BLAS_BYTES, *weights, *(2 * (facts.num_layers - run) * (text,)))), *steps)
+    events = (*_placed((BLAS_BYTES, *weights, *kept)), *steps)
     said = f"{levers.experts} {levers.blocks_resident}" if levers.experts == "streamed" else levers.experts
     said = f"{said}, chunks {levers.ffn_chunks}, {inputs.attention}, {'int8' if inputs.int8 else 'bf16'}"
     return Cell(said, cost, cost.peak_bytes - inputs.context_bytes, events, inputs.allocator)

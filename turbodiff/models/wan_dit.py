@@ -1,4 +1,4 @@
-"""Wan's diffusion transformer: Wan2.1 text to video and both experts of Wan2.2 A14B, in one class.
+"""Wan's diffusion transformer: Wan2.1 text and image to video and both experts of Wan2.2 A14B, in one class.
 
 Parameter names are those of the original checkpoints with TurboDiffusion's 2-D patch embedding, so a file loads
 without renaming. A forward pass is three steps, so that a caller may keep blocks elsewhere and bring them in turn:
@@ -38,7 +38,9 @@ PATCH = (1, shapes.PATCH, shapes.PATCH)  # latent frames, rows and columns of on
 
 @dataclass(frozen=True)
 class WanConfig:
-    """Sizes of one transformer. `sla`: the file has linear-branch projections; `quant_linear`: its blocks are INT8."""
+    """Sizes of one transformer. `image_dim`: width of the picture's features that its blocks attend to beside the text
+    (Wan2.1 image to video), 0 for none; `sla`: the file has linear-branch projections; `quant_linear`: its blocks are
+    INT8."""
 
     dim: int
     ffn_dim: int
@@ -49,6 +51,7 @@ class WanConfig:
     text_dim: int = 4096
     freq_dim: int = 256
     eps: float = 1e-6
+    image_dim: int = 0
     sla: bool = False
     quant_linear: bool = False
 
@@ -65,9 +68,11 @@ class WanConfig:
 
 @dataclass(frozen=True)
 class CrossAttentionCache:
-    """The embedded text of one clip [B, Lt, d], and the keys and values that each block made of it, by block index.
+    """What one clip attends to, a text or the features of a picture, embedded [B, Lt, d]; and the keys and values that
+    each block made of it, by block index.
 
-    The first forward pass fills it, the later ones read it: 2 * blocks * B * Lt * d elements, 400 MiB for Wan 14B.
+    The first forward pass fills it, the later ones read it: 2 * blocks * B * Lt * d elements, 400 MiB for a text and
+    Wan 14B.
     """
 
     context: Tensor
@@ -81,6 +86,7 @@ class BlockInputs:
     time: Tensor  # float32 [B, d], for the head
     modulation: Tensor  # float32 [B, 6, d], for the blocks
     text: CrossAttentionCache
+    picture: CrossAttentionCache | None  # where the network has a branch for it
     context_bias: Tensor | None  # [B, 1, 1, Lt], added to the logits of cross-attention
     rope: tuple[Tensor, Tensor]  # cosines and sines, float32 [N, head_dim / 2]
     grid: tuple[int, int, int]  # tokens along time, height, width
@@ -98,6 +104,8 @@ class WanDiT(nn.Module):
         self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, d), nn.GELU("tanh"), nn.Linear(d, d))
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, d), nn.SiLU(), nn.Linear(d, d))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(d, 6 * d))
+        if config.image_dim:
+            self.img_emb = PictureEmbedding(config.image_dim, d)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
 
@@ -112,6 +120,7 @@ class WanDiT(nn.Module):
         timesteps: Tensor,
         text: Tensor,
         condition: Tensor | None = None,
+        picture: Tensor | None = None,
         *,
         attention: AttentionPlan = DENSE,
         context_bias: Tensor | None = None,
@@ -120,11 +129,13 @@ class WanDiT(nn.Module):
         """Velocity, float32 [B, 16, T, H, W].
 
         latents [B, 16, T, H, W], H and W even; timesteps [B, 1], already x1000; text [B, Lt, text_dim], attended as
-        given, without a mask; condition [B, 20, T, H, W] for image to video; context_bias [B, 1, 1, Lt].
+        given, without a mask; condition [B, 20, T, H, W] for image to video; picture [B, Lp, image_dim], features of
+        the picture encoder where the network has `image_dim`; context_bias [B, 1, 1, Lt].
         """
         x, inputs = self.prepare(
-            latents, timesteps, self.embed_text(text), condition, attention=attention, context_bias=context_bias
-        )
+            latents, timesteps, self.embed_text(text), condition, self.embed_picture(picture), attention=attention,
+            context_bias=context_bias,
+        )  # fmt: skip
         for index, block in enumerate(self.blocks):
             x = block(x, inputs, index, ffn_chunks)
         return self.finish(x, inputs)
@@ -134,12 +145,20 @@ class WanDiT(nn.Module):
         context: Tensor = self.text_embedding(text.to(self.dtype))
         return context
 
+    def embed_picture(self, features: Tensor | None) -> CrossAttentionCache | None:
+        """Features of the picture [B, Lp, image_dim], once per clip; None where the network has no branch for them."""
+        if not self.config.image_dim:
+            return None
+        assert features is not None, "this network attends to a picture"
+        return CrossAttentionCache(self.img_emb(features))
+
     def prepare(
         self,
         latents: Tensor,
         timesteps: Tensor,
         context: Tensor | CrossAttentionCache,
         condition: Tensor | None = None,
+        picture: CrossAttentionCache | None = None,
         *,
         attention: AttentionPlan = DENSE,
         context_bias: Tensor | None = None,
@@ -148,7 +167,7 @@ class WanDiT(nn.Module):
     ) -> tuple[Tensor, BlockInputs]:
         """Embedded tokens [B, N, dim] and what the blocks share.
 
-        `rope` of `rope_tables` and `time` of `embed_time` may be handed in where several passes share them.
+        Several passes may share `rope` of `rope_tables`, `time` of `embed_time` and `picture` of `embed_picture`.
 
         Raises:
             RequestError: sparse attention, and the checkpoint has no projections for it.
@@ -168,7 +187,8 @@ class WanDiT(nn.Module):
         tokens = self.patch_embedding(patchify(x)).to(self.dtype)
         rope = rope or rope_tables(*grid, self.config.head_dim, device=x.device)
         text = context if isinstance(context, CrossAttentionCache) else CrossAttentionCache(context)
-        return tokens, BlockInputs(*(time or self.embed_time(timesteps)), text, context_bias, rope, grid, attention)
+        time = time or self.embed_time(timesteps)
+        return tokens, BlockInputs(*time, text, picture, context_bias, rope, grid, attention)
 
     def finish(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """Tokens after the last block [B, N, dim] -> velocity, float32 [B, 16, T, H, W]."""
@@ -190,8 +210,38 @@ class WanDiT(nn.Module):
         return time, modulation.unflatten(1, (6, -1))
 
 
+class PictureEmbedding(nn.Module):
+    """Features of a picture [B, Lp, image_dim] -> [B, Lp, d], for cross-attention (Wan2.1 image to video).
+
+    Norm, linear, GELU, linear, norm, as the keys `img_emb.proj.0` to `.4` of its checkpoints say; the norms in float32
+    and with torch's eps of 1e-5, the GELU exact (diffusers' WanImageEmbedding, the oracle of the tests).
+    """
+
+    def __init__(self, image_dim: int, d: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.LayerNorm(image_dim),
+            nn.Linear(image_dim, image_dim),
+            nn.GELU(),
+            nn.Linear(image_dim, d),
+            nn.LayerNorm(d),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """In the dtype of the linears."""
+        dtype = cast(nn.Linear, self.proj[1]).weight.dtype
+        x = features
+        for layer in self.proj:
+            if isinstance(layer, nn.LayerNorm):
+                w, b = layer.weight.float(), layer.bias.float()
+                x = F.layer_norm(x.float(), layer.normalized_shape, w, b, layer.eps).to(dtype)
+            else:
+                x = layer(x)
+        return x
+
+
 class Block(nn.Module):
-    """Self-attention, cross-attention to the text, feed-forward; the first and the last modulated by time."""
+    """Self-attention, cross-attention to the text and to a picture, feed-forward; first and last modulated by time."""
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
@@ -278,17 +328,36 @@ class SelfAttention(Projections):
 
 
 class CrossAttention(Projections):
-    """Attention of the video tokens to the text; never sparse, never masked."""
+    """Attention of the video tokens to the text, and to a picture where there is one; never sparse, never masked."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__(config)
+        if config.image_dim:
+            d = config.dim
+            self.k_img, self.v_img = (make_linear(d, d, config.quant_linear) for _ in range(2))
+            self.norm_k_img = nn.RMSNorm(d)
 
     def forward(self, q: Tensor, inputs: BlockInputs, index: int) -> Tensor:
-        """RMS norm of q, then attention to the text: q, out [B, N, d]. Keys and values are made once per clip."""
-        q, text = rms_norm_(q, self.norm_q.weight, self.eps), inputs.text
-        if index not in text.keys_values:
-            context = quantize_input(text.context, self.k)
-            text.keys_values[index] = rms_norm_(self.k(context), self.norm_k.weight, self.eps), self.v(context)
+        """RMS norm of q, then attention to the text; to the picture with keys and values of its own, and the sum of
+        both: q, out [B, N, d]."""
+        q = rms_norm_(q, self.norm_q.weight, self.eps)
+        y = self.attend(q, inputs.text, index, self.k, self.v, self.norm_k, inputs.context_bias)
+        if inputs.picture is not None:
+            z = self.attend(q, inputs.picture, index, self.k_img, self.v_img, self.norm_k_img)
+            y = y + z if torch.is_grad_enabled() else y.add_(z)
+        return y
+
+    def attend(
+        self, q: Tensor, to: CrossAttentionCache, index: int, to_k: BlockLinear, to_v: BlockLinear, norm_k: nn.RMSNorm,
+        bias: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Attention of q to a context, whose keys and values are made once per clip: q, out [B, N, d]."""
+        if index not in to.keys_values:
+            context = quantize_input(to.context, to_k)
+            to.keys_values[index] = rms_norm_(to_k(context), norm_k.weight, self.eps), to_v(context)
             del context
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, *text.keys_values[index]))
-        return attention(q, k, v, inputs.context_bias).flatten(2)
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, *to.keys_values[index]))
+        return attention(q, k, v, bias).flatten(2)
 
 
 class Head(nn.Module):

@@ -270,6 +270,8 @@ def evaluate(
         denoise_fields, denoise = _best(_denoise_options(inputs, limits), limits)
         vae_fields, vae = _best([_vae_option(inputs, "whole"), _vae_option(inputs, "tiled")], limits)
         levers = Levers.model_validate({**text_fields, **denoise_fields, **vae_fields})
+    if inputs.spec.image_encoder:
+        text = (*text, phase_costs.image_embed(inputs))
     phases = (*text, *vae[:-1], *denoise, vae[-1], phase_costs.write(inputs))
     found = CandidateCost(levers, phases, *_rate(phases, limits), phase_costs.reading_s(inputs))
     if like is None:

@@ -185,6 +185,23 @@ def text_encode(inputs: CostInputs, lever: TextLever, dtype: TextDtype = "bf16")
     return _phase(inputs, "text_encode", on_device, activations, extra, PROCESS_BYTES + in_host, seconds, "text")
 
 
+def image_embed(inputs: CostInputs) -> PhaseCost:
+    """CLIP's picture encoder over one picture, on the device: it is smaller than what follows.
+
+    Activations: the rows that come out of each layer, which are kept, beside the widest moment of a layer, its
+    feed-forward; and the picture in float32, as it came and small, and as the encoder takes it.
+    """
+    clip, size, w = inputs.spec.image_encoder, inputs.element_bytes, inputs.weights.image
+    assert clip is not None
+    row = size * clip.tokens
+    layers = row * ((clip.num_layers + 2) * clip.dim + 2 * clip.dim_ffn)
+    activations = layers + RGB * (4 * inputs.shape.height * inputs.shape.width + (4 + size) * clip.image_side**2)
+    copying = 0.0 if inputs.on_cpu else w / inputs.speed.pcie_bytes_s
+    seconds = _reading_s(inputs, "image_encoder", w) + copying + clip.tokens * w / inputs.speed.bf16_flops
+    extra = workspace(inputs, activations)
+    return _phase(inputs, "image_embed", w, activations, extra, PROCESS_BYTES + w, seconds, "text")
+
+
 class StepWork(NamedTuple):
     """What one forward pass needs beside weights, and its seconds where all weights are on the device."""
 
@@ -255,12 +272,14 @@ def denoise_activations(inputs: CostInputs, chunks: int) -> int:
 
 
 def _denoise_state(inputs: CostInputs) -> int:
-    """Rotary tables; the text, and the keys and values that each block made of it; the condition; and the sampler's
-    state: three float64 copies of the latents, one float32."""
+    """Rotary tables; the text with the keys and values that each block made of it, and a picture's, which both passes
+    share; the condition; and the sampler's state: three float64 copies of the latents, one float32."""
     facts, latent = inputs.spec.dit, inputs.latent
     rope = 4 * inputs.tokens * facts.head_dim
     rows = inputs.element_bytes * inputs.spec.text_encoder.text_len * facts.dim
     text = (1 + 2 * facts.num_layers) * rows * inputs.forwards
+    if clip := inputs.spec.image_encoder:
+        text += (1 + 2 * facts.num_layers) * inputs.element_bytes * clip.tokens * facts.dim
     plane = latent.frames * latent.height * latent.width
     condition = 4 * CONDITION_CHANNELS * plane if inputs.spec.kind == "i2v" else 0
     return rope + text + condition + 28 * latent.channels * plane

@@ -24,6 +24,7 @@ class Weights(NamedTuple):
     text_rest: int
     text_linear: int
     vae: int
+    image: int = 0  # CLIP's picture encoder
 
 
 @lru_cache(64)
@@ -36,19 +37,25 @@ def weights_of(spec: ModelSpec, int8: bool, element_bytes: int) -> Weights:
     """
     dit, text = spec.dit, spec.text_encoder
     d, f, patch = dit.dim, dit.ffn_dim, PATCH * PATCH
-    linear = 8 * d * d + 2 * d * f  # the ten linears of a block
-    biases = 9 * d + f
+    picture, p = dit.image_dim > 0, dit.image_dim
+    linear = (8 + 2 * picture) * d * d + 2 * d * f  # the ten linears of a block, two more beside a picture
+    biases = (9 + 2 * picture) * d + f
     norms = 4 * d + 2 * d + 6 * d  # q and k norms of both attentions, norm3, modulation
     proj_l = dit.head_dim * (dit.head_dim + 1) if spec.turbo else 0
-    other = biases + norms + proj_l
+    other = biases + norms + proj_l + picture * d
     block = linear + 4 * (linear // INT8_TILE**2) + element_bytes * other if int8 else element_bytes * (linear + other)
     patches = dit.in_dim * patch * d + d
     text_embedding = text.dim * d + d + d * d + d
     time = dit.freq_dim * d + d + d * d + d + 6 * (d * d + d)
     head = d * dit.out_dim * patch + dit.out_dim * patch + 2 * d
-    rest = element_bytes * (patches + text_embedding + time + head)
+    picture_embedding = picture * (p * p + d * p + 3 * p + 3 * d)  # two linears between two norms
+    rest = element_bytes * (patches + text_embedding + time + head + picture_embedding)
     layer, table = text_parameters(text)
-    b = spec.vae.base_dim
+    b, image = spec.vae.base_dim, 0
+    if clip := spec.image_encoder:  # per layer four and two linears with biases and two norms; one norm at each end
+        w = clip.dim
+        per_layer = 4 * (w * w + w) + 2 * w * clip.dim_ffn + clip.dim_ffn + w + 4 * w
+        image = clip.num_layers * per_layer + w * (3 * clip.patch**2 + clip.tokens + 1 + 4)
     return Weights(
         dit=dit.num_layers * block + rest,
         block=block,
@@ -59,6 +66,7 @@ def weights_of(spec: ModelSpec, int8: bool, element_bytes: int) -> Weights:
         text_rest=element_bytes * table,
         text_linear=element_bytes * text.dim * max(text.dim_attn, text.dim_ffn),
         vae=element_bytes * (13_709 * b**2 + 5_719 * b + 1_363),
+        image=element_bytes * image,
     )
 
 

@@ -20,7 +20,10 @@ from turbodiff.spec.events import NoticeEvent, StepEvent
 
 
 @torch.inference_mode()
-def denoise(attempt: Attempt, text: TextRows, condition: Tensor | None, negative: TextRows | None = None) -> Tensor:
+def denoise(
+    attempt: Attempt, text: TextRows, condition: Tensor | None, negative: TextRows | None = None,
+    features: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Latents [1, 16, T, H, W], float32 on the CPU, from the noise of the request's seed.
 
     Consecutive steps of one expert are one phase, in which that expert alone is on the device. After every step the
@@ -52,7 +55,7 @@ def denoise(attempt: Attempt, text: TextRows, condition: Tensor | None, negative
             chunks = attempt.plan.levers.ffn_chunks
             guidance = request.guidance_of(expert)
             against = negative if guidance > 1 else None
-            network = Network(placed, device, text, condition, against, guidance, attention, chunks)
+            network = Network(placed, device, text, condition, against, guidance, attention, chunks, features)
             for _ in turns:
                 step = next(steps)
                 done, now_s = step.index + 1, time.monotonic()
@@ -83,15 +86,18 @@ class Network:
         condition: of image to video, [1, 20, T, H, W].
         negative: rows of a negative prompt; with them every velocity is a guided one, of two passes.
         ffn_chunks: bounds the hidden tokens of the feed-forward, not its result.
+        features: of the picture, [1, tokens, image_dim], where the network attends to it.
     """
 
     def __init__(
         self, placed: PlacedDit, device: torch.device, text: TextRows, condition: Tensor | None = None,
         negative: TextRows | None = None, guidance: float = 1.0, attention: AttentionPlan = DENSE, ffn_chunks: int = 1,
+        features: Tensor | None = None,
     ) -> None:  # fmt: skip
         self._dit, self._blocks = placed.dit, placed.blocks
         self._device, self._guidance, self._attention, self._ffn_chunks = device, guidance, attention, ffn_chunks
         self._condition = None if condition is None else offload.to_device(condition, device)
+        self._picture = placed.dit.embed_picture(None if features is None else offload.to_device(features, device))
         self._rope: tuple[Tensor, Tensor] | None = None
         self._texts = [
             (
@@ -110,8 +116,8 @@ class Network:
         time_embedding, velocities = dit.embed_time(timesteps), []
         for context, bias in self._texts:
             x, inputs = dit.prepare(
-                latents, timesteps, context, self._condition, attention=self._attention, context_bias=bias,
-                rope=self._rope, time=time_embedding,
+                latents, timesteps, context, self._condition, self._picture, attention=self._attention,
+                context_bias=bias, rope=self._rope, time=time_embedding,
             )  # fmt: skip
             for index, block in enumerate(self._blocks):
                 x = block(x, inputs, index, self._ffn_chunks)

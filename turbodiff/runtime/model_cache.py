@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 import torch
 from torch import nn
 
-from turbodiff.models import text_encoder
+from turbodiff.models import image_encoder, text_encoder
 from turbodiff.models.linear import int8_layers, int8_mode
 from turbodiff.models.vae import Vae, make_vae
 from turbodiff.models.wan_dit import WanConfig, WanDiT
@@ -37,10 +37,12 @@ from turbodiff.weights.load import load_into
 if TYPE_CHECKING:
     from transformers import UMT5EncoderModel
 
-NetworkComponent = Literal["dit", "dit_high", "dit_low", "vae", "text_encoder"]
+NetworkComponent = Literal["dit", "dit_high", "dit_low", "vae", "text_encoder", "image_encoder"]
 
 
-PARTS_IN_WORDS: Mapping[Part, str] = {"dit": "model", "vae": "VAE", "text_encoder": "text encoder"}
+PARTS_IN_WORDS: Mapping[Part, str] = {
+    "dit": "model", "vae": "VAE", "text_encoder": "text encoder", "image_encoder": "picture encoder",
+}  # fmt: skip
 
 log = logging.getLogger("turbodiff.worker")
 
@@ -165,12 +167,12 @@ class ModelCache:
             yield read
 
     @contextmanager
-    def vae(self, plan: Plan) -> Iterator[Vae]:
-        """The VAE on the device."""
-        vae = self.get_or_load("vae")
-        with offload.on_device(vae, self.device.torch_device, stay=self._all_fit(plan)):
+    def on_device(self, component: Literal["vae", "image_encoder"], plan: Plan) -> Iterator[nn.Module]:
+        """A network that is on the device whole."""
+        network = self.get_or_load(component)
+        with offload.on_device(network, self.device.torch_device, stay=self._all_fit(plan)):
             self._record_weights()
-            yield vae
+            yield network
 
     def preview_vae(self) -> Vae | None:
         """The VAE for a preview where it costs nothing beside the denoiser: on a CPU. None elsewhere."""
@@ -205,13 +207,15 @@ class ModelCache:
         file = self.files[component]
         key = self._key(file)
         if key not in self._kept:
-            part: Part = component if component == "vae" or component == "text_encoder" else "dit"
+            part = cast("Part", component if component in PARTS_IN_WORDS else "dit")
             checkpoint = open_checkpoint(file.path, part)
             with torch.device("meta"):
                 if part == "text_encoder":
                     module: nn.Module = text_encoder.make_text_encoder(self.spec.text_encoder)
                 elif part == "vae":
                     module = make_vae(**self.spec.vae.model_dump())
+                elif part == "image_encoder" and self.spec.image_encoder:
+                    module = image_encoder.make_image_encoder(self.spec.image_encoder)
                 else:
                     module = WanDiT(dit_config(self.spec, sla=checkpoint.sla, quant_linear=checkpoint.quant))
             become = int8_layers(module) if self._int8 and part == "dit" else {}

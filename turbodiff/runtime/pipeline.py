@@ -17,6 +17,7 @@ from turbodiff.media.pictures import fit_picture
 from turbodiff.media.verify import QualityWarning, verify_clip
 from turbodiff.media.video import ClipWriter, Written
 from turbodiff.models import vae as vae_driver
+from turbodiff.models.image_encoder import picture_features
 from turbodiff.models.linear import int8_mode
 from turbodiff.prompt.tokens import token_weights
 from turbodiff.prompt.weights import clean, parse
@@ -31,6 +32,7 @@ from turbodiff.spec.clips import SIDECAR_VERSION, ClipResult, Predicted, Ran, Si
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.events import NoticeEvent, PlanEvent
 from turbodiff.spec.plan import Levers
+from turbodiff.spec.request import Request
 from turbodiff.spec.shapes import VAE_TILE
 
 LIBRARIES = ("turbodiff", "torch", "triton", "diffusers", "transformers")
@@ -62,10 +64,12 @@ def generate(attempt: Attempt) -> ClipResult:
 def make_latents(attempt: Attempt) -> Tensor:
     """Words, and a picture where there is one, to latents [1, 16, T, H, W]."""
     text, negative = attempt.run_phase("text_encode", lambda: encode_text(attempt))
-    condition = None
+    condition = features = None
+    if attempt.request.spec.image_encoder:
+        features = attempt.run_phase("image_embed", lambda: embed_image(attempt))
     if attempt.request.kind == "i2v":
         condition = attempt.run_phase("image_encode", lambda: encode_image(attempt))
-    return denoise(attempt, text, condition, negative)
+    return denoise(attempt, text, condition, negative, features)
 
 
 @torch.inference_mode()
@@ -91,14 +95,28 @@ def encode_text(attempt: Attempt) -> tuple[TextRows, TextRows | None]:
     return positive, negative[0] if negative else None
 
 
+def start_picture(request: Request) -> Tensor:
+    """The picture as the clip's first frame shows it, float32 [1, 3, H, W] in [-1, 1]."""
+    fitted = fit_picture(Path(request.image), request.width, request.height, request.fit)
+    return torch.from_numpy(np.array(fitted.pixels)).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+@torch.inference_mode()
+def embed_image(attempt: Attempt) -> Tensor:
+    """Features of the picture [1, tokens, dim] that the blocks attend to, on the CPU."""
+    models, facts = attempt.models, attempt.request.spec.image_encoder
+    assert facts is not None
+    with models.on_device("image_encoder", attempt.plan) as encoder:
+        picture = offload.to_device(start_picture(attempt.request), models.device.torch_device)
+        return picture_features(encoder, picture, facts).cpu()
+
+
 @torch.inference_mode()
 def encode_image(attempt: Attempt) -> Tensor:
     """The picture as the condition [1, 20, T, H, W], float32 on the CPU."""
     device, request = attempt.models.device, attempt.request
-    fitted = fit_picture(Path(request.image), request.width, request.height, request.fit)
-    picture = torch.from_numpy(np.array(fitted.pixels)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    with attempt.models.vae(attempt.plan) as vae:
-        picture = picture.to(device.dtype)  # as the encoder takes it: half the bytes move
+    with attempt.models.on_device("vae", attempt.plan) as vae:
+        picture = start_picture(request).to(device.dtype)  # as the encoder takes it: half the bytes move
         video = offload.to_device(picture_video(picture, request.num_frames), device.torch_device)
         latents = vae_driver.encode(vae, video, tile=tile_side(attempt.plan.levers))
     return image_condition(latents).float().cpu()
@@ -107,7 +125,7 @@ def encode_image(attempt: Attempt) -> Tensor:
 @torch.inference_mode()
 def decode(attempt: Attempt, latents: Tensor) -> Iterator[Bytes]:
     """Latents [1, 16, T, H, W] -> chunks of frames uint8 [t, H, W, 3], in order."""
-    with attempt.models.vae(attempt.plan) as vae:
+    with attempt.models.on_device("vae", attempt.plan) as vae:
         latents = offload.to_device(latents, attempt.models.device.torch_device)
         for chunk in vae_driver.decode_stream(vae, latents, tile=tile_side(attempt.plan.levers)):
             yield vae_driver.frames_to_uint8(chunk)[0].cpu().numpy()

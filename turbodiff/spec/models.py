@@ -16,7 +16,7 @@ from turbodiff.spec.experts import Expert
 from turbodiff.spec.schedules import PLAIN, BaseFacts, Sampler, Training
 
 Kind = Literal["t2v", "i2v"]
-Component = Literal["dit", "dit_high", "dit_low", "vae", "text_encoder", "tokenizer"]
+Component = Literal["dit", "dit_high", "dit_low", "vae", "text_encoder", "image_encoder", "tokenizer"]
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -27,7 +27,8 @@ class Frozen(BaseModel):
 
 
 class DitFacts(Frozen):
-    """One Wan DiT (research: turbodiffusion.md 5.1). head_dim = dim / num_heads."""
+    """One Wan DiT (research: turbodiffusion.md 5.1). head_dim = dim / num_heads; image_dim: width of a picture's
+    features that it attends to, 0 for none."""
 
     dim: int
     ffn_dim: int
@@ -37,6 +38,7 @@ class DitFacts(Frozen):
     out_dim: int = 16
     freq_dim: int = 256
     eps: float = 1e-6
+    image_dim: int = 0
 
     @property
     def head_dim(self) -> int:
@@ -56,6 +58,22 @@ class TextFacts(Frozen):
     num_buckets: int = 32
     max_distance: int = 128
     text_len: int = 512
+
+
+class ImageEncoderFacts(Frozen):
+    """CLIP's picture encoder, a vision transformer over patches of a square picture (Wan2.1 wan/modules/clip.py)."""
+
+    dim: int
+    dim_ffn: int
+    num_heads: int
+    num_layers: int
+    patch: int = 14
+    image_side: int = 224  # pixels
+
+    @property
+    def tokens(self) -> int:
+        """Rows of its features: one for each patch, and one for the whole picture."""
+        return (self.image_side // self.patch) ** 2 + 1
 
 
 class VaeFacts(Frozen):
@@ -129,6 +147,7 @@ class ModelSpec(Frozen):
     about: str
     dit: DitFacts
     text_encoder: TextFacts
+    image_encoder: ImageEncoderFacts | None = None
     vae: VaeFacts
     limits: Limits
     defaults: Defaults

@@ -10,7 +10,9 @@ from pydantic import Field
 from turbodiff.spec.models import Frozen
 from turbodiff.spec.request import Request, TextDtype
 
-PhaseName = Literal["text_encode", "image_encode", "denoise", "denoise_high", "denoise_low", "vae_decode", "write"]
+PhaseName = Literal[
+    "text_encode", "image_embed", "image_encode", "denoise", "denoise_high", "denoise_low", "vae_decode", "write"
+]  # fmt: skip
 Band = Literal["fits", "tight", "no"]
 JsonScalar = str | int | float | bool | None
 

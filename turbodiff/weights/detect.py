@@ -3,8 +3,8 @@
 A checkpoint is a file (safetensors, torch's zip, GGUF), an index of shards, or a folder with one or the other.
 Layouts of the DiT: `wan` (original, 5-D patch embedding), `turbowan` (2-D), `diffusers`, `fastvideo`; behind it
 `-quant` for INT8 tiles, `-int8` and `-fp8` for other small numbers (weights/forms.py), `-gguf` for GGUF blocks. Of the
-VAE: `wan`, `diffusers`. Of the text encoder: `wan`, `transformers`, `llama.cpp`. Prefixes of exports are stripped. No
-torch.
+VAE: `wan`, `diffusers`. Of the text encoder: `wan`, `transformers`, `llama.cpp`; of the picture encoder: `wan`,
+`transformers`. Prefixes of exports are stripped. No torch.
 """
 
 import contextlib
@@ -24,13 +24,21 @@ from turbodiff.weights.headers import GGUF_PREFIX, Header, TensorInfo, bad_file,
 from turbodiff.weights.kinds import NOT_WEIGHTS, other_kind
 from turbodiff.weights.limits import MAX_HEADER_BYTES
 
-Part = Literal["dit", "vae", "text_encoder"]
-COMPONENT_NAMES = {"dit": "a Wan DiT", "vae": "the Wan2.1 VAE", "text_encoder": "the UMT5 encoder"}
+Part = Literal["dit", "vae", "text_encoder", "image_encoder"]
+COMPONENT_NAMES = {
+    "dit": "a Wan DiT", "vae": "the Wan2.1 VAE", "text_encoder": "the UMT5 encoder",
+    "image_encoder": "a CLIP picture encoder",
+}  # fmt: skip
 ENDINGS = (".safetensors", ".sft", ".pth", ".pt", ".bin", ".ckpt", ".gguf")  # in either case
 INDEX = ".index.json"
 # beside a file that is being downloaded
 UNFINISHED = (".aria2", ".part", ".!qb", ".!qB", ".crdownload", ".download", ".incomplete", ".td", ".xltd")
-DECODER = ("decoder.", "lm_head.", "dec.")  # of UMT5, in the names of transformers and llama.cpp
+# What is not used of a file, by the beginning of a name: UMT5's decoder as transformers and llama.cpp name it; of CLIP
+# its text half and what follows the layers
+UNUSED: Mapping[str, tuple[str, ...]] = {
+    "text_encoder": ("decoder.", "lm_head.", "dec."),
+    "image_encoder": ("head", "visual_projection.", "text_", "log", "embeddings.position_ids"),
+}
 MAX_SHARDS = 256
 MAX_PREFIXES = 8  # of those that are not known
 PATCH_AREA = shapes.PATCH**2
@@ -45,12 +53,15 @@ SIGNATURES: Mapping[tuple[Part, str], tuple[str, ...]] = {
     ("text_encoder", "wan"): ("token_embedding", "blocks.0.attn.q", "norm"),
     ("text_encoder", "llama.cpp"): ("token_embd", "enc.blk.0.attn_q"),
     ("text_encoder", "transformers"): ("encoder.block.0.layer.0.SelfAttention.q", "encoder.final_layer_norm"),
+    ("image_encoder", "wan"): ("transformer.0.attn.to_qkv", "pre_norm", "patch_embedding"),
+    ("image_encoder", "transformers"): ("encoder.layers.0.self_attn.k_proj", "pre_layrnorm"),
 }
 
 # Sizes of a network: (one of our parameters, the axis to read); without an axis, how many `<prefix><i>.` there are
 _UMT5_LAYER = "encoder.block.0.layer"
 _UMT5_BIAS = f"{_UMT5_LAYER}.0.SelfAttention.relative_attention_bias.weight"
 _PROJ_L = "blocks.0.self_attn.attn_op.local_attn.proj_l.weight"
+_PICTURE = "img_emb.proj.1.weight"
 SIZES: Mapping[Part, Mapping[str, tuple[str, int | None]]] = {
     "dit": {
         "dim": ("patch_embedding.bias", 0),
@@ -61,6 +72,7 @@ SIZES: Mapping[Part, Mapping[str, tuple[str, int | None]]] = {
         "text_dim": ("text_embedding.0.weight", 1),
         "freq_dim": ("time_embedding.0.weight", 1),
         "head_dim": (_PROJ_L, 0),
+        "image_dim": (_PICTURE, 1),
     },
     "vae": {"base_dim": ("decoder.norm_out.gamma", 0), "z_dim": ("post_quant_conv.weight", 0)},
     "text_encoder": {
@@ -71,6 +83,11 @@ SIZES: Mapping[Part, Mapping[str, tuple[str, int | None]]] = {
         "num_heads": (_UMT5_BIAS, 1),
         "num_buckets": (_UMT5_BIAS, 0),
         "num_layers": ("encoder.block.", None),
+    },
+    "image_encoder": {
+        "dim": ("pre_layrnorm.bias", 0),
+        "dim_ffn": ("encoder.layers.0.mlp.fc1.weight", 0),
+        "num_layers": ("encoder.layers.", None),
     },
 }
 
@@ -88,7 +105,8 @@ class Source(NamedTuple):
 class Checkpoint:
     """A checkpoint of ours: its header, and where each of our parameters comes from.
 
-    `numbers`: the sizes of the network by the names in SIZES; `head_dim` is 0 where the file does not tell. `unknown`:
+    `numbers`: the sizes of the network by the names in SIZES; `head_dim` is 0 where the file does not tell, `image_dim`
+    where the network has no branch for a picture. `unknown`:
     stored names that have no place in the network.
     """
 
@@ -254,6 +272,20 @@ def _prefixes(names: Mapping[str, str]) -> list[str]:
 def _checkpoint(header: Header, component: Part, dialect: str, names: Mapping[str, str]) -> Checkpoint:
     forms.check_names(header)
     table = keymaps.names_from(component, dialect)
+    if (component, dialect) == ("image_encoder", "wan"):
+        # the rows of q, then those of k, then those of v
+        tensors, parts = dict(header.tensors), dict(names)
+        for plain, stored in names.items():
+            info = tensors[stored]
+            if ".attn.to_qkv." in plain and info.stride is None and info.shape and info.shape[0] % 3 == 0:
+                del parts[plain]
+                shape, nbytes = (info.shape[0] // 3, *info.shape[1:]), info.nbytes // 3
+                for place, part in enumerate("qkv"):
+                    piece = info._replace(shape=shape, nbytes=nbytes, offset=info.offset + place * nbytes)
+                    parts[plain.replace("to_qkv", f"to_{part}")] = f"{stored}[{part}]"
+                    tensors[f"{stored}[{part}]"] = piece
+                del tensors[stored]
+        header, names = header._replace(tensors=tensors), parts
     modules: dict[str, dict[str, str]] = {}
     for plain, stored in names.items():
         module, leaf = forms.split(plain)
@@ -276,9 +308,9 @@ def _checkpoint(header: Header, component: Part, dialect: str, names: Mapping[st
     checkpoint = Checkpoint(header, component, layout, sources, (), _numbers(header, component, sources), quant, sla)
     expected = expected_names(checkpoint)
     unknown += [source.stored for name, source in sources.items() if name not in expected]
-    if component == "text_encoder":  # the decoder of a whole UMT5 is not used
-        unused = {stored for plain, stored in names.items() if plain.startswith(DECODER)}
-        unknown = [stored for stored in unknown if stored not in unused]
+    if unused := UNUSED.get(component):
+        left = {stored for plain, stored in names.items() if plain.startswith(unused)}
+        unknown = [stored for stored in unknown if stored not in left]
     known = {name: source for name, source in sources.items() if name in expected}
     return replace(checkpoint, sources=known, unknown=tuple(sorted(unknown)))
 
@@ -321,7 +353,7 @@ def _numbers(header: Header, component: Part, sources: Mapping[str, Source]) -> 
             numbers[size] = 1 + max((int(index) for index in found if index.isdecimal() and len(index) < 4), default=-1)
             continue
         source = sources.get(name) or sources.get(name.removesuffix("weight") + "int8_weight")
-        if source is None and name == _PROJ_L:
+        if source is None and name in (_PROJ_L, _PICTURE):
             numbers[size] = 0
             continue
         if source is None:
@@ -345,4 +377,6 @@ def expected_names(checkpoint: Checkpoint) -> set[str]:
     if checkpoint.component == "vae":
         return set(checkpoint.sources)
     layers = min(checkpoint.numbers["num_layers"], keymaps.MAX_LAYERS)
-    return keymaps.parameter_names(checkpoint.component, layers, quant=checkpoint.quant, sla=checkpoint.sla)
+    picture = checkpoint.numbers.get("image_dim", 0) > 0
+    kinds = {"quant": checkpoint.quant, "sla": checkpoint.sla, "picture": picture}
+    return keymaps.parameter_names(checkpoint.component, layers, **kinds)

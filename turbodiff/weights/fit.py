@@ -52,11 +52,10 @@ def _tensor_misfit(checkpoint: Checkpoint, name: str, wanted: tuple[int, ...]) -
     if source is None:
         return None
     info, path = checkpoint.info(name), checkpoint.header.path
+    same = [size for size in info.shape if size != 1] == [size for size in wanted if size != 1]
     if len(info.shape) > 2 and len(wanted) == 2:
         # GGUF of some converters: the patch convolution as [d, C, 2, 2] or [d * C, 1, 2, 2], in the same order
-        same = math.prod(info.shape) == math.prod(wanted) and info.shape[0] % max(wanted[0], 1) == 0
-    else:
-        same = [size for size in info.shape if size != 1] == [size for size in wanted if size != 1]
+        same |= math.prod(info.shape) == math.prod(wanted) and info.shape[0] % max(wanted[0], 1) == 0
     if not same:
         return bad_file(
             path, "a tensor of another shape", code="key_shape", key=source.stored, got=list(info.shape),
@@ -79,6 +78,19 @@ def network_shapes(spec: ModelSpec, component: str, quant: bool, sla: bool) -> S
         return dict(_vae_shapes(spec.vae))
     if component == "text_encoder":
         return dict(_text_shapes(spec.text_encoder))
+    if component == "image_encoder" and (clip := spec.image_encoder):
+        d, patch = clip.dim, clip.patch
+        wide: Shapes = {
+            "mlp.fc1": (clip.dim_ffn, d), "mlp.fc2": (d, clip.dim_ffn),
+            "embeddings.position_embedding": (clip.tokens, d), "embeddings.patch_embedding": (d, 3, patch, patch),
+        }  # fmt: skip
+        shapes = {}
+        for name in keymaps.parameter_names("image_encoder", clip.num_layers):
+            module, _, leaf = name.rpartition(".")
+            short = module.split(".", 3)[-1] if module.startswith("encoder.layers.") else module
+            shape = wide.get(short, (d, d) if short.endswith("_proj") else (d,))
+            shapes[name] = shape if leaf == "weight" else shape[:1]
+        return shapes
     return dict(_dit_shapes(spec, quant, sla))
 
 
@@ -90,8 +102,11 @@ def _dit_shapes(spec: ModelSpec, quant: bool, sla: bool) -> Iterator[tuple[str, 
         "head.head": (facts.out_dim * PATCH**2, d), "head.modulation": (1, 2, d), "modulation": (1, 6, d),
         "self_attn.attn_op.local_attn.proj_l": (facts.head_dim, facts.head_dim),
         "ffn.0": (facts.ffn_dim, d), "ffn.2": (d, facts.ffn_dim),
+        "img_emb.proj.0": (facts.image_dim,), "img_emb.proj.1": (facts.image_dim, facts.image_dim),
+        "img_emb.proj.3": (d, facts.image_dim), "img_emb.proj.4": (d,),
     }  # fmt: skip
-    for name in keymaps.parameter_names("dit", facts.num_layers, quant=quant, sla=sla):
+    kinds = {"quant": quant, "sla": sla, "picture": facts.image_dim > 0}
+    for name in keymaps.parameter_names("dit", facts.num_layers, **kinds):
         module, _, leaf = name.rpartition(".")
         key = name if name.endswith("modulation") else module
         key = key.split(".", 2)[2] if key.startswith("blocks.") else key

@@ -1,7 +1,7 @@
 """Names of parameters in other people's layouts, as data: one table per component, one row per module.
 
 Our names: the DiT's are the original Wan ones with TurboDiffusion's additions; the VAE's are those of diffusers
-(AutoencoderKLWan); the text encoder's are those of transformers (UMT5EncoderModel).
+(AutoencoderKLWan); those of the encoders of text and picture are transformers' (UMT5EncoderModel, CLIPVisionModel).
 A row is (ours, the dialects' ...); a name is a row with `.weight`, `.bias` or another leaf behind it, or a row.
 """
 
@@ -23,6 +23,10 @@ DIT = (
     ("text_embedding.2", "condition_embedder.text_embedder.linear_2", "condition_embedder.text_embedder.fc_out"),
     ("time_embedding.0", "condition_embedder.time_embedder.linear_1", "condition_embedder.time_embedder.mlp.fc_in"),
     ("time_embedding.2", "condition_embedder.time_embedder.linear_2", "condition_embedder.time_embedder.mlp.fc_out"),
+    ("img_emb.proj.0", "condition_embedder.image_embedder.norm1", "condition_embedder.image_embedder.norm1"),
+    ("img_emb.proj.1", "condition_embedder.image_embedder.ff.net.0.proj", "condition_embedder.image_embedder.ff.fc_in"),
+    ("img_emb.proj.3", "condition_embedder.image_embedder.ff.net.2", "condition_embedder.image_embedder.ff.fc_out"),
+    ("img_emb.proj.4", "condition_embedder.image_embedder.norm2", "condition_embedder.image_embedder.norm2"),
     ("time_projection.1", "condition_embedder.time_proj", "condition_embedder.time_modulation.linear"),
     ("head.head", "proj_out", "proj_out"),
     ("head.modulation", "scale_shift_table", "scale_shift_table"),
@@ -44,6 +48,9 @@ DIT = (
     ("blocks.{i}.cross_attn.o", "blocks.{i}.attn2.to_out.0", "blocks.{i}.attn2.to_out"),
     ("blocks.{i}.cross_attn.norm_q", "blocks.{i}.attn2.norm_q", "blocks.{i}.attn2.norm_q"),
     ("blocks.{i}.cross_attn.norm_k", "blocks.{i}.attn2.norm_k", "blocks.{i}.attn2.norm_k"),
+    ("blocks.{i}.cross_attn.k_img", "blocks.{i}.attn2.add_k_proj", "blocks.{i}.attn2.add_k_proj"),
+    ("blocks.{i}.cross_attn.v_img", "blocks.{i}.attn2.add_v_proj", "blocks.{i}.attn2.add_v_proj"),
+    ("blocks.{i}.cross_attn.norm_k_img", "blocks.{i}.attn2.norm_added_k", "blocks.{i}.attn2.norm_added_k"),
     ("blocks.{i}.norm3", "blocks.{i}.norm2", "blocks.{i}.self_attn_residual_norm.norm"),
     ("blocks.{i}.ffn.0", "blocks.{i}.ffn.net.0.proj", "blocks.{i}.ffn.fc_in"),
     ("blocks.{i}.ffn.2", "blocks.{i}.ffn.net.2", "blocks.{i}.ffn.fc_out"),
@@ -71,8 +78,32 @@ UMT5 = (
 )
 UMT5_TIED = ("shared.weight", "encoder.embed_tokens.weight")  # transformers' two names of the token embedding
 
-# The ten linears of a block that TurboDiffusion quantises: all but proj_l
-DIT_LINEARS = (*(f"{part}.{x}" for part in ("self_attn", "cross_attn") for x in "qkvo"), "ffn.0", "ffn.2")
+# transformers, whose `vision_model.` is a prefix (ComfyUI's clip_vision_h, diffusers' image_encoder/); the visual half
+# of open-clip's XLM-Roberta ViT-H/14 as Wan2.1 ships it, whose `to_qkv` weights/detect.py takes apart
+CLIP_DIALECTS = ("wan",)
+CLIP = (
+    ("embeddings.class_embedding", "cls_embedding"),
+    ("embeddings.position_embedding.weight", "pos_embedding"),
+    ("embeddings.patch_embedding", "patch_embedding"),
+    ("pre_layrnorm", "pre_norm"),
+    ("post_layernorm", "post_norm"),
+    ("encoder.layers.{i}.layer_norm1", "transformer.{i}.norm1"),
+    ("encoder.layers.{i}.self_attn.q_proj", "transformer.{i}.attn.to_q"),
+    ("encoder.layers.{i}.self_attn.k_proj", "transformer.{i}.attn.to_k"),
+    ("encoder.layers.{i}.self_attn.v_proj", "transformer.{i}.attn.to_v"),
+    ("encoder.layers.{i}.self_attn.out_proj", "transformer.{i}.attn.proj"),
+    ("encoder.layers.{i}.layer_norm2", "transformer.{i}.norm2"),
+    ("encoder.layers.{i}.mlp.fc1", "transformer.{i}.mlp.0"),
+    ("encoder.layers.{i}.mlp.fc2", "transformer.{i}.mlp.2"),
+)
+
+# Parts of the branch that attends to a picture, which Wan2.1's image to video has and no other of ours
+PICTURE_BRANCH = ("img_emb.", "_img")
+# The linears of a block that TurboDiffusion quantises: all but proj_l; ten, and two of the branch for a picture
+DIT_LINEARS = (
+    *(f"{part}.{x}" for part in ("self_attn", "cross_attn") for x in "qkvo"), "cross_attn.k_img", "cross_attn.v_img",
+    "ffn.0", "ffn.2",
+)  # fmt: skip
 
 # Modules of the VAE below a half, a residual block and a resampling: diffusers' name; that of Wan2.1_VAE
 HALF = (
@@ -88,10 +119,14 @@ RESAMPLE = (("resample.1", "resample.1"), ("time_conv", "time_conv"))
 
 
 def names_from(component: str, dialect: str) -> dict[str, str]:
-    """Module name in a dialect of a component ("dit", "vae", "text_encoder") -> ours; {} where the names are ours."""
+    """Module name in a dialect of a component ("dit", "vae", "text_encoder", "image_encoder") -> ours; {} where the
+    names are ours."""
     if (component, dialect) == ("vae", "wan"):
         return _vae_names()
-    rows, dialects = {"dit": (DIT, DIT_DIALECTS), "text_encoder": (UMT5, UMT5_DIALECTS)}.get(component, ((), ()))
+    tables: Mapping[str, tuple[Sequence[tuple[str, ...]], Sequence[str]]] = {
+        "dit": (DIT, DIT_DIALECTS), "text_encoder": (UMT5, UMT5_DIALECTS), "image_encoder": (CLIP, CLIP_DIALECTS),
+    }  # fmt: skip
+    rows, dialects = tables.get(component, ((), ()))
     if dialect not in dialects:
         return {}
     theirs = 1 + dialects.index(dialect)
@@ -119,17 +154,25 @@ def _below(ours: str, theirs: str, parts: Sequence[tuple[str, str]]) -> list[tup
     return [(f"{ours}.{a}", f"{theirs}.{b}") for a, b in parts]
 
 
-def parameter_names(component: str, num_layers: int, *, quant: bool = False, sla: bool = False) -> set[str]:
-    """Every parameter of a "dit" or "text_encoder" of that depth, in our names.
+def parameter_names(
+    component: str, num_layers: int, *, quant: bool = False, sla: bool = False, picture: bool = False
+) -> set[str]:
+    """Every parameter of a "dit", "text_encoder" or "image_encoder" of that depth, in our names.
 
-    INT8 linears of a DiT have int8_weight and scale for weight; nothing of a text encoder has a bias.
+    picture: a DiT with the branch that attends to a picture. INT8 linears of a DiT have int8_weight and scale for
+    weight; nothing of a text encoder has a bias.
     """
     if component == "text_encoder":
         modules = {row.format(i=i) for row, *_ in UMT5 for i in (range(num_layers) if "{i}" in row else (0,))}
         return {f"{module}.weight" for module in modules} | set(UMT5_TIED)
+    if component == "image_encoder":
+        (whole, _), (places, _), (patches, _), *rest = CLIP
+        modules = {row.format(i=i) for row, _ in rest for i in (range(num_layers) if "{i}" in row else (0,))}
+        both = {f"{module}.{leaf}" for module in modules for leaf in ("weight", "bias")}
+        return {whole, places, f"{patches}.weight"} | both
     names = set()
     for row, *_ in DIT:
-        if ".proj_l" in row and not sla:
+        if (".proj_l" in row and not sla) or (not picture and any(part in row for part in PICTURE_BRANCH)):
             continue
         for i in range(num_layers) if "{i}" in row else (0,):
             module = row.format(i=i)

@@ -24,7 +24,12 @@ from turbodiff.weights.forms import GGUF_COMMAND, tile_of
 from turbodiff.weights.headers import GGUF_PREFIX, TensorInfo, bad_file
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {ours: getattr(torch, theirs) for theirs, ours in pickles.DTYPES.items()}
-NORMS = (".norm_q.", ".norm_k.", ".norm3.")  # the fast norms of TurboDiffusion take their weights in float32
+NORMS = (
+    ".norm_q.",
+    ".norm_k.",
+    ".norm_k_img.",
+    ".norm3.",
+)  # the fast norms of TurboDiffusion take their weights in float32
 NO_BRANCH = "no linear branch in this file (not distilled for SLA): its projections are zero, a no-op"
 UNUSED_BRANCH = "the linear branch of this file is not used"
 ALIGNMENT_BYTES = 64  # what torch allocates to; CPU kernels sum in another order on tensors that start elsewhere

@@ -71,6 +71,8 @@ def look(path: Path, _size: int, _mtime_ns: int, _configs: str) -> Looked:
 
 def _sizes_fit(spec: ModelSpec, checkpoint: Checkpoint) -> bool:
     dit = spec.dit.model_dump() | {"text_dim": spec.text_encoder.dim, "head_dim": spec.dit.head_dim}
-    facts = {"dit": dit, "vae": spec.vae.model_dump(), "text_encoder": spec.text_encoder.model_dump()}
+    clip = spec.image_encoder.model_dump() if spec.image_encoder else {}
+    vae, text = spec.vae.model_dump(), spec.text_encoder.model_dump()
+    facts = {"dit": dit, "vae": vae, "text_encoder": text, "image_encoder": clip}[checkpoint.component]
     told = {name: number for name, number in checkpoint.numbers.items() if (name, number) != ("head_dim", 0)}
-    return all(facts[checkpoint.component][name] == number for name, number in told.items())
+    return all(facts.get(name) == number for name, number in told.items())

@@ -163,6 +163,9 @@ def _about_levers(wish: Request, context: PlanContext, choice: Candidate, cost: 
             slower = round(seconds_after / seconds_before, 2)
             resident, blocks = chosen.blocks_resident, inputs.weights.blocks
             yield reason(key, blocks_resident=resident, blocks=blocks, saved_bytes=saved, slower=slower)
+            streamed, locked = blocks - resident, chosen.blocks_page_locked
+            if locked is not None and locked < streamed and not context.machine.unified_memory:
+                yield reason("blocks_pageable", blocks=streamed - locked, streamed=streamed)
         else:
             yield reason(key, saved_bytes=saved, seconds=round(seconds_after - seconds_before, 1))
     if chosen.text_dtype != "bf16":

@@ -33,14 +33,18 @@ FITS_SHARE = 0.9  # of the budget; a plan between this and all of it is "tight"
 
 
 class MemoryLimits(NamedTuple):
-    """What a job may use: bytes on the device, and of host memory (None: unknown, not limited)."""
+    """What a job may use: bytes on the device, and of host memory (None: unknown, not limited); `one_pool` where both
+    are the same memory."""
 
     device: int
     host: int | None
+    one_pool: bool = False
 
     def short(self, cost: PhaseCost) -> int:
         """Bytes by which a phase does not fit, on the device or in host memory; <= 0 when it does."""
-        return max(cost.peak_bytes - self.device, 0 if self.host is None else cost.host_ram_bytes - self.host)
+        if self.host is None:
+            return cost.peak_bytes - self.device
+        return max(cost.peak_bytes - self.device, cost.host_ram_bytes + self.one_pool * cost.peak_bytes - self.host)
 
 
 class CandidateCost(NamedTuple):
@@ -125,7 +129,9 @@ def plan_context(
     )
     if budgets:
         device, _, gpu = max(budgets, key=lambda budget: budget[:2])
-    limits = MemoryLimits(min(device, NO_LIMIT_BYTES if limit_bytes is None else limit_bytes), host)
+    one_pool = gpu is not None and machine.unified_memory
+    device = min(device, NO_LIMIT_BYTES if limit_bytes is None else limit_bytes)
+    limits = MemoryLimits(device if host is None or not one_pool else min(device, host), host, one_pool)
     speed = speed_of(gpu, machine.cpu_count)
     dtypes: tuple[TextDtype, ...] = ("bf16",)
     if asked is not None and gpu is not None and machine.bitsandbytes:
@@ -187,6 +193,8 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
     int8_file, plain_file = dit_files(spec, context.inventory)
     # INT8 weights are made from a plain file where there is no other; a pretended disk has both
     quantised_here = not machine.pretended and int8_file is None and plain_file is not None
+    file, encoder = (int8_file if candidate.int8 else plain_file), context.inventory.of(spec.name, "text_encoder")
+    made = (quantised_here if candidate.int8 else lora > 0) or (file is not None and file.converted)
     wished = cast("AttentionKind", attention_for(request, candidate, context))
     attention, kernels = kernels_here(wished, machine, gpu)
     return CostInputs(
@@ -203,7 +211,8 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
         forwards=2 if max(map(request.guidance_of, spec.experts)) > 1 else 1,
         experts=request.experts_of(spec),
         weights=weights,
-        made=weights.dit if (quantised_here if candidate.int8 else lora) else 0,
+        made=weights.dit if made else 0,
+        text_made=weights.text if encoder is not None and encoder.converted else 0,
         lora=lora if candidate.int8 else 0,
         speed=context.speed,
         on_cpu=gpu is None,
@@ -213,6 +222,8 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
         fp8=gpu is not None and (gpu.capability is None or gpu.capability >= FP8_CAPABILITY),
         conv2d=gpu is None or context.conv3d_is_broken,
         allocator=machine.allocator or "expandable",
+        host_bytes=context.limits.host,
+        page_lock_bytes=0 if machine.unified_memory else machine.pinned_limit_bytes,
         correction=1.0 if context.calibration is None else context.calibration.factor,
     )
 
@@ -259,7 +270,9 @@ def evaluate(
     if like is not None:
         work = phase_costs.step_work(inputs, like.ffn_chunks)
         text: tuple[PhaseCost, ...] = (phase_costs.text_encode(inputs, like.text, like.text_dtype),)
-        denoise = _denoise_option(inputs, like.experts, like.blocks_resident, like.ffn_chunks, work)[1]
+        denoise = _denoise_option(
+            inputs, like.experts, like.blocks_resident, like.ffn_chunks, work, like.blocks_page_locked
+        )[1]
         vae = _vae_option(inputs, like.vae)[1]
         levers = like
     else:
@@ -302,7 +315,8 @@ def _rate(phases: Sequence[PhaseCost], limits: MemoryLimits) -> tuple[int, int, 
     seconds = 0.0
     for cost in phases:  # no comprehensions: a keystroke comes here hundreds of times
         peak = cost.peak_bytes if cost.peak_bytes > peak else peak
-        host = cost.host_ram_bytes if cost.host_ram_bytes > host else host
+        taken = cost.host_ram_bytes + cost.peak_bytes if limits.one_pool else cost.host_ram_bytes
+        host = taken if taken > host else host
         seconds += cost.seconds
     short = peak - limits.device
     if limits.host is not None and host - limits.host > short:
@@ -344,7 +358,7 @@ def _denoise_options(inputs: CostInputs, limits: MemoryLimits) -> list[Option]:
     works = {1: one_chunk} | {chunks: phase_costs.step_work(inputs, chunks) for chunks in FFN_CHUNKS[1:]}
     fewest = min([(work.activations, chunks) for chunks, work in works.items()])[1]
     smallest = _denoise_option(inputs, levers[-1], 0, fewest, works[fewest])
-    if max([cost.peak_bytes for cost in smallest[1]]) > limits.device:
+    if max([cost.peak_bytes + limits.one_pool * cost.host_ram_bytes for cost in smallest[1]]) > limits.device:
         return [smallest]
     activations = None
     for chunks, work in works.items():
@@ -355,9 +369,10 @@ def _denoise_options(inputs: CostInputs, limits: MemoryLimits) -> list[Option]:
             resident = 0
             if lever == "streamed":
                 # a block more is worth little time, so blocks fill the budget only as far as a plan still "fits"
-                bare = phase_costs.denoise(inputs, inputs.experts[0], lever, 0, work).peak_bytes
+                bare = phase_costs.denoise(inputs, inputs.experts[-1], lever, 0, work, 0)
+                taken = bare.peak_bytes + limits.one_pool * bare.host_ram_bytes
                 block = w.block + slack_bytes(inputs.allocator, "denoise", 0, w.block)
-                room = (int(FITS_SHARE * limits.device) - bare) // block
+                room = (int(FITS_SHARE * limits.device) - taken) // block
                 resident = max(0, min(room, w.blocks - phase_costs.STREAM_BUFFERS))
             option = _denoise_option(inputs, lever, resident, chunks, work)
             options.append(option)
@@ -367,12 +382,25 @@ def _denoise_options(inputs: CostInputs, limits: MemoryLimits) -> list[Option]:
 
 
 def _denoise_option(
-    inputs: CostInputs, lever: phase_costs.ExpertLever, resident: int, chunks: int, work: phase_costs.StepWork
-) -> Option:
-    """One way to place the blocks, with a phase for each expert that runs at all."""
+    inputs: CostInputs, lever: phase_costs.ExpertLever, resident: int, chunks: int, work: phase_costs.StepWork,
+    locked: int | None = None,
+) -> Option:  # fmt: skip
+    """One way to place the blocks, with a phase for each expert that runs at all.
+
+    Page-locked copies are a wish: as many of the streamed blocks get one as host memory and the platform have room for.
+    """
     fields: dict[str, str | int] = {"experts": lever, "blocks_resident": resident, "ffn_chunks": chunks}
     experts = dict.fromkeys(inputs.experts)
-    return fields, tuple([phase_costs.denoise(inputs, expert, lever, resident, work) for expert in experts])
+    if lever == "streamed" and locked is None:
+        waiting, block = inputs.weights.blocks - resident, inputs.weights.block
+        rooms = [waiting * block if inputs.page_lock_bytes is None else inputs.page_lock_bytes]
+        if inputs.host_bytes is not None and not inputs.made:
+            bare = [phase_costs.denoise(inputs, expert, lever, resident, work, 0).host_ram_bytes for expert in experts]
+            rooms.append(inputs.host_bytes - max(bare) + phase_costs.STAGED_BLOCKS * block)
+        locked = min(waiting, max(0, min(rooms) // block))
+    if locked is not None:
+        fields["blocks_page_locked"] = locked
+    return fields, tuple([phase_costs.denoise(inputs, expert, lever, resident, work, locked) for expert in experts])
 
 
 def _vae_option(inputs: CostInputs, lever: Literal["whole", "tiled"]) -> Option:

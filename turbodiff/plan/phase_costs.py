@@ -41,6 +41,7 @@ CPU_PROCESS_BYTES = 600 * MIB  # Python with torch loaded, measured on Linux
 PROCESS_BYTES = int(1.5 * GIB)  # the worker with torch and CUDA loaded, before any weights
 CONV_SCRATCH = 0.06  # share of the VAE's activations that cuDNN's convolutions ask for as scratch
 ATTENTION_UNITS = 5.0  # copies of N alive at the widest point of self-attention: the stream, its norm, q, k, v
+STAGED_BLOCKS = 2  # in host memory, between a file and the device
 STREAM_BUFFERS = 2  # blocks in flight beside the resident ones: one computing, one arriving
 
 RGB = 3
@@ -99,11 +100,14 @@ class CostInputs:
     context_bytes: int
     loaded: frozenset[str] = frozenset()  # components that need no reading from disk
     made: int = 0  # bytes of an expert that are made at load time, and so lie in no file that host memory maps
+    text_made: int = 0  # the same of the text encoder, which leaves host memory before a phase that lacks it
     lora: int = 0  # bytes of low-rank factors beside an expert's INT8 weights; merged into plain ones they cost nothing
     fp8: bool = True  # the card multiplies FP8, from sm_89 on
     conv2d: bool = False  # 3-D convolutions as sums of 2-D ones: on a CPU, and around the conv3d trap
     kernels: kernel_costs.KernelsHere = kernel_costs.FUSED  # which operations are fused here
     allocator: Allocator = "expandable"
+    host_bytes: int | None = None  # of host memory that a job may use; None: unknown, not limited
+    page_lock_bytes: int | None = None  # of it that may be page-locked; None: no limit known
     correction: float = 1.0  # measured / predicted work memory on this machine (plan/calibration.py)
     state_bytes: int = field(init=False)  # lives through all steps
     attention_bytes: int = field(init=False)  # the widest point of self-attention, its kernel included
@@ -179,6 +183,7 @@ def text_encode(inputs: CostInputs, lever: TextLever, dtype: TextDtype = "bf16")
     streamed = lever == "streamed" and dtype == "bf16"
     on_device = w.text_linear if streamed else encoder_bytes(text, dtype, size)
     in_host = w.text_rest + 2 * w.text_block if streamed else 2 * w.text_block
+    in_host = max(in_host, inputs.text_made)
     copying = 0.0 if inputs.on_cpu else w.text / inputs.speed.pcie_bytes_s
     seconds = reading + copying + 2 * rows * w.text / 2 / inputs.speed.bf16_flops * inputs.forwards
     extra = workspace(inputs, activations)
@@ -218,8 +223,16 @@ def step_work(inputs: CostInputs, chunks: int) -> StepWork:
     return StepWork(activations, extra, inputs.forward_s * (1 + 0.01 * (chunks - 1)))
 
 
-def denoise(inputs: CostInputs, expert: Expert, lever: ExpertLever, resident: int, work: StepWork) -> PhaseCost:
-    """All steps of one expert. `resident` blocks stay on the device when streamed."""
+def denoise(
+    inputs: CostInputs, expert: Expert, lever: ExpertLever, resident: int, work: StepWork, locked: int | None = None
+) -> PhaseCost:
+    """All steps of one expert.
+
+    Args:
+        resident: blocks that stay on the device when streamed.
+        locked: of the others those with page-locked copies, None: all. The rest is copied by the driver piece by piece
+            while nothing computes; what does not stay in the page cache either is read from disk in every pass.
+    """
     w = inputs.weights
     steps = inputs.experts.count(expert) * inputs.forwards
     experts_here = len(set(inputs.experts)) if lever == "resident" else 1
@@ -227,14 +240,20 @@ def denoise(inputs: CostInputs, expert: Expert, lever: ExpertLever, resident: in
     on_device += inputs.lora * (experts_here if lever != "streamed" else (resident + STREAM_BUFFERS) / w.blocks)
     seconds = _reading_s(inputs, expert.component, w.dit) + steps * work.seconds
     made_by_now = 1 if expert is Expert.HIGH else len(set(inputs.experts))
-    host = PROCESS_BYTES + 2 * w.block + inputs.made * made_by_now + inputs.lora
+    host = PROCESS_BYTES + STAGED_BLOCKS * w.block + inputs.made * made_by_now + inputs.lora
     if not inputs.on_cpu:
         seconds += w.dit / inputs.speed.pcie_bytes_s
     if lever == "streamed":
         copy, compute = w.block / inputs.speed.pcie_bytes_s, work.seconds / w.blocks
-        seconds += steps * ((w.blocks - resident) * max(0.0, copy - compute) + copy)
+        waiting = w.blocks - resident
+        locked = waiting if locked is None else locked
+        seconds += steps * (locked * max(0.0, copy - compute) + copy)
         # page-locked; those of another expert are gone by now
-        host += 0 if inputs.made else (w.blocks - resident - 2) * w.block
+        host += 0 if inputs.made else max(0, locked - STAGED_BLOCKS) * w.block
+        pageable_bytes = (waiting - locked) * w.block
+        seconds += steps * pageable_bytes / inputs.speed.pageable_bytes_s
+        if inputs.host_bytes is not None and not inputs.made and host + pageable_bytes > inputs.host_bytes:
+            seconds += steps * pageable_bytes / roofline.DISK_BYTES_S
     return _phase(inputs, expert.phase, math.ceil(on_device), work.activations, work.workspace, host, seconds)
 
 

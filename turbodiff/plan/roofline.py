@@ -17,6 +17,7 @@ from turbodiff.spec.numbers import GB
 
 TERA = 10**12
 DISK_BYTES_S = 2.0 * GB  # NVMe through the page cache; a cold hard disk is ten times slower
+PAGEABLE_SHARE = 0.5  # of the page-locked rate: the driver copies each piece to a page-locked buffer of its own first
 TRAFFIC_BYTES = 200  # HBM bytes per token, channel and block outside weights: between the fused ~100 and eager ~400
 EAGER_BYTES = 600  # the same where norms are references, which read and write float32 copies
 VAE_FLOPS_PER_PIXEL = 8.5e6  # 275 TFLOP for 81 frames of 832x480, both directions alike within a factor of two
@@ -32,6 +33,7 @@ class Speed(NamedTuple):
     conv_flops: float
     memory_bytes_s: float
     pcie_bytes_s: float
+    pageable_bytes_s: float  # host memory that is not page-locked to device
     fp32_flops: float = 0.0  # outside tensor cores: INT8 products and attention of references
 
 
@@ -47,15 +49,17 @@ def speed_of(gpu: GpuFacts | None, cpu_count: int | None) -> Speed:
     """The rates of a card (plan/cards.py), with what was measured on it in their place; of a CPU when `gpu` is None."""
     if gpu is None:
         flops = 25e9 * (cpu_count or 4)  # float32 GEMM per core, AVX2
-        return Speed(flops, flops / 4, flops / 2, flops / 3, 10 * GB, 10 * GB, flops)
+        return Speed(flops, flops / 4, flops / 2, flops / 3, 10 * GB, 10 * GB, 10 * GB, flops)
     card = card_of(gpu.name, gpu.facts)
+    pcie_bytes_s = gpu.pcie_bytes_s or 0.9 * card.copy_gb_s * GB
     return Speed(
         bf16_flops=0.75 * card.bf16_tflops * TERA,
         int8_flops=(INT8_SHARE_WGMMA if card.capability[0] in WGMMA else INT8_SHARE) * card.int8_tops * TERA,
         attention_flops=0.45 * card.bf16_tflops * TERA,
         conv_flops=0.3 * card.bf16_tflops * TERA,
         memory_bytes_s=gpu.memory_bytes_s or 0.8 * card.memory_gb_s * GB,
-        pcie_bytes_s=gpu.pcie_bytes_s or 0.9 * card.copy_gb_s * GB,
+        pcie_bytes_s=pcie_bytes_s,
+        pageable_bytes_s=gpu.pageable_bytes_s or PAGEABLE_SHARE * pcie_bytes_s,
         fp32_flops=0.7 * card.fp32_tflops * TERA,
     )
 

@@ -86,7 +86,7 @@ def dit_on_device(
         with on_device(dit, device, stay=stay):
             yield dit.blocks
         return
-    stream = BlockStream(dit.blocks, device, levers.blocks_resident, keep=keep)
+    stream = BlockStream(dit.blocks, device, levers.blocks_resident, levers.blocks_page_locked, keep=keep)
     rest = nn.ModuleList(child for name, child in dit.named_children() if name != "blocks")
     with on_device(rest, device), stream:
         yield stream
@@ -136,16 +136,20 @@ def cap_allocator(device: torch.device, allocator_bytes: int) -> None:
 class BlockStream:
     """The blocks of a transformer, each on the device when its turn comes.
 
-    The first `resident` blocks stay there. The others live in (page-locked) host memory and pass through two slots:
-    while one computes, the next is copied into the other slot on a stream of its own. A context manager; iterate once
-    per forward pass. With `keep` the page-locked copies outlive it: the next clip need not make them again.
+    The first `resident` blocks stay there. The others live in host memory, the first `locked` of them (None: all)
+    page-locked, and pass through two slots: while one computes, the next is copied into the other slot on a stream of
+    its own. A context manager; iterate once per forward pass. With `keep` the page-locked copies outlive it: the next
+    clip need not make them again.
     """
 
-    def __init__(self, blocks: nn.ModuleList, device: torch.device, resident: int, *, keep: bool = True) -> None:
+    def __init__(
+        self, blocks: nn.ModuleList, device: torch.device, resident: int, locked: int | None = None, *,
+        keep: bool = True,
+    ) -> None:  # fmt: skip
         self._device, self._keep = device, keep
         self._resident, self._waiting = list(blocks[:resident]), list(blocks[resident:])
         if device.type == "cuda":
-            page_lock(self._waiting)
+            page_lock(self._waiting[:locked])
         self.slots = [share_parameters(block, empty_on=device) for block in self._waiting[:2]]
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._placed = ExitStack()

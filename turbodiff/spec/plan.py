@@ -24,6 +24,7 @@ class Levers(Frozen):
     text_dtype: TextDtype = "bf16"
     experts: Literal["resident", "swapped", "streamed"] = "resident"
     blocks_resident: int = 0  # with experts "streamed": blocks that stay on the device
+    blocks_page_locked: int | None = None  # with "streamed": of the others, those with page-locked copies; None: all
     vae: Literal["whole", "tiled"] = "whole"
     ffn_chunks: int = 1
 

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from accelerate import hooks
+from transformers import UMT5EncoderModel
 
+from turbodiff.gpu.host_memory import HostMemory
 from turbodiff.memory_lab.dry_run import Ledger
 from turbodiff.models.text_encoder import encode, make_text_encoder
-from turbodiff.runtime import text
+from turbodiff.runtime import model_cache, text
 from turbodiff.runtime.text import TextCache
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import GIB
@@ -120,3 +122,20 @@ def test_rows_of_fewer_bits_are_cached_under_a_name_of_their_own(attempt_of, tmp
 def test_a_table_of_two_names_is_one_table(encoder):
     tables = {encoder.shared.weight.data_ptr(), encoder.encoder.embed_tokens.weight.data_ptr()}
     assert len(tables) == 1
+
+
+@pytest.mark.parametrize(
+    ("converted", "free_bytes", "stays"), [(True, 0, False), (True, 1 << 50, True), (False, 0, True)]
+)
+def test_a_converted_encoder_leaves_where_host_memory_is_short(attempt_of, monkeypatch, converted, free_bytes, stays):
+    """A mapped one costs nothing to keep."""
+    attempt = attempt_of()
+    models, read = attempt.models, HostMemory(1 << 50, free_bytes)
+    file = models.files["text_encoder"].model_copy(update={"converted": converted})
+    monkeypatch.setitem(models.files, "text_encoder", file)
+    monkeypatch.setattr(model_cache, "host_memory", lambda: read)
+    with torch.inference_mode(), models.text_encoder(attempt.plan) as encode:
+        assert encode(WORDS).rows.shape[1] == 512
+    before = models.get_or_load("vae")
+    assert any(isinstance(kept, UMT5EncoderModel) for kept in models._kept.values()) == stays
+    assert models.get_or_load("vae") is before

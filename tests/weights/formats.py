@@ -554,8 +554,8 @@ def refused() -> Iterator[Format]:
 FORMATS = {row.name: row for rows in (loading, components, refused) for row in rows()}
 
 
-def make_module(part: str, path: Path) -> nn.Module:
-    """The demo's network with the numbers of a file, float32."""
+def make_module(part: str, path: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The demo's network with the numbers of a file."""
     spec = find_model("demo")
     checkpoint = open_checkpoint(path)
     with torch.device("meta"):
@@ -565,7 +565,7 @@ def make_module(part: str, path: Path) -> nn.Module:
             module = make_text_encoder(spec.text_encoder)
         else:
             module = WanDiT(dit_config(spec, quant_linear=checkpoint.quant))
-    return load_into(module, checkpoint, dtype=torch.float32).module
+    return load_into(module, checkpoint, dtype=dtype).module
 
 
 def look(folder: Path) -> tuple[tuple[FoundFile, ...], tuple[PassedOver, ...]]:

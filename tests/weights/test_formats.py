@@ -15,7 +15,7 @@ from turbodiff.models.vae import make_vae
 from turbodiff.models.wan_dit import WanDiT
 from turbodiff.runtime.model_cache import dit_config
 from turbodiff.spec.models import all_models
-from turbodiff.weights import locate
+from turbodiff.weights import load, locate
 from turbodiff.weights.fit import network_shapes
 
 MIXED = (  # formats of one DiT for the mixes: most kinds that load, most that do not
@@ -48,6 +48,25 @@ def test_a_format_does_what_the_table_says(name: str) -> None:
 def test_the_table_has_every_format_and_no_other() -> None:
     assert set(lines()) == {"format", *formats.FORMATS}
     assert len(formats.FORMATS) >= 60
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Wan-AI .pth", "Wan-AI safetensors", "diffusers", "TurboWan -quant .pth", "float16", "float32", "GGUF Q8_0",
+        "INT8 by row, LightX2V", "fp8 scaled by row, scale_weight [o, 1]",
+    ],
+)  # fmt: skip
+def test_converted_is_what_loading_makes_instead_of_mapping(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan counts such weights as host memory, those that stay the file itself not."""
+    monkeypatch.setattr(load, "COPIED_BYTES", 0)  # small tensors are copied for another reason
+    format_ = formats.FORMATS[name]
+    with formats.lone_demo() as folder:
+        format_.save(format_.make()[0], folder / format_.file)
+        (found,), _ = formats.look(folder)
+        values = list(formats.make_module("dit", folder / format_.file, torch.bfloat16).state_dict().values())
+        made_bytes = sum(value.nbytes for value in values if value.untyped_storage().resizable())
+        assert found.converted == (made_bytes > sum(value.nbytes for value in values) / 2)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 import torch
 from torch import nn
 
+from turbodiff.gpu.host_memory import host_memory
 from turbodiff.models import image_encoder, text_encoder
 from turbodiff.models.linear import int8_layers, int8_mode
 from turbodiff.models.vae import Vae, make_vae
@@ -151,6 +152,14 @@ class ModelCache:
             self._kept[key] = locate.open_tokenizer(self.files["tokenizer"])
         return cast("Tokenizer", self._kept[key])
 
+    def _spare_host_memory(self, plan: Plan) -> None:
+        """Let go of an encoder that was converted where host memory is too short to keep it through what follows; one
+        that is mapped costs nothing."""
+        file = self.files["text_encoder"]
+        need_bytes = max(phase.host_ram_bytes for phase in plan.phases if phase.name != "text_encode")
+        if file.converted and host_memory().available_bytes < need_bytes and self._kept.pop(self._key(file), None):
+            offload.free_cached(self.device.torch_device)
+
     @contextmanager
     def text_encoder(self, plan: Plan) -> Iterator[Callable[[str], TextRows]]:
         """A function from clean text to its rows, while the encoder sits where the plan says."""
@@ -165,6 +174,7 @@ class ModelCache:
                 return TextRows.padded(rows[0].cpu(), text_len)
 
             yield read
+        self._spare_host_memory(plan)
 
     @contextmanager
     def on_device(self, component: Literal["vae", "image_encoder"], plan: Plan) -> Iterator[nn.Module]:
@@ -181,6 +191,7 @@ class ModelCache:
     @contextmanager
     def dit(self, expert: Expert, plan: Plan) -> Iterator[PlacedDit]:
         """The transformer of an expert on the device, with the LoRAs of the request on."""
+        self._spare_host_memory(plan)
         dit, notes = cast("WanDiT", self.get_or_load(expert.component)), tuple[Notice, ...]()
         if wanted := loras.loras_for(plan.request, expert):
             key = self._lora_key(expert, plan.request)

@@ -7,6 +7,7 @@ smallest way to go on does not fit beside another program that grew, the job wai
 import os
 from typing import Literal
 
+from turbodiff.gpu.host_memory import host_memory
 from turbodiff.gpu.probe import machine_now
 from turbodiff.plan import planner
 from turbodiff.plan.hardware import CONTEXT_BYTES, Machine, only
@@ -109,10 +110,13 @@ def machine_at(machine: Machine, device: Device) -> Machine | None:
     if free_bytes is None or not machine.gpus:
         return None
     (gpu,) = machine.gpus
+    if gpu.total_bytes is None:  # its memory is that of the host
+        host = host_memory((os.getpid(),))
+        ours = host.available_bytes + host.reclaimable_bytes + device.held_bytes()
+        return machine.model_copy(update={"ram_available_bytes": ours, "ram_reclaimable_bytes": 0})
     ours = free_bytes + gpu.cuda_context_bytes
-    free = ours if gpu.total_bytes is None else min(gpu.total_bytes, ours)
-    used = None if gpu.total_bytes is None else gpu.total_bytes - free
-    gpu = gpu.model_copy(update={"free_bytes": free, "used_bytes": used, "reclaimable_bytes": 0})
+    free = min(gpu.total_bytes, ours)
+    gpu = gpu.model_copy(update={"free_bytes": free, "used_bytes": gpu.total_bytes - free, "reclaimable_bytes": 0})
     return machine.model_copy(update={"gpus": (gpu,)})
 
 

@@ -205,6 +205,7 @@ class FoundFile(Frozen):
     bytes: int
     quant: bool = False
     sla: bool = False  # a DiT with the projections of SLA's linear branch: a distilled one
+    converted: bool = False  # most of it has other numbers than the networks: made at load time, not mapped
     training: Training | None = None  # of a DiT (weights/distillation.py); None where not yet read
     resolution: str = ""
     layout: str = ""

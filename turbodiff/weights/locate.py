@@ -294,7 +294,7 @@ def _files_of(path: Path, looked: Looked) -> list[FoundFile]:
     return [
         FoundFile(
             model=model, component=component, path=str(path), bytes=looked.nbytes, quant=looked.quant, sla=looked.sla,
-            resolution=resolution, layout=looked.layout,
+            converted=looked.converted, resolution=resolution, layout=looked.layout,
             training=looked.training if looked.component == "dit" else None,
         )
         for model, component in components.items()

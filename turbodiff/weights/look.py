@@ -29,6 +29,7 @@ class Looked(NamedTuple):
     nbytes: int = 0
     quant: bool = False
     sla: bool = False
+    converted: bool = False
     metadata: Mapping[str, str] = MappingProxyType({})
     training: Training = PLAIN
     tokenizer_bytes: int = 0  # of one inside the file of a text encoder
@@ -56,10 +57,14 @@ def look(path: Path, _size: int, _mtime_ns: int, _configs: str) -> Looked:
                 path, "no model here has these sizes", code="no_model", got=got, expected="turbodiff models list"
             )
             return Looked(error=error)
+        mapped = ("I8", "F32") if checkpoint.quant else ("BF16",)  # what stays the file itself on a card (load.py)
+        stored = list(checkpoint.header.tensors.values())
+        made_bytes = sum(info.nbytes for info in stored if info.dtype not in mapped)
         titles = {name: text[:200] for name, text in checkpoint.header.metadata.items() if name in experts.TITLES}
         return Looked(
             tuple(models), None, checkpoint.component, checkpoint.layout, checkpoint.header.nbytes, checkpoint.quant,
-            checkpoint.sla, titles, training_of(checkpoint.header.tensors, checkpoint.header.metadata, path),
+            checkpoint.sla, 2 * made_bytes > sum(info.nbytes for info in stored), titles,
+            training_of(checkpoint.header.tensors, checkpoint.header.metadata, path),
             inside.nbytes if (inside := checkpoint.header.tensors.get(TOKENIZER_TENSOR)) else 0,
         )  # fmt: skip
     except FileError as error:

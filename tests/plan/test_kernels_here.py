@@ -8,8 +8,8 @@ from turbodiff_kernels.sage.reference import HEADS
 from tests.plan.machines import ask, card, disk, machine
 from turbodiff.plan import kernel_costs
 from turbodiff.plan.hardware import ALL_REFERENCE, Kernels
-from turbodiff.plan.offload_search import kernels_here
 from turbodiff.plan.planner import plan_request
+from turbodiff.plan.roofline import kernels_here
 
 WISHED = ALL_REFERENCE.model_copy(update={"wish": "reference"})
 

@@ -14,13 +14,12 @@ from turbodiff.plan import phase_costs
 from turbodiff.plan.allocator_slack import slack_bytes
 from turbodiff.plan.candidates import Candidate, candidates
 from turbodiff.plan.hardware import GpuFacts, Machine
-from turbodiff.plan.kernel_costs import KernelsHere
 from turbodiff.plan.phase_costs import CostInputs, PhaseCost
-from turbodiff.plan.roofline import Speed, speed_of
+from turbodiff.plan.roofline import Speed, kernels_here, speed_of
 from turbodiff.plan.schedule import dit_files, network_file, scheduled
 from turbodiff.plan.torch_compat import conv3d_is_broken, cudnn_number
 from turbodiff.plan.weight_sizes import Weights, lora_bytes, weights_of
-from turbodiff.spec.attention import PLAINER_ATTENTION, AttentionKind
+from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.models import Inventory, ModelSpec
 from turbodiff.spec.plan import Calibration, Levers
 from turbodiff.spec.request import Request, TextDtype
@@ -155,27 +154,6 @@ def attention_for(request: Request, candidate: Candidate, context: PlanContext) 
         return "dense"
     file = network_file(candidate.spec, candidate.int8, context.inventory)
     return "sagesla" if candidate.spec.turbo and (file is None or file.sla) else "sage"
-
-
-def kernels_here(kind: AttentionKind, machine: Machine, gpu: GpuFacts | None) -> tuple[AttentionKind, KernelsHere]:
-    """The attention that runs where `kind` is asked for, and what is fused there.
-
-    As models/attention.py `resolve_attention`: on a card a kernel that did not prove itself makes room for the next
-    plainer kind, unless references were asked for; a CPU runs the reference of what was asked.
-    """
-
-    def fused(name: AttentionKind) -> bool:
-        return name == "dense" or machine.runs_fused(gpu, name)
-
-    if gpu is not None and (gpu.kernels or machine.kernels).wish != "reference":
-        while not fused(kind) and kind in PLAINER_ATTENTION:
-            kind = PLAINER_ATTENTION[kind]
-    norm, quant, gemm = (
-        machine.runs_fused(gpu, "norm"),
-        machine.runs_fused(gpu, "quant"),
-        machine.runs_fused(gpu, "gemm"),
-    )
-    return kind, KernelsHere(norm, quant, gemm, fused(kind))
 
 
 def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) -> CostInputs:

@@ -1,4 +1,4 @@
-"""Seconds: a roofline per card. Predictions until a calibration measured the card; always labelled so.
+"""Seconds: a roofline per card and the kernels that run there. Predictions, and labelled so, until a card is measured.
 
 FLOP formulas: research on TurboDiffusion's DiT (arXiv 2512.16093), one forward, batch 1:
     linears  n (2 L 6 d^2 + 4 L d f)        q, k, v, o, cross q, cross o, and the feed-forward
@@ -10,8 +10,9 @@ FLOP formulas: research on TurboDiffusion's DiT (arXiv 2512.16093), one forward,
 from typing import NamedTuple
 
 from turbodiff.plan.cards import card_of
-from turbodiff.plan.hardware import GpuFacts
+from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.plan.kernel_costs import BLOCK_Q, FUSED, HEADS_AT_A_TIME, LAUNCH_S, LAUNCHES, KernelsHere
+from turbodiff.spec.attention import PLAINER_ATTENTION, AttentionKind
 from turbodiff.spec.models import DitFacts
 from turbodiff.spec.numbers import GB
 
@@ -62,6 +63,27 @@ def speed_of(gpu: GpuFacts | None, cpu_count: int | None) -> Speed:
         pageable_bytes_s=gpu.pageable_bytes_s or PAGEABLE_SHARE * pcie_bytes_s,
         fp32_flops=0.7 * card.fp32_tflops * TERA,
     )
+
+
+def kernels_here(kind: AttentionKind, machine: Machine, gpu: GpuFacts | None) -> tuple[AttentionKind, KernelsHere]:
+    """The attention that runs where `kind` is asked for, and what is fused there.
+
+    As models/attention.py `resolve_attention`: on a card a kernel that did not prove itself makes room for the next
+    plainer kind, unless references were asked for; a CPU runs the reference of what was asked.
+    """
+
+    def fused(name: AttentionKind) -> bool:
+        return name == "dense" or machine.runs_fused(gpu, name)
+
+    if gpu is not None and (gpu.kernels or machine.kernels).wish != "reference":
+        while not fused(kind) and kind in PLAINER_ATTENTION:
+            kind = PLAINER_ATTENTION[kind]
+    norm, quant, gemm = (
+        machine.runs_fused(gpu, "norm"),
+        machine.runs_fused(gpu, "quant"),
+        machine.runs_fused(gpu, "gemm"),
+    )
+    return kind, KernelsHere(norm, quant, gemm, fused(kind))
 
 
 def dit_seconds(

@@ -36,6 +36,7 @@ from turbodiff.spec.jobs import Outcome, QueuedJob, Where
 from turbodiff.spec.models import Inventory, ModelSpec, all_models, find_model
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, make_request
+from turbodiff.spec.text import printable
 from turbodiff.supervisor import ownership, worker_process
 from turbodiff.supervisor.context import machine_of, worker_pids
 from turbodiff.supervisor.ownership import Identity
@@ -154,7 +155,7 @@ class Studio:
                     raise
                 lower = {"cap_bytes": retry_policy.next_cap(command.plan, command.cap_bytes), "plan": None}
                 command = command.model_copy(update={**lower, "attempt": command.attempt + 1})
-                sys.stderr.write(f"{error}\nonce more, one rung lower\n")
+                sys.stderr.write(f"{printable(str(error))}\nonce more, one rung lower\n")
 
     def submit(self, fields: Mapping[str, Any], anyway: bool = False) -> int:
         """Queue a request and return its job id; the same nonce gives the same job.

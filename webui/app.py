@@ -236,6 +236,7 @@ def main(argv: Sequence[str]) -> int:
     sys.path[:] = [str(ROOT), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "webui")]
     from turbodiff.spec import stdio
     from turbodiff.spec.errors import TurbodiffError, not_started
+    from turbodiff.spec.text import printable
 
     stdio.make_safe()
     args = parser().parse_args(argv)
@@ -264,7 +265,7 @@ def main(argv: Sequence[str]) -> int:
             sys.stderr.write(f"[ERROR] ended with {code}: {STARTUP_LOG} says why\n")
         return code
     except TurbodiffError as error:
-        sys.stderr.write(f"[ERROR] {error}\n")
+        sys.stderr.write(f"[ERROR] {printable(str(error))}\n")
         return error.exit_code
 
 

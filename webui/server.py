@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from turbodiff.spec import stdio
 from turbodiff.spec.environment import PASSWORD
 from turbodiff.spec.errors import TurbodiffError
+from turbodiff.spec.text import printable
 from turbodiff.studio import Studio
 from webui import events, page
 from webui.app import check, parser, read_password
@@ -169,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         server = uvicorn.Server(config)
         server.run(sockets=sockets)
     except TurbodiffError as error:
-        sys.stderr.write(f"[ERROR] {error}\n")
+        sys.stderr.write(f"[ERROR] {printable(str(error))}\n")
         return error.exit_code
     return 0 if server.started else 1
 

@@ -1,8 +1,12 @@
+import sys
+import unicodedata
+
 import pytest
 
 from turbodiff.prompt.weights import clean
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.request import make_request
+from turbodiff.spec.text import printable
 
 NOTHING = [
     "", " \t\n", "\ufeff", "\u200b\u200d\u2060", "\u00a0\u3000\u2003", "\x00\x07\x1b", "\u202e\u2066",
@@ -27,3 +31,15 @@ def test_a_prompt_that_shows_something_is_none(prompt: str) -> None:
 def test_entities_of_any_length_are_cleaned(entity: str) -> None:
     """Python refuses to make an int of more than 4,300 digits: a prompt of these was a ValueError."""
     assert clean(f"a cat {entity} runs").startswith("a cat ")
+
+
+def test_every_character_that_steers_a_terminal_is_written_as_its_escape() -> None:
+    for letter in map(chr, range(sys.maxunicode + 1)):
+        steers = unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") and letter not in "\t\u200c\u200d"
+        shown = printable(letter)
+        assert (shown != letter) is steers and (not steers or (shown.isascii() and shown[0] == "\\")), ascii(letter)
+
+
+@pytest.mark.parametrize("text", ["樱花\u3000树下", "👩\u200d🚀", "a\u00a0b", "می\u200cخواهم", "C:\\new", ""])
+def test_what_people_write_is_shown_as_it_is(text: str) -> None:
+    assert printable(text) == text

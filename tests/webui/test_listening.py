@@ -219,6 +219,14 @@ def test_whatever_is_taken_as_a_password_logs_in(word, monkeypatch):
         ("zh;q=" + "9" * 5000, "en"),
         (",;q=,,", "en"),
         ("zh_CN.UTF-8", "zh"),
+        ("zh_Hans_CN.UTF-8@pinyin", "zh"),
+        ("ZH-hant", "zh"),
+        ("zhx", "en"),
+        ("zha-CN,zh;q=0.1", "zh"),
+        ("zh;q=0.3,enm", "zh"),
+        ("zhx_CN.UTF-8", "en"),
+        ("chinese,zhang", "en"),
+        ("C.UTF-8", "en"),
     ],
 )
 def test_the_language_is_the_best_of_those_that_are_spoken(asked, lang):

@@ -29,6 +29,7 @@ from turbodiff.cli.queue import jobs_app, restart, seeds_app, serve, support_bun
 from turbodiff.cli.service import service_app
 from turbodiff.spec import stdio
 from turbodiff.spec.errors import TurbodiffError
+from turbodiff.spec.text import printable
 
 app = typer.Typer(
     name="turbodiff",
@@ -58,7 +59,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except TurbodiffError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {printable(str(error))}\n")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, EOFError):
         sys.exit(130)

@@ -32,7 +32,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Turn a sentence (and a picture) into an mp4."""
-    from turbodiff.cli.show import event_lines, words_here
+    from turbodiff.cli.show import event_lines, print_lines, words_here
     from turbodiff.spec.models import find_model
     from turbodiff.studio import pictures
     from turbodiff.weights.lora_facts import lora_facts
@@ -50,7 +50,7 @@ def generate(
         side = lora_facts(Path(row["path"])).expert if "expert" not in row else ""
         if side in ("high", "low"):
             proposal = f"--lora {row['path']}:{row.get('strength', 1):g}:{side}"
-            sys.stderr.write(f"{words(f'value.lora_is_{side}')}: {proposal}\n")
+            print_lines([f"{words(f'value.lora_is_{side}')}: {proposal}"], sys.stderr)
 
     def tell(event: "Event") -> None:
         """Each event as its own JSON line; or a line per phase and step, and the file's name last."""
@@ -58,9 +58,9 @@ def generate(
             sys.stdout.write(event.line() + "\n")
             sys.stdout.flush()
             return
-        sys.stderr.writelines(line + "\n" for line in event_lines(event, words))
+        print_lines(event_lines(event, words), sys.stderr)
         if event.type == "result":
-            sys.stdout.write(event.path + "\n")
+            sys.stdout.write(event.path + "\n")  # as it is: for a program that opens it
 
     open_studio(None, outputs).generate(fields, output=output, device=device, on_event=tell)
 

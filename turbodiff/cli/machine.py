@@ -13,6 +13,7 @@ import typer
 from turbodiff.cli.flags import Json, StateDir, open_studio
 from turbodiff.spec.errors import RequestError, TurbodiffError, not_started
 from turbodiff.spec.experts import Expert
+from turbodiff.spec.text import printable
 
 if TYPE_CHECKING:
     from turbodiff.gpu.processes import CardHolders
@@ -93,7 +94,7 @@ def doctor(as_json: Json = False) -> None:
         return
     print_table(("what", "found"), list(report.found.items()))
     for key, text in report.warnings:
-        Console(soft_wrap=True).print(Text.assemble(("warning", "yellow"), f" {key}: {text}"))
+        Console(soft_wrap=True).print(Text.assemble(("warning", "yellow"), printable(f" {key}: {text}")))
     print_lines([f"torch for this machine: {report.pip_line}", *report.notes])
 
 
@@ -111,7 +112,7 @@ def selftest(as_json: Annotated[bool, typer.Option("--json", hidden=True)] = Fal
             found = Check(name=name, ok=False, detail=str(error))
         line = f"selftest {name}: {'ok' if found.ok else 'FAILED'}, {found.detail}"
         log.say(line, who="selftest")
-        sys.stdout.write((found.model_dump_json() if as_json else line) + "\n")
+        sys.stdout.write((found.model_dump_json() if as_json else printable(line)) + "\n")
         sys.stdout.flush()  # the page shows each as it comes
         failed = failed or not found.ok
     if failed:
@@ -176,7 +177,7 @@ def calibrate(
         asked = [find_model(name).name for name in model or ()]
         samples = list(_measured(store, asked or ready or ["wan2.1-1.3b"]))
     if as_json:
-        print_lines(sample.model_dump_json() for sample in samples)
+        sys.stdout.writelines(sample.model_dump_json() + "\n" for sample in samples)
         return
     rows = []
     for sample in samples:
@@ -322,6 +323,7 @@ def verify_weights(
     sha256: Annotated[bool, typer.Option("--sha256", help="read every byte, too")] = False,
 ) -> None:
     """Say what a checkpoint is, whether it is complete, and which models can use it."""
+    from turbodiff.cli.show import print_lines
     from turbodiff.weights.locate import verify
 
     report = verify(path, sha256=sha256)
@@ -332,7 +334,7 @@ def verify_weights(
             value = "; ".join(value) or "none"
         elif isinstance(value, bool):
             value = "yes" if value else "no"
-        sys.stdout.write(f"{name:12} {value}\n")
+        print_lines([f"{name:12} {value}"])
     if report.problems:
         raise typer.Exit(2)
 

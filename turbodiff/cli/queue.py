@@ -24,8 +24,10 @@ JobId = Annotated[int, typer.Argument(help="number of the job")]
 @jobs_app.command("list")
 def list_jobs(state_dir: StateDir = None, limit: Annotated[int, typer.Option("--limit")] = 20) -> None:
     """The newest jobs first."""
-    for job in open_studio(state_dir).jobs(limit):
-        sys.stdout.write(f"{job.id:6} {job.state:10} {job.request.model:14} {job.request.prompt[:60]}\n")
+    from turbodiff.cli.show import print_lines
+
+    jobs = open_studio(state_dir).jobs(limit)
+    print_lines(f"{job.id:6} {job.state:10} {job.request.model:14} {job.request.prompt[:60]}" for job in jobs)
 
 
 @jobs_app.command("show")
@@ -33,7 +35,7 @@ def show_job(job: JobId, state_dir: StateDir = None, as_json: Json = False) -> N
     """One job: what was asked, how far it is, what came of it."""
     from pydantic_core import to_jsonable_python
 
-    from turbodiff.cli.show import words_here
+    from turbodiff.cli.show import print_lines, words_here
 
     studio, words = open_studio(state_dir), words_here()
     found = studio.job(job)
@@ -44,15 +46,13 @@ def show_job(job: JobId, state_dir: StateDir = None, as_json: Json = False) -> N
     if as_json:
         sys.stdout.write(json.dumps(facts) + "\n")
         return
-    for name, value in facts.items():
-        if value and name != "plan":
-            sys.stdout.write(f"{name:10} {value}\n")
+    print_lines(f"{name:10} {value}" for name, value in facts.items() if value and name != "plan")
 
 
 @jobs_app.command("watch")
 def watch_job(job: JobId, state_dir: StateDir = None, as_json: Json = False) -> None:
     """Follow a job until it ends: its phases, steps and notices; ends with 1 where it made no clip."""
-    from turbodiff.cli.show import event_lines, words_here
+    from turbodiff.cli.show import event_lines, print_lines, words_here
 
     studio, words, seen, over = open_studio(state_dir), words_here(), 0, False
     while not over:
@@ -60,14 +60,16 @@ def watch_job(job: JobId, state_dir: StateDir = None, as_json: Json = False) -> 
         over = found.state not in ("queued", *ACTIVE)  # asked before the events, so that none of them is missed
         for number, event in studio.events(job, seen):
             seen = number
-            lines = [event.line()] if as_json else event_lines(event, words)
-            (sys.stdout if as_json else sys.stderr).writelines(line + "\n" for line in lines)
-            if event.type == "result" and not as_json:
-                sys.stdout.write(event.path + "\n")
+            if as_json:
+                sys.stdout.write(event.line() + "\n")
+                continue
+            print_lines(event_lines(event, words), sys.stderr)
+            if event.type == "result":
+                sys.stdout.write(event.path + "\n")  # as it is: for a program that opens it
         sys.stdout.flush()
         time.sleep(0 if over else POLL_S)
     if found.state != "done":
-        sys.stderr.write(f"job {job}: {found.state} {found.error.what if found.error else ''}".rstrip() + "\n")
+        print_lines([f"job {job}: {found.state} {found.error.what if found.error else ''}".rstrip()], sys.stderr)
         raise typer.Exit(1)
 
 
@@ -115,10 +117,12 @@ def list_seeds(
     search: Annotated[str, typer.Argument(help="words that must occur")] = "", state_dir: StateDir = None
 ) -> None:
     """The newest rows first."""
+    from turbodiff.cli.show import print_lines
+
     for seed in open_studio(state_dir).seeds(search):
         row = seed.row
         cells = (row.prompt, row.seed, row.model, row.resolution, row.rating, row.note)
-        sys.stdout.write(f"{seed.id:6} " + " | ".join(cells) + "\n")
+        print_lines([f"{seed.id:6} " + " | ".join(cells)])
 
 
 @seeds_app.command("rate")
@@ -161,6 +165,8 @@ def serve(
 
 def restart(state_dir: StateDir = None) -> None:
     """重启应用: end the worker, prove that its memory is back, start a new one. Works when the page is dead, too."""
+    from turbodiff.cli.show import print_lines
+
     studio = open_studio(state_dir)
     if not studio.served:
         raise TurbodiffError("the app is not running", code="not_running", try_instead="turbodiff serve")
@@ -170,7 +176,7 @@ def restart(state_dir: StateDir = None) -> None:
         if time.monotonic() > end_s:
             raise TurbodiffError("no answer to the restart", code="restart_silent", try_instead="see the start-up log")
         time.sleep(POLL_S)
-    sys.stdout.write(f"{outcome.text}\n")
+    print_lines([outcome.text])
     if not outcome.ok:
         raise typer.Exit(1)
 

@@ -1,7 +1,9 @@
 """How events and plans look in a shell: English, and a plan's reasons in Chinese where that is spoken."""
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
+from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +14,7 @@ from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import gib, seconds
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.schedules import SCHEDULE_REASONS, WARNINGS, Schedule
+from turbodiff.spec.text import printable
 from turbodiff.spec.wording import Words, language_of
 
 PHASES = {
@@ -33,18 +36,17 @@ def words_here(lang: str | None = None) -> Words:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows below their heads; brackets in them are text."""
+    """Print rows below their heads; brackets and colons in them are text."""
     table = Table(*head, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*row)
-    Console(highlight=False, soft_wrap=True, markup=False).print(table)
+        table.add_row(*map(printable, row))
+    Console(highlight=False, soft_wrap=True, markup=False, emoji=False).print(table)
 
 
-def print_lines(lines: Iterable[str]) -> None:
-    """Print lines as they are."""
-    console = Console(highlight=False, soft_wrap=True, markup=False)
-    for line in lines:
-        console.print(line)
+def print_lines(lines: Iterable[str], stream: TextIO | None = None) -> None:
+    """Print each as one line, on standard output unless told otherwise: prompts, names of files and of tensors are
+    other people's text, of which a terminal must obey nothing."""
+    (stream or sys.stdout).writelines(printable(line) + "\n" for line in lines)
 
 
 def plan_lines(plan: Plan, words: Words) -> list[str]:

@@ -14,6 +14,8 @@ from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
 
+from turbodiff.spec.text import printable
+
 STARTUP_LOG = "webui_startup_latest.log"
 RUN_LOG = "webui_test.log"
 MAX_BYTES = 20 << 20
@@ -25,8 +27,6 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 # a level that a program put in front of its own line: "[INFO] ...", "INFO: ...", "WARNING:root:..."
 _LEVEL = re.compile(r"^\[?(DEBUG|INFO|WARNING|ERROR|CRITICAL)(?:\]|:(?:[\w.]+:)?)\s*")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-# line breaks of Unicode, bidirectional overrides and control characters: none may forge or hide a line
-_UNSAFE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _SECRETS = (
     re.compile(r"\b(hf_)[A-Za-z0-9]{6,}"),  # Hugging Face access tokens
     re.compile(r"(?i)(authorization:?\s*(?:basic|bearer)\s+)\S+"),
@@ -46,8 +46,7 @@ def redact(text: str) -> str:
 def clean(text: str) -> str:
     """One printable line: colours gone, control characters escaped, secrets redacted, at most 4 000 characters."""
     text = _ANSI.sub("", text[: 4 * MAX_LINE_CHARS])
-    text = _UNSAFE.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
-    return redact(text)[:MAX_LINE_CHARS]
+    return redact(printable(text))[:MAX_LINE_CHARS]
 
 
 def stamp(at_s: float) -> str:

@@ -1,4 +1,4 @@
-"""Text as people paste it: whether it shows anything, and entities that no parser should meet."""
+"""Text as people paste it: what shows nothing, what a terminal may see, entities that no parser should meet."""
 
 import html
 import re
@@ -9,6 +9,21 @@ FILLERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
 # Python makes an int of the digits of a numeric entity, which takes quadratic time and fails from 4,300 digits on;
 # the largest code point has seven
 _LONG_ENTITY = re.compile(r"&#(?:[0-9]{9,}|[xX][0-9a-fA-F]{9,});?")
+
+
+# Control and format characters, lone surrogates, ends of lines: they move a terminal's cursor, colour it, turn what
+# follows around (CVE-2021-42574) or forge a line. Joiners are part of emoji and of Persian and Indian words
+HIDDEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+JOINERS = frozenset("\t\u200c\u200d")
+
+
+def printable(text: str) -> str:
+    """The text as one line that a terminal or a log may show: what would not be seen is written as its escape."""
+    if text.isprintable():
+        return text
+    hidden = (unicodedata.category(letter) in HIDDEN and letter not in JOINERS for letter in text)
+    pairs = zip(text, hidden, strict=True)
+    return "".join(letter.encode("unicode_escape").decode() if escape else letter for letter, escape in pairs)
 
 
 def unescaped(text: str) -> str:

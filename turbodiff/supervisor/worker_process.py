@@ -27,6 +27,7 @@ from turbodiff.spec.environment import PASSWORD, child_environment
 from turbodiff.spec.errors import DoesNotFitError, TurbodiffError, error_from, not_started
 from turbodiff.spec.events import Event, ExitCommand, JobCommand, RunCommand, read_event
 from turbodiff.spec.numbers import gib
+from turbodiff.spec.text import printable
 
 WORKER = (sys.executable, "-P", "-m", "turbodiff.runtime.worker")
 RUN_ID = "TURBODIFF_RUN_ID"
@@ -310,7 +311,7 @@ def run_attempt(command: RunCommand, argv: Sequence[str], on_event: Callable[[Ev
 
     def to_stderr(line: str) -> None:
         if not line.startswith("[INFO]"):
-            sys.stderr.write(line + "\n")
+            sys.stderr.write(printable(line) + "\n")
 
     for event in run_once(command, argv, on_output=to_stderr):
         if event.type == "error":

@@ -4,6 +4,7 @@ Contents: what the page and the command line both say, and the reader of such fi
 words (webui/wording), markup, decisions. Used by: cli, webui.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ def language_of(name: str) -> str:
     best, chosen = 0.0, "en"
     for entry in name[:1000].split(","):
         tag, *parameters = (part.strip().lower() for part in entry.split(";"))
-        spoken = next((lang for lang in LANGUAGES if tag.startswith(lang)), "en" if tag == "*" else "")
+        primary = re.split(r"[-_.@]", tag)[0]  # "zh-Hans-CN" (RFC 5646), "zh_CN.UTF-8@pinyin" (POSIX); "zhx" is another
+        spoken = primary if primary in LANGUAGES else "en" if tag == "*" else ""
         weights = [part[2:] for part in parameters if part.startswith("q=")]
         try:
             weight = float(weights[0]) if weights else 1.0

@@ -14,8 +14,9 @@ from turbodiff.archive import disk
 from turbodiff.archive.clips import Clip, clips, read_sidecar
 from turbodiff.archive.seeds import Seed, export_text, import_file, list_seeds, rate
 from turbodiff.diagnostics import background_tasks, logs, support_bundle
-from turbodiff.diagnostics.background_tasks import BackgroundTask, Offer, SelfTest
+from turbodiff.diagnostics.background_tasks import SelfTest
 from turbodiff.diagnostics.doctor import DoctorReport, doctor
+from turbodiff.diagnostics.downloads import Download, Downloads, Offer, download_offers
 from turbodiff.gpu import probe
 from turbodiff.gpu.processes import HOST_COMMAND, CardHolders, Holder, holders
 from turbodiff.jobs import measurements, retry_policy
@@ -33,7 +34,7 @@ from turbodiff.spec.errors import FileError, OutOfMemoryError, RequestError
 from turbodiff.spec.events import Event, RunCommand
 from turbodiff.spec.files import state_folder
 from turbodiff.spec.jobs import Outcome, QueuedJob, Where
-from turbodiff.spec.models import Inventory, ModelSpec, all_models, find_model
+from turbodiff.spec.models import Inventory, ModelSpec, all_models
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, make_request
 from turbodiff.spec.text import printable
@@ -46,7 +47,7 @@ from turbodiff.weights.locate import inventory as find_weights
 from turbodiff.weights.lora_facts import LoraFacts, lora_facts, lora_picture
 
 POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
-DOWNLOADS, TASKS = "downloads", "tasks"  # folders in the state folder
+TASKS = "tasks"  # folder in the state folder
 _tokenizer = cache(open_tokenizer)
 _history = lru_cache(4)(History)  # the same samples are the same history, so what was planned with it is remembered
 OnEvent = Callable[[Event], None]
@@ -66,6 +67,7 @@ class Studio:
     def __init__(self, state: Path | None = None, outputs: Path = Path("outputs")) -> None:
         self.state, self.outputs = Path(state or state_folder()), Path(outputs).resolve()
         self.database = self.state / DATABASE  # a file that no server may hand out
+        self.downloads = Downloads(self.state / "downloads")
 
     @cached_property
     def _store(self) -> Store:
@@ -310,18 +312,8 @@ class Studio:
         """By model name: what there is to download, each with what a plan says of it on this machine."""
         here, machine, history = find_weights(), machine or self.machine(), self.history()
         told = {spec: fits_of(spec, machine, history) for spec in all_models()}
-        return {spec.name: background_tasks.download_offers(spec, here, fits) for spec, fits in told.items()}
-
-    def start_download(self, model: str, variant: str = "") -> None:
-        """Download a variant of a model, by default the one that suits here, in a process of its own (RequestError:
-        there is none of that name)."""
-        spec = find_model(model)
-        chosen = ("--variant", spec.variant(variant).name) if variant else ()
-        background_tasks.start_task(self.state / DOWNLOADS, spec.name, (*background_tasks.PULL, spec.name, *chosen))
-
-    def download(self, model: str) -> BackgroundTask:
-        """How the download of a model is doing."""
-        return background_tasks.background_task(self.state / DOWNLOADS, model)
+        mirror = self.downloads.mirror
+        return {spec.name: download_offers(spec, here, fits, mirror) for spec, fits in told.items()}
 
     def count_tokens(self, model: str, prompt: str, inventory: Inventory | None = None) -> int | None:
         """Tokens of a prompt for a model's encoder; None while its tokenizer is not on this disk."""
@@ -391,7 +383,7 @@ def _request_of(fields: Mapping[str, Any]) -> Request:
 
 
 __all__ = [
-    "HOST_COMMAND", "POLICIES", "BackgroundTask", "CardHolders", "Clip", "DoctorReport", "GpuFacts", "Holder",
+    "HOST_COMMAND", "POLICIES", "CardHolders", "Clip", "DoctorReport", "Download", "Downloads", "GpuFacts", "Holder",
     "Identity", "Look", "LoraFacts", "LoraFile", "Machine", "Offer", "Outlook", "Policy", "Round", "Seed", "SelfTest",
     "Studio", "Tier", "doctor", "pictures", "state_folder",
 ]  # fmt: skip

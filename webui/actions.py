@@ -14,7 +14,7 @@ from turbodiff.spec.clips import rating_parts
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.models import find_model
 from turbodiff.spec.request import FROM_WEIGHTS
-from turbodiff.studio import Studio
+from turbodiff.studio import Downloads, Studio
 from webui import form
 from webui.app import RUN_LOG, STARTUP_LOG
 from webui.form import FormValues
@@ -46,6 +46,11 @@ JOB_ACTIONS: Mapping[str, Callable[[Studio, int], object]] = {
     "top": partial(Studio.move, where="first"),
     "up": partial(Studio.move, where="up"),
     "down": partial(Studio.move, where="down"),
+}
+MODEL_ACTIONS: Mapping[str, Callable[..., object]] = {  # of a model, "download" with a variant
+    "download": Downloads.start,
+    "pause_download": partial(Downloads.stop, how="pause"),
+    "cancel_download": partial(Downloads.stop, how="cancel"),
 }
 STARTING_ACTIONS = {"retry", "retry_smaller", "knob", "neighbour"}  # they queue a job and show it
 
@@ -121,6 +126,9 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
     studio, sentence = reader.studio, ""
     if name in STUDIO_ACTIONS:
         STUDIO_ACTIONS[name](studio)
+    elif name in MODEL_ACTIONS:
+        model, *variant = argument.split(" ", 1)
+        MODEL_ACTIONS[name](studio.downloads, find_model(model), *variant)
     elif name in JOB_ACTIONS:
         JOB_ACTIONS[name](studio, number_of(argument))
     elif name in STARTING_ACTIONS:
@@ -137,17 +145,14 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
                 ui_state = {**ui_state, "log": argument}
             case "rescan":
                 reader.rescan()
-            case "download":  # "MODEL VARIANT"
-                model, _, variant = argument.partition(" ")
-                studio.start_download(model, variant)
             case "restart":
                 reader.restart()
                 sentence = words("bar.restarting")
             case "end_leftover":
                 gone = studio.end_leftover(number_of(argument))
                 sentence = words("bar.leftover_gone" if gone else "bar.leftover_stays")
-            case "policy":
-                studio.set_policy(argument)
+            case "policy" | "mirror":
+                (studio.set_policy if name == "policy" else studio.downloads.set_mirror)(argument)
                 sentence = words("settings.saved")
             case "rate" | "praise" | "note":  # "CLIP STARS WORDS", "CLIP WORDS", "CLIP SENTENCE"
                 clip, _, rest = argument.partition(" ")

@@ -92,6 +92,7 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
             stage["seeds"] = gr.HTML(elem_id="seed-table")
         with gr.Tab(words("system.tab"), id="system"):
             stage["system"] = gr.HTML(elem_id="system")
+            stage["source"] = gr.HTML(elem_id="source")
         with gr.Tab(words("log.tab"), id="log-tab"):
             stage["logs"] = gr.HTML(elem_id="logs")
             gr.HTML(tabs.draw_log_tools(words))

@@ -27,7 +27,7 @@ from webui.wording import Words
 
 PANELS = (
     "bar", "aid", "player", "progress", "card", "queue", "strip", "tail", "compare", "gallery", "side", "seeds",
-    "system", "logs", "log", "settings",
+    "system", "source", "logs", "log", "settings",
 )  # fmt: skip
 TAIL_LINES = 12
 MARKED_FROM = 4  # fewer choices than this need no marks: the meter says it all
@@ -87,6 +87,7 @@ class Renderer:
             "side": stage.draw_side(card, bool(left), words),
             "seeds": tabs.draw_seeds(found, posters, bool(ui_state["search"]), words),
             "system": system.draw(system.system(snapshot, report, words), report is not None, words),
+            "source": system.draw_source(snapshot.mirror, words),
             "logs": tabs.draw_logs((STARTUP_LOG, RUN_LOG), ui_state["log"], words),
             "log": tabs.draw_log(
                 tuple(studio.log_tail(LOG_LINES, RUN_LOG)) if ui_state["log"] == RUN_LOG else snapshot.log,

@@ -20,9 +20,9 @@ from turbodiff.spec.plan import Change, Plan
 from turbodiff.spec.request import Request
 from turbodiff.studio import (
     HOST_COMMAND,
-    BackgroundTask,
     CardHolders,
     Clip,
+    Download,
     Holder,
     Identity,
     LoraFacts,
@@ -88,7 +88,8 @@ class Snapshot:
     models: tuple[tuple[ModelSpec, list[str]], ...] = ()  # what is missing of each
     passed_over: tuple[PassedOver, ...] = ()  # files of the search roots that no model uses
     offers: Mapping[str, tuple[Offer, ...]] = field(default_factory=dict)  # model name -> what there is to download
-    downloads: Mapping[str, BackgroundTask] = field(default_factory=dict)  # model name -> how its download is doing
+    downloads: Mapping[str, Download] = field(default_factory=dict)  # model name -> how its download is doing
+    mirror: str = ""  # the server that a person chose for downloads
     holders: tuple[CardHolders, ...] = ()
     host_command: str = HOST_COMMAND  # lists the holders where they cannot be seen from here
     leftovers: tuple[Identity, ...] = ()
@@ -202,7 +203,8 @@ class StudioReader:
             models=self._models(),
             passed_over=self._inventory().passed_over,
             offers=self._offers(),
-            downloads={name: studio.download(name) for name in self._offers()},
+            downloads={name: studio.downloads.of(name) for name in self._offers()},
+            mirror=studio.downloads.mirror,
             holders=holders,
             leftovers=leftovers,
             paused=studio.paused,

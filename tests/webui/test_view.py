@@ -8,12 +8,14 @@ from types import SimpleNamespace as Some
 
 import pytest
 
-from turbodiff.diagnostics.background_tasks import Check, Offer, SelfTest
+from turbodiff.diagnostics.background_tasks import Check, SelfTest
 from turbodiff.diagnostics.doctor import DoctorReport
+from turbodiff.diagnostics.downloads import Download, Offer
 from turbodiff.plan.hardware import GpuFacts, Machine, pretend
 from turbodiff.plan.planner import Refusal, plan_request
 from turbodiff.plan.tiers import rounds as tiers_rounds
 from turbodiff.spec.clips import Sidecar, read_record
+from turbodiff.spec.downloads import Progress as DownloadProgress
 from turbodiff.spec.events import JobError, PhaseEvent, PreviewEvent
 from turbodiff.spec.jobs import Outcome, Progress, QueuedJob
 from turbodiff.spec.models import Inventory, PassedOver, find_model
@@ -293,17 +295,61 @@ def offer_of(name, nbytes=14_500_000_000, free=8e9, suited=True, here=False, mar
 
 def test_a_missing_model_is_offered_with_size_room_and_folder():
     spec = find_model("wan2.1-14b")
+    progress = DownloadProgress("a.pth", 1, 4, 1_200_000_000, 10_000_000_000, 44_000_000.0, 200.0, "hub")
     snapshot = Snapshot(
         models=((spec, ["a.pth"]),),
         offers={spec.name: (offer_of("480p-quant"),)},
-        downloads={spec.name: Some(running=True, words="a.pth 12 %")},
+        downloads={spec.name: Download(state="running", model=spec.name, progress=progress)},
     )
     shown = system.system(snapshot, None, EN).models[0]
     choice = shown.best
     assert "14.5 GB to checkpoints" in choice.offer and "8.0 GB free" in choice.offer
     assert choice.files == ("a.pth  11.4 GB  org/repo",)
     assert not choice.enough_room
-    assert shown.running and shown.words == "a.pth 12 %"
+    assert (shown.state, shown.share) == ("running", 0.12)
+    assert shown.words == "1.2 GB of 10.0 GB, 44.0 MB/s, 3 min 20 s left, a.pth (2/4)"
+
+
+def downloading(words=EN, **fields):
+    """The card of a model whose download is like that."""
+    spec = find_model("wan2.1-14b")
+    found = Download(model=spec.name, **fields)
+    snapshot = Snapshot(
+        models=((spec, ["a.pth"]),),
+        offers={spec.name: (offer_of("480p-quant", free=1e12),)},
+        downloads={spec.name: found},
+    )
+    return system.draw(system.system(snapshot, None, words), False, words)
+
+
+def test_a_download_can_be_paused_resumed_and_given_up_as_it_stands():
+    progress = DownloadProgress(done_bytes=3 * 10**9, total_bytes=10**10)
+    assert all(name not in downloading() for name in ("pause_download", "cancel_download", "<progress"))
+    running, paused = (downloading(state=state, progress=progress) for state in ("running", "paused"))
+    assert "pause_download" in running and "cancel_download" in running and "Resume" not in running
+    assert "Resume" in paused and "cancel_download" in paused and "pause_download" not in paused
+    assert "3.0 GB of 10.0 GB" in paused and "30%" in paused
+
+
+def test_why_a_download_failed_is_said_in_the_language_of_the_page_with_what_to_fetch_by_hand():
+    error = {"code": "download_dns", "field": "hub", "got": "gaierror", "expected": "https://hub/a -> /m/a"}
+    english, chinese = (downloading(words, state="failed", error=error) for words in (EN, ZH))
+    assert "The name hub cannot be resolved" in english and "Resume" in english
+    assert "无法解析域名 hub" in chinese and "继续" in chinese
+    assert "https://hub/a -&gt; /m/a" in english
+
+
+def test_another_server_is_named_with_the_reason():
+    progress = DownloadProgress(done_bytes=1, total_bytes=10, left_host="hub", left_code="download_tls", host="other")
+    assert "hub was left (its certificate is not trusted): the rest comes from other" in downloading(
+        state="running", progress=progress
+    )
+
+
+def test_a_name_from_a_server_or_a_mirror_is_text_on_the_page():
+    progress = DownloadProgress(file="<img src=x>", done_bytes=1, total_bytes=10, left_s=1.0, host="<b>")
+    assert "<img" not in downloading(state="running", progress=progress)
+    assert "<script" not in system.draw_source('"><script>', EN)
 
 
 def test_each_variant_has_its_size_its_mark_and_its_button():

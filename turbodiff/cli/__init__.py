@@ -23,6 +23,7 @@ from types import FrameType
 
 import typer
 
+from turbodiff.cli import downloads  # noqa: F401  adds commands to models_app
 from turbodiff.cli.generate import generate, plan
 from turbodiff.cli.machine import calibrate, doctor, gpu, models_app, selftest
 from turbodiff.cli.queue import jobs_app, restart, seeds_app, serve, support_bundle

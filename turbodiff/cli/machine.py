@@ -301,19 +301,35 @@ def pull_model(
         str, typer.Option("--variant", help="480p-quant, 720p-plain, ...; left out: what suits this machine")
     ] = "",
     root: Annotated[Path | None, typer.Option("--root", help="target folder; default: checkpoints/")] = None,
+    mirror: Annotated[str, typer.Option("--mirror", help="server to ask first, over HF_ENDPOINT")] = "",
+    state_dir: StateDir = None,
 ) -> None:
-    """Download what a model still needs; a download that stopped goes on. `models list` shows the variants."""
+    """Download what a model needs; one that stopped goes on, Ctrl-C pauses it. `models list` shows the variants."""
+    from turbodiff.cli.show import words_here
     from turbodiff.gpu.probe import machine_now
     from turbodiff.plan.tiers import suited
+    from turbodiff.spec.downloads import Progress
     from turbodiff.spec.models import find_model
-    from turbodiff.weights.download import pull
+    from turbodiff.weights.sources import check_mirror
 
-    def tell(name: str, done: int, total: int) -> None:
-        sys.stderr.write(f"\r{name} {100 * done // max(total, 1):3d} %")
+    words, spec, downloads = words_here(), find_model(model), open_studio(state_dir).downloads
+    mirror = check_mirror(mirror) or downloads.mirror
+    said = [""]
 
-    spec = find_model(model)
+    def tell(progress: Progress) -> None:
+        start, end = ("\r\x1b[K", "") if sys.stderr.isatty() else ("", "\n")
+        if (notice := words.download_notice(progress)) != said[0]:
+            said[0] = notice
+            sys.stderr.write(f"{start}{notice}\n")
+        sys.stderr.write(f"{start}{spec.display_name} {words.download(progress)}{end}")
+        sys.stderr.flush()
+
     chosen = spec.variant(variant) if variant else suited(spec, machine_now())
-    for path in pull(model, variant=chosen, root=root, progress=tell):
+    try:
+        paths = downloads.run(spec, variant=chosen, root=root, mirror=mirror, tell=tell)
+    finally:
+        sys.stderr.write("\n" if sys.stderr.isatty() else "")
+    for path in paths:
         sys.stdout.write(f"{path}\n")
 
 

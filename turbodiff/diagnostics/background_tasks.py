@@ -1,26 +1,22 @@
 """Work beside the queue, one process each: downloads of weights, the self-test. Each prints to <folder>/<name>.log.
 
-A task outlives the page; a second start while it runs does nothing. A download is `turbodiff models pull MODEL`: it
-checks the disk, goes on where it stopped, and checks what it got.
+A task outlives the page; a second start while it runs does nothing. A download is `turbodiff models pull MODEL`
+(diagnostics/downloads.py).
 """
 
 import contextlib
+import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from turbodiff.archive.disk import free_bytes
 from turbodiff.gpu.processes import is_running, start_ticks
 from turbodiff.spec.environment import child_environment, with_network
 from turbodiff.spec.errors import not_started
-from turbodiff.spec.models import Inventory, ModelSpec, Variant
-from turbodiff.spec.plan import Fit
-from turbodiff.weights.download import endpoint, missing_files
-from turbodiff.weights.locate import download_root
 
 PULL = (sys.executable, "-P", "-m", "turbodiff.cli", "models", "pull")
 SELFTEST = (sys.executable, "-P", "-m", "turbodiff.cli", "selftest", "--json")
@@ -35,7 +31,7 @@ class BackgroundTask(NamedTuple):
 
     @property
     def words(self) -> str:
-        """Its last line: how far a download is."""
+        """Its last line."""
         return self.lines[-1] if self.lines else ""
 
 
@@ -53,23 +49,6 @@ class SelfTest(NamedTuple):
 
     running: bool
     checks: tuple[Check, ...] = ()
-
-
-class Offer(NamedTuple):
-    """What downloading one variant of a model would bring: file names with their repositories, bytes in all, where to,
-    and the room there; and how it would run here.
-
-    No `files`: all of it is here. `network_bytes` are those of the networks alone.
-    """
-
-    variant: Variant
-    files: tuple[tuple[str, str, int], ...]  # name, repository, bytes
-    nbytes: int
-    network_bytes: int
-    folder: Path
-    free_bytes: int
-    endpoint: str
-    fit: Fit
 
 
 def start_task(folder: Path, name: str, argv: Sequence[str]) -> None:
@@ -96,7 +75,9 @@ def background_task(folder: Path, name: str) -> BackgroundTask:
     """How a task is doing; one that was never started has printed nothing."""
     try:
         pid, ticks = (folder / f"{name}.pid").read_text().split()
-        text = (folder / f"{name}.log").read_bytes()[-TAIL_BYTES:].decode("utf-8", "replace")
+        with (folder / f"{name}.log").open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL_BYTES))
+            text = log.read(TAIL_BYTES).decode("utf-8", "replace")
     except (OSError, ValueError):
         return BackgroundTask(False, ())
     running = ticks.isdecimal() and is_running(int(pid), int(ticks))
@@ -110,20 +91,3 @@ def selftest(folder: Path, name: str) -> SelfTest:
         with contextlib.suppress(ValidationError):
             checks.append(Check.model_validate_json(line))
     return SelfTest(task.running, tuple(checks))
-
-
-def download_offers(spec: ModelSpec, found: Inventory, fits: Mapping[Variant, Fit]) -> tuple[Offer, ...]:
-    """Every variant of a model, with what plan/tiers.py `fits_of` says of it, and those of its files that are not here;
-    () where nothing is published."""
-    if spec.bundled:
-        return ()
-    folder, offers = download_root().absolute(), []
-    room = free_bytes(folder) or 0
-    for variant, fit in fits.items():
-        files = spec.files_of(variant)
-        wanted = [file for file in missing_files(files, spec, found) if file.repo]
-        listed = tuple((file.names[0], file.repo, file.bytes) for file in wanted)
-        networks = sum(file.bytes for file in files if file.component.startswith("dit"))
-        nbytes = sum(file.bytes for file in wanted)
-        offers.append(Offer(variant, listed, nbytes, networks, folder, room, endpoint(), fit))
-    return tuple(offers)

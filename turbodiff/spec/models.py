@@ -130,6 +130,7 @@ class ModelFile(Frozen):
     names: tuple[str, ...]
     repo: str = ""
     bytes: int = 0
+    sha256: str = ""  # as its publisher's repository lists it; "" where not known here
     quant: bool = False
     resolution: str = ""
 

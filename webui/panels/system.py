@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.numbers import gb
-from webui.markup import Html, action, el, facts, join, local
+from webui.markup import Html, action, el, facts, join, local, void
 from webui.panels.status_bar import RESTART, card_name
 from webui.wording import Words
 
@@ -60,8 +60,11 @@ class Model:
     missing: tuple[str, ...]
     id: str = ""
     choices: tuple[Choice, ...] = ()
-    running: bool = False
-    words: str = ""  # the last line of its download
+    state: str = "absent"  # of its download: absent | running | paused | failed | done
+    share: float = 0.0  # of its bytes that are here
+    words: str = ""  # how far its download is, or why it failed
+    notice: str = ""  # what else there is to say of it
+    by_hand: tuple[str, ...] = ()  # of a download that failed: addresses and places
 
     @property
     def best(self) -> Choice | None:
@@ -154,7 +157,7 @@ def largest_holders(snapshot: Snapshot, words: Words) -> tuple[HolderRow, ...]:
 
 def _model(spec: ModelSpec, missing: tuple[str, ...], snapshot: Snapshot, words: Words) -> Model:
     about = words.or_else(f"model.{spec.name.replace('.', '_').replace('-', '_')}", spec.about)
-    download, choices = snapshot.downloads.get(spec.name), []
+    found, choices = snapshot.downloads.get(spec.name), list[Choice]()
     for offer in snapshot.offers.get(spec.name, ()):
         precision = words("value.quant_linear_on" if offer.variant.quant else "value.quant_linear_off")
         size, free = gb(offer.nbytes), gb(offer.free_bytes)
@@ -168,13 +171,29 @@ def _model(spec: ModelSpec, missing: tuple[str, ...], snapshot: Snapshot, words:
                 suited=offer.fit.suited,
                 here=not offer.files,
                 download=size,
-                offer=words("system.offer", size=size, folder=offer.folder, free=free, host=offer.endpoint),
+                offer=words("system.offer", size=size, folder=offer.folder, free=free, host=offer.host),
                 enough_room=offer.free_bytes > offer.nbytes,
                 files=tuple(f"{name}  {gb(nbytes)}  {repo}" for name, repo, nbytes in offer.files),
             )
         )
-    running, said = (download.running, download.words) if download else (False, "")
-    return Model(spec.display_name, about, not missing, missing, spec.name, tuple(choices), running, said)
+    shown = Model(spec.display_name, about, not missing, missing, spec.name, tuple(choices))
+    if found is None or found.state in ("absent", "done"):
+        return shown
+    progress = found.progress
+    done, total = gb(progress.done_bytes), gb(progress.total_bytes)
+    told = {
+        "running": words.download(progress),
+        "paused": words("download.paused", done=done, total=total),
+        "failed": words.error(found.error),
+    }
+    return replace(
+        shown,
+        state=found.state,
+        share=progress.done_bytes / progress.total_bytes if progress.total_bytes else 0.0,
+        words=told[found.state],
+        notice=words.download_notice(progress),
+        by_hand=tuple(filter(None, found.error.get("expected", "").split("; "))) if found.state == "failed" else (),
+    )
 
 
 def _cards(machine: Machine, words: Words) -> Iterable[tuple[str, str]]:
@@ -277,8 +296,8 @@ def _draw_model(model: Model, main: bool, words: Words) -> Html:
         fit = el("span", choice.words, cls=f"td-pill {MARK_LOOKS[choice.mark]}", data_mark=choice.mark)
         get: Html | None = el("span", words("fit.here"), cls="td-pill good")
         if not choice.here:
-            key = "system.downloading" if model.running else "system.download_size"
-            get = _download(model, choice, words(key, size=choice.download), main and choice is model.best, words)
+            label = words("system.download_size", size=choice.download)
+            get = _download(model, choice, label, main and choice is model.best, words)
         rows.append(
             el("div", el("div", what, cls="what"), fit, get, cls="td-line td-variant", data_variant=choice.name)
         )
@@ -290,7 +309,7 @@ def _draw_model(model: Model, main: bool, words: Words) -> Html:
         el("p", model.about, cls="td-quiet", style="margin:0"),
         el("div", rows) if rows else None,
         offer,
-        el("code", model.words) if model.words else None,
+        _progress(model, words),
         _files(words("system.missing_list"), tuple(files) or model.missing),
         cls="td-card",
         data_model=model.name,
@@ -314,17 +333,53 @@ def _best(best: Model | None, words: Words) -> Html | None:
     name = f"{best.name} {choice.label}"
     lines = (el("span", choice.words, cls="td-quiet"), el("br"), el("span", choice.offer, cls="td-quiet"))
     what = el("div", el("h3", words("system.best", model=name)), lines)
-    label = words("system.downloading" if best.running else "system.download_best")
-    head = el("div", what, _download(best, choice, label, True, words), cls="td-line")
-    last_line = el("code", best.words) if best.words else None
-    return el("div", head, last_line, _files(words("system.manual"), choice.files), cls="td-card", id="best-download")
+    get = _download(best, choice, words("system.download_best"), True, words)
+    progress, by_hand = _progress(best, words), _files(words("system.manual"), choice.files)
+    return el("div", el("div", what, get, cls="td-line"), progress, by_hand, cls="td-card", id="best-download")
 
 
 def _download(model: Model, choice: Choice, label: str, main: bool, words: Words) -> Html:
     """The button that fetches a variant, or why it cannot."""
     if not choice.enough_room:
         return el("span", words("system.no_room"), cls="td-pill bad")
-    return action("download", f"{model.id} {choice.name}", label, cls="main" if main else "", disabled=model.running)
+    return action(
+        "download",
+        f"{model.id} {choice.name}",
+        label,
+        cls="main" if main else "",
+        disabled=model.state in ("running", "paused"),
+    )
+
+
+def _progress(model: Model, words: Words) -> Html | None:
+    """How far the download of a model is, or why it failed, with the buttons that pause, resume and give it up."""
+    if model.state not in ("running", "paused", "failed"):
+        return None
+    resume = action("download", model.id, words("system.resume"), cls="main")
+    pause = action("pause_download", model.id, words("system.pause"))
+    ask = words("system.cancel_ask", model=model.name)
+    cancel = action("cancel_download", model.id, words("system.cancel"), cls="plain", data_ask=ask)
+    percent = f"{model.share:.0%}"
+    bar = el("progress", percent, value=f"{model.share:.4f}", max=1, aria_label=model.name)
+    if model.state == "failed":
+        told = el("div", model.words, cls="td-note warn", role="alert")
+    else:
+        told = el("span", model.words, cls="td-quiet")
+    notice = el("div", model.notice, cls="td-note calm") if model.notice else None
+    buttons = el("span", pause if model.state == "running" else resume, cancel, cls="td-acts")
+    line = el("div", bar, el("b", percent), buttons, cls="td-line")
+    by_hand = _files(words("system.manual"), model.by_hand)
+    return el("div", line, told, notice, by_hand, cls="td-download", data_state=model.state)
+
+
+def draw_source(mirror: str, words: Words) -> Html:
+    """The field for a mirror: apart from the rest, which is drawn anew while a download runs and a person types."""
+    field_id, label = "mirror", words("system.mirror")
+    hint = words("system.mirror_hint")
+    box = void("input", type="url", id=field_id, value=mirror, placeholder=hint, aria_label=label, cls="td-input")
+    save = action("mirror", "", words("system.mirror_save"), data_from=field_id)
+    about = el("p", words("system.mirror_text"), cls="td-quiet")
+    return el("div", _section(label, (el("div", box, save, cls="td-line"), about)), cls="td-html td-narrow")
 
 
 def _files(summary: str, lines: tuple[str, ...]) -> Html | None:

@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from turbodiff.spec.numbers import gib
+from turbodiff.spec.downloads import Progress
+from turbodiff.spec.numbers import gb, gib
 from turbodiff.spec.plan import JsonScalar
 
 if TYPE_CHECKING:
@@ -116,6 +117,26 @@ class Words:
             return self("fit.no", need=self.gib(fit.need_bytes), short=self.gib(fit.need_bytes - fit.have_bytes))
         lowered = [self.or_else(f"fit.{change.field}", "", to=change.to_value) for change in fit.changes]
         return self(f"fit.{fit.mark}", time=self.seconds(fit.seconds), changes=", ".join(filter(None, lowered)))
+
+    def download(self, progress: Progress) -> str:
+        """How far a download is: bytes, speed, time that is left, which file."""
+        done, total, speed = gb(progress.done_bytes), gb(progress.total_bytes), progress.bytes_per_s
+        if not progress.total_bytes:
+            return self("download.asking", host=progress.host or "?")
+        if progress.checking:
+            return self("download.checking", done=done, total=total, file=progress.file)
+        if progress.left_s is None:
+            return self("download.waiting", done=done, total=total, host=progress.host)
+        left, file = self.seconds(progress.left_s), f"{progress.file} ({progress.files_done + 1}/{progress.files})"
+        return self("download.line", done=done, total=total, speed=f"{speed / 1e6:.1f} MB", left=left, file=file)
+
+    def download_notice(self, progress: Progress) -> str:
+        """What a person should know of a download that goes on: another server, a file from its start; or ""."""
+        why = self.or_else(f"download.why_{progress.left_code.removeprefix('download_')}", progress.left_code)
+        left = {"host": progress.left_host, "why": why, "other": progress.host}
+        parts = [self("download.other_server", **left)] if progress.left_host else []
+        parts += [self("download.starts_over")] if progress.starts_over else []
+        return " ".join(parts)
 
     def gib(self, n_bytes: float) -> str:
         """Bytes as "11.2 GiB", small ones as MiB."""

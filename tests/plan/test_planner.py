@@ -282,6 +282,23 @@ def test_a_lora_sits_beside_int8_weights_and_is_merged_into_plain_ones_in_host_m
     assert merged.host_ram_bytes - plain.host_ram_bytes == plain.weights_bytes
 
 
+def test_a_lora_that_is_no_low_rank_makes_int8_weights_anew_in_host_memory():
+    where, worn = machine(gpu(80), ram_gib=200), {"loras": [{"path": "style.safetensors"}]}
+
+    def host(dense, disk_of=DISK, **fields):
+        lora = FoundLora(path="style.safetensors", bytes=1 << 20, dense=dense)
+        found = disk_of.model_copy(update={"loras": (lora,)})
+        plan = plan_request(ask(quant_linear="on", attention="dense", **fields), where, found)
+        return next((p.host_ram_bytes, p.weights_bytes) for p in plan.phases if p.name == "denoise")
+
+    (low_rank, weights), (dense, _) = host(False, **worn), host(True, **worn)
+    assert 0.98 * weights < dense - low_rank <= weights  # the file's own factors are on the device, too
+    off, plain_files = {"loras": [{"path": "style.safetensors", "strength": 0}]}, disk(quant=(False,))
+    assert host(True, **off) == host(False, **off)
+    both = host(True, plain_files, **worn)[0] - host(True, **worn)[0]
+    assert 0.98 * weights < both <= weights, "quantised here and merged: two copies"
+
+
 def test_a_slow_lossless_choice_is_shown_beside_the_plan_and_not_taken():
     slow_bus = machine(gpu(20, pcie_bytes_s=0.05e9), ram_gib=128)
     plan = plan_request(ask(quant_linear="off"), slow_bus, DISK, text_cached=True, loaded=("dit", "vae"))

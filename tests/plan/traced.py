@@ -74,7 +74,7 @@ def denoising(job: phase_costs.CostInputs, chunks: int = 1) -> Pair:
     )
     traced = dry_run.denoise_bytes(
         job.spec, job.shape, dtype_of(job), int8=job.int8, chunks=chunks, attention=job.attention,
-        inside=others | dict.fromkeys(KERNELS, inside),
+        inside=others | dict.fromkeys(KERNELS, inside), forwards=job.forwards,
     )  # fmt: skip
     work = phase_costs.step_work(job, chunks)
     inside_kernels = work.workspace - phase_costs.workspace(job, work.activations)

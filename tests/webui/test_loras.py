@@ -35,6 +35,22 @@ def test_trigger_words_come_from_the_metadata_within_limits(tmp_path, metadata, 
     assert all(len(word) <= MAX_WORD_CHARS and word.isprintable() for word in found)
 
 
+@pytest.mark.parametrize(
+    ("parts", "dense"),
+    [
+        (("lora_down.weight", "lora_up.weight", "alpha"), False),
+        (("lora_A.weight", "lora_B.weight", "diff_b"), False),
+        (("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"), True),
+        (("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), True),
+        (("lokr_w1", "lokr_w2"), True),
+        (("diff",), True),
+    ],
+)
+def test_a_change_that_is_no_low_rank_is_known_from_the_header(tmp_path, parts, dense):
+    save_file({f"blocks.0.ffn.0.{part}": torch.zeros(4, 4) for part in parts}, tmp_path / "a.safetensors")
+    assert lora_facts(tmp_path / "a.safetensors").dense is dense
+
+
 def test_an_expert_is_proposed_by_the_name_and_a_broken_file_says_nothing(tmp_path):
     for name in ("Wan2.2-style_HighNoise.safetensors", "wan2.2_style_low_noise.safetensors"):
         save_file(PAIR, tmp_path / name)

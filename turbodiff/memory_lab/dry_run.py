@@ -120,7 +120,7 @@ def dry_run(plan: Plan) -> dict[str, int]:
         if name.startswith("denoise"):
             traced[name] = denoise_bytes(
                 spec, request.shape, dtype, int8=request.quant_linear == "on", chunks=levers.ffn_chunks,
-                attention=cast("AttentionKind", request.attention),
+                attention=cast("AttentionKind", request.attention), forwards=2 if request.guided else 1,
             )  # fmt: skip
         elif name in ("vae_decode", "image_encode"):
             tile, decode = VAE_TILE if levers.vae == "tiled" else None, name == "vae_decode"
@@ -131,7 +131,7 @@ def dry_run(plan: Plan) -> dict[str, int]:
 def denoise_bytes(
     spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, *, int8: bool, chunks: int,
     attention: AttentionKind = "dense", inside: Inside | None = None,
-    change: Callable[[WanDiT], object] | None = None, blocks: int = BLOCKS,
+    change: Callable[[WanDiT], object] | None = None, blocks: int = BLOCKS, forwards: int = 1,
 ) -> int:  # fmt: skip
     """Peak beside the weights of a forward pass after the first, with the state that the sampler keeps meanwhile.
 
@@ -139,11 +139,13 @@ def denoise_bytes(
         inside: what the attention operators hold for themselves (see Ledger); a dry run cannot see it.
         change: changes the network first, as LoRAs do.
         blocks: how many really run; the others only keep their text.
+        forwards: passes of a step, each with a text of its own: 2 under guidance.
     """
     ledger = denoise_ledger(
-        spec, shape, dtype, int8=int8, chunks=chunks, attention=attention, inside=inside, change=change, blocks=blocks
-    )
-    rows = spec.text_encoder.text_len + (spec.image_encoder.tokens if spec.image_encoder else 0)
+        spec, shape, dtype, int8=int8, chunks=chunks, attention=attention, inside=inside, change=change, blocks=blocks,
+        forwards=forwards,
+    )  # fmt: skip
+    rows = forwards * spec.text_encoder.text_len + (spec.image_encoder.tokens if spec.image_encoder else 0)
     kept_per_block = 2 * rows * spec.dit.dim * dtype.itemsize
     return ledger.peak_bytes + (spec.dit.num_layers - blocks) * kept_per_block
 
@@ -151,8 +153,9 @@ def denoise_bytes(
 def denoise_ledger(
     spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, *, int8: bool, chunks: int,
     attention: AttentionKind, inside: Inside | None, change: Callable[[WanDiT], object] | None, blocks: int,
+    forwards: int = 1,
 ) -> Ledger:  # fmt: skip
-    """The ledger of two forward passes through so many blocks, see `denoise_bytes`; weights are not in it."""
+    """The ledger of two steps through so many blocks, see `denoise_bytes`; weights are not in it."""
     facts, latent = spec.dit, shape.latent
     config = replace(dit_config(spec, quant_linear=int8, sla=spec.turbo), num_layers=blocks)
     how = AttentionPlan(attention)
@@ -162,7 +165,8 @@ def denoise_ledger(
             change(dit)
     with counted(dit, inside) as ledger:
         state = [torch.empty(1, *latent, dtype=torch.float64) for _ in range(3)]  # x, velocity, clean estimate
-        text = CrossAttentionCache(torch.empty(1, spec.text_encoder.text_len, facts.dim, dtype=dtype))
+        rows = (1, spec.text_encoder.text_len, facts.dim)
+        texts = [CrossAttentionCache(torch.empty(rows, dtype=dtype)) for _ in range(forwards)]
         condition = torch.empty(1, CONDITION_CHANNELS, *latent[1:]) if spec.kind == "i2v" else None
         clip = spec.image_encoder
         features = torch.empty(1, clip.tokens, clip.dim, dtype=dtype) if clip else None
@@ -170,13 +174,16 @@ def denoise_ledger(
         rope = rope_tables(*latent.patch_grid, facts.head_dim)
         for _ in range(2):
             ledger.reset_peak()
-            x, inputs = dit.prepare(
-                state[0].float(), torch.empty(1, 1), text, condition, picture, attention=how, rope=rope
-            )
-            for index, block in enumerate(dit.blocks):
-                x = block(x, inputs, index, chunks)
-            dit.finish(x, inputs)
-            del x, inputs
+            velocities = []
+            for text in texts:
+                x, inputs = dit.prepare(
+                    state[0].float(), torch.empty(1, 1), text, condition, picture, attention=how, rope=rope
+                )
+                for index, block in enumerate(dit.blocks):
+                    x = block(x, inputs, index, chunks)
+                velocities.append(dit.finish(x, inputs))
+                del x, inputs
+            del velocities
     return ledger
 
 

@@ -172,7 +172,10 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
     # INT8 weights are made from a plain file where there is no other; a pretended disk has both
     quantised_here = not machine.pretended and int8_file is None and plain_file is not None
     file, encoder = (int8_file if candidate.int8 else plain_file), context.inventory.of(spec.name, "text_encoder")
-    made = (quantised_here if candidate.int8 else lora > 0) or (file is not None and file.converted)
+    made = (quantised_here and candidate.int8) or (file is not None and file.converted)
+    # LoRAs make weights anew beside those: plain ones always, INT8 ones where a change is no low rank
+    whole = {found.path for found in context.inventory.loras if found.dense} if loras else set()
+    merged = any(one.path in whole for one in request.loras if one.strength) if candidate.int8 else lora > 0
     wished = cast("AttentionKind", attention_for(request, candidate, context))
     attention, kernels = kernels_here(wished, machine, gpu)
     return CostInputs(
@@ -189,7 +192,7 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
         forwards=2 if max(map(request.guidance_of, spec.experts)) > 1 else 1,
         experts=request.experts_of(spec),
         weights=weights,
-        made=weights.dit if made else 0,
+        made=weights.dit * (made + merged),
         text_made=weights.text if encoder is not None and encoder.converted else 0,
         lora=lora if candidate.int8 else 0,
         speed=context.speed,

@@ -228,6 +228,7 @@ class FoundLora(Frozen):
     path: str
     bytes: int
     training: Training = PLAIN  # whether it distils plain Wan (weights/distillation.py)
+    dense: bool = False  # changes whole weights, which INT8 ones take by being made anew (weights/lora_facts.py)
 
 
 class Inventory(Frozen):

@@ -38,6 +38,7 @@ from turbodiff.weights.folders import ROOTS_VARIABLE, TOKENIZER, Entry, cache_sn
 from turbodiff.weights.forms import TOKENIZER_TENSOR
 from turbodiff.weights.headers import bad_file
 from turbodiff.weights.look import Looked, look
+from turbodiff.weights.lora_facts import lora_facts
 
 VAE_TENSORS = 194  # of the Wan2.1 VAE at any width
 RESOLUTION = re.compile(r"(?<!\d)(480|720)p")
@@ -109,21 +110,21 @@ def inventory(roots: Sequence[Path] | None = None) -> Inventory:
     loras = find_loras(None if roots is None else (*roots,))
     return Inventory(
         files=tuple(files),
-        loras=tuple(
-            FoundLora(path=str(file.path), bytes=file.bytes, training=lora_training(file.path)) for file in loras
-        ),
+        loras=tuple([found_lora(file.path, file.bytes) for file in loras]),
         passed_over=tuple(passed_over.values()),
-    )  # fmt: skip
+    )
+
+
+def found_lora(path: Path, n_bytes: int) -> FoundLora:
+    """What a plan must know of a LoRA file."""
+    return FoundLora(path=str(path), bytes=n_bytes, training=lora_training(path), dense=lora_facts(path).dense)
 
 
 def with_loras(found: Inventory, loras: Iterable[Lora]) -> Inventory:
     """The inventory with the LoRAs of a request that lie elsewhere on this disk."""
     known = {lora.path for lora in found.loras}
     paths = [Path(lora.path) for lora in loras if lora.path not in known and Path(lora.path).is_file()]
-    more = [
-        FoundLora(path=str(path), bytes=path.stat().st_size, training=lora_training(path))
-        for path in dict.fromkeys(paths)
-    ]
+    more = [found_lora(path, path.stat().st_size) for path in dict.fromkeys(paths)]
     return found.model_copy(update={"loras": (*found.loras, *more)}) if more else found
 
 

@@ -12,7 +12,7 @@ from turbodiff.spec.errors import FileError
 from turbodiff.spec.files import atomic_write
 from turbodiff.weights.detect import read_header
 from turbodiff.weights.experts import Side, expert_of
-from turbodiff.weights.lora_names import HIGH, LOW
+from turbodiff.weights.lora_names import DENSE, HIGH, LOW, read_name
 
 TITLES = ("modelspec.title", "ss_output_name")
 WORDS = ("modelspec.trigger_phrase", "modelspec.trigger_word", "trigger_words", "trained_words", "ss_training_comment")
@@ -23,11 +23,15 @@ MAX_WORDS, MAX_WORD_CHARS, MAX_TAGS_BYTES = 6, 60, 4 << 20
 
 
 class LoraFacts(NamedTuple):
-    """Title and trigger words, "" and () where the file names none; the expert that it seems to be for, or ""."""
+    """Title and trigger words, "" and () where the file names none; the expert that it seems to be for, or "".
+
+    dense: some change of a weight is no low rank.
+    """
 
     title: str = ""
     words: tuple[str, ...] = ()
     expert: Side = ""
+    dense: bool = False
 
 
 def lora_facts(path: Path) -> LoraFacts:
@@ -55,7 +59,8 @@ def _facts(path: Path, _size: int, _mtime_ns: int) -> LoraFacts:
     named = next((metadata[key] for key in WORDS if metadata.get(key)), "")
     words = [word.strip() for word in named[: MAX_WORDS * MAX_WORD_CHARS].split(",")] if named else _frequent(metadata)
     told = tuple(word[:MAX_WORD_CHARS] for word in words if word.isprintable() and word)[:MAX_WORDS]
-    return LoraFacts(title if title.isprintable() else "", told, expert)
+    dense = any(read_name(name).part in DENSE and not name.endswith(".bias") for name in names)
+    return LoraFacts(title if title.isprintable() else "", told, expert, dense)
 
 
 def _frequent(metadata: Mapping[str, str]) -> list[str]:

@@ -36,6 +36,10 @@ PARTS: Mapping[str, str] = {
 }  # fmt: skip
 REFUSED = frozenset(part for part in PARTS.values() if part[0].isupper())
 MAX_PARTS = 16  # of a layer's name between underscores; the longest of a network has nine
+# Parts of changes that are no low rank: DoRA, LoHa, LoKr, whole differences of a weight
+DENSE = frozenset(
+    ("magnitude", "diff", "whole", *(part for part in PARTS.values() if part.startswith(("hada_", "lokr_"))))
+)
 SMALL = frozenset(("alpha", "magnitude"))  # written without the adapter's name where other parts have it
 LEAVES = ("weight", "bias")
 WRAPPERS = frozenset((*(name.rstrip(".") for name in keymaps.INFIXES), "base_layer", "processor", "orig_module"))

@@ -95,3 +95,15 @@ def test_another_program_on_the_card_moves_the_mark():
     full = gpu(23.5, free_bytes=5 * GIB, used_bytes=round(18.5 * GIB))
     assert fit("720p-quant", card(23.5)).mark == "fits"
     assert fit("720p-quant", machine(full)).mark == "changes"
+
+
+def test_a_file_in_fp16_is_marked_as_one_that_is_made_at_load_time():
+    for spec in all_models():
+        for file in spec.files:
+            if file.component.startswith("dit"):
+                assert file.converted == ("fp16" in file.names[0]), file.names[0]
+    spec = find_model("Wan2.2-T2V-A14B")
+    assert {file.converted for file in downloaded(spec, spec.variants).files if file.component != "vae"} == {
+        True,
+        False,
+    }

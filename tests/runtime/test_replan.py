@@ -146,7 +146,7 @@ def test_with_latents_at_hand_only_the_decode_has_to_fit_and_the_clip_stays_the_
 def test_host_memory_that_is_short_is_no_reason_to_wait_for_the_card(caps):
     plan = plan_request(ask(), card(12), disk())
     with pytest.raises(DoesNotFitError):
-        first_plan(command(plan), machine(gpu(12), ram_gib=4), told())
+        first_plan(command(plan), machine(gpu(12), ram_gib=2.5), told())
     with pytest.raises(WaitForMemory):
         first_plan(command(plan), machine(gpu(12, free_bytes=GIB, used_bytes=11 * GIB)), told())
 

@@ -104,7 +104,7 @@ def downloaded(spec: ModelSpec, variants: Sequence[Variant]) -> Inventory:
     found = [
         FoundFile(
             model=spec.name, component=file.component, path=file.names[0], bytes=file.bytes, quant=file.quant,
-            sla=spec.turbo and file.component.startswith("dit"), resolution=file.resolution,
+            sla=spec.turbo and file.component.startswith("dit"), converted=file.converted, resolution=file.resolution,
         )
         for file in files
     ]  # fmt: skip

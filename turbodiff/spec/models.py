@@ -132,6 +132,7 @@ class ModelFile(Frozen):
     bytes: int = 0
     sha256: str = ""  # as its publisher's repository lists it; "" where not known here
     quant: bool = False
+    converted: bool = False  # published in fp16, where the networks are bf16: FoundFile.converted once it is here
     resolution: str = ""
 
 
@@ -237,6 +238,9 @@ class Inventory(Frozen):
     files: tuple[FoundFile, ...] = ()
     loras: tuple[FoundLora, ...] = ()
     passed_over: tuple[PassedOver, ...] = ()
+
+    def __hash__(self) -> int:  # plans ask for it again and again: paths, without every field of every file
+        return hash(tuple([file.path for file in self.files]))
 
     def of(self, model: str, component: str, quant: bool | None = None) -> FoundFile | None:
         """The best file for a component, or None; `quant` None means either."""

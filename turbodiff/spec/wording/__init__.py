@@ -116,7 +116,9 @@ class Words:
         if fit.mark == "no":
             return self("fit.no", need=self.gib(fit.need_bytes), short=self.gib(fit.need_bytes - fit.have_bytes))
         lowered = [self.or_else(f"fit.{change.field}", "", to=change.to_value) for change in fit.changes]
-        return self(f"fit.{fit.mark}", time=self.seconds(fit.seconds), changes=", ".join(filter(None, lowered)))
+        return self(
+            f"fit.{fit.mark}", time=self.seconds(max(1.0, fit.seconds)), changes=", ".join(filter(None, lowered))
+        )
 
     def download(self, progress: Progress) -> str:
         """How far a download is: bytes, speed, time that is left, which file."""

@@ -1,5 +1,7 @@
 /* A libnvidia-ml.so.1 for tests: enough of NVML for turbodiff/gpu/sample.py, told by FAKE_NVML what to be.
- * Return codes: 3 not supported, 7 insufficient size, 9 driver not loaded, 15 GPU is lost, 18 library version mismatch. */
+ * Return codes: 3 not supported, 4 no permission, 7 insufficient size, 9 driver not loaded, 15 GPU is lost, 18 library
+ * version mismatch. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -9,31 +11,39 @@ typedef struct { unsigned long long total, free, used; } memory_v1;
 typedef struct { unsigned pid; unsigned long long bytes; unsigned gpu_instance, compute_instance; } process;
 
 static int is(const char *name) { const char *mode = getenv("FAKE_NVML"); return mode && !strcmp(mode, name); }
+static int is_mig(void) { return is("mig") || is("mig_old") || is("mig_nameless"); }
 static unsigned long long gib(double x) { return (unsigned long long)(x * (1ull << 30)); }
 
 int nvmlInitWithFlags(unsigned flags) {
     static int calls;
     if (is("hang") || (is("hang_later") && calls++)) for (;;) pause();
-    return is("mismatch") ? 18 : is("no_driver") ? 9 : 0;
+    if (is("floods")) for (;;) puts("garbage of a library");
+    if (is("talks")) { printf("half a line"); fflush(stdout); fprintf(stderr, "nvml: a warning\n"); }
+    if (is("leaves")) { puts("no licence for this"); puts("second line"); exit(0); }
+    if (is("crash")) abort();
+    return is("mismatch") ? 18 : is("no_driver") ? 9 : is("no_permission") ? 4 : is("unknown_error") ? 999 : 0;
 }
 int nvmlShutdown(void) { return 0; }
 const char *nvmlErrorString(int code) { return code == 18 ? "Driver/library version mismatch" : "fake error"; }
 int nvmlSystemGetDriverVersion(char *out, unsigned n) { strncpy(out, "580.82.07", n); return 0; }
 int nvmlDeviceGetCount_v2(unsigned *out) { *out = is("two") || is("two_no_list") ? 2 : 1; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **out) { *out = (void *)(long)(i + 1); return is("lost") ? 15 : 0; }
-int nvmlDeviceGetMigMode(void *d, unsigned *now, unsigned *next) { *now = *next = is("mig"); return is("mig") ? 0 : 3; }
+int nvmlDeviceGetMigMode(void *d, unsigned *now, unsigned *next) { *now = *next = is_mig(); return is_mig() ? 0 : 3; }
 int nvmlDeviceGetMaxMigDeviceCount(void *d, unsigned *out) { *out = 7; return 0; }
 int nvmlDeviceGetMigDeviceHandleByIndex(void *d, unsigned i, void **out) { *out = (void *)(long)(i + 100); return i < 2 ? 0 : 6; }
+int nvmlDeviceGetGpuInstanceId(void *d, unsigned *out) { *out = (long)d - 99; return (long)d < 100 || is("mig_nameless") ? 3 : 0; }
+int nvmlDeviceGetComputeInstanceId(void *d, unsigned *out) { *out = 0; return (long)d < 100 || is("mig_nameless") ? 3 : 0; }
 int nvmlDeviceGetName(void *d, char *out, unsigned n) { strncpy(out, "NVIDIA GeForce RTX 4090", n); return 0; }
 int nvmlDeviceGetUUID(void *d, char *out, unsigned n) {
     static const char *names[] = {"GPU-aaaa", "GPU-bbbb"}, *parts[] = {"MIG-1111", "MIG-2222"};
+    static const char *old_parts[] = {"MIG-GPU-aaaa/1/0", "MIG-GPU-aaaa/2/0"}; /* drivers before 470 */
     long i = (long)d;
-    strncpy(out, i >= 100 ? parts[i - 100] : names[i - 1], n);
+    strncpy(out, i < 100 ? names[i - 1] : is("mig") ? parts[i - 100] : old_parts[i - 100], n);
     return 0;
 }
 int nvmlDeviceGetMinorNumber(void *d, unsigned *out) { *out = (unsigned)(long)d - 1; return (long)d >= 100 ? 3 : 0; }
 int nvmlDeviceGetCudaComputeCapability(void *d, int *major, int *minor) { *major = 8; *minor = 9; return 0; }
-int nvmlDeviceGetUtilizationRates(void *d, unsigned *out) { out[0] = 40; out[1] = 10; return is("mig") ? 3 : 0; }
+int nvmlDeviceGetUtilizationRates(void *d, unsigned *out) { out[0] = 40; out[1] = 10; return is_mig() ? 3 : 0; }
 int nvmlDeviceGetPowerUsage(void *d, unsigned *out) { *out = 123000; return 0; }
 int nvmlDeviceGetDisplayActive(void *d, unsigned *out) { *out = 1; return 0; }
 int nvmlDeviceGetMemoryInfo_v2(void *d, memory_v2 *m) {

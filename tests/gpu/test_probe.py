@@ -1,6 +1,8 @@
 """The genuine nvidia-ml-py against a fake driver library: a documented answer for every way NVML can fail."""
 
 import os
+import re
+import resource
 import subprocess
 import sys
 import time
@@ -8,11 +10,17 @@ import time
 import pytest
 
 from tests.plan.machines import ask, disk
+from turbodiff.cli.machine import doctor as doctor_command
+from turbodiff.cli.machine import gpu as gpu_command
+from turbodiff.cli.show import plan_table
 from turbodiff.gpu import probe
 from turbodiff.gpu.allocator import VARIABLES
 from turbodiff.plan.hardware import only
 from turbodiff.plan.planner import plan_request
 from turbodiff.spec.numbers import GIB
+from turbodiff.supervisor.context import Memory
+from webui.panels import system
+from webui.wording import Words
 
 ANSWER_S = 30.0  # a loaded test machine starts Python slowly; the deadline itself is tested with "hang"
 
@@ -52,18 +60,112 @@ def _sampler_without_library(tmp_path):
     script = tmp_path / "no_library.py"
     script.write_text(
         "import ctypes, runpy\n"
-        "def refuse(name, *rest, **more): raise OSError(name)\n"
+        "def refuse(name, *rest, **more): raise OSError(name + ': No such file or directory')\n"
         f"ctypes.CDLL = refuse\nrunpy.run_path({str(probe.SAMPLER)!r}, run_name='__main__')\n"
     )
     return subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
 
 
-@pytest.mark.parametrize(("mode", "state"), [("mismatch", "mismatch"), ("no_driver", "none"), ("lost", "lost")])
-def test_a_driver_that_fails_says_how(fake_nvml, mode, state):
+FAILURES = [  # of the fake driver; state and reason; what of its own words must be told
+    ("mismatch", "mismatch", "gpu_mismatch", "version mismatch"),
+    ("no_driver", "none", "gpu_no_driver", ""),
+    ("lost", "lost", "gpu_lost", ""),
+    ("no_permission", "error", "gpu_no_permission", ""),
+    ("unknown_error", "error", "gpu_nvml", ""),
+    ("crash", "error", "gpu_sampler_crashed", "SIGABRT"),
+    ("leaves", "error", "gpu_unreadable", "no licence for this"),
+]
+
+
+@pytest.mark.parametrize(("mode", "state", "reason", "words"), FAILURES)
+def test_a_driver_that_fails_says_how_and_every_place_says_it_in_the_persons_language(
+    fake_nvml, mode, state, reason, words, monkeypatch, capsys
+):
     fake_nvml(mode)
     found = machine()
-    assert (found.gpus, found.gpu_state) == ((), state)
-    assert found.ram_total_bytes
+    assert (found.gpus, found.gpu_state, found.gpu_reason) == ((), state, reason)
+    assert words in found.gpu_error and found.ram_total_bytes
+    monkeypatch.setattr("turbodiff.diagnostics.doctor.machine_now", lambda: found)
+    monkeypatch.setattr("turbodiff.studio.Studio.cards_now", lambda studio: (found, ()))
+    monkeypatch.setattr("turbodiff.diagnostics.doctor.TORCH_REPORT", (sys.executable, "-c", "print('{}')"))
+    plan = plan_request(ask("demo"), found, disk())
+    for lang in ("en", "zh"):
+        monkeypatch.setenv("LC_ALL", {"en": "en_US.UTF-8", "zh": "zh_CN.UTF-8"}[lang])
+        sentence = Words(lang).reason(reason, {"got": found.gpu_error})
+        assert words in sentence and bool(re.search("[\u4e00-\u9fff]", sentence)) == (lang == "zh")
+        assert sentence in dict(system._cards(found, Words(lang)))[Words(lang)("bar.no_gpu")]
+        doctor_command()
+        gpu_command()
+        if state != "none":
+            plan_table(plan, Words(lang))
+        told = capsys.readouterr().out.replace("\n", "")
+        assert told.count(sentence.replace("\n", "")) == (2 if state == "none" else 3)
+
+
+def test_a_library_that_cannot_be_loaded_is_no_missing_driver(tmp_path, monkeypatch):
+    (tmp_path / "libnvidia-ml.so.1").write_text("of another kind of machine")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    found = machine()
+    assert (found.gpu_state, found.gpu_reason) == ("error", "gpu_bad_library") and "libnvidia-ml" in found.gpu_error
+
+
+def test_libraries_that_print_cost_no_sample(fake_nvml, tmp_path, monkeypatch):
+    """To standard output, with and without an end of line, before and in each sample; and for a long time."""
+    fake_nvml("talks")
+    (tmp_path / "sitecustomize.py").write_text("print('welcome to this cluster', end='')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert [card.uuid for card in machine().gpus] == ["GPU-aaaa"]
+    running = probe.Probe(interval_s=0.01, deadline_s=ANSWER_S)
+    seen, until_s = set(), time.monotonic() + 2 * ANSWER_S
+    try:
+        while len(seen) < 20 and time.monotonic() < until_s:
+            found = running.latest()
+            seen |= {found.taken_s} if found.state == "ok" else set()
+            time.sleep(0.005)
+        assert len(seen) == 20
+        assert os.fstat(running._child.stderr.fileno()).st_size < 1000  # of one sample, not of twenty
+    finally:
+        running.stop()
+
+
+@pytest.mark.parametrize("mode", ["stdout", "stderr"])
+def test_nothing_but_garbage_is_told_with_its_beginning_and_has_an_end(fake_nvml, tmp_path, monkeypatch, mode):
+    if mode == "stdout":
+        fake_nvml("normal")
+        flood = "import os\nwhile True:\n    os.write(1, b'garbage of a library' * 1000)\n"
+        (tmp_path / "sitecustomize.py").write_text(flood)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    else:
+        fake_nvml("floods")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = probe.machine_now(6.0)  # the end of the deadline is what is waited for
+    assert found.gpu_reason == ("gpu_unreadable" if mode == "stdout" else "gpu_hang")
+    assert "garbage of a library" in found.gpu_error and len(found.gpu_error) <= probe.MOST_ERROR
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 64 << 10  # KiB
+
+
+def test_a_sampler_that_cannot_be_started_is_told_and_tried_again(fake_nvml, monkeypatch):
+    fake_nvml("normal")
+    right = sys.executable
+    monkeypatch.setattr(sys, "executable", "/dev/null")
+    assert (machine().gpu_reason, machine().gpu_error) == ("gpu_sampler_not_started", "Permission denied")
+    running = probe.Probe(deadline_s=ANSWER_S)
+    try:
+        assert running.latest().reason == "gpu_sampler_not_started"
+        monkeypatch.setattr(sys, "executable", right)
+        until_s = time.monotonic() + ANSWER_S
+        while running.latest().state != "ok" and time.monotonic() < until_s:
+            time.sleep(0.05)
+        assert running.latest().state == "ok"
+    finally:
+        running.stop()
+
+
+def test_samples_without_a_card_are_told_apart():
+    """All of them hold one and the same empty tuple: the first one's state and RAM stood for ever."""
+    samples = iter([probe._failed("hang", "gpu_hang", "2 s"), probe._failed("error", "gpu_nvml", "x")])
+    memory = Memory(lambda: next(samples))
+    assert [memory.machine().gpu_state for _ in range(2)] == ["hang", "error"]
 
 
 def test_unknown_memory_is_unknown_and_never_zero(fake_nvml):
@@ -185,6 +287,25 @@ def test_a_mig_slice_is_named_by_its_own_uuid_or_its_parents():
     assert [card.uuid for card in probe.visible(cards, "GPU-aaaa")] == ["MIG-1111"]
 
 
+@pytest.mark.parametrize(
+    ("mode", "devices", "uuids"),
+    [
+        ("mig", "MIG-GPU-aaaa/2/0", ["MIG-2222"]),
+        ("mig", "MIG-GPU-aaaa/2/0,MIG-GPU-aaaa/1/0", ["MIG-2222", "MIG-1111"]),
+        ("mig", "MIG-GPU-aaaa/1/1", []),
+        ("mig", "MIG-GPU-bbbb/1/0", []),
+        ("mig", "MIG-GPU-aaaa/2/0,MIG-2222", []),  # one slice named twice
+        ("mig", "GPU-aaaa", ["MIG-1111"]),
+        ("mig_old", "MIG-GPU-aaaa/2/0", ["MIG-GPU-aaaa/2/0"]),
+        ("mig_nameless", "MIG-GPU-aaaa/2/0", ["MIG-GPU-aaaa/2/0"]),  # a driver that tells no instances
+    ],
+)
+def test_the_old_names_of_mig_slices_choose_through_the_real_sampler(fake_nvml, monkeypatch, mode, devices, uuids):
+    fake_nvml(mode)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+    assert [card.uuid for card in machine().gpus] == uuids
+
+
 def test_a_pretended_card_replaces_the_real_one(fake_nvml, monkeypatch):
     fake_nvml("normal")
     monkeypatch.setenv("TURBODIFF_PRETEND_VRAM", "12")
@@ -194,18 +315,13 @@ def test_a_pretended_card_replaces_the_real_one(fake_nvml, monkeypatch):
     assert found.gpus[0].name == "NVIDIA GeForce RTX 4090"
 
 
-def test_a_sampler_that_says_nonsense_is_an_error_state():
-    assert probe.parse(b"not json").state == "error"
-    assert probe.parse(b'{"state": "ok"}').state == "error"
-
-
 @pytest.mark.parametrize(
     ("module", "why"),
     [
         ("def nvmlInit(): pass\nclass NVMLError(Exception): pass\n", "module 'pynvml' has no attribute"),
         ("raise RuntimeError('made for Python 2')", "RuntimeError: made for Python 2"),
         ("print 'hello'", "SyntaxError"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "signal SIGSEGV"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
         ("raise SystemExit('no licence')", "status 1: no licence"),
         ("import sys; sys.stderr.write('x' * 200_000 + '\\nlast words'); sys.exit(3)", "status 3: last words"),
     ],

@@ -315,7 +315,10 @@ def test_fault_45_a_page_that_finds_its_port_taken_ends_the_app_with_its_code(be
     assert bench.supervisor.serve((sys.executable, "-c", f"raise SystemExit({code})")) == code
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"),
+    [(signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGINT, 130), (signal.SIGQUIT, 131)],
+)
 def test_fault_81_a_stop_puts_the_job_back_and_leaves_nobody(
     tmp_path: Path, number: signal.Signals, exit_code: int
 ) -> None:

@@ -84,14 +84,20 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what a request needs on this machine, phase by phase, without running anything."""
-    from turbodiff.cli.show import plan_table, print_table, words_here
+    from turbodiff.cli.show import plan_table, print_table, why_no_gpu, words_here
     from turbodiff.gpu.probe import machine_now
     from turbodiff.plan.hardware import pretend, read_machine
+    from turbodiff.spec.errors import DoesNotFitError
     from turbodiff.spec.numbers import gib
 
     machine = read_machine(machine_file) if machine_file is not None else machine_now()
     machine = machine if pretend_vram is None else pretend(machine, pretend_vram)
-    made = open_studio(None).plan(fields, machine)
+    try:
+        made = open_studio(None).plan(fields, machine)
+    except DoesNotFitError:
+        if machine.gpu_state not in ("ok", "none"):  # with the card it might fit
+            sys.stderr.write(why_no_gpu(machine, words_here(lang)) + "\n")
+        raise
     if as_json:
         sys.stdout.write(made.model_dump_json() + "\n")
     else:

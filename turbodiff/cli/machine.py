@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from turbodiff.cli.flags import Json, StateDir, open_studio
+from turbodiff.spec.environment import current_folder
 from turbodiff.spec.errors import RequestError, TurbodiffError, not_started
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.text import printable
@@ -32,7 +33,7 @@ models_app = typer.Typer(help="Weights: list, pull, verify, quantize.", no_args_
 
 def gpu(as_json: Json = False) -> None:
     """Show the GPUs, their memory and who holds it."""
-    from turbodiff.cli.show import print_lines, print_table
+    from turbodiff.cli.show import print_lines, print_table, why_no_gpu, words_here
     from turbodiff.spec.numbers import gib, seconds
 
     machine, held = open_studio(None).cards_now()
@@ -63,7 +64,7 @@ def gpu(as_json: Json = False) -> None:
             )
 
     if not machine.gpus:
-        print_lines([f"no GPU ({machine.gpu_state}) {machine.gpu_error}".rstrip()])
+        print_lines([why_no_gpu(machine, words_here())])
     for card in machine.gpus:
         parts = [f"cuda:{card.index} {card.name}", card.uuid, "MIG slice" if card.mig else ""]
         parts += [f"{size(card.free_bytes)} free of {size(card.total_bytes)}", f"driver {machine.driver or 'unknown'}"]
@@ -86,13 +87,15 @@ def doctor(as_json: Json = False) -> None:
     from rich.text import Text
 
     from turbodiff import studio
-    from turbodiff.cli.show import print_lines, print_table
+    from turbodiff.cli.show import print_lines, print_table, why_no_gpu, words_here
 
     report = studio.doctor()
     if as_json:
         sys.stdout.write(report.model_dump_json() + "\n")
         return
-    print_table(("what", "found"), list(report.found.items()))
+    none = {} if report.machine.gpus else {"GPU": f"none ({report.machine.gpu_state})"}
+    print_table(("what", "found"), list((report.found | none).items()))
+    print_lines([why_no_gpu(report.machine, words_here())] if none else [])
     for key, text in report.warnings:
         Console(soft_wrap=True).print(Text.assemble(("warning", "yellow"), printable(f" {key}: {text}")))
     print_lines([f"torch for this machine: {report.pip_line}", *report.notes])
@@ -104,7 +107,7 @@ def selftest(as_json: Annotated[bool, typer.Option("--json", hidden=True)] = Fal
     from turbodiff.diagnostics.background_tasks import Check
     from turbodiff.studio import state_folder
 
-    log, failed = logs.LogFile(logs.log_folder(Path.cwd(), state_folder()) / logs.RUN_LOG), False
+    log, failed = logs.LogFile(logs.log_folder(current_folder(), state_folder()) / logs.RUN_LOG), False
     for name in CHECKS:
         try:
             found = Check(name=name, ok=True, detail=_check(name))
@@ -125,6 +128,7 @@ def _check(name: str) -> str:
     Raises:
         TurbodiffError: something is wrong.
     """
+    from turbodiff.cli.show import why_no_gpu, words_here
     from turbodiff.diagnostics.doctor import doctor as look
     from turbodiff.gpu.probe import machine_now
 
@@ -135,7 +139,7 @@ def _check(name: str) -> str:
         return f"torch {report.found['torch']}, ffmpeg {report.found['ffmpeg']}"
     if name == "gpu":
         machine = machine_now()
-        return ", ".join(card.name for card in machine.gpus) or f"no GPU ({machine.gpu_state}): runs on the CPU"
+        return ", ".join(card.name for card in machine.gpus) or why_no_gpu(machine, words_here())
     if name == "plan":
         plan = open_studio(None).plan({"prompt": PROMPT})
         return f"{plan.peak_bytes >> 20} MiB of {plan.budget_bytes >> 20} MiB"
@@ -165,7 +169,6 @@ def calibrate(
     from turbodiff.spec.numbers import gib
 
     state = state_dir or studio.state_folder()
-    state.mkdir(parents=True, exist_ok=True)
     store = Store(state)
     if clear:
         sys.stdout.write(f"forgot {measurements.clear_samples(store)} samples\n")
@@ -210,7 +213,7 @@ def _measured(store: "Store", models: list[str]) -> "Iterator[Sample]":
         raise RequestError(
             "there is no GPU to measure",
             code="no_gpu",
-            got=machine.gpu_state,
+            got=f"{machine.gpu_state} {machine.gpu_error}".strip(),
             expected=f"a GPU, to run clips of {FRAMES[0]} and {FRAMES[1]} frames of {', '.join(models)} on",
             try_instead="turbodiff doctor",
         )

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -12,10 +12,13 @@ from turbodiff.diagnostics.run_log import flaw_lines
 from turbodiff.spec.events import Event
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import gib, seconds
-from turbodiff.spec.plan import Plan
+from turbodiff.spec.plan import Plan, Reason
 from turbodiff.spec.schedules import SCHEDULE_REASONS, WARNINGS, Schedule
 from turbodiff.spec.text import printable
 from turbodiff.spec.wording import Words, language_of
+
+if TYPE_CHECKING:
+    from turbodiff.plan.hardware import Machine
 
 PHASES = {
     "text_encode": "reading the prompt",
@@ -35,6 +38,12 @@ def words_here(lang: str | None = None) -> Words:
     return Words(language_of(lang or next(filter(None, named), "en")))
 
 
+def why_no_gpu(machine: "Machine", words: Words) -> str:
+    """That there is no card to use, and why."""
+    sentence = words.or_else(f"reason.{machine.gpu_reason}", "", got=machine.gpu_error)
+    return f"{words('value.no_gpu')} ({machine.gpu_state}){': ' if sentence else ''}{sentence}"
+
+
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows below their heads; brackets and colons in them are text."""
     table = Table(*head, box=None, pad_edge=False)
@@ -49,6 +58,11 @@ def print_lines(lines: Iterable[str], stream: TextIO | None = None) -> None:
     (stream or sys.stdout).writelines(printable(line) + "\n" for line in lines)
 
 
+def is_said_first(reason: Reason) -> bool:
+    """Whether a reason is said wherever a plan is: which sampler, what cannot work, that no card can be used."""
+    return reason.key in (*SCHEDULE_REASONS, *WARNINGS) or reason.key.startswith("gpu_")
+
+
 def plan_lines(plan: Plan, words: Words) -> list[str]:
     """What will run, whether it fits, what was lowered to make it fit; which sampler and why."""
     request = plan.request
@@ -60,7 +74,7 @@ def plan_lines(plan: Plan, words: Words) -> list[str]:
     ]
     lossy = [change for change in plan.changes if change.lossy]
     lines += [f"changed to fit: {c.field} {c.from_value} -> {c.to_value}" for c in lossy]
-    about = [reason for reason in plan.reasons if reason.key in (*SCHEDULE_REASONS, *WARNINGS)]
+    about = [reason for reason in plan.reasons if is_said_first(reason)]
     return lines + [words.reason(reason.key, reason.numbers) for reason in about]
 
 
@@ -93,7 +107,7 @@ def plan_table(plan: Plan, words: Words) -> None:
         host_ram = gib(phase.host_ram_bytes)
         rows.append((phase.name + mark, *(gib(size) for size in sizes), host_ram, f"{phase.seconds:.1f}"))
     print_table(("phase", "weights", "activations", "workspace", "peak", "host RAM", "seconds"), rows)
-    reasons = [reason for reason in plan.reasons if reason.key not in (*SCHEDULE_REASONS, *WARNINGS)]  # said above
+    reasons = [reason for reason in plan.reasons if not is_said_first(reason)]
     print_lines(f"- {words.reason(reason.key, reason.numbers)}" for reason in reasons)
     if plan.alternatives:
         print_lines([alternatives_line(plan, words)])

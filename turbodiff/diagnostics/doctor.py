@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from turbodiff.gpu.probe import machine_now
 from turbodiff.plan import torch_compat
 from turbodiff.plan.hardware import Machine
-from turbodiff.spec.environment import child_environment
+from turbodiff.spec.environment import child_environment, current_folder
 from turbodiff.spec.errors import not_started
 from turbodiff.spec.numbers import gb
+from turbodiff.spec.wording import Words
 
 TORCH_REPORT = (sys.executable, "-P", "-m", "turbodiff.runtime.device")
 TORCH_REPORT_S = 120
@@ -101,10 +101,11 @@ def doctor() -> DoctorReport:
         "GPU": ", ".join(f"{gpu.name} ({_gb(gpu.total_bytes)})" for gpu in machine.gpus),
         "RAM": _gb(machine.ram_total_bytes),
         "ffmpeg": ffmpeg,
-        "free disk here": _gb(shutil.disk_usage(Path.cwd()).free),
+        "free disk here": _gb(shutil.disk_usage(current_folder()).free),
         **report.optional,
     }
-    none = {**dict.fromkeys(versions, "none"), "GPU": f"none ({machine.gpu_state})"}
+    why = Words("en").or_else(f"reason.{machine.gpu_reason}", machine.gpu_error, got=machine.gpu_error)
+    none = {**dict.fromkeys(versions, "none"), "GPU": f"none ({machine.gpu_state}) {why}".rstrip()}
     none |= dict.fromkeys(report.optional, "not found, not needed")
     return DoctorReport(
         found={name: version or none[name] for name, version in versions.items()},

@@ -25,6 +25,10 @@ from turbodiff.plan.hardware import GpuFacts, GpuState, Machine, pretend
 DEADLINE_S = 2.0
 REAP_S = 0.2  # of it, for the end of a sampler that is stuck
 LAST_BYTES = 4096  # of what a sampler that died wrote
+SHOWN_BYTES = 200  # of a line of it
+MOST_LINE_BYTES = 1 << 20  # a sample of 16 cards with 100 processes each has 0.1 MB
+MOST_READS = 64  # of 64 KiB
+MOST_ERROR = 300  # characters of a library's words
 WSL_PINNED_BYTES = 512 << 20  # page-locked memory ends between 0.5 and 1 GiB under WSL2 (microsoft/WSL issue 8447)
 SHARED_MEMORY_CARDS = ("GB10", "Orin", "Thor", "Xavier", "Tegra")  # no memory of their own; NVML answers for some
 SAMPLER = Path(__file__).with_name("sample.py")
@@ -56,10 +60,12 @@ class Sample(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     state: GpuState
+    reason: str = ""  # why no card can be used: a key of plan/reasons.toml, to which `error` is what was got
     error: str
     driver: str | None
     cards: tuple[CardSample, ...]
     age_s: float = 0.0
+    taken_s: float = 0.0  # by time.monotonic, 0 where it was not taken here
 
 
 def machine_now(deadline_s: float = DEADLINE_S, own_pids: frozenset[int] = frozenset()) -> Machine:
@@ -79,34 +85,83 @@ def take_sample(deadline_s: float = DEADLINE_S) -> Sample:
     Of one that died the reason is told, and the state is "error".
     """
     until_s = time.monotonic() + deadline_s - REAP_S
-    child = _spawn()
-    if child is None or child.stdout is None:
-        return _failed("error", "the sampler did not start")
-    text, died = b"", ""
-    while b"\n" not in text:
-        ready, _, _ = select.select([child.stdout], [], [], max(0.0, until_s - time.monotonic()))
-        chunk = os.read(child.stdout.fileno(), 1 << 16) if ready else b""
-        if not chunk:
-            died = _why_it_died(child) if ready else ""
-            break
-        text += chunk
-    _end(child)
-    line, end, _ = text.partition(b"\n")
-    if end:
-        return parse(line)
-    return _failed("error", died) if died else _failed("hang", f"NVML did not answer within {deadline_s:g} s")
-
-
-def parse(line: bytes) -> Sample:
-    """A sampler's line; an unreadable one is an error state, never an exception."""
     try:
-        return Sample.model_validate_json(line)
-    except ValidationError as error:
-        return _failed("error", f"unreadable sample: {error.errors(include_url=False)[0]['msg']}")
+        child = _spawn()
+    except OSError as error:
+        return _failed("error", "gpu_sampler_not_started", error.strerror or str(error))
+    output, found = Output(child), None
+    try:
+        while found is None and not output.closed:
+            ready, _, _ = select.select([output.fd], [], [], max(0.0, until_s - time.monotonic()))
+            if not ready or time.monotonic() > until_s:
+                return output.silence(deadline_s)
+            found = output.read()
+        return found or output.end()
+    finally:
+        _end(child)
 
 
-def _failed(state: GpuState, error: str, age_s: float = 0.0) -> Sample:
-    return Sample(state=state, error=error, driver=None, cards=(), age_s=age_s)
+def _failed(state: GpuState, reason: str, error: str) -> Sample:
+    return Sample(state=state, reason=reason, error=error, driver=None, cards=(), taken_s=time.monotonic())
+
+
+class Output:
+    """What a sampler prints: samples, and lines that are none, of which the first is kept."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        assert child.stdout is not None
+        self._child, self.fd, self._rest, self._other = child, child.stdout.fileno(), b"", b""
+        self.closed = False
+
+    def read(self) -> Sample | None:
+        """The newest sample that has arrived. Never blocks, and an endless flood does not hold it up."""
+        newest = None
+        for _ in range(MOST_READS):
+            if self.closed or not select.select([self.fd], [], [], 0)[0]:
+                break
+            chunk = os.read(self.fd, 1 << 16)
+            self.closed = not chunk
+            *lines, self._rest = (self._rest + chunk).split(b"\n")
+            if self.closed or len(self._rest) > MOST_LINE_BYTES:
+                lines, self._rest = [*lines, self._rest], b""
+            for line in lines:
+                try:
+                    newest = Sample.model_validate_json(line).model_copy(update={"taken_s": time.monotonic()})
+                except ValidationError:
+                    self._other = self._other or line.strip()[:SHOWN_BYTES]
+        return newest
+
+    def silence(self, silent_s: float) -> Sample:
+        """What is to be said of a sampler that printed no sample for so long."""
+        if self._other or self._rest:
+            garbage = self._other or self._rest[:SHOWN_BYTES]
+            return _failed("error", "gpu_unreadable", garbage.decode("utf-8", "replace"))
+        first = self._words(0)
+        return _failed("hang", "gpu_hang", f"{silent_s:.3g} s" + (f": {first}" if first else ""))
+
+    def end(self) -> Sample:
+        """How a sampler that closed its output ended, with the last line that it wrote, the first where it means to
+        have done well."""
+        try:
+            status = self._child.wait(REAP_S)
+        except subprocess.TimeoutExpired:
+            return _failed("error", "gpu_sampler_ended", "stdout")
+        said = self._words(-1 if status else 0) or self._other.decode("utf-8", "replace")
+        if status == 0 and said:
+            return _failed("error", "gpu_unreadable", said)
+        crashed = -status in set(signal.Signals)
+        how = signal.Signals(-status).name if crashed else f"status {status}"
+        key = "gpu_sampler_crashed" if crashed else "gpu_sampler_ended"
+        return _failed("error", key, f"{how}: {said}" if said else how)
+
+    def _words(self, line: int) -> str:
+        """The first (0) or last (-1) line that the sampler wrote to standard error."""
+        if self._child.stderr is None:
+            return ""
+        errors = self._child.stderr.fileno()
+        start = max(0, os.fstat(errors).st_size - LAST_BYTES) if line else 0
+        lines = os.pread(errors, LAST_BYTES, start).decode("utf-8", "replace").strip().splitlines()
+        return lines[line][:SHOWN_BYTES] if lines else ""
 
 
 def machine_from(sample: Sample, own_pids: frozenset[int] = frozenset()) -> Machine:
@@ -127,7 +182,8 @@ def machine_from(sample: Sample, own_pids: frozenset[int] = frozenset()) -> Mach
     machine = Machine(
         gpus=tuple(gpus),
         gpu_state=sample.state if cards or sample.state != "ok" else "none",
-        gpu_error=sample.error,
+        gpu_reason=sample.reason,
+        gpu_error="".join(letter if letter.isprintable() else " " for letter in sample.error)[:MOST_ERROR],
         ram_total_bytes=memory.total_bytes,
         ram_available_bytes=memory.available_bytes,
         ram_reclaimable_bytes=memory.reclaimable_bytes,
@@ -181,7 +237,7 @@ def _is_named(card: CardSample, name: str) -> bool:
     """Whether a card or slice goes by this UUID, prefix of one, or old name of a slice."""
     old = re.fullmatch(r"MIG-(GPU-[\w-]+)/(\d+)/(\d+)", name)
     if old is not None:
-        return card.parent == old[1] and card.instance == (int(old[2]), int(old[3]))
+        return card.uuid == name or (card.parent == old[1] and card.instance == (int(old[2]), int(old[3])))
     return card.uuid.startswith(name) or card.parent.startswith(name)
 
 
@@ -191,43 +247,44 @@ class Probe:
     def __init__(self, interval_s: float = 1.0, deadline_s: float = DEADLINE_S) -> None:
         self.interval_s, self.deadline_s = interval_s, deadline_s
         self._child: subprocess.Popen[bytes] | None = None
-        self._buffer = b""
+        self._output: Output | None = None
         self._sample: Sample | None = None
         self._received_s = self._started_s = 0.0
 
     def latest(self) -> Sample:
         """The newest sample with its age; state "hang" once nothing came for interval + deadline."""
         if self._child is None or self._child.poll() is not None:
-            if self._child is not None and self._received_s < self._started_s:  # it died before its first sample
-                self._sample, self._received_s = _failed("error", _why_it_died(self._child)), time.monotonic()
+            if self._output is not None and self._received_s < self._started_s:  # it died before its first sample
+                last = self._output.read()
+                self._sample, self._received_s = last or self._output.end(), time.monotonic()
             self.stop()
-            self._child = _spawn("--watch", str(self.interval_s))
             self._started_s = time.monotonic()
-        output = self._child.stdout if self._child else None
-        while output is not None and select.select([output], [], [], 0)[0]:
-            chunk = os.read(output.fileno(), 1 << 16)
-            if not chunk:
-                break
-            self._buffer += chunk
-        *lines, self._buffer = self._buffer.split(b"\n")
-        if lines:
-            self._sample, self._received_s = parse(lines[-1]), time.monotonic()
+            try:
+                self._child = _spawn("--watch", str(self.interval_s))
+                self._output = Output(self._child)
+            except OSError as error:
+                self._sample = _failed("error", "gpu_sampler_not_started", error.strerror or str(error))
+                self._received_s = self._started_s
+        newest = self._output.read() if self._output else None
+        if newest is not None:
+            self._sample, self._received_s = newest, time.monotonic()
         silent_s = time.monotonic() - max(self._received_s, self._started_s)
-        if silent_s > self.interval_s + self.deadline_s:
+        if self._output is not None and silent_s > self.interval_s + self.deadline_s:
+            self._sample = self._output.silence(silent_s)
             self.stop()
-            self._sample = _failed("hang", f"NVML silent for {silent_s:.0f} s")
         if self._sample is None:
-            return _failed("hang", "no sample yet", silent_s)
+            return _failed("hang", "gpu_no_sample_yet", "").model_copy(update={"age_s": silent_s})
         return self._sample.model_copy(update={"age_s": time.monotonic() - self._received_s})
 
     def stop(self) -> None:
         """End the sampler; a later `latest` starts another."""
         if self._child is not None:
             _end(self._child)
-        self._child, self._buffer = None, b""
+        self._child = self._output = None
 
 
-def _spawn(*args: str) -> subprocess.Popen[bytes] | None:
+def _spawn(*args: str) -> subprocess.Popen[bytes]:
+    """A sampler; OSError where the system does not start it."""
     errors = tempfile.TemporaryFile()  # noqa: SIM115  nothing can block on a file; `_end` closes it
     try:
         child = subprocess.Popen(
@@ -235,27 +292,13 @@ def _spawn(*args: str) -> subprocess.Popen[bytes] | None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
+            start_new_session=True,  # a key of the terminal is for us: it would take SIGQUIT as an order to dump core
         )
     except OSError:
         errors.close()
-        return None
+        raise
     child.stderr = errors
     return child
-
-
-def _why_it_died(child: subprocess.Popen[bytes]) -> str:
-    """How a sampler that closed its output ended, with the last line that it wrote."""
-    try:
-        status = child.wait(REAP_S)
-    except subprocess.TimeoutExpired:
-        return "the sampler closed its output"
-    how = f"signal {signal.Signals(-status).name}" if -status in set(signal.Signals) else f"status {status}"
-    said = b""
-    if child.stderr is not None:
-        child.stderr.seek(max(0, child.stderr.seek(0, os.SEEK_END) - LAST_BYTES))
-        said = child.stderr.read()
-    last = said.decode("utf-8", "replace").strip().rpartition("\n")[2][:200]
-    return f"the sampler ended with {how}" + (f": {last}" if last else "")
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -1,12 +1,15 @@
 """One NVML sample a line, as JSON, from a process of its own: driver calls can hang, and this one may be killed.
 
 Run by path (`python -P sample.py [--watch SECONDS]`), so it imports nothing of turbodiff. Every value that NVML does
-not give is null; a call that fails never hides the others. NVML numbers cards in PCI order.
+not give is null; a call that fails never hides the others. NVML numbers cards in PCI order. Standard output is for
+samples alone: what pynvml or the driver's library print there goes to standard error.
 """
 
 import ctypes
 import json
 import os
+import resource
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,64 +22,77 @@ NOT_AVAILABLE = (1 << 64) - 1  # NVML_VALUE_NOT_AVAILABLE
 LANE_BYTES_S = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}
 LINK_SHARE = 0.75
 HALF_SMS = ((7, 0), (7, 2), (7, 5), (8, 0), (6, 0))  # 64 cores an SM, all others from Pascal on 128
+MOST_WORDS_BYTES = 1 << 20  # of what libraries print; more is refused (RLIMIT_FSIZE), and ends nothing
 T = TypeVar("T")
 
 
 def main() -> None:
     """Print one sample, or one every `--watch` seconds until the parent goes away."""
     pause_s = float(sys.argv[2]) if sys.argv[1:2] == ["--watch"] else 0.0
-    parent = os.getppid()
+    parent, output = os.getppid(), os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    words_are_a_file = stat.S_ISREG(os.fstat(2).st_mode)
+    if words_are_a_file:
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        limit = MOST_WORDS_BYTES if hard == resource.RLIM_INFINITY else min(MOST_WORDS_BYTES, hard)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     while True:
         try:
             found = sample()
         except Exception as error:  # noqa: BLE001  another or an older pynvml may raise anything; the reason is told
             module = getattr(sys.modules.get("pynvml"), "__file__", None) or "pynvml"
-            found = _failed("error", RuntimeError(f"{module}: {type(error).__name__}: {error}"))
-        sys.stdout.write(json.dumps(found) + "\n")
-        sys.stdout.flush()
+            found = _failed("error", "gpu_pynvml", f"{module}: {type(error).__name__}: {error}")
+        output.write(f"\n{json.dumps(found)}\n")  # a line of its own, also behind half a line of somebody else's
+        output.flush()
         if not pause_s or os.getppid() != parent:
             return
+        if words_are_a_file:  # only the words of the sample that ends it are of use
+            os.ftruncate(2, 0)
+            os.lseek(2, 0, os.SEEK_SET)
         time.sleep(pause_s)
 
 
 def sample() -> dict[str, object]:
-    """Everything NVML says now; `state` is ok, none, mismatch, lost or error."""
+    """Everything NVML says now; `state` is ok, none, mismatch, lost or error, `reason` a key of plan/reasons.toml."""
     try:
         ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError as error:
-        return _failed("none", error)
+    except OSError as error:  # of dlopen(3), which has no number: one that is here and cannot be loaded is an error
+        absent = "No such file" in str(error)
+        return _failed("none", "gpu_no_library", error) if absent else _failed("error", "gpu_bad_library", error)
     import pynvml  # late: it is large, and useless without the library
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        return _failed(_state_of(error), error)
+        return _failed(*_state_of(error), error)
     try:
         cards = [card for index in range(pynvml.nvmlDeviceGetCount()) for card in _cards(index)]
         driver = _ask(pynvml.nvmlSystemGetDriverVersion)
         lost = bool(cards) and all(card["state"] == "lost" for card in cards)
-        return {"state": "lost" if lost else "ok", "error": "", "driver": driver, "cards": cards}
+        state, reason, words = ("lost", "gpu_lost", "NVML_ERROR_GPU_IS_LOST") if lost else ("ok", "", "")
+        return {"state": state, "reason": reason, "error": words, "driver": driver, "cards": cards}
     except pynvml.NVMLError as error:
-        return _failed(_state_of(error), error)
+        return _failed(*_state_of(error), error)
     finally:
         _ask(pynvml.nvmlShutdown)
 
 
-def _failed(state: str, error: Exception) -> dict[str, object]:
-    return {"state": state, "error": str(error), "driver": None, "cards": []}
+def _failed(state: str, reason: str, error: object) -> dict[str, object]:
+    return {"state": state, "reason": reason, "error": str(error), "driver": None, "cards": []}
 
 
-def _state_of(error: Exception) -> str:
-    """A mismatched driver needs a reboot; a lost GPU needs a reset; without a driver there is no card to use."""
+def _state_of(error: Exception) -> tuple[str, str]:
+    """State and reason. A mismatched driver needs a reboot, a lost GPU a reset; without a driver there is no card."""
     import pynvml
 
     words = {
-        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "mismatch",
-        pynvml.NVML_ERROR_GPU_IS_LOST: "lost",
-        pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "none",
-        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "none",
+        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: ("mismatch", "gpu_mismatch"),
+        pynvml.NVML_ERROR_GPU_IS_LOST: ("lost", "gpu_lost"),
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED: ("none", "gpu_no_driver"),
+        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: ("none", "gpu_no_library"),
+        pynvml.NVML_ERROR_NO_PERMISSION: ("error", "gpu_no_permission"),
     }
-    return words.get(getattr(error, "value", None), "error")
+    return words.get(getattr(error, "value", 0), ("error", "gpu_nvml"))
 
 
 def _ask(call: Callable[..., T], *args: object) -> T | None:
@@ -96,7 +112,13 @@ def _cards(index: int) -> Iterator[dict[str, object]]:
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     except pynvml.NVMLError as error:
-        yield {"state": _state_of(error), "nvml_index": index, "name": f"card {index}", "uuid": "", "processes": None}
+        yield {
+            "state": _state_of(error)[0],
+            "nvml_index": index,
+            "name": f"card {index}",
+            "uuid": "",
+            "processes": None,
+        }
         return
     mode = _ask(pynvml.nvmlDeviceGetMigMode, handle)
     if not mode or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:

@@ -193,7 +193,9 @@ def _about_machine(context: PlanContext, cost: CandidateCost) -> Iterator[Reason
         if machine.gpus and (machine.torch or "").endswith("+cpu"):
             yield reason("torch_without_cuda", torch=machine.torch)
         if machine.gpu_state not in ("ok", "none"):
-            yield reason("gpu_unavailable", state=machine.gpu_state)
+            known = REASON_KEYS.get(machine.gpu_reason) == ["got"]
+            told = reason(machine.gpu_reason, got=machine.gpu_error) if known else None
+            yield told or reason("gpu_unavailable", state=machine.gpu_state)
         return
     total, free = gpu.total_bytes, gpu.plausible_free_bytes
     if total is None and host is not None:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from turbodiff.plan.cards import Facts, capability_of
 from turbodiff.spec.errors import FileError
+from turbodiff.spec.files import open_file
 from turbodiff.spec.models import Frozen
 from turbodiff.spec.numbers import GIB, MIB
 
@@ -16,6 +17,8 @@ CONTEXT_BYTES = 600 * MIB  # a CUDA context with its modules and cuBLAS, 0.5-0.8
 WORKSPACE_BYTES = 100 * MIB  # cuBLAS and cuDNN scratch outside our tensors
 RESERVE_BYTES = {"headless": 512 * MIB, "display": 800 * MIB, "wsl": 1 * GIB}  # others use 400 to 1024 MiB
 HOST_RESERVE_BYTES = 1 * GIB
+
+MAX_MACHINE_BYTES = 1 << 20  # of a machine file
 
 OLDEST_FUSED = (8, 0)  # capability from which our Triton kernels run: INT8 products with INT32 sums, bfloat16
 
@@ -125,6 +128,7 @@ class Machine(Frozen):
     count as present (a pretended card or a machine file is for planning, not for running).
 
     Args:
+        gpu_reason, gpu_error: why no card can be used, as a key of plan/reasons.toml, and what it got.
         kernels: which fused kernels run here; what is unknown counts as fused on a card that can (`runs_fused`).
         allocator: how torch's allocator works here, None: not known, planned as expandable segments.
         pinned_limit_bytes: what may be page-locked in all, None: no limit known.
@@ -136,6 +140,7 @@ class Machine(Frozen):
 
     gpus: tuple[GpuFacts, ...] = ()
     gpu_state: GpuState = "none"
+    gpu_reason: str = ""
     gpu_error: str = ""
     ram_total_bytes: int | None = None
     ram_available_bytes: int | None = None
@@ -203,7 +208,9 @@ def pretend(machine: Machine, vram_gib: float) -> Machine:
     card = known.model_copy(
         update={"total_bytes": total, "free_bytes": total, "used_bytes": 0, "reclaimable_bytes": 0, "index": 0}
     )
-    return machine.model_copy(update={"gpus": (card,), "gpu_state": "ok", "gpu_error": "", "pretended": True})
+    return machine.model_copy(
+        update={"gpus": (card,), "gpu_state": "ok", "gpu_reason": "", "gpu_error": "", "pretended": True}
+    )
 
 
 def only(machine: Machine, device: str) -> Machine:
@@ -218,7 +225,7 @@ def read_machine(path: Path) -> Machine:
     """A machine file, TOML or JSON, with Machine's field names; its sizes may be GiB (`total_gib = 12`).
 
     Raises:
-        FileError: missing, not TOML or JSON, or an unknown key.
+        FileError: missing, no file, not TOML or JSON, or an unknown key.
     """
 
     def in_bytes(fields: dict[str, object]) -> dict[str, object]:
@@ -228,7 +235,8 @@ def read_machine(path: Path) -> Machine:
         return rest | {key.removesuffix("_gib") + "_bytes": round(float(str(sizes[key])) * GIB) for key in sizes}
 
     try:
-        text = path.read_text("utf-8")
+        with open_file(path) as file:
+            text = file.read(MAX_MACHINE_BYTES).decode("utf-8")
         raw = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         cards = [{"index": index, **in_bytes(card)} for index, card in enumerate(raw.get("gpus", ()))]
         for card in cards:
@@ -236,7 +244,8 @@ def read_machine(path: Path) -> Machine:
         found = {"gpu_state": "ok" if cards else "none", **in_bytes(raw), "gpus": cards, "pretended": True}
         return Machine.model_validate(found)
     except OSError as error:
-        raise FileError("cannot read the machine file", code="machine_file", field=path.name, got=error) from None
+        got = error.strerror or error
+        raise FileError("cannot read the machine file", code="machine_file", field=str(path), got=got) from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

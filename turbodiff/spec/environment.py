@@ -1,8 +1,8 @@
 """The environment of our own processes: which of its variables they may see, and where Python looks for modules.
 
 Nothing but downloads uses the network, so only downloads see the variables about it: HTTP libraries read them when
-they are imported, and one bad value ends the process (A1111 8026, Langchain-Chatchat 605). Standard library only, but
-for `usable_network`, which asks httpx.
+they are imported, and one bad value ends the process (A1111 8026, Langchain-Chatchat 605). No library is imported but
+by `usable_network`, which asks httpx.
 """
 
 import contextlib
@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
+
+from turbodiff.spec.errors import FileError
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy", "no_proxy")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSLKEYLOGFILE")
@@ -54,9 +56,37 @@ def module_path(given: str) -> str:
     which we were started: an empty entry means that one, and `PYTHONPATH=$PYTHONPATH:/x` makes one by accident."""
     root = Path(__file__).resolve().parents[2]
     own = [] if root.name in ("site-packages", "dist-packages") else [str(root)]
-    started_in = Path.cwd()
+    started_in = current_folder()
     others = [entry for entry in given.split(os.pathsep) if entry and Path(entry).resolve() != started_in]
     return os.pathsep.join(dict.fromkeys([*own, *others]))
+
+
+def current_folder() -> Path:
+    """The folder that this process is in. One that was removed meanwhile is left for /: nothing relative leads anywhere
+    from it, and every look at a relative path would fail."""
+    try:
+        return Path.cwd()
+    except OSError:
+        os.chdir("/")
+        return Path("/")
+
+
+def check_folder() -> None:
+    """Check that the folder that a person starts us in is still there.
+
+    Raises:
+        FileError: code folder_gone.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError as error:
+        raise FileError(
+            "the folder that this was started in cannot be used",
+            code="folder_gone",
+            got=error.strerror,
+            expected="a folder that exists",
+            try_instead="cd to another folder, or cd . to one that was made anew",
+        ) from None
 
 
 def with_network(environment: Mapping[str, str] | None = None) -> dict[str, str]:

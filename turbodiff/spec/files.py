@@ -1,16 +1,71 @@
 """Files on disk: atomic replacement, durability, checksums, and the one error for a result that cannot be written."""
 
 import contextlib
+import errno
 import hashlib
 import os
+import re
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from turbodiff.spec.environment import home_folder
 from turbodiff.spec.errors import OutputError
 
 DISK_FULL = ("No space left", "Disk quota exceeded", "File too large")
+
+
+# what a name may lead to instead of a file
+KINDS = {
+    stat.S_IFDIR: "it is a folder", stat.S_IFIFO: "it is a named pipe", stat.S_IFSOCK: "it is a socket",
+    stat.S_IFCHR: "it is a device", stat.S_IFBLK: "it is a device",
+}  # fmt: skip
+
+
+class NotAFileError(OSError):
+    """What a name leads to is something else than a file; `strerror` says what."""
+
+
+def check_file(path: Path) -> None:
+    """Raise where something else than a file stands under a name; a name without anything is fine.
+
+    Raises:
+        NotAFileError: a folder, a pipe, a socket or a device.
+        OSError: there is no right to look.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if (kind := stat.S_IFMT(path.stat().st_mode)) != stat.S_IFREG:
+            raise NotAFileError(errno.EINVAL, KINDS.get(kind, "it is no file"), str(path))
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file that a person named, open for reading. A pipe that nobody writes to is refused, not waited for.
+
+    Raises:
+        OSError: it is not there, may not be read, or is no file (NotAFileError).
+    """
+    check_file(path)  # opening a socket or some devices fails in words of their own
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # changed in between
+        file.close()
+        raise NotAFileError(errno.EINVAL, "it is no file", str(path))
+    return file
+
+
+def proc_lines(path: Path) -> list[str]:
+    """The lines of a file of /proc. Paths in it need not be UTF-8, and hold any white space but the end of a line.
+
+    Raises:
+        OSError: not readable.
+    """
+    return [line for line in os.fsdecode(path.read_bytes()).split("\n") if line]
+
+
+def mount_fields(line: str) -> list[str]:
+    r"""The fields of a line of /proc/self/mounts or mountinfo, which write a space in a path as \040 (proc(5))."""
+    return [re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field) for field in line.split(" ")]
 
 
 @contextlib.contextmanager

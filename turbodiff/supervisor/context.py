@@ -50,7 +50,7 @@ class Memory:
         self, sample: Callable[[], Sample | None] = lambda: None, own_pids: Callable[[], Collection[int]] = lambda: ()
     ) -> None:
         self._sample, self._own_pids = sample, own_pids
-        self._known: tuple[object, frozenset[int], Machine] | None = None
+        self._known: tuple[object, float, frozenset[int], Machine] | None = None
 
     def machine(self) -> Machine | None:
         """The whole machine; None without a probe or with a sample older than 10 s."""
@@ -58,9 +58,10 @@ class Memory:
         if sample is None or sample.age_s > STALE_S:
             return None
         pids = frozenset(self._own_pids())
-        if self._known is None or self._known[0] is not sample.cards or self._known[1] != pids:
-            self._known = sample.cards, pids, machine_from(sample, pids)
-        return self._known[2]
+        known = self._known  # two samples without a card share one empty tuple: the time tells them apart
+        if known is None or known[0] is not sample.cards or known[1:3] != (sample.taken_s, pids):
+            known = self._known = sample.cards, sample.taken_s, pids, machine_from(sample, pids)
+        return known[3]
 
     def gpu(self, index: int) -> GpuFacts:
         """The card of a slot; one of which nothing is known where it cannot be seen."""

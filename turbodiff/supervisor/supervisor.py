@@ -18,9 +18,11 @@ from turbodiff.diagnostics.logs import RUN_LOG, STARTUP_LOG, LogFile, log_folder
 from turbodiff.gpu.probe import Probe, Sample, machine_from, take_sample
 from turbodiff.jobs.attempts import claim
 from turbodiff.jobs.database import file_system
+from turbodiff.spec.environment import current_folder
 from turbodiff.spec.errors import FileError, TurbodiffError
 from turbodiff.spec.jobs import Outcome
 from turbodiff.spec.numbers import gib, seconds
+from turbodiff.spec.wording import Words
 from turbodiff.supervisor.context import Memory, SupervisorContext
 from turbodiff.supervisor.ownership import StateLock
 from turbodiff.supervisor.recovery import backup, recover
@@ -35,7 +37,8 @@ NEIGHBOUR_FREE_BYTES = 512 << 20  # or at once, when a neighbour is about to run
 PROOF_S = 15.0  # for the memory of an ended worker to be free again; Ollama sees 0.5-1.5 s
 POLL_S = 0.25
 SLACK_BYTES = 256 << 20
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TYPED = (signal.SIGINT, signal.SIGQUIT)  # Ctrl-C and Ctrl-\: the exit code tells them, as a shell would
+SIGNALS = (*TYPED, signal.SIGTERM, signal.SIGHUP)
 
 
 class Supervisor:
@@ -67,7 +70,7 @@ class Supervisor:
         self.state, self.outputs = Path(state).resolve(), Path(outputs).resolve()
         self.lock = StateLock(self.state)
         try:
-            run_id, folder = new_run_id(), log_folder(working or Path.cwd(), self.state)
+            run_id, folder = new_run_id(), log_folder(working or current_folder(), self.state)
             self.log, run_log = LogFile(folder / STARTUP_LOG), LogFile(folder / RUN_LOG)
             self.archive, self.run_name = self.state / "logs", time.strftime("%Y%m%d_%H%M%S", time.gmtime())
             self.log.start_over(self.archive, self.run_name)
@@ -99,7 +102,7 @@ class Supervisor:
             raise
 
     def serve(self, web_argv: Sequence[str] | None = None, address: tuple[str, int] | None = None) -> int:
-        """Run until SIGTERM, SIGINT or SIGHUP, or until the page cannot start; returns the exit code.
+        """Run until a signal of `SIGNALS`, or until the page cannot start; returns the exit code.
 
         `address` is where the page answers; one that no longer does is replaced.
         A first signal puts running jobs back into the queue and ends the workers with patience, a second at once.
@@ -107,7 +110,7 @@ class Supervisor:
 
         def stop(number: int, frame: object) -> None:
             self._signals += 1
-            self.exit_code = 130 if number == signal.SIGINT else 0
+            self.exit_code = 128 + number if number in TYPED else 0
 
         heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
         before = {number: signal.signal(number, stop) for number in heard}
@@ -243,7 +246,8 @@ class Supervisor:
             driver = sample.driver if sample else None
             self.log.say(f"GPU {gpu.index}: {gpu.name} {gpu.uuid}, {free} free of {total}, driver {driver}")
         if machine is None or not machine.gpus:
-            why = f"{sample.state} {sample.error}".strip() if sample else "no probe"
+            key = f"reason.{sample.reason}" if sample else ""
+            why = Words("en").or_else(key, sample.state, got=sample.error) if sample else "no probe"
             self.log.say(f"no GPU: {why}")
 
     def close(self) -> None:

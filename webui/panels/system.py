@@ -208,6 +208,8 @@ def _cards(machine: Machine, words: Words) -> Iterable[tuple[str, str]]:
             gpu.uuid,
         )
         yield card_name(gpu, machine, words), " · ".join(filter(None, told))
+    if not machine.gpus and machine.gpu_reason:
+        yield words("bar.no_gpu"), words.or_else(f"reason.{machine.gpu_reason}", "", got=machine.gpu_error)
     if machine.ram_total_bytes and machine.ram_available_bytes is not None:
         free, total = words.gib(machine.ram_available_bytes), words.gib(machine.ram_total_bytes)
         yield words("bar.ram"), words("system.free_of", free=free, total=total)

@@ -30,6 +30,7 @@ from turbodiff.plan.planner import Outlook, Policy, outlook, plan_request
 from turbodiff.plan.tiers import Round, Tier, fits_of, rounds, tier_here
 from turbodiff.prompt.weights import clean, parse
 from turbodiff.spec.clips import ClipResult, Sidecar
+from turbodiff.spec.environment import current_folder
 from turbodiff.spec.errors import FileError, OutOfMemoryError, RequestError
 from turbodiff.spec.events import Event, RunCommand
 from turbodiff.spec.files import state_folder
@@ -71,7 +72,6 @@ class Studio:
 
     @cached_property
     def _store(self) -> Store:
-        self.state.mkdir(parents=True, exist_ok=True)
         return Store(self.state)
 
     def close(self) -> None:
@@ -370,7 +370,8 @@ class Studio:
 
     def support_bundle(self, path: Path, with_prompts: bool = False) -> Path:
         """Logs, versions and the last jobs as one zip."""
-        return support_bundle.support_bundle(self._store, logs.log_folder(Path.cwd(), self.state), path, with_prompts)
+        folder = logs.log_folder(current_folder(), self.state)
+        return support_bundle.support_bundle(self._store, folder, path, with_prompts)
 
 
 def _request_of(fields: Mapping[str, Any]) -> Request:

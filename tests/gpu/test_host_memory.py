@@ -119,6 +119,31 @@ def test_a_path_outside_the_namespace_is_the_mount_point(tree):
     assert limits(Path("/nowhere")) == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("with space", b"with\\040space"),
+        ("tab\tand\\", b"tab\\011and\\134"),
+        ("\udcff\udcfe", b"\xff\xfe"),  # no UTF-8
+        ("樱花", "樱花".encode()),
+        ("nbsp\xa0\u2028line", "nbsp\xa0\u2028line".encode()),
+        ("#hash", b"\\043hash"),
+    ],
+    ids=["space", "tab", "bytes", "Chinese", "white", "hash"],
+)
+def test_groups_and_mounts_of_any_name_are_found(tree, name, written):
+    """Mount points and roots are escaped by the kernel (seq_path), the path of a process's group is not."""
+    own = b"0::/" + os.fsencode(name) + b"/job: 1\r\n"
+    mount = b"30 24 0:26 /" + written + b" /sys/fs/cgroup/" + written + b" rw shared:9 - cgroup2 none rw\n"
+    files = {f"{name}/job: 1\r/memory.max": 7 * GIB, f"{name}/memory.max": 9 * GIB}
+    root = tree("", "", **files)
+    (root / "proc/self/cgroup").write_bytes(own)
+    (root / "proc/self/mountinfo").write_bytes(
+        b"bad line\n1 2 3\n" + b"29 24 0:9 / /mnt/\xff rw - ext4 \xfe rw\n" + mount
+    )
+    assert sorted(limit.limit_bytes // GIB for limit in limits(root)) == [7, 9]
+
+
 def test_what_slurm_granted_is_a_limit_also_without_control_groups(tree):
     root = tree("", "")
     assert limits(root, {"SLURM_MEM_PER_NODE": "32768"})[0].limit_bytes == 32 * GIB

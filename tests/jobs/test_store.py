@@ -331,6 +331,9 @@ def test_fault_42_network_file_systems_are_recognised_by_their_mount() -> None:
     assert database.file_system(Path("/home/me/state/a.db"), mounts) == "ext4"
     assert database.file_system(Path("/mnt/c/Users/me/a.db"), mounts) == "9p"
     assert database.file_system(Path("/home/me/my files/a.db"), mounts) == "nfs4"
+    odd = mounts + " /no/source tmpfs rw 0 0\nhalf /line\nnas:/y /home/\udcff\\011\xa0 nfs rw 0 0\n"
+    assert database.file_system(Path("/home/\udcff\t\xa0/a.db"), odd) == "nfs"
+    assert database.file_system(Path("/no/source/a.db"), odd) == "tmpfs"
     db = sqlite3.connect(":memory:", isolation_level=None)
     assert database.set_journal_mode(db, "9p") != "wal"
     db.close()

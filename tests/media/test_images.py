@@ -1,6 +1,7 @@
 """Pictures of strangers: each gives a frame or one clear error, and leaves no file and no process behind."""
 
 import io
+import os
 import struct
 import time
 import zlib
@@ -275,10 +276,15 @@ def test_a_jpeg_of_thousands_of_scans_is_refused_at_once(tmp_path: Path) -> None
 
 
 def test_a_path_that_is_no_picture_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "nothing.png", Path("/dev/zero"), tmp_path / "nothing.png" / "x"):
+    for path in (tmp_path / "nothing.png", tmp_path / "nothing.png" / "x"):
         with pytest.raises(FileError) as caught:
             fit_picture(i2v(path))
         assert caught.value.code == "picture_missing"
+    os.mkfifo(tmp_path / "pipe.png")
+    for path, got in ((tmp_path, "folder"), (Path("/dev/zero"), "device"), (tmp_path / "pipe.png", "named pipe")):
+        with pytest.raises(FileError) as caught:
+            fit_picture(i2v(path))
+        assert caught.value.code == "picture_unreadable" and caught.value.got.endswith(f"it is a {got}")
 
 
 def test_a_bomb_costs_this_process_no_memory_and_no_time(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_what_no_model_uses_is_listed_with_the_reason(tmp_path: Path) -> None:
     told = {Path(one.path).name: (one.code, one.got) for one in locate.inventory([tmp_path]).passed_over}
     assert told["page.safetensors"] == ("file_foreign", "a web page")
     assert told["unnamed.pth"] == ("expert_unknown", "unnamed.pth")
-    assert told["pipe.pth"] == ("file_foreign", "no regular file")
+    assert told["pipe.pth"] == ("file_foreign", "it is a named pipe")
     assert told["x-00001-of-00006.safetensors"][0] == "index_missing"
     assert told["strange.pth"][0] == "file_foreign"
     assert told["a.safetensors"][0] == "no_model" and "dim 128" in told["a.safetensors"][1]

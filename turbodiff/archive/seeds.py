@@ -17,7 +17,7 @@ from turbodiff.archive.seed_table import MAX_TABLE_BYTES, Encoding, Row, decode_
 from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import Sidecar, read_record
 from turbodiff.spec.errors import FileError, OutputError, RequestError
-from turbodiff.spec.files import atomic_write
+from turbodiff.spec.files import atomic_write, open_file
 from turbodiff.spec.models import display_name_of
 
 SEEDS_FILE = "seeds.md"
@@ -191,12 +191,11 @@ def _take_over(db: sqlite3.Connection, rows: list[Row], now_s: float) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        if not path.is_file():
-            raise FileNotFoundError("not a file" if path.exists() else "no such file")
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return file.read(MAX_TABLE_BYTES + 1)
     except OSError as error:
-        raise FileError("cannot read the seed table", code="seeds_unreadable", field=path.name, got=error) from None
+        got = error.strerror or error
+        raise FileError("cannot read the seed table", code="seeds_unreadable", field=path.name, got=got) from None
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from turbodiff.spec.environment import expand
 from turbodiff.spec.errors import RequestError
+from turbodiff.spec.files import check_file
 
 if TYPE_CHECKING:
     from turbodiff.studio import Studio
@@ -94,7 +95,7 @@ def read_lora(text: str) -> dict[str, str | float]:
     """ "style.safetensors:0.8:high" as the fields of a Lora; a colon within the path stays in it.
 
     Raises:
-        RequestError: field `lora`: no such file.
+        RequestError: field `lora`: it is not there, may not be looked at, or is no file.
     """
     fields: dict[str, str | float] = {}
     path, _, tail = text.rpartition(":")
@@ -104,15 +105,18 @@ def read_lora(text: str) -> dict[str, str | float]:
     if path and LORA_STRENGTH.fullmatch(tail):
         text, fields["strength"] = path, float(tail)
     file = expand(text)
-    if not file.exists():
+    try:
+        check_file(file)
+        file.stat()
+    except OSError as error:
         raise RequestError(
-            "there is no such file",
+            "a LoRA is a file that this user can read",
             code="lora_missing",
             field="lora",
-            got=file,
+            got=f"{file}: {error.strerror}",
             expected=LORA_FORM,
             try_instead="--lora style.safetensors:0.8",
-        )
+        ) from None
     return fields | {"path": str(file.absolute())}
 
 

@@ -14,6 +14,7 @@ from turbodiff.diagnostics.logs import RUN_LOG, STARTUP_LOG, redact
 from turbodiff.gpu.probe import machine_now
 from turbodiff.jobs.store import Store
 from turbodiff.spec.errors import OutputError
+from turbodiff.spec.files import atomic_write, check_file
 
 LAST_BYTES = 2 << 20  # of each log
 JOBS, WITH_EVENTS = 100, 10
@@ -37,14 +38,16 @@ def support_bundle(store: Store, logs: Path, path: Path, with_prompts: bool = Fa
                 private |= {text, repr(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
     hidden = sorted((text for text in private if len(text) > 2), key=len, reverse=True)
     try:
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bundle:
+        check_file(path)
+        with atomic_write(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as bundle:
             for name, text in _parts(store, logs):
                 for prompt in hidden:
                     text = text.replace(prompt, f"<{len(prompt)} characters>")
                 bundle.writestr(name, redact(text))
     except OSError as error:
+        got = f"{path}: {error.strerror or error}"
         raise OutputError(
-            "cannot write the support bundle", code="output_unwritable", field="output", got=error
+            "cannot write the support bundle", code="output_unwritable", field="output", got=got
         ) from None
     return path
 

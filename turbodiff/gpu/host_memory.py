@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import psutil
 
+from turbodiff.spec.files import mount_fields, proc_lines
 from turbodiff.spec.numbers import MIB
 
 ROOT = Path("/")
@@ -76,9 +77,9 @@ def limits(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> tu
 def _groups(root: Path) -> Iterator[tuple[int, Path]]:
     """(version, folder) of this process's memory control groups, its own first, up to the mount point."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = proc_lines(root / "proc/self/cgroup")
+        mounts = proc_lines(root / "proc/self/mountinfo")
+    except OSError:
         return
     own: dict[int, str] = {}
     for line in lines:  # "4:memory:/path" in v1, "0::/path" in v2
@@ -88,7 +89,7 @@ def _groups(root: Path) -> Iterator[tuple[int, Path]]:
             own[1 if controllers else 2] = path
     for line in mounts:
         before, _, after = line.partition(" - ")
-        fields, kind = before.split(), after.split()
+        fields, kind = mount_fields(before), mount_fields(after)
         if len(fields) < 5 or len(kind) < 3 or kind[0] not in ("cgroup", "cgroup2"):
             continue
         version = 2 if kind[0] == "cgroup2" else 1

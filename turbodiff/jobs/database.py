@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 
 from turbodiff.spec.errors import FileError, OutputError
+from turbodiff.spec.files import check_file, mount_fields, proc_lines
 
 DATABASE = "turbodiff.db"
 # file systems whose shared memory maps or locks WAL cannot rely on (sqlite.org/wal.html; WSL's /mnt/c is 9p or drvfs)
@@ -31,6 +32,7 @@ def open_database(path: Path) -> sqlite3.Connection:
     if read_only:  # a log that was not merged must be read, too (sqlite.org/wal.html, "Read-only databases")
         address += "?mode=ro" if path.with_name(path.name + "-wal").exists() else "?immutable=1"
     try:
+        check_file(path)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds prompts
         db = sqlite3.connect(address, timeout=5.0, isolation_level=None, check_same_thread=False, uri=True)
     except (OSError, sqlite3.OperationalError) as error:
@@ -88,13 +90,11 @@ def set_journal_mode(db: sqlite3.Connection, system: str = "") -> str:
 def file_system(path: Path, mounts: str | None = None) -> str:
     """The type of the file system below a path ("ext4", "9p", ...), "" if the kernel does not say (proc(5))."""
     try:
-        text = Path("/proc/self/mounts").read_text() if mounts is None else mounts
+        lines = proc_lines(Path("/proc/self/mounts")) if mounts is None else mounts.split("\n")
     except OSError:
         return ""
     best, found = -1, ""
-    for line in text.splitlines():
-        _, point, kind, *_ = line.split()
-        point = point.replace("\\040", " ")
+    for _, point, kind, *_ in filter(lambda fields: len(fields) > 2, map(mount_fields, lines)):
         if path.is_relative_to(point) and len(point) > best:
             best, found = len(point), kind
     return found

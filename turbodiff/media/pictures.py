@@ -6,6 +6,7 @@ numpy and PIL are imported where pixels are looked at: the front door imports th
 
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Hashable, Mapping
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast
 
 from turbodiff.media.ffmpeg import Ffmpeg
 from turbodiff.spec.errors import FileError
+from turbodiff.spec.files import open_file
 from turbodiff.spec.request import Fit, Request
 from turbodiff.spec.shapes import adaptive_size, table_size
 
@@ -32,6 +34,7 @@ LOOK_SIDE = 128  # pixels of the picture that the advisor looks at
 # What is said about each way a picture can be wrong: what, expected, try instead
 REFUSALS = {
     "picture_missing": ("the picture does not exist", "a file", "another path"),
+    "picture_unreadable": ("the picture cannot be read", "a file that this user may read", "another path"),
     "picture_kind": ("not a picture of a known kind", "PNG, JPEG, WebP or GIF", "save it as PNG or JPEG"),
     "picture_too_large": ("the picture is too large", "at most 64 megapixels", "scale it down to 4000 pixels a side"),
     "picture_too_small": ("the picture is too small", "at least 16 pixels a side", "a larger picture"),
@@ -226,18 +229,18 @@ def frame(clip: Path, number: int, into: Path) -> Path:
 
 def _decode(path: Path, wanted: Mapping[str, object]) -> tuple[int, int, bytes]:
     """Width and height of the upright picture, and the pixels that are wanted; see decode_picture.py."""
-    if not path.is_file():
-        raise _refused("picture_missing", path, "a folder" if path.is_dir() else path.name)
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise _refused("picture_too_large", path, f"a file of {path.stat().st_size >> 20} MiB")
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
+            if (nbytes := os.fstat(file.fileno()).st_size) > MAX_FILE_BYTES:
+                raise _refused("picture_too_large", path, f"a file of {nbytes >> 20} MiB")
             run = subprocess.run(
                 [sys.executable, *DECODER, json.dumps(wanted)],
                 stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=TIMEOUT_S,
             )  # fmt: skip
+    except (FileNotFoundError, NotADirectoryError):
+        raise _refused("picture_missing", path, path.name) from None
     except OSError as error:
-        raise _refused("picture_missing", path, error.strerror or "not readable") from None
+        raise _refused("picture_unreadable", path, error.strerror or "not readable") from None
     except subprocess.TimeoutExpired:
         raise _refused("picture_slow", path, path.name) from None
     line, _, pixels = run.stdout.partition(b"\n")

@@ -19,6 +19,7 @@ from stat import S_ISREG
 from typing import Literal, NamedTuple
 
 from turbodiff.spec import shapes
+from turbodiff.spec.files import NotAFileError, open_file
 from turbodiff.weights import forms, gguf, keymaps, pth
 from turbodiff.weights.headers import GGUF_PREFIX, Header, TensorInfo, bad_file, parse_json, read_safetensors, too_much
 from turbodiff.weights.kinds import NOT_WEIGHTS, other_kind
@@ -147,17 +148,15 @@ def read_header(path: Path | str) -> Header:
         return _read_index(path) if path.name.endswith(INDEX) else _read_file(path)
     except FileNotFoundError:
         raise bad_file(path, "there is no such file", code="file_missing") from None
+    except NotAFileError as error:
+        raise bad_file(path, "not a regular file", code="file_foreign", got=error.strerror) from None
     except OSError as error:
         raise bad_file(path, "the file cannot be read", code="file_unreadable", got=error.strerror) from None
 
 
 def _read_file(path: Path) -> Header:
-    # a pipe without a writer would wait for ever: it is opened without waiting, and refused
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        stat = os.fstat(file.fileno())
-        if not S_ISREG(stat.st_mode):
-            raise bad_file(path, "not a regular file", code="file_foreign", got="no regular file")
-        start, size = file.read(64), stat.st_size
+    with open_file(path) as file:
+        start, size = file.read(64), os.fstat(file.fileno()).st_size
         if size < 16:
             raise bad_file(path, "the file is empty or cut short", code="file_truncated", got=f"{size} bytes")
         file.seek(0)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 from turbodiff.spec.errors import FileError
-from turbodiff.spec.files import atomic_write
+from turbodiff.spec.files import atomic_write, check_file
 
 Side = Literal["high", "low", "single", ""]
 SIDECAR = ".toml"
@@ -74,8 +74,13 @@ def tell(path: Path, side: Side) -> Path:
     Raises:
         FileError: there is no such file, or nothing can be written there.
     """
-    if not path.is_file():
-        raise FileError("there is no such file", code="file_missing", field=str(path))
+    try:
+        check_file(path)
+        path.stat()
+    except FileNotFoundError:
+        raise FileError("there is no such file", code="file_missing", field=str(path)) from None
+    except OSError as error:
+        raise FileError("cannot be read", code="file_unreadable", field=str(path), got=error.strerror) from None
     beside, line = path.with_name(path.name + SIDECAR), f'expert = "{side}"'
     try:
         lines = beside.read_text("utf-8").splitlines() if beside.is_file() else []

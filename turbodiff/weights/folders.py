@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from turbodiff.spec.environment import expand
+from turbodiff.spec.environment import current_folder, expand
 from turbodiff.weights.detect import INDEX, is_weights
 
 ROOTS_VARIABLE = "TURBODIFF_MODELS"
@@ -30,7 +30,7 @@ def model_roots() -> tuple[Path, ...]:
     """Folders to search, in order: $TURBODIFF_MODELS (several, separated like PATH), then ./checkpoints."""
     named = [_expanded(part) for part in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if part]
     checkout = Path(__file__).resolve().parents[2] / "checkpoints"
-    return tuple(dict.fromkeys(path.absolute() for path in (*named, Path("checkpoints"), checkout)))
+    return tuple(dict.fromkeys(current_folder() / path for path in (*named, Path("checkpoints"), checkout)))
 
 
 def cache_snapshots() -> Iterator[Path]:

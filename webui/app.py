@@ -113,12 +113,13 @@ def read_password(args: argparse.Namespace) -> str:
             person can type into the login page: not UTF-8, empty, with control characters, too long.
     """
     from turbodiff.spec.errors import RequestError
+    from turbodiff.spec.files import open_file
 
     named, password = f"${PASSWORD}" if args.password is None else "--password", str(args.password or "")
     try:
         if args.password_file is not None:
             named = "--password-file"
-            with args.password_file.open("rb") as file:
+            with open_file(args.password_file) as file:
                 line = file.readline(4 * PASSWORD_BYTES)
             is_whole = len(line) < 4 * PASSWORD_BYTES  # else too long anyway, and maybe cut within a letter
             password = line.decode("utf-8" if is_whole else "latin-1").removesuffix("\n").removesuffix("\r")
@@ -129,11 +130,12 @@ def read_password(args: argparse.Namespace) -> str:
         password = password.removeprefix("\N{BYTE ORDER MARK}")
         n_bytes = len(password.encode())
     except (OSError, EOFError) as error:
+        told = (str(args.password_file or ""), getattr(error, "strerror", ""))
         raise RequestError(
             "the password cannot be read",
             code="password_unread",
             field=named,
-            got=str(args.password_file or getattr(error, "strerror", None) or "no terminal"),
+            got=": ".join(filter(None, told)) or "no terminal",
             try_instead=f"${PASSWORD}, or --password-file with a file that this user can read",
         ) from None
     except UnicodeError:
@@ -235,12 +237,14 @@ def main(argv: Sequence[str]) -> int:
     # a script's own folder comes first on sys.path: webui/ there would shadow modules named like ours
     sys.path[:] = [str(ROOT), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "webui")]
     from turbodiff.spec import stdio
+    from turbodiff.spec.environment import check_folder
     from turbodiff.spec.errors import TurbodiffError, not_started
     from turbodiff.spec.text import printable
 
     stdio.make_safe()
     args = parser().parse_args(argv)
     try:
+        check_folder()
         args.password = os.environ[PASSWORD] = read_password(args)
         if without_password(argv) != list(argv):  # off the command line, which `ps` shows to everybody
             again = [sys.executable, "-P", str(Path(__file__).resolve()), *without_password(argv)]
@@ -260,8 +264,10 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(f"turbodiff at {url}, log in {STARTUP_LOG}; Ctrl-C ends it\n")
         sys.stdout.flush()
         studio = Studio(args.state_dir, args.outputs)
-        code = studio.serve([sys.executable, "-P", "-m", "webui.server", *argv], address)
-        if code not in (0, 130):
+        # the last one counts; the folder that this is started in may be gone when the page starts again
+        places = ["--outputs", str(studio.outputs), "--state-dir", str(studio.state.absolute())]
+        code = studio.serve([sys.executable, "-P", "-m", "webui.server", *argv, *places], address)
+        if code not in (0, 130, 131):  # 128 and the number of a signal from the keyboard
             sys.stderr.write(f"[ERROR] ended with {code}: {STARTUP_LOG} says why\n")
         return code
     except TurbodiffError as error:

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from turbodiff.archive.disk import check_output
+from turbodiff.gpu.processes import process_mark
 from turbodiff.weights.locate import bundled_root
 
 TURBODIFF = [sys.executable, "-m", "turbodiff.cli"]
@@ -74,7 +76,13 @@ def test_a_clip_from_the_shell_with_its_events_as_json(tmp_path):
     assert sorted(path.name for path in everything(tmp_path)) == ["out.mp4", "out.mp4.json"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+TYPED = (signal.SIGINT, signal.SIGQUIT)  # to everybody in the terminal's group
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGQUIT, 131)],
+)
 def test_a_signal_ends_with_its_code_and_leaves_no_half_file(tmp_path, number, code):
     process = subprocess.Popen(
         [*TURBODIFF, "generate", PROMPT, "--sampler", "unipc", "--steps", "100", "-o", "out.mp4"],
@@ -84,7 +92,7 @@ def test_a_signal_ends_with_its_code_and_leaves_no_half_file(tmp_path, number, c
     for line in process.stderr:
         if "denoising" in line:
             break
-    os.kill(process.pid, number) if number != signal.SIGINT else os.killpg(process.pid, number)
+    os.killpg(process.pid, number) if number in TYPED else os.kill(process.pid, number)
     process.communicate(timeout=240)
     assert process.returncode == code
     time.sleep(0.2)
@@ -119,6 +127,55 @@ def test_what_a_killed_run_left_goes_with_the_next_one(tmp_path):
             os.utime(path, (1, 1))
     check_output(tmp_path / "next.mp4", 16, 16, 1)
     assert sorted(tmp_path.iterdir()) == sorted([*kept, fresh])
+
+
+WRITES = """
+import sys, time
+from pathlib import Path
+from turbodiff.archive.clips import partial_path
+made = partial_path(Path("x"), 1, 0, Path(sys.argv[1]))
+made.write_bytes(b"half")
+print(made, flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_a_process_left_that_is_certainly_dead_goes_at_once(tmp_path):
+    """Killed a moment ago: its number, its start, this boot and this PID namespace are in the name."""
+    writer = subprocess.Popen([sys.executable, "-c", WRITES, tmp_path / "out.mp4"], stdout=subprocess.PIPE, text=True)
+    partial = Path(writer.stdout.readline().strip())
+    check_output(tmp_path / "next.mp4", 16, 16, 1)
+    assert partial.exists(), "its writer lives"
+    writer.kill()
+    writer.wait()
+    pid, ticks, place = process_mark(os.getpid()).split("-")
+    reused = tmp_path / f".out.{pid}-{int(ticks) - 100}-{place}.partial.mp4.json"  # of an earlier process of our number
+    mine = tmp_path / f".out.{process_mark(os.getpid())}.partial.mp4"
+    elsewhere = tmp_path / f".out.{writer.pid}-{ticks}-{'0' * 16}.partial.mp4"  # another boot, machine or container
+    old = tmp_path / f".old.{writer.pid}-{ticks}-{'0' * 16}.partial.mp4"
+    for path in (reused, mine, elsewhere, old):
+        path.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    check_output(tmp_path / "next.mp4", 16, 16, 1)
+    assert sorted(tmp_path.iterdir()) == sorted([mine, elsewhere])
+
+
+def test_a_partial_file_of_another_pid_namespace_is_not_judged_by_its_number(tmp_path):
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", WRITES, str(tmp_path / "out.mp4")]
+    if shutil.which("unshare") is None or subprocess.run([*command[:4], "true"], capture_output=True).returncode:
+        pytest.skip("no right to make a PID namespace")
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    partial = Path(writer.stdout.readline().strip())
+    try:
+        check_output(tmp_path / "next.mp4", 16, 16, 1)
+        assert partial.exists() and partial.name.startswith(".out.1-")  # pid 1 in there, alive out here, too
+        os.utime(partial, (1, 1))
+        check_output(tmp_path / "next.mp4", 16, 16, 1)
+        assert partial.exists()
+    finally:
+        for child in psutil.Process(writer.pid).children(recursive=True):
+            child.kill()
+        writer.wait()
 
 
 @pytest.mark.parametrize("name", ["queue.py", "inspect.py", "typing.py", "typer.py", "signal.py", "json.py"])

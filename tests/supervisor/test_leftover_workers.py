@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from supervisor.bench import wait_until
-from turbodiff.gpu.processes import start_ticks
+from turbodiff.gpu.processes import boot_id, start_ticks
 from turbodiff.supervisor.ownership import (
     Identity,
-    boot_id,
     end_leftover_workers,
     end_worker,
     is_ours,

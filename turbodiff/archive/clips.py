@@ -25,13 +25,14 @@ from pathlib import Path
 
 import psutil
 
+from turbodiff.gpu.processes import process_mark
 from turbodiff.media.tags import read_settings_tag
 from turbodiff.spec.clips import ClipResult, Sidecar, read_record
 from turbodiff.spec.errors import FileError, VerifyError
 from turbodiff.spec.files import output_error, sha256_of, sync, write_synced
 
 PARTIAL = ".partial"
-STEM_BYTES = 200  # of 255 that a name may have on Linux; the rest of a temporary name and ".json" take at most 40
+STEM_BYTES = 180  # of 255 that a name may have on Linux; the rest of a temporary name and ".json" take at most 60
 MAX_SIDECAR_BYTES = 4 << 20
 _STAMP = re.compile(r"_(\d{8}_\d{6})(?:_(\d+))?\.mp4$")
 
@@ -55,11 +56,12 @@ def clip_path(outputs: Path, kind: str, seed: int, model: str, created: datetime
 def partial_path(outputs: Path, job: int, attempt: int, output: Path | None = None) -> Path:
     """The temporary name of an attempt of a job; the process id in it tells `sweep` whether it is still wanted.
 
-    For an `output` that a person named it is hidden, in the same folder; a long name is cut.
+    For an `output` that a person named it is hidden, in the same folder, and a long name is cut; others may write
+    there, too, so the process is named for ever.
     """
     if output is not None:
         stem = output.stem.encode()[:STEM_BYTES].decode("utf-8", "ignore")
-        return output.parent / f".{stem}.{os.getpid()}.partial.mp4"
+        return output.parent / f".{stem}.{process_mark(os.getpid())}.partial.mp4"
     return outputs / PARTIAL / f"{job}.{attempt}.{os.getpid()}.mp4"
 
 

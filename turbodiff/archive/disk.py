@@ -10,13 +10,15 @@ from pathlib import Path
 import psutil
 
 from turbodiff.archive.clips import PARTIAL, partial_path, sidecar_path
+from turbodiff.gpu.processes import process_mark, start_ticks
 from turbodiff.media.ffmpeg import h264_encoder
 from turbodiff.spec.errors import OutputError
 from turbodiff.spec.files import output_error, write_synced
 from turbodiff.spec.numbers import gib
 
 FOLDER_ERRORS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EACCES)  # not the name's fault
-LEFT = re.compile(r"\..+\.(\d+)\.partial\.mp4(?:\.json|\.jpg)?")  # archive/clips.py, partial_path
+# archive/clips.py, partial_path: the process's mark, of which older versions wrote the number alone
+LEFT = re.compile(r"\..+\.((\d+)(?:-(\d+)-([0-9a-f]{16}))?)\.partial\.mp4(?:\.json|\.jpg)?")
 STALE_S = 60.0  # a clip that is being written, also from a container with its own process ids, is younger
 RESERVE_BYTES = 1 << 30  # for everybody else on that disk
 BYTES_PER_PIXEL = 1.5  # of every frame: three times what x264 makes of grain at CRF 16; latents take a quarter byte
@@ -59,10 +61,18 @@ def check_output(output: Path, width: int, height: int, num_frames: int) -> None
             what, code="output_unwritable", field="output", got=output, expected=expected, try_instead=try_instead
         )
     _check_takes_a_file(output.parent, output.parent)
+    place = process_mark(os.getpid()).partition("-")[2].rpartition("-")[2]
     for path in output.parent.glob(".*.partial.mp4*"):  # of runs that were killed, not of another machine's
-        left = LEFT.fullmatch(path.name)
-        if left and not psutil.pid_exists(int(left[1])) and time.time() - path.stat().st_mtime > STALE_S:
-            path.unlink(missing_ok=True)
+        if not (left := LEFT.fullmatch(path.name)):
+            continue
+        pid, gone = int(left[2]), not psutil.pid_exists(int(left[2]))
+        with contextlib.suppress(OSError):  # gone meanwhile, or not ours to remove
+            if left[4] and left[4] == place:  # of this boot, in our PID namespace: one that is not to be seen is over
+                gone = gone or start_ticks(pid) not in (None, int(left[3]))
+            else:
+                gone = gone and time.time() - path.stat().st_mtime > STALE_S
+            if gone:
+                path.unlink()
     _check_room(output.resolve().parent, width * height * num_frames, "output")
 
 

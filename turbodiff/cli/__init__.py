@@ -29,6 +29,7 @@ from turbodiff.cli.machine import calibrate, doctor, gpu, models_app, selftest
 from turbodiff.cli.queue import jobs_app, restart, seeds_app, serve, support_bundle
 from turbodiff.cli.service import service_app
 from turbodiff.spec import stdio
+from turbodiff.spec.environment import check_folder
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.text import printable
 
@@ -54,10 +55,11 @@ def main() -> None:
     def stop(number: int, frame: FrameType | None) -> None:  # as Ctrl-C does, with a code of its own
         sys.exit(128 + number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP, and that stays
             signal.signal(number, stop)
     try:
+        check_folder()
         code = app(standalone_mode=False)
     except TurbodiffError as error:
         sys.stderr.write(f"error: {printable(str(error))}\n")

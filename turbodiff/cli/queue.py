@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 import typer
 
 from turbodiff.cli.flags import OUTPUTS, Json, Outputs, StateDir, open_studio
-from turbodiff.spec.errors import RequestError, TurbodiffError
+from turbodiff.spec.environment import module_path
+from turbodiff.spec.errors import RequestError, TurbodiffError, not_started
 from turbodiff.spec.jobs import ACTIVE
 
 RESTART_WAIT_S = 60.0
@@ -160,7 +161,11 @@ def serve(
     argv += ["--no-browser"] if no_browser else []
     argv += ["--state-dir", str(state_dir)] if state_dir else []
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "webui.app", *argv])
+    path = module_path(os.environ.get("PYTHONPATH", ""))  # and -P: no module of the folder it is started in
+    try:
+        os.execve(sys.executable, [sys.executable, "-P", "-m", "webui.app", *argv], {**os.environ, "PYTHONPATH": path})
+    except OSError as error:
+        raise not_started(sys.executable, error) from None
 
 
 def restart(state_dir: StateDir = None) -> None:

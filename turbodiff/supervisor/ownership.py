@@ -17,12 +17,11 @@ from pathlib import Path
 
 import psutil
 
-from turbodiff.gpu.processes import start_ticks
+from turbodiff.gpu.processes import boot_id, start_ticks
 from turbodiff.spec.errors import OutputError, StateInUseError
 from turbodiff.supervisor.worker_process import RUN_ID
 
 LOCK = "supervisor.lock"
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class StateLock:
@@ -94,14 +93,6 @@ class Identity:
     boot_id: str
     uid: int
     run_id: str
-
-
-def boot_id() -> str:
-    """Random id of this boot, "" where the kernel does not say."""
-    try:
-        return BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
 
 
 def worker_file(state: Path, slot: int) -> Path:

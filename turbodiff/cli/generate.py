@@ -84,7 +84,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what a request needs on this machine, phase by phase, without running anything."""
-    from turbodiff.cli.show import plan_table, print_table, why_no_gpu, words_here
+    from turbodiff.cli.show import plan_table, print_lines, print_table, why_no_gpu, words_here
     from turbodiff.gpu.probe import machine_now
     from turbodiff.plan.hardware import pretend, read_machine
     from turbodiff.spec.errors import DoesNotFitError
@@ -96,7 +96,7 @@ def plan(
         made = open_studio(None).plan(fields, machine)
     except DoesNotFitError:
         if machine.gpu_state not in ("ok", "none"):  # with the card it might fit
-            sys.stderr.write(why_no_gpu(machine, words_here(lang)) + "\n")
+            print_lines([why_no_gpu(machine, words_here(lang))], sys.stderr)
         raise
     if as_json:
         sys.stdout.write(made.model_dump_json() + "\n")

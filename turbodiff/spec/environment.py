@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from turbodiff.spec.errors import FileError
-
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy", "no_proxy")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSLKEYLOGFILE")
 NETWORK = (*PROXIES, *(name.upper() for name in PROXIES), *CERTIFICATES)
@@ -77,6 +75,8 @@ def check_folder() -> None:
     Raises:
         FileError: code folder_gone.
     """
+    from turbodiff.spec.errors import FileError
+
     try:
         os.getcwd()  # noqa: PTH109
     except OSError as error:

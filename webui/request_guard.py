@@ -1,8 +1,9 @@
 """Tells failures of a request from failures of ours: Gradio answers 500 to whatever it cannot use.
 
-Two rules in front of Gradio:
+Three rules in front of Gradio:
   - only those of its routes answer that this page or gradio_client needs; the others are 404
   - a failure before one of our handlers ran, or a `BadRequest` of a handler, is the request's own: 422
+  - HEAD is GET without its body: most of Gradio's routes know GET only, and monitors and link previews ask by HEAD
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 GRADIO = "/gradio_api/"
+READ = ("GET", "HEAD")
 # the first word of a path below /gradio_api/: events, uploads and what gradio_client asks first
 EVENTS = frozenset({"run", "api", "call", "queue", "cancel", "reset", "heartbeat", "mcp"})
 NEEDED = EVENTS | {"upload", "upload_progress", "info", "openapi.json", "app_id", "startup-events"}
@@ -97,7 +99,7 @@ def button_of(event: gr.EventData) -> tuple[str, str]:
 
 
 class RequestGuard:
-    """ASGI middleware that applies the two rules to Gradio's routes; ours pass as they are."""
+    """ASGI middleware that applies the rules to Gradio's routes; ours pass as they are."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -105,8 +107,11 @@ class RequestGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         _, below, rest = scope["path"].partition(GRADIO) if scope["type"] == "http" else ("", "", "")
+        # not where events are streamed: these would wait for what nobody reads
+        heads = scope.get("method") == "HEAD" and (not below or rest.startswith(FILE))
+        app = self._without_body if heads else self.app
         if not below:
-            return await self.app(scope, receive, send)
+            return await app(scope, receive, send)
         if rest.split("/")[0] not in NEEDED and not rest.startswith(FILE):
             return await PlainTextResponse("not served here", 404)(scope, receive, send)
         handlers_run: list[str] = []
@@ -123,7 +128,7 @@ class RequestGuard:
 
         token = _HANDLERS_RUN.set(handlers_run)
         try:
-            await self.app(scope, receive, send_judged)
+            await app(scope, receive, send_judged)
         except Exception:
             if handlers_run:
                 raise
@@ -134,3 +139,18 @@ class RequestGuard:
         finally:
             with contextlib.suppress(ValueError):  # a stream that was cut off ends in another context
                 _HANDLERS_RUN.reset(token)
+
+    async def _without_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer HEAD by the route's own answer to it, else by that to GET; the server leaves the body out."""
+        refused = False
+
+        async def send_unless_refused(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start" and message["status"] == 405:
+                refused = b"GET" in dict(message["headers"]).get(b"allow", b"").split(b", ")
+            if not refused:
+                await send(message)
+
+        await self.app(scope, receive, send_unless_refused)
+        if refused:
+            await self.app({**scope, "method": "GET"}, receive, send)

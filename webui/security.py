@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from webui.listening import is_loopback, own_names
 from webui.proxies import FROM_PROXY, PORTS, address_of, host_name
+from webui.request_guard import READ
 from webui.sessions import LASTS_S, Sessions
 from webui.wording import Words, language_of
 
@@ -40,6 +41,7 @@ EVERYBODY = "everybody"
 MAX_COUNTED = 10_000
 COOKIE = "turbodiff_session"
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
+METHODS = SAFE_METHODS | {"POST", "DELETE"}  # the page's own, and of agents (MCP): a 200 for CONNECT has no body
 OPEN_PATHS = ("/login", "/logout", "/healthz", "/favicon.ico")
 LOOPBACK = ("127.0.0.1", "::1")
 HEADERS = (
@@ -136,7 +138,7 @@ class SecurityMiddleware:
         if answer is self.app and self.password:
             if scope["path"] == "/login":
                 answer = await self._login(request)
-            elif scope["path"] == "/logout" and scope["method"] == "POST":
+            elif scope["path"] == "/logout":
                 answer = self._logout(request)
             elif scope["path"] not in OPEN_PATHS:
                 answer = self._refusal_of_strangers(request) or self.app
@@ -149,6 +151,8 @@ class SecurityMiddleware:
         if not self._is_served(host_name(host)):
             words = Words(language_of(headers.get("accept-language", "")))
             return PlainTextResponse(words("server.host_refused", host=host_name(host)[:100] or "?"), 403)
+        if request.method not in METHODS:
+            return wrong_method(*sorted(METHODS))
         if request.method in SAFE_METHODS:
             return None
         origin = headers.get("origin")
@@ -195,15 +199,17 @@ class SecurityMiddleware:
         verdict = self._judge(request, token.encode("latin-1")) if scheme.lower() == "bearer" else 401
         if verdict != 401:
             return None if verdict == 200 else too_many(request)
-        if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
+        if request.method in READ and "text/html" in request.headers.get("accept", ""):
             return RedirectResponse(f"{self.root_path}/login", 303)
         return PlainTextResponse("log in first: POST /login with the password, or Authorization: Bearer", 401)
 
     async def _login(self, request: Request) -> Response:
         """The login page, or what a password gets: a session, or the page once more."""
         languages = request.headers.get("accept-language", "")
-        if request.method != "POST":
+        if request.method in READ:
             return HTMLResponse(login_page(languages, self.root_path))
+        if request.method != "POST":
+            return wrong_method(*READ, "POST")
         try:
             body = await request.body()
         except ClientDisconnect:
@@ -219,6 +225,8 @@ class SecurityMiddleware:
 
     def _logout(self, request: Request) -> Response:
         """End the session that the request brings; the browser forgets it, too."""
+        if request.method != "POST":  # else a picture of another site could log out
+            return wrong_method("POST")
         for token in self._tokens(request):
             self.sessions.end(token)
         return self._with_cookie(request, RedirectResponse(f"{self.root_path}/login", 303), "", 0)
@@ -238,6 +246,11 @@ def client_of(request: Request) -> str:
     if address is not None and address.version == 6 and address.is_global:
         return str(ipaddress.ip_network((address, 64), strict=False))
     return str(address or node)
+
+
+def wrong_method(*allowed: str) -> Response:
+    """The answer to a method that a path does not know."""
+    return PlainTextResponse("not with this method", 405, {"allow": ", ".join(allowed)})
 
 
 def too_many(request: Request) -> Response:

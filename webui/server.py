@@ -27,7 +27,7 @@ from webui.app import check, parser, read_password
 from webui.listening import listening_sockets, reachable_at, url_of
 from webui.markup import ROOT_PATH, link
 from webui.proxies import ProxyMiddleware, RootPathMiddleware
-from webui.request_guard import RequestGuard
+from webui.request_guard import READ, RequestGuard
 from webui.security import SecurityMiddleware
 from webui.sessions import FILE as SESSIONS
 from webui.sessions import Sessions
@@ -35,7 +35,6 @@ from webui.snapshot import StudioReader
 from webui.wording import Words, language_of
 
 LANGUAGE_COOKIE = "turbodiff_lang"
-READ = ["GET", "HEAD"]
 UPLOAD_LIMIT = "25mb"
 PATHS = {"zh": "/zh", "en": ""}  # "" takes every path: it is mounted last
 
@@ -89,11 +88,11 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
 
 
 def _add_routes(app: FastAPI, reader: StudioReader) -> None:
-    @app.api_route("/healthz", methods=READ)
+    @app.api_route("/healthz", methods=list(READ))
     def healthz() -> JSONResponse:
         return JSONResponse({"ok": True})
 
-    @app.api_route("/media/{clip}", methods=READ)
+    @app.api_route("/media/{clip}", methods=list(READ))
     def media(clip: str) -> FileResponse:
         found = reader.clip(clip)
         if found is None or not found.path.is_file():
@@ -102,27 +101,28 @@ def _add_routes(app: FastAPI, reader: StudioReader) -> None:
             found.path, media_type="video/mp4", filename=found.path.name, content_disposition_type="inline"
         )
 
-    @app.api_route("/media/{clip}/poster", methods=READ)
+    @app.api_route("/media/{clip}/poster", methods=list(READ))
     def poster(clip: str) -> FileResponse:
         found = reader.clip(clip)
         if found is None or found.poster is None or not found.poster.is_file():
             raise HTTPException(404, "no poster")
         return FileResponse(found.poster, media_type="image/jpeg", headers={"cache-control": "max-age=86400"})
 
-    @app.api_route("/seeds.md", methods=READ)
+    @app.api_route("/seeds.md", methods=list(READ))
     def seeds() -> Response:
         return Response(reader.studio.seeds_text(), media_type="text/markdown; charset=utf-8")
 
-    @app.api_route("/support.zip", methods=READ)
+    @app.api_route("/support.zip", methods=list(READ))
     def support() -> FileResponse:
         made = reader.studio.support_bundle(reader.studio.state / "support.zip")
         return FileResponse(made, media_type="application/zip", filename="turbodiff-support.zip")
 
-    @app.api_route("/favicon.ico", methods=READ)
+    @app.api_route("/favicon.ico", methods=list(READ))
     def favicon() -> FileResponse:
         return FileResponse(page.STATIC / "favicon.svg", media_type="image/svg+xml")
 
-    @app.api_route("/en", methods=READ)
+    @app.api_route("/en", methods=list(READ))
+    @app.api_route("/en/", methods=list(READ))
     def english() -> RedirectResponse:
         answer = RedirectResponse(link("/"))
         answer.set_cookie(LANGUAGE_COOKIE, "en", samesite="lax")
@@ -130,7 +130,8 @@ def _add_routes(app: FastAPI, reader: StudioReader) -> None:
 
 
 class LanguageRedirect:
-    """ASGI middleware that sends a browser from "/" to the page in its language; a program always gets "/".
+    """ASGI middleware that sends a browser from "/" to the page in its language, and anybody from "/zh" to "/zh/"; a
+    program always gets "/".
 
     Args:
         forced: "en" or "zh" for every browser without a choice of its own, "auto" for what each asks for.
@@ -142,13 +143,19 @@ class LanguageRedirect:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or hand it on."""
         answer = self.app
-        if scope["type"] == "http" and scope["path"] == "/" and scope["method"] == "GET":
+        if (
+            scope["type"] == "http"
+            and scope["path"] in ("/", *filter(None, PATHS.values()))
+            and scope["method"] in READ
+        ):
             request = Request(scope)
             asked = request.headers.get("accept-language", "") if self.forced == "auto" else self.forced
             query = scope["query_string"].decode("latin-1")
             lang = language_of(request.cookies.get(LANGUAGE_COOKIE, asked))
-            if lang == "zh" and "text/html" in request.headers.get("accept", ""):
-                answer = RedirectResponse(link(f"/zh/?{query}" if query else "/zh/"))
+            wants_page = lang == "zh" and "text/html" in request.headers.get("accept", "")
+            path = f"{scope['path']}/" if scope["path"] != "/" else "/zh/" if wants_page else ""
+            if path:
+                answer = RedirectResponse(link(f"{path}?{query}" if query else path))
         await answer(scope, receive, send)
 
 

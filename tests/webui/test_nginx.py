@@ -138,6 +138,7 @@ def test_the_whole_way_from_login_to_clip_works_behind_nginx(sites, kind):
         assert ("; Secure" in login.headers["set-cookie"]) is KINDS[kind][0]
         assert client.get("/video/", headers=page).headers["location"] == "/video/zh/"
         assert client.get("/video/", headers={**page, "accept-language": "de, en;q=0.1"}).status_code == 200
+        assert client.get("/video/zh?a=1").headers["location"] == "/video/zh/?a=1"
         for path, lang in (("/video/config", "Generate"), ("/video/zh/config", "生成")):
             config = client.get(path)
             assert lang in config.text
@@ -157,7 +158,15 @@ def test_the_whole_way_from_login_to_clip_works_behind_nginx(sites, kind):
         whole, part = client.get(url), client.get(url, headers={"range": "bytes=4-7"})
         assert (whole.status_code, part.status_code, part.content) == (200, 206, b"ftyp")
         assert part.headers["content-range"] == f"bytes 4-7/{len(whole.content)}"
-        for path in (url, "/video/", "/video/seeds.md", "/video/healthz"):
+        for path in (
+            url,
+            "/video/",
+            "/video/seeds.md",
+            "/video/healthz",
+            "/video/zh/",
+            "/video/theme.css",
+            "/video/config",
+        ):
             head = client.head(path)
             assert (head.status_code, head.content) == (200, b"")
         assert client.head(url).headers["content-length"] == str(len(whole.content))

@@ -213,6 +213,16 @@ def test_another_machine_is_slowed_down_and_this_one_is_not():
     assert far.count(429) == 10
 
 
+@pytest.mark.parametrize("method", ["CONNECT", "TRACE", "PROPFIND", "PUT", "PATCH", "DELETE", "OPTIONS", "FOO"])
+def test_a_method_that_a_path_does_not_know_is_refused_with_those_that_it_knows(method):
+    for password in ("", "open sesame"):
+        login, logout = (ask(guarded(password), method, path) for path in ("/login", "/logout"))
+        if password or method in ("CONNECT", "TRACE", "PROPFIND", "PUT", "PATCH", "FOO"):
+            assert (login.status_code, logout.status_code) == (405, 405)
+            assert "POST" in login.headers["allow"] and "POST" in logout.headers["allow"]
+    assert ask(guarded("open sesame"), "GET", "/logout").status_code == 405
+
+
 @pytest.mark.parametrize(
     ("host", "name"),
     [

@@ -38,6 +38,29 @@ def test_each_language_has_its_page_and_a_browser_gets_its_own(app):
     assert httpx.get(app.url, headers={"accept": "*/*", "accept-language": "zh"}).status_code == 200  # a program
 
 
+def test_head_answers_as_get_does_without_the_body(app):
+    asset = re.search(r"assets/[\w./-]+\.js", httpx.get(app.url, timeout=30).text)[0]
+    paths = [
+        "/", "/zh/", "/zh", "/en", "/en/", "/theme.css", f"/{asset}", "/config", "/zh/config", "/healthz", "/seeds.md",
+        "/robots.txt", "/nothing", "/media/nothing", "/gradio_api/heartbeat/x",
+    ]  # fmt: skip
+    for path in paths:
+        head = httpx.head(app.url + path, headers={"accept": "text/html", "accept-language": "zh"}, timeout=30)
+        if "heartbeat" in path:
+            assert head.status_code == 405, "a stream without end"
+            continue
+        get = httpx.get(app.url + path, headers={"accept": "text/html", "accept-language": "zh"}, timeout=30)
+        assert (head.status_code, head.content) == (get.status_code, b""), path
+        assert head.headers.get("location") == get.headers.get("location"), path
+        assert head.headers.get("content-type") == get.headers.get("content-type"), path
+
+
+@pytest.mark.parametrize("method", ["CONNECT", "TRACE", "PROPFIND", "PUT", "DELETE", "OPTIONS"])
+def test_no_method_makes_a_failure_of_ours(app, method):
+    for path in ("/", "/zh/", "/login", "/logout", "/healthz", "/media/x", "/seeds.md", "/config", "/gradio_api/info"):
+        assert 400 <= httpx.request(method, app.url + path, timeout=30).status_code < 500, path
+
+
 def test_the_page_config_holds_one_language_each(app):
     english = httpx.get(f"{app.url}/config", timeout=30).text
     chinese = httpx.get(f"{app.url}/zh/config", timeout=30).text

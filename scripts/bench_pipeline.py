@@ -32,8 +32,9 @@ from scripts.bench_timing import Job  # noqa: E402
 from turbodiff.models import vae as vae_driver  # noqa: E402
 from turbodiff.models.attention import AttentionPlan, rope_tables  # noqa: E402
 from turbodiff.models.linear import int8_blocks  # noqa: E402
+from turbodiff.models.patches import PATCH  # noqa: E402
 from turbodiff.models.text_encoder import encode, make_text_encoder  # noqa: E402
-from turbodiff.models.wan_dit import PATCH, CrossAttentionCache, WanConfig, WanDiT  # noqa: E402
+from turbodiff.models.wan_dit import CrossAttentionCache, WanConfig, WanDiT  # noqa: E402
 from turbodiff.weights.keymaps import names_from, rename  # noqa: E402
 
 TOPK = 0.1

@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.weights.tiny import inverse
 from turbodiff.models.attention import AttentionPlan, attention, rope_tables
 from turbodiff.models.linear import Int8Linear
-from turbodiff.models.wan_dit import WanConfig, WanDiT, patchify, unpatchify
+from turbodiff.models.patches import patchify, unpatchify
+from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.spec.errors import RequestError
 from turbodiff.weights.keymaps import names_from, rename
 

@@ -1,8 +1,7 @@
 """A small card without a card: host memory, counted by a ledger with a cap, in the place of a GPU's."""
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from turbodiff.memory_lab.dry_run import GRAIN_BYTES, Ledger
+from turbodiff.memory_lab.dry_run import Ledger
 from turbodiff.models.vae import make_vae
 from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.runtime import offload
@@ -18,6 +17,8 @@ from turbodiff.runtime.device import Device
 from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.spec.models import configs_folder
 from turbodiff.spec.numbers import GIB
+
+CARD = torch.device("cpu", 0)  # another device than "cpu" to torch, so that moving there copies
 
 
 def card(total_bytes: int) -> Machine:
@@ -35,46 +36,44 @@ class CardLedger(Ledger):
     """A ledger to which networks in host memory are not on the card, until they are brought there.
 
     `sound`: whether a process could go on after its out-of-memory; if not it is the driver's, not the allocator's.
+    `before`: called with the number of each allocation before it is made, as a neighbour would come.
     """
 
     sound = True
 
-    def _take(self, size: int) -> None:
+    def __init__(self, device_type: str | None = None, cap_bytes: int | None = None) -> None:
+        super().__init__(device_type, cap_bytes)
+        self.before: Callable[[int], None] = lambda number: None
+
+    def _take(self, size: int) -> int:
+        self.before(self._numbers + 1)
         try:
-            super()._take(size)
+            return super()._take(size)
         except torch.OutOfMemoryError as error:
             if self.sound:
                 raise
             raise RuntimeError("CUDA driver error: out of memory") from error
 
-    def ignore(self, module: nn.Module) -> set[torch.UntypedStorage]:
-        """A network in host memory: neither its weights nor views of them count. Returns their storages."""
-        storages = {tensor.untyped_storage() for tensor in (*module.parameters(), *module.buffers())}
-        self._known.update(storages)
-        return storages
+    def ignore(self, module: nn.Module) -> None:
+        """A network in host memory: neither its weights nor views of them count."""
+        self._known.update(offload.host_data(tensor).untyped_storage() for tensor in tensors_of(module))
 
-    @contextmanager
-    def holding(self, *modules: nn.Module) -> Iterator[None]:
-        """Count networks inside the block only, as if they were brought to the card and taken off again.
 
-        Raises:
-            torch.OutOfMemoryError: the cap is reached.
-        """
-        storages = [storage for module in modules for storage in self.ignore(module)]
-        size = sum(-(-storage.nbytes() // GRAIN_BYTES) * GRAIN_BYTES for storage in storages)
-        self._take(size)
-        try:
-            yield
-        finally:
-            self.live_bytes -= size
+def tensors_of(module: nn.Module) -> list[torch.Tensor]:
+    """Parameters and buffers."""
+    return [*module.parameters(), *module.buffers()]
 
 
 @dataclass(frozen=True)
 class Counted(Device):
-    """A device whose peak is the ledger's; `shown` is what it says a job could have, None: it cannot be asked."""
+    """A device whose figures are the ledger's; `shown` is what it says a job could have, None: it cannot be asked."""
 
     ledger: Ledger
     shown: Callable[[], int | None] = lambda: None
+
+    @property
+    def is_cuda(self) -> bool:
+        return True
 
     def reset_peak(self) -> None:
         self.ledger.reset_peak()
@@ -82,8 +81,17 @@ class Counted(Device):
     def peak_bytes(self) -> int:
         return self.ledger.peak_bytes
 
+    def reserved_bytes(self) -> int | None:
+        return None
+
     def available_bytes(self) -> int | None:
         return self.shown()
+
+    def held_bytes(self) -> int:
+        return self.ledger.live_bytes
+
+    def facts(self) -> dict[str, str | int]:
+        return {"device": str(self.torch_device), "device_name": self.name, "arch": "cpu", "torch": torch.__version__}
 
 
 def write_toy(folder: Path, base_dim: int) -> None:
@@ -109,21 +117,21 @@ def write_toy(folder: Path, base_dim: int) -> None:
 
 
 class CardCache(ModelCache):
-    """The model cache of a worker on the small card: weights count while they are placed; nothing is ever at hand."""
+    """The model cache of a worker on the small card. What is moved to `CARD` is copied, and the copies count."""
 
     def __init__(self) -> None:
-        super().__init__(Device(torch.device("cpu"), "a card of the tests", torch.bfloat16))
+        super().__init__(Device(CARD, "a card of the tests", torch.bfloat16))
         self.ledger = CardLedger("cpu")
 
     def insert(
         self, cap_bytes: int | None, shown: Callable[[], int | None] = lambda: None, *, sound: bool = True
     ) -> CardLedger:
-        """Put a card of that size in; a context manager."""
+        """Put an empty card of that size in; a context manager."""
+        self.leave_device()
         self.ledger = CardLedger("cpu", cap_bytes)
         self.ledger.sound = sound
-        for kept in self._kept.values():
-            if isinstance(kept, nn.Module):
-                self.ledger.ignore(kept)
+        for network in self._networks():
+            self.ledger.ignore(network)
         self.device = Counted(self.device.torch_device, self.device.name, self.device.dtype, self.ledger, shown)
         return self.ledger
 
@@ -131,32 +139,4 @@ class CardCache(ModelCache):
         """Load everything into host memory, which is not the card's."""
         self.open(request)
         for component in ("text_encoder", "vae", "dit"):
-            with offload.on_device(self.get_or_load(component), self.device.torch_device):
-                pass
-
-    def preview_vae(self) -> None:
-        return None
-
-    @contextmanager
-    def text_encoder(self, plan) -> Iterator:
-        encoder = self.get_or_load("text_encoder")
-        layers = list(encoder.encoder.block)
-        parts = {"resident": [encoder], "streamed": layers[:2]}.get(plan.levers.text, [])
-        with self.ledger.holding(*parts), super().text_encoder(plan) as read:
-            yield read
-
-    @contextmanager
-    def on_device(self, component, plan) -> Iterator:
-        with super().on_device(component, plan) as network, self.ledger.holding(network):
-            yield network
-
-    @contextmanager
-    def dit(self, expert, plan) -> Iterator:
-        dit = self.get_or_load(expert.component)
-        rest = [child for name, child in dit.named_children() if name != "blocks"]
-        here: list[nn.Module] = [*rest, *dit.blocks[: plan.levers.blocks_resident]]
-        with (
-            self.ledger.holding(*(here if plan.levers.experts == "streamed" else [dit])),
-            super().dit(expert, plan) as placed,
-        ):
-            yield placed
+            self.get_or_load(component)

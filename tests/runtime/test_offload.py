@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from tests.runtime.small_card import CardLedger
+from tests.runtime.small_card import CARD, CardLedger
 from turbodiff.memory_lab.dry_run import GRAIN_BYTES
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.runtime.denoise import Network
 from turbodiff.runtime.model_cache import PlacedDit
 from turbodiff.runtime.offload import (
     BlockStream,
-    bytes_on,
+    bytes_away,
     dit_on_device,
     on_device,
     page_lock,
@@ -22,7 +22,6 @@ from turbodiff.runtime.text import TextRows
 from turbodiff.spec.plan import Levers
 
 CPU, META = torch.device("cpu"), torch.device("meta")
-CARD = torch.device("cpu", 0)  # another device than "cpu" to torch, so that moving there copies
 CONFIG = WanConfig(dim=128, ffn_dim=256, num_heads=1, num_layers=4, text_dim=64)
 
 
@@ -151,8 +150,10 @@ def test_what_an_earlier_job_left_on_the_device_goes_home(dit):
     with ledger:
         with on_device(dit, CARD, stay=True):
             pass
-        assert ledger.live_bytes >= bytes_on([dit], CPU)
-        to_host([dit], CARD)
+        here_bytes = bytes_away([dit])
+        assert ledger.live_bytes >= here_bytes == sum(tensor.nbytes for tensor in dit.parameters())
+        assert to_host([dit], CARD) == here_bytes
+        assert to_host([dit], CARD) == bytes_away([dit]) == 0
     assert ledger.live_bytes == 0
     assert [tensor.data_ptr() for tensor in dit.parameters()] == at_home
 
@@ -160,7 +161,7 @@ def test_what_an_earlier_job_left_on_the_device_goes_home(dit):
 def test_a_stream_holds_two_slots_beside_the_resident_blocks():
     blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(6))
     with BlockStream(blocks, CPU, resident=2) as stream:
-        seen = list(stream)
+        seen = [stream[index] for index in range(len(stream))]
     assert len({id(block) for block in seen}) == 4
     assert len(seen) == 6
 

@@ -193,7 +193,7 @@ def test_levers_are_pulled_between_two_phases_where_a_neighbour_grew(toy, tmp_pa
         assert generate(attempt).frames == 5
     before, after = events.of("plan")
     assert before.plan.levers.experts == "resident" and after.plan.levers.experts == "streamed"
-    assert [notice.key for notice in events.of("notice")] == ["levers_pulled"]
+    assert [notice.key for notice in events.of("notice")] == ["levers_pulled", "weights_left"]
     assert ledger.peak_bytes <= less
 
 

@@ -156,11 +156,11 @@ def residual_add_(x: Tensor, layer: BlockLinear, y: Tensor | Int8Rows, gate: Ten
         return x + layer(y).to(x.dtype) if torch.is_grad_enabled() else x.add_(layer(y))
     rows = layer.quantize_input(y)
     branch = None if layer.down is None else layer.low_rank(rows).view_as(x)
+    if branch is not None and gate is not None:  # before x is touched: an out-of-memory leaves all of it or nothing
+        branch.mul_(gate.to(x.dtype))
     by = x.new_ones(1, 1, layer.out_features) if gate is None else gate
     int8_linear_add_(x, by, rows.values, rows.scale, *layer.weights)
-    if branch is None:
-        return x
-    return x.add_(branch if gate is None else branch * gate.to(x.dtype))
+    return x if branch is None else x.add_(branch)
 
 
 def make_linear(in_features: int, out_features: int, quant: bool) -> BlockLinear:
@@ -240,3 +240,10 @@ def _quantized(
         values[first : first + len(band)], part = quantise(band)
         scales.append(part)
     return values, torch.cat(scales)
+
+
+def linear_float32(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer in float32 whatever its dtype and whatever autocast says: the time path and the head are that fine."""
+    device = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"  # meta tensors have none
+    with torch.autocast(device, enabled=False):
+        return F.linear(x.float(), layer.weight.float(), layer.bias.float())

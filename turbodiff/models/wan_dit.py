@@ -28,12 +28,19 @@ from turbodiff_kernels.sage import normed_sage_attention
 from turbodiff_kernels.sla import normed_sla_attention
 
 from turbodiff.models.attention import DENSE, AttentionPlan, attention, rope_tables
-from turbodiff.models.linear import BlockLinear, linear_gelu, make_linear, norm_modulate, quantize_input, residual_add_
+from turbodiff.models.linear import (
+    BlockLinear,
+    linear_float32,
+    linear_gelu,
+    make_linear,
+    norm_modulate,
+    quantize_input,
+    residual_add_,
+)  # fmt: skip
+from turbodiff.models.patches import PATCH, patchify, unpatchify
 from turbodiff.spec import shapes
 from turbodiff.spec.attention import SPARSE_ATTENTION
 from turbodiff.spec.errors import RequestError
-
-PATCH = (1, shapes.PATCH, shapes.PATCH)  # latent frames, rows and columns of one token (Wan2.1)
 
 
 @dataclass(frozen=True)
@@ -257,33 +264,46 @@ class Block(nn.Module):
             make_linear(config.ffn_dim, d, config.quant_linear),
         )
 
-    def forward(self, x: Tensor, inputs: BlockInputs, index: int, ffn_chunks: int = 1) -> Tensor:
+    def forward(
+        self, x: Tensor, inputs: BlockInputs, index: int, ffn_chunks: int = 1, added: set[int] | None = None
+    ) -> Tensor:
         """Tokens [B, N, d] -> tokens [B, N, d]; without gradients `x` itself.
 
         `index`: which block of the network this is, also where blocks pass through shared modules. `ffn_chunks` bounds
-        the hidden tokens of the feed-forward.
+        the hidden tokens of the feed-forward. `added`: the sums that `x` has already, filled in here: with it a block
+        that ran out of memory may be called again without gradients. Each sum is added as a whole or not at all.
         """
+        added = set() if added is None else added
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + inputs.modulation).split(1, dim=1)
 
-        attn = self.self_attn
-        y = norm_modulate(x, shift1, scale1, self.eps, attn.q)
-        q, k, v = attn.q(y), attn.k(y), attn.v(y)
-        del y  # gone when attention starts, as q, k and v are when its result is projected
-        y = attn(q, k, v, inputs)
-        del q, k, v
-        x = residual_add_(x, attn.o, y, gate1)
+        if 0 not in added:
+            attn = self.self_attn
+            y = norm_modulate(x, shift1, scale1, self.eps, attn.q)
+            q, k, v = attn.q(y), attn.k(y), attn.v(y)
+            del y  # gone when attention starts, as q, k and v are when its result is projected
+            y = attn(q, k, v, inputs)
+            del q, k, v
+            x = residual_add_(x, attn.o, y, gate1)
+            del y
+            added.add(0)
 
-        cross = self.cross_attn
-        y = cross(cross.q(layer_norm(x, self.norm3.weight, self.norm3.bias, self.eps)), inputs, index)
-        x = residual_add_(x, cross.o, y)
-        del y
+        if 1 not in added:
+            cross = self.cross_attn
+            y = cross(cross.q(layer_norm(x, self.norm3.weight, self.norm3.bias, self.eps)), inputs, index)
+            x = residual_add_(x, cross.o, y)
+            del y
+            added.add(1)
 
         first, second = (cast(BlockLinear, self.ffn[i]) for i in (0, 2))
         whole = ffn_chunks == 1 or torch.is_grad_enabled()
-        for part in (x,) if whole else x.split(shapes.ffn_chunk_tokens(x.shape[1], ffn_chunks), dim=1):
+        parts = (x,) if whole else x.split(shapes.ffn_chunk_tokens(x.shape[1], ffn_chunks), dim=1)
+        for number, part in enumerate(parts, 2):
+            if number in added:
+                continue
             hidden = linear_gelu(norm_modulate(part, shift2, scale2, self.eps, first), first)
             part = residual_add_(part, second, hidden, gate2)
             del hidden
+            added.add(number)
         return part if whole else x
 
 
@@ -373,24 +393,3 @@ class Head(nn.Module):
         """Tokens [B, n, d], time float32 [B, d] -> float32 [B, n, patch volume * out_dim]."""
         shift, scale = (self.modulation.float() + time[:, None]).split(1, dim=1)
         return linear_float32(self.head, norm.norm_modulate(x.float(), shift, scale, self.eps))
-
-
-def patchify(x: Tensor) -> Tensor:
-    """[B, C, T, H, W] -> [B, N, C * patch volume]; tokens in (t, h, w), channels in (c, t, h, w) order (Wan2.1)."""
-    b, c, t, h, w = x.shape
-    pt, ph, pw = PATCH
-    x = x.reshape(b, c, t // pt, pt, h // ph, ph, w // pw, pw)
-    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
-
-
-def unpatchify(x: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """[B, N, patch volume * C] -> [B, C, T, H, W]; channels of a token come in (t, h, w, c) order (Wan2.1)."""
-    x = x.unflatten(2, (*PATCH, -1)).unflatten(1, grid)
-    return x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6).flatten(4, 5).flatten(2, 3)
-
-
-def linear_float32(layer: nn.Linear, x: Tensor) -> Tensor:
-    """The layer in float32 whatever its dtype and whatever autocast says: the time path and the head are that fine."""
-    device = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"  # meta tensors have none
-    with torch.autocast(device, enabled=False):
-        return F.linear(x.float(), layer.weight.float(), layer.bias.float())

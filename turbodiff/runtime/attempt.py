@@ -91,8 +91,8 @@ class Attempt:
                 self.plan = plan
                 self.send(PlanEvent(plan=plan))
                 self.send(levers_notice(plan, phase=name))
-            left_bytes = self.models.make_room(self.plan, budget_now(self.machine, self.models.device))
-            if left_bytes:
+            budget_bytes = budget_now(self.plan, self.machine, self.models.device)
+            if left_bytes := self.models.make_room(self.plan, budget_bytes):
                 self.send(left_notice(left_bytes, name))
         self.send(PhaseEvent(name=name, state="start"))
         self.models.reset_peak()
@@ -210,8 +210,8 @@ def repeated_notice(plan: Plan, phase: PhaseName, ran_out: str) -> NoticeEvent:
 
 
 def left_notice(left_bytes: int, phase: PhaseName) -> NoticeEvent:
-    """The notice that networks which had stayed on the device left it because less is free."""
-    text = f"less memory is free before {phase}: {gib(left_bytes)} of weights that had stayed on the device leave it"
+    """The notice that networks which had stayed on the device left it because less is free, before a phase or in it."""
+    text = f"less memory is free for {phase}: {gib(left_bytes)} of weights that had stayed on the device leave it"
     return NoticeEvent(key="weights_left", text=text, numbers={"phase": phase, "bytes": left_bytes})
 
 

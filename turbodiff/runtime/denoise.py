@@ -1,15 +1,20 @@
 """Noise to latents: the steps of a sampler, each by the expert whose turn it is, one expert on the device at a time."""
 
 import time
+from collections.abc import Callable
+from functools import partial
 from itertools import groupby
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from turbodiff.models.attention import DENSE, AttentionPlan, rope_tables
-from turbodiff.models.wan_dit import PATCH, CrossAttentionCache
+from turbodiff.models.patches import PATCH
+from turbodiff.models.wan_dit import BlockInputs, CrossAttentionCache
 from turbodiff.runtime import offload, preview
 from turbodiff.runtime.attempt import Attempt
+from turbodiff.runtime.elastic import Elastic
 from turbodiff.runtime.model_cache import PlacedDit
 from turbodiff.runtime.text import TextRows
 from turbodiff.sampling import samplers, unipc
@@ -17,6 +22,8 @@ from turbodiff.sampling.conditioning import Noise
 from turbodiff.sampling.rcm import network_timesteps
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.events import NoticeEvent, StepEvent
+
+Result = TypeVar("Result")
 
 
 @torch.inference_mode()
@@ -28,6 +35,7 @@ def denoise(
 
     Consecutive steps of one expert are one phase, in which that expert alone is on the device. After every step the
     latents are checked, the step and a preview are reported, and a person may cancel or ask to decode what there is.
+    On a GPU fewer blocks stay there while another program grows, see runtime/elastic.py.
 
     Raises:
         TurbodiffError: code nan_latents, where the latents are no longer finite.
@@ -55,7 +63,8 @@ def denoise(
             chunks = attempt.plan.levers.ffn_chunks
             guidance = request.guidance_of(expert)
             against = negative if guidance > 1 else None
-            network = Network(placed, device, text, condition, against, guidance, attention, chunks, features)
+            elastic = Elastic(attempt, expert.phase, placed) if models.device.is_cuda else None
+            network = Network(placed, device, text, condition, against, guidance, attention, chunks, features, elastic)
             for _ in turns:
                 step = next(steps)
                 done, now_s = step.index + 1, time.monotonic()
@@ -87,41 +96,58 @@ class Network:
         negative: rows of a negative prompt; with them every velocity is a guided one, of two passes.
         ffn_chunks: bounds the hidden tokens of the feed-forward, not its result.
         features: of the picture, [1, tokens, image_dim], where the network attends to it.
+        elastic: repeats what ran out of memory, with fewer blocks on the device.
     """
 
     def __init__(
         self, placed: PlacedDit, device: torch.device, text: TextRows, condition: Tensor | None = None,
         negative: TextRows | None = None, guidance: float = 1.0, attention: AttentionPlan = DENSE, ffn_chunks: int = 1,
-        features: Tensor | None = None,
+        features: Tensor | None = None, elastic: Elastic | None = None,
     ) -> None:  # fmt: skip
+        self._elastic = elastic
         self._dit, self._blocks = placed.dit, placed.blocks
         self._device, self._guidance, self._attention, self._ffn_chunks = device, guidance, attention, ffn_chunks
         self._condition = None if condition is None else offload.to_device(condition, device)
-        self._picture = placed.dit.embed_picture(None if features is None else offload.to_device(features, device))
+        picture = None if features is None else offload.to_device(features, device)
+        self._picture = self._run(partial(placed.dit.embed_picture, picture))
         self._rope: tuple[Tensor, Tensor] | None = None
-        self._texts = [
-            (
-                CrossAttentionCache(placed.dit.embed_text(offload.to_device(prompt.rows, device))),
-                None if prompt.bias is None else offload.to_device(prompt.bias, device),
-            )
-            for prompt in ((text,) if negative is None else (text, negative))
-        ]
+
+        def embed() -> list[tuple[CrossAttentionCache, Tensor | None]]:
+            return [
+                (
+                    CrossAttentionCache(placed.dit.embed_text(offload.to_device(prompt.rows, device))),
+                    None if prompt.bias is None else offload.to_device(prompt.bias, device),
+                )
+                for prompt in ((text,) if negative is None else (text, negative))
+            ]
+
+        self._texts = self._run(embed)
 
     def __call__(self, latents: Tensor, timesteps: Tensor) -> Tensor:
         """Velocity float32 of latents [1, 16, T, H, W] at timesteps [1, 1] (x1000)."""
         dit = self._dit
         if self._rope is None:
             t, h, w = (size // patch for size, patch in zip(latents.shape[2:], PATCH, strict=True))
-            self._rope = rope_tables(t, h, w, dit.config.head_dim, device=self._device)
-        time_embedding, velocities = dit.embed_time(timesteps), []
+            table = partial(rope_tables, t, h, w, dit.config.head_dim, device=self._device)
+            self._rope = self._run(table)
+        time_embedding, velocities = self._run(partial(dit.embed_time, timesteps)), []
         for context, bias in self._texts:
-            x, inputs = dit.prepare(
-                latents, timesteps, context, self._condition, self._picture, attention=self._attention,
+            prepare = partial(
+                dit.prepare, latents, timesteps, context, self._condition, self._picture, attention=self._attention,
                 context_bias=bias, rope=self._rope, time=time_embedding,
             )  # fmt: skip
-            for index, block in enumerate(self._blocks):
-                x = block(x, inputs, index, self._ffn_chunks)
-            velocities.append(dit.finish(x, inputs))
+            x, inputs = self._run(prepare)
+            for index in range(len(self._blocks)):
+                x = self._run(partial(self._block, x, inputs, index, set()))
+            velocities.append(self._run(partial(dit.finish, x, inputs)))
             del x, inputs  # before the second pass makes its own
         velocity, *negative = velocities
         return unipc.guided(velocity, negative[0], self._guidance) if negative else velocity
+
+    def _block(self, x: Tensor, inputs: BlockInputs, index: int, added: set[int]) -> Tensor:
+        tokens: Tensor = self._blocks[index](x, inputs, index, self._ffn_chunks, added)
+        return tokens
+
+    def _run(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns, repeated where it may be."""
+        return work() if self._elastic is None else self._elastic.run(work)

@@ -7,7 +7,7 @@ again. It stays on the device only where the plan shows room for everything at o
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
@@ -49,10 +49,10 @@ log = logging.getLogger("turbodiff.worker")
 
 
 class PlacedDit(NamedTuple):
-    """A transformer on the device: `blocks` are there whole or come one after the other, see offload.dit_on_device."""
+    """A transformer on the device: `blocks` are there or come one after the other, see offload.dit_on_device."""
 
     dit: WanDiT
-    blocks: Iterable[nn.Module]
+    blocks: offload.BlockStream
     lora_notes: tuple[Notice, ...]  # what a person should know about the LoRAs on it
 
 
@@ -108,33 +108,29 @@ class ModelCache:
         self._kept = {key: value for key, value in self._kept.items() if key in wanted}
         offload.free_cached(self.device.torch_device, page_locked=True)
 
-    def make_room(self, plan: Plan, budget_bytes: int | None = None) -> int:
+    def make_room(self, plan: Plan, budget_bytes: int | None = None, but: nn.Module | None = None) -> int:
         """Take what stayed on the device off it, unless the plan has room for everything; returns the bytes that left.
 
-        `budget_bytes`: what a job may use now, where that is known; nothing stays beyond it from now on.
+        Args:
+            budget_bytes: what a job may use now, where that is known; nothing stays beyond it from now on.
+            but: a network at work.
         """
         self.budget_bytes = budget_bytes
-        return 0 if self._all_fit(plan) else self.leave_device()
+        return 0 if self._all_fit(plan) else self.leave_device(but)
 
-    def leave_device(self) -> int:
-        """Take every network off the device; returns the bytes that left."""
-        if not self.device.is_cuda:
-            return 0
-        left_bytes = offload.bytes_on(self._networks(), self.device.torch_device)
-        if left_bytes:
-            offload.to_host(self._networks(), self.device.torch_device)
-        return left_bytes
+    def leave_device(self, but: nn.Module | None = None) -> int:
+        """Take every network off the device, `but` one at work; returns the bytes that left."""
+        return offload.to_host(self._networks(), self.device.torch_device, but) if self.device.is_cuda else 0
 
     def reset_peak(self) -> None:
         """Start measuring a new phase."""
         self.device.reset_peak()
         self.weights_bytes = 0
 
-    def _record_weights(self, *more: nn.Module) -> None:
-        """Note what networks take on the device now; `more` are those that the cache does not keep."""
+    def _record_weights(self, more_bytes: int = 0) -> None:
+        """Note what networks take on the device now, with `more_bytes` that the cache does not keep."""
         if self.device.is_cuda:
-            here_bytes = offload.bytes_on([*self._networks(), *more], self.device.torch_device)
-            self.weights_bytes = max(self.weights_bytes, here_bytes)
+            self.weights_bytes = max(self.weights_bytes, offload.bytes_away(self._networks()) + more_bytes)
 
     def _networks(self) -> list[nn.Module]:
         kept = [value.network if isinstance(value, loras.LoraModel) else value for value in self._kept.values()]
@@ -199,8 +195,9 @@ class ModelCache:
                 self._kept[key] = loras.apply_loras(dit, wanted, expert)
             dit, notes = cast("tuple[WanDiT, tuple[Notice, ...]]", self._kept[key])
         stay, keep = self._all_fit(plan), not self.spec.two_experts  # host memory has room for one expert's copies
-        with offload.dit_on_device(dit, self.device.torch_device, plan.levers, stay=stay, keep=keep) as blocks:
-            self._record_weights(*(blocks.slots if isinstance(blocks, offload.BlockStream) else ()))
+        how = {"stay": stay, "keep": keep, "give_way": self.device.is_cuda}
+        with offload.dit_on_device(dit, self.device.torch_device, plan.levers, **how) as blocks:
+            self._record_weights(len(blocks.slots) * blocks.block_bytes)
             yield PlacedDit(dit, blocks, notes)
 
     def _all_fit(self, plan: Plan) -> bool:

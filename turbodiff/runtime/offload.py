@@ -2,14 +2,14 @@
 
 Three layouts, cheapest first: resident (a network stays until `to_host`), swapped (on the device only inside a `with`),
 streamed (k blocks stay, the others pass through two slots, the next one copied while the current one computes).
-The numbers are the same in all three.
+The numbers are the same in all three, and a transformer may change between them while it works (`BlockStream.resize`).
 """
 
 import contextlib
 import copy
 import gc
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -57,12 +57,13 @@ def on_device(module: nn.Module, device: torch.device, *, stay: bool = False) ->
     hosts = [host_data(tensor) for tensor in tensors]
     copies: dict[tuple[object, ...], Tensor] = {}
     try:
-        for tensor in (tensor for tensor in tensors if tensor.device != device):
+        for tensor in (tensor for tensor in tensors if tensor.device != device and at_home(tensor)):
             host = host_data(tensor)
-            key = (host.data_ptr(), host.shape, host.stride(), host.dtype)
+            key = (host.untyped_storage()._cdata, host.storage_offset(), host.shape, host.stride(), host.dtype)
             if key not in copies:
                 copies[key] = to_device(host, device)
             tensor.data = copies[key]
+        copies.clear()
         yield
     finally:
         copies.clear()
@@ -74,21 +75,20 @@ def on_device(module: nn.Module, device: torch.device, *, stay: bool = False) ->
 
 @contextmanager
 def dit_on_device(
-    dit: WanDiT, device: torch.device, levers: Levers, *, stay: bool = False, keep: bool = True
-) -> "Iterator[nn.ModuleList | BlockStream]":
+    dit: WanDiT, device: torch.device, levers: Levers, *, stay: bool = False, keep: bool = True, give_way: bool = False
+) -> "Iterator[BlockStream]":
     """A transformer on the device inside the block, whole or as a stream of blocks; yields its blocks.
 
     Args:
-        stay: a whole one remains there.
+        stay: what is there remains there.
         keep: a stream's page-locked copies outlive it, see BlockStream.
+        give_way: blocks that find no room wait in host memory.
     """
-    if levers.experts != "streamed":
-        with on_device(dit, device, stay=stay):
-            yield dit.blocks
-        return
-    stream = BlockStream(dit.blocks, device, levers.blocks_resident, levers.blocks_page_locked, keep=keep)
+    resident = levers.blocks_resident if levers.experts == "streamed" else len(dit.blocks)
+    locked = levers.blocks_page_locked
+    stream = BlockStream(dit.blocks, device, resident, locked, stay=stay, keep=keep, give_way=give_way)
     rest = nn.ModuleList(child for name, child in dit.named_children() if name != "blocks")
-    with on_device(rest, device), stream:
+    with on_device(rest, device, stay=stay), stream:
         yield stream
 
 
@@ -98,18 +98,29 @@ def host_data(tensor: Tensor) -> Tensor:
     return data
 
 
-def to_host(modules: Iterable[nn.Module], device: torch.device) -> None:
-    """Take networks off the device that an earlier job left there."""
-    for module in modules:
-        for tensor in _tensors(module):
-            tensor.data = host_data(tensor)
-    free_cached(device)
+def at_home(tensor: Tensor) -> bool:
+    """Whether a parameter is its host copy and not one on a device."""
+    return bool(tensor.untyped_storage()._cdata == host_data(tensor).untyped_storage()._cdata)
 
 
-def bytes_on(modules: Iterable[nn.Module], device: torch.device) -> int:
-    """Bytes of networks on the device; several names for one tensor count once."""
-    here = [tensor for module in modules for tensor in _tensors(module) if tensor.device.type == device.type]
-    return sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in here}.values())
+def to_host(modules: Iterable[nn.Module], device: torch.device, but: nn.Module | None = None) -> int:
+    """Take networks off the device that stayed there, `but` one at work, which may share tensors with them; returns
+    the bytes that left."""
+    at_work = set() if but is None else set(map(id, _tensors(but)))
+    away = {id(tensor): tensor for module in modules for tensor in _tensors(module) if not at_home(tensor)}
+    left_bytes: dict[int, int] = {}
+    for tensor in (tensor for name, tensor in away.items() if name not in at_work):
+        left_bytes[tensor.untyped_storage()._cdata] = tensor.nbytes
+        tensor.data = host_data(tensor)
+    if left_bytes:
+        free_cached(device)
+    return sum(left_bytes.values())
+
+
+def bytes_away(modules: Iterable[nn.Module]) -> int:
+    """Bytes of networks that are not their host copies; several names for one tensor count once."""
+    away = [tensor for module in modules for tensor in _tensors(module) if not at_home(tensor)]
+    return sum({tensor.untyped_storage()._cdata: tensor.nbytes for tensor in away}.values())
 
 
 def free_cached(device: torch.device, *, page_locked: bool = False) -> None:
@@ -134,61 +145,137 @@ def cap_allocator(device: torch.device, allocator_bytes: int) -> None:
 
 
 class BlockStream:
-    """The blocks of a transformer, each on the device when its turn comes.
+    """The blocks of a transformer, each on the device when its turn comes: `stream[i]`, asked for in their order.
 
-    The first `resident` blocks stay there. The others live in host memory, the first `locked` of them (None: all)
-    page-locked, and pass through two slots: while one computes, the next is copied into the other slot on a stream of
-    its own. A context manager; iterate once per forward pass. With `keep` the page-locked copies outlive it: the next
-    clip need not make them again.
+    The first `resident` blocks stay there. The others live in host memory and pass through two slots: while one
+    computes, the next is copied into the other slot on a stream of its own. How many stay may change between any two
+    blocks. A context manager.
+
+    Args:
+        locked: how many of the others are page-locked, None: all.
+        stay: resident blocks remain on the device afterwards.
+        keep: page-locked copies outlive it: the next clip need not make them again.
+        give_way: where the device has no room for a resident block, it and those after it wait.
     """
 
     def __init__(
-        self, blocks: nn.ModuleList, device: torch.device, resident: int, locked: int | None = None, *,
-        keep: bool = True,
+        self, blocks: nn.ModuleList, device: torch.device, resident: int, locked: int | None = None,
+        *, stay: bool = False, keep: bool = True, give_way: bool = False,
     ) -> None:  # fmt: skip
-        self._device, self._keep = device, keep
-        self._resident, self._waiting = list(blocks[:resident]), list(blocks[resident:])
+        self._blocks, self._device, self._keep, self._give_way = list(blocks), device, keep, give_way
+        self.stay, self.planned = stay, min(resident, len(blocks))
+        self.resident = 0
+        self.block_bytes = sum(tensor.nbytes for tensor in _tensors(blocks[-1]))  # they are alike
         if device.type == "cuda":
-            page_lock(self._waiting[:locked])
-        self.slots = [share_parameters(block, empty_on=device) for block in self._waiting[:2]]
+            page_lock(self._blocks[self.planned :][:locked])
+        self.slots: dict[int, nn.Module] = {}  # a block passes through the slot of its index modulo 2
+        self._holds: dict[int, int] = {}  # slot -> the block that is in it or on its way
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._placed = ExitStack()
-        self._free: list[torch.cuda.Event | None] = [None, None]  # when the compute stream has left a slot
+        self._arrived: dict[int, torch.cuda.Event] = {}  # when the block is in its slot
+        self._left: dict[int, torch.cuda.Event] = {}  # when the compute stream has left a slot
+        self._in_use: int | None = None  # slot
 
     def __enter__(self) -> "BlockStream":
-        self._placed.enter_context(on_device(nn.ModuleList(self._resident), self._device))
+        try:
+            self.resize(self.planned)
+            for index in range(self.planned, len(self)):
+                self._make_slot(index % 2)
+        except torch.OutOfMemoryError:
+            if not self._give_way:
+                self.__exit__()
+                raise
+            self.resize(max(0, self.resident - 2))  # whose place the slots take
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._placed.close()
-        self.slots = []
-        if not self._keep:  # weights made at load time have no pageable copy: they stay page-locked
-            for tensor in (tensor for block in self._waiting for tensor in _tensors(block)):
+        if not self.stay:
+            to_host(self._blocks, self._device)
+        used = bool(self.slots) or not self.stay
+        self._empty_slots(0, 1)
+        if not self._keep and not self.stay:  # weights made at load time have no pageable copy: they stay page-locked
+            for tensor in (tensor for block in self._blocks for tensor in _tensors(block)):
                 if (pageable := vars(tensor).pop("pageable", None)) is not None:
                     tensor.data = vars(tensor)["host_data"] = pageable
-        free_cached(self._device, page_locked=not self._keep)
+        if used:
+            free_cached(self._device, page_locked=not self._keep)
 
-    def __iter__(self) -> Iterator[nn.Module]:
-        ready = self._fetch(0) if self._waiting else None
-        yield from self._resident
-        for index in range(len(self._waiting)):
-            arrived, slot = ready, index % 2
-            ready = self._fetch(index + 1) if index + 1 < len(self._waiting) else None
-            if arrived is not None:
-                torch.cuda.current_stream(self._device).wait_event(arrived)
-            yield self.slots[slot]
-            if self._copies is not None:
-                self._free[slot] = torch.cuda.current_stream(self._device).record_event()
+    def __len__(self) -> int:
+        return len(self._blocks)
 
-    def _fetch(self, index: int) -> "torch.cuda.Event | None":
-        """Start copying block `index` into its slot; the event says when it is there, None: it is."""
-        copies, slot, left = self._copies, self.slots[index % 2], self._free[index % 2]
+    def __getitem__(self, index: int) -> nn.Module:
+        if self._copies is not None and self._in_use is not None:
+            self._left[self._in_use] = torch.cuda.current_stream(self._device).record_event()
+        self._in_use = None
+        waits = index >= self.resident
+        if waits:
+            self._fetch(index)
+        if (following := max(index + 1, self.resident)) < len(self):
+            self._fetch(following)
+        if not waits:
+            return self._blocks[index]
+        self._in_use = index % 2
+        if self._in_use in self._arrived:
+            torch.cuda.current_stream(self._device).wait_event(self._arrived[self._in_use])
+        return self.slots[self._in_use]
+
+    def bytes_with(self, resident: int) -> int:
+        """Bytes on the device with so many resident blocks, the slots of the others included."""
+        return (resident + min(2, len(self) - resident)) * self.block_bytes
+
+    def resize(self, resident: int) -> int:
+        """Keep so many blocks on the device from now on; returns the bytes that came, negative where they left.
+
+        Between two blocks only. A slot that is new is made when the first block comes through it.
+
+        Raises:
+            torch.OutOfMemoryError: there is no room for all of them; those that found room stay.
+        """
+        before = self.bytes_with(self.resident) if self.resident or self.slots else 0
+        if resident < self.resident:
+            to_host(self._blocks[resident:], self._device)
+            self.resident = resident
+        needed = {index % 2 for index in range(resident, len(self))}
+        self._empty_slots(*({0, 1} - needed))
+        while self.resident < resident:
+            block = self._blocks[self.resident]
+            try:
+                for tensor in _tensors(block):
+                    if tensor.device != self._device and at_home(tensor):
+                        tensor.data = to_device(host_data(tensor), self._device)
+            except torch.OutOfMemoryError:
+                to_host([block], self._device)
+                raise
+            self.resident += 1
+        return self.bytes_with(self.resident) - before
+
+    def _make_slot(self, slot: int) -> None:
+        if slot not in self.slots:
+            self.slots[slot] = share_parameters(self._blocks[-1], empty_on=self._device)
+            if self._copies is not None:  # its memory may be in use until here
+                self._left[slot] = torch.cuda.current_stream(self._device).record_event()
+
+    def _empty_slots(self, *slots: int) -> None:
+        if self._copies is not None:  # what is being copied into them
+            torch.cuda.current_stream(self._device).wait_stream(self._copies)
+        for slot in slots:
+            for known in (self.slots, self._holds, self._arrived, self._left):
+                known.pop(slot, None)
+
+    def _fetch(self, index: int) -> None:
+        """Start copying block `index` into its slot, unless it is there or on its way."""
+        slot, copies = index % 2, self._copies
+        if self._holds.get(slot) == index:
+            return
+        self._make_slot(slot)
+        self._holds.pop(slot, None)
         with torch.no_grad(), contextlib.nullcontext() if copies is None else torch.cuda.stream(copies):
-            if copies is not None and left is not None:
-                copies.wait_event(left)
-            for here, there in zip(_tensors(self._waiting[index]), _tensors(slot), strict=True):
+            if copies is not None and slot in self._left:
+                copies.wait_event(self._left[slot])
+            for here, there in zip(_tensors(self._blocks[index]), _tensors(self.slots[slot]), strict=True):
                 there.copy_(here, non_blocking=True)
-            return None if copies is None else copies.record_event()
+            if copies is not None:
+                self._arrived[slot] = copies.record_event()
+        self._holds[slot] = index
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

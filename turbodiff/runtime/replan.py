@@ -120,10 +120,14 @@ def machine_at(machine: Machine, device: Device) -> Machine | None:
     return machine.model_copy(update={"gpus": (gpu,)})
 
 
-def budget_now(machine: Machine, device: Device) -> int | None:
-    """Bytes that a job may use on the device at this moment, its context included; None where nobody can say."""
+def budget_now(plan: Plan, machine: Machine, device: Device) -> int | None:
+    """Bytes that a job may use on the device at this moment, its context included, which is where torch's allocator
+    stops from now on; None where nobody can say, and for "Run anyway"."""
     now = machine_at(machine, device)
-    return None if now is None else now.largest_budget_bytes
+    if now is None or plan.band == "no":
+        return None
+    _cap_allocator(plan, now, device)
+    return now.largest_budget_bytes
 
 
 def with_levers(plan: Plan, levers: Levers, machine: Machine | None) -> Plan:

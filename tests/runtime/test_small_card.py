@@ -46,7 +46,7 @@ def attempt(tmp_path, monkeypatch):
     """One run command to a worker on a card of that many bytes; returns (exit status of the worker, its events)."""
     models = CardCache()
     monkeypatch.setattr("turbodiff.runtime.model_cache.ModelCache", lambda device: models)
-    monkeypatch.setattr(worker, "beat", lambda events: None)
+    monkeypatch.setattr(worker, "beat", lambda events, device: None)
 
     def run(request, plan, card_bytes, number, planned_card, cap_bytes=None, sound=True):
         monkeypatch.setattr(replan, "machine_for", lambda command, device: planned_card)

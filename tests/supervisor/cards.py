@@ -17,6 +17,7 @@ class Card:
     held_bytes: int = 18 * GIB
     others_bytes: int = 0
     leaks: bool = False
+    sees_workers: bool = True  # False: in a container or under WSL2, where NVML knows none of our ids
     worker_pid: Callable[[], int | None] = lambda: None
     utilisation: float = 0.0
     power_w: float = 50.0
@@ -27,7 +28,7 @@ class Card:
         pid = self.worker_pid()
         alive = pid is not None and start_ticks(pid) is not None
         ours = self.held_bytes if alive or self.leaks else 0
-        processes = (GpuProcess(pid=pid, bytes=ours),) if pid is not None and alive else ()
+        processes = (GpuProcess(pid=pid, bytes=ours),) if pid is not None and alive and self.sees_workers else ()
         used = ours + self.others_bytes
         card = CardSample(
             name="Test 24",

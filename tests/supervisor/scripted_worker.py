@@ -214,7 +214,7 @@ def beat(voice):
     while True:
         time.sleep(0.5)
         try:
-            voice.say(BeatEvent(rss_bytes=1 << 20))
+            voice.say(BeatEvent(rss_bytes=1 << 20, held_bytes=int(os.environ.get("SCRIPTED_HELD_BYTES", "0"))))
         except OSError:
             os._exit(1)
 

@@ -139,6 +139,22 @@ def test_the_page_sees_the_machine_without_a_driver_call_of_its_own(carded: Benc
     assert machine_of(carded.store) is None  # a supervisor that is gone says nothing about now
 
 
+def test_the_worker_that_nvml_does_not_know_is_credited_by_its_own_word(
+    make_bench: Make, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container and under WSL2: else the second identical job is lowered for our own first one."""
+    card.sees_workers = False
+    monkeypatch.setenv("SCRIPTED_HELD_BYTES", str(18 * GIB))
+    bench = make_bench(sample=card)
+    card.worker_pid = lambda: bench.slot.worker.pid if bench.slot.worker else None
+    bench.turn_until(lambda: bench.slot.free and bench.slot.held_bytes and bench.store.fact("probe"))
+    bench.supervisor._housekeeping()
+    for machine in (machine_of(bench.store), bench.supervisor.context.memory.machine()):
+        assert machine is not None
+        assert (machine.gpus[0].free_bytes, machine.gpus[0].reclaimable_bytes) == (6 * GIB, 18 * GIB)
+    assert bench.supervisor.context.memory.others_bytes(0) == 0
+
+
 def test_the_log_names_the_card(carded: Bench) -> None:
     carded.turn_until(lambda: "GPU 0: Test 24 GPU-1" in carded.log_text())
 

@@ -12,8 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -164,16 +166,24 @@ class Output:
         return lines[line][:SHOWN_BYTES] if lines else ""
 
 
-def machine_from(sample: Sample, own_pids: frozenset[int] = frozenset()) -> Machine:
+def machine_from(
+    sample: Sample, own_pids: frozenset[int] = frozenset(), told_bytes: Mapping[str, int] = MappingProxyType({})
+) -> Machine:
     """The machine behind a sample, with RAM, CPUs and versions; applies CUDA_VISIBLE_DEVICES and the pretended card.
 
     RAM is what the kernel will grant (gpu/host_memory.py).
+
+    Args:
+        told_bytes: what own processes say that they hold, by the UUID of the card ("": the first one). In a container
+            and under WSL2 NVML knows them by other ids or not at all.
     """
     cards = visible([card for card in sample.cards if card.state == "ok"], os.environ.get("CUDA_VISIBLE_DEVICES"))
     shared = set(GpuFacts.model_fields) - {"index", "reclaimable_bytes", "kernels"}
     gpus = []
     for index, card in enumerate(cards):
         held_bytes = sum(process.bytes or 0 for process in card.processes or () if process.pid in own_pids)
+        told = max(told_bytes.get(card.uuid, 0), 0 if index else told_bytes.get("", 0))
+        held_bytes = max(held_bytes, min(told, told if card.used_bytes is None else card.used_bytes))
         known = card.model_dump(include=shared) | {"kernels": kernels_of(card.known_capability)}
         gpus.append(GpuFacts(**known, index=index, reclaimable_bytes=held_bytes))
     memory, wsl, tegra = host_memory(own_pids), is_wsl(), is_tegra()

@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 import psutil
 
 from turbodiff.gpu.processes import start_ticks
+from turbodiff.plan.hardware import CONTEXT_BYTES
 from turbodiff.spec.errors import OutOfMemoryError, TurbodiffError
 from turbodiff.spec.events import BeatEvent, ErrorEvent, Event, HelloEvent, ResultEvent, RunCommand, WaitEvent
 from turbodiff.spec.out_of_memory import memory_failure
 
 if TYPE_CHECKING:
+    from turbodiff.runtime.device import Device
     from turbodiff.runtime.model_cache import ModelCache
 
 log = logging.getLogger("turbodiff.worker")
@@ -110,7 +112,7 @@ def serve(events: EventWriter, commands: CommandReader, device_name: str) -> int
         return error.exit_code
     torch.set_flush_denormal(True)  # denormals make CPU convolutions several times slower
     events.send(HelloEvent(pid=os.getpid(), start_time=start_ticks(os.getpid()) or 0, **device.facts()))
-    threading.Thread(target=beat, args=(events,), name="beat", daemon=True).start()
+    threading.Thread(target=beat, args=(events, device), name="beat", daemon=True).start()
     models = ModelCache(device)
     for command in commands.runs():
         events.job, events.attempt = cast("int", command["job"]), cast("int", command["attempt"])
@@ -170,13 +172,16 @@ def run(fields: dict[str, object], models: "ModelCache", events: EventWriter, co
         events.send(ErrorEvent(**failure.fields(), exit_code=failure.exit_code))
 
 
-def beat(events: EventWriter) -> None:
+def beat(events: EventWriter, device: "Device") -> None:
     """Send a `beat` every second, until nobody reads any more: then end this process."""
-    me = psutil.Process()
+    me, has_context = psutil.Process(), False
     while True:
         time.sleep(BEAT_S)
+        held_bytes = device.held_bytes()
+        has_context = has_context or held_bytes > 0
         try:
-            events.send(BeatEvent(rss_bytes=me.memory_info().rss))
+            held_bytes += CONTEXT_BYTES if has_context else 0
+            events.send(BeatEvent(rss_bytes=me.memory_info().rss, held_bytes=held_bytes))
         except OSError:
             os._exit(1)
 

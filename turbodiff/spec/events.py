@@ -96,6 +96,7 @@ class BeatEvent(EventBase):
 
     type: Literal["beat"] = "beat"
     rss_bytes: int
+    held_bytes: int = 0  # of the device, its context included, as torch counts: NVML may not know this process's id
 
 
 class PlanEvent(EventBase):

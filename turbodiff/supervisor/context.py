@@ -4,7 +4,7 @@ None is unknown and never read as 0 or as free.
 """
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,11 @@ def machine_of(store: Store) -> Machine | None:
         return None
     sample = Sample.model_validate_json(found[0]["value"])
     age_s = max(0.0, store.now() - found[0]["at_s"])
-    return machine_from(sample, worker_pids(store)) if age_s <= STALE_S else None
+    told: dict[str, int] = {}
+    for row in store.rows("SELECT name FROM fact WHERE name LIKE 'worker%'"):
+        worker = store.fact(row["name"]) or {}
+        told[worker.get("card") or ""] = worker.get("held_bytes") or 0
+    return machine_from(sample, worker_pids(store), told) if age_s <= STALE_S else None
 
 
 def worker_pids(store: Store) -> frozenset[int]:
@@ -44,24 +48,28 @@ class Memory:
     Args:
         sample: the newest probe sample, never blocking; None where there is no probe.
         own_pids: our workers, whose memory is ours.
+        told_bytes: what they say that they hold, by the UUID of the card ("": the first one).
     """
 
     def __init__(
-        self, sample: Callable[[], Sample | None] = lambda: None, own_pids: Callable[[], Collection[int]] = lambda: ()
+        self,
+        sample: Callable[[], Sample | None] = lambda: None,
+        own_pids: Callable[[], Collection[int]] = lambda: (),
+        told_bytes: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
-        self._sample, self._own_pids = sample, own_pids
-        self._known: tuple[object, float, frozenset[int], Machine] | None = None
+        self._sample, self._own_pids, self._told_bytes = sample, own_pids, told_bytes
+        self._known: tuple[object, float, frozenset[int], Mapping[str, int], Machine] | None = None
 
     def machine(self) -> Machine | None:
         """The whole machine; None without a probe or with a sample older than 10 s."""
         sample = self._sample()
         if sample is None or sample.age_s > STALE_S:
             return None
-        pids = frozenset(self._own_pids())
+        pids, told = frozenset(self._own_pids()), self._told_bytes()
         known = self._known  # two samples without a card share one empty tuple: the time tells them apart
-        if known is None or known[0] is not sample.cards or known[1:3] != (sample.taken_s, pids):
-            known = self._known = sample.cards, sample.taken_s, pids, machine_from(sample, pids)
-        return known[3]
+        if known is None or known[0] is not sample.cards or known[1:4] != (sample.taken_s, pids, told):
+            known = self._known = sample.cards, sample.taken_s, pids, told, machine_from(sample, pids, told)
+        return known[4]
 
     def gpu(self, index: int) -> GpuFacts:
         """The card of a slot; one of which nothing is known where it cannot be seen."""

@@ -17,6 +17,7 @@ from turbodiff.supervisor.worker_process import BACKOFF_S, MAX_FAILED_STARTS, TE
 SETTLED_S = 10.0  # a worker that dies this early without having had a job has a problem of its own
 HELLO_S = 300.0  # importing torch from a cold network disk takes minutes
 RECYCLE_JOBS = 20  # a fresh process returns what allocators keep (TurboDiffusion issue 52)
+NOTED_BYTES = 64 << 20  # by which what a worker holds must change to be written down
 RECYCLE_GROWTH_BYTES = 8 << 30  # of RSS, over the end of the first job
 
 
@@ -35,6 +36,7 @@ class GpuSlot:
     started_s: float = 0.0
     jobs_run: int = 0
     rss_bytes: int = 0
+    held_bytes: int = 0  # of the device, as the worker says
     first_rss_bytes: int = 0
     idle_since_s: float = 0.0
     ending_since_s: float | None = None
@@ -77,7 +79,7 @@ class GpuSlot:
             self._start_failed(f"cannot start: {error}")
             return
         remember_worker(context.state, self.index, self.worker.pid, context.run_id)
-        self.hello, self.jobs_run, self.first_rss_bytes, self.output_lines = None, 0, 0, 0
+        self.hello, self.jobs_run, self.first_rss_bytes, self.output_lines, self.held_bytes = None, 0, 0, 0, 0
         self.ending_since_s, self.host_ooms = None, context.memory.host_ooms()
         self.started_s = self.idle_since_s = now
         self.log(f"started, pid {self.worker.pid}")
@@ -120,6 +122,7 @@ class GpuSlot:
         hello = self.hello.model_dump() if self.hello else {}
         pid = self.worker.pid if self.worker else None
         facts = {**hello, "pid": pid, "state": state, "failed_starts": self.failed_starts}
+        facts |= {"card": self.device, "held_bytes": self.held_bytes}
         self.context.store.put(f"worker{self.index}", facts)
 
     # --- a turn --------------------------------------------------------------------------------------------------
@@ -169,6 +172,9 @@ class GpuSlot:
                 self._publish("ready")
             elif event.type == "beat":
                 self.rss_bytes = event.rss_bytes
+                if abs(event.held_bytes - self.held_bytes) >= NOTED_BYTES:
+                    self.held_bytes = event.held_bytes
+                    self._publish("ready")
             if self.monitor is not None and event.type != "hello":
                 try:
                     self.monitor.on_event(event)

@@ -78,7 +78,11 @@ class Supervisor:
             self.store, report = recover(self.state, self.outputs)
             self._probe = None if sample else Probe()
             self.sample = sample or self._probe.latest  # type: ignore[union-attr]
-            memory = Memory(self.sample, lambda: [slot.worker.pid for slot in self.slots if slot.worker])
+            memory = Memory(
+                self.sample,
+                lambda: [slot.worker.pid for slot in self.slots if slot.worker],
+                lambda: {slot.device: slot.held_bytes for slot in self.slots if slot.worker},
+            )
             self.context = SupervisorContext(
                 self.store, self.log, run_log, self.state, self.outputs, run_id, memory, worker_argv, now
             )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turbodiff.spec.clips import rating_parts
+from turbodiff.spec.encodings import UnknownEncodingError, decode
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.models import find_model
 from turbodiff.spec.request import FROM_WEIGHTS
@@ -98,18 +99,18 @@ def generate_batch(reader: StudioReader, values: FormValues, lines: str, ui_stat
 
 
 def batch_text(path: Path) -> str:
-    """The prompts of a text file, one per line.
+    """The prompts of a text file, one per line, in any encoding that can be told (spec/encodings.py).
 
     Raises:
         RequestError: too long for a batch, or not text.
     """
-    data = path.read_bytes()[: MAX_BATCH_BYTES + 1]
+    data, got = path.read_bytes()[: MAX_BATCH_BYTES + 1], path.name[:80]
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = ""
-    if len(data) > MAX_BATCH_BYTES or not text.strip():
-        raise RequestError("not a list of prompts", code="batch_file", field="batch", got=path.name[:80])
+        text = decode(data)[0].removeprefix("\ufeff") if len(data) <= MAX_BATCH_BYTES else ""
+    except UnknownEncodingError as error:
+        text, got = "", f"{got} ({error.got})"
+    if not text.strip():
+        raise RequestError("not a list of prompts", code="batch_file", field="batch", got=got)
     return text
 
 

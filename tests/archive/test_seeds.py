@@ -121,6 +121,8 @@ ENCODINGS = {
     "utf-32": b"",
     "utf-16-be": codecs.BOM_UTF16_BE,
     "utf-16-le": b"",
+    "utf-32-le": b"",
+    "utf-32-be": b"",
     "gbk": b"",
     "gb18030": b"",
 }
@@ -158,6 +160,12 @@ def test_a_table_in_any_chinese_encoding_is_taken_over_and_keeps_it(store: Store
         "| 桜吹雪 侍 夕日 | 42 | m | 480p | | |\n".encode("euc_jp"),
         "| москва ночь | 42 | m | 480p | | |\n".encode("cp1251"),
         "| κόκκινος κύκλος | 42 | m | 480p | | |\n".encode("cp1253"),
+        GUIDE.encode("hz"),
+        GUIDE.encode("utf-7"),
+        "| 着物の少女 | 42 | m | 480p | | |\n".encode("iso2022_jp"),
+        GUIDE.encode("utf-32-le")[:-2],
+        GUIDE.encode() + "| 一只橙色的猫 | 1 | m | r | | |\n".encode("gbk"),
+        "| 猫 | 42 | m | 480p | | |\n".encode("gbk"),
     ],
     ids=[
         "big5",
@@ -170,6 +178,12 @@ def test_a_table_in_any_chinese_encoding_is_taken_over_and_keeps_it(store: Store
         "japanese",
         "russian",
         "greek",
+        "hz",
+        "utf-7",
+        "iso-2022",
+        "cut utf-32",
+        "utf-8 and gbk",
+        "one character of gbk",
     ],
 )
 def test_a_table_in_an_unknown_encoding_is_refused_with_its_line_and_left_alone(
@@ -193,6 +207,29 @@ def test_a_gbk_table_without_our_header_is_read_all_the_same(prompt: str) -> Non
     text = f"{head}| {prompt} | 1 | m | r | | |\n"
     decoded, encoding = decode_table(text.encode("gb18030"), "seeds.md")
     assert (decoded, encoding.codec) == (text, "gb18030")
+
+
+@pytest.mark.parametrize("codec", ["utf-8", "gbk", "utf-16", "utf-32-be"])
+def test_a_table_with_the_ends_of_lines_of_an_old_macintosh_is_read(store: Store, tmp_path: Path, codec: str) -> None:
+    mine = tmp_path / "seeds.md"
+    mine.write_bytes(GUIDE.replace("\n", "\r").encode(codec))
+    seeds.write_file(store, tmp_path)
+    assert [seed.row.seed for seed in seeds.list_seeds(store)][::-1] == ["42", "1337"]
+    seeds.rate(store, tmp_path, 1, note="再试")
+    assert read_table(decode_table(mine.read_bytes(), "seeds.md")[0])[0].note == "再试"
+    assert (tmp_path / "seeds.md.bak").read_bytes() == GUIDE.replace("\n", "\r").encode(codec)
+
+
+def test_a_prompt_with_a_control_character_does_not_lock_the_table(store: Store, tmp_path: Path) -> None:
+    """The table is read before each rewrite: what was written must be read again, whatever a prompt holds."""
+    cells = ["a\0cat", "\0" * 500, "\x1b$B", "~{VPND~}", "+ZeVnLIqe-", "è", "\x1b[31m"]
+    for prompt in cells:
+        with store.write() as db:
+            db.execute("INSERT INTO seed (prompt, seed, model, resolution, rating, note, raw, created_s)"
+                       " VALUES (?, '1', 'm', 'r', '', '', '', 0)", (prompt,))  # fmt: skip
+        seeds.write_file(store, tmp_path)
+        seeds.write_file(store, tmp_path)
+    assert len(seeds.list_seeds(store)) == len(cells)
 
 
 def test_a_header_in_another_language_is_no_seed() -> None:

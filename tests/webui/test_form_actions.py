@@ -114,6 +114,21 @@ def test_a_list_of_prompts_is_text_and_not_too_long(tmp_path):
             actions.batch_text(tmp_path / name)
 
 
+@pytest.mark.parametrize("codec", ["gbk", "gb18030", "utf-16", "utf-16-le", "utf-32", "utf-8-sig"])
+def test_a_list_of_prompts_is_read_in_any_chinese_encoding(tmp_path, codec):
+    text = "樱花树下的武士,风吹起和服下摆\r\n赛博朋克雨夜,霓虹灯在街道上倒影\r\n"
+    (tmp_path / "a.txt").write_bytes(text.encode(codec))
+    assert actions.batch_text(tmp_path / "a.txt") == text
+
+
+@pytest.mark.parametrize("codec", ["big5", "shift_jis", "hz", "utf-7", "euc_jp"])
+def test_a_list_of_prompts_in_another_encoding_is_refused_with_its_line(tmp_path, codec):
+    prompt = "夜的街上一匹白犬" if codec in ("big5", "hz") else "夜の街を走る白い猫の写真"
+    (tmp_path / "a.txt").write_bytes(f"a cat\n{prompt}\n".encode(codec))
+    with pytest.raises(RequestError, match=r"a.txt \(line 2: "):
+        actions.batch_text(tmp_path / "a.txt")
+
+
 def test_each_expert_of_two_has_its_own_strength():
     text = form.with_lora("", "a", {"on": True})
     text = form.with_lora(text, "a", {"low": 0.5})

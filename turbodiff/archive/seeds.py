@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from turbodiff.archive.clips import read_sidecar, sidecar_path
-from turbodiff.archive.seed_table import MAX_TABLE_BYTES, Encoding, Row, decode_table, read_table, write_table
+from turbodiff.archive.seed_table import MAX_TABLE_BYTES, Row, decode_table, read_table, write_table
 from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import Sidecar, read_record
+from turbodiff.spec.encodings import Encoding
 from turbodiff.spec.errors import FileError, OutputError, RequestError
 from turbodiff.spec.files import atomic_write, open_file
 from turbodiff.spec.models import display_name_of

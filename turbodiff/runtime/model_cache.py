@@ -18,19 +18,21 @@ from torch import nn
 from turbodiff.gpu.host_memory import host_memory
 from turbodiff.models import image_encoder, text_encoder
 from turbodiff.models.linear import int8_layers, int8_mode
+from turbodiff.models.tiny_vae import TinyDecoder
 from turbodiff.models.vae import Vae, make_vae
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.runtime import loras, offload, text
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.text import TextRows
+from turbodiff.spec.errors import FileError
 from turbodiff.spec.events import Notice
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.models import FoundFile, ModelSpec
 from turbodiff.spec.numbers import GIB, gib
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
-from turbodiff.spec.shapes import table_size
+from turbodiff.spec.shapes import LIGHT_VAE_DIM, table_size
 from turbodiff.weights import locate
 from turbodiff.weights.detect import Part, open_checkpoint
 from turbodiff.weights.load import load_into
@@ -38,11 +40,12 @@ from turbodiff.weights.load import load_into
 if TYPE_CHECKING:
     from transformers import UMT5EncoderModel
 
-NetworkComponent = Literal["dit", "dit_high", "dit_low", "vae", "text_encoder", "image_encoder"]
+NetworkComponent = Literal["dit", "dit_high", "dit_low", "vae", "text_encoder", "image_encoder", "preview_vae"]
 
 
 PARTS_IN_WORDS: Mapping[Part, str] = {
     "dit": "model", "vae": "VAE", "text_encoder": "text encoder", "image_encoder": "picture encoder",
+    "tiny_vae": "VAE for previews",
 }  # fmt: skip
 
 log = logging.getLogger("turbodiff.worker")
@@ -103,6 +106,8 @@ class ModelCache:
         self.files = locate.resolve_files(
             self.spec.name, inventory, quant=self._int8 if there else None, resolution=resolution
         )
+        if small := inventory.of(self.spec.name, "preview_vae"):
+            self.files["preview_vae"] = small
         wanted = {self._key(file) for file in self.files.values()}
         wanted |= {self._lora_key(expert, request) for expert in self.spec.experts}
         self._kept = {key: value for key, value in self._kept.items() if key in wanted}
@@ -180,8 +185,14 @@ class ModelCache:
             self._record_weights()
             yield network
 
-    def preview_vae(self) -> Vae | None:
-        """The VAE for a preview where it costs nothing beside the denoiser: on a CPU. None elsewhere."""
+    def preview_vae(self) -> Vae | TinyDecoder | None:
+        """The VAE for a preview, in host memory: a small one where there is one, which takes nothing of a card; else on
+        a CPU the VAE itself. None elsewhere."""
+        if "preview_vae" in self.files:
+            try:
+                return cast("Vae | TinyDecoder", self.get_or_load("preview_vae"))
+            except (FileError, OSError):  # gone or changed meanwhile: no reason to lose a job
+                del self.files["preview_vae"]
         return None if self.device.is_cuda else self.get_or_load("vae")
 
     @contextmanager
@@ -216,19 +227,24 @@ class ModelCache:
         key = self._key(file)
         if key not in self._kept:
             part = cast("Part", component if component in PARTS_IN_WORDS else "dit")
-            checkpoint = open_checkpoint(file.path, part)
+            preview, dtype = component == "preview_vae", self.device.dtype
+            checkpoint = open_checkpoint(file.path, None if preview else part)
+            if preview:
+                part, dtype = checkpoint.component, torch.float32  # it runs on the CPU
             with torch.device("meta"):
                 if part == "text_encoder":
                     module: nn.Module = text_encoder.make_text_encoder(self.spec.text_encoder)
                 elif part == "vae":
-                    module = make_vae(**self.spec.vae.model_dump())
+                    module = make_vae(**self.spec.vae.model_dump() | ({"base_dim": LIGHT_VAE_DIM} if preview else {}))
+                elif part == "tiny_vae":
+                    module = TinyDecoder()
                 elif part == "image_encoder" and self.spec.image_encoder:
                     module = image_encoder.make_image_encoder(self.spec.image_encoder)
                 else:
                     module = WanDiT(dit_config(self.spec, sla=checkpoint.sla, quant_linear=checkpoint.quant))
             become = int8_layers(module) if self._int8 and part == "dit" else {}
             told = _progress_logger(f"Loading {self.spec.display_name} {PARTS_IN_WORDS[part]}...", file.bytes)
-            load_into(module, checkpoint, dtype=self.device.dtype, become=become, told=told)
+            load_into(module, checkpoint, dtype=dtype, become=become, told=told)
             told(file.bytes)
             self._kept[key] = module
         return cast("nn.Module", self._kept[key])

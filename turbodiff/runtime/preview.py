@@ -1,7 +1,8 @@
 """A look at the clip while it is being made: the middle of the clean estimate as one small JPEG.
 
-The VAE decodes it where that costs nothing beside the denoiser, on a CPU. Elsewhere a linear map projects the 16
-channels of a latent to one colour: no weights, less than 8 MiB of the device.
+A small VAE decodes it in host memory where one is on this disk (LightVAE, TAEHV), on a CPU the VAE itself: nothing of a
+card. Elsewhere a linear map projects the 16 channels of a latent to one colour: no weights, less than 8 MiB of the
+device.
 """
 
 import base64
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from turbodiff.models import vae as vae_driver
+from turbodiff.models.tiny_vae import TinyDecoder
 from turbodiff.runtime.attempt import Attempt
 from turbodiff.spec.events import PreviewEvent
 from turbodiff.spec.models import ModelSpec
@@ -55,8 +57,10 @@ def show(attempt: Attempt, clean: Tensor, step: int) -> None:
         middle = F.interpolate(middle, scale_factor=side / max(middle.shape[-2:]), mode="area")
     if vae is None:
         frames = project(middle, attempt.models.spec)
+    elif isinstance(vae, TinyDecoder):
+        frames = vae(middle.cpu())
     else:
-        frames = next(vae_driver.decode_stream(vae, middle[:, :, None]))
+        frames = next(vae_driver.decode_stream(vae, middle[:, :, None].cpu()))
     picture = Image.fromarray(vae_driver.frames_to_uint8(frames)[0, 0].cpu().numpy())
     scale = PICTURE_SIDE / max(picture.size) if vae is None else 1
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)

@@ -16,7 +16,7 @@ from turbodiff.spec.experts import Expert
 from turbodiff.spec.schedules import PLAIN, BaseFacts, Sampler, Training
 
 Kind = Literal["t2v", "i2v"]
-Component = Literal["dit", "dit_high", "dit_low", "vae", "text_encoder", "image_encoder", "tokenizer"]
+Component = Literal["dit", "dit_high", "dit_low", "vae", "text_encoder", "image_encoder", "tokenizer", "preview_vae"]
 T = TypeVar("T", bound=BaseModel)
 
 

@@ -15,6 +15,9 @@ PATCH = 2
 PIXEL_MULTIPLE = SPACE_STRIDE * PATCH
 MAX_PATCHES = 128
 LATENT_CHANNELS = 16
+# Small VAEs of Wan2.1's latents: LightVAE has a quarter of every width (lightvaew2_1), TAEHV's decoder those of its own
+WAN_VAE_DIM, LIGHT_VAE_DIM = 96, 24
+TINY_VAE_WIDTHS = (256, 128, 64, 64)
 CONDITION_CHANNELS = 4 + LATENT_CHANNELS  # I2V: 4 mask channels + the picture's latents
 
 # Pieces in which the networks work; the plan's formulas count them, so both read them here.

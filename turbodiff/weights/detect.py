@@ -25,10 +25,10 @@ from turbodiff.weights.headers import GGUF_PREFIX, Header, TensorInfo, bad_file,
 from turbodiff.weights.kinds import NOT_WEIGHTS, other_kind
 from turbodiff.weights.limits import MAX_HEADER_BYTES
 
-Part = Literal["dit", "vae", "text_encoder", "image_encoder"]
+Part = Literal["dit", "vae", "text_encoder", "image_encoder", "tiny_vae"]
 COMPONENT_NAMES = {
     "dit": "a Wan DiT", "vae": "the Wan2.1 VAE", "text_encoder": "the UMT5 encoder",
-    "image_encoder": "a CLIP picture encoder",
+    "image_encoder": "a CLIP picture encoder", "tiny_vae": "a small decoder for previews (TAEHV)",
 }  # fmt: skip
 ENDINGS = (".safetensors", ".sft", ".pth", ".pt", ".bin", ".ckpt", ".gguf")  # in either case
 INDEX = ".index.json"
@@ -38,6 +38,7 @@ UNFINISHED = (".aria2", ".part", ".!qb", ".!qB", ".crdownload", ".download", ".i
 # its text half and what follows the layers
 UNUSED: Mapping[str, tuple[str, ...]] = {
     "text_encoder": ("decoder.", "lm_head.", "dec."),
+    "tiny_vae": ("encoder.",),
     "image_encoder": ("head", "visual_projection.", "text_", "log", "embeddings.position_ids"),
 }
 MAX_SHARDS = 256
@@ -54,6 +55,7 @@ SIGNATURES: Mapping[tuple[Part, str], tuple[str, ...]] = {
     ("text_encoder", "wan"): ("token_embedding", "blocks.0.attn.q", "norm"),
     ("text_encoder", "llama.cpp"): ("token_embd", "enc.blk.0.attn_q"),
     ("text_encoder", "transformers"): ("encoder.block.0.layer.0.SelfAttention.q", "encoder.final_layer_norm"),
+    ("tiny_vae", "taehv"): ("decoder.1", "decoder.3.conv.0", "decoder.22"),
     ("image_encoder", "wan"): ("transformer.0.attn.to_qkv", "pre_norm", "patch_embedding"),
     ("image_encoder", "transformers"): ("encoder.layers.0.self_attn.k_proj", "pre_layrnorm"),
 }
@@ -85,6 +87,7 @@ SIZES: Mapping[Part, Mapping[str, tuple[str, int | None]]] = {
         "num_buckets": (_UMT5_BIAS, 0),
         "num_layers": ("encoder.block.", None),
     },
+    "tiny_vae": {"z_dim": ("decoder.1.weight", 1)},
     "image_encoder": {
         "dim": ("pre_layrnorm.bias", 0),
         "dim_ffn": ("encoder.layers.0.mlp.fc1.weight", 0),
@@ -373,8 +376,8 @@ def _numbers(header: Header, component: Part, sources: Mapping[str, Source]) -> 
 
 def expected_names(checkpoint: Checkpoint) -> set[str]:
     """Every parameter that a network of this kind and depth has, in our names; of a VAE, whatever is there."""
-    if checkpoint.component == "vae":
-        return set(checkpoint.sources)
+    if checkpoint.component in ("vae", "tiny_vae"):
+        return {name for name in checkpoint.sources if checkpoint.component == "vae" or name.startswith("decoder.")}
     layers = min(checkpoint.numbers["num_layers"], keymaps.MAX_LAYERS)
     picture = checkpoint.numbers.get("image_dim", 0) > 0
     kinds = {"quant": checkpoint.quant, "sla": checkpoint.sla, "picture": picture}

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.models import ModelSpec, TextFacts, VaeFacts
-from turbodiff.spec.shapes import INT8_TILE, PATCH
+from turbodiff.spec.shapes import INT8_TILE, LIGHT_VAE_DIM, PATCH, TINY_VAE_WIDTHS
 from turbodiff.weights import keymaps
 from turbodiff.weights.detect import Checkpoint
 from turbodiff.weights.forms import FLOATS
@@ -74,8 +74,21 @@ def _tensor_misfit(checkpoint: Checkpoint, name: str, wanted: tuple[int, ...]) -
 @lru_cache(64)
 def network_shapes(spec: ModelSpec, component: str, quant: bool, sla: bool) -> Shapes:
     """Every parameter of a component of a model with its shape, as our modules have them."""
-    if component == "vae":
-        return dict(_vae_shapes(spec.vae))
+    if component in ("vae", "light_vae"):
+        base = spec.vae.base_dim if component == "vae" else LIGHT_VAE_DIM
+        return dict(_vae_shapes(spec.vae.model_copy(update={"base_dim": base})))
+    if component == "tiny_vae":
+        width, *narrower = TINY_VAE_WIDTHS
+        parts = [*_conv("decoder.1", width, spec.vae.z_dim, (3, 3))]
+        for stage, out in enumerate(narrower):
+            first = 3 + 6 * stage
+            for block in range(first, first + 3):
+                for place in (0, 2, 4):
+                    parts += _conv(f"decoder.{block}.conv.{place}", width, width * (1 if place else 2), (3, 3))
+            parts.append((f"decoder.{first + 4}.conv.weight", (width * (2 if stage else 1), width, 1, 1)))
+            parts.append((f"decoder.{first + 5}.weight", (out, width, 3, 3)))
+            width = out
+        return dict([*parts, *_conv("decoder.22", 3, width, (3, 3))])
     if component == "text_encoder":
         return dict(_text_shapes(spec.text_encoder))
     if component == "image_encoder" and (clip := spec.image_encoder):

@@ -16,7 +16,7 @@ TOKENIZER = "spiece.model"
 LORA_FOLDERS = ("loras", "lora")  # below each search root: ours, and ComfyUI's other spelling
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 # Repositories of the cache that are looked into: whoever publishes them, Wan is in the name, or its text encoder
-CACHED = re.compile(r"(?i)wan|umt5|turbodiffusion")
+CACHED = re.compile(r"(?i)wan|umt5|turbodiffusion|autoencoders|taehv")  # the last two: small VAEs for previews
 
 
 class Entry(NamedTuple):

@@ -332,7 +332,7 @@ def _rank(spec: ModelSpec, file: FoundFile) -> tuple[object, ...]:
         place for place, known in enumerate(spec.files)
         if (known.component, known.quant) == (file.component, file.quant) and file.resolution in ("", known.resolution)
     ]  # fmt: skip
-    components = list(dict.fromkeys(known.component for known in spec.files))
+    components = [*dict.fromkeys(known.component for known in spec.files), "preview_vae"]
     return (
         components.index(file.component),
         Path(file.path).is_relative_to(bundled_root()),

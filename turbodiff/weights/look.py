@@ -8,10 +8,11 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from turbodiff.spec.errors import FileError
-from turbodiff.spec.models import ModelSpec, all_models
+from turbodiff.spec.models import Component, ModelSpec, all_models
 from turbodiff.spec.schedules import PLAIN, Training
+from turbodiff.spec.shapes import LIGHT_VAE_DIM, WAN_VAE_DIM
 from turbodiff.weights import experts
-from turbodiff.weights.detect import Checkpoint, Part, open_checkpoint
+from turbodiff.weights.detect import Checkpoint, open_checkpoint
 from turbodiff.weights.distillation import training_of
 from turbodiff.weights.fit import misfit, network_shapes
 from turbodiff.weights.forms import GGUF_COMMAND, TOKENIZER_TENSOR
@@ -24,7 +25,7 @@ class Looked(NamedTuple):
 
     models: tuple[str, ...] = ()
     error: FileError | None = None
-    component: Part = "dit"
+    component: Component = "dit"
     layout: str = ""
     nbytes: int = 0
     quant: bool = False
@@ -41,8 +42,10 @@ def look(path: Path, _size: int, _mtime_ns: int, _configs: str) -> Looked:
     try:
         checkpoint = open_checkpoint(path)
         error, models = None, []
+        light = checkpoint.component == "vae" and checkpoint.numbers["base_dim"] == LIGHT_VAE_DIM
         for spec in (spec for spec in all_models() if _sizes_fit(spec, checkpoint)):
-            shapes = network_shapes(spec, checkpoint.component, checkpoint.quant, checkpoint.sla)
+            component = "light_vae" if light else checkpoint.component
+            shapes = network_shapes(spec, component, checkpoint.quant, checkpoint.sla)
             error = misfit(checkpoint, shapes)
             models += [] if error else [spec.name]
         if models and checkpoint.layout.endswith("gguf") and find_spec("gguf") is None:
@@ -62,7 +65,8 @@ def look(path: Path, _size: int, _mtime_ns: int, _configs: str) -> Looked:
         made_bytes = sum(info.nbytes for info in stored if info.dtype not in mapped)
         titles = {name: text[:200] for name, text in checkpoint.header.metadata.items() if name in experts.TITLES}
         return Looked(
-            tuple(models), None, checkpoint.component, checkpoint.layout, checkpoint.header.nbytes, checkpoint.quant,
+            tuple(models), None, "preview_vae" if light or checkpoint.component == "tiny_vae" else checkpoint.component,
+            checkpoint.layout, checkpoint.header.nbytes, checkpoint.quant,
             checkpoint.sla, 2 * made_bytes > sum(info.nbytes for info in stored), titles,
             training_of(checkpoint.header.tensors, checkpoint.header.metadata, path),
             inside.nbytes if (inside := checkpoint.header.tensors.get(TOKENIZER_TENSOR)) else 0,
@@ -78,6 +82,10 @@ def _sizes_fit(spec: ModelSpec, checkpoint: Checkpoint) -> bool:
     dit = spec.dit.model_dump() | {"text_dim": spec.text_encoder.dim, "head_dim": spec.dit.head_dim}
     clip = spec.image_encoder.model_dump() if spec.image_encoder else {}
     vae, text = spec.vae.model_dump(), spec.text_encoder.model_dump()
-    facts = {"dit": dit, "vae": vae, "text_encoder": text, "image_encoder": clip}[checkpoint.component]
+    tiny = {"z_dim": spec.vae.z_dim} if spec.vae.base_dim == WAN_VAE_DIM else {}  # the demo has latents of its own
+    if tiny and checkpoint.numbers.get("base_dim") == LIGHT_VAE_DIM:
+        vae["base_dim"] = LIGHT_VAE_DIM
+    networks = {"dit": dit, "vae": vae, "tiny_vae": tiny, "text_encoder": text, "image_encoder": clip}
+    facts = networks[checkpoint.component]
     told = {name: number for name, number in checkpoint.numbers.items() if (name, number) != ("head_dim", 0)}
     return all(facts.get(name) == number for name, number in told.items())

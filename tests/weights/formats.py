@@ -511,6 +511,10 @@ def refused() -> Iterator[Format]:
         }), code=code,
     )  # fmt: skip
     yield Format("compressed-tensors int4", packed(lambda w: {"weight_packed": u8(w).int()}), code=code)
+    yield Format("HQQ", packed(lambda w: {"W_q": u8(w), "scale": torch.ones(w.shape[0], 1)}), code=code)
+    yield Format("INT8 with zero points", scaled(
+        torch.int8, 1, 0, "weight_scale", top=127.0, more={"weight_zero_point": torch.zeros(1, dtype=torch.int8)}
+    ), code=code)  # fmt: skip
     rotated = {"comfy_quant": marker(format="int8_tensorwise", convrot=True, convrot_groupsize=256)}
     yield Format("INT8 rotated (ConvRot)", scaled(torch.int8, 1, 0, "weight_scale", top=127.0, more=rotated), code=code)
     yield Format("INT8 without a scale", packed(lambda w: {"weight": w.to(torch.int8)}), code=code)

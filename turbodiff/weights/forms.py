@@ -42,7 +42,7 @@ NAMED = (
     (".smooth", "Nunchaku int4"), (".qzeros", "GPTQ or AWQ int4"), (".qweight", "packed int4"),
     (".weight_packed", "packed int4 (compressed-tensors)"), ("_packed_params", "a quantised module of torch"),
     ("weight._shift", "quanto int4"), ("weight._data._data", "quanto int4"), (".weight_scalar", "mxfp8"),
-    ("_qdata", "torchao"), (".weight:scale", "torchao"),
+    ("_qdata", "torchao"), (".weight:scale", "torchao"), (".W_q", "HQQ"), ("zero_point", "integers with zero points"),
 )  # fmt: skip
 # `format` of ComfyUI's markers that are one product
 COMFY_FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "int8_blockwise")

@@ -47,6 +47,12 @@ def test_the_file_that_is_proposed_is_the_one_that_the_form_starts_with(total_gi
     assert suited(BIG, card(total_gib, name=name)).name == variant
 
 
+def test_where_the_first_clip_would_be_lowered_the_resolution_that_runs_as_it_is_goes_first():
+    marks = {variant.name: told.mark for variant, told in fits_of(BIG, card(7.6)).items()}
+    assert (marks["480p-quant"], marks["720p-quant"]) == ("fits", "changes")
+    assert suited(BIG, card(7.6)).name == "480p-quant"
+
+
 def test_without_a_card_the_smaller_file_is_proposed():
     assert suited(BIG, Machine()) == Variant(quant=True, resolution="720p")
 

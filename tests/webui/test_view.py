@@ -434,6 +434,14 @@ def test_residency_is_one_line_for_every_choice_of_levers(gib, words):
     assert "VAE" in line and "{" not in line
 
 
+@pytest.mark.parametrize("words", [EN, ZH])
+def test_an_encoder_of_fewer_bits_is_not_said_to_change_no_pixel(words):
+    plan = plan_on(24, model="wan2.1-1.3b")
+    small = plan.model_copy(update={"levers": plan.levers.model_copy(update={"text_dtype": "nf4"})})
+    told = words("residency.text_dtype", dtype=words("value.text_dtype_nf4"))
+    assert meter.residency(small, words) == f"{meter.residency(plan, words)} {told}"
+
+
 LOOK = Some(
     width=900, height=1200, boundary=0.7, sampler="sde", key="advice_close_portrait",
     numbers={"edges": 0.043, "border_edges": 0.08, "entropy_bits": 3.214},

@@ -13,6 +13,7 @@ from tests.sources import syntax_tree
 from turbodiff.media.pictures import AdviceKey
 from turbodiff.plan.explain import REASON_KEYS
 from turbodiff.spec.events import Notice
+from turbodiff.spec.models import all_models
 from webui.wording import Words, catalogue, language_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,3 +129,8 @@ def test_reasons_speak_of_sizes_in_gib_and_of_phases_by_name():
 )
 def test_the_language_follows_the_browser(tag, lang):
     assert language_of(tag) == lang
+
+
+def test_every_model_says_in_both_languages_what_it_is_for():
+    for spec in all_models():
+        assert f"model.{spec.name.replace('.', '_').replace('-', '_')}" in catalogue(), spec.name

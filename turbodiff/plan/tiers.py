@@ -111,26 +111,30 @@ def downloaded(spec: ModelSpec, variants: Sequence[Variant]) -> Inventory:
     return Inventory(files=tuple(found))
 
 
-def suited(spec: ModelSpec, machine: Machine) -> Variant:
-    """The variant to download where nobody says which: of the resolution that the form starts with here, and INT8 if a
-    plan with both at hand would run it; without a card INT8, where the smaller file is the lesser risk."""
-    asked = first_request(spec, machine)
-    alike = [variant for variant in spec.variants if variant.resolution == asked.resolution] or list(spec.variants)
-    if len(alike) == 1 or not machine.usable_gpus:
-        return alike[0]
-    runs = plan_request(asked, machine, downloaded(spec, alike), policy="anyway").request.quant_linear
-    return next((variant for variant in alike if variant.quant == (runs == "on")), alike[0])
-
-
 @lru_cache(256)
 def _fit_of(spec: ModelSpec, variant: Variant, machine: Machine, history: History | None) -> Fit:
-    asked, best = first_request(spec, machine, variant), variant == suited(spec, machine)
+    asked = first_request(spec, machine, variant)
     try:
         plan = plan_request(asked, machine, downloaded(spec, [variant]), history=history)
     except Refusal as error:
-        return Fit("no", error.plan.seconds, (), error.need_bytes, error.have_bytes, best)
+        return Fit("no", error.plan.seconds, (), error.need_bytes, error.have_bytes)
     lowered = tuple(change for change in plan.changes if change.lossy)
-    return Fit(plan.band, plan.seconds, lowered, plan.peak_bytes, plan.budget_bytes, best)
+    return Fit(plan.band, plan.seconds, lowered, plan.peak_bytes, plan.budget_bytes)
+
+
+@lru_cache(256)
+def suited(spec: ModelSpec, machine: Machine, history: History | None = None) -> Variant:
+    """The variant to download where nobody says which: of the resolution that the form starts with here, and INT8 if a
+    plan with both at hand would run it; without a card INT8, where the smaller file is the lesser risk. Where that clip
+    would be lowered, the highest other resolution whose clip would not."""
+    asked = first_request(spec, machine)
+    alike = [variant for variant in spec.variants if variant.resolution == asked.resolution] or list(spec.variants)
+    if not machine.usable_gpus:
+        return alike[0]
+    runs = plan_request(asked, machine, downloaded(spec, alike), policy="anyway").request.quant_linear
+    best = next((variant for variant in alike if variant.quant == (runs == "on")), alike[0])
+    others = [other for other in reversed(spec.variants) if other.quant == best.quant]
+    return next((one for one in (best, *others) if _fit_of(spec, one, machine, history).mark == "fits"), best)
 
 
 def fits_of(spec: ModelSpec, machine: Machine, history: History | None = None) -> dict[Variant, Fit]:
@@ -139,4 +143,5 @@ def fits_of(spec: ModelSpec, machine: Machine, history: History | None = None) -
     still = {"utilisation": None, "power_w": None, "temperature_c": None}
     gpus = tuple(gpu.model_copy(update=still) for gpu in machine.gpus)
     machine = machine.model_copy(update={"gpus": gpus})
-    return {variant: _fit_of(spec, variant, machine, history) for variant in spec.variants}
+    best = suited(spec, machine, history)
+    return {one: _fit_of(spec, one, machine, history)._replace(suited=one == best) for one in spec.variants}

@@ -156,13 +156,14 @@ def experts(plan: Plan | None) -> str:
 
 
 def residency(plan: Plan, words: Words) -> str:
-    """Where weights lie while the clip is made: the levers of the plan that change no pixel, in one line."""
+    """Where weights lie while the clip is made: the levers of the plan that change no pixel, and the one that does."""
     levers, blocks = plan.levers, plan.request.spec.dit.num_layers
     network = words(f"residency.experts_{levers.experts}", resident=levers.blocks_resident, blocks=blocks)
     text = words(f"residency.text_{levers.text}")
-    if levers.text_dtype != "bf16":
-        text += f" ({words(f'value.text_dtype_{levers.text_dtype}')})"
-    return words("residency.line", text=text, network=network, vae=words(f"residency.vae_{levers.vae}"))
+    line = words("residency.line", text=text, network=network, vae=words(f"residency.vae_{levers.vae}"))
+    if levers.text_dtype == "bf16":
+        return line
+    return f"{line} {words('residency.text_dtype', dtype=words(f'value.text_dtype_{levers.text_dtype}'))}"
 
 
 def short_model(name: str) -> str:

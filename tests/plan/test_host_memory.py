@@ -128,3 +128,22 @@ def test_both_experts_that_are_converted_are_counted():
     both = plan_request(ask("wan2.2-a14b", quant_linear="off"), card(80), converted(disk(), "dit_high", "dit_low"))
     of = {phase.name: phase.host_ram_bytes for phase in both.phases}
     assert of["denoise_low"] - of["denoise_high"] == weights_of(spec, False, 2).dit
+
+
+def test_a_refusal_in_one_pool_names_what_both_needs_take_together():
+    orin = machine(
+        gpu(8, name="Orin", total_bytes=None, free_bytes=None, used_bytes=None, capability=(8, 7)),
+        ram_gib=6, unified_memory=True, tegra=True,
+    )  # fmt: skip
+    with pytest.raises(Refusal) as refused:
+        plan_request(ask(pinned={"model", "num_frames", "resolution", "quant_linear"}), orin, disk())
+    assert refused.value.code == "does_not_fit_host"
+    assert refused.value.need_bytes > refused.value.have_bytes == orin.host_budget_bytes
+
+
+@pytest.mark.parametrize("vram_gib", [2, 3, 4, 6])
+def test_no_way_out_that_is_offered_needs_more_than_there_is(vram_gib):
+    """Of a run that does not fit, fewer steps were offered, which change no byte."""
+    plan = plan_request(ask(), machine(gpu(vram_gib)), disk(), policy="anyway")
+    assert plan.band == "no"
+    assert all(other.fits and other.peak_bytes <= plan.budget_bytes for other in plan.alternatives)

@@ -285,5 +285,5 @@ def alternatives(
     fewer = ran.steps > FAST_STEPS and ran.sampler in RCM_SAMPLERS and "steps" not in pinned
     if len(found) < MOST_ALTERNATIVES and fewer:
         cost = evaluate(wish.model_copy(update={"steps": FAST_STEPS, "auto": wish.auto - {"steps"}}), chosen, context)
-        found.append(option(cost, {**chosen.fields(), "steps": FAST_STEPS}))
+        found += [option(cost, {**chosen.fields(), "steps": FAST_STEPS})] if cost.fits else []
     return tuple(found)

@@ -51,3 +51,17 @@ def test_a_text_encoder_of_fewer_bits_is_a_flag_and_stands_in_the_plan(turbodiff
     assert (code, plan["levers"]["text_dtype"], plan["request"]["text_dtype"]) == (0, dtype, dtype)
     code, said = turbodiff("plan", "a cat", "--model", "Wan2.1-1.3B", "--text-dtype", "int4")
     assert code == 2 and "text_dtype" in said.err
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_a_driver_that_does_not_answer_is_said_beside_a_plan_and_before_a_refusal(turbodiff, tmp_path, lang):
+    silent = (
+        'gpu_state = "hang"\ngpu_reason = "gpu_hang"\ngpu_error = "2 s"\nram_total_gib = {0}\nram_available_gib = {0}'
+    )
+    (tmp_path / "large.toml").write_text(silent.format(64))
+    (tmp_path / "small.toml").write_text(silent.format(3))
+    why = Words(lang).reason("gpu_hang", {"got": "2 s"})
+    code, told = turbodiff("plan", "a cat", "--machine", "large.toml", "--lang", lang)
+    assert code == 0 and told.out.count(why) == 1
+    code, told = turbodiff("plan", "a cat", "--machine", "small.toml", "--lang", lang, "--model", "Wan2.1-14B")
+    assert code == 5 and why in told.err.splitlines()[0]

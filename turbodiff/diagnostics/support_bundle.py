@@ -39,6 +39,7 @@ def support_bundle(store: Store, logs: Path, path: Path, with_prompts: bool = Fa
     hidden = sorted((text for text in private if len(text) > 2), key=len, reverse=True)
     try:
         check_file(path)
+        path.parent.stat()  # a folder with a typing error is not made
         with atomic_write(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as bundle:
             for name, text in _parts(store, logs):
                 for prompt in hidden:

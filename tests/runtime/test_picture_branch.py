@@ -1,22 +1,28 @@
 """Picture to video with CLIP, as Wan2.1 I2V-14B: against diffusers' own pipeline, and from files to a clip."""
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from turbodiff_kernels.quant import dequantize_tiles
 
 from tests.test_tiny import EventList, attempt
 from tests.weights import tiny
 from turbodiff.models.image_encoder import MEAN, STD, make_image_encoder
+from turbodiff.models.linear import Int8Linear
 from turbodiff.models.wan_dit import WanDiT
 from turbodiff.runtime.device import Device
+from turbodiff.runtime.loras import apply_loras
 from turbodiff.runtime.model_cache import ModelCache, dit_config
 from turbodiff.runtime.pipeline import encode_text, generate, make_latents
 from turbodiff.sampling.conditioning import Noise
+from turbodiff.spec.experts import Expert
 from turbodiff.spec.models import configs_folder, find_model
+from turbodiff.spec.request import Lora
 from turbodiff.weights import keymaps, locate
 
 MODEL = """
@@ -191,3 +197,41 @@ def test_another_clip_is_named(states, tmp_path):
     tiny.save_safetensors(tiny.prefixed(wide, "vision_model."), folder / "clip_vit_l.safetensors")
     (one,) = [one for one in locate.inventory().passed_over if one.path.endswith("clip_vit_l.safetensors")]
     assert (one.code, one.got[:22]) == ("no_model", "a CLIP picture encoder")
+
+
+def test_int8_gguf_and_loras_reach_the_branch_for_a_picture(states, tmp_path):
+    """Of each kind of file, what `k_img` holds; and a LoRA in diffusers' names on both kinds of weights."""
+    (dit, _), models, folder = states, ModelCache(Device.pick("cpu")), Path(locate.model_roots()[0])
+    name, meant = "blocks.1.cross_attn.k_img", dit["blocks.1.cross_attn.k_img.weight"]
+    models.open(running(tmp_path, models, quant_linear="on").request)
+    int8 = models.get_or_load("dit")
+    layer = int8.get_submodule(name)
+    assert isinstance(layer, Int8Linear) and not isinstance(int8.img_emb.proj[1], Int8Linear)
+    assert (dequantize_tiles(layer.int8_weight, layer.scale) - meant).abs().max() < 0.02 * meant.abs().max()
+    models.open(running(tmp_path, models).request)
+    plain = models.get_or_load("dit")
+    assert torch.equal(plain.get_submodule(name).weight, meant)
+
+    pairs = {"blocks.1.attn2.add_k_proj": (128, 128), "condition_embedder.image_embedder.ff.net.0.proj": (32, 32)}
+    lora = {}
+    for at, (rows, columns) in pairs.items():
+        lora |= {
+            f"transformer.{at}.lora_B.weight": torch.randn(rows, 4),
+            f"transformer.{at}.lora_A.weight": torch.randn(4, columns),
+        }
+    tiny.save_safetensors(lora, tmp_path / "a.safetensors")
+    on = [Lora(path=str(tmp_path / "a.safetensors"), strength=0.5)]
+    up, down = (lora[f"transformer.blocks.1.attn2.add_k_proj.lora_{half}.weight"] for half in "BA")
+    changed, notes = apply_loras(plain, on, Expert.SINGLE)
+    assert not notes and torch.allclose(changed.get_submodule(name).weight, meant + 0.5 * up @ down, atol=1e-5)
+    assert not torch.equal(changed.img_emb.proj[1].weight, plain.img_emb.proj[1].weight)
+    changed, notes = apply_loras(int8, on, Expert.SINGLE)
+    branch = changed.get_submodule(name)
+    assert not notes and torch.allclose(branch.up @ branch.down, 0.5 * up @ down, atol=1e-5)
+
+    (folder / "dit.safetensors").unlink()
+    if find_spec("gguf"):
+        tiny.save_gguf(tiny.wan(dit), folder / "wan2.1-i2v-14b-480p-Q8_0.gguf")
+        models.open(running(tmp_path, models).request)
+        loaded = models.get_or_load("dit").get_submodule(name).weight
+        assert models.files["dit"].layout == "wan-gguf" and (loaded - meant).abs().max() < 0.01 * meant.abs().max()

@@ -14,7 +14,7 @@ from turbodiff.archive import disk
 from turbodiff.archive.clips import Clip, clips, read_sidecar
 from turbodiff.archive.seeds import Seed, export_text, import_file, list_seeds, rate
 from turbodiff.diagnostics import background_tasks, logs, support_bundle
-from turbodiff.diagnostics.background_tasks import SelfTest
+from turbodiff.diagnostics.background_tasks import BackgroundTask, SelfTest
 from turbodiff.diagnostics.doctor import DoctorReport, doctor
 from turbodiff.diagnostics.downloads import Download, Downloads, Offer, download_offers
 from turbodiff.gpu import probe
@@ -34,7 +34,7 @@ from turbodiff.spec.environment import current_folder
 from turbodiff.spec.errors import FileError, OutOfMemoryError, RequestError
 from turbodiff.spec.events import Event, RunCommand
 from turbodiff.spec.files import state_folder
-from turbodiff.spec.jobs import Outcome, QueuedJob, Where
+from turbodiff.spec.jobs import ACTIVE, Outcome, QueuedJob, Where
 from turbodiff.spec.models import Inventory, ModelSpec, all_models
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, make_request
@@ -46,9 +46,11 @@ from turbodiff.weights.folders import LORA_FOLDERS, model_roots
 from turbodiff.weights.locate import LoraFile, find_loras, open_tokenizer, resolve_files, with_loras
 from turbodiff.weights.locate import inventory as find_weights
 from turbodiff.weights.lora_facts import LoraFacts, lora_facts, lora_picture
+from turbodiff.weights.storage import Storage, StoredFile
 
 POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
 TASKS = "tasks"  # folder in the state folder
+MAX_JOBS = 10_000  # looked at for the models that they need
 _tokenizer = cache(open_tokenizer)
 _history = lru_cache(4)(History)  # the same samples are the same history, so what was planned with it is remembered
 OnEvent = Callable[[Event], None]
@@ -69,6 +71,7 @@ class Studio:
         self.state, self.outputs = Path(state or state_folder()), Path(outputs).resolve()
         self.database = self.state / DATABASE  # a file that no server may hand out
         self.downloads = Downloads(self.state / "downloads")
+        self.storage = Storage(self._models_in_jobs)
 
     @cached_property
     def _store(self) -> Store:
@@ -315,6 +318,10 @@ class Studio:
         mirror = self.downloads.mirror
         return {spec.name: download_offers(spec, here, fits, mirror) for spec, fits in told.items()}
 
+    def _models_in_jobs(self) -> set[str]:
+        states = (*ACTIVE, "queued") if self.database.exists() else ()
+        return {job.request.model for job in (self._store.jobs(MAX_JOBS, states) if states else ())}
+
     def count_tokens(self, model: str, prompt: str, inventory: Inventory | None = None) -> int | None:
         """Tokens of a prompt for a model's encoder; None while its tokenizer is not on this disk."""
         file = (inventory or find_weights()).of(model, "tokenizer")
@@ -384,7 +391,7 @@ def _request_of(fields: Mapping[str, Any]) -> Request:
 
 
 __all__ = [
-    "HOST_COMMAND", "POLICIES", "CardHolders", "Clip", "DoctorReport", "Download", "Downloads", "GpuFacts", "Holder",
-    "Identity", "Look", "LoraFacts", "LoraFile", "Machine", "Offer", "Outlook", "Policy", "Round", "Seed", "SelfTest",
-    "Studio", "Tier", "doctor", "pictures", "state_folder",
+    "HOST_COMMAND", "POLICIES", "BackgroundTask", "CardHolders", "Clip", "DoctorReport", "Download", "Downloads",
+    "GpuFacts", "Holder", "Identity", "Look", "LoraFacts", "LoraFile", "Machine", "Offer", "Outlook", "Policy",
+    "Round", "Seed", "SelfTest", "Storage", "StoredFile", "Studio", "Tier", "doctor", "pictures", "state_folder",
 ]  # fmt: skip

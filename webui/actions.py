@@ -52,6 +52,7 @@ MODEL_ACTIONS: Mapping[str, Callable[..., object]] = {  # of a model, "download"
     "download": Downloads.start,
     "pause_download": partial(Downloads.stop, how="pause"),
     "cancel_download": partial(Downloads.stop, how="cancel"),
+    "move": Downloads.start_move,
 }
 STARTING_ACTIONS = {"retry", "retry_smaller", "knob", "neighbour"}  # they queue a job and show it
 
@@ -136,10 +137,8 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
         ui_state = {**ui_state, "at": f"job:{_start_job(reader, name, argument)}"}
     else:
         match name:
-            case "choose":
-                ui_state = {**ui_state, "at": argument}
-            case "show":
-                ui_state = {**ui_state, "at": f"job:{argument}"}
+            case "choose" | "show":
+                ui_state = {**ui_state, "at": argument if name == "choose" else f"job:{argument}"}
             case "compare":
                 ui_state = {**ui_state, "left": "" if ui_state.get("left") == argument else argument}
             case "log" if argument in (STARTUP_LOG, RUN_LOG):
@@ -152,6 +151,9 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
             case "end_leftover":
                 gone = studio.end_leftover(number_of(argument))
                 sentence = words("bar.leftover_gone" if gone else "bar.leftover_stays")
+            case "delete_model":
+                sentence = words("system.deleted", n=len(studio.storage.delete(find_model(argument))))
+                reader.rescan()
             case "policy" | "mirror":
                 (studio.set_policy if name == "policy" else studio.downloads.set_mirror)(argument)
                 sentence = words("settings.saved")

@@ -20,7 +20,7 @@ from webui.app import RUN_LOG, STARTUP_LOG
 from webui.form import FormValues
 from webui.markup import Html, note
 from webui.page import INITIAL_UI_STATE
-from webui.panels import create, first_aid, form_help, jobs, meter, stage, status_bar, system, tabs
+from webui.panels import create, first_aid, form_help, jobs, meter, models, stage, status_bar, system, tabs
 from webui.request_guard import handler
 from webui.snapshot import LOG_LINES, ClipView, Snapshot, StudioReader
 from webui.wording import Words
@@ -87,7 +87,7 @@ class Renderer:
             "side": stage.draw_side(card, bool(left), words),
             "seeds": tabs.draw_seeds(found, posters, bool(ui_state["search"]), words),
             "system": system.draw(system.system(snapshot, report, words), report is not None, words),
-            "source": system.draw_source(snapshot.mirror, words),
+            "source": models.draw_source(snapshot.mirror, words),
             "logs": tabs.draw_logs((STARTUP_LOG, RUN_LOG), ui_state["log"], words),
             "log": tabs.draw_log(
                 tuple(studio.log_tail(LOG_LINES, RUN_LOG)) if ui_state["log"] == RUN_LOG else snapshot.log,

@@ -20,6 +20,7 @@ from turbodiff.spec.plan import Change, Plan
 from turbodiff.spec.request import Request
 from turbodiff.studio import (
     HOST_COMMAND,
+    BackgroundTask,
     CardHolders,
     Clip,
     Download,
@@ -32,6 +33,7 @@ from turbodiff.studio import (
     Policy,
     Seed,
     SelfTest,
+    StoredFile,
     Studio,
     Tier,
     doctor,
@@ -89,6 +91,8 @@ class Snapshot:
     passed_over: tuple[PassedOver, ...] = ()  # files of the search roots that no model uses
     offers: Mapping[str, tuple[Offer, ...]] = field(default_factory=dict)  # model name -> what there is to download
     downloads: Mapping[str, Download] = field(default_factory=dict)  # model name -> how its download is doing
+    stored: Mapping[str, tuple[StoredFile, ...]] = field(default_factory=dict)  # model name -> its files on this disk
+    moves: Mapping[str, BackgroundTask] = field(default_factory=dict)  # model name -> how its move to another disk does
     mirror: str = ""  # the server that a person chose for downloads
     holders: tuple[CardHolders, ...] = ()
     host_command: str = HOST_COMMAND  # lists the holders where they cannot be seen from here
@@ -182,6 +186,7 @@ class StudioReader:
         self._models = CachedValue(lambda: tuple(studio.models()), 10.0)
         self._inventory = CachedValue(studio.inventory, 5.0)
         self._offers = CachedValue(studio.offers, 10.0)
+        self._stored = CachedValue(studio.storage.stored, 10.0)
         self._history = CachedValue(studio.history, 5.0)
         self._holders = CachedValue(lambda: (studio.holders(), tuple(studio.leftovers())), 2.0)
         self._restart: int | None = None
@@ -204,6 +209,8 @@ class StudioReader:
             passed_over=self._inventory().passed_over,
             offers=self._offers(),
             downloads={name: studio.downloads.of(name) for name in self._offers()},
+            stored=self._stored(),
+            moves={name: studio.downloads.moving(name) for name, files in self._stored().items() if files},
             mirror=studio.downloads.mirror,
             holders=holders,
             leftovers=leftovers,
@@ -223,7 +230,7 @@ class StudioReader:
 
     def rescan(self) -> None:
         """Look for weights again."""
-        for cached in (self._inventory, self._models, self._offers, self.loras):
+        for cached in (self._inventory, self._models, self._offers, self._stored, self.loras):
             cached.now()
 
     def restart(self) -> None:

@@ -22,8 +22,9 @@ from turbodiff.spec.models import Inventory, PassedOver, find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.plan import Change, Fit
 from turbodiff.spec.request import make_request
+from turbodiff.weights.storage import StoredFile
 from webui import form
-from webui.panels import first_aid, jobs, meter, stage, status_bar, system
+from webui.panels import first_aid, jobs, meter, models, stage, status_bar, system
 from webui.panels.form_help import picture, prompt_help, round_tile, rounds_sum
 from webui.snapshot import ClipView, Snapshot
 from webui.wording import Words
@@ -349,7 +350,7 @@ def test_another_server_is_named_with_the_reason():
 def test_a_name_from_a_server_or_a_mirror_is_text_on_the_page():
     progress = DownloadProgress(file="<img src=x>", done_bytes=1, total_bytes=10, left_s=1.0, host="<b>")
     assert "<img" not in downloading(state="running", progress=progress)
-    assert "<script" not in system.draw_source('"><script>', EN)
+    assert "<script" not in models.draw_source('"><script>', EN)
 
 
 def test_each_variant_has_its_size_its_mark_and_its_button():
@@ -369,6 +370,21 @@ def test_each_variant_has_its_size_its_mark_and_its_button():
         assert 'data-arg="wan2.1-14b 480p-plain"' in page and 'data-arg="wan2.1-14b 480p-quant"' not in page
         assert changed in page and "9.0 GiB" in page and "3.0 GiB" in page and "14.5 GB" in page
         assert words("fit.suited") in page and words("fit.here") in page
+
+
+def test_the_room_of_a_model_is_told_and_deleting_asks_with_names_first():
+    spec = find_model("wan2.1-14b")
+    stored = (
+        StoredFile(Path("/m/net.pth"), 14 * 10**9),
+        StoredFile(Path("/m/vae.pth"), 5 * 10**8, ("wan2.1-1.3b",), "shared", Path("/far/vae.pth")),
+        StoredFile(Path("/comfy/text.pth"), 10**10, (), "outside"),
+    )
+    snapshot = Snapshot(models=((spec, []),), stored={spec.name: stored})
+    page = system.draw(system.system(snapshot, None, EN), False, EN)
+    assert "14.0 GB of its own" in page and "0.5 GB shared with Wan2.1-1.3B: vae.pth" in page
+    assert "10.0 GB elsewhere, never deleted here: text.pth" in page and "moved: /far" in page
+    assert 'data-ask="Delete 14.0 GB of Wan2.1-14B? net.pth.' in page and 'data-from="move-folder"' in page
+    assert "delete_model" not in system.draw(system.system(Snapshot(models=((spec, []),)), None, EN), False, EN)
 
 
 def test_lines_to_end_a_program_are_offered_for_ones_own_only_and_gently_first():

@@ -1,6 +1,9 @@
 """Downloads and weights on this disk from the shell: more of `turbodiff models`."""
 
+import math
 import sys
+import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -62,3 +65,63 @@ def choose_mirror(
         downloads.set_mirror(address)
     asked = [source.host for source in sources(downloads.mirror)]
     sys.stdout.write(f"{', then '.join(asked)}\n")
+
+
+@models_app.command("usage")
+def show_usage() -> None:
+    """The room that each model takes; files that several models share are counted once and named."""
+    from turbodiff.cli.show import print_lines
+    from turbodiff.spec.models import find_model
+    from turbodiff.spec.numbers import gb
+
+    counted: dict[Path, int] = {}
+    for name, files in open_studio(None).storage.stored().items():
+        own = sum(file.nbytes for file in files if not file.shared_with)
+        if files:
+            print_lines([f"{find_model(name).display_name:16} {gb(own)} of its own"])
+        for file in files:
+            notes = [f"shared with {', '.join(file.shared_with)}"] if file.shared_with else []
+            notes += [f"a link to {file.link_to}"] if file.link_to else []
+            notes += ["not below the folder of downloads"] if file.keep == "outside" else []
+            print_lines([f"    {gb(file.nbytes):>8}  {file.path}" + "".join(f"; {note}" for note in notes)])
+            counted[file.link_to or file.path] = file.nbytes
+    print_lines([f"{'all':16} {gb(sum(counted.values()))}"])
+
+
+@models_app.command("delete")
+def delete_model(
+    model: Model,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Delete the files of a model below the folder of downloads; what other models here need is kept."""
+    from turbodiff.cli.show import print_lines
+    from turbodiff.spec.models import find_model
+    from turbodiff.spec.numbers import gb
+
+    spec, storage = find_model(model), open_studio(state_dir).storage
+    going = storage.going(spec, shared=False)
+    print_lines(
+        [f"{gb(file.nbytes):>8}  {file.path}" + (" (the link alone)" if file.link_to else "") for file in going]
+    )
+    if going and not yes:
+        typer.confirm(f"delete these {len(going)} files of {spec.display_name}?", abort=True)
+    print_lines([f"deleted {len(storage.delete(spec))} files"])
+
+
+@models_app.command("move")
+def move_model(
+    model: Model,
+    folder: Annotated[Path, typer.Argument(help="a folder on another disk")],
+    state_dir: StateDir = None,
+) -> None:
+    """Move the files of a model to another disk: copied, compared, then linked. May be killed and rerun."""
+    from turbodiff.cli.show import print_lines
+    from turbodiff.spec.models import find_model
+    from turbodiff.spec.numbers import gb
+
+    spec, said_s = find_model(model), -math.inf
+    for name, done, total in open_studio(state_dir).storage.move(spec, folder):
+        if time.monotonic() > said_s + 1 or done == total:
+            said_s = time.monotonic()
+            print_lines([f"{gb(done)} / {gb(total)}  {name}"])

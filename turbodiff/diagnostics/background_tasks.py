@@ -19,6 +19,7 @@ from turbodiff.spec.environment import child_environment, with_network
 from turbodiff.spec.errors import not_started
 
 PULL = (sys.executable, "-P", "-m", "turbodiff.cli", "models", "pull")
+MOVE = (sys.executable, "-P", "-m", "turbodiff.cli", "models", "move")
 SELFTEST = (sys.executable, "-P", "-m", "turbodiff.cli", "selftest", "--json")
 TAIL_BYTES = 8192
 

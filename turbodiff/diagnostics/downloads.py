@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from turbodiff.archive.disk import free_bytes
-from turbodiff.diagnostics.background_tasks import PULL, background_task, start_task
+from turbodiff.diagnostics.background_tasks import MOVE, PULL, BackgroundTask, background_task, start_task
 from turbodiff.gpu.processes import is_running, start_ticks
 from turbodiff.spec.downloads import Progress
 from turbodiff.spec.errors import CancelledByUser, FileError, RequestError, TurbodiffError
@@ -106,6 +106,21 @@ class Downloads:
             (self.folder / f"{spec.name}.stop").write_text(how, "utf-8")
         elif how == "cancel":
             self._forget(spec, known)
+
+    def start_move(self, spec: ModelSpec, folder: str = "") -> None:
+        """Move a model's files to a folder on another disk, in a process of its own.
+
+        Raises:
+            RequestError: not an absolute path.
+        """
+        if not folder.strip().startswith("/") or not folder.isprintable():
+            raise RequestError("not a folder", code="move_folder", field="folder", got=folder.strip()[:120])
+        state = ("--state-dir", str(self.folder.parent))
+        start_task(self.folder, f"move-{spec.name}", (*MOVE, spec.name, folder.strip(), *state))
+
+    def moving(self, model: str) -> BackgroundTask:
+        """How the move of a model is doing."""
+        return background_task(self.folder, f"move-{model}")
 
     @property
     def mirror(self) -> str:

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from turbodiff.spec.models import ModelSpec
-from turbodiff.spec.numbers import gb
-from webui.markup import Html, action, el, facts, join, local, void
+from webui.markup import Html, action, el, facts, join, local
+from webui.panels.models import Model, draw_best, draw_model, model_card, section
 from webui.panels.status_bar import RESTART, card_name
 from webui.wording import Words
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from webui.snapshot import Snapshot
 
 LARGEST_HOLDERS = 5  # shown in first aid
-MARK_LOOKS = {"fits": "good", "changes": "warn", "no": "bad"}
 SHOWN_FILES = 100  # of those that no model uses
 
 
@@ -31,45 +29,6 @@ class HolderRow:
     note: str
     kind: str
     kill: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One variant of a model's files, with what a plan says of it before it is downloaded."""
-
-    name: str  # as a button carries it
-    label: str  # "480p int8"
-    size: str  # of its networks
-    mark: str  # fits, changes or no
-    words: str
-    suited: bool
-    here: bool
-    download: str = ""  # "26.4 GB"
-    offer: str = ""  # "26.4 GB to checkpoints/, 80 GB free there"; "" where nothing is to be fetched
-    enough_room: bool = True
-    files: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model, what is missing of it, and the variants of its files."""
-
-    name: str
-    about: str
-    here: bool
-    missing: tuple[str, ...]
-    id: str = ""
-    choices: tuple[Choice, ...] = ()
-    state: str = "absent"  # of its download: absent | running | paused | failed | done
-    share: float = 0.0  # of its bytes that are here
-    words: str = ""  # how far its download is, or why it failed
-    notice: str = ""  # what else there is to say of it
-    by_hand: tuple[str, ...] = ()  # of a download that failed: addresses and places
-
-    @property
-    def best(self) -> Choice | None:
-        """What suits this machine and is not here."""
-        return next((choice for choice in self.choices if choice.suited and not choice.here), None)
 
 
 @dataclass(frozen=True)
@@ -92,7 +51,7 @@ class System:
 
 def system(snapshot: Snapshot, report: DoctorReport | None, words: Words) -> System:
     """The tab from a snapshot and the slower report of versions (None while it is being read)."""
-    models = tuple(_model(spec, tuple(missing), snapshot, words) for spec, missing in snapshot.models)
+    models = tuple(model_card(spec, tuple(missing), snapshot, words) for spec, missing in snapshot.models)
     tier, selftest = snapshot.tier, snapshot.selftest
     wanted = [start.model for start in (tier.t2v, tier.i2v)] if tier is not None else []  # text to video first
     shown = System(
@@ -155,47 +114,6 @@ def largest_holders(snapshot: Snapshot, words: Words) -> tuple[HolderRow, ...]:
     return tuple(holder(row, words) for row in rows[:LARGEST_HOLDERS])
 
 
-def _model(spec: ModelSpec, missing: tuple[str, ...], snapshot: Snapshot, words: Words) -> Model:
-    about = words.or_else(f"model.{spec.name.replace('.', '_').replace('-', '_')}", spec.about)
-    found, choices = snapshot.downloads.get(spec.name), list[Choice]()
-    for offer in snapshot.offers.get(spec.name, ()):
-        precision = words("value.quant_linear_on" if offer.variant.quant else "value.quant_linear_off")
-        size, free = gb(offer.nbytes), gb(offer.free_bytes)
-        choices.append(
-            Choice(
-                name=offer.variant.name,
-                label=f"{offer.variant.resolution} {precision}".strip(),
-                size=gb(offer.network_bytes),
-                mark=offer.fit.mark,
-                words=words.fit(offer.fit),
-                suited=offer.fit.suited,
-                here=not offer.files,
-                download=size,
-                offer=words("system.offer", size=size, folder=offer.folder, free=free, host=offer.host),
-                enough_room=offer.free_bytes > offer.nbytes,
-                files=tuple(f"{name}  {gb(nbytes)}  {repo}" for name, repo, nbytes in offer.files),
-            )
-        )
-    shown = Model(spec.display_name, about, not missing, missing, spec.name, tuple(choices))
-    if found is None or found.state in ("absent", "done"):
-        return shown
-    progress = found.progress
-    done, total = gb(progress.done_bytes), gb(progress.total_bytes)
-    told = {
-        "running": words.download(progress),
-        "paused": words("download.paused", done=done, total=total),
-        "failed": words.error(found.error),
-    }
-    return replace(
-        shown,
-        state=found.state,
-        share=progress.done_bytes / progress.total_bytes if progress.total_bytes else 0.0,
-        words=told[found.state],
-        notice=words.download_notice(progress),
-        by_hand=tuple(filter(None, found.error.get("expected", "").split("; "))) if found.state == "failed" else (),
-    )
-
-
 def _cards(machine: Machine, words: Words) -> Iterable[tuple[str, str]]:
     for gpu in machine.gpus:
         free = words.gib(gpu.free_bytes) if gpu.free_bytes is not None else "?"
@@ -244,21 +162,17 @@ def draw(shown: System, ready: bool, words: Words) -> Html:
     start = words("system.selftest_running" if shown.checking else "system.selftest_go")
     run = action("selftest", "", start, disabled=shown.checking, cls="plain")
     left = (
-        _section(words("system.machine"), facts(shown.cards)),
-        _section(words("system.holders"), holders),
-        _section(words("system.selftest"), selftest, run),
-        _section(words("system.kernels"), kernels),
-        _section(words("system.versions"), versions if ready else reading),
+        section(words("system.machine"), facts(shown.cards)),
+        section(words("system.holders"), holders),
+        section(words("system.selftest"), selftest, run),
+        section(words("system.kernels"), kernels),
+        section(words("system.versions"), versions if ready else reading),
     )
-    models = [_draw_model(model, not shown.best, words) for model in shown.models]
+    models = [draw_model(model, not shown.best, words) for model in shown.models]
     rescan = action("rescan", "", words("system.rescan"), cls="plain")
     others = _passed_over(shown.passed_over, words)
-    right = _section(words("system.models"), (_best(shown.best, words), models, others), rescan)
+    right = section(words("system.models"), (draw_best(shown.best, words), models, others), rescan)
     return el("div", el("div", left, cls="td-stack"), el("div", right, cls="td-stack"), cls="td-two td-html")
-
-
-def _section(head: str, body: object, acts: object = "") -> Html:
-    return el("section", el("div", head, el("span", acts, cls="td-acts"), cls="td-sec"), body)
 
 
 def draw_host_line(line: str, own: bool, words: Words) -> Html | None:
@@ -286,38 +200,6 @@ def draw_holders(holders: tuple[HolderRow, ...], words: Words) -> Html:
     return join(el("div", table, cls="td-scroll"), el("p", words("system.holders_note"), cls="td-quiet"))
 
 
-def _draw_model(model: Model, main: bool, words: Words) -> Html:
-    """A model with its variants, a button for each that is not here; what is missing of it by name."""
-    state, cls = ("system.here", "td-pill good") if model.here else ("system.missing", "td-pill")
-    pill = el("span", words(state), cls=cls)
-    rows = []
-    for choice in model.choices:
-        what = el("span", el("b", choice.label), f" · {choice.size}", cls="td-num")
-        if choice.suited and choice.mark != "no":
-            what = join([what, el("span", words("fit.suited"), cls="td-pill accent")])
-        fit = el("span", choice.words, cls=f"td-pill {MARK_LOOKS[choice.mark]}", data_mark=choice.mark)
-        get: Html | None = el("span", words("fit.here"), cls="td-pill good")
-        if not choice.here:
-            label = words("system.download_size", size=choice.download)
-            get = _download(model, choice, label, main and choice is model.best, words)
-        rows.append(
-            el("div", el("div", what, cls="what"), fit, get, cls="td-line td-variant", data_variant=choice.name)
-        )
-    files = dict.fromkeys(line for choice in model.choices for line in choice.files)
-    offer = el("span", model.best.offer, cls="td-quiet") if model.best else None
-    return el(
-        "div",
-        el("div", el("h3", model.name), pill, cls="td-line"),
-        el("p", model.about, cls="td-quiet", style="margin:0"),
-        el("div", rows) if rows else None,
-        offer,
-        _progress(model, words),
-        _files(words("system.missing_list"), tuple(files) or model.missing),
-        cls="td-card",
-        data_model=model.name,
-    )
-
-
 def _passed_over(files: tuple[tuple[str, str], ...], words: Words) -> Html | None:
     """The files that no model uses, each with the reason."""
     if not files:
@@ -325,65 +207,3 @@ def _passed_over(files: tuple[tuple[str, str], ...], words: Words) -> Html | Non
     rows = [el("li", el("code", path), " ", why) for path, why in files[:SHOWN_FILES]]
     summary = el("summary", words("system.passed_over", count=len(files)))
     return el("details", summary, el("ul", rows), id="passed-over")
-
-
-def _best(best: Model | None, words: Words) -> Html | None:
-    """One button for what this card runs best."""
-    choice = best.best if best is not None else None
-    if best is None or choice is None or choice.mark == "no":
-        return None
-    name = f"{best.name} {choice.label}"
-    lines = (el("span", choice.words, cls="td-quiet"), el("br"), el("span", choice.offer, cls="td-quiet"))
-    what = el("div", el("h3", words("system.best", model=name)), lines)
-    get = _download(best, choice, words("system.download_best"), True, words)
-    progress, by_hand = _progress(best, words), _files(words("system.manual"), choice.files)
-    return el("div", el("div", what, get, cls="td-line"), progress, by_hand, cls="td-card", id="best-download")
-
-
-def _download(model: Model, choice: Choice, label: str, main: bool, words: Words) -> Html:
-    """The button that fetches a variant, or why it cannot."""
-    if not choice.enough_room:
-        return el("span", words("system.no_room"), cls="td-pill bad")
-    return action(
-        "download",
-        f"{model.id} {choice.name}",
-        label,
-        cls="main" if main else "",
-        disabled=model.state in ("running", "paused"),
-    )
-
-
-def _progress(model: Model, words: Words) -> Html | None:
-    """How far the download of a model is, or why it failed, with the buttons that pause, resume and give it up."""
-    if model.state not in ("running", "paused", "failed"):
-        return None
-    resume = action("download", model.id, words("system.resume"), cls="main")
-    pause = action("pause_download", model.id, words("system.pause"))
-    ask = words("system.cancel_ask", model=model.name)
-    cancel = action("cancel_download", model.id, words("system.cancel"), cls="plain", data_ask=ask)
-    percent = f"{model.share:.0%}"
-    bar = el("progress", percent, value=f"{model.share:.4f}", max=1, aria_label=model.name)
-    if model.state == "failed":
-        told = el("div", model.words, cls="td-note warn", role="alert")
-    else:
-        told = el("span", model.words, cls="td-quiet")
-    notice = el("div", model.notice, cls="td-note calm") if model.notice else None
-    buttons = el("span", pause if model.state == "running" else resume, cancel, cls="td-acts")
-    line = el("div", bar, el("b", percent), buttons, cls="td-line")
-    by_hand = _files(words("system.manual"), model.by_hand)
-    return el("div", line, told, notice, by_hand, cls="td-download", data_state=model.state)
-
-
-def draw_source(mirror: str, words: Words) -> Html:
-    """The field for a mirror: apart from the rest, which is drawn anew while a download runs and a person types."""
-    field_id, label = "mirror", words("system.mirror")
-    hint = words("system.mirror_hint")
-    box = void("input", type="url", id=field_id, value=mirror, placeholder=hint, aria_label=label, cls="td-input")
-    save = action("mirror", "", words("system.mirror_save"), data_from=field_id)
-    about = el("p", words("system.mirror_text"), cls="td-quiet")
-    return el("div", _section(label, (el("div", box, save, cls="td-line"), about)), cls="td-html td-narrow")
-
-
-def _files(summary: str, lines: tuple[str, ...]) -> Html | None:
-    listed = [el("li", el("code", line)) for line in lines]
-    return el("details", el("summary", summary), el("ul", listed)) if listed else None

@@ -60,17 +60,20 @@ class PlacedDit(NamedTuple):
 
 
 def _progress_logger(what: str, total_bytes: int) -> Callable[[int], None]:
-    """A function that logs `what` with the bytes done, at most once a second, and when all of them are."""
-    start_s, next_s, done_bytes = time.monotonic(), 0.0, 0
+    """A function that logs `what` with the bytes done, at most once a second, and once when all of them are."""
+    start_s, next_s, done_bytes = time.monotonic(), 1.0, 0
+    unit, name = (GIB, "GiB") if total_bytes >= GIB else (1 << 20, "MiB")
     log.info("%s %s", what, gib(total_bytes))
 
     def told(more_bytes: int) -> None:
         nonlocal next_s, done_bytes
+        if done_bytes == total_bytes:  # a parameter made of several, or bytes that are no tensor's
+            return
         done_bytes = min(total_bytes, done_bytes + more_bytes)
         elapsed_s = time.monotonic() - start_s
         if elapsed_s >= next_s or done_bytes == total_bytes:
             next_s = elapsed_s + 1
-            log.info("%s %.1f/%.1f GiB %.1f s", what, done_bytes / GIB, total_bytes / GIB, elapsed_s)
+            log.info("%s %.1f/%.1f %s %.1f s", what, done_bytes / unit, total_bytes / unit, name, elapsed_s)
 
     return told
 

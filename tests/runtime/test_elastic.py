@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from turbodiff_kernels.gemm import reference as gemm
+from turbodiff_kernels.quant.reference import TILE, quantize_tiles
 
 from tests.runtime.small_card import CARD, CardCache, CardLedger, card, write_toy
 from tests.test_tiny import EventList, NoCommands
@@ -226,3 +228,21 @@ def test_after_memory_ran_out_blocks_wait_longer_before_they_come_back(denoised,
     keys = [notice.key for notice in events.of("notice")]
     assert keys[0] == "block_repeated" and keys.count("block_repeated") == 2 and "blocks_back" in keys
     assert torch.equal(latents, undisturbed)
+
+
+def test_the_reference_of_an_int8_sum_needs_no_more_after_its_first_part():
+    """Its parts are added one after the other; an out-of-memory between two would leave half of a sum."""
+
+    def beside(tokens):
+        ledger = CardLedger("meta")
+        with torch.device("meta"), torch.inference_mode():
+            x, gate, bias = torch.empty(1, tokens, 256, dtype=torch.bfloat16), torch.empty(1, 1, 256), torch.empty(256)
+            rows, weight = quantize_tiles(torch.empty(tokens, 512)), quantize_tiles(torch.empty(256, 512))
+            for tensor in (x, gate, bias, *rows, *weight):
+                ledger.see(tensor)
+            arguments = ledger.live_bytes
+            with ledger:
+                gemm.int8_linear_add_(x, gate, *rows, *weight, bias)
+        return ledger.peak_bytes - arguments
+
+    assert beside(3 * gemm.ROW_TILES * TILE) == beside(gemm.ROW_TILES * TILE)

@@ -47,6 +47,7 @@ def int8_linear_add_(
             first, last = max(rows.start, sample * length), min(rows.stop, (sample + 1) * length)
             here = x[sample, first - sample * length : last - sample * length]
             here.addcmul_(part[first - rows.start : last - rows.start], gate[sample if len(gate) > 1 else 0])
+        del part, here  # later parts find the room of the first: once x is touched nothing runs out of memory
     return x
 
 
@@ -61,7 +62,9 @@ def _parts(
         y = (_dequantize(a[rows], a_scale[scales]) @ weight).to(dtype)
         if bias is not None:
             y.add_(bias.to(dtype))
-        yield rows, F.gelu(y, approximate="tanh") if gelu else y
+        y = F.gelu(y, approximate="tanh") if gelu else y
+        yield rows, y
+        del y
 
 
 def _dequantize(x: Tensor, scale: Tensor) -> Tensor:

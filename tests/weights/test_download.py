@@ -395,8 +395,10 @@ def test_a_server_that_ignores_ranges_starts_a_file_over_and_that_is_said(hub, t
 
 def test_a_range_that_is_answered_with_status_200_is_a_range(hub, tmp_path, small_segments):
     hub.answers_200 = True
-    pull(tmp_path)
+    seen = []
+    pull(tmp_path, tell=seen.append)
     assert arrived(tmp_path, hub)
+    assert not seen[-1].starts_over
     assert len([entry for entry in hub.ranges if SPIECE in entry]) == 5
 
 

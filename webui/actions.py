@@ -15,6 +15,7 @@ from turbodiff.spec.encodings import UnknownEncodingError, decode
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.models import find_model
 from turbodiff.spec.request import FROM_WEIGHTS
+from turbodiff.spec.text import is_blank
 from turbodiff.studio import Downloads, Studio
 from webui import form
 from webui.app import RUN_LOG, STARTUP_LOG
@@ -80,12 +81,12 @@ def generate(reader: StudioReader, values: FormValues, ui_state: UiState, words:
 
 
 def generate_batch(reader: StudioReader, values: FormValues, lines: str, ui_state: UiState, words: Words) -> Answer:
-    """Queue one job per line that is not empty and not a comment.
+    """Queue one job per line that shows something and is no comment.
 
     Raises:
         RequestError: no line, or more than a hundred.
     """
-    prompts = [line.strip() for line in lines.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    prompts = [line.strip() for line in lines.splitlines() if not is_blank(line) and not line.lstrip().startswith("#")]
     if not prompts or len(prompts) > MAX_BATCH:
         raise RequestError(
             "a batch has 1 to 100 lines",

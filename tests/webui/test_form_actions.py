@@ -129,6 +129,16 @@ def test_a_list_of_prompts_in_another_encoding_is_refused_with_its_line(tmp_path
         actions.batch_text(tmp_path / "a.txt")
 
 
+def test_a_line_that_shows_nothing_is_no_prompt_of_a_batch(reader):
+    """Such a line ended the batch with an error, after the lines before it were queued."""
+    lines = "a cat\n\u200b\n&zwnj;&#8203;\n\u3164\n# a comment\na dog\n"
+    values = {**WAN, **form.defaults(find_model("demo"))}
+    actions.generate_batch(reader, values, lines, INITIAL_UI_STATE, Words("en"))
+    assert {job.request.prompt for job in reader.studio.jobs()} == {"a cat", "a dog"}
+    with pytest.raises(RequestError, match="1 to 100"):
+        actions.generate_batch(reader, values, "\u00ad\n\ufe0f", INITIAL_UI_STATE, Words("en"))
+
+
 def test_each_expert_of_two_has_its_own_strength():
     text = form.with_lora("", "a", {"on": True})
     text = form.with_lora(text, "a", {"low": 0.5})

@@ -4,8 +4,11 @@ import html
 import re
 import unicodedata
 
-# Letters and symbols of Unicode that are drawn as nothing: Hangul fillers, the blank Braille pattern
-FILLERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
+# Letters and symbols of Unicode that are drawn as nothing: Hangul fillers, the blank Braille pattern, the place of a
+# picture that was not pasted, blanks between hieroglyphs, a note without its head
+FILLERS = frozenset("\u115f\u1160\u3164\uffa0\u2800\ufffc\U00013441\U00013442\U0001d159")
+# What is left of a weighted bracket around nothing (prompt/weights.py)
+_WEIGHED_NOTHING = re.compile(r"[(（]\s*[:：] ?[0-9.]+ ?[)）]")
 # Python makes an int of the digits of a numeric entity, which takes quadratic time and fails from 4,300 digits on;
 # the largest code point has seven
 _LONG_ENTITY = re.compile(r"&#(?:[0-9]{9,}|[xX][0-9a-fA-F]{9,});?")
@@ -32,7 +35,11 @@ def unescaped(text: str) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text shows nothing: blanks of any kind, marks that have no width, control characters, and the HTML
-    entities of these, which the cleaning of prompts undoes twice (prompt/weights.py)."""
-    shown = unescaped(unescaped(text))
-    return not any(unicodedata.category(character)[0] in "LNPS" and character not in FILLERS for character in shown)
+    """Whether a text shows nothing: blanks of any kind, marks that have no width, control characters, the HTML entities
+    of these, which the cleaning of prompts undoes twice, and a weight of any of them (prompt/weights.py)."""
+    shown = "".join(
+        character
+        for character in unescaped(unescaped(text))
+        if unicodedata.category(character)[0] in "LNPS" and character not in FILLERS
+    )
+    return not _WEIGHED_NOTHING.sub("", shown)

@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 from pathlib import Path
@@ -30,6 +31,7 @@ def test_fault_82_five_hundred_jobs_leak_nothing_and_take_8_kb_each(
     bench.run(request())
 
     def held() -> tuple[int, int]:
+        gc.collect()  # what earlier tests left open
         children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
         return len(list(Path("/proc/self/fd").iterdir())), len(children)
 
@@ -38,7 +40,7 @@ def test_fault_82_five_hundred_jobs_leak_nothing_and_take_8_kb_each(
     jobs = [bench.store.submit(request(script), plan) for _ in range(JOBS)]
     bench.turn_until(lambda: bench.store.job(jobs[-1]).over, 60 + JOBS)
     bench.turn_until(lambda: bench.slot.free)
-    assert held() == before
+    assert all(now <= then for now, then in zip(held(), before, strict=True))
     assert psutil.Process().memory_info().rss - rss_bytes < 10 << 20
     bench.store.rows("PRAGMA wal_checkpoint(TRUNCATE)")
     assert bench.store.path.stat().st_size < 8192 * JOBS

@@ -202,9 +202,18 @@ def check(args: argparse.Namespace) -> None:
                 got=proxy,
                 try_instead="--proxy 127.0.0.1",
             ) from None
-    if args.root_path and not re.fullmatch(r"(/[\w.~-]+)+/?", args.root_path):
+    for name in args.host_name:
+        if not re.fullmatch(r"[\w.-]+|\[?[0-9A-Fa-f:.]+\]?", name):
+            raise RequestError(
+                "a host name stands alone, without scheme, port or path",
+                code="bad_host_name",
+                field="--host-name",
+                got=name,
+                try_instead="--host-name video.example",
+            )
+    if args.root_path and not re.fullmatch(r"(/(?!\.{1,2}(/|$))[\w.~-]+)+/?", args.root_path):
         raise RequestError(
-            "a root path starts with a slash",
+            "a root path is a slash and names of letters, digits and . _ ~ -",
             code="bad_root_path",
             field="--root-path",
             got=args.root_path,

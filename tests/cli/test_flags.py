@@ -1,5 +1,10 @@
 """Flags that are more than a word."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 
 from turbodiff.cli.flags import FLAGS, read_lora
@@ -28,7 +33,7 @@ def test_a_lora_is_a_path_a_strength_and_an_expert(tmp_path, monkeypatch, ending
 def test_a_lora_that_is_not_there_is_an_error_of_its_field(tmp_path):
     with pytest.raises(RequestError) as caught:
         read_lora(str(tmp_path / "no.safetensors:0.5"))
-    assert caught.value.field == "lora" and caught.value.got.endswith("no.safetensors")
+    assert caught.value.field == "lora" and "no.safetensors: No such file" in caught.value.got
 
 
 def test_a_strength_out_of_range_is_refused(tmp_path):
@@ -41,3 +46,12 @@ def test_a_strength_out_of_range_is_refused(tmp_path):
 def test_every_field_of_a_request_has_a_flag_and_every_flag_is_a_field():
     derived = {"kind", "prompt", "width", "height", "nonce"}  # the argument, the model's, the size's, the page's
     assert set(FLAGS) == set(Request.model_fields) - derived | {"size", "ode"}
+
+
+def test_a_locale_of_ascii_takes_no_letter_from_a_prompt(tmp_path):
+    """LC_ALL=C without Python's UTF-8 mode hands each byte on as a surrogate."""
+    where = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "turbodiff.cli", "plan", "红色的圆 moves", "--model", "demo", "--json"]
+    done = subprocess.run(command, env=where, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["request"]["prompt"] == "红色的圆 moves"

@@ -10,7 +10,7 @@ from tests.webui.test_security import ask, echo, guarded
 from turbodiff.spec.errors import PortInUseError, RequestError
 from turbodiff.spec.wording import language_of
 from webui import listening, sessions
-from webui.app import ASK, parser, read_password, without_password
+from webui.app import ASK, check, parser, read_password, without_password
 from webui.listening import is_loopback, listening_sockets, own_addresses, own_names, reachable_at, url_of
 from webui.proxies import ProxyMiddleware, RootPathMiddleware
 from webui.security import SecurityMiddleware, same_site
@@ -369,3 +369,28 @@ def test_guesses_with_changing_forwarded_addresses_are_counted_as_one_client():
 def test_a_prefix_is_known_whether_or_not_the_proxy_takes_it_off(path):
     page = ProxyMiddleware(RootPathMiddleware(tell, "/video"), root_path="/video")
     assert ask(page, "GET", path).text.split()[-2:] == ["/video/zh/config", "/video"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [
+        (["--host-name", "http://video.example"], "bad_host_name"),
+        (["--host-name", "video.example:443"], "bad_host_name"),
+        (["--host-name", "video.example/x"], "bad_host_name"),
+        (["--host-name", ""], "bad_host_name"),
+        (["--root-path", "/../x"], "bad_root_path"),
+        (["--root-path", "/x/."], "bad_root_path"),
+        (["--root-path", "/a b"], "bad_root_path"),
+        (["--root-path", "video"], "bad_root_path"),
+        (["--proxy", "nonsense"], "bad_proxy"),
+    ],
+)
+def test_what_could_never_match_a_request_is_refused_at_the_start(flags, code):
+    with pytest.raises(RequestError) as caught:
+        check(parser().parse_args(flags))
+    assert caught.value.code == code
+
+
+def test_names_and_paths_that_can_match_are_taken():
+    flags = ["--host-name", "video.example", "--host-name", "[2001:db8::1]", "--host-name", "10.0.0.7"]
+    check(parser().parse_args([*flags, "--root-path", "/~me/video.2/", "--port", str(free_port())]))

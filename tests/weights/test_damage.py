@@ -89,6 +89,20 @@ def test_damaged_tensors(layout: str, change: Callable[[State, str], None], code
     assert error.got and error.expected and error.try_instead
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("layout", SINGLE)
+def test_zeros_where_nothing_arrived_are_said_at_loading(layout: str, share: float, tmp_path: Path) -> None:
+    """A downloader that allocates the whole file first leaves a sound header before them; the clip would be grey."""
+
+    def empty(state: State, _: str) -> None:
+        for name in list(state)[int(share * len(state)) :]:
+            state[name] = torch.zeros_like(state[name])
+
+    path = tmp_path / tiny.LAYOUTS[layout][2]
+    rewrite(layout, path, empty)
+    assert failure(path).code == "file_zeros"
+
+
 def test_a_tensor_without_a_place_is_named(tmp_path: Path) -> None:
     state = tiny.dit_state() | {"vace_blocks.0.norm3.weight": torch.zeros(2)}
     error = failure(tiny.save_safetensors(state, tmp_path / "a.safetensors"))

@@ -53,7 +53,7 @@ def test_layout_and_sizes_are_told_from_keys_and_shapes(layout: str, tmp_path: P
     checkpoint = open_checkpoint(tiny.write(layout, tmp_path))
     numbers = {
         "dim": 128, "in_dim": 16, "ffn_dim": 256, "num_layers": 2, "out_dim": 16, "text_dim": 32, "freq_dim": 64,
-        "head_dim": 128 if checkpoint.sla else 0,
+        "head_dim": 128 if checkpoint.sla else 0, "image_dim": 0,
     }  # fmt: skip
     assert (checkpoint.component, checkpoint.layout, checkpoint.numbers) == ("dit", tiny.LAYOUTS[layout][3], numbers)
     assert checkpoint.quant == layout.endswith("quant")

@@ -51,6 +51,9 @@ app.add_typer(service_app, name="service")
 def main() -> None:
     """Run one command; a TurbodiffError becomes one line on stderr and its exit code."""
     stdio.make_safe()
+    for place, given in enumerate(sys.argv):
+        if any("\udc80" <= letter <= "\udcff" for letter in given):  # bytes that a locale of ASCII has no letter for
+            sys.argv[place] = os.fsencode(given).decode("utf-8", "surrogateescape")
 
     def stop(number: int, frame: FrameType | None) -> None:  # as Ctrl-C does, with a code of its own
         sys.exit(128 + number)

@@ -113,10 +113,11 @@ def damaged(path: Path, error: Exception) -> FileError:
 
 def write_error(path: Path, error: Exception) -> OutputError:
     """The error for a write that failed although the file is sound: disk full, read-only, locked too long."""
+    full = "full" in str(error)
     return OutputError(
         f"the job store cannot be written ({error})",
-        code="disk_full" if "full" in str(error) else "store_unwritable",
+        code="disk_full" if full else "store_unwritable",
         field="state",
         got=path,
-        try_instead="free some space, or another --state-dir",
+        try_instead="free some space, or another --state-dir" if full else "another --state-dir, one that is yours",
     )

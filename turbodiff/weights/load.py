@@ -91,6 +91,12 @@ def load_into(
             value = shared.get(stored)
             if value is None:
                 value = _value(checkpoint, name, None if path in become else maps, dtype)
+                # a downloader that allocates the whole file first leaves zeros where nothing arrived
+                if value.ndim == 2 and name not in branch and not value[-1:].any() and not value.any():
+                    raise bad_file(
+                        checkpoint.header.path, "a weight is zero throughout: the file did not arrive whole",
+                        code="file_zeros", key=stored, got="zeros", expected="other numbers",
+                    )  # fmt: skip
             if uses[stored] > 1:  # two parameters of one stored tensor share it
                 shared[stored] = value
             state[name] = value.reshape(wanted[name])

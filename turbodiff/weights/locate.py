@@ -286,9 +286,10 @@ def _files_of(path: Path, looked: Looked) -> list[FoundFile]:
         elif not is_twin or side == "single":
             components = {spec.name: "dit" for spec in alone}
     if not components:
-        raise bad_file(
-            path, "which expert this is cannot be told", code="expert_unknown", got=path.name,
-            expected=f"turbodiff models tell {path} --expert high (or low)",
+        tell = f"turbodiff models tell {path} --expert high (or low)"
+        raise FileError(
+            "which expert this is cannot be told", code="expert_unknown", field=str(path), got=path.name,
+            expected=tell, try_instead=tell,
         )  # fmt: skip
     names = (folder.name.lower() for folder in (path, path.parent, path.parent.parent))
     resolution = next((match[0] for name in names if (match := RESOLUTION.search(name))), "")

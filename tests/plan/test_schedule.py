@@ -94,6 +94,15 @@ def test_a_lora_that_is_off_or_on_distilled_weights_changes_no_schedule_and_the_
     assert run(plan)[0] == "sde" and warnings(plan) == ["distilled_twice"]
 
 
+def test_a_step_lora_for_another_width_leaves_plain_weights_plain():
+    """Its layers are left out: 4 steps without guidance of what stays would be noise."""
+    for dim, sampler in ((0, "euler"), (5120, "euler"), (1536, "unipc")):
+        lora = FoundLora(path="l", bytes=1 << 20, training=LIGHTNING, dim=dim)
+        found = trained(disk(), BASE).model_copy(update={"loras": (lora,)})
+        plan = plan_request(ask(loras=[{"path": "l", "strength": 1.0}]), card(80), found)
+        assert plan.request.sampler == sampler
+
+
 def test_plain_weights_under_an_rcm_lora_are_sampled_with_rcm():
     assert run(planned(BASE, lora=Training("rcm", evidence="name")))[:2] == ("sde", 4)
 
@@ -137,6 +146,9 @@ def test_one_to_four_steps_are_a_share_of_what_the_weights_need():
     assert [run(planned(LIGHTNING, steps=steps))[1] for steps in (1, 2, 4)] == [1, 2, 4]
     assert [run(planned(Training("rcm"), steps=steps))[1] for steps in (1, 4)] == [1, 4]
     more = planned(BASE, steps=4)
+    assert [reason.numbers for reason in more.reasons if reason.key == "steps_of_share"] == [{"asked": 4, "steps": 50}]
+    others = (planned(BASE), planned(BASE, steps=30), planned(LIGHTNING, steps=2), planned(Training("rcm"), steps=2))
+    assert not [plan for plan in others if "steps_of_share" in keys(plan)]
     assert not [change for change in more.changes if change.field == "steps" and change.lossy]
 
 

@@ -5,9 +5,11 @@ import struct
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from turbodiff.spec.schedules import PLAIN
+from turbodiff.weights import locate
 from turbodiff.weights.distillation import lora_training, training_of
 from turbodiff.weights.locate import bundled_root, inventory, resolve_files
 
@@ -44,6 +46,10 @@ PUBLISHED = [
     ("my_style_lora_40steps.safetensors", "base", "", 0),
     ("lora_epoch10_step500.safetensors", "base", "", 0),
     ("storm_lightnings-free.safetensors", "base", "", 0),
+    ("fast_car_lightning_storm.safetensors", "base", "", 0),
+    ("lightning_goddess_v2.safetensors", "base", "", 0),
+    ("Wan22-Lightning/old/Wan22_Lightning_T2V.safetensors", "step-distilled", "lightning", 0),
+    ("lightning_lora_8steps.safetensors", "step-distilled", "lightning", 8),
     ("TurboDiffusion/checkpoints/Wan2.1-T2V-14B.pth", "base", "", 0),
     ("arcmotion_lora.safetensors", "base", "", 0),
 ]
@@ -148,3 +154,17 @@ def test_the_search_tells_what_each_network_was_distilled_for(tmp_path):
     }  # fmt: skip
     assert [lora.training.family for lora in found.loras] == ["causvid"]
     assert found.of("demo", "vae").training is None
+
+
+def test_the_width_that_a_lora_is_for_is_that_of_most_of_its_layers(tmp_path: Path) -> None:
+    def layers(count: int, dim: int, first: int) -> dict[str, torch.Tensor]:
+        state = {}
+        for block in range(first, first + count):
+            state[f"blocks.{block}.self_attn.q.lora_A.weight"] = torch.ones(4, dim)
+            state[f"blocks.{block}.self_attn.q.lora_B.weight"] = torch.ones(dim, 4)
+        return state
+
+    save_file(layers(1, 128, 0) | layers(5, 96, 1), tmp_path / "other.safetensors")
+    save_file({"blocks.0.self_attn.q.diff": torch.ones(96, 96)}, tmp_path / "whole.safetensors")
+    found = [locate.found_lora(tmp_path / f"{name}.safetensors", 1) for name in ("other", "whole", "none")]
+    assert [lora.dim for lora in found] == [96, 0, 0]

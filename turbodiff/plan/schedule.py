@@ -14,6 +14,7 @@ from turbodiff.spec.schedules import (
     MAX_STEPS,
     MOST_STEPS,
     PLAIN,
+    TURBO_STEPS,
     Training,
     objections,
     schedule_for,
@@ -53,13 +54,15 @@ def expert_trainings(request: Request, candidate: Candidate, inventory: Inventor
         published = PUBLISHED if spec.turbo else PLAIN
         weights = (file and file.training) or published
         applied = (lora for lora in request.loras if lora.strength > 0 and lora.expert in ("both", expert))
-        loras = tuple(_lora_training(lora, inventory) for lora in applied)
+        loras = tuple(_lora_training(lora, inventory, spec.dit.dim) for lora in applied)
         found.append(together(weights, request.weights_are, loras))
     return tuple(found)
 
 
-def _lora_training(lora: Lora, inventory: Inventory) -> Training:
-    return next((found.training for found in inventory.loras if found.path == lora.path), PLAIN)
+def _lora_training(lora: Lora, inventory: Inventory, dim: int) -> Training:
+    """How a LoRA makes a network of width `dim` be sampled: one that was made for another width is left out of it."""
+    of_width = (found for found in inventory.loras if found.path == lora.path and found.dim in (0, dim))
+    return next((found.training for found in of_width), PLAIN)
 
 
 def training_of(trainings: tuple[Training, ...]) -> Training:
@@ -99,6 +102,9 @@ def schedule_reasons(
         if training.trained_for == "step-distilled":
             numbers |= {"family": training.recipe.title if training.family else "unnamed", "shift": settled.shift}
         yield key[training.trained_for], numbers
+    said = wish.sampler == "auto" and "steps" not in wish.auto | wish.pinned
+    if said and wish.steps <= TURBO_STEPS < settled.steps:
+        yield "steps_of_share", {"asked": wish.steps, "steps": settled.steps}
     if settled.negative_prompt and "negative_prompt" in wish.auto:
         yield "negative_prompt_of_wan", {}
     if len({found.trained_for for found in trainings}) > 1:
@@ -106,7 +112,7 @@ def schedule_reasons(
         yield "experts_trained_apart", {"high": high.trained_for, "low": low.trained_for}
     for objection in objections(training, settled.sampler, settled.steps, settled.guidance):
         yield objection, facts
-    loras = [_lora_training(lora, inventory) for lora in wish.loras if lora.strength > 0]
+    loras = [_lora_training(lora, inventory, candidate.spec.dit.dim) for lora in wish.loras if lora.strength > 0]
     if training.trained_for == "rcm" and wish.weights_are == "auto":
         for lora in loras:
             if lora.trained_for == "step-distilled":

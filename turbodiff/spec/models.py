@@ -229,6 +229,7 @@ class FoundLora(Frozen):
     path: str
     bytes: int
     training: Training = PLAIN  # whether it distils plain Wan (weights/distillation.py)
+    dim: int = 0  # width of the networks that most of its layers are for, 0: not told
     dense: bool = False  # changes whole weights, which INT8 ones take by being made anew (weights/lora_facts.py)
 
 

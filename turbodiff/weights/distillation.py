@@ -34,7 +34,10 @@ _OWN = r"(?<![a-z])(?:{})(?![a-z])"
 NAMES: tuple[tuple[re.Pattern[str], TrainedFor, str], ...] = (
     (re.compile(_OWN.format(r"r-?cm|turbowan\w*")), "rcm", ""),
     (re.compile(r"fast-?wan"), "step-distilled", "fastwan"),
-    (re.compile(_OWN.format(r"lightning|seko")), "step-distilled", "lightning"),
+    # lightning is also weather: it counts beside Wan's own number or the steps
+    (re.compile(_OWN.format(r"seko") + r"|wan-?2-?[12]-?lightning"), "step-distilled", "lightning"),
+    (re.compile(_OWN.format("lightning") + r".*(?<![\da-z])\d{1,2}-?steps?(?![a-z\d])"), "step-distilled", "lightning"),
+    (re.compile(r"(?<![\da-z])\d{1,2}-?steps?(?![a-z\d]).*" + _OWN.format("lightning")), "step-distilled", "lightning"),
     (re.compile(r"light-?x2v|(?:cfg-?)?step-?distill|cfg-?distill"), "step-distilled", "lightx2v"),
     (re.compile(r"self-?forcing"), "step-distilled", "self-forcing"),
     (re.compile(r"caus-?vid"), "step-distilled", "causvid"),

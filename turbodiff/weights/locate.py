@@ -117,7 +117,8 @@ def inventory(roots: Sequence[Path] | None = None) -> Inventory:
 
 def found_lora(path: Path, n_bytes: int) -> FoundLora:
     """What a plan must know of a LoRA file."""
-    return FoundLora(path=str(path), bytes=n_bytes, training=lora_training(path), dense=lora_facts(path).dense)
+    facts = lora_facts(path)
+    return FoundLora(path=str(path), bytes=n_bytes, training=lora_training(path), dense=facts.dense, dim=facts.dim)
 
 
 def with_loras(found: Inventory, loras: Iterable[Lora]) -> Inventory:

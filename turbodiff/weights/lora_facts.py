@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -25,13 +26,14 @@ MAX_WORDS, MAX_WORD_CHARS, MAX_TAGS_BYTES = 6, 60, 4 << 20
 class LoraFacts(NamedTuple):
     """Title and trigger words, "" and () where the file names none; the expert that it seems to be for, or "".
 
-    dense: some change of a weight is no low rank.
+    dense: some change of a weight is no low rank. dim: the width that most low-rank factors have beside their rank.
     """
 
     title: str = ""
     words: tuple[str, ...] = ()
     expert: Side = ""
     dense: bool = False
+    dim: int = 0
 
 
 def lora_facts(path: Path) -> LoraFacts:
@@ -48,8 +50,9 @@ def _facts(path: Path, _size: int, _mtime_ns: int) -> LoraFacts:
     try:
         header = read_header(path)
         metadata, names = header.metadata, header.tensors.keys()
+        shapes = {name: info.shape for name, info in header.tensors.items() if len(info.shape) == 2}
     except FileError:
-        metadata, names = {}, {}.keys()
+        metadata, names, shapes = {}, {}.keys(), {}
     # keys first: a file with both experts is for both, whatever its name says
     low = sum(1 for name in names if LOW.search(name))
     high = len(names) - low if low else sum(1 for name in names if HIGH.search(name))
@@ -60,7 +63,9 @@ def _facts(path: Path, _size: int, _mtime_ns: int) -> LoraFacts:
     words = [word.strip() for word in named[: MAX_WORDS * MAX_WORD_CHARS].split(",")] if named else _frequent(metadata)
     told = tuple(word[:MAX_WORD_CHARS] for word in words if word.isprintable() and word)[:MAX_WORDS]
     dense = any(read_name(name).part in DENSE and not name.endswith(".bias") for name in names)
-    return LoraFacts(title if title.isprintable() else "", told, expert, dense)
+    widths = Counter(max(shape) for name, shape in shapes.items() if read_name(name).part in ("down", "up"))
+    dim = next((width for width, _ in widths.most_common(1)), 0)
+    return LoraFacts(title if title.isprintable() else "", told, expert, dense, dim)
 
 
 def _frequent(metadata: Mapping[str, str]) -> list[str]:

@@ -192,3 +192,12 @@ def test_no_import_chain_is_long():
 
     longest = max(map(chain, modules), key=len)
     assert len(longest) <= MAX_IMPORT_CHAIN, " > ".join(longest)
+
+
+def test_no_two_test_modules_share_a_name():
+    """pytest imports files of folders without __init__.py by their bare names, and two of one name end a whole run."""
+    names = [
+        path.name if not (path.parent / "__init__.py").exists() else relative(path)
+        for path in (ROOT / "tests").rglob("test_*.py")
+    ]
+    assert not [name for name, count in Counter(names).items() if count > 1]

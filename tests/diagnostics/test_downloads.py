@@ -95,7 +95,10 @@ def test_a_paused_download_can_be_given_up_without_its_process(hub, downloads, t
 def test_a_download_whose_process_is_gone_is_paused_and_goes_on_with_its_own_choice(number, hub, downloads, tmp_path):
     hub.bytes_per_s = 1_000_000
     argv = (*PULL, "--state-dir", str(downloads.folder.parent))
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as shell:
+    with subprocess.Popen(
+        argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
+    ) as shell:  # fmt: skip
         until(downloads, lambda found: found.progress.done_bytes > 1_000_000 and left_over(tmp_path))
         shell.send_signal(number)
     found = downloads.of(SPEC.name)

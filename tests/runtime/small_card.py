@@ -12,7 +12,6 @@ from torch import nn
 from turbodiff.memory_lab.dry_run import Ledger
 from turbodiff.models.vae import make_vae
 from turbodiff.plan.hardware import GpuFacts, Machine
-from turbodiff.runtime import offload
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.spec.models import configs_folder
@@ -56,7 +55,8 @@ class CardLedger(Ledger):
 
     def ignore(self, module: nn.Module) -> None:
         """A network in host memory: neither its weights nor views of them count."""
-        self._known.update(offload.host_data(tensor).untyped_storage() for tensor in tensors_of(module))
+        hosts = [vars(tensor).get("host_data", tensor) for tensor in tensors_of(module)]  # `.data` would be counted
+        self._known.update(host.untyped_storage() for host in hosts)
 
 
 def tensors_of(module: nn.Module) -> list[torch.Tensor]:

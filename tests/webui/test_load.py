@@ -1,7 +1,7 @@
 """Sixty jobs from six browsers: none lost, none mixed up, answers in milliseconds, a small web process."""
 
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import psutil
 import pytest
@@ -10,6 +10,7 @@ from stories import tab
 pytestmark = pytest.mark.browser
 
 BROWSERS, JOBS = 6, 10
+AGAIN_S = 30  # far longer than an accepted press takes
 PATIENCE_S = 300  # six browsers beside other work on two cores
 
 
@@ -45,6 +46,19 @@ def test_sixty_jobs_from_six_browsers(start_app, chromium, tmp_path, request):
         sixty_jobs(app, [open_pages.enter_context(tab(chromium, app)) for _ in range(BROWSERS)])
 
 
+def press_again(page, app, prompt):
+    """As a person does: Gradio drops a press while the page waits for the answer to its last one."""
+
+    def taken():
+        return prompt in [job.request.prompt for job in app.store.jobs(100)]
+
+    for _ in range(PATIENCE_S // AGAIN_S):
+        with suppress(AssertionError):
+            return app.wait(taken, AGAIN_S)
+        page.click("#go")
+    return app.wait(taken, AGAIN_S)
+
+
 def sixty_jobs(app, pages):
     """Press, wait, compare."""
     taken = []
@@ -52,7 +66,8 @@ def sixty_jobs(app, pages):
         times_of(page, taken)
     for number in range(JOBS):
         go_on(pages, number)
-        app.wait(lambda done=BROWSERS * (number + 1): len(app.store.jobs(100)) >= done, PATIENCE_S)
+        for who, page in enumerate(pages):
+            press_again(page, app, prompt_of(who, number))
     app.wait(lambda: all(job.state == "done" for job in app.store.jobs(100)), PATIENCE_S)
     found = sorted(job.request.prompt for job in app.store.jobs(100))
     assert found == sorted(prompt_of(who, number) for who in range(BROWSERS) for number in range(JOBS))

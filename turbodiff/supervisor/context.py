@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from turbodiff.diagnostics.logs import LogFile
 from turbodiff.gpu.probe import Sample, machine_from
@@ -28,18 +29,25 @@ def machine_of(store: Store) -> Machine | None:
         return None
     sample = Sample.model_validate_json(found[0]["value"])
     age_s = max(0.0, store.now() - found[0]["at_s"])
-    told: dict[str, int] = {}
-    for row in store.rows("SELECT name FROM fact WHERE name LIKE 'worker%'"):
-        worker = store.fact(row["name"]) or {}
-        told[worker.get("card") or ""] = worker.get("held_bytes") or 0
-    return machine_from(sample, worker_pids(store), told) if age_s <= STALE_S else None
+    if age_s > STALE_S:
+        return None
+    workers = _workers(store)
+    told = {worker.get("card") or "": worker.get("held_bytes") or 0 for worker in workers}
+    return machine_from(sample, _pids_of(workers), told)
 
 
 def worker_pids(store: Store) -> frozenset[int]:
     """Our workers, as the supervisor wrote them down."""
-    facts = store.rows("SELECT name FROM fact WHERE name LIKE 'worker%'")
-    pids = {(store.fact(row["name"]) or {}).get("pid") for row in facts}
-    return frozenset(pid for pid in pids if pid)
+    return _pids_of(_workers(store))
+
+
+def _workers(store: Store) -> list[dict[str, Any]]:
+    names = [row["name"] for row in store.rows("SELECT name FROM fact WHERE name LIKE 'worker%'")]
+    return [store.fact(name) or {} for name in names]
+
+
+def _pids_of(workers: list[dict[str, Any]]) -> frozenset[int]:
+    return frozenset(worker["pid"] for worker in workers if worker.get("pid"))
 
 
 class Memory:

@@ -39,11 +39,18 @@ class MemoryLimits(NamedTuple):
     host: int | None
     one_pool: bool = False
 
+    def in_host(self, cost: PhaseCost) -> int:
+        """Bytes of host memory that a phase takes."""
+        return cost.host_ram_bytes + (cost.peak_bytes if self.one_pool else 0)
+
+    def on_device(self, cost: PhaseCost) -> int:
+        """Bytes of the device's memory that a phase takes."""
+        return cost.peak_bytes + (cost.host_ram_bytes if self.one_pool else 0)
+
     def short(self, cost: PhaseCost) -> int:
         """Bytes by which a phase does not fit, on the device or in host memory; <= 0 when it does."""
-        if self.host is None:
-            return cost.peak_bytes - self.device
-        return max(cost.peak_bytes - self.device, cost.host_ram_bytes + self.one_pool * cost.peak_bytes - self.host)
+        on_device = cost.peak_bytes - self.device
+        return on_device if self.host is None else max(on_device, self.in_host(cost) - self.host)
 
 
 class CandidateCost(NamedTuple):
@@ -339,7 +346,7 @@ def _denoise_options(inputs: CostInputs, limits: MemoryLimits) -> list[Option]:
     works = {1: one_chunk} | {chunks: phase_costs.step_work(inputs, chunks) for chunks in FFN_CHUNKS[1:]}
     fewest = min([(work.activations, chunks) for chunks, work in works.items()])[1]
     smallest = _denoise_option(inputs, levers[-1], 0, fewest, works[fewest])
-    if max([cost.peak_bytes + limits.one_pool * cost.host_ram_bytes for cost in smallest[1]]) > limits.device:
+    if max(map(limits.on_device, smallest[1])) > limits.device:
         return [smallest]
     activations = None
     for chunks, work in works.items():
@@ -351,9 +358,8 @@ def _denoise_options(inputs: CostInputs, limits: MemoryLimits) -> list[Option]:
             if lever == "streamed":
                 # a block more is worth little time, so blocks fill the budget only as far as a plan still "fits"
                 bare = phase_costs.denoise(inputs, inputs.experts[-1], lever, 0, work, 0)
-                taken = bare.peak_bytes + limits.one_pool * bare.host_ram_bytes
                 block = w.block + slack_bytes(inputs.allocator, "denoise", 0, w.block)
-                room = (int(FITS_SHARE * limits.device) - taken) // block
+                room = (int(FITS_SHARE * limits.device) - limits.on_device(bare)) // block
                 resident = max(0, min(room, w.blocks - phase_costs.STREAM_BUFFERS))
             option = _denoise_option(inputs, lever, resident, chunks, work)
             options.append(option)

@@ -313,9 +313,8 @@ def _refusal(request: Request, decision: Decision) -> Refusal:
     cost, context, pinned = decision.cost, decision.context, decision.pinned
     limits = context.limits
     worst = max(cost.phases, key=limits.short)
-    in_host = worst.host_ram_bytes + (worst.peak_bytes if limits.one_pool else 0)
-    on_host = limits.host is not None and in_host - limits.host >= cost.short
-    need, have = (in_host, limits.host or 0) if on_host else (worst.peak_bytes, limits.device)
+    on_host = limits.host is not None and limits.in_host(worst) - limits.host >= cost.short
+    need, have = (limits.in_host(worst), limits.host or 0) if on_host else (worst.peak_bytes, limits.device)
     field, instead = "", "free memory, or run on a larger card: nothing on this disk fits"
     pins = [frozenset({"quant_linear"}), frozenset({"num_frames"}), SIZE_PINS, frozenset({"model"})]
     fewer_bits = context

@@ -180,12 +180,21 @@ class Run:
                 return remote
             except Exception as error:  # noqa: BLE001  the hub library's transport raises kinds of its own
                 code, wait_s = failure(error)
-                asked += 1
-                if code in FINAL or wait_s > MAX_WAIT_S or asked >= max(patience, 2 * (code == "download_busy")):
-                    self.leave(code, error)
-                    asked = 0
-                else:
-                    self.wait(wait_s or min(2**asked / 4, 8))
+                more = 0 if code in FINAL else max(patience, 2 * (code == "download_busy"))
+                asked = self.again(error, code, wait_s, asked + 1, more)
+
+    def again(self, error: Exception, code: str, wait_s: float, failures: int, limit: int) -> int:
+        """Wait after a failure of a server, or go on with the next one after the last of `limit` in a row; returns how
+        many are in a row from here on.
+
+        Raises:
+            FileError: there is no other server.
+        """
+        if failures >= limit or wait_s > MAX_WAIT_S:
+            self.leave(code, error)
+            return 0
+        self.wait(wait_s or min(2**failures / 4, 8))
+        return failures
 
     def leave(self, code: str, error: BaseException) -> None:
         """Go on with the next server.
@@ -259,11 +268,7 @@ class Run:
                 failures = 1 if part.done_bytes > had else failures + 1
                 if code == "download_busy" and connections:
                     connections = max(1, connections // 2)
-                if failures >= ATTEMPTS or wait_s > MAX_WAIT_S:
-                    self.leave(code, error)
-                    failures = 0
-                else:
-                    self.wait(wait_s or min(2**failures / 4, 8))
+                failures = self.again(error, code, wait_s, failures, ATTEMPTS)
 
     def check(self, part: Part, remote: Remote) -> None:
         """Compare size, the SHA-256 where the server tells it, and the header of weights; a bad file is deleted.

@@ -4,6 +4,7 @@ Only regular files below the folder of downloads are ever removed: not what anot
 cache holds, nothing behind a link, no file of a model that a job needs, and none that another model here needs.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -155,23 +156,22 @@ def _copy(file: StoredFile, target: Path) -> Iterator[int]:
     Raises:
         FileError: another file has that name, or the disk does not give back what was written.
     """
-    part = _part(target)
-    if not target.exists():
-        with file.path.open("rb") as source, part.open("ab") as copy:
-            at = min(copy.seek(0, os.SEEK_END), file.nbytes)
-            copy.truncate(at)
-            source.seek(at)
-            while data := source.read(COPY_BYTES):
-                copy.write(data)
-                at += len(data)
-                yield at
-        sync(part)
-    digest = hashlib.sha256()
-    with file.path.open("rb") as source:
-        while data := source.read(COPY_BYTES):
-            digest.update(data)
-            yield file.nbytes
+    part, digest = _part(target), hashlib.sha256()
     written = target if target.exists() else part
+    with file.path.open("rb") as source, contextlib.ExitStack() as opened:
+        copy, there, at = None, file.nbytes, 0
+        if written is part:
+            copy = opened.enter_context(part.open("ab"))
+            there = min(copy.seek(0, os.SEEK_END), file.nbytes)
+            copy.truncate(there)
+        while data := source.read(COPY_BYTES):  # what is there already is read for the comparison alone
+            digest.update(data)
+            if copy is not None:
+                copy.write(data[max(0, there - at) :])
+            at += len(data)
+            yield max(at, there)
+    if written is part:
+        sync(part)
     if sha256_of(written) != digest.hexdigest():
         nbytes = written.stat().st_size
         if written is part:

@@ -53,7 +53,7 @@ def job(tmp_path, monkeypatch):
             yield chunk
 
     monkeypatch.setattr(pipeline, "decode", tapped)
-    monkeypatch.setattr(worker, "beat", lambda events: None)
+    monkeypatch.setattr(worker, "beat", lambda events, device: None)
     monkeypatch.setattr("turbodiff.runtime.model_cache.ModelCache", lambda device: models)
     models.warm(request)
     gc.collect()

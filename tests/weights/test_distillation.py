@@ -52,6 +52,18 @@ PUBLISHED = [
     ("lightning_lora_8steps.safetensors", "step-distilled", "lightning", 8),
     ("TurboDiffusion/checkpoints/Wan2.1-T2V-14B.pth", "base", "", 0),
     ("arcmotion_lora.safetensors", "base", "", 0),
+    # its own name before the folder's
+    ("Lightning/wan2.2_t2v_high_noise_14B_fp16.safetensors", "base", "", 0),
+    ("Wan22-Lightning/Wan2_2-T2V-A14B-LOW_fp8_e4m3fn_scaled_KJ.safetensors", "base", "", 0),
+    ("lightx2v/Wan2.1-T2V-14B-Q4_K_M.gguf", "base", "", 0),
+    ("CausVid/wan2.1_t2v_1.3B_lightx2v_4step.safetensors", "step-distilled", "lightx2v", 4),
+    ("lightx2v/wan2.1_t2v_14B_merged.safetensors", "step-distilled", "lightx2v", 0),
+    (
+        "models--x--Wan2.2-Lightning/snapshots/0f/wan2.2_t2v_high_noise_14B.safetensors",
+        "step-distilled",
+        "lightning",
+        0,
+    ),
 ]
 
 

@@ -101,11 +101,29 @@ ALONE = [  # of a network that a single model could be, too
     ("人物_高.safetensors", "", False),
     ("人物_高清.safetensors", "", False),
     ("人物_高噪声.safetensors", "high", False),
+    # its own name and title before the folder's
+    ("High/Wan2_1-T2V-14B.safetensors", "", False),
+    ("high_noise_model/wan2.1_t2v_14B_fp16.safetensors", "", False),
+    ("Wan2.2/Wan2_1-T2V-14B_fp8_e4m3fn.safetensors", "", False),
+    ("Wan2.2-T2V-A14B/low/wan21_t2v.gguf", "", False),
+    ("低噪/WanX2.1-T2V-14B.pth", "", False),
+    ("Wan2.1/wan2.2_t2v_low_noise_14B.safetensors", "low", True),
+    ("low/wan2.2_t2v_high_noise_14B.safetensors", "high", True),
+    ("transformer_2/wan2.2_high_noise.safetensors", "high", True),
+    # only where nothing else tells: the nearest folder
+    ("AniSora_v3_high/diffusion_pytorch_model.safetensors", "high", False),
+    ("AniSora_v3_low/diffusion_pytorch_model.safetensors", "low", False),
+    ("AniSora_v3_high/transformer/diffusion_pytorch_model.safetensors", "high", False),
+    ("AniSora_v3_high/mine/model.safetensors", "", False),
+    ("AniSora_v3_High_Quality/model.safetensors", "", False),
+    ("高清_人物/model.safetensors", "", False),
+    ("人物_高/model.safetensors", "high", False),
 ]
 
 
 @pytest.mark.parametrize(("name", "side", "twin"), ALONE)
 def test_a_single_network_is_not_hidden_by_its_name(name: str, side: str, twin: bool, tmp_path: Path) -> None:
+    (tmp_path / "transformer_2").mkdir()
     assert experts.expert_of(tmp_path / name, {}, alone=True) == (side, twin)
 
 
@@ -121,6 +139,20 @@ def test_the_other_one_beside_it_makes_a_pair_in_chinese(tmp_path: Path) -> None
     assert experts.expert_of(low, {}, alone=True)[0] == ""
     (tmp_path / "人物-高.safetensors").touch()
     assert experts.expert_of(low, {}, alone=True)[0] == "low"
+
+
+def test_the_other_folder_beside_it_makes_a_pair(tmp_path: Path) -> None:
+    high = tmp_path / "AniSora_high_v3.2" / "model.safetensors"
+    assert experts.expert_of(high, {}, alone=True)[0] == ""
+    (tmp_path / "AniSora_low_v3.2").mkdir()
+    assert experts.expert_of(high, {}, alone=True)[0] == "high"
+
+
+def test_a_title_of_wan21_comes_before_the_folder_and_shapes_before_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "High" / "model.gguf"
+    assert experts.expert_of(path, {"general.name": "Wan2.1 T2V 14B"}, alone=True) == ("", False)
+    named = path.with_name("Wan2_1-T2V-14B.safetensors")
+    assert experts.expert_of(named, {}, alone=False)[0] == "high", "of these sizes there are only pairs"
 
 
 @pytest.mark.parametrize(

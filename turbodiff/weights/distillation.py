@@ -47,6 +47,11 @@ NAMES: tuple[tuple[re.Pattern[str], TrainedFor, str], ...] = (
 )
 STEPS_WORD = re.compile(r"(?<![\da-z])(\d{1,2})-?steps?(?![a-z\d])")
 GENERIC_WORD = re.compile(_OWN.format(r"distill(?:ed)?"))
+# The name of plain Wan and no word more, as wan2.1_t2v_14B_fp16 and Wan2.2-T2V-A14B-HighNoise-Q4_K_M
+PLAIN_NAME = re.compile(
+    r"wanx?-?2-?[12](?:-|[ti]2v|a?14b|1-?3b|480p|720p|high|low|noise|fp\d+|bf16|e4m3fn|e5m2|scaled|kj|int8|comfy|"
+    r"iq\d|q\d|k|[sml]|xs|xxs|nl|\d|model|diffusers)*"
+)
 # Folders that only hold: the one above them carries the name (diffusers' and LightX2V's trees)
 HOLDERS = frozenset(
     ("transformer", "transformer_2", "high_noise_model", "low_noise_model", "distill_models", "distill_fp8",
@@ -98,14 +103,16 @@ def lora_training(path: Path | str) -> Training:
 def _from_path(path: Path) -> Training | None:
     """What the file is called; else its folder, past those that only hold; else its repository in a cache.
 
-    A name that says no more than "distill" or "4steps" is made precise by a folder.
+    A name that says no more than "distill" or "4steps" is made precise by a folder. A file that is called as plain Wan
+    is says so itself: a folder `Lightning` may hold the LoRA and what it goes onto.
     """
     own = _from_name(path.stem, "name")
     if own and (own.family or own.trained_for == "rcm"):
         return own
     above = [folder for folder in path.parts[:-1][::-1] if folder.lower() not in HOLDERS]
     repositories = [folder for folder in above if folder.startswith(CACHE_FOLDER)]
-    for folder in (*above[:1], *repositories):
+    nearest = above[:1] if not PLAIN_NAME.fullmatch(_signs(path.stem)) else []
+    for folder in (*nearest, *repositories):
         told = _from_name(folder, "name")
         if told and (told.family or told.trained_for == "rcm"):  # "4steps" of a folder may be about anything
             return told._replace(steps=(own.steps if own else 0) or told.steps)
@@ -114,10 +121,15 @@ def _from_path(path: Path) -> Training | None:
 
 def _from_name(name: str, evidence: Evidence) -> Training | None:
     """What a title or a file's name says."""
-    plain = re.sub(r"[\s_.]+", "-", name.lower())
+    plain = _signs(name)
     counted = STEPS_WORD.search(plain)
     steps = int(counted[1]) if counted and 1 <= int(counted[1]) <= MAX_STEPS else 0
     for pattern, trained_for, family in NAMES:
         if pattern.search(plain):
             return Training(trained_for, family, steps, evidence)
     return Training("step-distilled", "", steps, evidence) if steps or GENERIC_WORD.search(plain) else None
+
+
+def _signs(name: str) -> str:
+    """In lower case, with one sign between words."""
+    return re.sub(r"[\s_.-]+", "-", name.lower())

@@ -1,10 +1,11 @@
-"""Which expert of a two-network model a file is: what a person says, then its metadata, its name, its folder.
+"""Which expert of a two-network model a file is: what a person says, then its metadata, its name, the folder.
 
 The two networks of Wan2.2 A14B have the same keys and shapes, so no header tells. A name is asked only where a model
 with two networks has these sizes, and what it tells must be about noise: `HighNoise`, `low_noise`, `i2vHighV20`,
-`-HN-`, `_L_`, `高噪声`; never `High Quality`, `low_vram`, `高清` or `低显存`, nor `高低噪`, which is both. A person
-says it in a file beside the weights, `NAME.toml`, with `expert = "high"`, "low" or "single" (`turbodiff models tell
-FILE --expert high` writes it).
+`-HN-`, `_L_`, `高噪声`; never `High Quality`, `low_vram`, `高清` or `低显存`, nor `高低噪`, which is both. A folder
+is asked only where the file's own name and title say nothing, and one that calls itself Wan2.1 is no half of a pair,
+whatever folder it lies in. A person says it in a file beside the weights, `NAME.toml`, with `expert = "high"`, "low"
+or "single" (`turbodiff models tell FILE --expert high` writes it).
 """
 
 import re
@@ -39,6 +40,7 @@ ABOUT = re.compile(
     r"quality|qual|v?ram|mem|gpu|res|def|steps?$|poly|light|key|motion|cfg|rank|speed|end|fps|precision|detail|bit|cost|"
     r"power|angle|cam|level|fidelity|compress|size|latency|budget|dim|loss|lr|score|shot|heel|school|fantasy|sigma|freq|contrast|dynamic|kick|energy|impact|pitch|tech|fashion"
 )
+WAN21 = re.compile(r"(?i)wan[\W_x]*2[\W_]*1(?!\d)")
 WAN22 = re.compile(r"(?i)wan[\W_]*2[\W_]*2(?!\d)|a14b|wan2214b")
 PLAIN_FOLDER = re.compile(
     r"noise|models?|experts?|transformer|dit|unet|wan|diffusion|net(work)?|\d+|模型|模型文件|专家|專家"
@@ -100,18 +102,18 @@ def expert_of(path: Path, metadata: Mapping[str, str], *, alone: bool) -> tuple[
     """
     if side := told_by_person(path):
         return side, False
-    if path.parent.name in ("transformer", "transformer_2") and (path.parent.parent / "transformer_2").is_dir():
-        return "high" if path.parent.name == "transformer" else "low", False  # diffusers' names
     titles = " ".join(metadata.get(title, "")[:200] for title in TITLES)
-    hint = bool(WAN22.search(path.stem) or WAN22.search(titles) or WAN22.search(path.parent.name))
+    own = f"{path.stem} {titles}"
+    single = alone and not WAN22.search(own) and WAN21.search(own) is not None
+    hint = bool(WAN22.search(own) or (not single and WAN22.search(path.parent.name)))
     named = _told(path.stem)
-    if named.side and not named.clear and alone and not hint and not _has_counterpart(path):
+    if named.side and not named.clear and alone and not hint and not _has_counterpart(path, path.stem):
         named = NOTHING
     title = _told(titles)
     if title.clear and named.side and title.side != named.side:
         return "", True  # they contradict each other
-    side = title.side if title.clear else named.side or _told_by_folders(path)
-    return side, hint
+    side = title.side if title.clear else named.side
+    return side or ("" if single else _told_by_folders(path)), hint
 
 
 def _tokens(text: str) -> Iterator[tuple[str, int, int]]:
@@ -150,23 +152,31 @@ def _told(text: str) -> Told:
 
 
 def _told_by_folders(path: Path) -> Side:
-    """What the two folders above tell, if they are about nothing else: `high_noise_model`, `HN`, `Low`."""
-    for folder in (path.parent.name, path.parent.parent.name):
-        told = _told(folder)
-        others = {word for word, *_ in _tokens(folder)} - set(SIDES)
-        if told.side and (told.clear or all(PLAIN_FOLDER.fullmatch(word) for word in others)):
+    """What the nearest folder tells, or the next above one that only holds (`transformer`, `models`).
+
+    Of a folder that is about something else, too, a word of noise counts, high or low at its end (`AniSora_v3_high`),
+    and what differs from a folder beside it in that word alone; of a farther one only a name about nothing else.
+    """
+    if path.parent.name in ("transformer", "transformer_2") and (path.parent.parent / "transformer_2").is_dir():
+        return "high" if path.parent.name == "transformer" else "low"  # diffusers' names
+    nearest = True
+    for folder in (path.parent, path.parent.parent):
+        told, words = _told(folder.name), [word for word, *_ in _tokens(folder.name)]
+        plain = all(PLAIN_FOLDER.fullmatch(word) for word in words if word not in SIDES)
+        ends = nearest and words[-1:] == [told.side]
+        if told.side and (told.clear or plain or ends or (nearest and _has_counterpart(folder, folder.name))):
             return told.side
+        nearest = nearest and plain
     return ""
 
 
-def _has_counterpart(path: Path) -> bool:
-    """Whether the file that differs only in high and low lies beside it."""
-    for word, start, end in _tokens(path.stem):
+def _has_counterpart(path: Path, name: str) -> bool:
+    """Whether what differs only in high and low lies beside a path whose name, or its stem, is `name`."""
+    for word, start, end in _tokens(name):
         if other := OTHER.get(word):
-            stem = path.stem[:start]
-            found = path.stem[start:end]
+            found, rest = name[start:end], path.name[end:]
             other = other.upper() if found.isupper() else other.title() if found[0].isupper() else other
             other = found.translate(OTHER_WAY) if found in ("高", "低") else other
-            if path.with_name(stem + other + path.stem[end:] + path.suffix).exists():
+            if path.with_name(name[:start] + other + rest).exists():
                 return True
     return False

@@ -11,7 +11,7 @@ import gradio as gr
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.events import Event
 from turbodiff.spec.jobs import ACTIVE, STOPPED, QueuedJob
-from turbodiff.spec.models import ModelSpec
+from turbodiff.spec.models import ModelSpec, all_models
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import MAX_PROMPT_CHARS
 from turbodiff.studio import POLICIES, pictures
@@ -184,7 +184,9 @@ def look(reader: StudioReader, values: FormValues, words: Words) -> Html:
     if values.get("kind") != "i2v":
         return Html("")
     if not values.get("image"):
-        return note(words("create.no_wan21_i2v"), "calm")
+        of_kind = [spec for spec in all_models() if spec.kind == "i2v" and not spec.bundled]
+        named, turbo = (", ".join(spec.display_name for spec in of_kind if spec.turbo or one) for one in (True, False))
+        return note(words("create.i2v_models", models=named, turbo=turbo), "calm")
     spec = form.model_called(values["model"])
     try:
         asked = reader.asked(values)

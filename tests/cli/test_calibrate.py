@@ -9,9 +9,11 @@ from turbodiff.cli import main
 from turbodiff.cli.machine import samples_of
 from turbodiff.jobs import measurements
 from turbodiff.jobs.store import Store
+from turbodiff.plan import planner
 from turbodiff.plan.calibration import History, work_bytes
 from turbodiff.plan.hardware import Machine
 from turbodiff.plan.planner import plan_request
+from turbodiff.spec.models import all_models
 
 
 def calibrate(monkeypatch, *flags):
@@ -34,6 +36,23 @@ def test_without_a_gpu_it_says_in_one_line_what_it_would_do(tmp_path, monkeypatc
     assert calibrate(monkeypatch, "--state-dir", str(tmp_path), "--model", "wan2.1-1.3b") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "no GPU" in line and "17 and 49 frames of wan2.1-1.3b" in line
+
+
+@pytest.mark.parametrize("spec", [spec for spec in all_models() if not spec.bundled], ids=lambda spec: spec.name)
+def test_every_model_can_be_asked_for(tmp_path, monkeypatch, spec):
+    """A picture belongs to those that start from one, by the table and not by the name: Wan2.2-T2V-A14B does not."""
+    asked = []
+    monkeypatch.setattr("turbodiff.gpu.probe.machine_now", lambda: card(24))
+    monkeypatch.setattr("turbodiff.cli.machine.MEASURE", (sys.executable, "-c", "input()"))
+    plan = planner.plan_request
+
+    def noted(request, *args):
+        asked.append((request.model, bool(request.image)))
+        return plan(request, *args)
+
+    monkeypatch.setattr("turbodiff.plan.planner.plan_request", noted)
+    assert not calibrate(monkeypatch, "--state-dir", str(tmp_path), "--model", spec.display_name)
+    assert asked == [(spec.name, spec.kind == "i2v")] * 2
 
 
 def test_what_was_learned_is_used_shown_and_forgotten(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 from turbodiff.cli.flags import FLAGS, read_lora
 from turbodiff.spec.errors import RequestError
+from turbodiff.spec.models import all_models
 from turbodiff.spec.request import Request, make_request
 
 
@@ -55,3 +57,25 @@ def test_a_locale_of_ascii_takes_no_letter_from_a_prompt(tmp_path):
     done = subprocess.run(command, env=where, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["request"]["prompt"] == "红色的圆 moves"
+
+
+def test_every_help_that_names_models_names_all_of_them(turbodiff, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    named = [spec.display_name for spec in all_models() if not spec.bundled]
+    pages = [["models", name] for name in ("pull", "pause", "cancel", "delete", "move")]
+    for page in [["plan"], ["generate"], ["calibrate"], *pages]:
+        code, said = turbodiff(*page, "--help")
+        assert code == 0
+        told = re.sub(r"[\s│]+", " ", said.out)
+        assert not [name for name in named if name not in told], page
+
+
+def test_help_answers_where_the_table_of_models_cannot_be_read(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "broken.toml").write_text("name = ")
+    where = {**os.environ, "TURBODIFF_CONFIGS": str(tmp_path)}
+    command = [sys.executable, "-m", "turbodiff.cli", "models", "pull"]
+    shown = subprocess.run([*command, "--help"], env=where, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0 and "turbodiff models list" in shown.stdout
+    told = subprocess.run([*command, "14B"], env=where, capture_output=True, text=True, check=False)
+    assert told.returncode == 2 and "broken.toml" in told.stderr and "Traceback" not in told.stderr

@@ -204,3 +204,23 @@ def test_a_variant_that_nobody_published_is_not_asked_for(downloads):
     with pytest.raises(RequestError, match="480p-quant"):
         downloads.start(SPEC, "720p-quant")
     assert not downloads.folder.exists()
+
+
+def test_pull_without_a_variant_goes_on_with_the_one_that_was_begun_and_another_is_obeyed(hub, downloads, tmp_path):
+    """Otherwise a Ctrl-C and the same command begin a second network of gigabytes."""
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}  # ends each run once it is known what would be fetched
+    pull, state = PULL[:-2], ("--state-dir", str(downloads.folder.parent))
+
+    def said(*args):
+        return subprocess.run((*pull, *state, *args), env=offline, capture_output=True, text=True, check=False).stderr
+
+    plain, int8 = "TurboWan2.1-T2V-1.3B-480P.pth", "TurboWan2.1-T2V-1.3B-480P-quant.pth"
+    assert f"{int8} " in said(), "nothing was begun: what suits a machine without a card"
+    assert f"{plain} " in said("--variant", "480p-plain", "--root", str(tmp_path / "begun"))
+    again = said()
+    assert f"{plain} " in again and f"{int8} " not in again
+    assert f"Going on with 480p-plain in {tmp_path / 'begun'}" in again
+    other = said("--variant", "480p-quant")
+    assert f"{int8} " in other and "Going on" not in other and str(tmp_path / "begun") not in other
+    (downloads.folder / f"{SPEC.name}.json").write_text(Download(state="done", variant="480p-plain").model_dump_json())
+    assert "Going on" not in said()

@@ -56,9 +56,8 @@ def test_only_a_picture_that_was_uploaded_here_is_looked_at(reader, tmp_path):
     tiny = Machine(ram_total_bytes=GIB, ram_available_bytes=GIB, cpu_count=1)
     reader._machine = CachedValue(lambda: tiny, 3600.0)  # nothing fits: the picture is shown all the same
     assert "data:image/jpeg" in render.look(reader, values("wan2.2-a14b", image=str(uploads / "mine.png")), Words("en"))
-    assert "Wan2.2 A14B" in render.look(
-        reader, values("wan2.2-a14b"), Words("en")
-    )  # no picture yet: which model it takes
+    none = render.look(reader, values("wan2.2-a14b"), Words("en"))  # no picture yet: which models take one
+    assert "Wan2.1-I2V-14B, Wan2.2-A14B" in none and "few steps: Wan2.2-A14B." in none
     assert render.look(reader, values("wan2.1-1.3b", image=str(uploads / "mine.png")), Words("en")) == ""
 
 

@@ -18,7 +18,7 @@ from turbodiff.spec.clips import Sidecar, read_record
 from turbodiff.spec.downloads import Progress as DownloadProgress
 from turbodiff.spec.events import JobError, PhaseEvent, PreviewEvent
 from turbodiff.spec.jobs import Outcome, Progress, QueuedJob
-from turbodiff.spec.models import Inventory, PassedOver, find_model
+from turbodiff.spec.models import Inventory, PassedOver, all_models, find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.plan import Change, Fit
 from turbodiff.spec.request import make_request
@@ -567,3 +567,8 @@ def test_files_that_no_model_uses_are_listed_with_the_reason_in_both_languages()
         assert shown.passed_over[0][0] == "/m/a.gguf" and "turbodiff[gguf]" in shown.passed_over[0][1]
         assert "passed-over" in system.draw(shown, False, words)
     assert re.search("[\u4e00-\u9fff]", shown.passed_over[0][1])
+
+
+def test_a_button_has_room_for_every_models_name_and_tells_them_apart():
+    names = [meter.short_model(spec.name) for spec in all_models()]
+    assert len(set(names)) == len(names) and {"1.3B", "14B", "A14B", "T2V-A14B", "I2V-14B"} <= set(names)

@@ -8,10 +8,8 @@ from typing import Annotated
 
 import typer
 
-from turbodiff.cli.flags import StateDir, open_studio
+from turbodiff.cli.flags import ModelName, StateDir, open_studio
 from turbodiff.cli.machine import models_app
-
-Model = Annotated[str, typer.Argument(help="Wan2.1-1.3B, Wan2.1-14B, Wan2.2-A14B")]
 
 
 @models_app.command("downloads")
@@ -37,7 +35,7 @@ def list_downloads(state_dir: StateDir = None) -> None:
 
 
 @models_app.command("pause")
-def pause_download(model: Model, state_dir: StateDir = None) -> None:
+def pause_download(model: ModelName, state_dir: StateDir = None) -> None:
     """Pause a download; `models pull` goes on with it."""
     from turbodiff.spec.models import find_model
 
@@ -45,7 +43,7 @@ def pause_download(model: Model, state_dir: StateDir = None) -> None:
 
 
 @models_app.command("cancel")
-def cancel_download(model: Model, state_dir: StateDir = None) -> None:
+def cancel_download(model: ModelName, state_dir: StateDir = None) -> None:
     """Give a download up: what is not complete is removed, complete files stay."""
     from turbodiff.spec.models import find_model
 
@@ -90,7 +88,7 @@ def show_usage() -> None:
 
 @models_app.command("delete")
 def delete_model(
-    model: Model,
+    model: ModelName,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     state_dir: StateDir = None,
 ) -> None:
@@ -111,7 +109,7 @@ def delete_model(
 
 @models_app.command("move")
 def move_model(
-    model: Model,
+    model: ModelName,
     folder: Annotated[Path, typer.Argument(help="a folder on another disk")],
     state_dir: StateDir = None,
 ) -> None:

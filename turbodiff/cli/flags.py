@@ -1,5 +1,6 @@
 """Every field of a Request as a flag, once, for all commands that take a request; and which folders a command uses."""
 
+import contextlib
 import functools
 import inspect
 import re
@@ -10,12 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from turbodiff.spec.environment import expand
-from turbodiff.spec.errors import RequestError
+from turbodiff.spec.errors import FileError, RequestError
 from turbodiff.spec.files import check_file
+from turbodiff.spec.models import all_models
 
 if TYPE_CHECKING:
     from turbodiff.studio import Studio
 
+
+def model_names(bundled: bool = True) -> str:
+    """The display names of the models for `--help`, those of downloads alone with `bundled` False; where their table
+    cannot be read, which every command says of itself, how to ask for them."""
+    with contextlib.suppress(FileError):
+        return ", ".join(spec.display_name for spec in all_models() if bundled or not spec.bundled)
+    return "turbodiff models list"
+
+
+ModelName = Annotated[str, typer.Argument(help=model_names(bundled=False))]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object a line instead of text")]
 StateDir = Annotated[Path | None, typer.Option("--state-dir", help="queue and caches; default: the XDG state folder")]
 Outputs = Annotated[Path, typer.Option("--outputs", help="the library's folder")]
@@ -24,7 +36,7 @@ OUTPUTS = Path("outputs")
 PROMPT = typer.Argument(help='What to show, e.g. "a red circle moves right on a black background"')
 # field of a request (spec/request.py) -> its flag, other names of it, what --help says; values are checked there
 FLAGS: Mapping[str, tuple[str, ...]] = {
-    "model": ("--model", "Demo, Wan2.1-1.3B, Wan2.1-14B, Wan2.2-A14B"),
+    "model": ("--model", model_names()),
     "seed": ("--seed", "0 .. 2^53-1; left out or -1: random"),
     "negative_prompt": ("--negative-prompt", "where there is guidance; left out: Wan's own"),
     "resolution": ("--resolution", "480p, 720p; the demo: 128"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from turbodiff.cli.flags import Json, StateDir, open_studio
+from turbodiff.cli.flags import Json, ModelName, StateDir, model_names, open_studio
 from turbodiff.spec.environment import current_folder
 from turbodiff.spec.errors import RequestError, TurbodiffError, not_started
 from turbodiff.spec.experts import Expert
@@ -28,7 +28,7 @@ PROMPT = "a red circle moves right on a black background"
 CHECKS = ("install", "gpu", "plan", "clip")
 MEASURE = (sys.executable, "-P", "-m", "turbodiff.memory_lab.measure")
 FRAMES = (17, 49)  # two lengths: what grows with a clip, and what does not
-models_app = typer.Typer(help="Weights: list, pull, verify, quantize.", no_args_is_help=True)
+models_app = typer.Typer(help="Weights: list, pull, verify, move, delete, quantize.", no_args_is_help=True)
 
 
 def gpu(as_json: Json = False) -> None:
@@ -152,7 +152,8 @@ def _check(name: str) -> str:
 
 def calibrate(
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="what to measure; left out: the models on disk")
+        list[str] | None,
+        typer.Option("--model", help=f"what to measure: {model_names(bundled=False)}; left out: the models on disk"),
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="show what was learned, measure nothing")] = False,
     clear: Annotated[bool, typer.Option("--clear", help="forget what was learned")] = False,
@@ -201,7 +202,7 @@ def _measured(store: "Store", models: list[str]) -> "Iterator[Sample]":
     from turbodiff.gpu.probe import machine_now
     from turbodiff.jobs import measurements
     from turbodiff.plan.planner import plan_request
-    from turbodiff.spec.models import Inventory
+    from turbodiff.spec.models import Inventory, find_model
     from turbodiff.spec.request import make_request
     from turbodiff.supervisor.worker_process import new_run_id, worker_environment
 
@@ -218,7 +219,7 @@ def _measured(store: "Store", models: list[str]) -> "Iterator[Sample]":
             try_instead="turbodiff doctor",
         )
     for name in models:
-        picture = {"image": "picture.jpg"} if "i2v" in name or "2.2" in name else {}
+        picture = {"image": "picture.jpg"} if find_model(name).kind == "i2v" else {}
         for frames in FRAMES:
             fields = {"prompt": "a cat runs", "model": name, "num_frames": frames, "steps": 1, **picture}
             plan = plan_request(make_request(fields), machine, Inventory())
@@ -299,20 +300,24 @@ def tell_expert(
 @models_app.command("pull")
 @models_app.command("download")
 def pull_model(
-    model: Annotated[str, typer.Argument(help="Wan2.1-1.3B, Wan2.1-14B, Wan2.2-A14B, Wan2.2-T2V-A14B")],
+    model: ModelName,
     variant: Annotated[
-        str, typer.Option("--variant", help="480p-quant, 720p-plain, ...; left out: what suits this machine")
+        str,
+        typer.Option("--variant", help="480p-quant, 720p-plain, ...; left out: the one begun, or what suits here"),
     ] = "",
-    root: Annotated[Path | None, typer.Option("--root", help="target folder; default: checkpoints/")] = None,
+    root: Annotated[
+        Path | None, typer.Option("--root", help="target folder; default: that of the one begun, or checkpoints/")
+    ] = None,
     mirror: Annotated[str, typer.Option("--mirror", help="server to ask first, over HF_ENDPOINT")] = "",
     state_dir: StateDir = None,
 ) -> None:
-    """Download what a model needs; one that stopped goes on, Ctrl-C pauses it. `models list` shows the variants."""
-    from turbodiff.cli.show import words_here
+    """Download what a model needs: go on with what stopped, or begin. Ctrl-C pauses; `models list` has the variants."""
+    from turbodiff.cli.show import print_lines, words_here
     from turbodiff.gpu.probe import machine_now
     from turbodiff.plan.tiers import suited
     from turbodiff.spec.downloads import Progress
     from turbodiff.spec.models import find_model
+    from turbodiff.spec.numbers import gb
     from turbodiff.weights.sources import check_mirror
 
     words, spec, downloads = words_here(), find_model(model), open_studio(state_dir).downloads
@@ -327,6 +332,9 @@ def pull_model(
         sys.stderr.write(f"{start}{spec.display_name} {words.download(progress)}{end}")
         sys.stderr.flush()
 
+    if begun := downloads.begun(spec, variant):
+        variant, root, size = begun.variant, root or Path(begun.root), gb(begun.progress.done_bytes)
+        print_lines([words("download.goes_on", variant=variant, folder=root, done=size)], sys.stderr)
     chosen = spec.variant(variant) if variant else suited(spec, machine_now())
     try:
         paths = downloads.run(spec, variant=chosen, root=root, mirror=mirror, tell=tell)

@@ -88,12 +88,18 @@ class Downloads:
             found = found.model_copy(update={"state": "paused"})
         return found.model_copy(update={"state": "running"}) if task.running else found
 
+    def begun(self, spec: ModelSpec, variant: str = "") -> Download | None:
+        """The download of a model that stopped before its end, which the next one goes on with; None where there is
+        none, or where another `variant` is asked for."""
+        known = self.of(spec.name)
+        names = [one.name for one in spec.variants if variant in ("", one.name)]
+        return known if known.state in ("paused", "failed") and known.variant in names and known.root else None
+
     def start(self, spec: ModelSpec, variant: str = "") -> None:
         """Download a variant of a model in a process of its own; by default go on with the one that stopped, or take
         what suits here (RequestError: there is none of that name)."""
-        known = self.of(spec.name)
-        if known.state in ("paused", "failed") and known.variant in ("", variant or known.variant) and known.root:
-            chosen = ["--variant", known.variant, "--root", known.root]
+        if begun := self.begun(spec, variant):  # named here: to its own process this download runs already
+            chosen = ["--variant", begun.variant, "--root", begun.root]
         else:
             chosen = ["--variant", spec.variant(variant).name] if variant else []
         start_task(self.folder, spec.name, (*PULL, spec.name, "--state-dir", str(self.folder.parent), *chosen))

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.experts import Expert, experts_by_step
-from turbodiff.spec.models import Frozen, Kind, ModelSpec, find_model
+from turbodiff.spec.models import Frozen, Kind, ModelSpec, all_models, find_model
 from turbodiff.spec.schedules import GUIDED_SAMPLERS, MAX_STEPS, MOST_STEPS, TURBO_STEPS, Sampler, Schedule, WeightsAre
 from turbodiff.spec.shapes import VideoShape, check_size, is_frame_count, named_size, nearest_frame_counts, table_size
 from turbodiff.spec.text import is_blank
@@ -256,10 +256,11 @@ def _check_model(request: Request, spec: ModelSpec) -> None:
             expected="a picture file", try_instead="--image photo.jpg",
         )  # fmt: skip
     if spec.kind == "t2v" and request.image:
+        others = " or ".join(other.display_name for other in all_models() if other.kind == "i2v" and not other.bundled)
         raise RequestError(
             f"{spec.display_name} makes clips from text only", code="image_unused", field="image",
             got=request.image[-80:], expected="no picture",
-            try_instead="--model Wan2.2-A14B, or leave the picture out",
+            try_instead=f"--model {others}, or leave the picture out",
         )  # fmt: skip
 
     if not is_frame_count(request.num_frames):

@@ -3,6 +3,7 @@ changed and the ways out; with it what else the plan says around the form: the b
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,6 @@ from webui.form import PINS
 from webui.markup import Html, action, el, join, local
 from webui.wording import Words
 
-SHORT_NAMES = {"Wan2.1-1.3B": "1.3B", "Wan2.1-14B": "14B", "Wan2.2-A14B": "A14B"}
 OF_SCHEDULE = frozenset(Schedule._fields)  # said by the schedule's own reason
 PIXELS = ("width", "height")  # said by the resolution
 # boundaries between which 3 and 4 steps are shared out alike (spec/experts.py, rCM schedule)
@@ -167,9 +167,8 @@ def residency(plan: Plan, words: Words) -> str:
 
 
 def short_model(name: str) -> str:
-    """A model's display name as a button has room for it: Wan2.1-14B is 14B."""
-    display_name = display_name_of(name)
-    return SHORT_NAMES.get(display_name, display_name)
+    """A model's display name as a button has room for it: Wan2.1-14B is 14B, Wan2.2-T2V-A14B is T2V-A14B."""
+    return re.sub(r"^Wan[\d.]+-", "", display_name_of(name))
 
 
 def value_text(name: str, value: object, words: Words) -> str:

@@ -187,7 +187,7 @@ class Trainer:
                 optimiser.load_state_dict(saved)
             self.step = state["step"]
 
-    def batch(self, size: int = BATCH) -> Batch:
+    def batch(self, size: int) -> Batch:
         """A random batch on the device."""
         return moved(batch(self.latents, self.words, size), self.device)
 
@@ -256,7 +256,7 @@ def train(folder: Path, settings: Settings, task: Task = T2V) -> dict[str, Tenso
     sparse = make_forward(trainer.model, settings.compiled, SLA)
     torch.manual_seed(trainer.step)
     while trainer.step < steps:
-        parts, t = trainer.batch(), task.draw_times(BATCH).to(settings.device)
+        parts, t = trainer.batch(BATCH), task.draw_times(BATCH).to(settings.device)
         cooling = steps - trainer.step < settings.cooldown * steps
         losses = flow_loss(sparse if cooling and torch.rand(()) < SLA_SHARE else dense, parts, t)
         losses.mean().backward()

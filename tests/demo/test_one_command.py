@@ -1,11 +1,15 @@
 """One command trains everything: here with so few steps that nothing is learnt, but every stage runs and fits."""
 
 import json
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from scripts.train_demo import __main__ as command
+from scripts.train_demo import distill, train_dit, train_lora, train_vae
 from turbodiff.models import attention
 from turbodiff.spec.models import find_model
 from turbodiff.weights.locate import inventory
@@ -16,10 +20,20 @@ TINY = (
 )
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)  # two minutes on an idle core
-def test_one_command_trains_writes_and_continues(tmp_path, monkeypatch) -> None:
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    """Small batches in float32: a CPU without instructions for bfloat16 would take half an hour."""
     monkeypatch.setattr(attention, "_sdpa", attention._sdpa)  # training swaps it for the process
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
+    monkeypatch.setattr(torch, "autocast", lambda *device_and_dtype, **enabled: nullcontext())
+    monkeypatch.setattr(train_vae, "latent_statistics", partial(train_vae.latent_statistics, clips=4))
+    monkeypatch.setattr(train_vae, "FRAME_BATCH", 4)
+    for trainer in (train_dit, distill, train_lora):
+        monkeypatch.setattr(trainer, "BATCH", 2)
+
+
+@pytest.mark.slow
+def test_one_command_trains_writes_and_continues(tmp_path, quick) -> None:
     words = ["--folder", str(tmp_path / "work"), "--bundle", str(tmp_path / "bundle"), *TINY.split()]
     command.main(words)
     found = inventory([tmp_path / "bundle"])

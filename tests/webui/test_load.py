@@ -38,7 +38,6 @@ def go_on(pages, number):
         page.click("#go")
 
 
-@pytest.mark.timeout(900)
 def test_sixty_jobs_from_six_browsers(start_app, chromium, tmp_path, request):
     app = start_app(tmp_path)
     request.addfinalizer(app.stop)

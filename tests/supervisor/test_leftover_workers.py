@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -11,8 +12,10 @@ from supervisor.bench import wait_until
 from turbodiff.gpu.processes import boot_id, start_ticks
 from turbodiff.supervisor.ownership import (
     Identity,
+    StateLock,
     end_leftover_workers,
     end_worker,
+    folder_identity,
     is_ours,
     leftover_workers,
     remember_worker,
@@ -33,8 +36,9 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     child.wait()
 
 
-def identity(pid: int) -> Identity:
-    return Identity(pid, start_ticks(pid) or 0, boot_id(), os.getuid(), RUN)
+def identity(pid: int, state: Path | None = None) -> Identity:
+    folder = folder_identity(state) if state else ""
+    return Identity(pid, start_ticks(pid) or 0, boot_id(), os.getuid(), RUN, folder)
 
 
 def test_fault_4_a_leftover_worker_is_recognised_and_ended(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
@@ -51,12 +55,36 @@ def test_fault_4_a_leftover_worker_is_recognised_and_ended(tmp_path: Path, sleep
 def test_fault_4_one_difference_and_it_is_somebody_elses(
     tmp_path: Path, sleeper: subprocess.Popen[bytes], change: dict[str, object]
 ) -> None:
-    other = replace(identity(sleeper.pid), **change)  # type: ignore[arg-type]
+    other = replace(identity(sleeper.pid, tmp_path), **change)  # type: ignore[arg-type]
     worker_file(tmp_path, 0).write_text(json.dumps(asdict(other)))
     assert not is_ours(other)
     assert not end_worker(other)
     assert end_leftover_workers(tmp_path) == ([], [])
     assert sleeper.poll() is None
+
+
+def test_a_copied_state_folder_ends_nobody(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    lock = StateLock(original)
+    remember_worker(original, 0, sleeper.pid, RUN)
+    shutil.copytree(original, copy)
+    lock.close()
+    other = StateLock(copy)
+    assert leftover_workers(copy) == [] and end_leftover_workers(copy) == ([], [])
+    other.close()
+    assert sleeper.poll() is None
+    assert [found.pid for found in leftover_workers(original)] == [sleeper.pid]
+
+
+def test_a_worker_whose_supervisor_lives_is_no_leftover(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    with subprocess.Popen(["sleep", "60"]) as supervisor:
+        ticks = start_ticks(supervisor.pid) or 0
+        kept = replace(identity(sleeper.pid, tmp_path), supervisor_pid=supervisor.pid, supervisor_ticks=ticks)
+        worker_file(tmp_path, 0).write_text(json.dumps(asdict(kept)))
+        assert leftover_workers(tmp_path) == [] and not end_worker(kept)
+        supervisor.kill()
+    assert [found.pid for found in leftover_workers(tmp_path)] == [sleeper.pid]
+    assert end_leftover_workers(tmp_path) == ([sleeper.pid], [])
 
 
 @pytest.mark.parametrize(

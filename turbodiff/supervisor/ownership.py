@@ -1,14 +1,16 @@
 """Who owns a state folder and which workers are ours: the supervisor's lock, and the workers written down beside it.
 
 A leftover worker of an earlier run is recognised by everything at once, never by a name or a number alone: pid, start
-time, boot id and uid are those that were written down when it started, and its environment still carries that run's
-id. Any difference, and it is somebody else's process: it is never signalled.
+time, boot id and uid are those that were written down when it started, its environment still carries that run's id,
+the note was written in this very folder and not in one that it was copied from, and the supervisor that started it is
+gone. Any difference, and it is somebody else's process: it is never signalled.
 """
 
 import contextlib
 import fcntl
 import json
 import os
+import secrets
 import select
 import signal
 import time
@@ -17,8 +19,9 @@ from pathlib import Path
 
 import psutil
 
-from turbodiff.gpu.processes import boot_id, start_ticks
+from turbodiff.gpu.processes import boot_id, is_running, start_ticks
 from turbodiff.spec.errors import OutputError, StateInUseError
+from turbodiff.spec.files import open_file
 from turbodiff.supervisor.worker_process import RUN_ID
 
 LOCK = "supervisor.lock"
@@ -49,9 +52,7 @@ class StateLock:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._fd)
-            pid = "unknown"
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                pid = json.loads(self.path.read_text())["pid"]
+            pid = _lock_facts(state).get("pid", "unknown")
             raise StateInUseError(
                 "another turbodiff uses this state folder",
                 code="state_in_use",
@@ -59,7 +60,8 @@ class StateLock:
                 got=f"{state}, held by pid {pid}",
                 try_instead="use its page, `turbodiff jobs list`, or another --state-dir",
             ) from None
-        facts = {"pid": os.getpid(), "start_ticks": start_ticks(os.getpid()), "since_s": time.time()}
+        name = _lock_facts(state).get("id") or secrets.token_hex(16)
+        facts = {"pid": os.getpid(), "start_ticks": start_ticks(os.getpid()), "since_s": time.time(), "id": name}
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, json.dumps(facts).encode(), 0)
@@ -67,6 +69,22 @@ class StateLock:
     def close(self) -> None:
         """Let the folder go."""
         os.close(self._fd)
+
+
+def _lock_facts(state: Path) -> dict[str, object]:
+    """What the lock's file says: pid, start_ticks and since_s of its holder, id of the folder; {} for nothing."""
+    with contextlib.suppress(OSError, ValueError), open_file(state / LOCK) as file:
+        found = json.loads(file.read(4096))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def folder_identity(state: Path) -> str:
+    """What names one state folder: device, inode and the random id in its lock; a copy has another inode."""
+    with contextlib.suppress(OSError):
+        stat = state.stat()
+        return f"{stat.st_dev}:{stat.st_ino}:{_lock_facts(state).get('id', '')}"
+    return ""
 
 
 def is_held(state: Path) -> bool:
@@ -93,6 +111,9 @@ class Identity:
     boot_id: str
     uid: int
     run_id: str
+    folder: str = ""  # see folder_identity
+    supervisor_pid: int = 0
+    supervisor_ticks: int = 0
 
 
 def worker_file(state: Path, slot: int) -> Path:
@@ -104,7 +125,9 @@ def remember_worker(state: Path, slot: int, pid: int, run_id: str) -> None:
     """Write down a worker that was just started; a disk that takes no more costs only this layer of care."""
     ticks = start_ticks(pid)
     if ticks is not None:
-        identity = Identity(pid, ticks, boot_id(), os.getuid(), run_id)
+        us = os.getpid()
+        folder = folder_identity(state)
+        identity = Identity(pid, ticks, boot_id(), os.getuid(), run_id, folder, us, start_ticks(us) or 0)
         with contextlib.suppress(OSError):
             worker_file(state, slot).write_text(json.dumps(asdict(identity)))
 
@@ -114,16 +137,20 @@ def leftover_workers(state: Path) -> list[Identity]:
     found = []
     for path in sorted(state.glob("worker*.json")):
         try:
-            identity = Identity(**json.loads(path.read_text()))
+            with open_file(path) as file:
+                identity = Identity(**json.loads(file.read(4096)))
         except (OSError, ValueError, TypeError):
             continue
-        if is_ours(identity):
+        if identity.folder == folder_identity(state) and is_ours(identity):
             found.append(identity)
     return found
 
 
 def is_ours(identity: Identity) -> bool:
-    """Whether that very process still runs: every field matches, and its environment carries the run id."""
+    """Whether that very process still runs and its supervisor does not: every field matches, and its environment
+    carries the run id."""
+    if identity.supervisor_pid != os.getpid() and is_running(identity.supervisor_pid, identity.supervisor_ticks):
+        return False
     if identity.pid in (0, 1, os.getpid(), os.getppid()) or identity.boot_id != boot_id():
         return False
     if start_ticks(identity.pid) != identity.start_ticks:

@@ -31,6 +31,14 @@ def pytest_collection_modifyitems(items):
             item.extra_keyword_matches.update(numbers().get((name, item.originalname), ()))
 
 
+def pytest_terminal_summary(terminalreporter):
+    """What the attack suite sent and what came of it, from every process of a parallel run."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, counts in report.user_properties:
+            if name == "attack":
+                terminalreporter.write_line(f"attack: {counts}")
+
+
 @pytest.fixture(autouse=True)
 def a_state_folder_of_its_own(tmp_path_factory, monkeypatch):
     """No test touches the person's queue, caches or models."""

@@ -34,7 +34,7 @@ from turbodiff.spec.environment import current_folder
 from turbodiff.spec.errors import FileError, OutOfMemoryError, RequestError
 from turbodiff.spec.events import Event, RunCommand
 from turbodiff.spec.files import state_folder
-from turbodiff.spec.jobs import ACTIVE, Outcome, QueuedJob, Where
+from turbodiff.spec.jobs import ACTIVE, Outcome, QueuedJob, Recovered, Where
 from turbodiff.spec.models import Inventory, ModelSpec, all_models
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, make_request
@@ -112,16 +112,15 @@ class Studio:
             RequestError: a field cannot be honoured.
             DoesNotFitError: nothing that the pins allow fits.
         """
-        request, machine = _request_of(fields), machine or probe.machine_now()
-        found = with_loras(inventory or find_weights(), request.loras)
+        request, found = _request_of(fields), inventory or find_weights()
+        found, machine = with_loras(found, request.loras), machine or probe.machine_now()
         return plan_request(request, machine, found, policy=policy, history=history or self.history())
 
     def outlook(
         self, fields: Mapping[str, Any], machine: Machine, inventory: Inventory, history: History | None = None
     ) -> Outlook:
         """The band and seconds of a plan, for many at once. Raises RequestError: a field cannot be honoured."""
-        request = _request_of(fields)
-        return outlook(request, machine, with_loras(inventory, request.loras), history=history)
+        return outlook(request := _request_of(fields), machine, with_loras(inventory, request.loras), history=history)
 
     def history(self) -> History | None:
         """What earlier runs taught; None where nothing ran yet: asking leaves no file behind."""
@@ -240,6 +239,11 @@ class Studio:
         """Whether the queue is paused."""
         return self._store.paused
 
+    @property
+    def recovered(self) -> Recovered | None:
+        """What the last start of the app had to bring back of the queue; None where all was sound."""
+        return Recovered.model_validate(found) if (found := self._store.fact("recovered")) else None
+
     def restart(self, by: str) -> int:
         """Ask the supervisor for a fresh worker; returns a number to watch with `restart_outcome`."""
         return self._store.ask("restart", by=by)
@@ -314,8 +318,7 @@ class Studio:
     def offers(self, machine: Machine | None = None) -> dict[str, tuple[Offer, ...]]:
         """By model name: what there is to download, each with what a plan says of it on this machine."""
         here, machine, history = find_weights(), machine or self.machine(), self.history()
-        told = {spec: fits_of(spec, machine, history) for spec in all_models()}
-        mirror = self.downloads.mirror
+        told, mirror = {spec: fits_of(spec, machine, history) for spec in all_models()}, self.downloads.mirror
         return {spec.name: download_offers(spec, here, fits, mirror) for spec, fits in told.items()}
 
     def _models_in_jobs(self) -> set[str]:

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from turbodiff.spec.clips import UNKNOWN_REQUEST, Sidecar, read_record
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.files import atomic_write
-from turbodiff.spec.jobs import ACTIVE, Outcome, QueuedJob
+from turbodiff.spec.jobs import ACTIVE, Outcome, QueuedJob, Recovered
 from turbodiff.spec.models import ModelSpec, PassedOver
 from turbodiff.spec.plan import Change, Plan
 from turbodiff.spec.request import Request
@@ -102,6 +102,7 @@ class Snapshot:
     selftest: SelfTest | None = None
     tier: Tier | None = None  # of this machine's card
     restarted: Outcome | None = None  # what came of the last restart
+    recovered: Recovered | None = None  # what the last start brought back of the queue
     now_s: float = 0.0
 
     def job(self, number: int) -> QueuedJob | None:
@@ -219,6 +220,7 @@ class StudioReader:
             selftest=studio.selftest(),
             tier=self.tier(),
             restarted=studio.restart_outcome(self._restart) if self._restart is not None else None,
+            recovered=studio.recovered,
             now_s=time.time(),
         )
 

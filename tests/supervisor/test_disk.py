@@ -51,8 +51,7 @@ def test_fault_40_a_job_without_room_is_parked_before_the_work_and_the_queue_wai
 
 def test_fault_41_outputs_that_take_no_file_park_the_job_before_the_work(bench: Bench) -> None:
     bench.turn_until(lambda: bench.slot.free)
-    blocked = bench.outputs / ".partial"
-    bench.outputs.mkdir(exist_ok=True)
+    blocked = bench.outputs
     shutil.rmtree(blocked, ignore_errors=True)
     blocked.write_text("a file where the folder should be")
     job = bench.run(request())
@@ -60,6 +59,14 @@ def test_fault_41_outputs_that_take_no_file_park_the_job_before_the_work(bench: 
     assert bench.store.events(job.id) == []
     blocked.unlink()
     assert bench.run(request()).state == "done"
+
+
+def test_fault_41_what_stands_for_the_folder_of_unfinished_clips_is_put_beside_it(bench: Bench) -> None:
+    bench.outputs.mkdir(exist_ok=True)
+    shutil.rmtree(bench.outputs / ".partial", ignore_errors=True)
+    (bench.outputs / ".partial").write_text("mine")
+    assert bench.run(request()).state == "done"
+    assert [path.read_text() for path in bench.outputs.glob(".partial-replaced-*")] == ["mine"]
 
 
 def test_fault_78_a_job_that_nothing_can_encode_is_parked_before_the_work(

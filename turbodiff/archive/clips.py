@@ -21,6 +21,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 
 import psutil
@@ -29,7 +30,7 @@ from turbodiff.gpu.processes import process_mark
 from turbodiff.media.tags import read_settings_tag
 from turbodiff.spec.clips import ClipResult, Sidecar, read_record
 from turbodiff.spec.errors import FileError, VerifyError
-from turbodiff.spec.files import output_error, sha256_of, sync, write_synced
+from turbodiff.spec.files import open_file, output_error, sha256_of, sync, write_synced
 
 PARTIAL = ".partial"
 STEM_BYTES = 180  # of 255 that a name may have on Linux; the rest of a temporary name and ".json" take at most 60
@@ -176,11 +177,11 @@ def read_sidecar(clip: Path) -> Sidecar:
     Raises:
         FileError: not an mp4, or one without our settings.
     """
-    path = sidecar_path(clip)
-    found: object = None
+    path, sidecar = sidecar_path(clip), None
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads(path.read_text("utf-8")) if path.stat().st_size <= MAX_SIDECAR_BYTES else None
-    sidecar = read_record(Sidecar, found if found and isinstance(found, dict) else read_settings_tag(clip))
+        stat = path.stat()
+        sidecar = _read_once(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    sidecar = sidecar or read_record(Sidecar, read_settings_tag(clip))
     if sidecar is None:
         raise FileError(
             "this video does not carry settings of turbodiff",
@@ -189,6 +190,21 @@ def read_sidecar(clip: Path) -> Sidecar:
             try_instead="a clip made by turbodiff, unchanged by other programs",
         )
     return sidecar
+
+
+@lru_cache(maxsize=512)  # 20 KB each; the page looks at 200 every few seconds
+def _read_once(path: Path, _state: tuple[int, int, int]) -> Sidecar | None:
+    found = json.loads(_text_of(path))
+    return read_record(Sidecar, found) if found and isinstance(found, dict) else None
+
+
+def _text_of(path: Path) -> str:
+    """The text of a sidecar. Raises OSError, ValueError: no file, larger than any, not UTF-8."""
+    with open_file(path) as file:
+        data = file.read(MAX_SIDECAR_BYTES + 1)
+    if len(data) > MAX_SIDECAR_BYTES:
+        raise ValueError(f"more than {MAX_SIDECAR_BYTES} bytes")
+    return data.decode("utf-8")
 
 
 def sidecars(outputs: Path) -> Iterator[tuple[Path, Sidecar]]:
@@ -204,7 +220,7 @@ def find_clip(outputs: Path, nonce: str) -> ClipResult | None:
     for path in outputs.glob("*/*.mp4.json"):
         clip = path.with_suffix("")
         with contextlib.suppress(OSError, ValueError, FileError):
-            if nonce in path.read_text("utf-8"):
+            if nonce in _text_of(path):
                 sidecar = read_sidecar(clip)
                 if sidecar.request.nonce == nonce and sidecar.sha256 == sha256_of(clip):
                     return sidecar.result(clip)

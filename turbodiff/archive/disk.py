@@ -13,7 +13,7 @@ from turbodiff.archive.clips import PARTIAL, partial_path, sidecar_path
 from turbodiff.gpu.processes import process_mark, start_ticks
 from turbodiff.media.ffmpeg import h264_encoder
 from turbodiff.spec.errors import OutputError
-from turbodiff.spec.files import output_error, write_synced
+from turbodiff.spec.files import make_folder, output_error, write_synced
 from turbodiff.spec.numbers import gib
 
 FOLDER_ERRORS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EACCES)  # not the name's fault
@@ -126,7 +126,7 @@ def _check_takes_a_file(told: Path, folder: Path) -> None:
     """Fail where a file cannot be written to `folder`, which is made; the error names the folder `told`."""
     probe = folder / f".turbodiff-{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         try:
             write_synced(probe, b"?")
         finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from turbodiff.archive.clips import read_sidecar, sidecar_path
 from turbodiff.archive.seed_table import MAX_TABLE_BYTES, Row, decode_table, read_table, write_table
+from turbodiff.jobs.rows import parsed
 from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import Sidecar, read_record
 from turbodiff.spec.encodings import Encoding
@@ -110,7 +111,9 @@ def rate(store: Store, outputs: Path, seed: int, rating: str | None = None, note
         )
     if found[0]["path"]:
         sidecar = sidecar_path(Path(found[0]["path"]))
-        with contextlib.suppress(OSError, ValueError):  # a clip that was moved away has none to write to
+        with contextlib.suppress(
+            OSError, ValueError, TypeError, RecursionError
+        ):  # a clip that was moved away has none to write to
             record = json.loads(sidecar.read_text("utf-8"))
             _replace(sidecar, json.dumps(record | cells, ensure_ascii=False, indent=1).encode())
     write_file(store, outputs)
@@ -157,7 +160,7 @@ def write_file(store: Store, outputs: Path) -> Path:
         fact = db.execute("SELECT value FROM fact WHERE name = 'seeds_md'").fetchone()
         if before:
             text, encoding = decode_table(before, path.name)
-            if fact is None or json.loads(fact["value"]) != _digest(before):
+            if fact is None or parsed(fact["value"]) != _digest(before):
                 _take_over(db, read_table(text), store.now())
                 _replace(path.with_name(f"{SEEDS_FILE}.bak"), before)
         after = encoding.encode(write_table([Row(*row) for row in db.execute(ALL_ROWS)]))
@@ -211,7 +214,8 @@ def _replace(path: Path, data: bytes) -> None:
 
 def _seed(row: sqlite3.Row) -> Seed:
     cells = (row[name] for name in ("prompt", "seed", "model", "resolution", "rating", "note", "raw"))
-    recipe = read_record(Sidecar, json.loads(row["recipe"]))
+    found = parsed(row["recipe"])
+    recipe = read_record(Sidecar, found) if isinstance(found, dict) else None
     return Seed(row["id"], Row(*cells), row["job"], row["path"] or "", recipe, row["created_s"])
 
 

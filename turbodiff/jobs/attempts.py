@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
-from turbodiff.jobs.store import JobColumns, SqlValue, Store, as_column
+from turbodiff.jobs.journal import remove_entry
+from turbodiff.jobs.rows import UNREADABLE, SqlValue, as_column
+from turbodiff.jobs.store import JobColumns, Store
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.events import Event
 from turbodiff.spec.jobs import OVER, Progress, QueuedJob, State
@@ -37,7 +39,11 @@ def claim(store: Store, slot: int = 0, free_bytes: int | None = None) -> QueuedJ
             " hold_bytes = NULL, progress = NULL WHERE id = ?",
             (slot, store.now(), row["id"]),
         )
-    return store.job(row["id"])
+    job = store.job(row["id"])
+    if job.error is UNREADABLE:
+        move_job(store, job.id, job.attempt, "parked", error=UNREADABLE)
+        return claim(store, slot, free_bytes)
+    return job
 
 
 def move_job(
@@ -63,6 +69,9 @@ def move_job(
         )
         if to in OVER:
             db.execute("DELETE FROM event WHERE job = ? AND type = 'preview'", (job,))
+        ended = db.execute("SELECT nonce FROM job WHERE id = ?", (job,)).fetchone() if to in OVER else None
+    if ended and done.rowcount == 1:
+        remove_entry(store.path.parent, ended["nonce"])
     return done.rowcount == 1
 
 
@@ -103,6 +112,8 @@ def finish_job(store: Store, job: int, attempt: int, result: ClipResult) -> bool
             return False
         add_artifact(db, job, attempt, result, store.now())
         db.execute("DELETE FROM event WHERE job = ? AND type = 'preview'", (job,))
+        nonce = db.execute("SELECT nonce FROM job WHERE id = ?", (job,)).fetchone()["nonce"]
+    remove_entry(store.path.parent, nonce)
     return True
 
 

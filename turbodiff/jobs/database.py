@@ -1,12 +1,13 @@
 """The database file: tables, migrations, journal mode, and the errors a person may meet when it opens."""
 
 import contextlib
+import errno
 import os
 import sqlite3
 from pathlib import Path
 
 from turbodiff.spec.errors import FileError, OutputError
-from turbodiff.spec.files import check_file, mount_fields, proc_lines
+from turbodiff.spec.files import NotAFileError, check_file, mount_fields, proc_lines
 
 DATABASE = "turbodiff.db"
 # file systems whose shared memory maps or locks WAL cannot rely on (sqlite.org/wal.html; WSL's /mnt/c is 9p or drvfs)
@@ -24,7 +25,7 @@ def open_database(path: Path) -> sqlite3.Connection:
     that takes no file can only be read.
 
     Raises:
-        FileError: the file is damaged, or was written by a newer version; it is left as it is.
+        FileError: the file is damaged or no file, or was written by a newer version; it is left as it is.
         OutputError: the folder cannot be written.
     """
     read_only = path.is_file() and not os.access(path.parent, os.W_OK)
@@ -32,15 +33,20 @@ def open_database(path: Path) -> sqlite3.Connection:
     if read_only:  # a log that was not merged must be read, too (sqlite.org/wal.html, "Read-only databases")
         address += "?mode=ro" if path.with_name(path.name + "-wal").exists() else "?immutable=1"
     try:
+        if path.is_symlink() and not path.exists():
+            raise NotAFileError(errno.ENOENT, "it is a link to nowhere", str(path))
         check_file(path)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds prompts
         db = sqlite3.connect(address, timeout=5.0, isolation_level=None, check_same_thread=False, uri=True)
+    except NotAFileError as error:
+        raise damaged(path, error) from error
     except (OSError, sqlite3.OperationalError) as error:
         raise write_error(path, error) from error
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(db.close)
         try:
             db.row_factory = sqlite3.Row
+            db.text_factory = _text
             db.execute("PRAGMA busy_timeout = 5000")
             version = int(db.execute("PRAGMA user_version").fetchone()[0])
             if version > len(MIGRATIONS):
@@ -66,11 +72,32 @@ def open_database(path: Path) -> sqlite3.Connection:
                 db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
                 db.execute("COMMIT")
         except sqlite3.OperationalError as error:
-            raise write_error(path, error) from error
+            raise store_error(path, error) from error
         except sqlite3.DatabaseError as error:
             raise damaged(path, error) from error
         on_failure.pop_all()
     return db
+
+
+def _text(data: bytes) -> str:
+    """A text of the database; what is damaged in it becomes U+FFFD."""
+    return data.decode("utf-8", "replace")
+
+
+def damage_of(db: sqlite3.Connection) -> str:
+    """What is wrong with an open database: its pages and rows as SQLite checks them, and its tables; "" for nothing.
+
+    Raises:
+        sqlite3.DatabaseError: SQLite cannot even check it.
+    """
+    answer = str(db.execute("PRAGMA integrity_check(1)").fetchone()[0])
+    if answer != "ok":
+        return answer
+    query = "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' ORDER BY name"
+    with contextlib.closing(sqlite3.connect(":memory:")) as fresh:
+        fresh.executescript(";".join(MIGRATIONS))
+        expected = fresh.execute(query).fetchall()
+    return "" if [tuple(row) for row in db.execute(query)] == expected else "its tables are not those of a job store"
 
 
 def set_journal_mode(db: sqlite3.Connection, system: str = "") -> str:
@@ -109,6 +136,13 @@ def damaged(path: Path, error: Exception) -> FileError:
         got=path,
         try_instead="start the app: it moves the file aside and restores the newest backup and every clip's sidecar",
     )
+
+
+def store_error(path: Path, error: sqlite3.OperationalError) -> FileError:
+    """The error for what SQLite calls operational: tables that are not as they should be are damage, all else is not
+    being able to write."""
+    unlike = any(words in str(error) for words in ("no such", "already exists", "malformed", "has no column"))
+    return damaged(path, error) if unlike else write_error(path, error)
 
 
 def write_error(path: Path, error: Exception) -> OutputError:

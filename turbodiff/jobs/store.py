@@ -14,27 +14,22 @@ import secrets
 import sqlite3
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypedDict
 
-from pydantic import BaseModel
-
-from turbodiff.jobs.database import DATABASE, damaged, open_database, write_error
-from turbodiff.spec.clips import ClipResult, Sidecar, read_record
-from turbodiff.spec.errors import RequestError
+from turbodiff.jobs.database import DATABASE, damage_of, damaged, open_database, store_error
+from turbodiff.jobs.journal import Accepted, remove_entry, write_entry
+from turbodiff.jobs.rows import LARGEST, UNREADABLE, SqlValue, as_column, asked_of, parsed, record_of
+from turbodiff.spec.clips import UNKNOWN_REQUEST, ClipResult, Sidecar, read_record
+from turbodiff.spec.errors import FileError, RequestError
 from turbodiff.spec.events import Event, JobError, make_event
 from turbodiff.spec.jobs import Outcome, Progress, QueuedJob, State, Where
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 
-SqlValue = str | bytes | int | float | None
 MAX_QUEUED_PER_CLIENT = 20  # one browser cannot fill the queue for everybody
-PACK_CHARS = 400
-KEPT_COLUMNS = 128  # requests and plans that were read last, 40 KB each; a snapshot of the page reads 80
 
 
 class JobColumns(TypedDict, total=False):
@@ -88,12 +83,20 @@ class Store:
         with self._lock, self._in_words():
             return self._db.execute(sql, values).fetchall()
 
+    def damage(self) -> str:
+        """What is wrong with the database, "" for a sound one."""
+        try:
+            with self._lock, self._in_words():
+                return damage_of(self._db)
+        except FileError as error:
+            return error.what
+
     @contextmanager
     def _in_words(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:
-            raise write_error(self.path, error) from error
+            raise store_error(self.path, error) from error
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:  # its subclasses are our own mistakes
                 raise
@@ -130,8 +133,29 @@ class Store:
                 (nonce, client, as_column(request), as_column(plan), parent, self.now()),
             )
             db.execute("UPDATE job SET place = id WHERE id = ?", (cursor.lastrowid,))
+            row = db.execute("SELECT * FROM job WHERE id = ?", (cursor.lastrowid,)).fetchone()
+            write_entry(self.path.parent, accepted_of(as_job(row)))
         assert cursor.lastrowid is not None
         return cursor.lastrowid
+
+    def restore(self, entry: Accepted) -> None:
+        """Put an accepted job that this database lacks back into the queue, under its number if that is free."""
+        with self.write() as db:
+            cursor = db.execute(
+                "INSERT INTO job (id, nonce, client, state, place, request, plan, parent, created_s) VALUES"
+                " (CASE WHEN ?1 > 0 AND NOT EXISTS (SELECT 1 FROM job WHERE id = ?1) THEN ?1 END,"
+                " ?2, ?3, 'queued', 0, ?4, ?5, ?6, ?7)",
+                (
+                    entry.id,
+                    entry.nonce,
+                    entry.client,
+                    as_column(entry.request),
+                    as_column(entry.plan),
+                    entry.parent,
+                    entry.created_s,
+                ),
+            )
+            db.execute("UPDATE job SET place = id WHERE id = ?", (cursor.lastrowid,))
 
     def job(self, job: int) -> QueuedJob:
         """One job.
@@ -164,8 +188,8 @@ class Store:
         found = []
         for row in self.rows("SELECT * FROM event WHERE job = ? AND seq > ? ORDER BY seq", job, after):
             envelope = {name: row[name] for name in ("job", "attempt", "t_s")}
-            with suppress(ValueError):
-                found.append((row["seq"], make_event(row["type"], json.loads(row["fields"]), **envelope)))
+            with suppress(ValueError, TypeError):
+                found.append((row["seq"], make_event(row["type"], parsed(row["fields"]), **envelope)))
         return found
 
     def cancel(self, job: int) -> State:
@@ -176,7 +200,10 @@ class Store:
                 (self.now(), job),
             )
             db.execute("UPDATE job SET ask = 'cancel' WHERE id = ? AND state = 'running'", (job,))
-        return self.job(job).state
+        now = self.job(job)
+        if now.over:
+            remove_entry(self.path.parent, now.nonce)
+        return now.state
 
     def stop_and_decode(self, job: int) -> None:
         """Ask a running job to stop stepping and turn what it has into a clip."""
@@ -200,6 +227,8 @@ class Store:
                 got=old.state,
                 try_instead=f"turbodiff jobs cancel {job}",
             )
+        if old.error is UNREADABLE and request is None:
+            raise RequestError(**UNREADABLE.model_dump(exclude={"exit_code"}))
         asked = request or old.request
         if old.over:
             return self.submit(asked.model_copy(update={"nonce": ""}), plan, client=old.client, parent=job)
@@ -211,11 +240,15 @@ class Store:
                 " WHERE id = ? AND state = 'parked'",
                 (kept, as_column(plan), job),
             )
+            row = db.execute("SELECT * FROM job WHERE id = ?", (job,)).fetchone()
+            write_entry(self.path.parent, accepted_of(as_job(row)))
         return job
 
     def duplicate(self, job: int) -> int:
         """The same request once more, as a new job at the end of the queue."""
         old = self.job(job)
+        if old.error is UNREADABLE:
+            raise RequestError(**UNREADABLE.model_dump(exclude={"exit_code"}))
         return self.submit(old.request.model_copy(update={"nonce": ""}), client=old.client, parent=job)
 
     def move(self, job: int, where: Where) -> None:
@@ -241,7 +274,10 @@ class Store:
         """Forget a job that is not waiting or running; its clip stays on disk. True if a row went."""
         with self.write() as db:
             marks = "('done', 'failed', 'cancelled', 'parked')"
-            return db.execute(f"DELETE FROM job WHERE id = ? AND state IN {marks}", (job,)).rowcount == 1
+            gone = db.execute(f"DELETE FROM job WHERE id = ? AND state IN {marks} RETURNING nonce", (job,)).fetchall()
+        for row in gone:
+            remove_entry(self.path.parent, row["nonce"])
+        return bool(gone)
 
     # --- controls and facts --------------------------------------------------------------------------------------
 
@@ -272,7 +308,7 @@ class Store:
     def outcome(self, control: int) -> Outcome | None:
         """What came of a control, or None while it is under way."""
         found = self.rows("SELECT outcome FROM control WHERE id = ? AND outcome IS NOT NULL", control)
-        return Outcome.model_validate_json(found[0]["outcome"]) if found else None
+        return Outcome.model_validate(parsed(found[0]["outcome"]) or {}) if found else None
 
     def put(self, name: str, value: object, durable: bool = True) -> None:
         """Keep one small fact (probe sample, supervisor status, pause) under its name."""
@@ -286,41 +322,43 @@ class Store:
     def fact(self, name: str) -> Any:
         """The fact of that name, or None."""
         found = self.rows("SELECT value FROM fact WHERE name = ?", name)
-        return json.loads(found[0]["value"]) if found else None
+        return parsed(found[0]["value"]) if found else None
 
 
-def as_column(value: BaseModel | dict[str, int] | dict[str, str] | SqlValue) -> SqlValue:
-    """A value as a column of a job holds it: models and dicts as JSON, compressed where it is long.
-
-    That keeps a job below 8 KB.
-    """
-    if not isinstance(value, BaseModel | dict):
-        return value
-    text = value.model_dump_json() if isinstance(value, BaseModel) else json.dumps(value)
-    return zlib.compress(text.encode()) if len(text) > PACK_CHARS else text
-
-
-def unpacked(value: str | bytes | None) -> str | None:
-    """The JSON of a column."""
-    return zlib.decompress(value).decode() if isinstance(value, bytes) else value
+def accepted_of(job: QueuedJob) -> Accepted:
+    """What the journal keeps of a job of the queue."""
+    return Accepted(
+        id=job.id, nonce=job.nonce, client=job.client, parent=job.parent, created_s=job.created_s, request=job.request,
+        plan=job.plan,
+    )  # fmt: skip
 
 
 def as_job(row: sqlite3.Row) -> QueuedJob:
-    """The job of one row; what another version wrote differently takes its default."""
+    """The job of one row; what another version wrote differently, or a disk damaged, takes its default.
+
+    A row whose request is lost has the error UNREADABLE.
+    """
     values = dict(row)
-    values["request"], values["plan"] = _asked(values["request"], values["plan"])
-    for name in ("overrides", "strikes"):
-        values[name] = json.loads(unpacked(values[name]) or "{}")
-    values["progress"] = Progress.model_validate_json(values["progress"]) if values["progress"] else None
-    for name, model in (("error", JobError), ("result", ClipResult)):
-        text = unpacked(values[name])
-        values[name] = None if text is None else read_record(model, json.loads(text))
+    read = asked_of(values["request"], values["plan"])
+    for name, kind in (("overrides", str), ("strikes", int)):
+        found = parsed(values[name])
+        values[name] = {k: v for k, v in found.items() if isinstance(v, kind)} if isinstance(found, dict) else {}
+    values["error"], values["result"] = record_of(JobError, values["error"]), record_of(ClipResult, values["result"])
+    if read is None:
+        read = read_record(Sidecar, {"request": dict(UNKNOWN_REQUEST)})
+        assert read is not None
+        values["error"] = UNREADABLE
+    progress = parsed(values["progress"])
+    values["progress"] = None
+    with suppress(ValueError):
+        values["progress"] = Progress.model_validate(progress) if progress else None
+    for name in ("place", "created_s", "started_s", "ended_s"):
+        number = values[name]
+        if not isinstance(number, int | float) or not abs(number) < LARGEST:
+            values[name] = None if name in ("started_s", "ended_s") else 0.0
+    for name in ("attempt", "slot", "cap_bytes", "hold_bytes", "parent"):
+        if not isinstance(values[name], int):
+            values[name] = 0 if name in ("attempt", "slot") else None
+    values |= {name: str(values[name]) for name in ("nonce", "client", "ask")}
+    values["request"], values["plan"] = read.request, read.plan
     return QueuedJob(**values)
-
-
-@lru_cache(KEPT_COLUMNS)
-def _asked(request: str | bytes, plan: str | bytes | None) -> tuple[Request, Plan | None]:
-    columns = {"request": json.loads(unpacked(request) or "{}"), "plan": json.loads(unpacked(plan) or "null")}
-    read = read_record(Sidecar, columns)  # a sidecar holds both, too
-    assert read is not None
-    return read.request, read.plan

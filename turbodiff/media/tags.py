@@ -14,6 +14,8 @@ from turbodiff.spec.errors import FileError
 
 TAG = "turbodiff"
 MAX_TOP_BOXES = 64
+MAX_BOXES = 1024  # at one level: ffmpeg writes ten
+MAX_TAG_CHARS = 4 << 20
 MAX_MOOV_BYTES = 16 << 20  # an hour of video needs less; a larger one is not a clip of ours
 
 
@@ -45,7 +47,7 @@ def read_tags(clip: Path) -> dict[str, str]:
         tags = {}
         for item in (item for values in _inside(boxes, b"ilst") for item in _boxes(values)):
             index = int.from_bytes(item.name, "big") - 1  # a box's name is the key's number, counted from one
-            for data in _inside(_boxes(item.body), b"data"):
+            for data in _inside(_boxes(item.body, 8), b"data"):
                 if 0 <= index < len(names):
                     tags[names[index]] = data[8:].decode("utf-8", "replace")
         return tags
@@ -58,9 +60,10 @@ def read_settings_tag(clip: Path) -> dict[str, object]:
     Raises:
         FileError: not readable, or not an mp4.
     """
+    text = read_tags(clip).get(TAG, "{}")
     try:
-        settings = json.loads(read_tags(clip).get(TAG, "{}"))
-    except ValueError:
+        settings = json.loads(text) if len(text) <= MAX_TAG_CHARS else None
+    except (ValueError, RecursionError):
         return {}
     return settings if isinstance(settings, dict) else {}
 
@@ -86,9 +89,11 @@ def _find_moov(file: BinaryIO, clip: Path) -> bytes:
     raise FileError("not an mp4 file", code="not_mp4", field=clip.name, expected="an mp4 with its index")
 
 
-def _boxes(data: bytes) -> Iterator[Box]:
+def _boxes(data: bytes, most: int = MAX_BOXES) -> Iterator[Box]:
     at = 0
-    while at + 8 <= len(data):
+    for _ in range(most):
+        if at + 8 > len(data):
+            return
         size, name = struct.unpack_from(">I4s", data, at)
         if size < 8:
             return

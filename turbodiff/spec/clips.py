@@ -4,8 +4,10 @@ Both are JSON. `read_record` opens what another version wrote, or a person damag
 mistyped takes its default.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -129,31 +131,70 @@ def rating_parts(rating: str) -> tuple[str, str]:
 
 R = TypeVar("R", bound=Record)
 SCALARS = ("str", "int", "float", "bool")  # as pydantic names them at the end of an error's path
+# Far beyond what any version wrote: a sidecar with a plan is 8 levels deep and has 600 values
+MAX_DEPTH, MAX_VALUES, MAX_TEXT = 24, 20_000, 100_000
+MAX_ROUNDS = 8  # of leaving out what is mistyped; then whole parts go
+LARGEST = 2**63 - 1
 
 
-def read_record(kind: type[R], document: dict[str, Any]) -> R | None:
-    """The record that parsed JSON stands for, whatever version wrote it; `document` is changed on the way.
+def read_record(kind: type[R], document: Mapping[str, Any]) -> R | None:
+    """The record that parsed JSON stands for, whatever version wrote it, a person changed or a disk damaged.
+
+    What is too deep, too long or no number of this world is left out first, so that no reader meets it.
 
     Returns:
         None where a part is missing that nothing can stand for: a sidecar without a request.
     """
-    while True:
+    left = iter(range(MAX_VALUES))
+    bounded: Any = _bounded(dict(islice(document.items(), 1000)), MAX_DEPTH, left)
+    for turn in range(2 * MAX_ROUNDS):
         try:
-            return kind.model_validate(document)
+            return kind.model_validate(bounded)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        *place, name = first["loc"]
-        if name in SCALARS:  # a member of a union of scalars, which is no part of the document
-            *place, name = place
-        replaced = place[-1:] == ["request"] and name in UNKNOWN_REQUEST
-        if first["type"] == "missing" and not replaced:  # its container cannot be read without it
-            if not place:
-                return None
-            *place, name = place
-        parent: Any = document
-        for step in place:
-            parent = parent[step]
-        if replaced:
-            parent[name] = UNKNOWN_REQUEST[str(name)]
-        else:
-            del parent[name]
+            wrong = error.errors(include_url=False, include_input=False, include_context=False)
+        if any(not one["loc"] or (one["type"] == "missing" and len(one["loc"]) == 1) for one in wrong):
+            return None
+        done = turn < MAX_ROUNDS and _leave_out(bounded, [(one["loc"], one["type"] == "missing") for one in wrong])
+        for part in {one["loc"][0] for one in wrong} if not done else ():
+            bounded.pop(part, None)
+    return None
+
+
+def _leave_out(document: Any, wrong: Iterable[tuple[tuple[int | str, ...], bool]]) -> bool:
+    """Take the wrong parts out of a document, or put what stands for them; False where none could be found."""
+    places: dict[tuple[int | str, ...], JsonValue | None] = {}
+    for place, missing in wrong:
+        if place[-1] in SCALARS:  # a member of a union of scalars, which is no part of the document
+            place = place[:-1]
+        replaced = place[-2:-1] == ("request",) and place[-1] in UNKNOWN_REQUEST
+        if missing and not replaced:  # its container cannot be read without it
+            place = place[:-1]
+        places[place] = UNKNOWN_REQUEST[str(place[-1])] if replaced else None
+    found = False
+    # the inner before the outer and the last of a list first, so that the other places stay where they are
+    for place in sorted(places, key=lambda place: [str(step).zfill(12) for step in place], reverse=True):
+        with suppress(KeyError, IndexError, TypeError):
+            parent = document
+            for step in place[:-1]:
+                parent = parent[step]
+            if (stand_in := places[place]) is not None:
+                parent[place[-1]] = stand_in
+            else:
+                del parent[place[-1]]
+            found = True
+    return found
+
+
+def _bounded(value: Any, depth: int, left: Iterator[int]) -> Any:
+    """The value within the limits; None for what is beyond them. Lone surrogates, which UTF-8 lacks, become "?"."""
+    if next(left, None) is None or depth == 0:
+        return None
+    if isinstance(value, str):
+        return value[:MAX_TEXT].encode("utf-8", "replace").decode()
+    if isinstance(value, Mapping):
+        return {_bounded(str(name), 1, left) or "": _bounded(one, depth - 1, left) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_bounded(one, depth - 1, left) for one in value[:MAX_VALUES]]
+    if isinstance(value, int | float) and not abs(value) <= LARGEST:
+        return None
+    return value

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import stat
 import threading
 from collections.abc import Iterator
@@ -90,6 +91,19 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make a folder where there is none. What else stands under its name, a dangling link included, is kept beside it.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    try:
+        path.mkdir(mode, parents=True, exist_ok=True)
+    except FileExistsError:
+        path.rename(path.with_name(f"{path.name}-replaced-{secrets.token_hex(4)}"))
+        path.mkdir(mode)
 
 
 def sync(path: Path) -> None:

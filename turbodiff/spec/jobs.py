@@ -42,6 +42,17 @@ class Outcome(BaseModel):
     seconds: float | None = None
 
 
+class Recovered(BaseModel):
+    """What the last start had to bring back, in jobs and clips: see supervisor/recovery.py."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    damaged: bool = False
+    restored: int = 0
+    mended: int = 0
+    clips: int = 0
+    parked: int = 0
+
+
 @dataclass(frozen=True)
 class QueuedJob:
     """One row of the queue. Times are Unix seconds and for people only; `strikes` counts how attempts ended."""

@@ -27,7 +27,10 @@ def machine_of(store: Store) -> Machine | None:
     found = store.rows("SELECT value, at_s FROM fact WHERE name = 'probe' AND value != 'null'")
     if not found:
         return None
-    sample = Sample.model_validate_json(found[0]["value"])
+    try:
+        sample = Sample.model_validate_json(found[0]["value"])
+    except ValueError:  # a damaged row; the next second has another
+        return None
     age_s = max(0.0, store.now() - found[0]["at_s"])
     if age_s > STALE_S:
         return None
@@ -43,7 +46,8 @@ def worker_pids(store: Store) -> frozenset[int]:
 
 def _workers(store: Store) -> list[dict[str, Any]]:
     names = [row["name"] for row in store.rows("SELECT name FROM fact WHERE name LIKE 'worker%'")]
-    return [store.fact(name) or {} for name in names]
+    facts = [store.fact(name) for name in names]
+    return [fact for fact in facts if isinstance(fact, dict)]
 
 
 def _pids_of(workers: list[dict[str, Any]]) -> frozenset[int]:

@@ -1,34 +1,52 @@
 """What a start does before anything runs: a sound store, no leftovers, interrupted jobs adopted or back in the queue.
 
-A damaged store is moved aside; the newest backup takes its place and the sidecars bring back every finished clip.
+A damaged store is moved aside; the newest backup takes its place, the journal (jobs/journal.py) brings back every job
+that was accepted and has not ended, and the sidecars bring back every finished clip. A store that is sound but older
+than the journal is treated alike: a job without a file in the journal has ended, and never runs again by itself.
 """
 
 import contextlib
+import secrets
+import shutil
+import sqlite3
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from turbodiff.archive import seeds
 from turbodiff.archive.clips import find_clip, sidecars, sweep
+from turbodiff.jobs import journal
 from turbodiff.jobs.attempts import add_artifact, finish_job, move_job
 from turbodiff.jobs.database import DATABASE
-from turbodiff.jobs.store import Store, as_column
-from turbodiff.spec.errors import FileError, OutputError
-from turbodiff.spec.files import atomic_write
+from turbodiff.jobs.journal import Accepted, remove_entry
+from turbodiff.jobs.rows import UNREADABLE, as_column
+from turbodiff.jobs.store import Store, accepted_of
+from turbodiff.spec.clips import Sidecar
+from turbodiff.spec.errors import FileError
+from turbodiff.spec.events import JobError
+from turbodiff.spec.files import atomic_write, make_folder, open_file, sha256_of
+from turbodiff.spec.jobs import Recovered, State
 from turbodiff.supervisor.ownership import end_leftover_workers
 
 BACKUPS = "backups"
 KEEP_BACKUPS = 7
 BACKUP_EVERY_S = 24 * 3600.0
+ALL = 1_000_000  # jobs, more than a store holds
+OPEN: tuple[State, ...] = ("queued", "running", "verifying", "parked")
 
 
 @dataclass
 class Report:
-    """What a start found and did, in words for the log."""
+    """What a start found and did, in words for the log, and in numbers for the page."""
 
     lines: list[str] = field(default_factory=list)
     requeued: int = 0
     adopted: int = 0
+    damage: str = ""  # of the store
+    restored: int = 0  # jobs that only the journal knew
+    mended: int = 0  # jobs whose request was read from the journal
+    clips: int = 0  # taken over from their sidecars
+    parked: int = 0  # jobs of which it cannot be told what became
 
 
 def recover(state: Path, outputs: Path) -> tuple[Store, Report]:
@@ -46,25 +64,32 @@ def recover(state: Path, outputs: Path) -> tuple[Store, Report]:
         report.lines.append(f"leftover worker(s) would not end: pid {', '.join(map(str, stayed))}; the driver may hang")
     try:
         store = Store(state)
-        damage = check(store)
-        if damage:
+        report.damage = store.damage()
+        if report.damage:
             store.close()
     except FileError as error:
         if error.code != "store_damaged":
             raise
-        damage = error.what
-    if damage:
-        store = _restore(state, outputs, report, damage)
+        report.damage = error.what
+    if report.damage:
+        store = _restore(state, report)
+    ended = _reconcile(store, state, outputs, report)
     settle(store, outputs, report)
+    _park_ended(store, ended, report)
     removed = sweep(outputs)
     if removed:
         report.lines.append(f"removed {len(removed)} unfinished file(s) in {outputs}")
+    told = Recovered(
+        damaged=bool(report.damage), restored=report.restored, mended=report.mended, clips=report.clips,
+        parked=report.parked,
+    )  # fmt: skip
+    store.put("recovered", told.model_dump() if any(told.model_dump().values()) else None)
     return store, report
 
 
 def settle(store: Store, outputs: Path, report: Report) -> None:
     """Jobs that ran when the last supervisor died: done if their clip is there and sound, else queued, uncharged."""
-    for job in store.jobs(limit=1_000_000, states=("running", "verifying")):
+    for job in store.jobs(limit=ALL, states=("running", "verifying")):
         clip = find_clip(outputs, job.nonce)
         if clip is not None and finish_job(store, job.id, job.attempt, clip):
             with contextlib.suppress(FileError):  # the archive has the clip; its file is written again with the next
@@ -79,73 +104,163 @@ def settle(store: Store, outputs: Path, report: Report) -> None:
         report.lines.append(f"{report.requeued} job(s) requeued, {report.adopted} finished clip(s) adopted")
 
 
-def check(store: Store) -> str:
-    """ "" for a sound store, else what SQLite's quick_check says."""
-    try:
-        answer = str(store.rows("PRAGMA quick_check(1)")[0][0])
-    except FileError as error:
-        return error.what
-    return "" if answer == "ok" else answer
+def _reconcile(store: Store, state: Path, outputs: Path, report: Report) -> set[str]:
+    """Bring store, journal and sidecars together; returns the nonces of waiting jobs that ended after this store."""
+    here, known = journal.identity(state), store.fact("journal")
+    same, older = bool(here) and here == known, bool(here) and here != known
+    waiting = {job.nonce: job for job in store.jobs(limit=ALL, states=OPEN)}
+    found: set[str] = set()
+    lost: list[Accepted] = []
+    damaged: set[str] = set()
+    for path, entry, whole in journal.entries(state):
+        if entry is None or not whole:
+            bad = path.rename(path.with_suffix(".damaged"))
+            known_nonces = (row["nonce"] for row in store.rows("SELECT nonce FROM job"))
+            nonce = next((nonce for nonce in known_nonces if journal.entry_path(state, nonce) == path), "")
+            damaged.add(nonce)
+            if not nonce:
+                report.lines.append(f"the file of an accepted job is damaged: {bad}")
+                _park_unread(store, entry, f"journal-{path.stem}")
+                report.parked += 1
+            continue
+        row = store.rows("SELECT id, state FROM job WHERE nonce = ?", entry.nonce)
+        if not row:
+            lost.append(entry)
+        elif (job := waiting.get(entry.nonce)) is None:
+            path.unlink(missing_ok=True)
+            continue
+        elif job.error is UNREADABLE or job.request != entry.request:
+            with store.write() as db:
+                values = (as_column(entry.request), as_column(entry.plan), job.id)
+                db.execute("UPDATE job SET request = ?, plan = ? WHERE id = ?", values)
+            report.mended += 1
+            report.lines.append(f"job {job.id}: its row was damaged, what was asked comes from the journal")
+        found.add(entry.nonce)
+    for entry in sorted(lost, key=lambda entry: (entry.created_s, entry.id)):
+        store.restore(entry)
+    report.restored = len(lost)
+    ended = set(waiting) - found - damaged if same else set[str]()
+    if report.damage or older or lost or ended:
+        report.clips = rebuild(store, outputs, report)
+        report.lines.append(f"{report.clips} clip(s) taken over from their sidecars")
+    if lost:
+        left = len([job for job in store.jobs(limit=ALL, states=OPEN) if job.nonce in {entry.nonce for entry in lost}])
+        report.restored = left
+        report.lines.append(f"{left} accepted job(s) that the store did not have are back from the journal")
+    for job in store.jobs(limit=ALL, states=OPEN):
+        if job.nonce not in found | ended and job.error is not UNREADABLE:
+            journal.write_entry(state, accepted_of(job))
+    if not same:
+        store.put("journal", here or journal.start_journal(state))
+    return ended
 
 
-def _restore(state: Path, outputs: Path, report: Report, why: str) -> Store:
-    aside = state / f"damaged-{int(time.time())}"
-    aside.mkdir(parents=True, exist_ok=True)
+def _park_ended(store: Store, ended: set[str], report: Report) -> None:
+    """Park the jobs that wait in an older store although they ended: another run would be one too many."""
+    for job in store.jobs(limit=ALL, states=("queued", "parked")):
+        if job.nonce in ended:
+            journal.write_entry(store.path.parent, accepted_of(job))
+        if job.state == "parked":
+            continue
+        if job.nonce in ended:
+            error = JobError(
+                code="job_ended", field="job", what="this job ended, but the store that said how was lost",
+                got="a store older than the journal", expected="", try_instead=f"turbodiff jobs retry {job.id}",
+            )  # fmt: skip
+            move_job(store, job.id, job.attempt, "parked", out_of=("queued",), error=error)
+            report.parked += 1
+            report.lines.append(f"job {job.id} ended after this store was saved: parked, retry runs it again")
+        elif job.error is UNREADABLE:
+            move_job(store, job.id, job.attempt, "parked", out_of=("queued",), error=UNREADABLE)
+            report.parked += 1
+            report.lines.append(f"job {job.id}: its row cannot be read; parked")
+
+
+def _park_unread(store: Store, entry: Accepted | None, nonce: str) -> None:
+    """Put a job whose file in the journal is damaged, and that no row knows, into the queue's list, parked."""
+    request = as_column(entry.request) if entry else "null"
+    with store.write() as db:
+        db.execute(
+            "INSERT INTO job (nonce, state, place, request, error, created_s, ended_s)"
+            " VALUES (?, 'parked', 0, ?, ?, ?, ?) ON CONFLICT (nonce) DO NOTHING",
+            (nonce, request, as_column(UNREADABLE), store.now(), store.now()),
+        )
+
+
+def _restore(state: Path, report: Report) -> Store:
+    aside = state / f"damaged-{time.time():.0f}-{secrets.token_hex(2)}"
+    aside.mkdir(parents=True)
     for path in state.glob(f"{DATABASE}*"):
         path.replace(aside / path.name)
-    report.lines.append(f"the job store was damaged ({why}); moved to {aside.name}")
+    report.lines.append(f"the job store was damaged ({report.damage}); moved to {aside.name}")
     for backup in sorted((state / BACKUPS).glob("*.db"), reverse=True):
-        (state / DATABASE).write_bytes(backup.read_bytes())
         try:
+            with open_file(backup) as file, (state / DATABASE).open("wb") as copy:
+                shutil.copyfileobj(file, copy)
             store = Store(state)
-        except (FileError, OutputError):
+        except (OSError, FileError):
             (state / DATABASE).unlink(missing_ok=True)
             continue
-        if not check(store):
+        if not store.damage():
             report.lines.append(f"restored the backup {backup.name}")
-            rebuilt = rebuild(store, outputs)
-            report.lines.append(f"{rebuilt} clip(s) taken over from their sidecars")
             return store
         store.close()
         (state / DATABASE).unlink(missing_ok=True)
-    store = Store(state)
-    report.lines.append(f"no backup; {rebuild(store, outputs)} clip(s) taken over from their sidecars")
-    return store
+    report.lines.append("no backup")
+    return Store(state)
 
 
-def rebuild(store: Store, outputs: Path) -> int:
-    """Take every clip of the library that the store does not know into history and seed archive; returns how many."""
+def rebuild(store: Store, outputs: Path, report: Report | None = None) -> int:
+    """Take every clip of the library that the store does not know into history and seed archive; returns how many.
+
+    A clip that cannot be taken over is passed over, and said in `report`.
+    """
     known = {row["path"] for row in store.rows("SELECT path FROM artifact")}
     count = 0
     for clip, sidecar in sidecars(outputs):
         if str(clip) in known:
             continue
-        request, result, now = sidecar.request, sidecar.result(clip), store.now()
-        nonce = request.nonce or f"clip-{sidecar.sha256 or clip.name}"
-        with store.write() as db:  # a job that the backup still has waiting is done; any other row stays as it is
-            done = db.execute(
-                "INSERT INTO job (nonce, state, place, attempt, request, plan, result, created_s, ended_s)"
-                " VALUES (?, 'done', 0, 1, ?, ?, ?, ?, ?) ON CONFLICT (nonce) DO UPDATE SET"
-                " state = 'done', result = excluded.result, ended_s = excluded.ended_s WHERE state = 'queued' OR ?",
-                (
-                    nonce,
-                    as_column(request),
-                    as_column(sidecar.plan),
-                    as_column(result),
-                    clip.stat().st_mtime,
-                    now,
-                    not request.nonce,
-                ),
-            )
-            db.execute("UPDATE job SET place = id WHERE place = 0")
-            if done.rowcount:
-                job = db.execute("SELECT id, attempt FROM job WHERE nonce = ?", (nonce,)).fetchone()
-                add_artifact(db, job["id"], job["attempt"], result, now)
-        seeds.add_clip(store, clip, sidecar)
-        count += 1
+        try:
+            _take_over(store, clip, sidecar)
+            count += 1
+        except (FileError, OSError, ValueError, OverflowError, sqlite3.Error) as error:
+            if report is not None:
+                report.lines.append(f"{clip} is left out of the history: {error}")
     with contextlib.suppress(FileError):
         seeds.write_file(store, outputs)
     return count
+
+
+def _take_over(store: Store, clip: Path, sidecar: Sidecar) -> None:
+    """Take one clip into history and seed archive; a job that waits for it is done if the file is whole."""
+    request, result, now = sidecar.request, sidecar.result(clip), store.now()
+    nonce = request.nonce or f"clip-{sidecar.sha256 or clip.name}"
+    waits = store.rows("SELECT 1 FROM job WHERE nonce = ? AND state IN ('queued', 'running', 'verifying')", nonce)
+    if waits and sha256_of(clip) != sidecar.sha256:
+        return
+    with store.write() as db:  # any other row stays as it is
+        done = db.execute(
+            "INSERT INTO job (nonce, state, place, attempt, request, plan, result, created_s, ended_s)"
+            " VALUES (?, 'done', 0, 1, ?, ?, ?, ?, ?) ON CONFLICT (nonce) DO UPDATE SET"
+            " state = 'done', result = excluded.result, error = NULL, ended_s = excluded.ended_s"
+            " WHERE state IN ('queued', 'running', 'verifying') OR ?",
+            (
+                nonce,
+                as_column(request),
+                as_column(sidecar.plan),
+                as_column(result),
+                clip.stat().st_mtime,
+                now,
+                not request.nonce,
+            ),
+        )
+        db.execute("UPDATE job SET place = id WHERE place = 0")
+        if done.rowcount:
+            job = db.execute("SELECT id, attempt FROM job WHERE nonce = ?", (nonce,)).fetchone()
+            add_artifact(db, job["id"], job["attempt"], result, now)
+    if waits:
+        remove_entry(store.path.parent, nonce)
+    seeds.add_clip(store, clip, sidecar)
 
 
 def backup(store: Store, state: Path, every_s: float = BACKUP_EVERY_S) -> Path | None:
@@ -154,6 +269,7 @@ def backup(store: Store, state: Path, every_s: float = BACKUP_EVERY_S) -> Path |
     copies = sorted(folder.glob("*.db"))
     if copies and time.time() - copies[-1].stat().st_mtime < every_s:
         return None
+    make_folder(folder, 0o700)
     path = folder / f"{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}.db"
     with atomic_write(path) as part:
         store.rows("VACUUM INTO ?", str(part))

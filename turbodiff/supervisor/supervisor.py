@@ -10,6 +10,7 @@ import platform
 import select
 import signal
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -90,7 +91,7 @@ class Supervisor:
             self.slots = [GpuSlot(self.context, index, device) for index, device in enumerate(devices)]
             self.web: WebProcess | None = None
             self.exit_code: int | None = None
-            self._slow_s = self._store_failed_s = 0.0
+            self._slow_s = self._failed_s = 0.0
             self._signals, self._closed, self._introduced, self._no_place = 0, False, False, False
             journal = str(self.store.rows("PRAGMA journal_mode")[0][0])
             self.log.say(f"turbodiff supervisor, pid {os.getpid()}, run {run_id[:8]}")
@@ -136,10 +137,13 @@ class Supervisor:
         select.select(fds, [], [], timeout_s)
         try:
             self._turn()
-        except TurbodiffError as error:  # the store: disk full, read-only, locked; jobs are kept, the next turn retries
+        except Exception as error:  # noqa: BLE001  a disk, a mistake of ours: jobs stay, the next turn retries
             now = self.context.now()
-            if now - self._store_failed_s > 10.0:
-                self._store_failed_s = now
+            if now - self._failed_s > 10.0:
+                self._failed_s = now
+                if not isinstance(error, TurbodiffError):
+                    for line in traceback.format_exception(error)[-3:]:
+                        self.log.say(line.rstrip(), level="ERROR")
                 self.log.say(str(error), level="ERROR")
             time.sleep(timeout_s)
 

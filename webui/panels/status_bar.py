@@ -49,6 +49,7 @@ class StatusBar:
     busy: bool
     leftovers: tuple[tuple[int, str], ...]  # pid, sentence
     restarted: str = ""  # what the last restart brought back
+    recovered: str = ""  # what the last start brought back of the queue
 
 
 def status_bar(snapshot: Snapshot, words: Words) -> StatusBar:
@@ -67,8 +68,16 @@ def status_bar(snapshot: Snapshot, words: Words) -> StatusBar:
         freed = outcome.freed_bytes
         came_back = words("bar.freed", memory=words.gib(freed)) if isinstance(freed, int) else words("bar.restarted")
         restarted = came_back if outcome.ok else words("bar.restart_failed")
+    mended = snapshot.recovered
     return StatusBar(
-        card, note, tuple(_gauges(snapshot, words)), words(f"bar.{queue}", n=waiting), busy, tuple(leftovers), restarted
+        card,
+        note,
+        tuple(_gauges(snapshot, words)),
+        words(f"bar.{queue}", n=waiting),
+        busy,
+        tuple(leftovers),
+        restarted,
+        words("bar.recovered", **mended.model_dump()) if mended else "",
     )
 
 
@@ -144,6 +153,7 @@ def draw(bar: StatusBar, words: Words) -> Html:
         gauges,
         el("span", el("span", cls="td-dot"), bar.queue, cls=pill, role="status"),
         el("span", bar.restarted, cls="td-pill good", role="status") if bar.restarted else None,
+        el("span", bar.recovered, cls="td-pill warn", role="status") if bar.recovered else None,
         leftovers,
         el("div", buttons, cls="end"),
         cls="td-bar",

@@ -1,0 +1,1 @@
+from supervisor.fixtures import no_rest  # noqa: F401

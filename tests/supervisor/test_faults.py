@@ -381,3 +381,15 @@ def test_fault_80_a_c_locale_and_a_folder_with_spaces_and_letters_of_any_script_
         assert "加载模型 Ω" in bench.log_text()
     finally:
         bench.supervisor.close()
+
+
+def test_an_idle_worker_that_is_stopped_does_not_hold_up_the_queue(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "SILENT_S", 2.0)
+    monkeypatch.setattr(slots, "TERM_S", 0.2)
+    bench.turn_until(lambda: bench.slot.free)
+    stopped = bench.slot.worker.pid
+    os.kill(stopped, signal.SIGSTOP)
+    bench.turn_until(lambda: bench.slot.worker is not None and bench.slot.worker.pid != stopped)
+    assert bench.run(request()).state == "done" and "silent" in bench.log_text()

@@ -14,6 +14,7 @@ from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
 
+from turbodiff.spec.files import check_file, open_file
 from turbodiff.spec.text import printable
 
 STARTUP_LOG = "webui_startup_latest.log"
@@ -130,7 +131,8 @@ class LogFile:
             if replaced:  # or deleted, while we write
                 self.close()
         if self._fd < 0:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            check_file(self.path)  # a pipe would wait for its reader
             self._fd = os.open(self.path, flags, 0o644)
 
 
@@ -149,7 +151,7 @@ def log_folder(working: Path, state: Path) -> Path:
 def tail(path: Path, lines: int = 200) -> list[str]:
     """The last lines of a log, [] if there is none; reads at most 256 bytes a line from the end."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = file.seek(0, os.SEEK_END)
             start = max(0, size - max(lines, 1) * 256)
             file.seek(start)

@@ -14,7 +14,7 @@ from turbodiff.diagnostics.logs import RUN_LOG, STARTUP_LOG, redact
 from turbodiff.gpu.probe import machine_now
 from turbodiff.jobs.store import Store
 from turbodiff.spec.errors import OutputError
-from turbodiff.spec.files import atomic_write, check_file
+from turbodiff.spec.files import atomic_write, check_file, open_file
 
 LAST_BYTES = 2 << 20  # of each log
 JOBS, WITH_EVENTS = 100, 10
@@ -63,7 +63,7 @@ def _parts(store: Store, logs: Path) -> Iterator[tuple[str, str]]:
     failed = [job for job in jobs if job.state in ("failed", "parked")][:WITH_EVENTS]
     events = {job.id: [json.loads(event.line()) for _, event in store.events(job.id)] for job in failed}
     yield "events_of_failed_jobs.json", _json(events)
-    facts = {row["name"]: json.loads(row["value"]) for row in store.rows("SELECT name, value FROM fact")}
+    facts = {row["name"]: store.fact(row["name"]) for row in store.rows("SELECT name FROM fact")}
     yield "facts.json", _json(facts)
     yield "machine.json", machine_now().model_dump_json(indent=1)
     versions = [f"python {sys.version}", f"platform {platform.platform()}"]
@@ -81,7 +81,7 @@ def _json(value: object) -> str:
 
 def _end_of(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             file.seek(max(0, path.stat().st_size - LAST_BYTES))
             return file.read().decode("utf-8", "replace")
     except OSError as error:

@@ -31,7 +31,7 @@ def kernels_of(capability: tuple[int, int] | None) -> Kernels:
         return ALL_REFERENCE
     try:
         stored = json.loads((state_folder() / FILE).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return Kernels()
     if capability is None or not isinstance(stored, dict):
         return Kernels()

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from turbodiff.spec.files import atomic_write
+from turbodiff.spec.files import atomic_write, check_file
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 
@@ -32,13 +32,15 @@ class LatentsCache:
     def load(self, request: Request) -> Tensor | None:
         """Latents [1, 16, T, H, W] float32 of an earlier attempt at the same recipe, or None."""
         try:
+            check_file(self._path)  # a pipe would wait for its writer
             return load_file(self._path).get(_recipe_of(request))
-        except (FileNotFoundError, SafetensorError):
+        except (OSError, SafetensorError):
             return None
 
     def load_plan(self, request: Request) -> Plan | None:
         """The plan of the latents that an earlier attempt at this request left, whatever it lowered; or None."""
         try:
+            check_file(self._path)
             with safe_open(self._path, "pt") as file:
                 plan = Plan.model_validate_json((file.metadata() or {}).get("plan", ""))
         except (OSError, SafetensorError, ValidationError):
@@ -54,7 +56,8 @@ class LatentsCache:
 
     def delete(self) -> None:
         """Remove them: the clip is verified."""
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what else stands under that name harms nobody
+            self._path.unlink(missing_ok=True)
 
 
 def _recipe_of(request: Request) -> str:

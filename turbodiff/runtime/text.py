@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from turbodiff.runtime import offload
-from turbodiff.spec.files import atomic_write
+from turbodiff.spec.files import atomic_write, check_file
 from turbodiff.spec.plan import Levers
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class TextCache:
     def load(self, text: str) -> TextRows | None:
         """Rows kept earlier, or None; a damaged file counts as none."""
         try:
+            check_file(self.path(text))  # a pipe would wait for its writer
             with safe_open(self.path(text), "pt") as file:
                 return TextRows.padded(file.get_tensor("rows"), self._text_len)
         except (OSError, SafetensorError):

@@ -16,6 +16,9 @@ from turbodiff.supervisor.worker_process import BACKOFF_S, MAX_FAILED_STARTS, TE
 
 SETTLED_S = 10.0  # a worker that dies this early without having had a job has a problem of its own
 HELLO_S = 300.0  # importing torch from a cold network disk takes minutes
+SILENT_S = (
+    60.0  # an idle worker beats once a second: one that is silent is stopped (SIGSTOP) or hangs, and takes no job
+)
 RECYCLE_JOBS = 20  # a fresh process returns what allocators keep (TurboDiffusion issue 52)
 NOTED_BYTES = 64 << 20  # by which what a worker holds must change to be written down
 RECYCLE_GROWTH_BYTES = 8 << 30  # of RSS, over the end of the first job
@@ -39,6 +42,7 @@ class GpuSlot:
     held_bytes: int = 0  # of the device, as the worker says
     first_rss_bytes: int = 0
     idle_since_s: float = 0.0
+    heard_s: float = 0.0  # when it last said anything
     ending_since_s: float | None = None
     host_ooms: int = 0
     output_lines: int = 0
@@ -81,7 +85,7 @@ class GpuSlot:
         remember_worker(context.state, self.index, self.worker.pid, context.run_id)
         self.hello, self.jobs_run, self.first_rss_bytes, self.output_lines, self.held_bytes = None, 0, 0, 0, 0
         self.ending_since_s, self.host_ooms = None, context.memory.host_ooms()
-        self.started_s = self.idle_since_s = now
+        self.started_s = self.idle_since_s = self.heard_s = now
         self.log(f"started, pid {self.worker.pid}")
         self._publish("starting")
 
@@ -153,6 +157,9 @@ class GpuSlot:
         elif self.hello is None and now - self.started_s > HELLO_S:
             self.log(f"said nothing for {HELLO_S:.0f} s after its start", "ERROR")
             self._end_worker()
+        elif self.hello is not None and now - max(self.heard_s, self.idle_since_s) > SILENT_S:
+            self.log(f"idle, and silent for {SILENT_S:.0f} s: a fresh one follows", "ERROR")
+            self._end_worker()
 
     def pump(self) -> None:
         """Write the worker's log lines, handle its events."""
@@ -163,7 +170,10 @@ class GpuSlot:
             self.log(line)
             if self.monitor is not None:
                 self.monitor.last_lines.append(line)
-        self.inbox.extend(self.worker.events())
+        heard = self.worker.events()
+        if heard:
+            self.heard_s = self.context.now()
+        self.inbox.extend(heard)
         while self.inbox:
             event = self.inbox[0]  # stays in the box if the store cannot be written: the next turn repeats it
             if event.type == "hello":

@@ -121,7 +121,7 @@ def loras(text: object) -> list[dict[str, Any]]:
         chosen = [
             {"name": str(row["name"]), "strength": float(row["strength"]), "expert": str(row["expert"])} for row in rows
         ]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return []
     return [row for row in chosen if abs(float(str(row["strength"]))) <= LARGEST][:MAX_LORAS]
 

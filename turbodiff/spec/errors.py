@@ -18,6 +18,8 @@ Programmer mistakes are asserts, never these.
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+MAX_GOT = 5000  # characters of what is repeated of an input: the longest path has 4096
+
 
 class TurbodiffError(Exception):
     """An error with everything a person needs to act on it.
@@ -37,7 +39,9 @@ class TurbodiffError(Exception):
     ) -> None:
         super().__init__(what)
         self.what, self.code, self.field = what, code, field
-        self.got, self.expected, self.try_instead = str(got), str(expected), try_instead
+        self.expected, self.try_instead = str(expected), try_instead
+        text = str(got)
+        self.got = text if len(text) <= MAX_GOT else f"{text[:MAX_GOT]}..."
 
     def __str__(self) -> str:
         head = f"{self.field}: {self.what}" if self.field else self.what

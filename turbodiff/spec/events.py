@@ -199,11 +199,15 @@ def read_event(line: str | bytes) -> Event:
     Raises:
         ValueError: not an event line of this protocol.
     """
-    raw = json.loads(line)
+    try:
+        raw = json.loads(line)
+    except RecursionError:
+        raise ValueError("brackets without end") from None
     if not isinstance(raw, dict) or raw.get("v") != PROTOCOL_VERSION:
         raise ValueError(f"not a version {PROTOCOL_VERSION} event line")
     envelope = {name: raw[name] for name in ("job", "attempt", "t_s") if name in raw}
-    return make_event(str(raw.get("type")), raw.get("fields") or {}, **envelope)
+    fields = raw.get("fields") or {}
+    return make_event(str(raw.get("type")), fields if isinstance(fields, dict) else {}, **envelope)
 
 
 class RunCommand(BaseModel):

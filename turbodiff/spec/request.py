@@ -3,6 +3,7 @@
 import math
 import secrets
 from collections.abc import Collection, Iterable, Mapping
+from itertools import islice
 from typing import Literal, Self
 
 from pydantic import Field, ValidationError
@@ -21,6 +22,9 @@ Switch = Literal["auto", "on", "off"]
 TextDtype = Literal["bf16", "int8", "nf4"]  # of the text encoder, finest first; what a lever may take
 
 MAX_SEED = 2**53 - 1  # what a browser's numbers hold exactly
+MAX_SIZE_CHARS = 20  # of a side in a size, blanks included
+MAX_NAMES = 500  # of fields in a list
+MAX_LORAS = 64  # far beyond what fits or helps; a file with a strength of its own for each expert is two
 MAX_PROMPT_CHARS = 8000  # far beyond 512 tokens; a wall of text is a mistake, not a prompt
 # what a plan fills in from the weights where a person says nothing, or "auto"
 FROM_WEIGHTS = frozenset(("steps", "shift", "guidance", "guidance_low", "negative_prompt", "boundary"))
@@ -83,7 +87,7 @@ class Request(Frozen):
     image: str = ""
     fit: Fit = "crop"
     adaptive_resolution: bool = True
-    loras: tuple[Lora, ...] = ()
+    loras: tuple[Lora, ...] = Field(default=(), max_length=MAX_LORAS)
     noise_device: Literal["cpu", "cuda"] = "cpu"  # "cuda" reproduces TurboDiffusion's noise stream
     pinned: frozenset[str] = frozenset()
     nonce: str = Field(default="", max_length=64)
@@ -187,7 +191,8 @@ def _left_to_weights(given: dict[str, object]) -> frozenset[str]:
 def _names(said: object) -> set[str]:
     """Names of fields in a list, or between commas; TurboDiffusion's are understood."""
     words = said.split(",") if isinstance(said, str) else said if isinstance(said, Collection) else [said]
-    return set(_by_field_name([(str(word).strip(), True) for word in words if str(word).strip()]))
+    first = islice(words, MAX_NAMES)  # of more than that some are no fields, which is said of the first
+    return set(_by_field_name([(str(word).strip(), True) for word in first if str(word).strip()]))
 
 
 def _by_field_name(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
@@ -203,7 +208,7 @@ def _size(given: dict[str, object], spec: ModelSpec) -> dict[str, object]:
         size = f"{width}x{height}"
     if size is not None:
         parts = str(size).lower().replace("*", "x").replace("×", "x").split("x")
-        if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        if len(parts) != 2 or not all(part.strip().isdecimal() and len(part) <= MAX_SIZE_CHARS for part in parts):
             raise RequestError(
                 "a size is WIDTHxHEIGHT", code="size_syntax", field="size", got=str(size)[:40], expected="832x480",
                 try_instead="--size 832x480",
@@ -227,7 +232,7 @@ def _validated(fields: dict[str, object]) -> Request:
     unknown = sorted(set(fields) - set(Request.model_fields))
     if unknown:
         raise RequestError(
-            "unknown field", code="unknown_field", field=unknown[0], got=unknown[0],
+            "unknown field", code="unknown_field", field=unknown[0][:40], got=unknown[0][:40],
             expected=", ".join(Request.model_fields), try_instead="leave it out",
         )  # fmt: skip
     try:
@@ -236,7 +241,8 @@ def _validated(fields: dict[str, object]) -> Request:
         first = error.errors(include_url=False)[0]
         field = str(first["loc"][0]) if first["loc"] else ""
         got = first.get("input")
-        got_text = f"{len(got)} characters" if isinstance(got, str) and len(got) > 80 else got
+        unit = "characters" if isinstance(got, str) else "entries"
+        got_text = f"{len(got)} {unit}" if isinstance(got, str | list | tuple | dict) and len(got) > 80 else got
         raise RequestError(
             "not a legal value", code=f"bad_{field}", field=field, got=got_text, expected=first["msg"],
             try_instead="leave it out to get the default",

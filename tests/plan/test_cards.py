@@ -3,7 +3,7 @@
 import pytest
 
 from tests.plan.machines import ask, card, disk, gpu, machine
-from turbodiff.plan.cards import Facts, by_name, capability_of, card_of, listed
+from turbodiff.plan.cards import BOOST_SHARE, Facts, by_name, capability_of, card_of, listed
 from turbodiff.plan.hardware import GpuFacts, pretend
 from turbodiff.plan.planner import plan_request
 from turbodiff.plan.roofline import speed_of
@@ -36,6 +36,17 @@ PUBLISHED = [
     ("NVIDIA GeForce RTX 4070 Ti SUPER", 88, 353, 672, "353 of 706 AI TOPS, nvidia.com/en-us/geforce"),
     ("NVIDIA GeForce RTX 4060 Ti", 44, 176.5, 288, "353 AI TOPS sparse, nvidia.com/en-us/geforce"),
     ("NVIDIA GeForce RTX 4090 Laptop GPU", 79, 317, 576, "686 AI TOPS sparse at up to 2.2 GHz; 2.04 here"),
+    (
+        "NVIDIA GeForce RTX 5070 Laptop GPU",
+        43.3,
+        173,
+        384,
+        "36 SMs at up to 2347 MHz, nvidia.com/en-us/geforce/laptops",
+    ),
+    ("NVIDIA A800 40GB Active", 312, 624, 1555, AMPERE),
+    ("NVIDIA RTX PRO 5000 Blackwell", 267.8, 535.6, 1344, "66.94 TFLOP/s FP32, techpowerup.com/gpu-specs"),
+    ("NVIDIA H20-3e", 148, 296, 4800, "as H20, 141 GB of HBM3e"),
+    ("NVIDIA L20", 119.5, 239, 864, "NVIDIA L20 as sellers print it"),
     ("NVIDIA L40S", 362, 733, 864, "NVIDIA L40S data sheet"),
     ("NVIDIA L40", 181, 362, 864, "NVIDIA L40 data sheet"),
     ("NVIDIA L4", 121, 242, 300, "NVIDIA L4 data sheet, half of the sparse figures"),
@@ -81,6 +92,8 @@ def test_a_card_has_the_rates_that_its_maker_published(name, bf16, int8, memory,
         ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", "A100"),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "H100"),
         ("NVIDIA H20-3e", "H20 3E"),
+        ("NVIDIA RTX 6000D", "6000D"),
+        ("NVIDIA GeForce RTX 5070 Laptop GPU", "5070 LAPTOP"),
         ("NVIDIA L4", "L4"),
         ("GRID A100-40C", "A100"),
         ("NVIDIA A800 40GB Active", "A800 40GB"),
@@ -132,6 +145,33 @@ def test_an_unlisted_card_is_worked_out_from_what_the_driver_says():
     assert unknown.bf16_flops == pytest.approx(known.bf16_flops, rel=0.06)
     assert unknown.int8_flops == pytest.approx(known.int8_flops, rel=0.06)
     assert unknown.memory_bytes_s == pytest.approx(known.memory_bytes_s, rel=0.01)
+
+
+def others_than(card, monkeypatch):
+    rest = tuple(other for other in listed() if other is not card)
+    monkeypatch.setattr("turbodiff.plan.cards.listed", lambda: rest)
+
+
+@pytest.mark.parametrize(
+    ("name", "clock_mhz"),
+    [
+        ("NVIDIA GeForce RTX 5070", 2512), ("NVIDIA GeForce RTX 5070 Laptop GPU", 2347), ("NVIDIA L4", 2040),
+        ("NVIDIA RTX A5000", 1695), ("NVIDIA RTX PRO 4500 Blackwell", 2407), ("NVIDIA RTX 2000 Ada Generation", 2130),
+        ("NVIDIA A800-SXM4-80GB", 1410),
+    ],
+)  # fmt: skip
+def test_a_card_that_was_not_listed_would_be_worked_out_as_its_row_has_it(name, clock_mhz, monkeypatch):
+    """By capability, SMs and clock. Workstation cards came out at half their rate, as GeForce sums."""
+    row = by_name(name)
+    others_than(row, monkeypatch)
+    facts = Facts(
+        row.capability, round(row.memory_gb * 1e9), sm_count=row.sm_count, clock_mhz=clock_mhz / BOOST_SHARE,
+        memory_bus_bits=256, memory_clock_mhz=7000,
+    )  # fmt: skip
+    found = card_of(name.replace(" RTX", " RTX 9").replace("L4", "L9").replace("A800", "A900"), facts)
+    assert found.bf16_tflops == pytest.approx(row.bf16_tflops, rel=0.02)
+    assert found.int8_tops == pytest.approx(row.int8_tops, rel=0.02)
+    assert found.memory_gb_s == 448
 
 
 def test_an_unlisted_card_of_twice_the_sms_is_twice_as_fast():

@@ -175,7 +175,8 @@ def _worked_out(name: str, facts: Facts) -> Card:
 
 def _like(name: str, facts: Facts) -> Card:
     """A listed card of the same capability, else of the newest one below it, with the nearest memory; of two as near
-    the slower. GeForce by name: one that sums at half rate."""
+    the slower. By the name one that sums at half rate, as GeForce does, or at full rate; half for a name without a
+    maker."""
     total_gib = (facts.total_bytes or 0) / GIB
     if facts.capability is None:
         typical = next((words for limit, words in TYPICAL if total_gib <= limit), LARGEST)
@@ -183,10 +184,9 @@ def _like(name: str, facts: Facts) -> Card:
     known = {card.capability for card in listed()}
     capability = max((one for one in known if one <= facts.capability), default=min(known))
     rows = [card for card in listed() if card.capability == capability and not card.own_rates]
-    half = [card for card in rows if not card.full_rate]
     words = words_of(name)
-    if half and not words & {"PRO", "ADA", "TESLA"}:
-        rows = half
+    full_rate = bool(words & {"PRO", "ADA", "TESLA"} or ("NVIDIA" in words and not words & {"GEFORCE", "TITAN"}))
+    rows = [card for card in rows if card.full_rate == full_rate] or rows
     portable = [card for card in rows if "LAPTOP" in card.words]
     if "LAPTOP" in words and portable:
         rows = portable

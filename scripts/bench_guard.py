@@ -3,7 +3,8 @@
     scripts/bench_guard.py                                  every model and budget, within nine minutes
     scripts/bench_guard.py --model wan2.1-14b --gib 12 16
     scripts/bench_guard.py --dry                            the same without a device: counted on meta tensors
-    scripts/bench_guard.py --replay                         planned peaks against torch's allocator, without a device
+    scripts/bench_guard.py --replay --resume replay.jsonl   planned peaks against torch's allocator, without a device;
+                                                            what is in the file is not counted again
 
 For each model and budget: plan, cap torch's allocator at the budget, run every phase with the plan's levers, and
 compare the measured peak of each phase with the planned one; and once per model a step streamed beside a step resident.
@@ -13,11 +14,12 @@ scripts/results/ after every budget; the last line is a summary as JSON.
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -29,13 +31,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 from turbodiff.gpu.probe import machine_now  # noqa: E402
-from turbodiff.memory_lab.dry_run import Ledger  # noqa: E402
+from turbodiff.memory_lab.dry_run import Ledger, unmasked  # noqa: E402
 from turbodiff.memory_lab.measure import DummyModels, rows_of, run_phase  # noqa: E402
-from turbodiff.memory_lab.replay import cells  # noqa: E402
+from turbodiff.memory_lab.replay import Cell, network_cells, vae_cells, words_cells  # noqa: E402
 from turbodiff.plan.allocator_slack import SLACK  # noqa: E402
 from turbodiff.plan.candidates import candidates  # noqa: E402
-from turbodiff.plan.hardware import CONTEXT_BYTES, Machine, pretend  # noqa: E402
+from turbodiff.plan.hardware import CONTEXT_BYTES, Allocator, Machine, pretend  # noqa: E402
 from turbodiff.plan.offload_search import cost_inputs, plan_context  # noqa: E402
+from turbodiff.plan.phase_costs import CostInputs  # noqa: E402
 from turbodiff.plan.planner import plan_request  # noqa: E402
 from turbodiff.runtime import offload  # noqa: E402
 from turbodiff.runtime.device import Device  # noqa: E402
@@ -46,6 +49,7 @@ from turbodiff.spec.plan import Plan  # noqa: E402
 from turbodiff.spec.request import Request, make_request  # noqa: E402
 
 MODELS = ("wan2.1-1.3b", "wan2.1-14b", "wan2.2-a14b")
+REPLAYED = (*MODELS, "wan2.2-t2v-a14b", "wan2.1-i2v-14b")
 BUDGETS_GIB = (8.0, 12.0, 16.0, 24.0, 32.0)
 CLOSE = 0.10
 MINUTES = 9.0
@@ -68,7 +72,7 @@ def main() -> int:
     """Run what the flags ask for; 1 if any plan broke its word."""
     flags = arguments()
     if flags.replay:
-        return replay(flags.model)
+        return replay(flags.model if flags.model != MODELS else REPLAYED, flags.resume)
     ledger = Ledger("meta") if flags.dry else None
     device = Dry(torch.device("meta"), "meta tensors", torch.bfloat16, ledger) if ledger else Device.pick()
     if not device.is_cuda and not flags.dry:
@@ -91,19 +95,6 @@ def main() -> int:
     return int(bool(broken))
 
 
-@contextmanager
-def unmasked() -> Iterator[None]:
-    """transformers asks whether a mask is all ones, which a meta tensor cannot answer."""
-    from transformers import masking_utils
-
-    asked = masking_utils._ignore_bidirectional_mask_sdpa
-    masking_utils._ignore_bidirectional_mask_sdpa = lambda *mask: True
-    try:
-        yield
-    finally:
-        masking_utils._ignore_bidirectional_mask_sdpa = asked
-
-
 def arguments() -> argparse.Namespace:
     """The flags."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -112,35 +103,63 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=MINUTES, help="begin nothing after that")
     parser.add_argument("--dry", action="store_true", help="count on meta tensors, without a device")
     parser.add_argument("--replay", action="store_true", help="margin of every lever under each kind of allocator")
+    parser.add_argument("--resume", type=Path, help="margins of an earlier replay of this very code; more are added")
     return parser.parse_args()
 
 
-def replay(models: tuple[str, ...]) -> int:
-    """Every lever's planned peak less the smallest cap under which torch's allocator still holds the phase, by lever:
-    the least over sizes, frames, attention kinds and INT8. 1 if any is below 0."""
+def replay(models: tuple[str, ...], kept: Path | None) -> int:
+    """Every lever's planned peak less the smallest cap under which torch's allocator still holds the phase: by lever
+    the least over models, sizes, frames, attention kinds, INT8 and the VAE's convolutions. 1 if any is below 0."""
+    margins: dict[str, dict[str, int]] = {}
+    if kept is not None and kept.exists():
+        for line in kept.read_text("utf-8").splitlines():
+            margins |= json.loads(line)
+    for key, mode, found in replayed(models):
+        name = f"{mode} {key}"
+        if name in margins:
+            continue
+        margins[name] = {f"{cell.cost.name.partition('_')[0]} {cell.levers}": cell.margin_bytes for cell in found}
+        if kept is not None:
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({name: margins[name]}) + "\n")
     least: dict[tuple[str, str, str], tuple[int, str]] = {}
-    count = 0
-    for model in models:
-        for size, frames, int8, attention in product(("480p", "720p"), (17, 81), ("off", "on"), ("dense", "sagesla")):
-            clip = {"resolution": size, "num_frames": frames, "quant_linear": int8, "attention": attention}
-            picture = {"image": "cat.jpg"} if "2.2" in model else {}
-            request = make_request({"prompt": "a cat", "model": model, **clip, **picture})
-            card = pretend(Machine(torch="2.11.0"), 80.0)
-            context = plan_context(card, Inventory())
-            choice = next(candidates(request, card, Inventory(), context.total_bytes, frozenset()))
-            for mode in SLACK:
-                here = card.model_copy(update={"allocator": mode})
-                inputs = cost_inputs(request, choice, plan_context(here, Inventory()))
-                for cell in cells(inputs):
-                    count += 1
-                    key = (mode, cell.cost.name.partition("_")[0], cell.levers.split(",")[0])
-                    where = f"{model} {size} {frames} {int8} {attention} {cell.levers}"
-                    least[key] = min(least.get(key, (1 << 60, "")), (cell.margin_bytes, where))
+    for name, cells in margins.items():
+        mode, _, key = name.partition(" ")
+        for cell, margin in cells.items():
+            phase, _, levers = cell.partition(" ")
+            lever = (mode, phase, re.sub(r"streamed [1-9]\d*", "streamed half", levers.split(",")[0]))
+            least[lever] = min(least.get(lever, (1 << 60, "")), (margin, f"{key}: {levers}"))
     for (mode, phase, lever), (margin, where) in sorted(least.items()):
-        print(f"{mode:10} {phase:8} {lever:12} {margin / 2**20:+7.0f} MiB   {where}")
-    below = sum(margin < 0 for margin, _ in least.values())
-    print(json.dumps({"cells": count, "levers_below": below}))
-    return int(below > 0)
+        print(f"{mode:10} {phase:8} {lever:14} {margin / 2**20:+7.0f} MiB   {where}")
+    below = [cell for cells in margins.values() for cell, margin in cells.items() if margin < 0]
+    print(json.dumps({"cells": sum(map(len, margins.values())), "below": len(below)}))
+    return int(bool(below))
+
+
+def replayed(models: tuple[str, ...]) -> Iterator[tuple[str, Allocator, Iterator[Cell]]]:
+    """(what runs, kind of allocator, its cells) of the matrix. All models of Wan have one text encoder and one VAE."""
+    card = pretend(Machine(torch="2.11.0"), 80.0)
+    context = plan_context(card, Inventory())
+
+    def inputs_of(mode: Allocator, **fields: Any) -> CostInputs:
+        request = make_request({"prompt": "a cat", **fields})
+        choice = next(candidates(request, card, Inventory(), context.total_bytes, frozenset()))
+        return cost_inputs(request, choice, plan_context(card.model_copy(update={"allocator": mode}), Inventory()))
+
+    for size, frames, mode in product(("480p", "720p"), (17, 81, 161), SLACK):
+        clip = {"resolution": size, "num_frames": frames, "image": "cat.jpg"}
+        for conv2d in (False, True):
+            inputs = replace(inputs_of(mode, model="wan2.2-a14b", **clip), conv2d=conv2d)
+            yield f"vae {size} {frames} {'conv2d' if conv2d else 'conv3d'}", mode, vae_cells(inputs)
+        yield f"words {size} {frames}", mode, words_cells(inputs_of(mode, model="wan2.1-i2v-14b", **clip))
+    for model, size, frames, int8 in product(models, ("480p", "720p"), (17, 81, 161), ("off", "on")):
+        spec = find_model(model)
+        picture = {"image": "cat.jpg"} if spec.kind == "i2v" else {}
+        clip = {"model": model, "resolution": size, "num_frames": frames, "quant_linear": int8, **picture}
+        for attention in ("dense", "sage", "sla", "sagesla") if spec.turbo else ("dense", "sage"):
+            for mode in SLACK:
+                inputs = inputs_of(mode, attention=attention, **clip)
+                yield f"{model} {size} {frames} {int8} {attention}", mode, network_cells(inputs)
 
 
 def all_rows(

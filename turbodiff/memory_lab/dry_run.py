@@ -25,7 +25,7 @@ from turbodiff.models.attention import AttentionPlan, rope_tables
 from turbodiff.models.wan_dit import CrossAttentionCache, WanDiT
 from turbodiff.runtime.model_cache import dit_config
 from turbodiff.spec.attention import AttentionKind
-from turbodiff.spec.models import ModelSpec
+from turbodiff.spec.models import ModelSpec, VaeFacts
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.shapes import CONDITION_CHANNELS, VAE_TILE, VideoShape
 
@@ -56,7 +56,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inside = self._inside.get(func.name(), ())
-        held = [(self._take(size), size) for size in ((inside,) if isinstance(inside, int) else inside) if size]
+        held = [(self.take(size), size) for size in ((inside,) if isinstance(inside, int) else inside) if size]
         try:
             out = func(*args, **(kwargs or {}))
             for tensor in tree_iter(out):
@@ -64,7 +64,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self.see(tensor)
         finally:
             for number, size in held:
-                self._give_back(number, size)
+                self.give_back(number, size)
         return out
 
     def see(self, tensor: Tensor) -> None:
@@ -79,9 +79,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if storage in self._known:
             return
         size = -(-storage.nbytes() // GRAIN_BYTES) * GRAIN_BYTES
-        number = self._take(size)
+        number = self.take(size)
         self._known.add(storage)
-        weakref.finalize(storage, self._give_back, number, size)
+        weakref.finalize(storage, self.give_back, number, size)
 
     def see_module(self, module: nn.Module) -> None:
         """Count a network's parameters and buffers."""
@@ -92,7 +92,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Start a new phase: the peak falls to what is live."""
         self.peak_bytes = self.live_bytes
 
-    def _take(self, size: int) -> int:
+    def take(self, size: int) -> int:
         """Count bytes as live; the number of this allocation."""
         if self.cap_bytes is not None and self.live_bytes + size > self.cap_bytes:
             raise torch.OutOfMemoryError(
@@ -104,7 +104,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.events.append(Allocation(self._numbers, size))
         return self._numbers
 
-    def _give_back(self, number: int, size: int) -> None:
+    def give_back(self, number: int, size: int) -> None:
         """Count bytes as dead."""
         self.live_bytes -= size
         self.events.append(Allocation(number, -size))
@@ -195,16 +195,16 @@ def vae_bytes(
 
     `tile`: side in latent pixels, None for the whole picture.
     """
-    return vae_ledger(spec, shape, dtype, tile, method, decode=decode).peak_bytes
+    return vae_ledger(spec.vae, shape, dtype, tile, method, decode=decode).peak_bytes
 
 
 def vae_ledger(
-    spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, tile: int | None, method: vae_driver.ConvMethod,
+    facts: VaeFacts, shape: VideoShape, dtype: torch.dtype, tile: int | None, method: vae_driver.ConvMethod,
     *, decode: bool,
 ) -> Ledger:  # fmt: skip
     """The ledger of what `vae_bytes` says; weights are not in it."""
     with META:
-        vae = vae_driver.make_vae(**spec.vae.model_dump()).to(dtype)
+        vae = vae_driver.make_vae(**facts.model_dump()).to(dtype)
     with counted(vae) as ledger:
         if decode:
             for chunk in vae_driver.decode_stream(vae, torch.empty(1, *shape.latent), tile=tile, conv=method):
@@ -224,3 +224,16 @@ def counted(module: torch.nn.Module, inside: Inside | None = None) -> Iterator[L
     with torch.inference_mode(), ledger, META:
         yield ledger
     ledger.peak_bytes -= weights_bytes
+
+
+@contextmanager
+def unmasked() -> Iterator[None]:
+    """transformers asks whether a mask is all ones, which a meta tensor cannot answer."""
+    from transformers import masking_utils
+
+    asked = masking_utils._ignore_bidirectional_mask_sdpa
+    masking_utils._ignore_bidirectional_mask_sdpa = lambda *mask: True
+    try:
+        yield
+    finally:
+        masking_utils._ignore_bidirectional_mask_sdpa = asked

@@ -15,15 +15,17 @@ import torch
 from torch import nn
 
 from turbodiff.memory_lab.allocator_model import Allocation, smallest_cap, works
-from turbodiff.memory_lab.dry_run import META, denoise_ledger, vae_ledger
+from turbodiff.memory_lab.dry_run import META, counted, denoise_ledger, unmasked, vae_ledger
 from turbodiff.models import vae as vae_driver
+from turbodiff.models.image_encoder import make_image_encoder, picture_features
+from turbodiff.models.text_encoder import make_text_encoder
 from turbodiff.models.wan_dit import WanDiT
 from turbodiff.plan import phase_costs
 from turbodiff.plan.hardware import Allocator
 from turbodiff.plan.phase_costs import CostInputs, PhaseCost
 from turbodiff.runtime.model_cache import dit_config
 from turbodiff.spec.attention import AttentionKind
-from turbodiff.spec.models import ModelSpec
+from turbodiff.spec.models import ImageEncoderFacts, ModelSpec, TextFacts, VaeFacts
 from turbodiff.spec.plan import Levers
 from turbodiff.spec.shapes import VAE_TILE, VideoShape
 
@@ -69,7 +71,9 @@ def denoise_cell(inputs: CostInputs, levers: Levers, blocks: int | None = None) 
     inside = inputs.attention_bytes - math.ceil(phase_costs.ATTENTION_UNITS * inputs.unit) - inputs.state_bytes
     half = inputs.unit // 2  # INT8 rows of q, of k, and FP8 values of v: half a copy of the stream each
     pieces = (*(inside // half * (half,)), inside % half)
-    steps = _steps(inputs.spec, inputs.shape, inputs.int8, levers.ffn_chunks, inputs.attention, pieces, run)
+    steps = _steps(
+        inputs.spec, inputs.shape, inputs.int8, levers.ffn_chunks, inputs.attention, pieces, run, inputs.forwards
+    )
     events = (*_placed((BLAS_BYTES, *weights, *kept)), *steps)
     said = f"{levers.experts} {levers.blocks_resident}" if levers.experts == "streamed" else levers.experts
     said = f"{said}, chunks {levers.ffn_chunks}, {inputs.attention}, {'int8' if inputs.int8 else 'bf16'}"
@@ -80,24 +84,54 @@ def vae_cell(inputs: CostInputs, name: Literal["vae_decode", "image_encode"], *,
     """Decoding a clip, or encoding a picture and the empty frames after it."""
     cost = phase_costs.vae(inputs, name, tiled)
     scratch = cost.workspace_bytes - cost.slack_bytes - phase_costs.workspace(inputs, cost.activations_bytes)
-    sizes, moves = _vae_moves(inputs.spec, inputs.shape, tiled, name == "vae_decode", inputs.conv2d)
+    sizes, moves = _vae_moves(inputs.spec.vae, inputs.shape, tiled, name == "vae_decode", inputs.conv2d)
     return Cell(
         "tiled" if tiled else "whole", cost, cost.peak_bytes - inputs.context_bytes - scratch,
         (*_placed((BLAS_BYTES, *sizes)), *moves), inputs.allocator,
     )  # fmt: skip
 
 
-def cells(inputs: CostInputs, blocks: int | None = None) -> Iterator[Cell]:
-    """Every lever of the device for one clip: placements of the blocks, chunks of the feed-forward, VAE."""
+def text_cell(inputs: CostInputs, lever: Literal["resident", "streamed"]) -> Cell:
+    """The text encoder over a prompt of 512 tokens: all of it on the device, or a layer at a time."""
+    cost = phase_costs.text_encode(inputs, lever)
+    layer, rest, moves = _text_moves(inputs.spec.text_encoder, lever == "streamed")
+    weights = (*rest, *inputs.spec.text_encoder.num_layers * layer) if lever == "resident" else ()
+    events = (*_placed((BLAS_BYTES, *weights)), *moves)
+    return Cell(lever, cost, cost.peak_bytes - inputs.context_bytes, events, inputs.allocator)
+
+
+def picture_cell(inputs: CostInputs) -> Cell:
+    """CLIP's encoder over the picture of an I2V clip."""
+    assert inputs.spec.image_encoder is not None
+    cost = phase_costs.image_embed(inputs)
+    sizes, moves = _picture_moves(inputs.spec.image_encoder, inputs.shape)
+    events = (*_placed((BLAS_BYTES, *sizes)), *moves)
+    return Cell("resident", cost, cost.peak_bytes - inputs.context_bytes, events, inputs.allocator)
+
+
+def vae_cells(inputs: CostInputs) -> Iterator[Cell]:
+    """The VAE as a whole and in tiles, decoding and, of an I2V clip, encoding."""
+    for tiled in (False, True):
+        yield vae_cell(inputs, "vae_decode", tiled=tiled)
+        if inputs.spec.kind == "i2v":
+            yield vae_cell(inputs, "image_encode", tiled=tiled)
+
+
+def network_cells(inputs: CostInputs, blocks: int | None = None) -> Iterator[Cell]:
+    """Placements of the blocks and chunks of the feed-forward."""
     both, many = len(set(inputs.experts)) > 1, inputs.spec.dit.num_layers - phase_costs.STREAM_BUFFERS
     for chunks in (1, 4):
         for experts, resident in (("resident", 0), *((("swapped", 0),) if both else ()), ("streamed", 0),
                                   ("streamed", many // 2)):  # fmt: skip
             yield denoise_cell(inputs, Levers(experts=experts, blocks_resident=resident, ffn_chunks=chunks), blocks)
-    for tiled in (False, True):
-        yield vae_cell(inputs, "vae_decode", tiled=tiled)
-        if inputs.spec.kind == "i2v":
-            yield vae_cell(inputs, "image_encode", tiled=tiled)
+
+
+def words_cells(inputs: CostInputs) -> Iterator[Cell]:
+    """The text encoder with each of its levers, and the picture's where there is one."""
+    yield text_cell(inputs, "resident")
+    yield text_cell(inputs, "streamed")
+    if inputs.spec.image_encoder:
+        yield picture_cell(inputs)
 
 
 def _placed(sizes: tuple[int, ...]) -> Events:
@@ -122,23 +156,58 @@ def _dit_tensors(spec: ModelSpec, int8: bool) -> tuple[tuple[int, ...], tuple[in
 
 @lru_cache(16)
 def _steps(
-    spec: ModelSpec, shape: VideoShape, int8: bool, chunks: int, attention: str, inside: tuple[int, ...], blocks: int
+    spec: ModelSpec, shape: VideoShape, int8: bool, chunks: int, attention: str, inside: tuple[int, ...], blocks: int,
+    forwards: int,
 ) -> Events:  # fmt: skip
-    """Two forward passes through so many blocks, with the state of the sampler."""
+    """Two steps of so many forward passes through so many blocks, with the state of the sampler."""
     ledger = denoise_ledger(
         spec, shape, torch.bfloat16, int8=int8, chunks=chunks, attention=cast("AttentionKind", attention),
         inside=dict.fromkeys(ATTENTION_KERNELS, inside), change=None, blocks=blocks,
+        forwards=forwards,
     )  # fmt: skip
     return tuple(ledger.events)
 
 
 @lru_cache(8)
+def _text_moves(facts: TextFacts, streamed: bool) -> tuple[tuple[int, ...], tuple[int, ...], Events]:
+    """(bytes of the tensors of one layer, of those outside the layers, what reading a prompt allocates).
+
+    Streamed, a layer comes before its turn and leaves after it, as runtime/text.py has it; two layers stand for all.
+    """
+    with META:
+        encoder = make_text_encoder(facts.model_copy(update={"num_layers": 2})).to(torch.bfloat16)
+    blocks, visits = encoder.encoder.block, list[tuple[int, int]]()
+    layer = _sizes(blocks[0])
+    with unmasked(), counted(encoder) as ledger:
+        if streamed:
+            for block in blocks:
+                block.register_forward_pre_hook(
+                    lambda *call: visits.extend((ledger.take(size), size) for size in layer)
+                )
+                block.register_forward_hook(lambda *call: [ledger.give_back(*visits.pop(0)) for _ in layer] and None)
+        ids = torch.zeros(1, facts.text_len, dtype=torch.long)
+        encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return layer, _sizes(nn.ModuleList([encoder.shared, encoder.encoder.final_layer_norm])), tuple(ledger.events)
+
+
+@lru_cache(8)
+def _picture_moves(facts: ImageEncoderFacts, shape: VideoShape) -> tuple[tuple[int, ...], Events]:
+    """(bytes of the tensors of the picture's encoder, what looking at a picture allocates)."""
+    with META:
+        encoder = make_image_encoder(facts).to(torch.bfloat16)
+        encoder.embeddings.position_ids = torch.arange(facts.tokens)[None]
+    with counted(encoder) as ledger:
+        picture_features(encoder, torch.empty(1, 3, shape.height, shape.width), facts)
+    return _sizes(encoder), tuple(ledger.events)
+
+
+@lru_cache(16)
 def _vae_moves(
-    spec: ModelSpec, shape: VideoShape, tiled: bool, decode: bool, conv2d: bool
+    facts: VaeFacts, shape: VideoShape, tiled: bool, decode: bool, conv2d: bool
 ) -> tuple[tuple[int, ...], Events]:
     """(bytes of the VAE's tensors, what it allocates)."""
     with META:
-        vae = vae_driver.make_vae(**spec.vae.model_dump()).to(torch.bfloat16)
+        vae = vae_driver.make_vae(**facts.model_dump()).to(torch.bfloat16)
     tile, method = VAE_TILE if tiled else None, "conv2d" if conv2d else "conv3d"
-    ledger = vae_ledger(spec, shape, torch.bfloat16, tile, cast("vae_driver.ConvMethod", method), decode=decode)
+    ledger = vae_ledger(facts, shape, torch.bfloat16, tile, cast("vae_driver.ConvMethod", method), decode=decode)
     return _sizes(vae), tuple(ledger.events)

@@ -162,7 +162,7 @@ def reading_s(inputs: CostInputs) -> float:
 def text_encode(inputs: CostInputs, lever: TextLever, dtype: TextDtype = "bf16") -> PhaseCost:
     """UMT5 over one prompt of 512 tokens (two with a negative prompt and guidance, one after the other).
 
-    streamed: one linear at a time is on the device, token table and rows stay in host memory; int8 and nf4 are small
+    streamed: one layer at a time is on the device, token table and rows stay in host memory; int8 and nf4 are small
     enough to be resident, and are made on the device from a mapped file, a linear at a time (runtime/text.py).
 
     Activations are the largest of three moments of UMT5's first layer: its distances (six int64, a float32, a mask)
@@ -181,7 +181,7 @@ def text_encode(inputs: CostInputs, lever: TextLever, dtype: TextDtype = "bf16")
     feed_forward = 4 * size * rows * (text.dim + text.dim_ffn)
     activations = max(distances, scores, feed_forward)
     streamed = lever == "streamed" and dtype == "bf16"
-    on_device = w.text_linear if streamed else encoder_bytes(text, dtype, size)
+    on_device = w.text_block if streamed else encoder_bytes(text, dtype, size)
     in_host = w.text_rest + 2 * w.text_block if streamed else 2 * w.text_block
     in_host = max(in_host, inputs.text_made)
     copying = 0.0 if inputs.on_cpu else w.text / inputs.speed.pcie_bytes_s
@@ -204,7 +204,7 @@ def image_embed(inputs: CostInputs) -> PhaseCost:
     copying = 0.0 if inputs.on_cpu else w / inputs.speed.pcie_bytes_s
     seconds = _reading_s(inputs, "image_encoder", w) + copying + clip.tokens * w / inputs.speed.bf16_flops
     extra = workspace(inputs, activations)
-    return _phase(inputs, "image_embed", w, activations, extra, PROCESS_BYTES + w, seconds, "text")
+    return _phase(inputs, "image_embed", w, activations, extra, PROCESS_BYTES + w, seconds, "picture")
 
 
 class StepWork(NamedTuple):

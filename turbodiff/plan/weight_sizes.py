@@ -13,7 +13,7 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a value, a scale in 8 bits for 64, 
 
 
 class Weights(NamedTuple):
-    """Bytes of one model's networks as they sit on the device; `dit` is one expert, `text_linear` the largest layer."""
+    """Bytes of one model's networks as they sit on the device; `dit` is one expert."""
 
     dit: int
     block: int
@@ -22,7 +22,6 @@ class Weights(NamedTuple):
     text: int
     text_block: int
     text_rest: int
-    text_linear: int
     vae: int
     image: int = 0  # CLIP's picture encoder
 
@@ -64,7 +63,6 @@ def weights_of(spec: ModelSpec, int8: bool, element_bytes: int) -> Weights:
         text=element_bytes * (text.num_layers * layer + table),
         text_block=element_bytes * layer,
         text_rest=element_bytes * table,
-        text_linear=element_bytes * text.dim * max(text.dim_attn, text.dim_ffn),
         vae=element_bytes * (13_709 * b**2 + 5_719 * b + 1_363),
         image=element_bytes * image,
     )

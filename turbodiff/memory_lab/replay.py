@@ -175,16 +175,22 @@ def _text_moves(facts: TextFacts, streamed: bool) -> tuple[tuple[int, ...], tupl
     Streamed, a layer comes before its turn and leaves after it, as runtime/text.py has it; two layers stand for all.
     """
     with META:
-        encoder = make_text_encoder(facts.model_copy(update={"num_layers": 2})).to(torch.bfloat16)
+        encoder = make_text_encoder(facts.model_copy(update={"num_layers": 2})).bfloat16()
     blocks, visits = encoder.encoder.block, list[tuple[int, int]]()
     layer = _sizes(blocks[0])
+
+    def comes(*call: object) -> None:
+        visits.extend((ledger.take(size), size) for size in layer)
+
+    def goes(*call: object) -> None:
+        while visits:
+            ledger.give_back(*visits.pop())
+
     with unmasked(), counted(encoder) as ledger:
         if streamed:
             for block in blocks:
-                block.register_forward_pre_hook(
-                    lambda *call: visits.extend((ledger.take(size), size) for size in layer)
-                )
-                block.register_forward_hook(lambda *call: [ledger.give_back(*visits.pop(0)) for _ in layer] and None)
+                block.register_forward_pre_hook(comes)
+                block.register_forward_hook(goes)
         ids = torch.zeros(1, facts.text_len, dtype=torch.long)
         encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
     return layer, _sizes(nn.ModuleList([encoder.shared, encoder.encoder.final_layer_norm])), tuple(ledger.events)
@@ -195,7 +201,7 @@ def _picture_moves(facts: ImageEncoderFacts, shape: VideoShape) -> tuple[tuple[i
     """(bytes of the tensors of the picture's encoder, what looking at a picture allocates)."""
     with META:
         encoder = make_image_encoder(facts).to(torch.bfloat16)
-        encoder.embeddings.position_ids = torch.arange(facts.tokens)[None]
+    encoder.get_submodule("embeddings").register_buffer("position_ids", torch.arange(facts.tokens)[None])
     with counted(encoder) as ledger:
         picture_features(encoder, torch.empty(1, 3, shape.height, shape.width), facts)
     return _sizes(encoder), tuple(ledger.events)

@@ -94,6 +94,47 @@ def test_a_lora_that_is_off_or_on_distilled_weights_changes_no_schedule_and_the_
     assert run(plan)[0] == "sde" and warnings(plan) == ["distilled_twice"]
 
 
+def two_loras(first: Training, second: Training, training: Training = BASE, **fields):
+    loras = tuple(FoundLora(path=f"/l/{n}.safetensors", bytes=1, training=t) for n, t in (("a", first), ("b", second)))
+    found = trained(disk(), training).model_copy(update={"loras": loras})
+    model, experts = fields.pop("model", "wan2.1-14b"), fields.pop("experts", ("both", "both"))
+    asked = [{"path": lora.path, "expert": expert} for lora, expert in zip(loras, experts, strict=True)]
+    return plan_request(ask(model, loras=asked, **fields), card(80), found)
+
+
+def numbers_of(plan, key):
+    return next(reason.numbers for reason in plan.reasons if reason.key == key)
+
+
+CAUSVID = Training("step-distilled", "causvid", 0, "name")
+
+
+@pytest.mark.parametrize(("pair", "sets"), [((LIGHTNING, CAUSVID), "euler 4"), ((CAUSVID, LIGHTNING), "euler 8")])
+def test_of_two_step_loras_it_is_said_which_sets_the_schedule(pair, sets):
+    plan = two_loras(*pair)
+    assert warnings(plan) == ["loras_distil_apart"] and f"{plan.request.sampler} {plan.request.steps}" == sets
+    told = numbers_of(plan, "loras_distil_apart")
+    assert told["first"] == f"{pair[0].title} (a)" and told["others"] == f"{pair[1].title} (b)"
+    assert f"{told['sampler']} {told['steps']}" == sets and told["guidance"] == 1.0
+
+
+def test_two_step_loras_for_two_experts_are_no_two_at_once():
+    high, low = ("high", "low"), ("both", "low")
+    assert not warnings(two_loras(LIGHTNING, LIGHTNING, model="wan2.2-a14b", experts=high))
+    assert warnings(two_loras(LIGHTNING, CAUSVID, model="wan2.2-a14b", experts=low)) == ["loras_distil_apart"]
+    assert not warnings(two_loras(LIGHTNING, Training("base")))
+
+
+def test_step_loras_on_distilled_weights_are_named_beside_what_sets_the_schedule():
+    plan = two_loras(LIGHTNING, CAUSVID, Training("step-distilled", "lightx2v", 4, "name"))
+    assert warnings(plan) == ["distilled_twice"] and plan.request.sampler == "lcm"
+    told = numbers_of(plan, "distilled_twice")
+    assert (told["weights"], told["loras"]) == ("LightX2V", "Lightning (a), CausVid (b)")
+    said = planned(BASE, lora=LIGHTNING, weights_are="rcm")
+    assert warnings(said) == ["distilled_twice"] and said.request.sampler == "sde"
+    assert not warnings(planned(BASE, lora=LIGHTNING, weights_are="step-distilled")), "the word means the LoRA"
+
+
 def test_a_step_lora_for_another_width_leaves_plain_weights_plain():
     """Its layers are left out: 4 steps without guidance of what stays would be noise."""
     for dim, sampler in ((0, "euler"), (5120, "euler"), (1536, "unipc")):

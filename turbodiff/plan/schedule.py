@@ -6,7 +6,8 @@ The weights are those that the loader will take: the file of each network, the L
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.models import FoundFile, Inventory, ModelSpec
@@ -16,6 +17,7 @@ from turbodiff.spec.schedules import (
     PLAIN,
     TURBO_STEPS,
     Training,
+    by_word,
     objections,
     schedule_for,
     steps_of_share,
@@ -46,17 +48,29 @@ def network_file(spec: ModelSpec, int8: bool, inventory: Inventory, expert: Expe
     return (int8_file if int8 else plain) or inventory.of(spec.name, expert.component)
 
 
-def expert_trainings(request: Request, candidate: Candidate, inventory: Inventory) -> tuple[Training, ...]:
-    """How each network of a candidate was trained, LoRAs and a person's word included."""
-    spec, found = candidate.spec, []
+class Network(NamedTuple):
+    """How the file of a network was trained, and the LoRAs on it that distil, in order."""
+
+    weights: Training
+    loras: tuple[tuple[Lora, Training], ...]
+
+
+def _networks(request: Request, candidate: Candidate, inventory: Inventory) -> Iterator[Network]:
+    spec = candidate.spec
     for expert in spec.experts:
         file = network_file(spec, candidate.int8, inventory, expert)
         published = PUBLISHED if spec.turbo else PLAIN
-        weights = (file and file.training) or published
-        applied = (lora for lora in request.loras if lora.strength > 0 and lora.expert in ("both", expert))
-        loras = tuple(_lora_training(lora, inventory, spec.dit.dim) for lora in applied)
-        found.append(together(weights, request.weights_are, loras))
-    return tuple(found)
+        applied = [lora for lora in request.loras if lora.strength > 0 and lora.expert in ("both", expert)]
+        told = ((lora, _lora_training(lora, inventory, spec.dit.dim)) for lora in applied)
+        yield Network((file and file.training) or published, tuple(one for one in told if one[1].trained_for != "base"))
+
+
+def expert_trainings(request: Request, candidate: Candidate, inventory: Inventory) -> tuple[Training, ...]:
+    """How each network of a candidate was trained, LoRAs and a person's word included."""
+    return tuple(
+        together(network.weights, request.weights_are, tuple(training for _, training in network.loras))
+        for network in _networks(request, candidate, inventory)
+    )
 
 
 def _lora_training(lora: Lora, inventory: Inventory, dim: int) -> Training:
@@ -112,11 +126,23 @@ def schedule_reasons(
         yield "experts_trained_apart", {"high": high.trained_for, "low": low.trained_for}
     for objection in objections(training, settled.sampler, settled.steps, settled.guidance):
         yield objection, facts
-    loras = [_lora_training(lora, inventory, candidate.spec.dit.dim) for lora in wish.loras if lora.strength > 0]
-    if training.trained_for == "rcm" and wish.weights_are == "auto":
-        for lora in loras:
-            if lora.trained_for == "step-distilled":
-                yield "distilled_twice", {"family": lora.recipe.title if lora.family else "unnamed"}
+    for apart, told in dict(_distilled_apart(wish, candidate, inventory, training)).items():
+        yield apart, {**told, "sampler": settled.sampler, "steps": settled.steps, "guidance": settled.guidance}
     file = network_file(candidate.spec, candidate.int8, inventory)
     if settled.attention in SPARSE and file is not None and not file.sla:
         yield "not_distilled_for_sla", {"attention": settled.attention}
+
+
+def _distilled_apart(
+    wish: Request, candidate: Candidate, inventory: Inventory, taken: Training
+) -> Iterator[tuple[str, dict[str, JsonScalar]]]:
+    """What distils beside what sets the schedule: a LoRA on weights that are distilled, or a second LoRA."""
+    for weights, loras in _networks(wish, candidate, inventory):
+        own, first = by_word(weights, wish.weights_are), together(weights, wish.weights_are, tuple(t for _, t in loras))
+        names = [f"{training.title} ({Path(lora.path).stem[:60]})" for lora, training in loras]
+        if first != taken:
+            continue  # the two experts run as the other one: said as experts_trained_apart
+        if loras and own.trained_for != "base" and first.evidence != "lora":
+            yield "distilled_twice", {"weights": own.title, "loras": ", ".join(names)}
+        elif len(loras) > 1:
+            yield "loras_distil_apart", {"first": names[0], "others": ", ".join(names[1:])}

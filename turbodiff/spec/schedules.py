@@ -24,7 +24,8 @@ MOST_STEPS: Mapping[str, int] = {"sde": 4, "ode": 4, "dmd": 3}  # as many as spe
 SCHEDULE_REASONS = ("schedule_rcm", "schedule_base", "schedule_step_distilled")
 WARNINGS = (
     "distilled_sampler_on_base", "few_steps_on_base", "no_guidance_on_base", "guidance_on_distilled",
-    "sampler_of_another_distillation", "experts_trained_apart", "distilled_twice", "not_distilled_for_sla",
+    "sampler_of_another_distillation", "experts_trained_apart", "distilled_twice", "loras_distil_apart",
+    "not_distilled_for_sla",
 )  # fmt: skip
 FEW_STEPS = 20  # below this many steps undistilled Wan stays blurred: Wan and diffusers recommend 30 to 50
 LARGE_PIXELS = 550_000  # a frame above it takes the shift for 720p: 480p has up to 640x640, 720p from 960x720 on
@@ -79,6 +80,11 @@ class Training(NamedTuple):
         return f"{self.trained_for}{family}" + (f" ({self.evidence})" if self.evidence else "")
 
     @property
+    def title(self) -> str:
+        """ "LightX2V", "rCM", "step distillation"."""
+        return {"rcm": "rCM", "base": "Wan"}.get(self.trained_for, self.recipe.title)
+
+    @property
     def recipe(self) -> Recipe:
         """The recipe of a step distillation with the steps that its own name tells."""
         found = RECIPES.get(self.family, RECIPES[""])
@@ -116,16 +122,21 @@ class Schedule(NamedTuple):
     boundary: float
 
 
+def by_word(weights: Training, word: WeightsAre) -> Training:
+    """Weights with a person's word about them, which counts more than the file; a known family stays known."""
+    if word in ("auto", weights.trained_for):
+        return weights
+    kinds: Mapping[str, TrainedFor] = {kind: kind for kind in get_args(TrainedFor)}
+    return Training(kinds[word], evidence="word")
+
+
 def together(weights: Training, word: WeightsAre, loras: tuple[Training, ...]) -> Training:
     """Weights, a person's word about them and the LoRAs on them as one.
 
-    A word counts more than the file; a known family of step distillation stays known. Plain weights under a
-    distillation LoRA sample as the LoRA was distilled; distilled weights stay what they are. A word that something is
-    step-distilled takes the recipe of a LoRA that is.
+    Plain weights under a distillation LoRA sample as the first of them was distilled; distilled weights stay what they
+    are. A word that something is step-distilled takes the recipe of a LoRA that is.
     """
-    if word not in ("auto", weights.trained_for):
-        kinds: Mapping[str, TrainedFor] = {kind: kind for kind in get_args(TrainedFor)}
-        weights = Training(kinds[word], evidence="word")
+    weights = by_word(weights, word)
     distilled = [lora for lora in loras if lora.trained_for != "base"]
     said = weights.trained_for == "step-distilled" and weights.evidence == "word"
     if distilled and (weights.trained_for == "base" or (said and distilled[0].trained_for == "step-distilled")):

@@ -14,9 +14,9 @@ from turbodiff.archive import disk
 from turbodiff.archive.clips import Clip, clips, read_sidecar
 from turbodiff.archive.seeds import Seed, export_text, import_file, list_seeds, rate
 from turbodiff.diagnostics import background_tasks, logs, support_bundle
-from turbodiff.diagnostics.background_tasks import BackgroundTask, SelfTest
+from turbodiff.diagnostics.background_tasks import SelfTest
 from turbodiff.diagnostics.doctor import DoctorReport, doctor
-from turbodiff.diagnostics.downloads import Download, Downloads, Offer, download_offers
+from turbodiff.diagnostics.downloads import Download, Downloads, Move, Offer, download_offers
 from turbodiff.gpu import probe
 from turbodiff.gpu.processes import HOST_COMMAND, CardHolders, Holder, holders
 from turbodiff.jobs import measurements, retry_policy
@@ -394,7 +394,7 @@ def _request_of(fields: Mapping[str, Any]) -> Request:
 
 
 __all__ = [
-    "HOST_COMMAND", "POLICIES", "BackgroundTask", "CardHolders", "Clip", "DoctorReport", "Download", "Downloads",
-    "GpuFacts", "Holder", "Identity", "Look", "LoraFacts", "LoraFile", "Machine", "Offer", "Outlook", "Policy",
+    "HOST_COMMAND", "POLICIES", "CardHolders", "Clip", "DoctorReport", "Download", "Downloads",
+    "GpuFacts", "Holder", "Identity", "Look", "LoraFacts", "LoraFile", "Machine", "Move", "Offer", "Outlook", "Policy",
     "Round", "Seed", "SelfTest", "Storage", "StoredFile", "Studio", "Tier", "doctor", "pictures", "state_folder",
 ]  # fmt: skip

@@ -20,7 +20,6 @@ from turbodiff.spec.plan import Change, Plan
 from turbodiff.spec.request import Request
 from turbodiff.studio import (
     HOST_COMMAND,
-    BackgroundTask,
     CardHolders,
     Clip,
     Download,
@@ -28,6 +27,7 @@ from turbodiff.studio import (
     Identity,
     LoraFacts,
     Machine,
+    Move,
     Offer,
     Outlook,
     Policy,
@@ -92,7 +92,7 @@ class Snapshot:
     offers: Mapping[str, tuple[Offer, ...]] = field(default_factory=dict)  # model name -> what there is to download
     downloads: Mapping[str, Download] = field(default_factory=dict)  # model name -> how its download is doing
     stored: Mapping[str, tuple[StoredFile, ...]] = field(default_factory=dict)  # model name -> its files on this disk
-    moves: Mapping[str, BackgroundTask] = field(default_factory=dict)  # model name -> how its move to another disk does
+    moves: Mapping[str, Move] = field(default_factory=dict)  # model name -> how its move to another disk does
     mirror: str = ""  # the server that a person chose for downloads
     holders: tuple[CardHolders, ...] = ()
     host_command: str = HOST_COMMAND  # lists the holders where they cannot be seen from here

@@ -176,6 +176,7 @@ def test_a_folder_of_everything_is_searched_to_its_end(tmp_path: Path, monkeypat
         "pipe.safetensors",
         "nowhere.gguf",
         "dev.pth",
+        "folder.pth",
         "a.pth",
     }
 

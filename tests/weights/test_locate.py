@@ -1,10 +1,14 @@
 """Files are found by what they hold, wherever they lie and whatever they are called."""
 
+import errno
 import os
+import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,7 +18,8 @@ from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.models import FoundFile, Inventory, find_model
-from turbodiff.weights import experts, locate
+from turbodiff.weights import experts, folders, locate
+from webui.wording import Words
 
 PUBLISHED = {"Wan2.1-1.3B": (1536, 8960, 12, 30, 16), "Wan2.2-A14B": (5120, 13824, 40, 40, 36)}
 
@@ -281,3 +286,74 @@ def test_parts_of_a_checkpoint_are_not_listed_beside_it(tmp_path: Path) -> None:
     found = locate.inventory([tmp_path])
     assert [Path(file.path).name for file in found.files if file.model == "demo"] == [index.name]
     assert found.passed_over == ()
+
+
+def passed_over(root: Path) -> dict[str, tuple[str, str]]:
+    """By path below the root: the code of the reason and what was got."""
+    found = locate.inventory([root]).passed_over
+    assert len({one.path for one in found}) == len(found)
+    return {str(Path(one.path).relative_to(root)): (one.code, one.got) for one in found}
+
+
+def touched(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    return path
+
+
+def test_folders_that_are_not_searched_are_one_line_each_with_their_reason(tmp_path: Path) -> None:
+    for n in range(40):
+        touched(tmp_path / ".hidden" / "deep" / f"{n:02}.safetensors")
+        touched(tmp_path / "1/2/3/4/5/6/7" / f"{n:02}.pth")
+        touched(tmp_path / "other" / "loras" / f"{n:02}.safetensors")
+    touched(tmp_path / ".model.gguf")
+    (tmp_path / "x.safetensors").mkdir()
+    touched(tmp_path / "LoRA" / "a.safetensors")
+    assert passed_over(tmp_path) == {
+        ".hidden": ("folder_hidden", "deep/00.safetensors"),
+        ".model.gguf": ("folder_hidden", ".model.gguf"),
+        "1/2/3/4/5/6": ("folder_deep", "7/00.pth"),
+        "LoRA": ("folder_loras", "a.safetensors"),
+        "other/loras": ("folder_loras", "00.safetensors"),
+        "x.safetensors": ("folder_folder", ""),
+    }
+
+
+def test_what_holds_no_weights_or_is_of_another_program_is_no_matter(tmp_path: Path) -> None:
+    for place in (".git/x.pth", ".cache/huggingface/x.pth", ".venv/lib/x.pth", ".Trash-1000/files/x.pth"):
+        touched(tmp_path / place)
+    for place in (".config/a.json", "1/2/3/4/5/6/7/read.me", "._a.safetensors", ".a.pth.7.part", "loras/._b.pth"):
+        touched(tmp_path / place)
+    (tmp_path / "1/2/3/4/5/again").symlink_to(tmp_path)
+    hollow("Wan2.1-1.3B", tmp_path / "y.safetensors" / "a.pth")
+    assert passed_over(tmp_path) == {}
+    assert locate.inventory([tmp_path]).of("wan2.1-1.3b", "dit") is not None, "a folder called so is searched"
+
+
+def test_a_folder_that_cannot_be_read_and_a_root_of_too_many_names_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    listed = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path.name == "theirs":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert passed_over(tmp_path) == {"theirs": ("folder_unreadable", "Permission denied")}
+    monkeypatch.setattr(folders, "MAX_ENTRIES", 3)
+    for name in ("a", "b", "c"):
+        touched(tmp_path / name)
+    assert passed_over(tmp_path) == {".": ("folder_many", "3")}
+    (tmp_path / "c").unlink()
+    assert passed_over(tmp_path) == {"theirs": ("folder_unreadable", "Permission denied")}
+
+
+def test_every_reason_is_said_in_both_languages(tmp_path: Path) -> None:
+    for why in get_args(folders.Why)[1:]:
+        error = folders.not_searched(folders.Entry(tmp_path / "a", why, "b.pth"))
+        told = {language: Words(language).error(error.fields()) for language in ("en", "zh")}
+        assert error.try_instead and "{" not in "".join(told.values())
+        assert re.search("[\u4e00-\u9fff]", told["zh"]) and not re.search("[\u4e00-\u9fff]", told["en"])

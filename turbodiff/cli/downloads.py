@@ -4,12 +4,15 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from turbodiff.cli.flags import ModelName, StateDir, open_studio
 from turbodiff.cli.machine import models_app
+
+if TYPE_CHECKING:
+    from turbodiff.weights.storage import StoredFile
 
 
 @models_app.command("downloads")
@@ -97,10 +100,15 @@ def delete_model(
     from turbodiff.spec.models import find_model
     from turbodiff.spec.numbers import gb
 
+    def behind(file: "StoredFile") -> str:
+        if file.link_to is None:
+            return ""
+        return f" and {file.link_to}, where it was moved to" if file.moved else " (the link alone)"
+
     spec, storage = find_model(model), open_studio(state_dir).storage
     going = storage.going(spec, shared=False)
     print_lines(
-        [f"{gb(file.nbytes):>8}  {file.path}" + (" (the link alone)" if file.link_to else "") for file in going]
+        f"{gb(0 if file.link_to and not file.moved else file.nbytes):>8}  {file.path}" + behind(file) for file in going
     )
     if going and not yes:
         typer.confirm(f"delete these {len(going)} files of {spec.display_name}?", abort=True)
@@ -112,14 +120,28 @@ def move_model(
     model: ModelName,
     folder: Annotated[Path, typer.Argument(help="a folder on another disk")],
     state_dir: StateDir = None,
+    as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,
 ) -> None:
     """Move the files of a model to another disk: copied, compared, then linked. May be killed and rerun."""
     from turbodiff.cli.show import print_lines
+    from turbodiff.diagnostics.downloads import Move
+    from turbodiff.spec.errors import TurbodiffError
     from turbodiff.spec.models import find_model
     from turbodiff.spec.numbers import gb
 
     spec, said_s = find_model(model), -math.inf
-    for name, done, total in open_studio(state_dir).storage.move(spec, folder):
-        if time.monotonic() > said_s + 1 or done == total:
-            said_s = time.monotonic()
-            print_lines([f"{gb(done)} / {gb(total)}  {name}"])
+    try:
+        for name, done, total in open_studio(state_dir).storage.move(spec, folder):
+            if time.monotonic() > said_s + 1 or done == total:
+                said_s = time.monotonic()
+                moved = Move(name=name, done_bytes=done, total_bytes=total)
+                line = moved.model_dump_json() if as_json else f"{gb(done)} / {gb(total)}  {name}"
+                print_lines([line])
+                sys.stdout.flush()
+    except TurbodiffError as error:
+        if not as_json:
+            raise
+        print_lines([Move(error=error.fields()).model_dump_json()])
+        raise typer.Exit(error.exit_code) from None
+    if said_s < 0 and not as_json:
+        print_lines([f"{spec.display_name} is there already"])

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PROMPT = "a red circle moves right on a black background"
 CHECKS = ("install", "gpu", "plan", "clip")
 MEASURE = (sys.executable, "-P", "-m", "turbodiff.memory_lab.measure")
+SHOWN_FILES = 100  # of those that no model uses
 FRAMES = (17, 49)  # two lengths: what grows with a clip, and what does not
 models_app = typer.Typer(help="Weights: list, pull, verify, move, delete, quantize.", no_args_is_help=True)
 
@@ -281,9 +282,11 @@ def list_models() -> None:
             print_lines([f"    {offer.variant.name:12} {size:>8}  {need:20}  {words.fit(offer.fit)}{suits}"])
         if not offers[spec.name]:
             print_lines(f"    {words.fit(fit)}" for fit in fits_of(spec, machine).values())
-    for one in here.passed_over:
+    for one in here.passed_over[:SHOWN_FILES]:
         told = "; ".join(part for part in (one.what, one.got, one.expected) if part)
         print_lines([f"passed over  {one.path}: {told}"])
+    if more := here.passed_over[SHOWN_FILES:]:
+        print_lines([f"passed over  and {len(more)} more files"])
 
 
 @models_app.command("tell")

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from turbodiff.archive.disk import free_bytes
-from turbodiff.diagnostics.background_tasks import MOVE, PULL, BackgroundTask, background_task, start_task
+from turbodiff.diagnostics.background_tasks import MOVE, PULL, background_task, start_task
 from turbodiff.gpu.processes import is_running, start_ticks
 from turbodiff.spec.downloads import Progress
 from turbodiff.spec.errors import CancelledByUser, FileError, RequestError, TurbodiffError
@@ -45,6 +45,17 @@ class Download(BaseModel):
     error: dict[str, str] = {}  # its fields (spec/errors.py) where the state is "failed"
     pid: int = 0
     ticks: int = 0
+
+
+class Move(BaseModel):
+    """How the move of a model is doing: a line of `turbodiff models move --json`."""
+
+    model_config = ConfigDict(frozen=True)
+    running: bool = False
+    name: str = ""
+    done_bytes: int = 0
+    total_bytes: int = 0
+    error: dict[str, str] = {}  # its fields (spec/errors.py) where it failed
 
 
 class Offer(NamedTuple):
@@ -122,11 +133,18 @@ class Downloads:
         if not folder.strip().startswith("/") or not folder.isprintable():
             raise RequestError("not a folder", code="move_folder", field="folder", got=folder.strip()[:120])
         state = ("--state-dir", str(self.folder.parent))
-        start_task(self.folder, f"move-{spec.name}", (*MOVE, spec.name, folder.strip(), *state))
+        start_task(self.folder, f"move-{spec.name}", (*MOVE, spec.name, folder.strip(), "--json", *state))
 
-    def moving(self, model: str) -> BackgroundTask:
+    def moving(self, model: str) -> Move:
         """How the move of a model is doing."""
-        return background_task(self.folder, f"move-{model}")
+        task = background_task(self.folder, f"move-{model}")
+        try:
+            told = Move.model_validate_json(task.words)
+        except ValidationError:  # before its first word, or a fault of ours
+            told = Move(
+                error={} if task.running or not task.lines else {"code": "move_stopped", "got": task.words[:300]}
+            )
+        return told.model_copy(update={"running": task.running})
 
     @property
     def mirror(self) -> str:

@@ -31,7 +31,7 @@ COMPONENT_NAMES = {
     "image_encoder": "a CLIP picture encoder", "tiny_vae": "a small decoder for previews (TAEHV)",
 }  # fmt: skip
 ENDINGS = (".safetensors", ".sft", ".pth", ".pt", ".bin", ".ckpt", ".gguf")  # in either case
-INDEX = ".index.json"
+INDEX = re.compile(r"\.index(?:\.[\w-]+)?\.json$")  # of shards; diffusers' variants have a word in it: .index.fp16.json
 # beside a file that is being downloaded
 UNFINISHED = (".aria2", ".part", ".!qb", ".!qB", ".crdownload", ".download", ".incomplete", ".td", ".xltd")
 # What is not used of a file, by the beginning of a name: UMT5's decoder as transformers and llama.cpp name it; of CLIP
@@ -142,13 +142,14 @@ def read_header(path: Path | str) -> Header:
     path = Path(path)
     try:
         if path.is_dir():
-            files = sorted(path.glob(f"*{INDEX}")) or [file for file in path.iterdir() if is_weights(file.name)]
+            files = sorted(file for file in path.glob("*.json") if INDEX.search(file.name))
+            files = files or [file for file in path.iterdir() if is_weights(file.name)]
             if not files:
                 expected = "*.safetensors or *.index.json"
                 raise bad_file(path, "no weights in this folder", code="file_missing", expected=expected)
             # safetensors before others, and `model.safetensors` before the variant `model.fp16.safetensors`
             path = min(files, key=lambda file: (file.suffix == ".bin", file.name.count("."), len(file.name), file.name))
-        return _read_index(path) if path.name.endswith(INDEX) else _read_file(path)
+        return _read_index(path) if INDEX.search(path.name) else _read_file(path)
     except FileNotFoundError:
         raise bad_file(path, "there is no such file", code="file_missing") from None
     except NotAFileError as error:
@@ -214,7 +215,7 @@ def open_checkpoint(path: Path | str, component: Part | None = None) -> Checkpoi
     state = None  # of a single file; a folder or an index does not tell when a shard changes
     with contextlib.suppress(OSError):  # read_header says why
         stat = path.stat()
-        if S_ISREG(stat.st_mode) and not path.name.endswith(INDEX):
+        if S_ISREG(stat.st_mode) and not INDEX.search(path.name):
             state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
     checkpoint = _read_once(path, state) if state else detect(read_header(path))
     if component not in (None, checkpoint.component):

@@ -4,9 +4,10 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from turbodiff.spec.environment import current_folder, expand
+from turbodiff.spec.errors import FileError
 from turbodiff.weights.detect import INDEX, is_weights
 
 ROOTS_VARIABLE = "TURBODIFF_MODELS"
@@ -15,15 +16,26 @@ MAX_ENTRIES = 20_000  # names looked at below one root
 TOKENIZER = "spiece.model"
 LORA_FOLDERS = ("loras", "lora")  # below each search root: ours, and ComfyUI's other spelling
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+# Folders of other programs, none of a person's: not searched, and no matter; beside those that begin with .Trash
+OWN_FOLDERS = frozenset((".git", ".cache", ".venv", "lost+found", "$RECYCLE.BIN", "System Volume Information"))
+APPLE_DOUBLE = "._"  # what macOS writes beside a file on other disks
 # Repositories of the cache that are looked into: whoever publishes them, Wan is in the name, or its text encoder
 CACHED = re.compile(r"(?i)wan|umt5|turbodiffusion|autoencoders|taehv")  # the last two: small VAEs for previews
 
 
+Why = Literal["", "shard", "hidden", "deep", "folder", "unreadable", "many", "loras"]
+
+
 class Entry(NamedTuple):
-    """A file that may hold weights or a tokenizer; `stray` is a shard whose folder has no index."""
+    """A file that may hold weights or a tokenizer; or what is passed over: `why`, and what is in it.
+
+    shard: its folder has no index. folder: one that is called as weights and has none. loras: a folder of LoRAs where
+    they are not looked for. many: the root has more names than are looked at.
+    """
 
     path: Path
-    stray: bool = False
+    why: Why = ""
+    got: str = ""
 
 
 def model_roots() -> tuple[Path, ...]:
@@ -61,39 +73,110 @@ def cache_snapshots() -> Iterator[Path]:
 def walk(root: Path) -> Iterator[Entry]:
     """Weights, tokenizers and indexes of shards below `root`, sorted within each folder, links followed.
 
-    Passed over: hidden and unreadable folders, those of LoRAs, a folder that was seen already by another name, and
-    whatever comes after MAX_ENTRIES names.
+    What is not searched is one entry with its reason if it holds weights: hidden and too deep folders, folders of LoRAs
+    that are not the root's own. Folders that cannot be read are, too, and the root where it has more than MAX_ENTRIES
+    names. Passed over in silence: OWN_FOLDERS, and a folder that was seen already by another name.
     """
-    seen, left = set[tuple[int, int]](), MAX_ENTRIES
+    seen, left, peek = set[tuple[int, int]](), MAX_ENTRIES, _Peek()
     waiting = [(root, 0)]
-    while waiting and left > 0:
+    while waiting:
         folder, depth = waiting.pop()
         try:
             stat = folder.stat()
-        except OSError:
+            listed = sorted(folder.iterdir()) if (stat.st_dev, stat.st_ino) not in seen else []
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        if (stat.st_dev, stat.st_ino) in seen:
+        except OSError as error:
+            yield Entry(folder, "unreadable", error.strerror or str(error))
             continue
         seen.add((stat.st_dev, stat.st_ino))
-        entries = [path for path in _entries(folder) if not path.name.startswith(".")][:left]
-        left -= len(entries)
-        indexed = any(path.name.endswith(INDEX) for path in entries)
+        listed = [path for path in listed if path.name not in OWN_FOLDERS and not path.name.startswith(".Trash")]
+        full, found = len(listed) > left or (left == 0 and bool(waiting)), list[tuple[Path, int]]()
+        entries = [path for path in listed[:left] if not path.name.startswith(".")]
+        left -= len(listed[:left])
+        yield from peek.hidden(listed)
+        indexed = any(INDEX.search(path.name) for path in entries)
         for path in entries:
             name = path.name
-            if SHARD.search(name) and is_weights(name):
+            if _is_folder(path):
+                below = path.stat()
+                if (below.st_dev, below.st_ino) in seen:
+                    continue
+                if entry := peek.folder(path, depth):
+                    yield entry
+                elif depth < MAX_DEPTH and name.lower() not in LORA_FOLDERS:
+                    found.append((path, depth + 1))
+            elif SHARD.search(name) and is_weights(name):
                 if not indexed:
-                    yield Entry(path, stray=True)
-            elif not path.is_dir() and (is_weights(name) or name == TOKENIZER or name.endswith(INDEX)):
+                    yield Entry(path, "shard")
+            elif is_weights(name) or name == TOKENIZER or INDEX.search(name):
                 yield Entry(path)
-        below = [path for path in entries if depth < MAX_DEPTH and _is_folder(path)]
-        waiting += [(path, depth + 1) for path in reversed(below) if path.name.lower() not in LORA_FOLDERS]
+        waiting = [] if full else [*waiting, *reversed(found)]
+        if full:
+            yield Entry(root, "many", str(MAX_ENTRIES))
+
+
+class _Peek:
+    """Whether what is not searched holds weights, by their names: of MAX_ENTRIES names in all, links not followed."""
+
+    def __init__(self) -> None:
+        self.left = MAX_ENTRIES
+
+    def hidden(self, listed: list[Path]) -> list[Entry]:
+        """Entries of what is hidden in a folder."""
+        told = ((path, self.weights(path)) for path in listed if path.name.startswith("."))
+        return [Entry(path, "hidden", inside) for path, inside in told if inside]
+
+    def folder(self, path: Path, depth: int) -> Entry | None:
+        """The entry of a folder `depth` folders below the root that is not searched or holds nothing."""
+        loras = path.name.lower() in LORA_FOLDERS
+        if loras and depth == 0 and path.name in LORA_FOLDERS:
+            return None  # where they are looked for
+        if not loras and depth < MAX_DEPTH and not is_weights(path.name):
+            return None
+        inside = self.weights(path)
+        if not inside:
+            return Entry(path, "folder") if is_weights(path.name) else None
+        return Entry(path, "loras", inside) if loras else Entry(path, "deep", inside) if depth == MAX_DEPTH else None
+
+    def weights(self, path: Path) -> str:
+        """The name of the first file of weights in a folder, or of the file itself; "" where there is none."""
+        if not _is_folder(path):
+            return path.name if is_weights(path.name) and not path.name.startswith(APPLE_DOUBLE) else ""
+        for folder, folders, files in os.walk(path):
+            self.left -= len(folders) + len(files) + 1
+            if self.left < 0:
+                break
+            folders[:] = sorted(name for name in folders if name not in OWN_FOLDERS)
+            names = (name for name in sorted(files) if is_weights(name) and not name.startswith(APPLE_DOUBLE))
+            if found := next(names, ""):
+                return os.path.relpath(Path(folder) / found, path)
+        return ""
+
+
+def not_searched(entry: Entry) -> FileError:
+    """Why an entry of `walk` with a reason was passed over, and what to do about it."""
+    path, at = entry.path, entry.path.parent
+    what, expected, try_instead = {
+        "shard": ("a shard without its index", "*.index.json", "download the index, too"),
+        "hidden": ("hidden files and folders are not searched", "a name without a dot before it", f"rename {path}"),
+        "deep": (f"folders this deep are not searched: {MAX_DEPTH} below the search root are", f"at most {MAX_DEPTH} "
+                 "folders", f"move it up, or name {at} in {ROOTS_VARIABLE}"),
+        "folder": ("a folder that is called as a file of weights, with none in it", "a file", "download it again"),
+        "unreadable": ("the folder cannot be read", "a folder that this user may list", f"chmod u+rx {path}"),
+        "many": (f"only the first {MAX_ENTRIES} names in it were looked at", "a folder for weights alone",
+                 f"name the folder of the weights in {ROOTS_VARIABLE}"),
+        "loras": ("LoRAs are looked for elsewhere", f"the folder {LORA_FOLDERS[0]} of the search root", f"move {path}"),
+    }[entry.why]  # fmt: skip
+    code = "index_missing" if entry.why == "shard" else f"folder_{entry.why}"
+    return FileError(what, code=code, field=str(path), got=entry.got, expected=expected, try_instead=try_instead)
 
 
 def lora_files(root: Path) -> Iterator[tuple[str, Path]]:
     """LoRA files of a root by their path below its folder of LoRAs, links followed."""
     for folder in (root / name for name in LORA_FOLDERS):
         for entry in walk(folder):
-            if entry.path.suffix.lower() in (".safetensors", ".sft"):
+            if not entry.why and entry.path.suffix.lower() in (".safetensors", ".sft"):
                 yield str(entry.path.relative_to(folder)), entry.path
 
 

@@ -34,7 +34,16 @@ from turbodiff.spec.request import Lora
 from turbodiff.weights import experts
 from turbodiff.weights.detect import INDEX, expected_names, open_checkpoint
 from turbodiff.weights.distillation import lora_training
-from turbodiff.weights.folders import ROOTS_VARIABLE, TOKENIZER, Entry, cache_snapshots, lora_files, model_roots, walk
+from turbodiff.weights.folders import (
+    ROOTS_VARIABLE,
+    TOKENIZER,
+    Entry,
+    cache_snapshots,
+    lora_files,
+    model_roots,
+    not_searched,
+    walk,
+)
 from turbodiff.weights.forms import TOKENIZER_TENSOR
 from turbodiff.weights.headers import bad_file
 from turbodiff.weights.look import Looked, look
@@ -100,7 +109,7 @@ def inventory(roots: Sequence[Path] | None = None) -> Inventory:
                 path=str(entry.path), code=error.code, what=error.what, got=error.got, expected=error.expected
             )
     beside = {str(Path(path).parent) for path in passed_over}
-    for index in {file.path for file in found if file.path.endswith(INDEX) and str(Path(file.path).parent) in beside}:
+    for index in {file.path for file in found if INDEX.search(file.path) and str(Path(file.path).parent) in beside}:
         with contextlib.suppress(FileError):  # a part of it, whatever that is called
             for part in open_checkpoint(index).header.files:
                 passed_over.pop(str(part), None)
@@ -217,7 +226,11 @@ def verify(path: Path | str, *, sha256: bool = False) -> Report:
     checkpoint = open_checkpoint(path)
     header, sources, unknown = checkpoint.header, checkpoint.sources, checkpoint.unknown
     # a folder is matched by the file that stands for it: its index of shards, or its one file
-    place = path if path.is_file() else next(iter(sorted(path.glob(f"*{INDEX}"))), header.files[0])
+    place = (
+        path
+        if path.is_file()
+        else next((file for file in sorted(path.iterdir()) if INDEX.search(file.name)), header.files[0])
+    )
     files, error = _match(Entry(place))
     models = tuple(dict.fromkeys(file.model for file in files))
     problems = []
@@ -241,12 +254,12 @@ def verify(path: Path | str, *, sha256: bool = False) -> Report:
 def _match(entry: Entry) -> tuple[list[FoundFile], FileError | None]:
     """The file as a component of each model that it fits, or why there is none. Never raises."""
     path = entry.path
+    if entry.why:
+        return [], not_searched(entry)
     try:
         stat = path.stat()
         if path.name == TOKENIZER:
             return _tokenizers(path, stat.st_size)
-        if entry.stray:
-            raise bad_file(path, "a shard without its index", code="index_missing", expected="*.safetensors.index.json")
         looked = look(path, stat.st_size, stat.st_mtime_ns, os.environ.get("TURBODIFF_CONFIGS", ""))
         if looked.error:
             return [], looked.error

@@ -52,7 +52,8 @@ class Model:
     usage: tuple[str, ...] = ()  # the room it takes: of its own, shared, elsewhere
     delete_ask: str = ""  # the question before its files are deleted; "" where there are none
     moving: bool = False
-    move_words: str = ""  # the last line of its move to another disk
+    move_words: str = ""  # how far its move to another disk is, or was when it stopped
+    move_failed: str = ""  # why it failed
 
     @property
     def best(self) -> Choice | None:
@@ -115,7 +116,8 @@ def _with_usage(model: Model, snapshot: Snapshot, words: Words) -> Model:
         return words(f"system.usage_{key}", size=gb(sum(file.nbytes for file in rows)), names=names, **more)
 
     own = [file for file in files if not file.keep]
-    lines = [words("system.usage", own=gb(sum(file.nbytes for file in own)))]
+    size = gb(sum(file.nbytes for file in own if file.moved or not file.link_to))  # of another's link the link alone
+    lines = [words("system.usage", own=size)]
     shared = [file for file in files if file.keep == "shared"]
     users = sorted({display_name_of(name) for file in shared for name in file.shared_with})
     lines += [told("shared", shared, models=", ".join(users))] if shared else []
@@ -123,10 +125,16 @@ def _with_usage(model: Model, snapshot: Snapshot, words: Words) -> Model:
     lines += [told("outside", outside)] if outside else []
     places = dict.fromkeys(str(file.link_to.parent) for file in files if file.link_to)
     lines += [words("system.usage_links", places=", ".join(places))] if places else []
-    size, names = gb(sum(file.nbytes for file in own)), ", ".join(file.path.name for file in own)
+    names = ", ".join(str(file.link_to) if file.moved else file.path.name for file in own)
     ask = words("system.delete_ask", size=size, model=model.name, names=names) if own else ""
-    moving, last = (move.running, move.words) if move else (False, "")
-    return replace(model, usage=tuple(lines), delete_ask=ask, moving=moving, move_words=last)
+    shown = replace(model, usage=tuple(lines), delete_ask=ask, moving=bool(move and move.running))
+    if move is None or (not move.error and move.done_bytes == move.total_bytes):
+        return shown
+    if move.error:
+        return replace(shown, move_failed=words.error(move.error))
+    done, total = gb(move.done_bytes), gb(move.total_bytes)
+    key = "system.moving_at" if move.running else "system.move_stopped"
+    return replace(shown, move_words=words(key, done=done, total=total, name=move.name))
 
 
 def draw_model(model: Model, main: bool, words: Words) -> Html:
@@ -213,12 +221,16 @@ def _stored(model: Model, words: Words) -> Html | None:
     """The room that a model takes, with the buttons that delete and move its files."""
     if not model.usage:
         return None
-    delete = action("delete_model", model.id, words("system.delete"), cls="plain", data_ask=model.delete_ask)
+    delete = action(
+        "delete_model", model.id, words("system.delete"), cls="plain", data_ask=model.delete_ask, disabled=model.moving
+    )
     label = words("system.moving" if model.moving else "system.move")
     move = action("move", model.id, label, cls="plain", data_from="move-folder", disabled=model.moving)
     lines = [el("div", line) for line in model.usage]
     buttons = el("span", move, delete, cls="td-acts") if model.delete_ask else None
-    last = el("code", model.move_words) if model.move_words else None
+    last = el("div", model.move_words, cls="td-quiet", role="status") if model.move_words else None
+    if model.move_failed:
+        last = el("div", model.move_failed, cls="td-note warn", role="alert")
     return join(el("div", el("div", lines, cls="td-quiet"), buttons, cls="td-line"), last)
 
 

@@ -205,5 +205,6 @@ def _passed_over(files: tuple[tuple[str, str], ...], words: Words) -> Html | Non
     if not files:
         return None
     rows = [el("li", el("code", path), " ", why) for path, why in files[:SHOWN_FILES]]
+    rows += [el("li", "…")] if len(files) > SHOWN_FILES else []
     summary = el("summary", words("system.passed_over", count=len(files)))
     return el("details", summary, el("ul", rows), id="passed-over")

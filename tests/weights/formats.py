@@ -13,6 +13,7 @@ import struct
 import sys
 import tempfile
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -200,6 +201,63 @@ def shards(state: State, path: Path) -> None:
     tiny.save_shards({name: value.contiguous() for name, value in state.items()}, path)
 
 
+def variant_shards(state: State, path: Path) -> None:
+    """A folder of shards as diffusers writes them with variant="fp16"."""
+    shards(state, path)
+    for part in path.iterdir():
+        name = part.name.replace(".safetensors.index.json", ".safetensors.index.fp16.json")
+        part.rename(part.with_name(name if name != part.name else part.name.replace("-0000", ".fp16-0000", 1)))
+    (index,) = path.glob("*.json")
+    index.write_text(index.read_text().replace("-0000", ".fp16-0000").replace("-of.fp16-0000", "-of-0000"))
+
+
+def bin_shards(state: State, path: Path) -> None:
+    """A folder of two .bin files and their index, as diffusers wrote before safetensors."""
+    path.mkdir()
+    names, where = sorted(state), {}
+    for place, part in enumerate((names[::2], names[1::2])):
+        file = f"diffusion_pytorch_model-0000{place + 1}-of-00002.bin"
+        torch.save({name: state[name] for name in part}, path / file)
+        where |= dict.fromkeys(part, file)
+    (path / "diffusion_pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+def block_files(state: State, path: Path) -> None:
+    """A folder of a file per block and one for the rest, as LightX2V writes it."""
+    path.mkdir()
+    where = {}
+    for name in state:
+        block = name.split(".")[1] if name.startswith("blocks.") else ""
+        where[name] = f"block_{block}.safetensors" if block else "non_block.safetensors"
+    for file in set(where.values()):
+        safetensors({name: state[name] for name in state if where[name] == file}, path / file)
+    (path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+def deepspeed(state: State, path: Path) -> None:
+    """mp_rank_00_model_states.pt of DeepSpeed."""
+    shapes = OrderedDict((name, tensor.shape) for name, tensor in state.items())
+    told = {"param_shapes": [shapes], "ds_version": "0.17.1", "dp_world_size": 8, "buffer_names": [], "optimizer": None}
+    torch.save({"module": dict(state), **told}, path)
+
+
+def lightning(state: State, path: Path) -> None:
+    """A checkpoint of Lightning: its own counters and a tensor beside the weights."""
+    told = {"epoch": 3, "global_step": 100, "pytorch-lightning_version": "2.5.1", "callbacks": {}, "loops": {"a": {}}}
+    torch.save({"seed": torch.tensor(7), "state_dict": dict(state), **told, "lr_schedulers": [{"last": 0.1}]}, path)
+
+
+def parameters(state: State, path: Path) -> None:
+    """dict(model.named_parameters())."""
+    torch.save({name: nn.Parameter(tensor, requires_grad=False) for name, tensor in state.items()}, path)
+
+
+def transformer_engine(state: State, path: Path) -> None:
+    """A dump of rCM's training, whose norms are Transformer Engine's: a state of theirs that is no tensor."""
+    extra = {f"{name.removesuffix('weight')}_extra_state": io.BytesIO(b"x" * 9) for name in state if ".norm_" in name}
+    torch.save({f"net.{name}": value for name, value in (*state.items(), *extra.items())}, path)
+
+
 def gguf_file(kind: str, patch: str = "orig") -> Callable[[State, Path], None]:
     """A GGUF file with matrices of the blocks in `kind`; the patch convolution with its shape, or in four axes."""
 
@@ -210,7 +268,7 @@ def gguf_file(kind: str, patch: str = "orig") -> Callable[[State, Path], None]:
         code = gguf.GGMLQuantizationType[kind]
         for name, value in state.items():
             data = value.float().numpy()
-            if is_linear(name):
+            if is_linear(name.removeprefix("model.diffusion_model.")):
                 raw = quantised(data, code)
                 writer.add_tensor(name, raw, raw_dtype=code)
                 continue
@@ -294,6 +352,97 @@ def umt5_comfy() -> Made:
     meant["encoder.embed_tokens.weight"] = meant["shared.weight"]
     piece = torch.frombuffer(bytearray((DEMO / "spiece.model").read_bytes()), dtype=torch.uint8)
     return written | {"scaled_fp8": torch.zeros(2, dtype=E4M3), "spiece_model": piece}, meant
+
+
+def small_umt5(dialect: str, small: Callable[[Tensor], tuple[Mapping[str, Tensor], Tensor]]) -> Callable[[], Made]:
+    """UMT5 with its linears in other leaves."""
+
+    def make() -> Made:
+        written, meant = {}, dict(canonical("umt5.safetensors"))
+        back = tiny.inverse(keymaps.names_from("text_encoder", dialect))
+        for name, value in component("umt5.safetensors", "ours")()[0].items():
+            theirs, ours = (keymaps.rename(name, back) or name).removesuffix(".weight"), name
+            meant[ours], leaves = value.float(), {"weight": value}
+            if ("SelfAttention." in name and "relative" not in name) or "DenseReluDense" in name:
+                leaves, meant[ours] = small(value.float())
+            written |= {f"{theirs}.{leaf}": tensor for leaf, tensor in leaves.items()}
+        meant["encoder.embed_tokens.weight"] = meant["shared.weight"]
+        return written, meant
+
+    return make
+
+
+def int8_rows(value: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
+    """INT8 with a scale per row."""
+    grid = value.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+    small = (value / grid).round().to(torch.int8)
+    return {"weight": small, "weight_scale": grid}, small.float() * grid
+
+
+def umt5_gguf(state: State, path: Path) -> None:
+    """city96's UMT5: llama.cpp's names, Q8_0 but for the norms and the bias of positions."""
+    import gguf
+
+    writer, code = gguf.GGUFWriter(path, "t5encoder"), gguf.GGMLQuantizationType.Q8_0
+    for name, value in state.items():
+        data = value.float().numpy()
+        plain = data.ndim < 2 or "rel_b" in name
+        writer.add_tensor(name, data if plain else quantised(data, code), raw_dtype=None if plain else code)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def umt5_q8() -> Made:
+    """llama.cpp's names, and what gguf's own dequantiser makes of Q8_0."""
+    import gguf
+
+    code, meant = gguf.GGMLQuantizationType.Q8_0, dict(canonical("umt5.safetensors"))
+    for name, value in meant.items():
+        if value.ndim == 2 and "relative" not in name:
+            meant[name] = torch.from_numpy(gguf.quants.dequantize(quantised(value.numpy(), code), code))
+    return component("umt5.safetensors", "llama.cpp", torch.float32)()[0], meant
+
+
+def all_in_one() -> Made:
+    """A checkpoint of ComfyUI: transformer, VAE and text encoder in one file."""
+    vae, text = component("vae.safetensors", "wan")()[0], component("umt5.safetensors", "ours")()[0]
+    parts = (("model.diffusion_model.", plain()[0]), ("vae.", vae), ("text_encoders.umt5xxl.transformer.", text))
+    return {k: v for prefix, state in parts for k, v in tiny.prefixed(state, prefix).items()}, dit()
+
+
+def mixed() -> Made:
+    """Kijai's fp8_scaled: what is no linear of a block in float32."""
+    written, meant = scaled(E4M3, 0, 0, "scale_weight", shape="flat")()
+    written = {name: value.float() if value.dtype == torch.bfloat16 else value for name, value in written.items()}
+    return written | {"scaled_fp8": torch.zeros(0, dtype=E4M3)}, meant
+
+
+def comfy_2025() -> Made:
+    """ComfyUI's fp8_scaled before its markers: an empty tensor says that there are scales."""
+    one = {"scale_input": torch.tensor(1.0)}
+    written, meant = scaled(E4M3, 0, 0, "scale_weight", shape="one", more=one)()
+    written = dict(written) | {"scaled_fp8": torch.zeros(2, dtype=E4M3)}
+    return tiny.prefixed(written, "model.diffusion_model."), meant
+
+
+def block_scaled() -> Made:
+    """musubi-tuner's fp8: groups of 64 columns, the scale [o, groups, 1]."""
+    written, meant = scaled(E4M3, 1, 64, "scale_weight")()
+    return {k: v[..., None] if k.endswith("scale_weight") else v for k, v in written.items()}, meant
+
+
+def beside(*, leaf: str = "", whole: Mapping[str, tuple[int, ...]] | None = None) -> Callable[[], Made]:
+    """The transformer with tensors that say nothing: a leaf beside each norm of q and k, or whole names."""
+
+    def make() -> Made:
+        more = {name: torch.zeros(shape) for name, shape in (whole or {}).items()}
+        norms = [name for name in plain()[0] if ".norm_" in name] if leaf else []
+        more |= {f"{name.removesuffix('weight')}{leaf}": torch.zeros(4, dtype=torch.uint8) for name in norms}
+        return dict(plain()[0]) | more, dit()
+
+    return make
 
 
 def raw(data: bytes) -> Callable[[State, Path], None]:
@@ -451,6 +600,31 @@ def cast_linears(dtype: torch.dtype) -> Callable[[], Made]:
     return lambda: each_linear(lambda value: ({"weight": value.to(dtype)}, value.to(dtype).float()))
 
 
+def more_loading() -> Iterator[Format]:
+    """Formats of the transformer as trainers and repackers write them."""
+    yield Format("rCM dump with Transformer Engine's state", plain, transformer_engine, "a.pt")
+    yield Format("Transformer Engine's state as bytes", beside(leaf="_extra_state"))
+    yield Format("DeepSpeed, mp_rank_00_model_states.pt", plain, deepspeed, "mp_rank_00_model_states.pt")
+    yield Format("Lightning .ckpt, pipe.dit.", under("pipe.dit."), lightning, "a.ckpt")
+    yield Format(".pth of parameters", plain, parameters, "a.pth")
+    yield Format("Self-Forcing dump", under("model._fsdp_wrapped_module."), wrapped("generator_ema", "critic"), "a.pt")
+    yield Format("diffusers with its tables of RoPE", lambda: (
+        dict(named("diffusers")()[0]) | {f"rope.freqs_{x}": torch.zeros(8, 128) for x in ("cos", "sin")}, dit()
+    ))  # fmt: skip
+    yield Format("diffusers shards, variant fp16", named("diffusers"), variant_shards, "transformer")
+    yield Format("diffusers shards, .bin", named("diffusers"), bin_shards, "transformer")
+    yield Format("LightX2V, a file per block", plain, block_files, "distill_model")
+    yield Format("all in one, ComfyUI", all_in_one)
+    yield Format("fp8 e4m3, norms and biases, too", cast(E4M3))
+    yield Format("fp8 scaled, ComfyUI before its markers", comfy_2025)
+    yield Format("fp8 scaled beside float32, Kijai", mixed)
+    yield Format("fp8 in groups of 64 columns, scale [o, n, 1]", block_scaled)
+    yield Format("GGUF BF16", gguf_made("BF16"), gguf_file("BF16"), "a.gguf")
+    yield Format("GGUF Q8_0, stable-diffusion.cpp", lambda: (
+        tiny.prefixed(gguf_made("Q8_0")()[0], "model.diffusion_model."), gguf_made("Q8_0")()[1]
+    ), gguf_file("Q8_0"), "a.gguf")  # fmt: skip
+
+
 def components() -> Iterator[Format]:
     """The VAE and the text encoder."""
     for file, dialects in (("vae.safetensors", ("wan", "ours")), ("umt5.safetensors", ("wan", "ours", "llama.cpp"))):
@@ -462,6 +636,14 @@ def components() -> Iterator[Format]:
         yield Format(f"{what}, diffusers shards", component(file, "ours"), shards, what.lower())
     yield Format("UMT5, ComfyUI fp8 with its tokenizer", umt5_comfy)
     yield Format("UMT5 with its decoder", whole_umt5)
+    for kind, small in (("INT8", int8_rows), ("fp8", lambda w: ({"weight": w.to(E4M3)}, w.to(E4M3).float()))):
+        yield Format(f"UMT5, Wan-AI's names in {kind}", small_umt5("wan", small), pth, "a.pth")
+    yield Format("UMT5, GGUF Q8_0", umt5_q8, umt5_gguf, "a.gguf")
+    yield Format("VAE float16", component("vae.safetensors", "wan", torch.float16))
+    for prefix in ("model.", "first_stage_model.", "vae."):
+        yield Format(f"VAE, prefix {prefix}", lambda prefix=prefix: (
+            tiny.prefixed(component("vae.safetensors", "wan")()[0], prefix), component("vae.safetensors", "wan")()[1]
+        ))  # fmt: skip
 
 
 def refused() -> Iterator[Format]:
@@ -526,6 +708,12 @@ def refused() -> Iterator[Format]:
     yield Format("Wan2.1 FLF2V", with_more(img_emb__emb_pos=(1, 514, 1280)), code="key_unexpected")
     yield Format("Wan-S2V", with_more(casual_audio_encoder__weights=(1, 4)), code="key_unexpected")
     yield Format("Wan-Animate", with_more(face_adapter__fuser_blocks__0__q_norm__weight=(4,)), code="key_unexpected")
+    yield Format("SkyReels-V2, diffusion forcing", with_more(
+        fps_embedding__weight=(2, 256), fps_projection__0__weight=(256, 256)), code="key_unexpected")  # fmt: skip
+    yield Format("UniAnimate", with_more(dwpose_embedding__0__weight=(4,)), code="key_unexpected")
+    yield Format("all in one with VACE", lambda: (
+        tiny.prefixed(with_more(vace_blocks__0__norm3__weight=(256,))()[0], "model.diffusion_model."), {}
+    ), code="key_unexpected")  # fmt: skip
     yield Format("FastWan with gates", with_more(
         blocks__0__self_attn__to_gate_compress__weight=(256, 256)), code="key_unexpected")  # fmt: skip
     yield Format("Wan Fun-Control", fun_control, code="no_model")
@@ -555,7 +743,7 @@ def refused() -> Iterator[Format]:
     yield Format("GGUF of a million tensors", nothing, raw(many), "a.gguf", "file_bomb")
 
 
-FORMATS = {row.name: row for rows in (loading, components, refused) for row in rows()}
+FORMATS = {row.name: row for rows in (loading, more_loading, components, refused) for row in rows()}
 
 
 def make_module(part: str, path: Path, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -52,6 +52,10 @@ PUBLISHED = [
     ("lightning_lora_8steps.safetensors", "step-distilled", "lightning", 8),
     ("TurboDiffusion/checkpoints/Wan2.1-T2V-14B.pth", "base", "", 0),
     ("arcmotion_lora.safetensors", "base", "", 0),
+    ("wan2.2-t2v-rapid-aio-v10.safetensors", "step-distilled", "", 0),
+    ("wan2.2-rapid-mega-aio-nsfw-v3.safetensors", "step-distilled", "", 0),
+    ("Wan2.2-Rapid-AllInOne-LowNoise-Q4_K_M.gguf", "step-distilled", "", 0),
+    ("rapid_river_style.safetensors", "base", "", 0),
     # its own name before the folder's
     ("Lightning/wan2.2_t2v_high_noise_14B_fp16.safetensors", "base", "", 0),
     ("Wan22-Lightning/Wan2_2-T2V-A14B-LOW_fp8_e4m3fn_scaled_KJ.safetensors", "base", "", 0),

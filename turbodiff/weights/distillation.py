@@ -43,6 +43,14 @@ NAMES: tuple[tuple[re.Pattern[str], TrainedFor, str], ...] = (
     (re.compile(r"caus-?vid"), "step-distilled", "causvid"),
     (re.compile(r"acc-?vid(?:eo)?"), "step-distilled", "accvid"),
     (re.compile(r"fusion(?:i)?-?x"), "step-distilled", "fusionx"),
+    # Phr00t's Rapid-AllInOne: merges of several of the above, for 4 steps without guidance
+    (
+        re.compile(
+            _OWN.format("rapid") + r".*(?<![a-z])(?:aio|all-?in-?one|mega)|wan-?2-?[12].*" + _OWN.format("rapid")
+        ),
+        "step-distilled",
+        "",
+    ),
     (re.compile(_OWN.format(r"dmd2?")), "step-distilled", "self-forcing"),
 )
 STEPS_WORD = re.compile(r"(?<![\da-z])(\d{1,2})-?steps?(?![a-z\d])")

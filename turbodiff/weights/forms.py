@@ -26,10 +26,10 @@ SCALES = {
     "scale_weight": 1.0, "weight_scale": 1.0, "weight_scale_inv": 1.0, "weight._scale": 1.0, "scale": 1.0,
     "SCB": 1 / 127,
 }  # fmt: skip
-# About activations, or what the header tells already
+# About activations, what the header tells already, the state of Transformer Engine, and diffusers' tables of RoPE
 IGNORED_LEAVES = (
     "scale_input", "input_scale", "output_scale", "comfy_quant", "weight_format", "input_quantizer._amax",
-    "output_quantizer._amax",
+    "output_quantizer._amax", "_extra_state", "freqs_cos", "freqs_sin",
 )  # fmt: skip
 TOKENIZER_TENSOR = "spiece_model"  # of ComfyUI's UMT5: the SentencePiece model, uint8
 IGNORED = ("scaled_fp8", TOKENIZER_TENSOR)
@@ -116,6 +116,8 @@ def tile_of(shape: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, int] |
         return rows, columns
     if count == rows and scale[0] == rows:
         return 1, columns
+    while len(scale) > 2 and scale[-1] == 1:  # [o, groups, 1], as musubi-tuner has them
+        scale = scale[:-1]
     if len(shape) != 2 or len(scale) != 2:
         return None
     sides = [_side(size, parts) for size, parts in zip(shape, scale, strict=True)]

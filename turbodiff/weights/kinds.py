@@ -13,6 +13,8 @@ OTHERS = (
     ("control_adapter", "Wan Fun-Control (camera)"), ("ref_conv", "Wan Fun-Control (reference)"),
     ("recam", "ReCamMaster"), ("cam_encoder", "ReCamMaster"),
     ("to_gate_compress", "FastWan with the gates of its sparse attention"),
+    ("fps_projection", "SkyReels-V2 (diffusion forcing)"), ("fps_embedding", "SkyReels-V2 (diffusion forcing)"),
+    ("dwpose_embedding", "UniAnimate"), ("randomref_embedding", "UniAnimate"),
     ("emb_pos", "Wan2.1 FLF2V (first and last picture)"),
     ("controlnet", "a ControlNet"), ("control_blocks", "a ControlNet"),
     ("downsamples.0.downsamples", "the VAE of Wan2.2 TI2V-5B"), ("avg_shortcut", "the VAE of Wan2.2 TI2V-5B"),

@@ -61,12 +61,13 @@ def look(path: Path, _size: int, _mtime_ns: int, _configs: str) -> Looked:
             )
             return Looked(error=error)
         mapped = ("I8", "F32") if checkpoint.quant else ("BF16",)  # what stays the file itself on a card (load.py)
-        stored = list(checkpoint.header.tensors.values())
+        used = {name for source in checkpoint.sources.values() for name in (source.stored, source.scale) if name}
+        stored = [checkpoint.header.tensors[name] for name in used]  # a file may hold the other networks, too
         made_bytes = sum(info.nbytes for info in stored if info.dtype not in mapped)
         titles = {name: text[:200] for name, text in checkpoint.header.metadata.items() if name in experts.TITLES}
         return Looked(
             tuple(models), None, "preview_vae" if light or checkpoint.component == "tiny_vae" else checkpoint.component,
-            checkpoint.layout, checkpoint.header.nbytes, checkpoint.quant,
+            checkpoint.layout, sum(info.nbytes for info in stored), checkpoint.quant,
             checkpoint.sla, 2 * made_bytes > sum(info.nbytes for info in stored), titles,
             training_of(checkpoint.header.tensors, checkpoint.header.metadata, path),
             inside.nbytes if (inside := checkpoint.header.tensors.get(TOKENIZER_TENSOR)) else 0,

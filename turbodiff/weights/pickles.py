@@ -1,7 +1,7 @@
 """Interpreter of the pickles that torch writes: builds descriptions of tensors, calls nothing, and always ends soon.
 
 A pickle may name any function to call. Of the names, this one knows OrderedDict, torch's rebuild functions, its storage
-types and its dtypes; any other is refused before it is looked up. Of the opcodes
+types, its dtypes and shapes, and bytes, which are dropped; any other is refused before it is looked up. Of the opcodes
 (https://github.com/python/cpython/blob/main/Lib/pickletools.py) it knows those of plain data. Work is bounded by the
 bytes of the pickle and by MAX_STEPS; nothing is hashed but text and numbers, nothing is copied as a whole but what is
 on the stack, so that structures of shared parts cost what they take in the file.
@@ -84,6 +84,16 @@ def _ordered_dict(*given: object) -> dict[object, object]:
     return {}
 
 
+def _shape(*given: object) -> object:
+    """torch.Size(axes), as DeepSpeed keeps the shapes of its parameters."""
+    return given[0] if given else ()
+
+
+def _dropped(*_given: object) -> object:
+    """io.BytesIO(), and the bytes in it: the state of Transformer Engine's modules (`_extra_state`)."""
+    return None
+
+
 Call = Callable[..., object]
 
 # Everything that a pickle may name, and what it stands for
@@ -91,6 +101,9 @@ ALLOWED: Mapping[tuple[str, str], Dtype | Call] = {
     **{(module, name): Dtype(dtype) for module in ("torch", "torch.storage") for name, dtype in STORAGES.items()},
     **{("torch", name): Dtype(dtype) for name, dtype in DTYPES.items()},
     ("collections", "OrderedDict"): _ordered_dict,
+    ("torch", "Size"): _shape,
+    ("_io", "BytesIO"): _dropped,
+    ("_codecs", "encode"): _dropped,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_v2,
     ("torch._utils", "_rebuild_tensor_v3"): _rebuild_v3,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
@@ -244,6 +257,7 @@ class _Interpreter:
         b"c": lambda s: s.find(s.line(), s.line()),
         b"\x93": lambda s: s.find(*[s.stack.pop(), s.stack.pop()][::-1]),
         b"R": lambda s: s.call(),
+        b"\x81": lambda s: s.call(),
         b"Q": lambda s: s.storage(),
         b"b": lambda s: s.stack.pop(),  # attributes, as a state dict's version numbers: nothing here has any
         b"0": lambda s: s.stack.pop(),

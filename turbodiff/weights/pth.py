@@ -111,6 +111,8 @@ def _unpickle(path: Path, text: bytes) -> Mapping[str, View]:
         got = f"{type(error).__name__}: {error}"[:120]
         raise bad_file(path, "the pickle is damaged", code="file_damaged", key="data.pkl", got=got) from None
     found = list(_state_dicts(state, ()))
+    most = max((len(views) for _, views in found), default=0)
+    found = [one for one in found if 2 * len(one[1]) >= most]  # not a counter or a seed beside the weights
     if found:
         order = {name: place for place, name in enumerate(WRAPPERS)}
         best = min(found, key=lambda one: ([order.get(name, len(order)) for name in one[0]], -len(one[1])))
@@ -130,7 +132,6 @@ def _state_dicts(
     views = {key: one for key, one in value.items() if isinstance(key, str) and isinstance(one, View)}
     if views:
         yield names, views
-        return
     for key, inner in value.items():
         if isinstance(key, str):
             yield from _state_dicts(inner, (*names, key), seen)

@@ -1,7 +1,10 @@
 """`turbodiff models list` and `models download`: the variants of a model's files, and the one that suits a card."""
 
+import json
+
 import pytest
 
+from tests.weights.test_locate import hollow
 from turbodiff.gpu.probe import machine_now
 from turbodiff.plan.tiers import fits_of
 from turbodiff.spec.models import all_models, find_model
@@ -53,3 +56,32 @@ def test_a_variant_that_there_is_not_is_told_with_those_that_there_are(turbodiff
     assert code == 2
     for variant in find_model("Wan2.1-1.3B").variants:
         assert variant.name in said.err
+
+
+def test_a_model_is_moved_and_deleted_with_every_path_said_before(turbodiff, tmp_path):
+    far, file = tmp_path / "far", hollow("Wan2.1-1.3B", tmp_path / "weights" / "turbo.pth")
+    code, said = turbodiff("models", "move", "Wan2.1-1.3B", str(file.parent / "sub"))
+    assert code == 2 and str(file.parent / "sub") in said.err and "try: " in said.err
+    assert turbodiff("models", "move", "Wan2.1-1.3B", str(far))[0] == 0
+    assert file.resolve() == far / file.name
+    assert "is there already" in turbodiff("models", "move", "Wan2.1-1.3B", str(far))[1].out
+    code, said = turbodiff("models", "delete", "Wan2.1-1.3B", "--yes")
+    assert code == 0 and f"{file} and {far / file.name}, where it was moved to" in said.out
+    assert not file.is_symlink() and not list(far.iterdir())
+    code, said = turbodiff("models", "move", "Wan2.1-1.3B", str(tmp_path / "third"))
+    assert code == 2 and "nothing of this model can be moved" in said.err and not (tmp_path / "third").exists()
+
+
+def test_a_move_for_the_page_says_its_error_in_fields(turbodiff, tmp_path):
+    hollow("Wan2.1-1.3B", tmp_path / "weights" / "turbo.pth")
+    (tmp_path / "file").write_bytes(b"x")
+    code, said = turbodiff("models", "move", "Wan2.1-1.3B", str(tmp_path / "file"), "--json")
+    assert code == 2 and json.loads(said.out)["error"]["code"] == "move_not_folder" and not said.err
+
+
+def test_the_list_ends_with_what_was_passed_over_and_does_not_name_thousands(turbodiff, tmp_path):
+    for n in range(130):
+        (tmp_path / "weights" / "a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "weights" / "a" / f"{n:03}.safetensors").write_text("<html>")
+    lines = turbodiff("models", "list")[1].out.splitlines()
+    assert sum(line.startswith("passed over") for line in lines) == 101 and lines[-1].endswith("30 more files")

@@ -21,14 +21,20 @@ from turbodiff.spec.models import FoundFile, Inventory, find_model
 from turbodiff.weights import experts, folders, locate
 from webui.wording import Words
 
-PUBLISHED = {"Wan2.1-1.3B": (1536, 8960, 12, 30, 16), "Wan2.2-A14B": (5120, 13824, 40, 40, 36)}
+PUBLISHED = {  # width, ffn, heads, layers, channels in and out
+    "Wan2.1-1.3B": (1536, 8960, 12, 30, 16),
+    "Wan2.2-A14B": (5120, 13824, 40, 40, 36),
+    "Wan2.2 TI2V-5B": (3072, 14336, 24, 30, 48, 48),
+    "Wan2.1 Fun-InP 1.3B": (1536, 8960, 12, 30, 36),
+    "Wan Fun-Control": (5120, 13824, 40, 40, 48),
+    "Wan2.2 Fun-Control": (5120, 13824, 40, 40, 52),
+}
 
 
 def hollow(model: str, path: Path, *, quant: bool = False, plain: bool = False) -> Path:
     """A .pth with every key and shape of the published file and one byte a storage: strides of zero."""
-    dim, ffn, heads, layers, in_dim = PUBLISHED[model]
     with torch.device("meta"):
-        state = WanDiT(WanConfig(dim, ffn, heads, layers, in_dim, sla=not plain, quant_linear=quant)).state_dict()
+        state = WanDiT(WanConfig(*PUBLISHED[model], sla=not plain, quant_linear=quant)).state_dict()
     values = {torch.int8: torch.zeros(1, dtype=torch.int8), torch.float32: torch.zeros(1, dtype=torch.bfloat16)}
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({name: values[value.dtype].expand(value.shape) for name, value in state.items()}, path)
@@ -203,6 +209,13 @@ def test_what_no_model_uses_is_listed_with_the_reason(tmp_path: Path) -> None:
     assert told["x-00001-of-00006.safetensors"][0] == "index_missing"
     assert told["strange.pth"][0] == "file_foreign"
     assert told["a.safetensors"][0] == "no_model" and "dim 128" in told["a.safetensors"][1]
+
+
+@pytest.mark.parametrize("model", ["Wan2.2 TI2V-5B", "Wan2.1 Fun-InP 1.3B", "Wan Fun-Control", "Wan2.2 Fun-Control"])
+def test_a_relative_in_its_published_size_is_named(model: str, tmp_path: Path) -> None:
+    hollow(model, tmp_path / "wan2.2_high_noise.pth", plain=True)
+    (one,) = locate.inventory([tmp_path]).passed_over
+    assert (one.code, one.got) == ("no_model", model)
 
 
 def test_a_person_says_which_expert_a_file_is(tmp_path: Path) -> None:

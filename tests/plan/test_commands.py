@@ -29,6 +29,13 @@ def test_four_gib_give_a_short_small_clip_rather_than_one_second_of_a_large_one(
     assert plan.request.resolution == "480p"
 
 
+def test_eight_gib_with_16_gib_of_ram_keep_720p():
+    """Page-locked copies are a wish: they cost the resolution once."""
+    plan = plan_request(ask(), machine(gpu(7.64, name="NVIDIA GeForce RTX 4060"), ram_gib=14.4), disk())
+    assert plan.request.resolution == "720p"
+    assert plan.request.num_frames >= 65
+
+
 def test_a_v100_is_not_planned_as_if_it_had_bf16():
     plan = plan_request(ask(), card(31.7, name="Tesla V100-SXM2-32GB", capability=(7, 0)), disk())
     assert plan.device == "cpu"

@@ -92,8 +92,10 @@ def test_pins_are_kept_and_nothing_is_raised(request, where, inventory):
     assert after.num_frames <= request.num_frames
     assert after.width * after.height <= request.width * request.height
     assert after.spec.dit.dim <= request.spec.dit.dim
-    assert after.sampler == "sde"  # the published weights are distilled for rCM
-    same = ("prompt", "seed", "steps", "boundary", "topk", "fps", "kind", "pinned")
+    same = ["prompt", "seed", "boundary", "topk", "fps", "kind", "pinned"]
+    if after.spec.turbo:  # distilled for rCM; Wan2.1-I2V-14B, which may stand in for the pair, is not
+        assert after.sampler == "sde"
+        same.append("steps")
     assert all(getattr(after, field) == getattr(request, field) for field in same)
 
 
@@ -114,12 +116,18 @@ def test_the_same_input_gives_the_same_plan(request, where, inventory):
     assert str(first) == str(second)
 
 
-def quality(request):
-    """Smaller is better: the planner's own order of sacrifice."""
+def quality(request, wish):
+    """Smaller is better: the planner's order of sacrifice. INT8 is a loss only where plain weights were asked for."""
     model = [request.model, *(spec.name for spec in all_models())].index(request.model)
     sizes = -request.spec.dit.dim, model
     few = sum(request.num_frames < worthwhile for worthwhile in WORTHWHILE_FRAMES)
-    return few, sizes, -request.width * request.height, -request.num_frames, request.quant_linear == "on"
+    return (
+        few,
+        sizes,
+        -request.width * request.height,
+        -request.num_frames,
+        (wish.quant_linear, request.quant_linear) == ("off", "on"),
+    )
 
 
 def is_slow(plan, request, where, inventory):
@@ -138,7 +146,7 @@ def test_more_memory_never_gives_a_worse_choice(request, total, more, inventory,
         return
     assert not isinstance(after, DoesNotFitError)
     ranks = [
-        (is_slow(plan, request, where, inventory), quality(plan.request))
+        (is_slow(plan, request, where, inventory), quality(plan.request, request))
         for plan, where in ((after, big), (before, small))
     ]
     assert ranks[0] <= ranks[1]
@@ -155,7 +163,7 @@ def test_the_same_choice_is_never_slower_with_more_memory(request, total, more):
         before, after = evaluate(request, choice, small), evaluate(request, choice, big)
         if before.fits:
             assert after.fits
-            assert after.seconds <= before.seconds * NEARLY**3  # three phases settle their levers
+            assert after.seconds <= before.seconds * NEARLY
 
 
 @CASES

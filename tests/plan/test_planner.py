@@ -103,6 +103,24 @@ def test_a_refusal_names_the_cheapest_pin_to_release():
     assert "more than there is" in str(refusal.value)
 
 
+def test_a_refusal_speaks_of_a_release_only_where_something_is_locked():
+    wish = {"num_frames": 161, "resolution": "720p"}
+    with pytest.raises(DoesNotFitError) as kept:
+        plan_request(ask(**wish), card(8), DISK, policy="never")
+    assert kept.value.try_instead.startswith("lower num_frames: Wan2.1-14B 720p")
+    with pytest.raises(DoesNotFitError) as locked:
+        plan_request(ask(**wish, pinned={"model", "resolution", "num_frames"}), card(8), DISK)
+    assert locked.value.try_instead.startswith("release num_frames")
+
+
+def test_ways_out_that_a_neighbour_left_no_room_for_are_not_offered_any_more():
+    plan = plan_request(ask("wan2.1-14b", resolution="480p"), card(24), DISK)
+    less = replan(plan, card(24, free_bytes=7 * GIB, used_bytes=17 * GIB), lambda: DISK)
+    assert isinstance(less, Plan)
+    assert max(other.peak_bytes for other in plan.alternatives) > less.budget_bytes
+    assert all(other.peak_bytes <= less.budget_bytes for other in less.alternatives)
+
+
 def test_when_nothing_fits_the_refusal_says_so():
     with pytest.raises(DoesNotFitError) as refusal:
         plan_request(ask(), card(1.5), DISK)

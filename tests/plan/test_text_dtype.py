@@ -94,7 +94,7 @@ def test_a_policy_that_lowers_nothing_does_not_take_it(policy):
         plan = plan_request(small(), short_of_ram(), DISK, policy=policy)
     except Refusal as error:
         plan = error.plan
-        assert "text_dtype" in error.field and "release text_dtype" in error.try_instead
+        assert "text_dtype" in error.field and "lower text_dtype" in error.try_instead
     assert plan.levers.text_dtype == "bf16"
 
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from scripts.tier_table import SHOWN_SHARE, TABLE_GB, TABLE_MODELS, table_plan, tier_table
@@ -7,6 +9,8 @@ from turbodiff.plan.tiers import rounds, tier_of, tiers
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import make_request
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("kind", TABLE_MODELS)
@@ -29,6 +33,11 @@ def test_the_table_has_a_row_for_each():
     lines = tier_table().splitlines()
     assert len(lines) == 2 + len(TABLE_GB) * len(TABLE_MODELS)
     assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh.md"])
+def test_the_readme_holds_what_the_command_prints(readme):
+    assert tier_table() in (ROOT / readme).read_text("utf-8")
 
 
 @pytest.mark.parametrize("kind", ["t2v", "i2v"])

@@ -118,6 +118,8 @@ def test_progress_shows_phases_step_and_time_left():
     assert shown.eta == "about 12 s left"
     assert 0.3 < shown.share < 0.5
     assert shown.can_decode
+    soon = job(1, "running", plan=None, progress=Progress(phase="denoise", step=2, of=4, eta_s=0.02))
+    assert jobs.progress(soon, events, EN).eta == "about 1.0 s left"
 
 
 def test_the_queue_is_in_the_order_it_will_run_and_failures_stay_visible():

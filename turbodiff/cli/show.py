@@ -129,7 +129,7 @@ def alternatives_line(plan: Plan, words: Words) -> str:
             text = words("option.model", option=text, model=find_model(fields["model"]).display_name)
         if fields["steps"] != plan.request.steps:
             text = words("option.steps", option=text, steps=fields["steps"])
-        text = words("option.needs", option=text, peak=words.gib(other.peak_bytes), time=words.seconds(other.seconds))
+        text = words("option.needs", option=text, peak=words.gib(other.peak_bytes), time=words.predicted(other.seconds))
         if other.download_bytes:
             text = words("option.download", option=text, size=words.gib(other.download_bytes))
         options.append(text)

@@ -187,10 +187,11 @@ def from_phase(plan: Plan, name: PhaseName) -> tuple[Phase, ...]:
 
 
 def told_as(plan: Plan, fresh: Plan) -> Plan:
-    """The fresh plan with what was said about the picture when it was chosen."""
+    """The fresh plan with what was said about the picture when it was chosen, and the ways out that still fit."""
     said = [reason for reason in plan.reasons if reason.key in explain.OF_THE_PICTURE]
     more = [reason for reason in fresh.reasons if reason.key not in explain.OF_THE_PICTURE]
-    told = {"changes": plan.changes, "alternatives": plan.alternatives, "reasons": (*said, *more)}
+    others = tuple([other for other in plan.alternatives if other.peak_bytes <= fresh.budget_bytes])
+    told = {"changes": plan.changes, "alternatives": others, "reasons": (*said, *more)}
     return fresh.model_copy(update=told)
 
 
@@ -330,7 +331,8 @@ def _refusal(request: Request, decision: Decision) -> Refusal:
             field = " and ".join([name for name in LOSSY_FIELDS if name in released & (pinned | {"resolution"})])
             size = choice.resolution if choice.resolution != "custom" else f"{choice.width}x{choice.height}"
             clip = f"{choice.spec.display_name} {size} {choice.num_frames} frames{' int8' if choice.int8 else ''}"
-            instead = f"release {field}: {clip} needs {gib(smaller.peak_bytes)}"
+            way = "release" if released & request.pinned else "lower"  # a policy keeps wishes, too
+            instead = f"{way} {field}: {clip} needs {gib(smaller.peak_bytes)}"
             break
     memory = "host memory" if on_host else "memory of the device"
     return Refusal(

@@ -233,7 +233,7 @@ def round_tile(found: Round, values: Fields, seconds: Seconds, words: Words) -> 
     over = took is None or took > found.budget_s
     time = words("meter.no")
     if took is not None:
-        time = words(f"round.{'over' if over else 'within'}", time=words.seconds(took), budget=budget)
+        time = words(f"round.{'over' if over else 'within'}", time=words.predicted(took), budget=budget)
     tile = RoundTile(found.name, words(f"round.{found.name}"), what(fields), time, over)
     spec = find_model(str(fields["model"]))
     for change in SHORTER if over and not spec.bundled else ():
@@ -245,7 +245,7 @@ def round_tile(found: Round, values: Fields, seconds: Seconds, words: Words) -> 
         if took is not None and took <= found.budget_s:
             frames = words("unit.frames", n=tried.get("num_frames"))
             set_too = (found.i2v if fields.get("kind") == "i2v" else found.t2v).fields()
-            instead = f"{what(tried)} · {frames} · {words.seconds(took)}"
+            instead = f"{what(tried)} · {frames} · {words.predicted(took)}"
             return replace(tile, instead=instead, instead_fields={**set_too, **change})
     return tile
 
@@ -261,7 +261,7 @@ def rounds_sum(rounds: Iterable[Round], values: Fields, seconds: Seconds, words:
             total_s, runs = total_s + (took or 0.0), runs and took is not None
     over = total_s > TEN_MINUTES_S or not runs
     key = "sum_part" if not runs else "sum_over" if over else "sum_within"
-    return words(f"round.{key}", time=words.seconds(total_s), budget=words.seconds(TEN_MINUTES_S)), over
+    return words(f"round.{key}", time=words.predicted(total_s), budget=words.seconds(TEN_MINUTES_S)), over
 
 
 def draw_rounds(tiles: list[RoundTile], total: tuple[str, bool], spec: ModelSpec, words: Words) -> Html:

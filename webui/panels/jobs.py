@@ -90,7 +90,7 @@ def progress(job: QueuedJob, events: Iterable[Event], words: Words) -> JobProgre
         title=title(job.request, words),
         chips=tuple(chips),
         line=line,
-        eta=words("run.eta", time=words.seconds(now.eta_s)) if now and now.eta_s is not None else "",
+        eta=words("run.eta", time=words.predicted(now.eta_s)) if now and now.eta_s is not None else "",
         share=min(0.99, (done + inside) / len(chips)) if chips else 0.0,
         can_decode=phase.startswith("denoise") and step > 0,
         notices=tuple(words.notice(event) for event in events if isinstance(event, NoticeEvent))[-NOTICES:],

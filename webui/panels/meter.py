@@ -128,7 +128,7 @@ def diff(change: Change, words: Words) -> Diff:
 def _candidate(other: Alternative, words: Words) -> Candidate:
     told = [change for change in other.changes if _is_news(change)]
     label = " · ".join(value_text(change.field, change.to_value, words) for change in told) or words("meter.same")
-    note = f"{words.gib(other.peak_bytes)} · {words.seconds(other.seconds)}"
+    note = f"{words.gib(other.peak_bytes)} · {words.predicted(other.seconds)}"
     if other.download_bytes:
         note += " · " + words("meter.download", size=words.gib(other.download_bytes))
     return Candidate(label, note, {change.field: change.to_value for change in told})
@@ -194,7 +194,7 @@ def draw(shown: Meter, words: Words) -> Html:
     numbers = words("meter.numbers", need=need, budget=have, kind=kind)
     share = el("span", style=f"width:{min(1.0, plan.peak_bytes / budget):.1%}")
     verdict = el("b", words(f"meter.{plan.band}"))
-    side = el("span", words("meter.about", time=words.seconds(max(1.0, plan.seconds))), cls="side")
+    side = el("span", words("meter.about", time=words.predicted(plan.seconds)), cls="side")
     decides = el("span", words("meter.binding", phase=words(f"phase.{binding.name}")), cls="td-quiet")
     changes = []
     for row in shown.diffs:  # each with a lock where it may be kept as it was asked

@@ -116,9 +116,7 @@ class Words:
         if fit.mark == "no":
             return self("fit.no", need=self.gib(fit.need_bytes), short=self.gib(fit.need_bytes - fit.have_bytes))
         lowered = [self.or_else(f"fit.{change.field}", "", to=change.to_value) for change in fit.changes]
-        return self(
-            f"fit.{fit.mark}", time=self.seconds(max(1.0, fit.seconds)), changes=", ".join(filter(None, lowered))
-        )
+        return self(f"fit.{fit.mark}", time=self.predicted(fit.seconds), changes=", ".join(filter(None, lowered)))
 
     def download(self, progress: Progress) -> str:
         """How far a download is: bytes, speed, time that is left, which file."""
@@ -143,6 +141,10 @@ class Words:
     def gib(self, n_bytes: float) -> str:
         """Bytes as "11.2 GiB", small ones as MiB."""
         return gib(n_bytes)
+
+    def predicted(self, value_s: float) -> str:
+        """A duration that is not known yet, never below a second: nobody can promise less."""
+        return self.seconds(max(1.0, value_s))
 
     def seconds(self, value_s: float) -> str:
         """A duration: "0.4 s", "41 s", "3 min 20 s" and the same in Chinese."""

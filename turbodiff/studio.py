@@ -3,7 +3,6 @@
 A request is planned here, in the asker's process, by arithmetic; it runs in a worker process.
 """
 
-import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, lru_cache
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from turbodiff.archive import disk
-from turbodiff.archive.clips import Clip, clips, read_sidecar
+from turbodiff.archive.clips import Clip, clip_named, clips, read_sidecar
 from turbodiff.archive.seeds import Seed, export_text, import_file, list_seeds, rate
 from turbodiff.diagnostics import background_tasks, logs, support_bundle
 from turbodiff.diagnostics.background_tasks import SelfTest
@@ -19,7 +18,7 @@ from turbodiff.diagnostics.doctor import DoctorReport, doctor
 from turbodiff.diagnostics.downloads import Download, Downloads, Move, Offer, download_offers
 from turbodiff.gpu import probe
 from turbodiff.gpu.processes import HOST_COMMAND, CardHolders, Holder, holders
-from turbodiff.jobs import measurements, retry_policy
+from turbodiff.jobs import measurements
 from turbodiff.jobs.database import DATABASE
 from turbodiff.jobs.store import Store
 from turbodiff.media import pictures
@@ -31,17 +30,17 @@ from turbodiff.plan.tiers import Round, Tier, fits_of, rounds, tier_here
 from turbodiff.prompt.weights import clean, parse
 from turbodiff.spec.clips import ClipResult, Sidecar
 from turbodiff.spec.environment import current_folder
-from turbodiff.spec.errors import FileError, OutOfMemoryError, RequestError
+from turbodiff.spec.errors import FileError, RequestError
 from turbodiff.spec.events import Event, RunCommand
 from turbodiff.spec.files import state_folder
 from turbodiff.spec.jobs import ACTIVE, Outcome, QueuedJob, Recovered, Where
 from turbodiff.spec.models import Inventory, ModelSpec, all_models
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, make_request
-from turbodiff.spec.text import printable
 from turbodiff.supervisor import ownership, worker_process
 from turbodiff.supervisor.context import machine_of, worker_pids
 from turbodiff.supervisor.ownership import Identity
+from turbodiff.supervisor.run_alone import run_alone
 from turbodiff.weights.folders import LORA_FOLDERS, model_roots
 from turbodiff.weights.locate import LoraFile, find_loras, open_tokenizer, resolve_files, with_loras
 from turbodiff.weights.locate import inventory as find_weights
@@ -138,10 +137,7 @@ class Studio:
         inventory = with_loras(find_weights(), request.loras)
         resolve_files(request.model, inventory)
         size = (request.width, request.height, request.num_frames)
-        if output is None:
-            disk.check_place(self.outputs, self.state, *size)
-        else:
-            disk.check_output(output, *size)
+        disk.check_output(output, *size) if output else disk.check_place(self.outputs, self.state, *size)
         machine = only(probe.machine_now(), device)
         plan = plan_request(request, machine, inventory, history=self.history())
         number = uuid.uuid4().int % 2**31  # not in the queue; it names the temporary files
@@ -150,30 +146,26 @@ class Studio:
             output=output.resolve() if output else None,
         )  # fmt: skip
         runs_on = plan.device if device == "auto" and not machine.pretended else device
-        argv = (*worker_process.WORKER, "--device", runs_on)
-        while True:
-            try:
-                return worker_process.run_attempt(command, argv, on_event)
-            except OutOfMemoryError as error:
-                if command.attempt > retry_policy.LIMITS["oom"]:
-                    raise
-                lower = {"cap_bytes": retry_policy.next_cap(command.plan, command.cap_bytes), "plan": None}
-                command = command.model_copy(update={**lower, "attempt": command.attempt + 1})
-                sys.stderr.write(f"{printable(str(error))}\nonce more, one rung lower\n")
+        return run_alone(command, (*worker_process.WORKER, "--device", runs_on), on_event)
 
     def submit(self, fields: Mapping[str, Any], anyway: bool = False) -> int:
-        """Queue a request and return its job id; the same nonce gives the same job.
+        """Queue a request and return its job id; see `submit_all`."""
+        return self.submit_all([fields], anyway)[0]
 
-        `anyway` lowers nothing of the picture, also where the plan says that it does not fit; nor does the policy
-        "never", which refuses instead. Asking is the business of the page.
+    def submit_all(self, many: Sequence[Mapping[str, Any]], anyway: bool = False) -> list[int]:
+        """Queue requests, all or none, and return their job ids; the same nonce gives the same job.
+
+        `anyway` lowers nothing of the picture, also where it does not fit; the policy "never" refuses instead.
         """
-        request = _request_of(fields).seeded()
-        inventory = with_loras(find_weights(), request.loras)
-        resolve_files(request.model, inventory)
-        disk.check_place(self.outputs, self.state, request.width, request.height, request.num_frames)
         policy: Policy = "anyway" if anyway else self.policy
-        plan = plan_request(request, self.machine(), inventory, policy=policy, history=self.history())
-        return self._store.submit(request, plan)
+        found, machine, history, asked = find_weights(), self.machine(), self.history(), []
+        for fields in many:
+            request = _request_of(fields).seeded()
+            inventory = with_loras(found, request.loras)
+            resolve_files(request.model, inventory)
+            disk.check_place(self.outputs, self.state, request.width, request.height, request.num_frames)
+            asked.append((request, plan_request(request, machine, inventory, policy=policy, history=history)))
+        return self._store.submit_all(asked)
 
     @property
     def policy(self) -> Policy:
@@ -197,6 +189,10 @@ class Studio:
     def jobs(self, limit: int = 50) -> list[QueuedJob]:
         """The newest jobs."""
         return self._store.jobs(limit)
+
+    def overview(self, limit: int) -> tuple[list[QueuedJob], int]:
+        """What runs, what runs next and what came last, the newest first; and how many wait in all."""
+        return self._store.overview(limit)
 
     def job(self, job: int) -> QueuedJob:
         """One job."""
@@ -257,6 +253,10 @@ class Studio:
     def clips(self, limit: int = 24) -> list[Clip]:
         """The newest clips of the library."""
         return clips(self.outputs, limit)
+
+    def clip(self, name: str) -> Clip | None:
+        """The clip of that file name without its ending, however old it is; None where there is none."""
+        return clip_named(self.outputs, name)
 
     def sidecar_of(self, video: Path) -> Sidecar:
         """What made a clip, from its sidecar or the tags inside it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,10 +73,11 @@ def generate(reader: StudioReader, values: FormValues, ui_state: UiState, words:
             return {**ui_state, "agreed": digest}, meter.draw_question(lowered, words)
     fields = reader.asked(values, keep=True)
     seed = str(fields.get("seed", "")).strip()
-    made = []
+    many = []
     for number in range(max(1, min(MAX_CLIPS, int(values.get("count") or 1)))):
         own = {"seed": int(seed) + number} if number and seed.isdecimal() else {}
-        made.append(_queue(reader, {**fields, **own}, anyway))
+        many.append({**fields, **own})
+    made = _queue_all(reader, many, anyway)
     return {**ui_state, "at": f"job:{made[0]}", "agreed": ""}, ""
 
 
@@ -96,7 +97,7 @@ def generate_batch(reader: StudioReader, values: FormValues, lines: str, ui_stat
             expected=f"1..{MAX_BATCH}",
         )
     fields = reader.asked(values, keep=True)
-    made = [_queue(reader, {**fields, "prompt": prompt}) for prompt in prompts]
+    made = _queue_all(reader, [{**fields, "prompt": prompt} for prompt in prompts])
     return {**ui_state, "at": ""}, words("create.batch_done", n=len(made))
 
 
@@ -116,8 +117,13 @@ def batch_text(path: Path) -> str:
     return text
 
 
-def _queue(reader: StudioReader, fields: Mapping[str, object], anyway: bool = False) -> int:
-    return reader.studio.submit({**fields, "nonce": secrets.token_hex(16)}, anyway=anyway)
+def _queue(reader: StudioReader, fields: Mapping[str, object]) -> int:
+    return _queue_all(reader, [fields])[0]
+
+
+def _queue_all(reader: StudioReader, many: Sequence[Mapping[str, object]], anyway: bool = False) -> list[int]:
+    """Queue all or none."""
+    return reader.studio.submit_all([{**fields, "nonce": secrets.token_hex(16)} for fields in many], anyway)
 
 
 def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words: Words) -> Answer:

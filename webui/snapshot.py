@@ -1,5 +1,6 @@
 """What the studio says, typed: one Snapshot for all tabs, read at most twice a second, and the reads behind it."""
 
+import contextlib
 import hashlib
 import math
 import re
@@ -47,7 +48,7 @@ FRESH_S = 0.5
 QUIET_S = 1.0
 CLIPS_FRESH_S = 3.0
 REPORT_FRESH_S = 3600.0
-MAX_JOBS, MAX_CLIPS, MAX_SEEDS, LOG_LINES = 80, 200, 10_000, 300  # read at most
+MAX_JOBS, MAX_CLIPS, MAX_SEEDS, LOG_LINES = 40, 200, 10_000, 300  # read at most
 CLIP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,160}")
 
 
@@ -85,6 +86,7 @@ class Snapshot:
 
     machine: Machine | None = None
     jobs: tuple[QueuedJob, ...] = ()
+    queued: int = 0  # how many wait, listed or not
     clips: tuple[ClipView, ...] = ()
     log: tuple[str, ...] = ()
     models: tuple[tuple[ModelSpec, list[str]], ...] = ()  # what is missing of each
@@ -195,7 +197,7 @@ class StudioReader:
 
     def _read(self) -> Snapshot:
         studio = self.studio
-        jobs = tuple(studio.jobs(MAX_JOBS))
+        jobs, queued = studio.overview(MAX_JOBS)
         done = (jobs[0].id if jobs else 0, sum(job.state == "done" for job in jobs))
         if self._done is not None and done != self._done:  # a job ended: its clip is there
             self._clips.now()
@@ -203,7 +205,8 @@ class StudioReader:
         holders, leftovers = self._holders()
         return Snapshot(
             machine=self._machine(),
-            jobs=jobs,
+            jobs=tuple(jobs),
+            queued=queued,
             clips=self._clips(),
             log=tuple(studio.log_tail(LOG_LINES)),
             models=self._models(),
@@ -225,10 +228,14 @@ class StudioReader:
         )
 
     def changed(self, clips: bool = False) -> None:
-        """Something was just changed from a tab, with `clips` the sidecar of a clip: show it at once."""
-        if clips:
-            self._clips.now()
-        self.snapshot.now()
+        """Something was just changed from a tab, with `clips` the sidecar of a clip: show it at once.
+
+        What cannot be shown is no failure of the change, which is done: a client that was told so would ask again.
+        """
+        with contextlib.suppress(Exception):
+            if clips:
+                self._clips.now()
+            self.snapshot.now()
 
     def rescan(self) -> None:
         """Look for weights again."""
@@ -298,11 +305,12 @@ class StudioReader:
         return (self.studio.lora_facts(path), self.studio.lora_picture(path)) if path else (LoraFacts(), None)
 
     def clip(self, name: str) -> ClipView | None:
-        """The clip of that id, or None; only names that the library itself lists are ever looked up."""
+        """The clip of that id, however old, or None; a name that is no plain file name is never looked up."""
         if not CLIP_NAME.fullmatch(name):
             return None
         found = next((clip for clip in self._clips() if clip.id == name), None)
-        return found or next((clip for clip in self._clips.now() if clip.id == name), None)
+        older = None if found else self.studio.clip(name)
+        return clip_view(older) if older else found
 
     def own(self, picture: Path) -> Path:
         """A picture that was uploaded here, or made here from a clip.

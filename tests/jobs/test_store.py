@@ -16,6 +16,7 @@ from supervisor.bench import request
 
 from turbodiff.jobs import attempts, database
 from turbodiff.jobs.attempts import claim, finish_job, move_job, record_event
+from turbodiff.jobs.journal import entries, entry_path
 from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.errors import FileError, OutputError, RequestError
@@ -385,3 +386,26 @@ def test_fault_57_seeds_beyond_2_53_never_reach_the_store(store: Store) -> None:
     assert store.job(job).request.seed == 9007199254740991
     with pytest.raises(RequestError):
         store.submit(request(seed=2**53))
+
+
+def test_what_runs_is_seen_however_many_jobs_wait(store: Store) -> None:
+    jobs = [store.submit(request()) for _ in range(60)]
+    running = claim(store)
+    assert running is not None and running.id == jobs[0]
+    store.cancel(jobs[1])
+    store.move(jobs[-1], "first")
+    seen, waiting = store.overview(10)
+    assert waiting == 58 and [job.id for job in seen] == [60, *range(11, 0, -1)]
+    assert [job.state for job in seen if job.id in jobs[:2]] == ["cancelled", "running"]
+
+
+def test_a_disk_that_refuses_the_journal_queues_nothing_and_leaves_no_file(store: Store, tmp_path: Path) -> None:
+    store.submit(request(nonce="before"))
+    asked = [(request(nonce=nonce), None) for nonce in ("one", "two", "before")]
+    (entry_path(tmp_path, "two")).mkdir()  # a folder where the second file belongs
+    with pytest.raises(OutputError):
+        store.submit_all(asked)
+    assert [job.nonce for job in store.queue()] == ["before"]
+    assert [entry.nonce for _, entry, _ in entries(tmp_path) if entry] == ["before"]
+    entry_path(tmp_path, "two").rmdir()
+    assert store.submit_all(asked)[2] == 1 and len(store.queue()) == 3

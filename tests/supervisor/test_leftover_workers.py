@@ -10,6 +10,7 @@ import pytest
 
 from supervisor.bench import wait_until
 from turbodiff.gpu.processes import boot_id, start_ticks
+from turbodiff.spec.environment import RUN_ID
 from turbodiff.supervisor.ownership import (
     Identity,
     StateLock,
@@ -21,7 +22,6 @@ from turbodiff.supervisor.ownership import (
     remember_worker,
     worker_file,
 )
-from turbodiff.supervisor.worker_process import RUN_ID
 
 RUN = "0123456789abcdef0123456789abcdef"
 

@@ -17,7 +17,7 @@ from turbodiff.spec.request import make_request
 from turbodiff.studio import Studio
 from webui import actions, form, form_actions
 from webui.panels import stage
-from webui.snapshot import StudioReader
+from webui.snapshot import CachedValue, StudioReader
 from webui.wording import Words
 
 INITIAL_UI_STATE = {"at": "", "search": "", "left": "", "agreed": ""}
@@ -186,3 +186,36 @@ def test_a_star_takes_along_the_words_that_were_typed_beside_it(archived):
     fields = set(re.findall(r'data-from="(praise-[a-z]+)"', card))
     assert len(fields) == 1 and f'id="{fields.pop()}"' in card
     assert card.count("data-from=") == 7  # five stars and two buttons
+
+
+def test_a_clip_is_found_however_many_newer_ones_there_are(reader, monkeypatch):
+    monkeypatch.setattr("webui.snapshot.MAX_CLIPS", 1)
+    day = reader.studio.outputs / "2026-11-24"
+    day.mkdir()
+    for second in range(3):
+        (day / f"t2v_1_demo_20261124_00000{second}.mp4").write_bytes(b"newer")
+    (day / "linked.mp4").symlink_to(reader.studio.outputs / "2026-11-23" / f"{CLIP}.mp4")
+    assert [clip.id for clip in reader._clips()] == ["t2v_1_demo_20261124_000002"]
+    found = reader.clip(CLIP)
+    assert found is not None and found.request.seed == 5
+    assert reader.clip("linked") is None and reader.clip("t2v_404") is None and reader.clip("../2026-11-23/x") is None
+
+
+def test_a_change_that_cannot_be_shown_is_still_done(reader, monkeypatch):
+    def fail() -> None:
+        raise RuntimeError("a panel that cannot be drawn")
+
+    monkeypatch.setattr(reader, "snapshot", CachedValue(fail, 0.5))
+    reader.changed()
+
+
+def test_a_batch_or_a_count_is_queued_as_a_whole_or_not_at_all(reader):
+    values = {**form.defaults(find_model("demo")), "prompt": "a cat", "pinned": [], "loras": ""}
+    words, lines = Words("en"), "a cat\na dog\n" + "x" * 9000 + "\na cow"
+    with pytest.raises(RequestError):
+        actions.generate_batch(reader, values, lines, INITIAL_UI_STATE, words)
+    with pytest.raises(RequestError):
+        actions.generate(reader, {**values, "seed": str(2**53 - 3), "count": 8}, INITIAL_UI_STATE, words)
+    assert reader.studio.jobs() == []
+    actions.generate(reader, {**values, "seed": str(2**53 - 3), "count": 2}, INITIAL_UI_STATE, words)
+    assert [job.request.seed for job in reader.studio.jobs()] == [2**53 - 2, 2**53 - 3]

@@ -159,16 +159,23 @@ def clips(outputs: Path, limit: int = 24) -> list[Clip]:
         found += sorted(dated, reverse=True)
         if len(found) >= limit:
             break
-    listed = []
-    for time, _, _, path in found[:limit]:
-        sidecar, created, poster = None, None, poster_path(path)
-        with contextlib.suppress(FileError):
-            sidecar = read_sidecar(path)
-        with contextlib.suppress(ValueError):
-            created = datetime.strptime(time, "%Y%m%d_%H%M%S").astimezone()
-        has_poster = poster.is_file() and not poster.is_symlink()
-        listed.append(Clip(path, sidecar, poster if has_poster else None, created))
-    return listed
+    return [_clip(path) for *_, path in found[:limit]]
+
+
+def clip_named(outputs: Path, name: str) -> Clip | None:
+    """The clip of that file name without its ending, of whichever day; `name` must be one name of a file."""
+    paths = (day / f"{name}.mp4" for day in _day_folders(outputs))
+    return next((_clip(path) for path in paths if path.is_file() and not path.is_symlink()), None)
+
+
+def _clip(path: Path) -> Clip:
+    """A clip of the library with what lies beside it."""
+    sidecar, created, poster, stamp = None, None, poster_path(path), _STAMP.search(path.name)
+    with contextlib.suppress(FileError):
+        sidecar = read_sidecar(path)
+    with contextlib.suppress(ValueError):
+        created = datetime.strptime(stamp[1] if stamp else "", "%Y%m%d_%H%M%S").astimezone()
+    return Clip(path, sidecar, poster if poster.is_file() and not poster.is_symlink() else None, created)
 
 
 def read_sidecar(clip: Path) -> Sidecar:

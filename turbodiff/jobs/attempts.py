@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Unpack
 
 from turbodiff.jobs.journal import remove_entry
-from turbodiff.jobs.rows import UNREADABLE, SqlValue, as_column
-from turbodiff.jobs.store import JobColumns, Store
+from turbodiff.jobs.rows import UNREADABLE, JobColumns, SqlValue, as_column
+from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.events import Event
 from turbodiff.spec.jobs import OVER, Progress, QueuedJob, State

@@ -8,7 +8,7 @@ import signal
 from dataclasses import dataclass, field
 from typing import Literal
 
-from turbodiff.jobs.store import JobColumns
+from turbodiff.jobs.rows import JobColumns
 from turbodiff.spec.attention import PLAINER_ATTENTION
 from turbodiff.spec.events import JobError
 from turbodiff.spec.jobs import QueuedJob, State

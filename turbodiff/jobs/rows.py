@@ -4,7 +4,7 @@ import json
 import zlib
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from pydantic import BaseModel
 
@@ -25,6 +25,17 @@ UNREADABLE = JobError(
     exit_code=2,
 )
 KEPT_COLUMNS = 128  # requests and plans that were read last, 40 KB each; a snapshot of the page reads 80
+
+
+class JobColumns(TypedDict, total=False):
+    """Columns of a job that a move to another state sets with it; see QueuedJob."""
+
+    strikes: dict[str, int]
+    overrides: dict[str, str]
+    error: JobError
+    plan: None
+    cap_bytes: int | None
+    hold_bytes: int | None
 
 
 def as_column(value: BaseModel | dict[str, int] | dict[str, str] | SqlValue) -> SqlValue:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from turbodiff.jobs.database import DATABASE, damage_of, damaged, open_database, store_error
 from turbodiff.jobs.journal import Accepted, remove_entry, write_entry
@@ -30,17 +30,6 @@ from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 
 MAX_QUEUED_PER_CLIENT = 20  # one browser cannot fill the queue for everybody
-
-
-class JobColumns(TypedDict, total=False):
-    """Columns of a job that a move to another state sets with it; see QueuedJob."""
-
-    strikes: dict[str, int]
-    overrides: dict[str, str]
-    error: JobError
-    plan: None
-    cap_bytes: int | None
-    hold_bytes: int | None
 
 
 class Store:
@@ -105,38 +94,45 @@ class Store:
     # --- people: submit, look, cancel, reorder -------------------------------------------------------------------
 
     def submit(self, request: Request, plan: Plan | None = None, *, client: str = "", parent: int | None = None) -> int:
-        """Put a job in the queue and return its id; a nonce that is known returns the job it made.
+        """Put a job in the queue and return its id; see `submit_all`."""
+        return self.submit_all([(request, plan)], client=client, parent=parent)[0]
+
+    def submit_all(
+        self, asked: Sequence[tuple[Request, Plan | None]], *, client: str = "", parent: int | None = None
+    ) -> list[int]:
+        """Put jobs in the queue, all or none, and return their ids; a nonce that is known returns the job it made.
 
         Raises:
             RequestError: this client already has 20 jobs waiting.
+            OutputError: the disk refused; nothing is queued.
         """
-        nonce = request.nonce or secrets.token_hex(16)
-        request = request.model_copy(update={"nonce": nonce})
-        with self.write() as db:
-            known = db.execute("SELECT id FROM job WHERE nonce = ?", (nonce,)).fetchone()
-            if known:
-                return int(known["id"])
-            mine = "SELECT count(*) FROM job WHERE client = ? AND state = 'queued'"
-            waiting = db.execute(mine, (client,)).fetchone()[0] if client else 0
-            if waiting >= MAX_QUEUED_PER_CLIENT:
-                raise RequestError(
-                    "too many jobs of yours are waiting",
-                    code="queue_full",
-                    field="job",
-                    got=waiting,
-                    expected=f"at most {MAX_QUEUED_PER_CLIENT}",
-                    try_instead="wait for one to finish, or cancel one",
-                )
-            cursor = db.execute(
-                "INSERT INTO job (nonce, client, state, place, request, plan, parent, created_s)"
-                " VALUES (?, ?, 'queued', 0, ?, ?, ?, ?)",
-                (nonce, client, as_column(request), as_column(plan), parent, self.now()),
-            )
-            db.execute("UPDATE job SET place = id WHERE id = ?", (cursor.lastrowid,))
-            row = db.execute("SELECT * FROM job WHERE id = ?", (cursor.lastrowid,)).fetchone()
-            write_entry(self.path.parent, accepted_of(as_job(row)))
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
+        made: list[int] = []
+        written: list[str] = []
+        try:
+            with self.write() as db:
+                for request, plan in asked:
+                    nonce = request.nonce or secrets.token_hex(16)
+                    known = db.execute("SELECT id FROM job WHERE nonce = ?", (nonce,)).fetchone()
+                    if known:
+                        made.append(int(known["id"]))
+                        continue
+                    _check_share(db, client)
+                    request = request.model_copy(update={"nonce": nonce})
+                    cursor = db.execute(
+                        "INSERT INTO job (nonce, client, state, place, request, plan, parent, created_s)"
+                        " VALUES (?, ?, 'queued', 0, ?, ?, ?, ?)",
+                        (nonce, client, as_column(request), as_column(plan), parent, self.now()),
+                    )
+                    made.append(cursor.lastrowid or 0)
+                    db.execute("UPDATE job SET place = id WHERE id = ?", (made[-1],))
+                    row = db.execute("SELECT * FROM job WHERE id = ?", (made[-1],)).fetchone()
+                    written.append(nonce)
+                    write_entry(self.path.parent, accepted_of(as_job(row)))
+        except BaseException:  # else the next start would queue what was refused
+            for nonce in written:
+                remove_entry(self.path.parent, nonce)
+            raise
+        return made
 
     def restore(self, entry: Accepted) -> None:
         """Put an accepted job that this database lacks back into the queue, under its number if that is free."""
@@ -175,6 +171,20 @@ class Store:
         marks = ",".join("?" * len(states))
         where = f"WHERE state IN ({marks})" if states else ""
         return [as_job(row) for row in self.rows(f"SELECT * FROM job {where} ORDER BY id DESC LIMIT ?", *states, limit)]
+
+    def overview(self, limit: int = 80) -> tuple[list[QueuedJob], int]:
+        """What a page shows of the queue, the newest first, and how many jobs wait in all.
+
+        That is all that runs, what runs next and what came last, at most `limit` of each of the two.
+        """
+        running = "SELECT id FROM job WHERE state IN ('running', 'verifying')"
+        first = "SELECT id FROM (SELECT id FROM job WHERE state = 'queued' ORDER BY place, id LIMIT ?1)"
+        last = "SELECT id FROM (SELECT id FROM job WHERE state != 'queued' ORDER BY id DESC LIMIT ?1)"
+        rows = self.rows(
+            f"SELECT * FROM job WHERE id IN ({running} UNION {first} UNION {last}) ORDER BY id DESC", limit
+        )
+        waiting = self.rows("SELECT count(*) AS n FROM job WHERE state = 'queued'")[0]["n"]
+        return [as_job(row) for row in rows], int(waiting)
 
     def queue(self) -> list[QueuedJob]:
         """The waiting jobs in the order they will run."""
@@ -323,6 +333,21 @@ class Store:
         """The fact of that name, or None."""
         found = self.rows("SELECT value FROM fact WHERE name = ?", name)
         return parsed(found[0]["value"]) if found else None
+
+
+def _check_share(db: sqlite3.Connection, client: str) -> None:
+    """Refuse a job of a client who has too many waiting; "": the person's own."""
+    mine = "SELECT count(*) FROM job WHERE client = ? AND state = 'queued'"
+    waiting = db.execute(mine, (client,)).fetchone()[0] if client else 0
+    if waiting >= MAX_QUEUED_PER_CLIENT:
+        raise RequestError(
+            "too many jobs of yours are waiting",
+            code="queue_full",
+            field="job",
+            got=waiting,
+            expected=f"at most {MAX_QUEUED_PER_CLIENT}",
+            try_instead="wait for one to finish, or cancel one",
+        )
 
 
 def accepted_of(job: QueuedJob) -> Accepted:

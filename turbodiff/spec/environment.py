@@ -21,6 +21,7 @@ CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_
 NETWORK = (*PROXIES, *(name.upper() for name in PROXIES), *CERTIFICATES)
 KEPT = "TURBODIFF_NETWORK"  # those variables as one JSON object, for a download that a child starts
 PASSWORD = "TURBODIFF_PASSWORD"
+RUN_ID = "TURBODIFF_RUN_ID"  # of the supervisor's run, in the environment of every child of it
 HOST = re.compile(r"\*|[\w.*-]+(:\d+)?", re.ASCII)  # a name, a part of one, perhaps with a port
 
 

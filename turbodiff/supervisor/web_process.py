@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import psutil
 
-from turbodiff.spec.environment import child_environment
+from turbodiff.spec.environment import RUN_ID, child_environment
 from turbodiff.spec.errors import PortInUseError, TurbodiffError
 from turbodiff.supervisor.context import SupervisorContext
-from turbodiff.supervisor.worker_process import BACKOFF_S, MAX_FAILED_STARTS, RUN_ID, Lines, describe_exit, spawn_child
+from turbodiff.supervisor.worker_process import BACKOFF_S, MAX_FAILED_STARTS, Lines, describe_exit, spawn_child
 
 SETTLED_S = 10.0  # a page that lived this long had started
 STOPPED_S = 10.0  # a page that is stopped (SIGSTOP) this long answers nobody

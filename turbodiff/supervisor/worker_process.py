@@ -22,15 +22,11 @@ import psutil
 
 from turbodiff.gpu.allocator import allocator_mode, allocator_settings
 from turbodiff.plan.hardware import Allocator
-from turbodiff.spec.clips import ClipResult
-from turbodiff.spec.environment import PASSWORD, child_environment
-from turbodiff.spec.errors import DoesNotFitError, TurbodiffError, error_from, not_started
+from turbodiff.spec.environment import PASSWORD, RUN_ID, child_environment
+from turbodiff.spec.errors import TurbodiffError, not_started
 from turbodiff.spec.events import Event, ExitCommand, JobCommand, RunCommand, read_event
-from turbodiff.spec.numbers import gib
-from turbodiff.spec.text import printable
 
 WORKER = (sys.executable, "-P", "-m", "turbodiff.runtime.worker")
-RUN_ID = "TURBODIFF_RUN_ID"
 EXIT_S, TERM_S = 3.0, 5.0  # patience after "exit" and after SIGTERM; SIGKILL of a busy GPU client is the last resort
 PIPE_BYTES = 1 << 20  # a supervisor that is busy for a second must not stall the worker's writes
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -300,30 +296,6 @@ def run_once(
         worker.send(JobCommand(cmd="cancel", job=command.job))
         worker.stop(exit_s=EXIT_S)
         worker.close()
-
-
-def run_attempt(command: RunCommand, argv: Sequence[str], on_event: Callable[[Event], None]) -> ClipResult:
-    """The clip of one attempt beside the queue: `run_once` with its log, notes apart, on stderr.
-
-    Raises:
-        TurbodiffError: what its `error` says; a DoesNotFitError where it would have to wait, for there is no queue.
-    """
-
-    def to_stderr(line: str) -> None:
-        if not line.startswith("[INFO]"):
-            sys.stderr.write(printable(line) + "\n")
-
-    for event in run_once(command, argv, on_output=to_stderr):
-        if event.type == "error":
-            raise error_from(event.model_dump())
-        on_event(event)
-        if event.type == "result":
-            return event
-        if event.type == "wait":
-            free, needed = gib(event.free_bytes), gib(event.need_bytes)
-            what = "another program took the memory of the device meanwhile"
-            raise DoesNotFitError(what, code="does_not_fit", got=f"{free} free", expected=needed, try_instead="end it")
-    raise AssertionError("a run ends with a result or an error")
 
 
 def describe_exit(status: int | None) -> str:

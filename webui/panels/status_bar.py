@@ -55,7 +55,7 @@ class StatusBar:
 def status_bar(snapshot: Snapshot, words: Words) -> StatusBar:
     """The bar for this snapshot; unknown numbers are left out, never shown as 0."""
     card, note = _card(snapshot.machine, words)
-    waiting = len(snapshot.waiting)
+    waiting = max(snapshot.queued, len(snapshot.waiting))
     busy = snapshot.active is not None
     queue = "paused" if snapshot.paused else "running" if busy else "waiting" if waiting else "idle"
     leftovers = []

@@ -222,7 +222,7 @@ def operator(
 
         torch.library.define(f"turbodiff::{name}", schema)
         torch.library.impl(f"turbodiff::{name}", ("CPU", "CUDA"))(run)
-        torch.library.register_fake(f"turbodiff::{name}")(meta if not in_place else lambda *args: None)
+        torch.library.register_fake(f"turbodiff::{name}")(meta if not in_place else lambda *args, **kwargs: None)
         registered = getattr(torch.ops.turbodiff, name)
 
         @wraps(meta)

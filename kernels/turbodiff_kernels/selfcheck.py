@@ -84,9 +84,9 @@ def results(op: str, m: ModuleType, make: Inputs) -> list[Tensor]:
             *m.int8_linear_quantize(*quant.quantize_tiles(a), *quant.quantize_tiles(b), bias, make.dtype, True)
         ]
     if op == "sage":
-        return [m.sage_attention(*_heads(make)), m.normed_sage_attention(*_projections(make))]
+        return [m.sage_attention(*_heads(make)), m.normed_sage_attention_(*_projections(make))]
     more = (make.randn(128, 128, seed=2) / 11, make.randn(128, seed=3), 0.5, op == "sagesla")
-    return [m.sla_attention(*_heads(make), *more), m.normed_sla_attention(*_projections(make), *more)]
+    return [m.sla_attention(*_heads(make), *more), m.normed_sla_attention_(*_projections(make), *more)]
 
 
 class Check(NamedTuple):

@@ -78,11 +78,11 @@ def launches(length: int, topk: float) -> dict[str, Callable[[], object]]:
         "sage 64": lambda: sage.sage_attention(q64, q64, q64),
         "sla": lambda: sla.sla_attention(q, k, v, *proj, topk, False),
         "sagesla": lambda: sla.sla_attention(q, k, v, *proj, topk, True),
-        "normed sage": lambda: sage.normed_sage_attention(*projections),
-        "normed sla": lambda: sla.normed_sla_attention(*projections, *proj, topk, False),
-        "normed sagesla": lambda: sla.normed_sla_attention(*projections, *proj, topk, True),
-        "normed sage 1536": lambda: sage.normed_sage_attention(*small),
-        "normed sagesla 1536": lambda: sla.normed_sla_attention(*small, *proj, topk, True),
+        "normed sage": lambda: sage.normed_sage_attention_(*projections),
+        "normed sla": lambda: sla.normed_sla_attention_(*projections, *proj, topk, False),
+        "normed sagesla": lambda: sla.normed_sla_attention_(*projections, *proj, topk, True),
+        "normed sage 1536": lambda: sage.normed_sage_attention_(*small),
+        "normed sagesla 1536": lambda: sla.normed_sla_attention_(*small, *proj, topk, True),
     }
 
 

@@ -87,8 +87,8 @@ def copies(args: list) -> list:
 @pytest.mark.parametrize("length", LENGTHS)
 def test_sage_norms_and_rotates_while_it_quantises(length):
     args = normed(length, heads=1)
-    got = sage.normed_sage_attention(*copies(args))
-    assert relative_l2(got, sage_reference.normed_sage_attention(*copies(args))) < 2e-4
+    got = sage.normed_sage_attention_(*copies(args))
+    assert relative_l2(got, sage_reference.normed_sage_attention_(*copies(args))) < 2e-4
 
 
 @pytest.mark.parametrize("kind", ["sage", "sla", "sagesla"])
@@ -96,19 +96,33 @@ def test_sage_norms_and_rotates_while_it_quantises(length):
 def test_normed_attention_of_two_clips_reads_a_packed_projection_in_float16(kind, dim):
     args = normed(130, batch=2, heads=3, dim=dim, dtype=torch.float16)
     if kind == "sage":
-        got, expected = (m.normed_sage_attention(*copies(args)) for m in (sage, sage_reference))
+        got, expected = (m.normed_sage_attention_(*copies(args)) for m in (sage, sage_reference))
     else:
         more = (*projection(dim, torch.float16), 0.4, kind == "sagesla")
-        got, expected = (m.normed_sla_attention(*copies(args), *more) for m in (sla, sla_reference))
+        got, expected = (m.normed_sla_attention_(*copies(args), *more) for m in (sla, sla_reference))
     assert got.dtype == torch.float16 and got.shape == (2, 130, 3 * dim)
     assert relative_l2(got, expected) < 4e-3
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("kind", ["sage", "sla", "sagesla"])
+def test_a_result_in_the_place_of_q_has_the_bits_of_one_that_is_not(kind, capability, monkeypatch):
+    """A view of a packed projection has no room for the result and for FP8 values; projections of their own have."""
+    monkeypatch.setattr(sage, "arch", lambda device: capability)
+    args = normed(130, batch=2, heads=2, dtype=torch.float16)
+    more = () if kind == "sage" else (*projection(64, torch.float16), 0.4, kind == "sagesla")
+    call = sage.normed_sage_attention_ if kind == "sage" else sla.normed_sla_attention_
+    views, own = copies(args), [*(t.contiguous() for t in copies(args)[:3]), *args[3:]]
+    expected, got = call(*views, *more), call(*own, *more)
+    assert got is own[0] and expected is views[0]
+    assert torch.equal(got, expected) and torch.equal(own[2], args[2]), "v stays"
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["sla", "sagesla"])
 @pytest.mark.parametrize("length", LENGTHS)
 def test_sparse_linear_attention_pools_while_it_norms_and_rotates(length, int8):
     args = [*normed(length, heads=1), *projection(), 0.35, int8]
-    got, expected = (m.normed_sla_attention(*copies(args)) for m in (sla, sla_reference))
+    got, expected = (m.normed_sla_attention_(*copies(args)) for m in (sla, sla_reference))
     assert relative_l2(got, expected) < (2e-4 if int8 else 1e-5)
 
 

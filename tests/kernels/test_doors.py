@@ -41,16 +41,16 @@ def projections() -> dict[str, torch.Tensor]:
 
 def normed_sla(q, k, v, q_weight, k_weight, cos, sin, weight, bias, int8=False):
     norms = (q_weight, k_weight, cos, sin, EPS)
-    return sla.normed_sla_attention(q.clone(), k.clone(), v, *norms, weight, bias, 0.5, int8=int8)
+    return sla.normed_sla_attention_(q.clone(), k.clone(), v, *norms, weight, bias, 0.5, int8=int8)
 
 
 CALLS = {
-    "normed_sage_attention": (
-        lambda q, k, v, *args: sage.normed_sage_attention(q.clone(), k.clone(), v, *args[:4], EPS),
+    "normed_sage_attention_": (
+        lambda q, k, v, *args: sage.normed_sage_attention_(q.clone(), k.clone(), v, *args[:4], EPS),
         projections,
     ),
-    "normed_sla_attention": (normed_sla, projections),
-    "normed_sla_attention int8": (lambda *args: normed_sla(*args, int8=True), projections),
+    "normed_sla_attention_": (normed_sla, projections),
+    "normed_sla_attention_ int8": (lambda *args: normed_sla(*args, int8=True), projections),
     "norm_modulate": (lambda x, shift, scale: norm.norm_modulate(x, shift, scale, EPS), token_inputs),
     "norm_modulate_quantize": (lambda x, shift, scale: norm.norm_modulate_quantize(x, shift, scale, EPS), token_inputs),
     "residual_add_": (lambda x, shift, scale: norm.residual_add_(x.clone(), x, shift), token_inputs),

@@ -45,9 +45,9 @@ def inputs(dtype, tokens=TOKENS, width=WIDTH, wide=WIDE, heads=HEADS):
         "int8_linear": (gemm.int8_linear, (a, a_scale, b, b_scale, bias, dtype)),
         "int8_linear_quantize": (gemm.int8_linear_quantize, (a, a_scale, b, b_scale, bias, dtype, True)),
         "int8_linear_add_": (gemm.int8_linear_add_, (x.clone(), gate, *back[0], *back[1], None)),
-        "sage": (sage.normed_sage_attention, (*(t.clone() for t in qkv), *norms)),
-        "sla": (sla.normed_sla_attention, (*(t.clone() for t in qkv), *norms, *proj, 0.2)),
-        "sagesla": (sla.normed_sla_attention, (*(t.clone() for t in qkv), *norms, *proj, 0.2, True)),
+        "sage": (sage.normed_sage_attention_, (*(t.clone() for t in qkv), *norms)),
+        "sla": (sla.normed_sla_attention_, (*(t.clone() for t in qkv), *norms, *proj, 0.2)),
+        "sagesla": (sla.normed_sla_attention_, (*(t.clone() for t in qkv), *norms, *proj, 0.2, True)),
     }
 
 

@@ -26,7 +26,7 @@ def _launch_nothing(self, grid):
 
 @cache
 def inside_kernel(kind: str, tokens: int, heads: int, head_dim: int, topk: float, capability: int) -> int:
-    """Bytes beside q, k, v and the result of one attention on a card of that capability (90 for sm_90)."""
+    """Bytes beside q, k and v of one attention on a card of that capability (90 for sm_90); its result takes q."""
     with (
         mock.patch.object(sage, "arch", lambda device: capability),
         mock.patch.object(InterpretedFunction, "__getitem__", _launch_nothing),
@@ -98,8 +98,8 @@ def _peak(kind, sage_module, sla_module, tokens, heads, head_dim, topk, dtype) -
     before = ledger.live_bytes
     with torch.inference_mode(), ledger:
         if kind == "sage":
-            sage_module.normed_sage_attention(*qkv, gain, gain, table, table, 1e-6)
+            sage_module.normed_sage_attention_(*qkv, gain, gain, table, table, 1e-6)
         else:
             more = (weight, bias, topk, kind == "sagesla")
-            sla_module.normed_sla_attention(*qkv, gain, gain, table, table, 1e-6, *more)
-    return ledger.peak_bytes - before - qkv[0].nbytes
+            sla_module.normed_sla_attention_(*qkv, gain, gain, table, table, 1e-6, *more)
+    return ledger.peak_bytes - before

@@ -101,13 +101,6 @@ def test_a_step_with_reference_kernels_needs_what_the_formula_says(model, clips,
         assert pair.close, (size, frames, pair.off)
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (12, 0)], ids=["sm_80", "sm_120"])
-@pytest.mark.parametrize("attention", ["sage", "sagesla"])
-def test_a_step_needs_what_the_formula_says_with_and_without_fp8(attention, capability):
-    pair = denoising(job("wan2.1-1.3b", attention=attention, capability=capability))
-    assert pair.close, pair.off
-
-
 @pytest.mark.parametrize("switch", ["off", "on"])
 @pytest.mark.parametrize("model", WAN)
 def test_chunks_of_the_feed_forward_save_what_the_formula_says(model, switch):

@@ -19,7 +19,7 @@ from turbodiff.plan.offload_search import cost_inputs, plan_context
 from turbodiff.spec.shapes import VAE_TILE
 
 UNDER, OVER = -0.02, 0.05
-KERNELS = ("turbodiff::normed_sage_attention", "turbodiff::normed_sla_attention")
+KERNELS = ("turbodiff::normed_sage_attention_", "turbodiff::normed_sla_attention_")
 
 
 class Pair(NamedTuple):
@@ -43,13 +43,12 @@ def job(
     model: str,
     *,
     on_cpu: bool = False,
-    capability: tuple[int, int] = (9, 0),
     kernels: Kernels | None = None,
     **fields: Any,
 ) -> phase_costs.CostInputs:
     """The job of a request as the planner builds it."""
     request = ask(model, **fields)
-    context = plan_context(machine() if on_cpu else card(80, capability=capability, kernels=kernels), disk())
+    context = plan_context(machine() if on_cpu else card(80, kernels=kernels), disk())
     first = next(candidates(request, context.machine, context.inventory, context.total_bytes, frozenset()))
     return cost_inputs(request, as_wished(request, first.int8), context)
 
@@ -61,12 +60,12 @@ def dtype_of(job: phase_costs.CostInputs) -> torch.dtype:
 
 def denoising(job: phase_costs.CostInputs, chunks: int = 1) -> Pair:
     """All that a step holds, what the attention kernels take for themselves included."""
-    facts, capability = job.spec.dit, 90 if job.fp8 else 80
+    facts = job.spec.dit
     size = (job.attention, job.tokens, facts.num_heads, facts.head_dim, job.topk)
     if job.on_cpu or not job.kernels.attention:
         inside = inside_reference(*size, dtype_of(job))
     else:
-        inside = inside_kernel(*size, capability)
+        inside = max(inside_kernel(*size, capability) for capability in (80, 90))
     others = (
         {}
         if job.on_cpu or job.kernels.norm

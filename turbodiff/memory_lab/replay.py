@@ -29,7 +29,7 @@ from turbodiff.spec.models import ImageEncoderFacts, ModelSpec, TextFacts, VaeFa
 from turbodiff.spec.plan import Levers
 from turbodiff.spec.shapes import VAE_TILE, VideoShape
 
-ATTENTION_KERNELS = ("turbodiff::normed_sage_attention", "turbodiff::normed_sla_attention")
+ATTENTION_KERNELS = ("turbodiff::normed_sage_attention_", "turbodiff::normed_sla_attention_")
 BLAS_BYTES = 32 << 20  # cuBLAS's workspace on Hopper, in the allocator from the first product on; 8 MiB elsewhere
 Events = tuple[Allocation, ...]
 
@@ -68,8 +68,8 @@ def denoise_cell(inputs: CostInputs, levers: Levers, blocks: int | None = None) 
         weights = (rest + facts.num_layers * block) * (len(set(inputs.experts)) if levers.experts == "resident" else 1)
     rows = [inputs.spec.text_encoder.text_len, *([clip.tokens] if (clip := inputs.spec.image_encoder) else [])]
     kept = [inputs.element_bytes * count * facts.dim for count in rows for _ in range(2 * (facts.num_layers - run))]
-    inside = inputs.attention_bytes - math.ceil(phase_costs.ATTENTION_UNITS * inputs.unit) - inputs.state_bytes
-    half = inputs.unit // 2  # INT8 rows of q, of k, and FP8 values of v: half a copy of the stream each
+    inside = inputs.attention_bytes - math.ceil(phase_costs.ATTENDING_UNITS * inputs.unit) - inputs.state_bytes
+    half = inputs.unit // 2  # INT8 rows of q and of k: half a copy of the stream each
     pieces = (*(inside // half * (half,)), inside % half)
     steps = _steps(
         inputs.spec, inputs.shape, inputs.int8, levers.ffn_chunks, inputs.attention, pieces, run, inputs.forwards

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from turbodiff_kernels import norm
 from turbodiff_kernels.norm import layer_norm, rms_norm_, rms_norm_rope_
-from turbodiff_kernels.sage import normed_sage_attention
-from turbodiff_kernels.sla import normed_sla_attention
+from turbodiff_kernels.sage import normed_sage_attention_
+from turbodiff_kernels.sla import normed_sla_attention_
 
 from turbodiff.models.attention import DENSE, AttentionPlan, attention, rope_tables
 from turbodiff.models.linear import (
@@ -342,9 +342,9 @@ class SelfAttention(Projections):
             q, k = (rms_norm_rope_(t, weight, *norms[2:]) for t, weight in ((q, norms[0]), (k, norms[1])))
             return attention(*(t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))).flatten(2)
         if plan.kind == "sage":
-            return normed_sage_attention(q, k, v, *norms)
+            return normed_sage_attention_(q, k, v, *norms)
         proj_l, int8 = self.proj_l, plan.kind == "sagesla"
-        return normed_sla_attention(q, k, v, *norms, proj_l.weight, proj_l.bias, plan.topk, int8=int8)
+        return normed_sla_attention_(q, k, v, *norms, proj_l.weight, proj_l.bias, plan.topk, int8=int8)
 
 
 class CrossAttention(Projections):

@@ -12,9 +12,7 @@ from turbodiff.spec.attention import SPARSE_ATTENTION
 from turbodiff.spec.models import DitFacts
 from turbodiff.spec.shapes import HEAD_TOKENS, INT8_TILE
 
-# inside the attention kernels (kernels/README.md): INT8 rows of q and k, and on cards that multiply FP8 values of v
-KERNEL_UNITS = {"dense": 0.0, "sage": 1.0, "sla": 0.0, "sagesla": 1.0}
-FP8_UNITS = 0.5
+KERNEL_UNITS = {"sage": 1.0, "sla": 0.0, "sagesla": 1.0}  # INT8 rows of q and k (kernels/README.md)
 BLOCK_Q, BLOCK_K = 128, 64  # queries and keys of a block in sparse attention
 MEANS_UNITS = 3 / 64  # float32 means of those blocks
 STATES = 512  # partial states of SLA's linear branch, D x D float32 each; fewer where there are fewer blocks
@@ -22,7 +20,7 @@ REFERENCE_ROWS = 140  # what SLA's reference pads
 # parts of turbodiff_kernels' references: quant's PART_ELEMENTS, gemm's ROW_TILES, sage's HEADS
 PART_ELEMENTS, GEMM_ROWS, HEADS_AT_A_TIME = 1 << 23, 8 * INT8_TILE, 4
 NORM_BYTES, QUANT_BYTES = 12, 10  # a norm's three float32 copies of a part; two and the rounded one
-REFERENCE_UNITS = {"dense": 0.0, "sage": 11.0, "sla": 5.1, "sagesla": 14.9}  # of all heads, for 16-bit q, k and v
+REFERENCE_UNITS = {"sage": 11.0, "sla": 5.1, "sagesla": 14.9}  # of all heads, for 16-bit q, k and v
 LAUNCHES, LAUNCH_S = 8, 1e-5  # of SLA's reference, for each block of queries and group of heads
 
 
@@ -39,36 +37,35 @@ FUSED = KernelsHere()
 
 
 def attention_inside(
-    kind: str, facts: DitFacts, tokens: int, unit: int, topk: float, *, fp8: bool, on_cpu: bool, fused: bool
+    kind: str, facts: DitFacts, tokens: int, unit: int, topk: float, *, on_cpu: bool, fused: bool
 ) -> int:
-    """Bytes that an attention holds beside q, k, v and its result; unit: N = 2 L d bytes, 4 L d on a CPU.
+    """Bytes that an attention holds beside q, k and v; unit: N = 2 L d bytes, 4 L d on a CPU.
 
-    INT8 rows, FP8 values; for the sparse kinds the means of blocks, the indices of those kept (int64, and int32 for the
-    kernel), and the linear branch's state, whose partial states are there before the result is. Of references those of
-    a few heads, counted on them (tests/plan/kernel_bytes.py).
+    Dense attention its result, which takes q's place with the others, as FP8 values take that of k. Those hold INT8
+    rows; for the sparse kinds the means of blocks, the indices of those kept (int64, and int32 for the kernel), and the
+    linear branch's partial states. Of references those of a few heads, counted on them (tests/plan/kernel_bytes.py).
     """
+    if kind == "dense":
+        return unit
     queries, keys = -(-tokens // BLOCK_Q), -(-tokens // BLOCK_K)
     kept = max(1, int(topk * keys))
     heads_share = min(1.0, HEADS_AT_A_TIME / facts.num_heads)
     if on_cpu:
         padded = queries * BLOCK_Q / tokens
         units = {
-            "dense": 0.0,
-            "sage": max(5.0, 4 * padded),
-            "sla": 4 + REFERENCE_ROWS / tokens,
-            "sagesla": max(5 + 2 * kept / keys, 4 * padded),
+            "sage": 1 + max(5.0, 4 * padded),
+            "sla": 5 + REFERENCE_ROWS / tokens,
+            "sagesla": 1 + max(5 + 2 * kept / keys, 4 * padded),
         }
         return math.ceil(units[kind] * unit * heads_share)
     if not fused:
         return math.ceil(REFERENCE_UNITS[kind] * unit * heads_share)
     rows = KERNEL_UNITS[kind]
-    values = FP8_UNITS * rows * fp8
     if kind not in SPARSE_ATTENTION:
-        return math.ceil((rows + values) * unit)
+        return math.ceil(rows * unit)
     heads, square = facts.num_heads, facts.head_dim**2
-    partial = (1 + min(keys, -(-STATES // heads))) * heads
-    state = max(4 * square * partial - (1 + values) * unit, 2 * square * heads)
-    return math.ceil((rows + values + MEANS_UNITS) * unit + state) + 12 * heads * queries * kept
+    state = 4 * square * (1 + min(keys, -(-STATES // heads))) * heads
+    return math.ceil((rows + MEANS_UNITS) * unit) + state + 12 * heads * queries * kept
 
 
 def widest_reference(facts: DitFacts, tokens: int, part_tokens: int, int8: bool, here: KernelsHere) -> int:

@@ -25,7 +25,6 @@ from turbodiff.spec.plan import Calibration, Levers
 from turbodiff.spec.request import Request, TextDtype
 
 NO_LIMIT_BYTES = 1 << 60
-FP8_CAPABILITY = (8, 9)  # Ada; an unknown card counts as one, which is the larger need
 FFN_CHUNKS = (1, 2, 4, 8)
 NEARLY = 1.02  # times the fastest: that much time is worth the ease of a smaller peak
 FITS_SHARE = 0.9  # of the budget; a plan between this and all of it is "tight"
@@ -207,7 +206,6 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
         element_bytes=element_bytes,
         context_bytes=0 if gpu is None else gpu.cuda_context_bytes,
         loaded=context.loaded,
-        fp8=gpu is not None and (gpu.capability is None or gpu.capability >= FP8_CAPABILITY),
         conv2d=gpu is None or context.conv3d_is_broken,
         allocator=machine.allocator or "expandable",
         host_bytes=context.limits.host,

@@ -40,7 +40,8 @@ from turbodiff.spec.shapes import (
 CPU_PROCESS_BYTES = 600 * MIB  # Python with torch loaded, measured on Linux
 PROCESS_BYTES = int(1.5 * GIB)  # the worker with torch and CUDA loaded, before any weights
 CONV_SCRATCH = 0.06  # share of the VAE's activations that cuDNN's convolutions ask for as scratch
-ATTENTION_UNITS = 5.0  # copies of N alive at the widest point of self-attention: the stream, its norm, q, k, v
+ATTENTION_UNITS = 5.0  # copies of N alive while q, k and v are made: the stream, its norm, q, k, v
+ATTENDING_UNITS = 4.0  # while self-attention runs: the stream, q, k, v
 STAGED_BLOCKS = 2  # in host memory, between a file and the device
 STREAM_BUFFERS = 2  # blocks in flight beside the resident ones: one computing, one arriving
 
@@ -102,7 +103,6 @@ class CostInputs:
     made: int = 0  # bytes of an expert that are made at load time, and so lie in no file that host memory maps
     text_made: int = 0  # the same of the text encoder, which leaves host memory before a phase that lacks it
     lora: int = 0  # bytes of low-rank factors beside an expert's INT8 weights; merged into plain ones they cost nothing
-    fp8: bool = True  # the card multiplies FP8, from sm_89 on
     conv2d: bool = False  # 3-D convolutions as sums of 2-D ones: on a CPU, and around the conv3d trap
     kernels: kernel_costs.KernelsHere = kernel_costs.FUSED  # which operations are fused here
     allocator: Allocator = "expandable"
@@ -110,7 +110,7 @@ class CostInputs:
     page_lock_bytes: int | None = None  # of it that may be page-locked; None: no limit known
     correction: float = 1.0  # measured / predicted work memory on this machine (plan/calibration.py)
     state_bytes: int = field(init=False)  # lives through all steps
-    attention_bytes: int = field(init=False)  # the widest point of self-attention, its kernel included
+    attention_bytes: int = field(init=False)  # while self-attention runs, its kernel included
     forward_s: float = field(init=False)  # one forward pass with all weights on the device
 
     def __post_init__(self) -> None:
@@ -118,9 +118,9 @@ class CostInputs:
         state_bytes = _denoise_state(self)
         inside = kernel_costs.attention_inside(
             self.attention, self.spec.dit, self.tokens, self.unit, self.topk,
-            fp8=self.fp8, on_cpu=self.on_cpu, fused=self.kernels.attention,
+            on_cpu=self.on_cpu, fused=self.kernels.attention,
         )  # fmt: skip
-        widest = math.ceil(ATTENTION_UNITS * self.unit + inside + state_bytes)
+        widest = math.ceil(ATTENDING_UNITS * self.unit + inside + state_bytes)
         topk = self.topk if self.attention in SPARSE_ATTENTION else None
         forward_s = roofline.dit_seconds(
             self.spec.dit, self.speed, self.tokens, topk, self.int8, text_rows, None if self.on_cpu else self.kernels

@@ -6,13 +6,13 @@ from turbodiff_kernels.backend import operator
 from turbodiff_kernels.sage import reference
 
 
-@operator(reference.normed_sage_attention, "sage", mutates=("q", "k"))
-def normed_sage_attention(
+@operator(reference.normed_sage_attention_, "sage", mutates=("q", "k"))
+def normed_sage_attention_(
     q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> Tensor:
     """Attention of q and k after an RMS norm over all heads and the rotation of each head's pairs, scale 1/sqrt(D).
 
-    q, k, v, out [B, L, H * D]; q_weight, k_weight [H * D]; cos, sin float32 [L, D / 2]. Without gradients q and k may
-    be overwritten.
+    q, k, v, out [B, L, H * D]; q_weight, k_weight [H * D]; cos, sin float32 [L, D / 2]. Without gradients the result
+    takes the place of q, and k may be overwritten.
     """
-    return q.new_empty(q.shape)
+    return q

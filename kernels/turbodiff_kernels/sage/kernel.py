@@ -72,36 +72,39 @@ def sage_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attend(quantize(q, None, BLOCK_Q), quantize(k, k.mean(dim=1), BLOCK_K), v)
 
 
-def normed_sage_attention(
+def normed_sage_attention_(
     q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> Tensor:
-    """The same of projections before their norm and rotation: q and k are read twice, written never."""
+    """The same of projections before their norm and rotation, in the place of q: q and k are read twice before that."""
     cos, sin = cos.contiguous(), sin.contiguous()
     dim, length = 2 * cos.shape[-1], k.shape[1]
     k_factor, sums = rope_statistics(k, k_weight, cos, sin, eps)
     mean = (sums.sum(1) / length).to(k.dtype)
     del sums
     norms = NormRope(rms_factor(q, eps), q_weight, cos, sin), NormRope(k_factor, k_weight, cos, sin)
-    q, k, v = (channels_last(t).unflatten(-1, (-1, dim)) for t in (q, k, v))
-    return attend(quantize(q, None, BLOCK_Q, norms[0]), quantize(k, mean, BLOCK_K, norms[1]), v).flatten(2)
+    heads, k, v = (channels_last(t).unflatten(-1, (-1, dim)) for t in (q, k, v))
+    rows = quantize(heads, None, BLOCK_Q, norms[0]), quantize(k, mean, BLOCK_K, norms[1])
+    return settle(q, attend(*rows, v, into=heads, spare=k))
 
 
 def attend(
     q: Tensor | Quantized, k: Tensor | Quantized, v: Tensor, kept: Tensor | None = None,
-    linear: LinearBranch | None = None,
+    linear: LinearBranch | None = None, into: Tensor | None = None, spare: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Attention of [B, L, H, D] to all key blocks, or to those in `kept` int32 [B, H, ceil(L / 128), n].
 
-    Rows that are not quantised give exact attention. Channels must be contiguous.
+    Rows that are not quantised give exact attention. Channels must be contiguous. Where they are contiguous the result
+    lies in `into` and FP8 values in `spare`. `into` may be the queries: a program reads those of its own 128 rows and
+    one head, and what it writes there depends on all of them.
     """
     int8 = isinstance(q, Quantized)
     q_rows, k_rows = (q.rows, k.rows) if int8 else (q, k)
     q_scale, k_scale = (q.scale, k.scale) if int8 else (None, None)
     batch, length, heads, dim = q_rows.shape
     assert dim in (64, 128), f"head_dim {dim}: the kernels know 64 and 128"
-    out = v.new_empty(q_rows.shape)
+    out = into if into is not None and into.is_contiguous() else v.new_empty(q_rows.shape)
     warps, stages, fp8 = settings(arch(v.device), int8, linear is not None)
-    v, v_scale = quantize_values(v) if fp8 else (v, None)
+    v, v_scale = quantize_values(v, spare) if fp8 else (v, None)
     v_strides = [v.stride(axis) for axis in ((0, 3, 1, 2) if fp8 else (0, 1, 2, 3))]
     lin = linear or LinearBranch(q_rows, None, None, None, 0.0)
     blocks = triton.cdiv(length, BLOCK_K) if kept is None else kept.shape[-1]
@@ -113,6 +116,11 @@ def attend(
         ROWS=BLOCK_Q, COLUMNS=BLOCK_K, DIM=dim, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
+
+
+def settle(q: Tensor, out: Tensor) -> Tensor:
+    """q [B, L, H * D], which holds a result [B, L, H, D]: copied only where it was not made there."""
+    return q if out.data_ptr() == q.data_ptr() else q.copy_(out.flatten(2))
 
 
 def quantize(x: Tensor, mean: Tensor | None, block: int, norm: NormRope | None = None) -> Quantized:
@@ -142,15 +150,20 @@ def _quantize_pool(
     return Quantized(rows, scale), means
 
 
-def quantize_values(v: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_values(v: Tensor, spare: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """v [B, L, H, D] -> float8_e4m3 [B, H, D, L padded to 16] and scale float32 [B, H, D].
 
-    Channels first, because the FP8 matrix units read both operands along the summed axis.
+    Channels first, because the FP8 matrix units read both operands along the summed axis. `spare`: what may be
+    overwritten for it; where it is not contiguous or too small, memory of its own is taken.
     """
     batch, length, heads, dim = v.shape
     largest = torch.linalg.vector_norm(v, float("inf"), dim=1)  # no copy of |v|
     scale = largest.float().clamp_min(1e-8) / FP8_MAX
-    out = torch.empty((batch, heads, dim, -(-length // 16) * 16), dtype=torch.float8_e4m3fn, device=v.device)
+    shape = (batch, heads, dim, -(-length // 16) * 16)
+    if spare is not None and spare.is_contiguous() and spare.nbytes >= math.prod(shape):
+        out = spare.flatten().view(torch.float8_e4m3fn)[: math.prod(shape)].view(shape)
+    else:
+        out = torch.empty(shape, dtype=torch.float8_e4m3fn, device=v.device)
     _quantize_values_kernel[(triton.cdiv(out.shape[-1], BLOCK_K), batch * heads)](
         v, scale, out, length, out.shape[-1], heads, *v.stride()[:3], ROWS=BLOCK_K, DIM=dim, num_warps=4
     )

@@ -23,22 +23,23 @@ def sage_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.transpose(1, 2).to(q.dtype)
 
 
-def normed_sage_attention(
+def normed_sage_attention_(
     q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> Tensor:
     """The same after norm and rotation of q and k, as the operator declares; q, k, v, out [B, L, H * D]."""
     q, k = rms_norm_rope_(q, q_weight, cos, sin, eps), rms_norm_rope_(k, k_weight, cos, sin, eps)
-    return by_heads(sage_attention, *(t.unflatten(-1, (-1, 2 * cos.shape[-1])) for t in (q, k, v))).flatten(2)
+    heads = by_heads_(sage_attention, *(t.unflatten(-1, (-1, 2 * cos.shape[-1])) for t in (q, k, v)))
+    return heads.flatten(2) if torch.is_grad_enabled() else q
 
 
-def by_heads(attend: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`attend` of q, k, v [B, L, H, D], a few heads at a time: each attends alone. With gradients all at once."""
-    if torch.is_grad_enabled() or q.shape[2] <= HEADS:
+def by_heads_(attend: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`attend` of q, k, v [B, L, H, D] in the place of q, a few heads at a time: each attends alone. With gradients all
+    at once, and q stays."""
+    if torch.is_grad_enabled():
         return attend(q, k, v)
-    out = torch.empty_like(q)
-    for *some, into in zip(*(t.split(HEADS, dim=2) for t in (q, k, v, out)), strict=True):
-        into.copy_(attend(*some))
-    return out
+    for some in zip(*(t.split(HEADS, dim=2) for t in (q, k, v)), strict=True):
+        some[0].copy_(attend(*some))
+    return q
 
 
 def round_qk(q: Tensor, k: Tensor, block_q: int, block_k: int) -> tuple[Tensor, Tensor]:

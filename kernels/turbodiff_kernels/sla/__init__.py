@@ -9,8 +9,8 @@ from turbodiff_kernels.backend import operator
 from turbodiff_kernels.sla import reference
 
 
-@operator(reference.normed_sla_attention, lambda *args, int8=False: "sagesla" if int8 else "sla", mutates=("q", "k"))
-def normed_sla_attention(
+@operator(reference.normed_sla_attention_, lambda *args, int8=False: "sagesla" if int8 else "sla", mutates=("q", "k"))
+def normed_sla_attention_(
     q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float,
     weight: Tensor, bias: Tensor, topk: float, *, int8: bool = False,
 ) -> Tensor:  # fmt: skip
@@ -19,6 +19,6 @@ def normed_sla_attention(
     q, k, v, out [B, L, H * D]; q_weight, k_weight [H * D]; cos, sin float32 [L, D / 2]. weight [D, D], bias [D]:
     projection of the linear branch (`proj_l`). topk: share of key blocks kept per block of queries, at least one block.
     int8: the sparse branch multiplies queries and keys in INT8 (SageSLA). The block means that choose the blocks are
-    made in the pass that norms and rotates. Without gradients q and k are overwritten.
+    made in the pass that norms and rotates. Without gradients the result takes the place of q, and k is overwritten.
     """
-    return q.new_empty(q.shape)
+    return q

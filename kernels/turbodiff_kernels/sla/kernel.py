@@ -12,7 +12,15 @@ from torch import Tensor
 
 from turbodiff_kernels.norm.kernel import rms_norm_rope_sum_
 from turbodiff_kernels.norm.reference import block_means
-from turbodiff_kernels.sage.kernel import LinearBranch, attend, channels_last, feature_map, quantize, quantize_pool
+from turbodiff_kernels.sage.kernel import (
+    LinearBranch,
+    attend,
+    channels_last,
+    feature_map,
+    quantize,
+    quantize_pool,
+    settle,
+)
 from turbodiff_kernels.sla.reference import BLOCK_K, BLOCK_Q, choose_blocks
 
 PROGRAMS = 512  # enough to fill any card; a constant, so that sums are split alike on every card
@@ -27,11 +35,11 @@ def sla_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, bias: Tensor,
     return attend(q_rows, k_rows, v, kept, linear_branch(q, k, v, weight, bias))
 
 
-def normed_sla_attention(
+def normed_sla_attention_(
     q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float,
     weight: Tensor, bias: Tensor, topk: float, int8: bool = False,
 ) -> Tensor:  # fmt: skip
-    """The same of projections before their norm and rotation, as the operator declares.
+    """The same of projections before their norm and rotation, in the place of q, as the operator declares.
 
     Block means come from the pass that norms and rotates. The mean of a block of smoothed keys is the mean of the
     block less the mean of all, so keys need no pass of their own for it.
@@ -43,9 +51,10 @@ def normed_sla_attention(
     k_means = block_means(sums, BLOCK_K, length).sub_(mean[:, None])
     del sums
     kept = choose_blocks(*(t.to(q.dtype).unflatten(-1, (-1, dim)).transpose(1, 2) for t in (q_means, k_means)), topk)
-    q, k, v = (channels_last(t).unflatten(-1, (-1, dim)) for t in (q, k, v))
-    q_rows, k_rows = (quantize(q, None, BLOCK_Q), quantize(k, mean.to(k.dtype), BLOCK_K)) if int8 else (q, k)
-    return attend(q_rows, k_rows, v, kept.int(), linear_branch(q, k, v, weight, bias)).flatten(2)
+    heads, k, v = (channels_last(t).unflatten(-1, (-1, dim)) for t in (q, k, v))
+    q_rows, k_rows = (quantize(heads, None, BLOCK_Q), quantize(k, mean.to(k.dtype), BLOCK_K)) if int8 else (heads, k)
+    linear = linear_branch(heads, k, v, weight, bias)
+    return settle(q, attend(q_rows, k_rows, v, kept.int(), linear, into=heads, spare=k))
 
 
 def linear_branch(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, bias: Tensor) -> LinearBranch:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from turbodiff_kernels.norm.reference import rms_norm_rope_
-from turbodiff_kernels.sage.reference import by_heads, round_qk
+from turbodiff_kernels.sage.reference import by_heads_, round_qk
 
 BLOCK_Q, BLOCK_K = 128, 64  # TurboDiffusion runs its checkpoints with these
 
@@ -30,14 +30,15 @@ def sla_attention(
     return sparse.to(q.dtype) + F.linear(_linear(q, k, v), weight.to(q.dtype), bias.to(q.dtype))
 
 
-def normed_sla_attention(
+def normed_sla_attention_(
     q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float,
     weight: Tensor, bias: Tensor, topk: float, int8: bool = False,
 ) -> Tensor:  # fmt: skip
     """The same after norm and rotation of q and k, as the operator declares; q, k, v, out [B, L, H * D]."""
     q, k = rms_norm_rope_(q, q_weight, cos, sin, eps), rms_norm_rope_(k, k_weight, cos, sin, eps)
-    q, k, v = (t.unflatten(-1, (-1, 2 * cos.shape[-1])) for t in (q, k, v))
-    return by_heads(lambda *heads: sla_attention(*heads, weight, bias, topk, int8), q, k, v).flatten(2)
+    qkv = [t.unflatten(-1, (-1, 2 * cos.shape[-1])) for t in (q, k, v)]
+    heads = by_heads_(lambda *some: sla_attention(*some, weight, bias, topk, int8), *qkv)
+    return heads.flatten(2) if torch.is_grad_enabled() else q
 
 
 def choose_blocks(q_means: Tensor, k_means: Tensor, topk: float) -> Tensor:

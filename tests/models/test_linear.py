@@ -141,16 +141,17 @@ def test_the_fused_passes_are_the_separate_ones(convert):
 def test_a_kept_text_gives_the_same_velocity_and_is_read_once(change):
     model = change(small_model())
     latents, context = torch.randn(1, 16, 3, 8, 10), model.embed_text(torch.randn(1, 24, 48))
-    kept, made = CrossAttentionCache(context), []
+    kept, anew, made = CrossAttentionCache(context), CrossAttentionCache(context, keep=False), []
     for block in model.blocks:
         block.cross_attn.k.register_forward_hook(lambda *_: made.append(1))
     for time in (900.0, 400.0):
         times = model.embed_time(torch.tensor([[time]]))
         results = []
-        for text, given in ((kept, times), (context, None)):
+        for text, given in ((kept, times), (anew, times), (context, None)):
             x, inputs = model.prepare(latents, torch.tensor([[time]]), text, time=given)
             for index, block in enumerate(model.blocks):
                 x = block(x, inputs, index)
             results.append(model.finish(x, inputs))
-        assert torch.equal(*results)
-    assert len(made) == 2 * 1 + 2 * 2, "two blocks: once for the kept text, at both times for the other"
+        assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    assert not anew.keys_values
+    assert len(made) == 2 * 1 + 2 * 2 + 2 * 2, "two blocks: once for the kept text, at both times for the others"

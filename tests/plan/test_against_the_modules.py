@@ -109,6 +109,16 @@ def test_chunks_of_the_feed_forward_save_what_the_formula_says(model, switch):
         assert pair.close, (size, chunks, pair.off)
 
 
+@pytest.mark.parametrize("switch", ["off", "on"])
+@pytest.mark.parametrize("model", [*WAN, "wan2.1-i2v-14b"])
+def test_a_text_whose_keys_are_made_anew_saves_what_the_formula_says(model, switch):
+    for size, frames in (("480p", 17), ("720p", 49)):
+        here = job(model, resolution=size, num_frames=frames, quant_linear=switch, attention="dense")
+        kept, anew = denoising(here), denoising(here, text_keys="recomputed")
+        assert anew.close, (size, frames, anew.off)
+        assert kept.traced - anew.traced == pytest.approx(phase_costs.text_keys_bytes(here), rel=0.06)
+
+
 @pytest.mark.parametrize("model", ["wan2.1-1.3b", "wan2.1-14b"])
 def test_a_lora_beside_int8_layers_needs_what_the_formula_says(model):
     fields = {"quant_linear": "on", "attention": "dense", "loras": [{"path": "style.safetensors"}]}

@@ -7,11 +7,11 @@ import pytest
 
 from tests.plan.machines import ask, card, disk, gpu, machine
 from turbodiff.jobs.retry_policy import next_cap
-from turbodiff.plan import phase_costs
 from turbodiff.plan.calibration import HIGHEST, History, Kind, Sample
 from turbodiff.plan.hardware import CONTEXT_BYTES, RESERVE_BYTES, WORKSPACE_BYTES
 from turbodiff.plan.planner import Refusal, plan_request, replan
 from turbodiff.plan.tiers import tier_of
+from turbodiff.plan.vae_costs import decode_bytes
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.numbers import GIB, MIB
 from turbodiff.spec.plan import Plan
@@ -102,7 +102,7 @@ def test_10_the_vae_peak_is_where_the_modules_have_it():
     """The widest moment is a residual block of level 2 beside all remembered frames, not the output."""
     latent = VideoShape(81, 720, 1280).latent
     one_frame = 96 * 720 * 1280 * 2
-    assert 36 < phase_costs.decode_bytes(latent, 96, 2, tiled=False, conv2d=False) / one_frame < 39
+    assert 36 < decode_bytes(latent, 96, 2, tiled=False, conv2d=False) / one_frame < 39
 
 
 def test_11_every_lever_that_is_named_saves_what_it_says():

@@ -48,9 +48,9 @@ def test_the_file_that_is_proposed_is_the_one_that_the_form_starts_with(total_gi
 
 
 def test_where_the_first_clip_would_be_lowered_the_resolution_that_runs_as_it_is_goes_first():
-    marks = {variant.name: told.mark for variant, told in fits_of(BIG, card(7.6)).items()}
+    marks = {variant.name: told.mark for variant, told in fits_of(BIG, card(6)).items()}
     assert (marks["480p-quant"], marks["720p-quant"]) == ("fits", "changes")
-    assert suited(BIG, card(7.6)).name == "480p-quant"
+    assert suited(BIG, card(6)).name == "480p-quant"
 
 
 def test_without_a_card_the_smaller_file_is_proposed():
@@ -75,7 +75,7 @@ def test_a_mark_is_what_the_form_will_say_once_the_file_is_here(model, total_gib
 
 
 def test_what_fits_what_changes_and_what_does_not_fit_is_told_in_both_languages():
-    fits, changes, none = fit("480p-quant", card(23.5)), fit("720p-plain", card(7.6)), fit("720p-quant", card(1.5))
+    fits, changes, none = fit("480p-quant", card(23.5)), fit("720p-quant", card(6)), fit("720p-quant", card(1.5))
     assert [found.mark for found in (fits, changes, none)] == ["fits", "changes", "no"]
     for lang in ("en", "zh"):
         words = Words(lang)

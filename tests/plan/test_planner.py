@@ -318,11 +318,28 @@ def test_a_lora_that_is_no_low_rank_makes_int8_weights_anew_in_host_memory():
 
 
 def test_a_slow_lossless_choice_is_shown_beside_the_plan_and_not_taken():
-    slow_bus = machine(gpu(20, pcie_bytes_s=0.05e9), ram_gib=128)
+    slow_bus = machine(gpu(18, pcie_bytes_s=0.05e9), ram_gib=128)
     plan = plan_request(ask(quant_linear="off"), slow_bus, DISK, text_cached=True, loaded=("dit", "vae"))
     assert "lossless_is_slow" in keys(plan)
     assert plan.request.quant_linear == "on"
     assert plan_request(ask(quant_linear="off"), slow_bus, DISK, policy="never").request.quant_linear == "off"
+
+
+@pytest.mark.parametrize(
+    ("total_gib", "model", "frames"), [(6, "wan2.2-a14b", 65), (6.5, "wan2.1-14b", 81), (6.5, "wan2.2-a14b", 81)]
+)
+def test_keys_of_the_text_are_made_anew_before_a_frame_is_lost(total_gib, model, frames):
+    """And only where blocks stream with none on the card and still lack less than the keys take."""
+    plan = plan_request(ask(model, resolution="720p"), card(total_gib), DISK)
+    assert (plan.request.resolution, plan.request.num_frames) == ("720p", frames)
+    assert plan.levers.text_keys == "recomputed" and plan.levers.blocks_resident == 0
+    kept = plan_request(plan.request, card(8), DISK)
+    assert kept.levers.text_keys == "kept"
+    told = next(reason for reason in plan.reasons if reason.key == "text_keys_recomputed")
+    assert told.numbers["saved_bytes"] == 400 << 20 and 0 <= told.numbers["seconds"] < 1
+    denoise = {name: max(p.peak_bytes for p in found.phases if p.name.startswith("denoise"))
+               for name, found in (("anew", plan), ("kept", kept))}  # fmt: skip
+    assert denoise["anew"] < plan.budget_bytes < denoise["kept"]
 
 
 def test_a_neighbour_that_grew_means_waiting_for_so_many_bytes():

@@ -58,7 +58,7 @@ def dtype_of(job: phase_costs.CostInputs) -> torch.dtype:
     return torch.float32 if job.on_cpu else torch.bfloat16
 
 
-def denoising(job: phase_costs.CostInputs, chunks: int = 1) -> Pair:
+def denoising(job: phase_costs.CostInputs, chunks: int = 1, text_keys: phase_costs.TextKeys = "kept") -> Pair:
     """All that a step holds, what the attention kernels take for themselves included."""
     facts = job.spec.dit
     size = (job.attention, job.tokens, facts.num_heads, facts.head_dim, job.topk)
@@ -73,9 +73,9 @@ def denoising(job: phase_costs.CostInputs, chunks: int = 1) -> Pair:
     )
     traced = dry_run.denoise_bytes(
         job.spec, job.shape, dtype_of(job), int8=job.int8, chunks=chunks, attention=job.attention,
-        inside=others | dict.fromkeys(KERNELS, inside), forwards=job.forwards,
+        inside=others | dict.fromkeys(KERNELS, inside), forwards=job.forwards, keep_text=text_keys == "kept",
     )  # fmt: skip
-    work = phase_costs.step_work(job, chunks)
+    work = phase_costs.step_work(job, chunks, text_keys)
     inside_kernels = work.workspace - phase_costs.workspace(job, work.activations)
     return Pair(work.activations + inside_kernels, traced)
 

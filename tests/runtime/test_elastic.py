@@ -42,15 +42,16 @@ CONFIG = WanConfig(dim=128, ffn_dim=256, num_heads=1, num_layers=7, text_dim=64)
 FULL_CARD = "CUDA out of memory. Tried to allocate 2 MiB"
 
 
-@pytest.mark.parametrize("ffn_chunks", [1, 2])
+@pytest.mark.parametrize(("ffn_chunks", "text_keys"), [(1, "kept"), (2, "recomputed")])
 @pytest.mark.parametrize("resident", [7, 3, 0])
-def test_blocks_may_leave_and_come_back_between_any_two_blocks_with_the_same_bits(resident, ffn_chunks):
+def test_blocks_may_leave_and_come_back_between_any_two_blocks_with_the_same_bits(resident, ffn_chunks, text_keys):
     """And what is on the card is what the stream says."""
     torch.manual_seed(0)
     dit, ledger, chance = WanDiT(CONFIG).eval().requires_grad_(False), CardLedger("cpu"), random.Random(3)
     latents, rows = torch.randn(1, 16, 2, 4, 4), TextRows(torch.randn(1, 8, 64), 8)
     ledger.ignore(dit)
-    levers = Levers(experts="streamed", blocks_resident=resident)
+    plain = Levers(experts="streamed", blocks_resident=resident, ffn_chunks=ffn_chunks)
+    changed = plain.model_copy(update={"text_keys": text_keys})
 
     class Restless:
         """Changes how many blocks stay before everything that is computed."""
@@ -70,10 +71,11 @@ def test_blocks_may_leave_and_come_back_between_any_two_blocks_with_the_same_bit
             return self.blocks.resident * self.blocks.block_bytes
 
     def velocities(restless):
+        levers = changed if restless else plain
         with torch.inference_mode(), ledger, dit_on_device(dit, CARD, levers) as blocks:
             restless = Restless(blocks) if restless else None
             placed = PlacedDit(dit, blocks, ())
-            network = Network(placed, CARD, rows, ffn_chunks=ffn_chunks, elastic=restless)
+            network = Network(placed, CARD, rows, levers=levers, elastic=restless)
             found = [network(latents, torch.full((1, 1), t)) for t in (900.0, 600.0, 300.0)]
             if restless:
                 assert restless.sizes == set(range(8))

@@ -121,6 +121,7 @@ def dry_run(plan: Plan) -> dict[str, int]:
             traced[name] = denoise_bytes(
                 spec, request.shape, dtype, int8=request.quant_linear == "on", chunks=levers.ffn_chunks,
                 attention=cast("AttentionKind", request.attention), forwards=2 if request.guided else 1,
+                keep_text=levers.text_keys == "kept",
             )  # fmt: skip
         elif name in ("vae_decode", "image_encode"):
             tile, decode = VAE_TILE if levers.vae == "tiled" else None, name == "vae_decode"
@@ -131,7 +132,7 @@ def dry_run(plan: Plan) -> dict[str, int]:
 def denoise_bytes(
     spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, *, int8: bool, chunks: int,
     attention: AttentionKind = "dense", inside: Inside | None = None,
-    change: Callable[[WanDiT], object] | None = None, blocks: int = BLOCKS, forwards: int = 1,
+    change: Callable[[WanDiT], object] | None = None, blocks: int = BLOCKS, forwards: int = 1, keep_text: bool = True,
 ) -> int:  # fmt: skip
     """Peak beside the weights of a forward pass after the first, with the state that the sampler keeps meanwhile.
 
@@ -140,20 +141,21 @@ def denoise_bytes(
         change: changes the network first, as LoRAs do.
         blocks: how many really run; the others only keep their text.
         forwards: passes of a step, each with a text of its own: 2 under guidance.
+        keep_text: blocks keep the keys and values of the text.
     """
     ledger = denoise_ledger(
         spec, shape, dtype, int8=int8, chunks=chunks, attention=attention, inside=inside, change=change, blocks=blocks,
-        forwards=forwards,
+        forwards=forwards, keep_text=keep_text,
     )  # fmt: skip
     rows = forwards * spec.text_encoder.text_len + (spec.image_encoder.tokens if spec.image_encoder else 0)
     kept_per_block = 2 * rows * spec.dit.dim * dtype.itemsize
-    return ledger.peak_bytes + (spec.dit.num_layers - blocks) * kept_per_block
+    return ledger.peak_bytes + (spec.dit.num_layers - blocks) * kept_per_block * keep_text
 
 
 def denoise_ledger(
     spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, *, int8: bool, chunks: int,
     attention: AttentionKind, inside: Inside | None, change: Callable[[WanDiT], object] | None, blocks: int,
-    forwards: int = 1,
+    forwards: int = 1, keep_text: bool = True,
 ) -> Ledger:  # fmt: skip
     """The ledger of two steps through so many blocks, see `denoise_bytes`; weights are not in it."""
     facts, latent = spec.dit, shape.latent
@@ -166,11 +168,11 @@ def denoise_ledger(
     with counted(dit, inside) as ledger:
         state = [torch.empty(1, *latent, dtype=torch.float64) for _ in range(3)]  # x, velocity, clean estimate
         rows = (1, spec.text_encoder.text_len, facts.dim)
-        texts = [CrossAttentionCache(torch.empty(rows, dtype=dtype)) for _ in range(forwards)]
+        texts = [CrossAttentionCache(torch.empty(rows, dtype=dtype), keep_text) for _ in range(forwards)]
         condition = torch.empty(1, CONDITION_CHANNELS, *latent[1:]) if spec.kind == "i2v" else None
         clip = spec.image_encoder
         features = torch.empty(1, clip.tokens, clip.dim, dtype=dtype) if clip else None
-        picture = dit.embed_picture(features)
+        picture = dit.embed_picture(features, keep_text)
         rope = rope_tables(*latent.patch_grid, facts.head_dim)
         for _ in range(2):
             ledger.reset_peak()

@@ -142,10 +142,7 @@ def run_phase(models: DummyModels, plan: Plan, name: str) -> float:
             placed = PlacedDit(dit, blocks, ())
             clip = spec.image_encoder
             features = torch.zeros(1, clip.tokens, clip.dim, dtype=models.device.dtype) if clip else None
-            chunks = levers.ffn_chunks
-            network = Network(
-                placed, device, prompt, condition, attention=attention, ffn_chunks=chunks, features=features
-            )
+            network = Network(placed, device, prompt, condition, attention=attention, levers=levers, features=features)
             for _ in range(STEPS):
                 synchronize(device)
                 start_s = time.perf_counter()

@@ -59,7 +59,7 @@ def denoise_cell(inputs: CostInputs, levers: Levers, blocks: int | None = None) 
     """All steps of one expert; `blocks` of its blocks run (None: all), of the others text and weights are there."""
     expert, facts = inputs.experts[0], inputs.spec.dit
     run = min(facts.num_layers, blocks or facts.num_layers)
-    work = phase_costs.step_work(inputs, levers.ffn_chunks)
+    work, keep_text = phase_costs.step_work(inputs, levers.ffn_chunks, levers.text_keys), levers.text_keys == "kept"
     cost = phase_costs.denoise(inputs, expert, levers.experts, levers.blocks_resident, work)
     block, rest = _dit_tensors(inputs.spec, inputs.int8)
     if levers.experts == "streamed":
@@ -67,16 +67,19 @@ def denoise_cell(inputs: CostInputs, levers: Levers, blocks: int | None = None) 
     else:
         weights = (rest + facts.num_layers * block) * (len(set(inputs.experts)) if levers.experts == "resident" else 1)
     rows = [inputs.spec.text_encoder.text_len, *([clip.tokens] if (clip := inputs.spec.image_encoder) else [])]
-    kept = [inputs.element_bytes * count * facts.dim for count in rows for _ in range(2 * (facts.num_layers - run))]
+    left = (facts.num_layers - run) * keep_text
+    kept = [inputs.element_bytes * count * facts.dim for count in rows for _ in range(2 * left)]
     inside = inputs.attention_bytes - math.ceil(phase_costs.ATTENDING_UNITS * inputs.unit) - inputs.state_bytes
     half = inputs.unit // 2  # INT8 rows of q and of k: half a copy of the stream each
     pieces = (*(inside // half * (half,)), inside % half)
     steps = _steps(
-        inputs.spec, inputs.shape, inputs.int8, levers.ffn_chunks, inputs.attention, pieces, run, inputs.forwards
-    )
+        inputs.spec, inputs.shape, inputs.int8, levers.ffn_chunks, inputs.attention, pieces, run, inputs.forwards,
+        keep_text,
+    )  # fmt: skip
     events = (*_placed((BLAS_BYTES, *weights, *kept)), *steps)
     said = f"{levers.experts} {levers.blocks_resident}" if levers.experts == "streamed" else levers.experts
-    said = f"{said}, chunks {levers.ffn_chunks}, {inputs.attention}, {'int8' if inputs.int8 else 'bf16'}"
+    said = f"{said}, chunks {levers.ffn_chunks}, text keys {levers.text_keys}"
+    said = f"{said}, {inputs.attention}, {'int8' if inputs.int8 else 'bf16'}"
     return Cell(said, cost, cost.peak_bytes - inputs.context_bytes, events, inputs.allocator)
 
 
@@ -120,6 +123,7 @@ def vae_cells(inputs: CostInputs) -> Iterator[Cell]:
 def network_cells(inputs: CostInputs, blocks: int | None = None) -> Iterator[Cell]:
     """Placements of the blocks and chunks of the feed-forward."""
     both, many = len(set(inputs.experts)) > 1, inputs.spec.dit.num_layers - phase_costs.STREAM_BUFFERS
+    yield denoise_cell(inputs, Levers(experts="streamed", text_keys="recomputed"), blocks)
     for chunks in (1, 4):
         for experts, resident in (("resident", 0), *((("swapped", 0),) if both else ()), ("streamed", 0),
                                   ("streamed", many // 2)):  # fmt: skip
@@ -157,13 +161,13 @@ def _dit_tensors(spec: ModelSpec, int8: bool) -> tuple[tuple[int, ...], tuple[in
 @lru_cache(16)
 def _steps(
     spec: ModelSpec, shape: VideoShape, int8: bool, chunks: int, attention: str, inside: tuple[int, ...], blocks: int,
-    forwards: int,
+    forwards: int, keep_text: bool,
 ) -> Events:  # fmt: skip
     """Two steps of so many forward passes through so many blocks, with the state of the sampler."""
     ledger = denoise_ledger(
         spec, shape, torch.bfloat16, int8=int8, chunks=chunks, attention=cast("AttentionKind", attention),
         inside=dict.fromkeys(ATTENTION_KERNELS, inside), change=None, blocks=blocks,
-        forwards=forwards,
+        forwards=forwards, keep_text=keep_text,
     )  # fmt: skip
     return tuple(ledger.events)
 

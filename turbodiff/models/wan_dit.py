@@ -79,10 +79,11 @@ class CrossAttentionCache:
     each block made of it, by block index.
 
     The first forward pass fills it, the later ones read it: 2 * blocks * B * Lt * d elements, 400 MiB for a text and
-    Wan 14B.
+    Wan 14B. Without `keep` it stays empty, and blocks make theirs anew, with the same numbers.
     """
 
     context: Tensor
+    keep: bool = True
     keys_values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
@@ -152,12 +153,12 @@ class WanDiT(nn.Module):
         context: Tensor = self.text_embedding(text.to(self.dtype))
         return context
 
-    def embed_picture(self, features: Tensor | None) -> CrossAttentionCache | None:
+    def embed_picture(self, features: Tensor | None, keep: bool = True) -> CrossAttentionCache | None:
         """Features of the picture [B, Lp, image_dim], once per clip; None where the network has no branch for them."""
         if not self.config.image_dim:
             return None
         assert features is not None, "this network attends to a picture"
-        return CrossAttentionCache(self.img_emb(features))
+        return CrossAttentionCache(self.img_emb(features), keep)
 
     def prepare(
         self,
@@ -371,12 +372,15 @@ class CrossAttention(Projections):
         self, q: Tensor, to: CrossAttentionCache, index: int, to_k: BlockLinear, to_v: BlockLinear, norm_k: nn.RMSNorm,
         bias: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Attention of q to a context, whose keys and values are made once per clip: q, out [B, N, d]."""
-        if index not in to.keys_values:
+        """Attention of q to a context, whose keys and values are made once per clip, or anew: q, out [B, N, d]."""
+        made = to.keys_values.get(index)
+        if made is None:
             context = quantize_input(to.context, to_k)
-            to.keys_values[index] = rms_norm_(to_k(context), norm_k.weight, self.eps), to_v(context)
+            made = rms_norm_(to_k(context), norm_k.weight, self.eps), to_v(context)
             del context
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, *to.keys_values[index]))
+            if to.keep:
+                to.keys_values[index] = made
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, *made))
         return attention(q, k, v, bias).flatten(2)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from turbodiff.plan import phase_costs
 from turbodiff.plan.candidates import Candidate, as_wished, has_weights, only_int8, smaller_models
+from turbodiff.plan.memory_limits import FITS_SHARE
 from turbodiff.plan.offload_search import (
-    FITS_SHARE,
     CandidateCost,
     PlanContext,
     cost_inputs,
@@ -176,6 +176,13 @@ def _about_levers(wish: Request, context: PlanContext, choice: Candidate, cost: 
     if chosen.ffn_chunks > 1:
         one, many = (phase_costs.denoise_activations(inputs, chunks) for chunks in (1, chosen.ffn_chunks))
         yield reason("ffn_chunked", chunks=chosen.ffn_chunks, saved_bytes=one - many)
+    if chosen.text_keys == "recomputed":
+        passes = inputs.forwards * len(inputs.experts)
+        yield reason(
+            "text_keys_recomputed",
+            saved_bytes=phase_costs.text_keys_bytes(inputs),
+            seconds=round(passes * phase_costs.text_keys_s(inputs), 1),
+        )
     if choice.spec.two_experts and len(set(inputs.experts)) == 2:
         yield reason("experts_by_step", experts="".join([expert.letter for expert in inputs.experts]))
     elif choice.spec.two_experts:

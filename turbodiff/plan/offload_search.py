@@ -14,6 +14,7 @@ from turbodiff.plan import phase_costs
 from turbodiff.plan.allocator_slack import slack_bytes
 from turbodiff.plan.candidates import Candidate, candidates
 from turbodiff.plan.hardware import GpuFacts, Machine
+from turbodiff.plan.memory_limits import FITS_SHARE, NEARLY, NO_LIMIT_BYTES, MemoryLimits, Option, best_of, rate
 from turbodiff.plan.phase_costs import CostInputs, PhaseCost
 from turbodiff.plan.roofline import Speed, kernels_here, speed_of
 from turbodiff.plan.schedule import dit_files, network_file, scheduled
@@ -24,32 +25,7 @@ from turbodiff.spec.models import Inventory, ModelSpec
 from turbodiff.spec.plan import Calibration, Levers
 from turbodiff.spec.request import Request, TextDtype
 
-NO_LIMIT_BYTES = 1 << 60
 FFN_CHUNKS = (1, 2, 4, 8)
-NEARLY = 1.02  # times the fastest: that much time is worth the ease of a smaller peak
-FITS_SHARE = 0.9  # of the budget; a plan between this and all of it is "tight"
-
-
-class MemoryLimits(NamedTuple):
-    """What a job may use: bytes on the device, and of host memory (None: unknown, not limited); `one_pool` where both
-    are the same memory."""
-
-    device: int
-    host: int | None
-    one_pool: bool = False
-
-    def in_host(self, cost: PhaseCost) -> int:
-        """Bytes of host memory that a phase takes."""
-        return cost.host_ram_bytes + (cost.peak_bytes if self.one_pool else 0)
-
-    def on_device(self, cost: PhaseCost) -> int:
-        """Bytes of the device's memory that a phase takes."""
-        return cost.peak_bytes + (cost.host_ram_bytes if self.one_pool else 0)
-
-    def short(self, cost: PhaseCost) -> int:
-        """Bytes by which a phase does not fit, on the device or in host memory; <= 0 when it does."""
-        on_device = cost.peak_bytes - self.device
-        return on_device if self.host is None else max(on_device, self.in_host(cost) - self.host)
 
 
 class CandidateCost(NamedTuple):
@@ -72,7 +48,6 @@ class CandidateCost(NamedTuple):
         return self.short <= 0
 
 
-Option = tuple[dict[str, str | int], tuple[PhaseCost, ...]]
 EvaluationKey = tuple[str, int, int, int, bool, int, bool]
 
 
@@ -254,11 +229,9 @@ def evaluate(
     limits = MemoryLimits(NO_LIMIT_BYTES, None) if unlimited else context.limits
     inputs = cost_inputs(request, candidate, context)
     if like is not None:
-        work = phase_costs.step_work(inputs, like.ffn_chunks)
+        work = phase_costs.step_work(inputs, like.ffn_chunks, like.text_keys)
         text: tuple[PhaseCost, ...] = (phase_costs.text_encode(inputs, like.text, like.text_dtype),)
-        denoise = _denoise_option(
-            inputs, like.experts, like.blocks_resident, like.ffn_chunks, work, like.blocks_page_locked
-        )[1]
+        denoise = _denoise_option(inputs, like.experts, like.blocks_resident, work, like.blocks_page_locked)[1]
         vae = _vae_option(inputs, like.vae)[1]
         levers = like
     else:
@@ -266,13 +239,13 @@ def evaluate(
         if text_key not in by_text:
             by_text[text_key] = _text_option(inputs, limits, context)
         text_fields, text = by_text[text_key]
-        denoise_fields, denoise = _best(_denoise_options(inputs, limits), limits)
-        vae_fields, vae = _best([_vae_option(inputs, "whole"), _vae_option(inputs, "tiled")], limits)
+        denoise_fields, denoise = best_of(_denoise_options(inputs, limits), limits)
+        vae_fields, vae = best_of([_vae_option(inputs, "whole"), _vae_option(inputs, "tiled")], limits)
         levers = Levers.model_validate({**text_fields, **denoise_fields, **vae_fields})
     if inputs.spec.image_encoder:
         text = (*text, phase_costs.image_embed(inputs))
     phases = (*text, *vae[:-1], *denoise, vae[-1], phase_costs.write(inputs))
-    found = CandidateCost(levers, phases, *_rate(phases, limits), phase_costs.reading_s(inputs))
+    found = CandidateCost(levers, phases, *rate(phases, limits), phase_costs.reading_s(inputs))
     if like is None:
         context.evaluated[key] = found
     return found
@@ -289,92 +262,73 @@ def _text_option(inputs: CostInputs, limits: MemoryLimits, context: PlanContext)
         options: list[Option] = [
             ({"text": name, "text_dtype": dtype}, (phase_costs.text_encode(inputs, name, dtype),)) for name in names
         ]
-        best.append(_best(options, limits))
-        if _rate(best[-1][1], limits)[0] <= 0:
+        best.append(best_of(options, limits))
+        if rate(best[-1][1], limits)[0] <= 0:
             return best[-1]
-    return _best(best, limits)
-
-
-def _rate(phases: Sequence[PhaseCost], limits: MemoryLimits) -> tuple[int, int, float]:
-    """(bytes by which the worst phase does not fit, largest peak, seconds) of some phases."""
-    peak = host = 0
-    seconds = 0.0
-    for cost in phases:  # no comprehensions: a keystroke comes here hundreds of times
-        peak = cost.peak_bytes if cost.peak_bytes > peak else peak
-        taken = cost.host_ram_bytes + cost.peak_bytes if limits.one_pool else cost.host_ram_bytes
-        host = taken if taken > host else host
-        seconds += cost.seconds
-    short = peak - limits.device
-    if limits.host is not None and host - limits.host > short:
-        short = host - limits.host
-    return short, peak, seconds
-
-
-def _best(options: Sequence[Option], limits: MemoryLimits) -> Option:
-    """The fastest option that fits; one that is nearly as fast and fits with ease goes before it.
-
-    Where none fits, the one that is short by the least.
-    """
-    rated = [(*_rate(phases, limits), number) for number, (_, phases) in enumerate(options)]
-    fitting = [row for row in rated if row[0] <= 0]
-    if not fitting:
-        return options[min([(short, number) for short, _, _, number in rated])[1]]
-    limit_s = NEARLY * min([seconds for _, _, seconds, _ in fitting])
-    easy_bytes = FITS_SHARE * limits.device
-    fast = [(peak > easy_bytes, seconds, number) for _, peak, seconds, number in fitting if seconds <= limit_s]
-    return options[min(fast)[2]]
+    return best_of(best, limits)
 
 
 def _denoise_options(inputs: CostInputs, limits: MemoryLimits) -> list[Option]:
     """Placements of the blocks x chunks of the feed-forward; streaming keeps as many blocks as fit.
 
-    More chunks are tried only while they save something and nothing faster fits; where not even the smallest placement
-    has room on the device, nothing but that: as little as possible on the device, the fewest chunks that need the same.
+    More chunks are tried only while they save something and nothing faster fits, keys and values of the text are made
+    anew only where that is about what is missing; where not even the smallest placement has room on the device, nothing
+    but that: as little as possible on the device, the fewest chunks that need the same.
     """
     both = len(set(inputs.experts)) > 1
     levers: tuple[phase_costs.ExpertLever, ...] = ("resident", "swapped") if both else ("resident",)
     if not inputs.on_cpu:
         levers = (*levers, "streamed")
-    w = inputs.weights
     options: list[Option] = []
     one_chunk = phase_costs.step_work(inputs, 1)
-    easiest = _denoise_option(inputs, "resident", 0, 1, one_chunk)
-    if _rate(easiest[1], limits)[0] <= 0:
+    easiest = _denoise_option(inputs, "resident", 0, one_chunk)
+    if rate(easiest[1], limits)[0] <= 0:
         return [easiest]
-    works = {1: one_chunk} | {chunks: phase_costs.step_work(inputs, chunks) for chunks in FFN_CHUNKS[1:]}
-    fewest = min([(work.activations, chunks) for chunks, work in works.items()])[1]
-    smallest = _denoise_option(inputs, levers[-1], 0, fewest, works[fewest])
+    works = [one_chunk, *[phase_costs.step_work(inputs, chunks) for chunks in FFN_CHUNKS[1:]]]
+    fewest = min([(work.activations, work.chunks) for work in works])[1]
+    smallest = _denoise_option(inputs, levers[-1], 0, phase_costs.step_work(inputs, fewest, "recomputed"))
     if max(map(limits.on_device, smallest[1])) > limits.device:
         return [smallest]
-    activations = None
-    for chunks, work in works.items():
+    saved, easy_bytes, activations = phase_costs.text_keys_bytes(inputs), int(FITS_SHARE * limits.device), None
+    for work in works:
         if work.activations == activations:
             break
         activations = work.activations
         for lever in levers:
-            resident = 0
-            if lever == "streamed":
-                # a block more is worth little time, so blocks fill the budget only as far as a plan still "fits"
-                bare = phase_costs.denoise(inputs, inputs.experts[-1], lever, 0, work, 0)
-                block = w.block + slack_bytes(inputs.allocator, "denoise", 0, w.block)
-                room = (int(FITS_SHARE * limits.device) - limits.on_device(bare)) // block
-                resident = max(0, min(room, w.blocks - phase_costs.STREAM_BUFFERS))
-            option = _denoise_option(inputs, lever, resident, chunks, work)
+            option = _filled(inputs, limits, lever, work)
+            short, peak, _ = rate(option[1], limits)
+            if 0 < (short if short > 0 else peak - easy_bytes) <= 2 * saved:  # slack included
+                options.append(option)
+                option = _filled(inputs, limits, lever, phase_costs.step_work(inputs, work.chunks, "recomputed"))
             options.append(option)
-            if lever != "streamed" and _rate(option[1], limits)[0] <= 0:
+            if lever != "streamed" and rate(option[1], limits)[0] <= 0:
                 return options
     return options
 
 
+def _filled(
+    inputs: CostInputs, limits: MemoryLimits, lever: phase_costs.ExpertLever, work: phase_costs.StepWork
+) -> Option:
+    """A placement of the blocks, streamed with as many resident as there is room for: a block more is worth little
+    time, so blocks fill the budget only as far as a plan still "fits"."""
+    if lever != "streamed":
+        return _denoise_option(inputs, lever, 0, work)
+    bare, w = phase_costs.denoise(inputs, inputs.experts[-1], lever, 0, work, 0), inputs.weights
+    block = w.block + slack_bytes(inputs.allocator, "denoise", 0, w.block)
+    room = (int(FITS_SHARE * limits.device) - limits.on_device(bare)) // block
+    return _denoise_option(inputs, lever, max(0, min(room, w.blocks - phase_costs.STREAM_BUFFERS)), work)
+
+
 def _denoise_option(
-    inputs: CostInputs, lever: phase_costs.ExpertLever, resident: int, chunks: int, work: phase_costs.StepWork,
+    inputs: CostInputs, lever: phase_costs.ExpertLever, resident: int, work: phase_costs.StepWork,
     locked: int | None = None,
 ) -> Option:  # fmt: skip
     """One way to place the blocks, with a phase for each expert that runs at all.
 
     Page-locked copies are a wish: as many of the streamed blocks get one as host memory and the platform have room for.
     """
-    fields: dict[str, str | int] = {"experts": lever, "blocks_resident": resident, "ffn_chunks": chunks}
+    fields: dict[str, str | int] = {"experts": lever, "blocks_resident": resident}
+    fields |= {"ffn_chunks": work.chunks, "text_keys": work.text_keys}
     experts = dict.fromkeys(inputs.experts)
     if lever == "streamed" and locked is None:
         waiting, block = inputs.weights.blocks - resident, inputs.weights.block

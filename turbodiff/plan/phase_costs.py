@@ -8,12 +8,12 @@ test holds them to it within 5 %.
 
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from turbodiff.plan import kernel_costs, roofline
 from turbodiff.plan.allocator_slack import Kind, slack_bytes
 from turbodiff.plan.hardware import WORKSPACE_BYTES, Allocator
+from turbodiff.plan.vae_costs import RGB, decode_bytes, encode_bytes, tile_work
 from turbodiff.plan.weight_sizes import Weights, encoder_bytes
 from turbodiff.spec.attention import SPARSE_ATTENTION
 from turbodiff.spec.experts import Expert
@@ -28,39 +28,22 @@ from turbodiff.spec.shapes import (
     HEAD_TOKENS,
     INT8_PART_TOKENS,
     PATCH,
-    SPACE_STRIDE,
-    TIME_STRIDE,
-    VAE_TILE,
     LatentShape,
     VideoShape,
     ffn_chunk_tokens,
-    pixel_frames,
 )
 
 CPU_PROCESS_BYTES = 600 * MIB  # Python with torch loaded, measured on Linux
 PROCESS_BYTES = int(1.5 * GIB)  # the worker with torch and CUDA loaded, before any weights
 CONV_SCRATCH = 0.06  # share of the VAE's activations that cuDNN's convolutions ask for as scratch
 ATTENTION_UNITS = 5.0  # copies of N alive while q, k and v are made: the stream, its norm, q, k, v
+QUANTISED_UNITS = 4.5  # the same where INT8 layers read the norm; dense attention needs the other half for its result
 ATTENDING_UNITS = 4.0  # while self-attention runs: the stream, q, k, v
 STAGED_BLOCKS = 2  # in host memory, between a file and the device
 STREAM_BUFFERS = 2  # blocks in flight beside the resident ones: one computing, one arriving
 
-RGB = 3
-# The VAE at work, level by level, as models/vae.py runs it: one latent frame at a time, whole or in tiles. Counts are
-# in frames of the base width b: level 0 is the latent grid with 4b channels, level 3 full size with b. Every 3x3x3
-# convolution remembers two frames of its input, as far as there were two; on top comes the widest moment.
-# Remembered frames plus work at levels 0-3, in channels of width b, at the widest moment of the first, the second and
-# every later latent frame: a residual block over one and four frames of level 3, then over four frames of level 2
-DECODER_WIDTHS = ((24, 22, 16, 12), (52, 52, 40, 21), (56, 84, 64, 14))
-SUM_OF_2D = ((0, 0, 0, -2), (0, 0, 0, -1), (0, 0, 2, 0))  # more where 3-D convolutions run as sums of 2-D ones
-# the same for the encoder, in frames of full size: everything scales with the tile, nothing is cropped on the way
-ENCODER_FRAMES = (10, 21.375, 22.5)
-ENCODER_FRAMES_2D = (8.25, 20.375, 21.5)
-BEGIN_WIDTH = 4 * 4  # a frame of the middle block on the whole picture: four convolutions that remember 4b
-CHUNKS_IN_FLIGHT = 3  # the chunk being made, handed over, and turned into bytes
-SHAPES = 4096  # that are remembered: models and kinds of weights share a VAE
-
 TextLever = Literal["cached", "resident", "streamed", "cpu"]
+TextKeys = Literal["kept", "recomputed"]
 ExpertLever = Literal["resident", "swapped", "streamed"]
 
 
@@ -111,7 +94,7 @@ class CostInputs:
     correction: float = 1.0  # measured / predicted work memory on this machine (plan/calibration.py)
     state_bytes: int = field(init=False)  # lives through all steps
     attention_bytes: int = field(init=False)  # while self-attention runs, its kernel included
-    forward_s: float = field(init=False)  # one forward pass with all weights on the device
+    forward_s: float = field(init=False)  # one forward pass with all weights on the device and the text's keys kept
 
     def __post_init__(self) -> None:
         text_rows = self.spec.text_encoder.text_len
@@ -208,19 +191,46 @@ def image_embed(inputs: CostInputs) -> PhaseCost:
 
 
 class StepWork(NamedTuple):
-    """What one forward pass needs beside weights, and its seconds where all weights are on the device."""
+    """What one forward pass needs beside weights, and its seconds where all weights are on the device; `once_s` are
+    those before the first."""
 
+    chunks: int
+    text_keys: TextKeys
     activations: int
     workspace: int
     seconds: float
+    once_s: float
 
 
-def step_work(inputs: CostInputs, chunks: int) -> StepWork:
-    """A forward pass whose feed-forward runs in so many chunks; its workspace holds what attention allocates inside,
-    where that goes beyond the widest point outside it."""
-    activations = denoise_activations(inputs, chunks)
-    extra = workspace(inputs, activations) + max(0, inputs.attention_bytes - activations)
-    return StepWork(activations, extra, inputs.forward_s * (1 + 0.01 * (chunks - 1)))
+def step_work(inputs: CostInputs, chunks: int, text_keys: TextKeys = "kept") -> StepWork:
+    """A forward pass whose feed-forward runs in so many chunks, and whose blocks keep the keys and values of the text
+    or make them anew; its workspace holds what attention allocates inside, where that goes beyond the widest point
+    outside it."""
+    again = text_keys == "recomputed"
+    saved = text_keys_bytes(inputs) if again else 0
+    activations = denoise_activations(inputs, chunks) - saved
+    extra = workspace(inputs, activations) + max(0, inputs.attention_bytes - saved - activations)
+    keys_s, seconds = text_keys_s(inputs), inputs.forward_s * (1 + 0.01 * (chunks - 1))
+    once_s = 0.0 if again else keys_s * inputs.forwards
+    return StepWork(chunks, text_keys, activations, extra, seconds + again * keys_s, once_s)
+
+
+def text_keys_bytes(inputs: CostInputs) -> int:
+    """What is saved where a block makes keys and values of the text and of a picture anew in every pass: those of all
+    blocks, of the texts of both passes. The block at work holds its own while it attends to them, which is not when it
+    holds the most."""
+    facts, clip = inputs.spec.dit, inputs.spec.image_encoder
+    row_bytes, rows = 2 * inputs.element_bytes * facts.dim, inputs.spec.text_encoder.text_len
+    picture = clip.tokens if clip else 0
+    return row_bytes * facts.num_layers * (inputs.forwards * rows + picture)
+
+
+def text_keys_s(inputs: CostInputs) -> float:
+    """Seconds of one pass over all blocks that makes them."""
+    clip = inputs.spec.image_encoder
+    rows = inputs.spec.text_encoder.text_len + (clip.tokens if clip else 0)
+    here = None if inputs.on_cpu else inputs.kernels
+    return roofline.text_keys_seconds(inputs.spec.dit, inputs.speed, rows, inputs.int8, here)
 
 
 def denoise(
@@ -238,7 +248,7 @@ def denoise(
     experts_here = len(set(inputs.experts)) if lever == "resident" else 1
     on_device: float = experts_here * w.dit if lever != "streamed" else w.rest + (resident + STREAM_BUFFERS) * w.block
     on_device += inputs.lora * (experts_here if lever != "streamed" else (resident + STREAM_BUFFERS) / w.blocks)
-    seconds = _reading_s(inputs, expert.component, w.dit) + steps * work.seconds
+    seconds = _reading_s(inputs, expert.component, w.dit) + steps * work.seconds + work.once_s
     made_by_now = 1 if expert is Expert.HIGH else len(set(inputs.experts))
     host = PROCESS_BYTES + STAGED_BLOCKS * w.block + inputs.made * made_by_now + inputs.lora
     if not inputs.on_cpu:
@@ -260,10 +270,11 @@ def denoise(
 def denoise_activations(inputs: CostInputs, chunks: int) -> int:
     """The largest of embedding, attention, feed-forward and head, beside what lives through all steps.
 
-    Attention holds the stream, its norm, q, k and v: 5 N; to the text as much. The feed-forward holds the stream, the
-    hidden rows, and their input or result: 2 N and the hidden width; with INT8 layers the wide rows exist at half size
-    only, beside the normed input or its INT8 copy. The float32 copies of the time projection (24 d^2 bytes) and of the
-    head's 8192 rows bind for short clips only.
+    Before attention there are the stream, its norm, q, k and v: 5 N, with INT8 rows of the norm 4.5 N; dense attention
+    holds its result beside the stream, q, k and v; attention to the text holds less. The feed-forward holds the stream,
+    the hidden rows, and their input or result: 2 N and the hidden width; with INT8 layers the wide rows exist at half
+    size only, beside the normed input or its INT8 copy. The float32 copies of the time projection (24 d^2 bytes) and of
+    the head's 8192 rows bind for short clips only.
 
     INT8 layers with a LoRA (models/linear.py) hold its change at full width beside the product, and two float32 copies
     of some of the rows that it reads.
@@ -274,7 +285,8 @@ def denoise_activations(inputs: CostInputs, chunks: int) -> int:
     if chunks > 1:  # whole INT8 tiles (models/wan_dit.py)
         tokens = ffn_chunk_tokens(tokens, chunks)
     part = tokens * n // inputs.tokens
-    attention, feed_forward = n * ATTENTION_UNITS, n + wide * part
+    rows = QUANTISED_UNITS if inputs.int8 and inputs.attention != "dense" else ATTENTION_UNITS
+    attention, feed_forward = n * rows, n + wide * part
     if inputs.lora:
         floats = 8 * min(inputs.tokens, INT8_PART_TOKENS) * facts.dim
         wide_floats = 8 * min(tokens, INT8_PART_TOKENS) * facts.ffn_dim
@@ -326,58 +338,3 @@ def write(inputs: CostInputs) -> PhaseCost:
     """Frames to an mp4, on the CPU: about 60 frames of 832x480 a second for two cores."""
     host = PROCESS_BYTES + 3 * inputs.pixels + inputs.made * len(set(inputs.experts))
     return _phase(inputs, "write", 0, 0, workspace(inputs, 0), host, inputs.pixels / 25e6)
-
-
-@lru_cache(SHAPES)
-def decode_bytes(latent: LatentShape, base: int, element_bytes: int, *, tiled: bool, conv2d: bool) -> int:
-    """Peak beyond weights while latents become frames.
-
-    Whole: the chunk being made, the one handed over and the one turned into bytes. Tiled: all features and a canvas of
-    all frames, beside one tile; the middle block is done by then.
-    """
-    area = latent.height * latent.width
-    pixels = [_tile_area(latent, tiled, margin) << 2 * level for level, margin in enumerate(DECODER_MARGINS)]
-    work = 0
-    for moment in range(min(latent.frames, len(DECODER_WIDTHS))):
-        widths = zip(DECODER_WIDTHS[moment], SUM_OF_2D[moment], pixels, strict=True)
-        work = max(work, sum([(width + conv2d * more) * size for width, more, size in widths]))
-    frames, frame = pixel_frames(latent.frames), RGB * SPACE_STRIDE**2 * area
-    if tiled:
-        held = frames * frame + latent.frames * 4 * base * area
-    else:
-        begin = 4 + BEGIN_WIDTH * min(latent.frames, 2)
-        held = min(frames, CHUNKS_IN_FLIGHT * TIME_STRIDE) * frame + begin * base * area
-    # latents as they came, float32, and as the decoder takes them
-    state = (4 + element_bytes) * latent.channels * latent.frames * area
-    return element_bytes * (base * work + held) + state
-
-
-@lru_cache(SHAPES)
-def encode_bytes(latent: LatentShape, base: int, element_bytes: int, *, tiled: bool, conv2d: bool) -> int:
-    """Peak beyond weights while frames become latents; the video arrives in the dtype of the VAE."""
-    area = latent.height * latent.width
-    video = pixel_frames(latent.frames) * RGB * SPACE_STRIDE**2 * area
-    counts = ENCODER_FRAMES_2D if conv2d else ENCODER_FRAMES
-    work = counts[min(latent.frames, len(counts)) - 1] * SPACE_STRIDE**2 * _tile_area(latent, tiled, ENCODER_MARGIN)
-    features = latent.frames * 4 * base * area
-    return int(element_bytes * (base * work + features + video))
-
-
-@lru_cache(SHAPES)
-def tile_work(latent: LatentShape, margin: int) -> float:
-    """How much more is computed with tiles than without: their margins are computed twice."""
-    rows, columns = (_spans(size, margin) for size in (latent.height, latent.width))
-    return sum(rows) * sum(columns) / (latent.height * latent.width)
-
-
-def _tile_area(latent: LatentShape, tiled: bool, margin: int) -> int:
-    """Latent pixels of the largest tile with its margin, or of the whole picture."""
-    if not tiled:
-        return latent.height * latent.width
-    return max(_spans(latent.height, margin)) * max(_spans(latent.width, margin))
-
-
-def _spans(size: int, margin: int) -> list[int]:
-    """Rows of each tile with its margin, cut at the picture's edge."""
-    starts = range(0, size, VAE_TILE)
-    return [min(size, min(size, start + VAE_TILE) + margin) - max(0, start - margin) for start in starts]

@@ -14,8 +14,8 @@ from turbodiff.plan import explain
 from turbodiff.plan.calibration import History, kind_of
 from turbodiff.plan.candidates import SIZE_PINS, Candidate, as_wished
 from turbodiff.plan.hardware import Machine
+from turbodiff.plan.memory_limits import FITS_SHARE
 from turbodiff.plan.offload_search import (
-    FITS_SHARE,
     CandidateCost,
     PlanContext,
     attention_for,

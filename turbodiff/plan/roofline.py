@@ -4,7 +4,8 @@ FLOP formulas: research on TurboDiffusion's DiT (arXiv 2512.16093), one forward,
     linears  n (2 L 6 d^2 + 4 L d f)        q, k, v, o, cross q, cross o, and the feed-forward
     dense    n 4 L^2 d                       self-attention
     sparse   dense x top-k + n 6 L D d       kept key blocks and the linear branch
-    cross    n 4 L 512 d + n 4 512 d^2
+    cross    n 4 L 512 d
+    keys     n 4 512 d^2                     keys and values of the text, once per clip or in every pass
 """
 
 from typing import NamedTuple
@@ -104,8 +105,8 @@ def dit_seconds(
     linear = blocks * (12 * tokens * dim**2 + 4 * tokens * dim * dit.ffn_dim)
     dense = blocks * 4 * tokens**2 * dim
     self_attention = dense if topk is None else dense * topk + blocks * 6 * tokens * 128 * dim
-    cross = blocks * (4 * tokens * text_rows * dim + 4 * text_rows * dim**2)
-    rate = speed.bf16_flops if not int8 else speed.int8_flops if here.gemm else speed.fp32_flops
+    cross = blocks * 4 * tokens * text_rows * dim
+    rate = _linear_rate(speed, int8, here)
     traffic = blocks * (TRAFFIC_BYTES if here.norm else EAGER_BYTES) * tokens * dim / speed.memory_bytes_s
     seconds = linear / rate + cross / speed.attention_flops + traffic
     if here.attention:
@@ -114,3 +115,12 @@ def dit_seconds(
         groups = -(-dit.num_heads // HEADS_AT_A_TIME) * -(-tokens // BLOCK_Q)
         seconds += blocks * groups * LAUNCHES * LAUNCH_S
     return seconds + self_attention / min(speed.fp32_flops, speed.attention_flops)
+
+
+def text_keys_seconds(dit: DitFacts, speed: Speed, rows: int, int8: bool, here: KernelsHere | None = None) -> float:
+    """Keys and values of so many rows of text in all blocks, once."""
+    return dit.num_layers * 4 * rows * dit.dim**2 / _linear_rate(speed, int8, here or FUSED)
+
+
+def _linear_rate(speed: Speed, int8: bool, here: KernelsHere) -> float:
+    return speed.bf16_flops if not int8 else speed.int8_flops if here.gemm else speed.fp32_flops

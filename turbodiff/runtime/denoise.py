@@ -22,8 +22,10 @@ from turbodiff.sampling.conditioning import Noise
 from turbodiff.sampling.rcm import network_timesteps
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.events import NoticeEvent, StepEvent
+from turbodiff.spec.plan import Levers
 
 Result = TypeVar("Result")
+LEVERS = Levers()
 
 
 @torch.inference_mode()
@@ -60,11 +62,11 @@ def denoise(
         with attempt.phase(expert.phase), models.dit(expert, attempt.plan) as placed:
             for note in placed.lora_notes:
                 attempt.send(NoticeEvent(**note.model_dump()))
-            chunks = attempt.plan.levers.ffn_chunks
+            levers = attempt.plan.levers
             guidance = request.guidance_of(expert)
             against = negative if guidance > 1 else None
             elastic = Elastic(attempt, expert.phase, placed) if models.device.is_cuda else None
-            network = Network(placed, device, text, condition, against, guidance, attention, chunks, features, elastic)
+            network = Network(placed, device, text, condition, against, guidance, attention, levers, features, elastic)
             for _ in turns:
                 step = next(steps)
                 done, now_s = step.index + 1, time.monotonic()
@@ -94,28 +96,29 @@ class Network:
         text: the prompt's rows.
         condition: of image to video, [1, 20, T, H, W].
         negative: rows of a negative prompt; with them every velocity is a guided one, of two passes.
-        ffn_chunks: bounds the hidden tokens of the feed-forward, not its result.
+        levers: chunks of the feed-forward, and whether blocks keep the keys and values of the text.
         features: of the picture, [1, tokens, image_dim], where the network attends to it.
         elastic: repeats what ran out of memory, with fewer blocks on the device.
     """
 
     def __init__(
         self, placed: PlacedDit, device: torch.device, text: TextRows, condition: Tensor | None = None,
-        negative: TextRows | None = None, guidance: float = 1.0, attention: AttentionPlan = DENSE, ffn_chunks: int = 1,
-        features: Tensor | None = None, elastic: Elastic | None = None,
+        negative: TextRows | None = None, guidance: float = 1.0, attention: AttentionPlan = DENSE,
+        levers: Levers = LEVERS, features: Tensor | None = None, elastic: Elastic | None = None,
     ) -> None:  # fmt: skip
         self._elastic = elastic
         self._dit, self._blocks = placed.dit, placed.blocks
-        self._device, self._guidance, self._attention, self._ffn_chunks = device, guidance, attention, ffn_chunks
+        self._device, self._guidance, self._attention, self._ffn_chunks = device, guidance, attention, levers.ffn_chunks
+        keep = levers.text_keys == "kept"
         self._condition = None if condition is None else offload.to_device(condition, device)
         picture = None if features is None else offload.to_device(features, device)
-        self._picture = self._run(partial(placed.dit.embed_picture, picture))
+        self._picture = self._run(partial(placed.dit.embed_picture, picture, keep))
         self._rope: tuple[Tensor, Tensor] | None = None
 
         def embed() -> list[tuple[CrossAttentionCache, Tensor | None]]:
             return [
                 (
-                    CrossAttentionCache(placed.dit.embed_text(offload.to_device(prompt.rows, device))),
+                    CrossAttentionCache(placed.dit.embed_text(offload.to_device(prompt.rows, device)), keep),
                     None if prompt.bias is None else offload.to_device(prompt.bias, device),
                 )
                 for prompt in ((text,) if negative is None else (text, negative))

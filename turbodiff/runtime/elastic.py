@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from turbodiff.plan.offload_search import FITS_SHARE
+from turbodiff.plan.memory_limits import FITS_SHARE
 from turbodiff.runtime.attempt import Attempt, left_notice, peak_of
 from turbodiff.runtime.model_cache import PlacedDit
 from turbodiff.runtime.replan import budget_now

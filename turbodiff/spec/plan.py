@@ -27,6 +27,7 @@ class Levers(Frozen):
     blocks_page_locked: int | None = None  # with "streamed": of the others, those with page-locked copies; None: all
     vae: Literal["whole", "tiled"] = "whole"
     ffn_chunks: int = 1
+    text_keys: Literal["kept", "recomputed"] = "kept"  # keys and values that the blocks make of the text
 
 
 class Phase(Frozen):

@@ -159,6 +159,8 @@ def residency(plan: Plan, words: Words) -> str:
     """Where weights lie while the clip is made: the levers of the plan that change no pixel, and the one that does."""
     levers, blocks = plan.levers, plan.request.spec.dit.num_layers
     network = words(f"residency.experts_{levers.experts}", resident=levers.blocks_resident, blocks=blocks)
+    if levers.text_keys == "recomputed":
+        network = words("residency.text_keys_recomputed", network=network)
     text = words(f"residency.text_{levers.text}")
     line = words("residency.line", text=text, network=network, vae=words(f"residency.vae_{levers.vae}"))
     if levers.text_dtype == "bf16":

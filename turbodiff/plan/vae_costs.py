@@ -1,0 +1,87 @@
+"""Bytes of the VAE at work, in frames of full size and of its base width; no device.
+
+The coefficients are read off dry runs of the real modules on turbodiff/memory_lab/dry_run.py, and a test holds them to
+it within 5 %.
+"""
+
+from functools import lru_cache
+
+from turbodiff.spec.shapes import (
+    DECODER_MARGINS,
+    ENCODER_MARGIN,
+    SPACE_STRIDE,
+    TIME_STRIDE,
+    VAE_TILE,
+    LatentShape,
+    pixel_frames,
+)
+
+RGB = 3
+# The VAE at work, level by level, as models/vae.py runs it: one latent frame at a time, whole or in tiles. Counts are
+# in frames of the base width b: level 0 is the latent grid with 4b channels, level 3 full size with b. Every 3x3x3
+# convolution remembers two frames of its input, as far as there were two; on top comes the widest moment.
+# Remembered frames plus work at levels 0-3, in channels of width b, at the widest moment of the first, the second and
+# every later latent frame: a residual block over one and four frames of level 3, then over four frames of level 2
+DECODER_WIDTHS = ((24, 22, 16, 12), (52, 52, 40, 21), (56, 84, 64, 14))
+SUM_OF_2D = ((0, 0, 0, -2), (0, 0, 0, -1), (0, 0, 2, 0))  # more where 3-D convolutions run as sums of 2-D ones
+# the same for the encoder, in frames of full size: everything scales with the tile, nothing is cropped on the way
+ENCODER_FRAMES = (10, 21.375, 22.5)
+ENCODER_FRAMES_2D = (8.25, 20.375, 21.5)
+BEGIN_WIDTH = 4 * 4  # a frame of the middle block on the whole picture: four convolutions that remember 4b
+CHUNKS_IN_FLIGHT = 3  # the chunk being made, handed over, and turned into bytes
+SHAPES = 4096  # that are remembered: models and kinds of weights share a VAE
+
+
+@lru_cache(SHAPES)
+def decode_bytes(latent: LatentShape, base: int, element_bytes: int, *, tiled: bool, conv2d: bool) -> int:
+    """Peak beyond weights while latents become frames.
+
+    Whole: the chunk being made, the one handed over and the one turned into bytes. Tiled: all features and a canvas of
+    all frames, beside one tile; the middle block is done by then.
+    """
+    area = latent.height * latent.width
+    pixels = [_tile_area(latent, tiled, margin) << 2 * level for level, margin in enumerate(DECODER_MARGINS)]
+    work = 0
+    for moment in range(min(latent.frames, len(DECODER_WIDTHS))):
+        widths = zip(DECODER_WIDTHS[moment], SUM_OF_2D[moment], pixels, strict=True)
+        work = max(work, sum([(width + conv2d * more) * size for width, more, size in widths]))
+    frames, frame = pixel_frames(latent.frames), RGB * SPACE_STRIDE**2 * area
+    if tiled:
+        held = frames * frame + latent.frames * 4 * base * area
+    else:
+        begin = 4 + BEGIN_WIDTH * min(latent.frames, 2)
+        held = min(frames, CHUNKS_IN_FLIGHT * TIME_STRIDE) * frame + begin * base * area
+    # latents as they came, float32, and as the decoder takes them
+    state = (4 + element_bytes) * latent.channels * latent.frames * area
+    return element_bytes * (base * work + held) + state
+
+
+@lru_cache(SHAPES)
+def encode_bytes(latent: LatentShape, base: int, element_bytes: int, *, tiled: bool, conv2d: bool) -> int:
+    """Peak beyond weights while frames become latents; the video arrives in the dtype of the VAE."""
+    area = latent.height * latent.width
+    video = pixel_frames(latent.frames) * RGB * SPACE_STRIDE**2 * area
+    counts = ENCODER_FRAMES_2D if conv2d else ENCODER_FRAMES
+    work = counts[min(latent.frames, len(counts)) - 1] * SPACE_STRIDE**2 * _tile_area(latent, tiled, ENCODER_MARGIN)
+    features = latent.frames * 4 * base * area
+    return int(element_bytes * (base * work + features + video))
+
+
+@lru_cache(SHAPES)
+def tile_work(latent: LatentShape, margin: int) -> float:
+    """How much more is computed with tiles than without: their margins are computed twice."""
+    rows, columns = (_spans(size, margin) for size in (latent.height, latent.width))
+    return sum(rows) * sum(columns) / (latent.height * latent.width)
+
+
+def _tile_area(latent: LatentShape, tiled: bool, margin: int) -> int:
+    """Latent pixels of the largest tile with its margin, or of the whole picture."""
+    if not tiled:
+        return latent.height * latent.width
+    return max(_spans(latent.height, margin)) * max(_spans(latent.width, margin))
+
+
+def _spans(size: int, margin: int) -> list[int]:
+    """Rows of each tile with its margin, cut at the picture's edge."""
+    starts = range(0, size, VAE_TILE)
+    return [min(size, min(size, start + VAE_TILE) + margin) - max(0, start - margin) for start in starts]

@@ -342,6 +342,17 @@ def test_keys_of_the_text_are_made_anew_before_a_frame_is_lost(total_gib, model,
     assert denoise["anew"] < plan.budget_bytes < denoise["kept"]
 
 
+def test_the_vae_decodes_in_the_largest_tiles_that_fit():
+    """Whole it needs 8.4 GiB; a tile's halo is computed twice, and small tiles have much of it."""
+    asked = ask(resolution="720p", quant_linear="on")
+    plans = [plan_request(asked, card(gib), DISK, policy="anyway") for gib in (4, 6.5, 7.6, 10)]
+    assert [plan.levers.tile for plan in plans] == [32, 64, 96, None]
+    decodes = [phase for plan in plans for phase in plan.phases if phase.name == "vae_decode"]
+    seconds, peaks = ([getattr(phase, name) for phase in decodes] for name in ("seconds", "peak_bytes"))
+    assert seconds == sorted(seconds, reverse=True) and peaks == sorted(peaks)
+    assert seconds[0] > 2 * seconds[2] and seconds[2] < 1.2 * seconds[3]
+
+
 def test_a_neighbour_that_grew_means_waiting_for_so_many_bytes():
     plan = plan_request(ask("wan2.1-1.3b"), card(12), DISK)
     short = replan(plan, card(12, free_bytes=1 * GIB, used_bytes=11 * GIB), lambda: DISK)

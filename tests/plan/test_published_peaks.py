@@ -17,6 +17,7 @@ from tests.plan.traced import denoising, job
 from tests.plan.unfused_blocks import Block, held_bytes
 from turbodiff.plan import phase_costs
 from turbodiff.plan.hardware import ALL_REFERENCE, CONTEXT_BYTES
+from turbodiff.plan.vae_costs import decode_bytes
 from turbodiff.plan.weight_sizes import weights_of
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import GB, GIB
@@ -51,7 +52,7 @@ class System:
         work = held_bytes(self.block, spec.dit, shape.latent.tokens, self.bits == 32) if self.block else 0
         if self.decode_bits:
             size = self.decode_bits // 8
-            frames = phase_costs.decode_bytes(shape.latent, spec.vae.base_dim, size, tiled=False, conv2d=False)
+            frames = decode_bytes(shape.latent, spec.vae.base_dim, size, None, conv2d=False)
             work = max(work, frames * (1 + phase_costs.CONV_SCRATCH))
         return (held + work) / GIB
 

@@ -16,7 +16,6 @@ from turbodiff.plan import phase_costs
 from turbodiff.plan.candidates import as_wished, candidates
 from turbodiff.plan.hardware import Kernels
 from turbodiff.plan.offload_search import cost_inputs, plan_context
-from turbodiff.spec.shapes import VAE_TILE
 
 UNDER, OVER = -0.02, 0.05
 KERNELS = ("turbodiff::normed_sage_attention_", "turbodiff::normed_sla_attention_")
@@ -93,11 +92,11 @@ def denoising_with_a_lora(job: phase_costs.CostInputs, rank: int) -> Pair:
     return Pair(phase_costs.denoise_activations(job, 1), traced)
 
 
-def vae(job: phase_costs.CostInputs, *, decode: bool, tiled: bool) -> Pair:
+def vae(job: phase_costs.CostInputs, *, decode: bool, tile: int | None) -> Pair:
     """Decoding a clip, or encoding a picture and the empty frames after it."""
     method = "conv2d" if job.conv2d else "conv3d"
-    traced = dry_run.vae_bytes(job.spec, job.shape, dtype_of(job), VAE_TILE if tiled else None, method, decode=decode)
-    return Pair(phase_costs.vae(job, "vae_decode" if decode else "image_encode", tiled).activations_bytes, traced)
+    traced = dry_run.vae_bytes(job.spec, job.shape, dtype_of(job), tile, method, decode=decode)
+    return Pair(phase_costs.vae(job, "vae_decode" if decode else "image_encode", tile).activations_bytes, traced)
 
 
 def looking(job: phase_costs.CostInputs) -> Pair:

@@ -14,7 +14,6 @@ from turbodiff.runtime import offload, replan
 from turbodiff.runtime.attempt import Attempt
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.model_cache import ModelCache
-from turbodiff.runtime.pipeline import tile_side
 from turbodiff.spec.errors import OutOfMemoryError
 from turbodiff.spec.numbers import GIB
 
@@ -60,7 +59,7 @@ def decode(attempt):
     """As the pipeline does, frames thrown away."""
     with attempt.phase("vae_decode"), attempt.models.on_device("vae", attempt.plan) as vae, torch.inference_mode():
         latents = torch.empty(1, *attempt.request.shape.latent, device=META_CARD)
-        for chunk in vae_driver.decode_stream(vae, latents, tile=tile_side(attempt.plan.levers), conv="conv3d"):
+        for chunk in vae_driver.decode_stream(vae, latents, tile=attempt.plan.levers.tile, conv="conv3d"):
             vae_driver.frames_to_uint8(chunk)
 
 

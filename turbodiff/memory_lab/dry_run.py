@@ -27,7 +27,7 @@ from turbodiff.runtime.model_cache import dit_config
 from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.models import ModelSpec, VaeFacts
 from turbodiff.spec.plan import Plan
-from turbodiff.spec.shapes import CONDITION_CHANNELS, VAE_TILE, VideoShape
+from turbodiff.spec.shapes import CONDITION_CHANNELS, VideoShape
 
 BLOCKS = 2
 GRAIN_BYTES = 512  # the CUDA caching allocator rounds every block up to this
@@ -124,8 +124,8 @@ def dry_run(plan: Plan) -> dict[str, int]:
                 keep_text=levers.text_keys == "kept",
             )  # fmt: skip
         elif name in ("vae_decode", "image_encode"):
-            tile, decode = VAE_TILE if levers.vae == "tiled" else None, name == "vae_decode"
-            traced[name] = vae_bytes(spec, request.shape, dtype, tile, method, decode=decode)
+            decode = name == "vae_decode"
+            traced[name] = vae_bytes(spec, request.shape, dtype, levers.tile, method, decode=decode)
     return traced
 
 

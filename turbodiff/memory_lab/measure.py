@@ -23,7 +23,6 @@ from turbodiff.runtime import offload, text
 from turbodiff.runtime.denoise import Network
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.model_cache import PlacedDit, dit_config
-from turbodiff.runtime.pipeline import tile_side
 from turbodiff.runtime.text import TextRows
 from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.models import ModelSpec
@@ -124,13 +123,13 @@ def run_phase(models: DummyModels, plan: Plan, name: str) -> float:
     elif name == "vae_decode":
         with offload.on_device(models.get_or_make("vae"), device):
             latents = torch.zeros(1, *latent, device=device)
-            for chunk in vae.decode_stream(models.get_or_make("vae"), latents, tile=tile_side(levers)):
+            for chunk in vae.decode_stream(models.get_or_make("vae"), latents, tile=levers.tile):
                 frames = vae.frames_to_uint8(chunk)
                 frames if frames.is_meta else frames.cpu()
     elif name == "image_encode":
         with offload.on_device(models.get_or_make("vae"), device):
             frames = torch.zeros(1, 3, *request.shape, device=device, dtype=models.device.dtype)
-            vae.encode(models.get_or_make("vae"), frames, tile=tile_side(levers))
+            vae.encode(models.get_or_make("vae"), frames, tile=levers.tile)
             synchronize(device)
     else:
         dit = cast("WanDiT", models.get_or_make("int8 dit" if request.quant_linear == "on" else "dit"))

@@ -27,7 +27,7 @@ from turbodiff.runtime.model_cache import dit_config
 from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.models import ImageEncoderFacts, ModelSpec, TextFacts, VaeFacts
 from turbodiff.spec.plan import Levers
-from turbodiff.spec.shapes import VAE_TILE, VideoShape
+from turbodiff.spec.shapes import VAE_TILES, VideoShape
 
 ATTENTION_KERNELS = ("turbodiff::normed_sage_attention_", "turbodiff::normed_sla_attention_")
 BLAS_BYTES = 32 << 20  # cuBLAS's workspace on Hopper, in the allocator from the first product on; 8 MiB elsewhere
@@ -83,13 +83,13 @@ def denoise_cell(inputs: CostInputs, levers: Levers, blocks: int | None = None) 
     return Cell(said, cost, cost.peak_bytes - inputs.context_bytes, events, inputs.allocator)
 
 
-def vae_cell(inputs: CostInputs, name: Literal["vae_decode", "image_encode"], *, tiled: bool) -> Cell:
+def vae_cell(inputs: CostInputs, name: Literal["vae_decode", "image_encode"], tile: int | None) -> Cell:
     """Decoding a clip, or encoding a picture and the empty frames after it."""
-    cost = phase_costs.vae(inputs, name, tiled)
+    cost = phase_costs.vae(inputs, name, tile)
     scratch = cost.workspace_bytes - cost.slack_bytes - phase_costs.workspace(inputs, cost.activations_bytes)
-    sizes, moves = _vae_moves(inputs.spec.vae, inputs.shape, tiled, name == "vae_decode", inputs.conv2d)
+    sizes, moves = _vae_moves(inputs.spec.vae, inputs.shape, tile, name == "vae_decode", inputs.conv2d)
     return Cell(
-        "tiled" if tiled else "whole", cost, cost.peak_bytes - inputs.context_bytes - scratch,
+        f"tiles of {tile}" if tile else "whole", cost, cost.peak_bytes - inputs.context_bytes - scratch,
         (*_placed((BLAS_BYTES, *sizes)), *moves), inputs.allocator,
     )  # fmt: skip
 
@@ -114,10 +114,10 @@ def picture_cell(inputs: CostInputs) -> Cell:
 
 def vae_cells(inputs: CostInputs) -> Iterator[Cell]:
     """The VAE as a whole and in tiles, decoding and, of an I2V clip, encoding."""
-    for tiled in (False, True):
-        yield vae_cell(inputs, "vae_decode", tiled=tiled)
+    for tile in (None, *VAE_TILES):
+        yield vae_cell(inputs, "vae_decode", tile)
         if inputs.spec.kind == "i2v":
-            yield vae_cell(inputs, "image_encode", tiled=tiled)
+            yield vae_cell(inputs, "image_encode", tile)
 
 
 def network_cells(inputs: CostInputs, blocks: int | None = None) -> Iterator[Cell]:
@@ -213,11 +213,11 @@ def _picture_moves(facts: ImageEncoderFacts, shape: VideoShape) -> tuple[tuple[i
 
 @lru_cache(16)
 def _vae_moves(
-    facts: VaeFacts, shape: VideoShape, tiled: bool, decode: bool, conv2d: bool
+    facts: VaeFacts, shape: VideoShape, tile: int | None, decode: bool, conv2d: bool
 ) -> tuple[tuple[int, ...], Events]:
     """(bytes of the VAE's tensors, what it allocates)."""
     with META:
         vae = vae_driver.make_vae(**facts.model_dump()).to(torch.bfloat16)
-    tile, method = VAE_TILE if tiled else None, "conv2d" if conv2d else "conv3d"
+    method = "conv2d" if conv2d else "conv3d"
     ledger = vae_ledger(facts, shape, torch.bfloat16, tile, cast("vae_driver.ConvMethod", method), decode=decode)
     return _sizes(vae), tuple(ledger.events)

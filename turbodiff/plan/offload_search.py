@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
-from typing import Literal, NamedTuple, cast, get_args
+from typing import NamedTuple, cast, get_args
 
 from turbodiff.plan import phase_costs
 from turbodiff.plan.allocator_slack import slack_bytes
@@ -24,6 +24,7 @@ from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.models import Inventory, ModelSpec
 from turbodiff.spec.plan import Calibration, Levers
 from turbodiff.spec.request import Request, TextDtype
+from turbodiff.spec.shapes import VAE_TILES
 
 FFN_CHUNKS = (1, 2, 4, 8)
 
@@ -232,7 +233,7 @@ def evaluate(
         work = phase_costs.step_work(inputs, like.ffn_chunks, like.text_keys)
         text: tuple[PhaseCost, ...] = (phase_costs.text_encode(inputs, like.text, like.text_dtype),)
         denoise = _denoise_option(inputs, like.experts, like.blocks_resident, work, like.blocks_page_locked)[1]
-        vae = _vae_option(inputs, like.vae)[1]
+        vae = _vae_option(inputs, like.tile)[1]
         levers = like
     else:
         by_text, text_key = context.text_options, (candidate.spec.name, inputs.forwards > 1, unlimited)
@@ -240,7 +241,7 @@ def evaluate(
             by_text[text_key] = _text_option(inputs, limits, context)
         text_fields, text = by_text[text_key]
         denoise_fields, denoise = best_of(_denoise_options(inputs, limits), limits)
-        vae_fields, vae = best_of([_vae_option(inputs, "whole"), _vae_option(inputs, "tiled")], limits)
+        vae_fields, vae = _vae_options(inputs, limits)
         levers = Levers.model_validate({**text_fields, **denoise_fields, **vae_fields})
     if inputs.spec.image_encoder:
         text = (*text, phase_costs.image_embed(inputs))
@@ -342,10 +343,21 @@ def _denoise_option(
     return fields, tuple([phase_costs.denoise(inputs, expert, lever, resident, work, locked) for expert in experts])
 
 
-def _vae_option(inputs: CostInputs, lever: Literal["whole", "tiled"]) -> Option:
+def _vae_options(inputs: CostInputs, limits: MemoryLimits) -> Option:
+    """The VAE as a whole where that fits with ease, else in the largest tiles that fit."""
+    whole = _vae_option(inputs, None)
+    short, peak, _ = rate(whole[1], limits)
+    if short <= 0 and peak <= FITS_SHARE * limits.device:
+        return whole
+    longest = max(inputs.latent.height, inputs.latent.width)
+    sides = [side for side in VAE_TILES if side < longest] or VAE_TILES[-1:]
+    return best_of([whole, *[_vae_option(inputs, side) for side in sides]], limits)
+
+
+def _vae_option(inputs: CostInputs, tile: int | None) -> Option:
     """The VAE as a whole or in tiles, for the picture of an I2V clip too; the last phase is the decode."""
-    tiled = lever == "tiled"
-    decode = phase_costs.vae(inputs, "vae_decode", tiled)
+    fields: dict[str, str | int] = {"vae": "tiled", "vae_tile": tile} if tile else {"vae": "whole"}
+    decode = phase_costs.vae(inputs, "vae_decode", tile)
     if inputs.spec.kind == "i2v":
-        return {"vae": lever}, (phase_costs.vae(inputs, "image_encode", tiled), decode)
-    return {"vae": lever}, (decode,)
+        return fields, (phase_costs.vae(inputs, "image_encode", tile), decode)
+    return fields, (decode,)

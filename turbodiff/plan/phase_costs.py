@@ -316,13 +316,13 @@ def _denoise_state(inputs: CostInputs) -> int:
     return rope + text + condition + 28 * latent.channels * plane
 
 
-def vae(inputs: CostInputs, name: Literal["vae_decode", "image_encode"], tiled: bool) -> PhaseCost:
-    """vae_decode: latents to frames, one latent frame at a time; tiled: one tile at a time into a canvas of the whole
-    clip. image_encode: the picture and empty frames after it to the I2V condition."""
+def vae(inputs: CostInputs, name: Literal["vae_decode", "image_encode"], tile: int | None) -> PhaseCost:
+    """vae_decode: latents to frames, one latent frame at a time; with the side of a tile in latent pixels one tile at a
+    time into a canvas of the whole clip. image_encode: the picture and empty frames after it to the I2V condition."""
     latent, base = inputs.latent, inputs.spec.vae.base_dim
     count, margin = (decode_bytes, DECODER_MARGINS[0]) if name == "vae_decode" else (encode_bytes, ENCODER_MARGIN)
-    activations = count(latent, base, inputs.element_bytes, tiled=tiled, conv2d=inputs.conv2d)
-    extra_work = tile_work(latent, margin) if tiled else 1.0
+    activations = count(latent, base, inputs.element_bytes, tile, conv2d=inputs.conv2d)
+    extra_work = tile_work(latent, margin, tile) if tile else 1.0
     scratch = 0 if inputs.on_cpu or not inputs.context_bytes else math.ceil(CONV_SCRATCH * activations)
     width_factor = (base / 96) ** 2
     seconds = _reading_s(inputs, "vae", inputs.weights.vae)

@@ -11,7 +11,6 @@ from turbodiff.spec.shapes import (
     ENCODER_MARGIN,
     SPACE_STRIDE,
     TIME_STRIDE,
-    VAE_TILE,
     LatentShape,
     pixel_frames,
 )
@@ -33,20 +32,20 @@ SHAPES = 4096  # that are remembered: models and kinds of weights share a VAE
 
 
 @lru_cache(SHAPES)
-def decode_bytes(latent: LatentShape, base: int, element_bytes: int, *, tiled: bool, conv2d: bool) -> int:
-    """Peak beyond weights while latents become frames.
+def decode_bytes(latent: LatentShape, base: int, element_bytes: int, tile: int | None, *, conv2d: bool) -> int:
+    """Peak beyond weights while latents become frames; `tile`: side in latent pixels, None for the whole picture.
 
     Whole: the chunk being made, the one handed over and the one turned into bytes. Tiled: all features and a canvas of
     all frames, beside one tile; the middle block is done by then.
     """
     area = latent.height * latent.width
-    pixels = [_tile_area(latent, tiled, margin) << 2 * level for level, margin in enumerate(DECODER_MARGINS)]
+    pixels = [_tile_area(latent, tile, margin) << 2 * level for level, margin in enumerate(DECODER_MARGINS)]
     work = 0
     for moment in range(min(latent.frames, len(DECODER_WIDTHS))):
         widths = zip(DECODER_WIDTHS[moment], SUM_OF_2D[moment], pixels, strict=True)
         work = max(work, sum([(width + conv2d * more) * size for width, more, size in widths]))
     frames, frame = pixel_frames(latent.frames), RGB * SPACE_STRIDE**2 * area
-    if tiled:
+    if tile:
         held = frames * frame + latent.frames * 4 * base * area
     else:
         begin = 4 + BEGIN_WIDTH * min(latent.frames, 2)
@@ -57,31 +56,31 @@ def decode_bytes(latent: LatentShape, base: int, element_bytes: int, *, tiled: b
 
 
 @lru_cache(SHAPES)
-def encode_bytes(latent: LatentShape, base: int, element_bytes: int, *, tiled: bool, conv2d: bool) -> int:
+def encode_bytes(latent: LatentShape, base: int, element_bytes: int, tile: int | None, *, conv2d: bool) -> int:
     """Peak beyond weights while frames become latents; the video arrives in the dtype of the VAE."""
     area = latent.height * latent.width
     video = pixel_frames(latent.frames) * RGB * SPACE_STRIDE**2 * area
     counts = ENCODER_FRAMES_2D if conv2d else ENCODER_FRAMES
-    work = counts[min(latent.frames, len(counts)) - 1] * SPACE_STRIDE**2 * _tile_area(latent, tiled, ENCODER_MARGIN)
+    work = counts[min(latent.frames, len(counts)) - 1] * SPACE_STRIDE**2 * _tile_area(latent, tile, ENCODER_MARGIN)
     features = latent.frames * 4 * base * area
     return int(element_bytes * (base * work + features + video))
 
 
 @lru_cache(SHAPES)
-def tile_work(latent: LatentShape, margin: int) -> float:
+def tile_work(latent: LatentShape, margin: int, tile: int) -> float:
     """How much more is computed with tiles than without: their margins are computed twice."""
-    rows, columns = (_spans(size, margin) for size in (latent.height, latent.width))
+    rows, columns = (_spans(size, margin, tile) for size in (latent.height, latent.width))
     return sum(rows) * sum(columns) / (latent.height * latent.width)
 
 
-def _tile_area(latent: LatentShape, tiled: bool, margin: int) -> int:
+def _tile_area(latent: LatentShape, tile: int | None, margin: int) -> int:
     """Latent pixels of the largest tile with its margin, or of the whole picture."""
-    if not tiled:
+    if not tile:
         return latent.height * latent.width
-    return max(_spans(latent.height, margin)) * max(_spans(latent.width, margin))
+    return max(_spans(latent.height, margin, tile)) * max(_spans(latent.width, margin, tile))
 
 
-def _spans(size: int, margin: int) -> list[int]:
+def _spans(size: int, margin: int, tile: int) -> list[int]:
     """Rows of each tile with its margin, cut at the picture's edge."""
-    starts = range(0, size, VAE_TILE)
-    return [min(size, min(size, start + VAE_TILE) + margin) - max(0, start - margin) for start in starts]
+    starts = range(0, size, tile)
+    return [min(size, min(size, start + tile) + margin) - max(0, start - margin) for start in starts]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
@@ -20,13 +21,15 @@ from turbodiff.spec.numbers import gib
 from turbodiff.spec.out_of_memory import MemoryFailure, memory_failure
 from turbodiff.spec.plan import Calibration, PhaseName, Plan
 from turbodiff.spec.request import Request
+from turbodiff.spec.shapes import VAE_TILES
 
 Result = TypeVar("Result")
 # per phase the lever that makes it smaller, and what follows each of its values
-NEXT_LEVERS: Mapping[PhaseName, Mapping[str, Mapping[str, str]]] = {
+SMALLER_TILES: Mapping[str | int, int] = dict(pairwise(VAE_TILES))
+NEXT_LEVERS: Mapping[PhaseName, Mapping[str, Mapping[str | int, str | int]]] = {
     "text_encode": {"text": {"resident": "streamed", "streamed": "cpu"}},
-    "image_encode": {"vae": {"whole": "tiled"}},
-    "vae_decode": {"vae": {"whole": "tiled"}},
+    "image_encode": {"vae": {"whole": "tiled"}, "vae_tile": SMALLER_TILES},
+    "vae_decode": {"vae": {"whole": "tiled"}, "vae_tile": SMALLER_TILES},
 }
 
 

@@ -31,9 +31,7 @@ from turbodiff.sampling.conditioning import image_condition, picture_video
 from turbodiff.spec.clips import SIDECAR_VERSION, ClipResult, Predicted, Ran, Sidecar
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.events import NoticeEvent, PlanEvent
-from turbodiff.spec.plan import Levers
 from turbodiff.spec.request import Request
-from turbodiff.spec.shapes import VAE_TILE
 
 LIBRARIES = ("turbodiff", "torch", "triton", "diffusers", "transformers")
 
@@ -118,7 +116,7 @@ def encode_image(attempt: Attempt) -> Tensor:
     with attempt.models.on_device("vae", attempt.plan) as vae:
         picture = start_picture(request).to(device.dtype)  # as the encoder takes it: half the bytes move
         video = offload.to_device(picture_video(picture, request.num_frames), device.torch_device)
-        latents = vae_driver.encode(vae, video, tile=tile_side(attempt.plan.levers))
+        latents = vae_driver.encode(vae, video, tile=attempt.plan.levers.tile)
     return image_condition(latents).float().cpu()
 
 
@@ -127,13 +125,8 @@ def decode(attempt: Attempt, latents: Tensor) -> Iterator[Bytes]:
     """Latents [1, 16, T, H, W] -> chunks of frames uint8 [t, H, W, 3], in order."""
     with attempt.models.on_device("vae", attempt.plan) as vae:
         latents = offload.to_device(latents, attempt.models.device.torch_device)
-        for chunk in vae_driver.decode_stream(vae, latents, tile=tile_side(attempt.plan.levers)):
+        for chunk in vae_driver.decode_stream(vae, latents, tile=attempt.plan.levers.tile):
             yield vae_driver.frames_to_uint8(chunk)[0].cpu().numpy()
-
-
-def tile_side(levers: Levers) -> int | None:
-    """Side of a VAE tile in latent pixels, None for the whole picture."""
-    return VAE_TILE if levers.vae == "tiled" else None
 
 
 def decode_to(partial: Path, attempt: Attempt, latents: Tensor) -> Written:

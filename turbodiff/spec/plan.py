@@ -9,6 +9,7 @@ from pydantic import Field
 
 from turbodiff.spec.models import Frozen
 from turbodiff.spec.request import Request, TextDtype
+from turbodiff.spec.shapes import VAE_TILES
 
 PhaseName = Literal[
     "text_encode", "image_embed", "image_encode", "denoise", "denoise_high", "denoise_low", "vae_decode", "write"
@@ -26,8 +27,14 @@ class Levers(Frozen):
     blocks_resident: int = 0  # with experts "streamed": blocks that stay on the device
     blocks_page_locked: int | None = None  # with "streamed": of the others, those with page-locked copies; None: all
     vae: Literal["whole", "tiled"] = "whole"
+    vae_tile: int = VAE_TILES[-1]  # with "tiled": side of a tile in latent pixels, without its margin
     ffn_chunks: int = 1
     text_keys: Literal["kept", "recomputed"] = "kept"  # keys and values that the blocks make of the text
+
+    @property
+    def tile(self) -> int | None:
+        """Side of a VAE tile in latent pixels, None for the whole picture."""
+        return self.vae_tile if self.vae == "tiled" else None
 
 
 class Phase(Frozen):

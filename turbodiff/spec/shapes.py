@@ -23,7 +23,7 @@ CONDITION_CHANNELS = 4 + LATENT_CHANNELS  # I2V: 4 mask channels + the picture's
 # Pieces in which the networks work; the plan's formulas count them, so both read them here.
 # Margins around a tile in latent pixels: the decoder's convolutions carry 12.25 across, 6.5 in the first block, 3.25 in
 # the second at twice the size, 1.625 and 0.875 in the last two; what a block has used up is cropped after it.
-VAE_TILE = 32  # side of a tile in latent pixels, without its margin
+VAE_TILES = (96, 64, 32)  # sides of a tile in latent pixels, without its margin; the larger, the less is computed twice
 DECODER_MARGINS = (13, 6, 3, 1)
 ENCODER_MARGIN = 9  # 8.5: its costly layers come first and need all of it
 HEAD_TOKENS = 8192  # tokens that pass the DiT's float32 head at a time: bounds its temporaries, not its result

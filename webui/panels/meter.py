@@ -11,6 +11,7 @@ from turbodiff.spec.experts import Expert
 from turbodiff.spec.models import display_name_of
 from turbodiff.spec.plan import Alternative, Change, Plan
 from turbodiff.spec.schedules import SCHEDULE_REASONS, WARNINGS, Schedule
+from turbodiff.spec.shapes import SPACE_STRIDE
 from webui.form import PINS
 from webui.markup import Html, action, el, join, local
 from webui.wording import Words
@@ -162,7 +163,8 @@ def residency(plan: Plan, words: Words) -> str:
     if levers.text_keys == "recomputed":
         network = words("residency.text_keys_recomputed", network=network)
     text = words(f"residency.text_{levers.text}")
-    line = words("residency.line", text=text, network=network, vae=words(f"residency.vae_{levers.vae}"))
+    vae = words(f"residency.vae_{levers.vae}", pixels=levers.vae_tile * SPACE_STRIDE)
+    line = words("residency.line", text=text, network=network, vae=vae)
     if levers.text_dtype == "bf16":
         return line
     return f"{line} {words('residency.text_dtype', dtype=words(f'value.text_dtype_{levers.text_dtype}'))}"

@@ -176,6 +176,8 @@ def _about_levers(wish: Request, context: PlanContext, choice: Candidate, cost: 
     if chosen.ffn_chunks > 1:
         one, many = (phase_costs.denoise_activations(inputs, chunks) for chunks in (1, chosen.ffn_chunks))
         yield reason("ffn_chunked", chunks=chosen.ffn_chunks, saved_bytes=one - many)
+    if chosen.made_experts == "dropped":
+        yield reason("made_experts_dropped", saved_bytes=inputs.made)
     if chosen.text_keys == "recomputed":
         passes = inputs.forwards * len(inputs.experts)
         yield reason(

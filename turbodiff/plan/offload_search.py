@@ -5,7 +5,7 @@ phase fit, or by wish. Phases run one after the other, so each phase gets its ow
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple, cast, get_args
@@ -229,6 +229,8 @@ def evaluate(
         return context.evaluated[key]
     limits = MemoryLimits(NO_LIMIT_BYTES, None) if unlimited else context.limits
     inputs = cost_inputs(request, candidate, context)
+    if _drops(inputs, like):
+        inputs = replace(inputs, drops=True)
     if like is not None:
         work = phase_costs.step_work(inputs, like.ffn_chunks, like.text_keys)
         text: tuple[PhaseCost, ...] = (phase_costs.text_encode(inputs, like.text, like.text_dtype),)
@@ -242,7 +244,8 @@ def evaluate(
         text_fields, text = by_text[text_key]
         denoise_fields, denoise = best_of(_denoise_options(inputs, limits), limits)
         vae_fields, vae = _vae_options(inputs, limits)
-        levers = Levers.model_validate({**text_fields, **denoise_fields, **vae_fields})
+        made_fields = {"made_experts": "dropped"} if inputs.drops else {}
+        levers = Levers.model_validate({**text_fields, **denoise_fields, **vae_fields, **made_fields})
     if inputs.spec.image_encoder:
         text = (*text, phase_costs.image_embed(inputs))
     phases = (*text, *vae[:-1], *denoise, vae[-1], phase_costs.write(inputs))
@@ -250,6 +253,18 @@ def evaluate(
     if like is None:
         context.evaluated[key] = found
     return found
+
+
+def _drops(inputs: CostInputs, like: Levers | None) -> bool:
+    """Whether one expert's weights that were made at load time leave host memory before the next is made: where both
+    are too many. This clip takes as long; the next has to read the first expert again."""
+    if like is not None:
+        return like.made_experts == "dropped"
+    if not inputs.made or inputs.on_cpu or inputs.host_bytes is None or len(set(inputs.experts)) < 2:
+        return False
+    costs = phase_costs.write(inputs), phase_costs.vae(inputs, "vae_decode", None)
+    staged = phase_costs.STAGED_BLOCKS * inputs.weights.block + inputs.lora
+    return max([cost.host_ram_bytes for cost in costs]) + staged > inputs.host_bytes
 
 
 def _text_option(inputs: CostInputs, limits: MemoryLimits, context: PlanContext) -> Option:

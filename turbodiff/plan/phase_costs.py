@@ -84,6 +84,7 @@ class CostInputs:
     context_bytes: int
     loaded: frozenset[str] = frozenset()  # components that need no reading from disk
     made: int = 0  # bytes of an expert that are made at load time, and so lie in no file that host memory maps
+    drops: bool = False  # those of one expert leave host memory before the next is made
     text_made: int = 0  # the same of the text encoder, which leaves host memory before a phase that lacks it
     lora: int = 0  # bytes of low-rank factors beside an expert's INT8 weights; merged into plain ones they cost nothing
     conv2d: bool = False  # 3-D convolutions as sums of 2-D ones: on a CPU, and around the conv3d trap
@@ -249,8 +250,8 @@ def denoise(
     on_device: float = experts_here * w.dit if lever != "streamed" else w.rest + (resident + STREAM_BUFFERS) * w.block
     on_device += inputs.lora * (experts_here if lever != "streamed" else (resident + STREAM_BUFFERS) / w.blocks)
     seconds = _reading_s(inputs, expert.component, w.dit) + steps * work.seconds + work.once_s
-    made_by_now = 1 if expert is Expert.HIGH else len(set(inputs.experts))
-    host = PROCESS_BYTES + STAGED_BLOCKS * w.block + inputs.made * made_by_now + inputs.lora
+    made = inputs.made if expert is Expert.HIGH else made_bytes(inputs)
+    host = PROCESS_BYTES + STAGED_BLOCKS * w.block + made + inputs.lora
     if not inputs.on_cpu:
         seconds += w.dit / inputs.speed.pcie_bytes_s
     if lever == "streamed":
@@ -265,6 +266,11 @@ def denoise(
         if inputs.host_bytes is not None and not inputs.made and host + pageable_bytes > inputs.host_bytes:
             seconds += steps * pageable_bytes / roofline.DISK_BYTES_S
     return _phase(inputs, expert.phase, math.ceil(on_device), work.activations, work.workspace, host, seconds)
+
+
+def made_bytes(inputs: CostInputs) -> int:
+    """Bytes of the experts' weights that were made at load time, in host memory once all of them ran."""
+    return inputs.made * (1 if inputs.drops else len(set(inputs.experts)))
 
 
 def denoise_activations(inputs: CostInputs, chunks: int) -> int:
@@ -330,11 +336,11 @@ def vae(inputs: CostInputs, name: Literal["vae_decode", "image_encode"], tile: i
     extra = workspace(inputs, activations) + scratch
     host = PROCESS_BYTES + 3 * inputs.pixels
     if name == "vae_decode":
-        host += inputs.made * len(set(inputs.experts))
+        host += made_bytes(inputs)
     return _phase(inputs, name, inputs.weights.vae, activations, extra, host, seconds, "vae")
 
 
 def write(inputs: CostInputs) -> PhaseCost:
     """Frames to an mp4, on the CPU: about 60 frames of 832x480 a second for two cores."""
-    host = PROCESS_BYTES + 3 * inputs.pixels + inputs.made * len(set(inputs.experts))
+    host = PROCESS_BYTES + 3 * inputs.pixels + made_bytes(inputs)
     return _phase(inputs, "write", 0, 0, workspace(inputs, 0), host, inputs.pixels / 25e6)

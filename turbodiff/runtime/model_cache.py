@@ -202,6 +202,12 @@ class ModelCache:
     def dit(self, expert: Expert, plan: Plan) -> Iterator[PlacedDit]:
         """The transformer of an expert on the device, with the LoRAs of the request on."""
         self._spare_host_memory(plan)
+        if plan.levers.made_experts == "dropped":
+            others = [other for other in self.spec.experts if other is not expert]
+            gone = {self._key(self.files[other.component]) for other in others}
+            gone |= {self._lora_key(other, plan.request) for other in others}
+            self._kept = {key: value for key, value in self._kept.items() if key not in gone}
+            offload.free_cached(self.device.torch_device, page_locked=True)
         dit, notes = cast("WanDiT", self.get_or_load(expert.component)), tuple[Notice, ...]()
         if wanted := loras.loras_for(plan.request, expert):
             key = self._lora_key(expert, plan.request)

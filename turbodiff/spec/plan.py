@@ -30,6 +30,7 @@ class Levers(Frozen):
     vae_tile: int = VAE_TILES[-1]  # with "tiled": side of a tile in latent pixels, without its margin
     ffn_chunks: int = 1
     text_keys: Literal["kept", "recomputed"] = "kept"  # keys and values that the blocks make of the text
+    made_experts: Literal["kept", "dropped"] = "kept"  # in host memory, once another runs; of weights made at load time
 
     @property
     def tile(self) -> int | None:

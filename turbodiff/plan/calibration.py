@@ -23,7 +23,7 @@ DOUBT = 3  # samples' worth of belief in the formula itself
 OVERRULED_BY = 3  # good runs after an out-of-memory
 FADES = 0.98  # of what an underestimate asks for, with each run that did not fail after it
 LEAST_BYTES = 128 * MIB  # a smaller phase decides nothing, and library scratch outweighs its tensors
-ESTIMATOR = 2  # raise it when the formulas change: older samples then teach nothing
+ESTIMATOR = 3  # raise it when the formulas change: older samples then teach nothing
 
 
 class Kind(Frozen):

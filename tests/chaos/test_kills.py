@@ -20,7 +20,6 @@ from turbodiff.diagnostics.logs import tail
 from turbodiff.jobs.store import Store
 from turbodiff.spec.files import sha256_of
 from turbodiff.spec.request import Request
-from turbodiff.supervisor.recovery import check
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parents[2]
@@ -111,7 +110,7 @@ def hold_the_books(app: App, acknowledged: list[int]) -> None:
     assert sorted(map(str, (app.folder / "outputs").glob("2*/*.mp4"))) == sorted(paths)
     for path in paths:
         assert json.loads(Path(f"{path}.json").read_text())["sha256"] == sha256_of(Path(path))
-    assert check(app.store) == ""
+    assert app.store.damage() == ""
     assert app.store.rows("SELECT count(*) FROM artifact")[0][0] == len(jobs)
 
 

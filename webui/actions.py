@@ -140,6 +140,7 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
         MODEL_ACTIONS[name](studio.downloads, find_model(model), *variant)
     elif name in JOB_ACTIONS:
         JOB_ACTIONS[name](studio, number_of(argument))
+        sentence = words("run.stopped", job=argument) if name == "cancel" else ""
     elif name in STARTING_ACTIONS:
         ui_state = {**ui_state, "at": f"job:{_start_job(reader, name, argument)}"}
     else:

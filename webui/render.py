@@ -18,7 +18,7 @@ from turbodiff.studio import POLICIES, pictures
 from webui import form
 from webui.app import RUN_LOG, STARTUP_LOG
 from webui.form import FormValues
-from webui.markup import Html, note
+from webui.markup import Html, join, note
 from webui.page import INITIAL_UI_STATE
 from webui.panels import create, first_aid, form_help, jobs, meter, models, stage, status_bar, system, tabs
 from webui.request_guard import handler
@@ -77,7 +77,7 @@ class Renderer:
             "bar": status_bar.draw(bar, words),
             "aid": first_aid.draw(snapshot, bar.restarted, words),
             "player": stage.draw_player(card, stage.preview(events), words),
-            "progress": _progress(job, events, snapshot, words),
+            "progress": _progress(job, events, snapshot, words, ui_state["at"]),
             "card": stage.draw_card(card, words) if card else Html(""),
             "queue": jobs.draw_queue(jobs.queue(snapshot, words), snapshot.paused, words),
             "strip": stage.draw_strip(snapshot, STRIP_CLIPS, shown, words),
@@ -99,9 +99,14 @@ class Renderer:
 
 
 def looked_at(snapshot: Snapshot, chosen: str, reader: StudioReader) -> tuple[QueuedJob | None, ClipView | None]:
-    """The job and the clip that the stage shows: what was chosen, else what runs, else the newest clip."""
+    """The job and the clip that the stage shows: what was chosen, else what runs, else the newest clip.
+
+    A job that only waits is no reason to hide the one that runs: it stands in the queue beside it.
+    """
     if chosen.startswith("job:"):
         job = snapshot.job(int(chosen[4:])) or snapshot.active
+        if job is not None and job.state == "queued":
+            job = snapshot.active or job
         return job, reader.clip(Path(job.result.path).stem) if job and job.result else None
     if chosen:
         return snapshot.active, reader.clip(chosen)
@@ -111,14 +116,19 @@ def looked_at(snapshot: Snapshot, chosen: str, reader: StudioReader) -> tuple[Qu
     return None, snapshot.clips[0] if snapshot.clips else None
 
 
-def _progress(job: QueuedJob | None, events: list[Event], snapshot: Snapshot, words: Words) -> Html:
+def _progress(job: QueuedJob | None, events: list[Event], snapshot: Snapshot, words: Words, chosen: str = "") -> Html:
     """What the stage says of a job that is not over, or that failed."""
     if job is None:
         return Html("")
     if job.state in STOPPED:
         return first_aid.draw_failure(first_aid.failure(job, words), snapshot, words)
     if job.state in ACTIVE:
-        return jobs.draw_progress(jobs.progress(job, events, words), words)
+        drawn = jobs.draw_progress(jobs.progress(job, events, words), words)
+        mine = snapshot.job(int(chosen[4:])) if chosen.startswith("job:") else None
+        if mine is None or mine.state != "queued":
+            return drawn
+        begins = jobs.starts_in(mine, snapshot, words)
+        return join(drawn, note(" ".join(filter(None, (words("run.submitted", job=mine.id), begins))), "calm"))
     if job.state == "queued":
         return note(jobs.waits_for_memory(job, words) or words("run.submitted", job=job.id))
     return Html("")

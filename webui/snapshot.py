@@ -48,6 +48,7 @@ FRESH_S = 0.5
 QUIET_S = 1.0
 CLIPS_FRESH_S = 3.0
 REPORT_FRESH_S = 3600.0
+RESTART_NEWS_S = 30.0  # as long as what a restart brought back is shown
 MAX_JOBS, MAX_CLIPS, MAX_SEEDS, LOG_LINES = 40, 200, 10_000, 300  # read at most
 CLIP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,160}")
 
@@ -193,6 +194,7 @@ class StudioReader:
         self._history = CachedValue(studio.history, 5.0)
         self._holders = CachedValue(lambda: (studio.holders(), tuple(studio.leftovers())), 2.0)
         self._restart: int | None = None
+        self._restart_seen_s = math.inf  # when its outcome was first read
         self._done: tuple[int, int] | None = None
 
     def _read(self) -> Snapshot:
@@ -222,7 +224,7 @@ class StudioReader:
             policy=studio.policy,
             selftest=studio.selftest(),
             tier=self.tier(),
-            restarted=studio.restart_outcome(self._restart) if self._restart is not None else None,
+            restarted=self.restarted(),
             recovered=studio.recovered,
             now_s=time.time(),
         )
@@ -244,7 +246,16 @@ class StudioReader:
 
     def restart(self) -> None:
         """Ask the supervisor for a fresh worker."""
-        self._restart = self.studio.restart(by="page")
+        self._restart, self._restart_seen_s = self.studio.restart(by="page"), math.inf
+
+    def restarted(self) -> Outcome | None:
+        """What came of the last restart, while it is news."""
+        outcome = self.studio.restart_outcome(self._restart) if self._restart is not None else None
+        if outcome is not None:
+            self._restart_seen_s = min(self._restart_seen_s, time.monotonic())
+            if time.monotonic() > self._restart_seen_s + RESTART_NEWS_S:
+                self._restart = outcome = None
+        return outcome
 
     def here(self) -> dict[str, bool]:
         """Which models have their files on this disk."""

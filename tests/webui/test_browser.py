@@ -51,6 +51,7 @@ def test_a_reload_and_a_second_tab_show_the_running_job(app, chromium):
         assert page.input_value("#prompt textarea") == LONG  # the draft came back too
         with tab(chromium, app, "/zh/") as second:
             second.wait_for_selector(f"#progress [data-job='{job}']", timeout=30_000)
+            second.on("dialog", lambda dialog: dialog.accept())
             second.click("#progress [data-act=cancel]")
         wait_done(app, job, "cancelled")
 

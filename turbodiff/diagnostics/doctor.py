@@ -12,7 +12,7 @@ from turbodiff.plan import torch_compat
 from turbodiff.plan.hardware import Machine
 from turbodiff.spec.environment import child_environment, current_folder
 from turbodiff.spec.errors import not_started
-from turbodiff.spec.numbers import gb
+from turbodiff.spec.numbers import gb, gib
 from turbodiff.spec.wording import Words
 
 TORCH_REPORT = (sys.executable, "-P", "-m", "turbodiff.runtime.device")
@@ -98,10 +98,10 @@ def doctor() -> DoctorReport:
         "triton": report.triton,
         "diffusers": report.diffusers,
         "driver": machine.driver or "",
-        "GPU": ", ".join(f"{gpu.name} ({_gb(gpu.total_bytes)})" for gpu in machine.gpus),
-        "RAM": _gb(machine.ram_total_bytes),
+        "GPU": ", ".join(f"{gpu.name} ({_memory(gpu.total_bytes)})" for gpu in machine.gpus),
+        "RAM": _memory(machine.ram_total_bytes),
         "ffmpeg": ffmpeg,
-        "free disk here": _gb(shutil.disk_usage(current_folder()).free),
+        "free disk here": gb(shutil.disk_usage(current_folder()).free),
         **report.optional,
     }
     why = Words("en").or_else(f"reason.{machine.gpu_reason}", machine.gpu_error, got=machine.gpu_error)
@@ -120,5 +120,5 @@ def doctor() -> DoctorReport:
     )
 
 
-def _gb(n_bytes: int | None) -> str:
-    return "unknown" if n_bytes is None else gb(n_bytes)
+def _memory(n_bytes: int | None) -> str:
+    return "unknown" if n_bytes is None else gib(n_bytes)

@@ -55,6 +55,7 @@ class Row:
     state: str
     note: str
     acts: tuple[str, ...]
+    starts: str = ""  # when it will, of a job that waits
 
 
 def title(request: Request, words: Words) -> str:
@@ -85,6 +86,10 @@ def progress(job: QueuedJob, events: Iterable[Event], words: Words) -> JobProgre
     else:
         line = words.or_else(f"phase.{phase}", phase)
         line = words("run.step", phase=line, i=step, n=of) if step and of else line
+    again = []
+    if job.attempt > 1:
+        causes = [words.or_else(f"run.strike_{strike}", strike) for strike, count in job.strikes.items() if count]
+        again = [words("run.again", n=job.attempt, why=", ".join(causes) or words("run.strike_unknown"))]
     return JobProgress(
         job=job.id,
         title=title(job.request, words),
@@ -93,7 +98,7 @@ def progress(job: QueuedJob, events: Iterable[Event], words: Words) -> JobProgre
         eta=words("run.eta", time=words.predicted(now.eta_s)) if now and now.eta_s is not None else "",
         share=min(0.99, (done + inside) / len(chips)) if chips else 0.0,
         can_decode=phase.startswith("denoise") and step > 0,
-        notices=tuple(words.notice(event) for event in events if isinstance(event, NoticeEvent))[-NOTICES:],
+        notices=(*again, *[words.notice(event) for event in events if isinstance(event, NoticeEvent)][-NOTICES:]),
     )
 
 
@@ -108,9 +113,28 @@ def queue(snapshot: Snapshot, words: Words) -> list[Row]:
     if len(found) == 1 and found[0][0].state in ACTIVE:
         return []
     return [
-        Row(job.id, title(job.request, words), job.state, waits_for_memory(job, words) or job.request.prompt, acts)
+        Row(
+            job.id,
+            title(job.request, words),
+            job.state,
+            waits_for_memory(job, words) or job.request.prompt,
+            acts,
+            starts_in(job, snapshot, words) if job.state == "queued" else "",
+        )
         for job, acts in found
     ]
+
+
+def starts_in(job: QueuedJob, snapshot: Snapshot, words: Words) -> str:
+    """When a waiting job will start: what is left of the running one and the plans of those before it; "" where a part
+    of that is not known, or nothing starts."""
+    before = [other for other in snapshot.waiting if (other.place, other.id) < (job.place, job.id)]
+    running = snapshot.active
+    left_s = running.progress.eta_s if running and running.progress else 0.0 if running is None else None
+    if snapshot.paused or job.hold_bytes or left_s is None or not all(other.plan for other in before):
+        return ""
+    total_s = left_s + sum(other.plan.seconds for other in before if other.plan)
+    return words("run.starts_in", time=words.seconds(max(1.0, total_s)))
 
 
 def waits_for_memory(job: QueuedJob, words: Words) -> str:
@@ -127,7 +151,8 @@ def draw_progress(shown: JobProgress, words: Words) -> Html:
         for chip in shown.chips
     ]
     decode = action("stop_and_decode", shown.job, words("run.decode"), title=words("run.decode_tip"))
-    stop = action("cancel", shown.job, words("run.stop"), title=words("run.stop_tip"))
+    ask = words("run.stop_ask")
+    stop = action("cancel", shown.job, words("run.stop"), title=words("run.stop_tip"), data_ask=ask)
     buttons = el("div", decode if shown.can_decode else None, stop, cls="td-acts")
     bar = el(
         "div",
@@ -151,6 +176,12 @@ def draw_progress(shown: JobProgress, words: Words) -> Html:
     )
 
 
+def _act(row: Row, act: str, words: Words) -> Html:
+    """A button of a row; to stop what runs is asked about, for it keeps nothing of the clip."""
+    ask = words("run.stop_ask") if act == "cancel" and row.state in ACTIVE else None
+    return action(act, row.job, words(f"run.{act}"), cls="plain", data_ask=ask)
+
+
 def draw_queue(rows: list[Row], paused: bool, words: Words) -> Html:
     """The queue with its buttons; nothing at all when there is nothing to say."""
     if not rows and not paused:
@@ -164,8 +195,9 @@ def draw_queue(rows: list[Row], paused: bool, words: Words) -> Html:
         parts = (
             el("span", words(f"run.state_{row.state}"), cls=f"td-pill {STATE_PILLS.get(row.state, '')}"),
             el("span", row.note, cls="what", title=f"{row.note} · {row.title}"),
+            el("span", row.starts, cls="td-num starts") if row.starts else None,
             el("span", row.title, cls="td-quiet wide"),
-            [action(act, row.job, words(f"run.{act}"), cls="plain") for act in row.acts],
+            [_act(row, act, words) for act in row.acts],
         )
         listed.append(el("div", parts, data_job=row.job, data_state=row.state))
     body = el("div", listed, cls="td-list") if rows else el("p", words("run.queue_empty"), cls="td-quiet")

@@ -150,12 +150,12 @@ def draw_model(model: Model, main: bool, words: Words) -> Html:
         get: Html | None = el("span", words("fit.here"), cls="td-pill good")
         if not choice.here:
             label = words("system.download_size", size=choice.download)
-            get = _download(model, choice, label, main and choice is model.best, words)
+            get = _download(model, choice, label, main and choice is model.best and choice.mark != "no", words)
         rows.append(
             el("div", el("div", what, cls="what"), fit, get, cls="td-line td-variant", data_variant=choice.name)
         )
     files = dict.fromkeys(line for choice in model.choices for line in choice.files)
-    offer = el("span", model.best.offer, cls="td-quiet") if model.best else None
+    offer = el("span", model.best.offer, cls="td-quiet") if model.best and model.best.mark != "no" else None
     return el(
         "div",
         el("div", el("h3", model.name), pill, cls="td-line"),

@@ -200,7 +200,8 @@ def draw_card(card: Card, words: Words, where: str = "stage") -> Html:
         action("reuse", clip, words("clip.reuse"), form=True),
         action("neighbour", clip, words("clip.neighbours"), title=words("clip.seed_tip")),
         action("animate", clip, words("clip.i2v_from_this"), form=True, title=tip, data_time=True),
-        download(media_url(clip), words("clip.open_file")),
+        el("a", words("clip.open_file"), href=media_url(clip), target="_blank", rel="noopener", cls="td-btn plain"),
+        download(media_url(clip), words("clip.save_file")),
     )
     # after a scout there is one question only: is the motion there?
     yes = action("round", f"polish {clip}", words("round.yes"), form=True, cls="main")
@@ -268,11 +269,12 @@ def draw_side(card: Card | None, comparing: bool, words: Words) -> Html:
 
 
 def draw_compare(left: Card | None, right: Card | None, words: Words) -> Html:
-    """Two clips side by side; one button plays both from their start. Nothing without a left one."""
+    """Two clips side by side; one button plays both from their start. Nothing without a left one, a hint until the
+    right one is another."""
     if left is None:
         return Html("")
-    if right is None:
-        return el("p", words("gallery.compare_hint"), cls="td-quiet")
+    if right is None or right.clip.id == left.clip.id:
+        return el("p", words("gallery.compare_hint", clip=left.clip.request.prompt[:60]), cls="td-note calm")
     sides = [
         el("div", el("div", _video(clip, cls="sync"), cls="td-player"), el("h3", clip.request.prompt), facts(rows))
         for clip, rows in ((left.clip, left.facts), (right.clip, right.facts))

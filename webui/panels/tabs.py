@@ -40,7 +40,7 @@ def draw_log(lines: tuple[str, ...], words: Words) -> Html:
     for line in lines:
         level = next((name for name in LEVELS if f"[{name}]" in line), "INFO")
         shown.append(el("div", line, cls=level, data_level=level))
-    return el("div", shown or words("log.empty"), cls="td-log", tabindex="0")
+    return el("div", shown or words("log.empty"), cls="td-log", tabindex="0", data_none=words("log.no_match"))
 
 
 def draw_log_tools(words: Words) -> Html:

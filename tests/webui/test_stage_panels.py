@@ -1,0 +1,125 @@
+"""What the stage, the queue, the log and compare say of jobs and clips, from plain data."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace as Some
+
+from test_view import BARE, EN, ZH, job, plan_on
+
+from turbodiff.diagnostics import doctor
+from turbodiff.spec.clips import Sidecar
+from turbodiff.spec.jobs import Outcome, Progress
+from turbodiff.spec.models import find_model
+from turbodiff.spec.numbers import GIB
+from turbodiff.spec.plan import Fit
+from turbodiff.spec.request import make_request
+from webui import snapshot as snapshots
+from webui.panels import jobs, models, stage, tabs
+from webui.render import _progress, looked_at
+from webui.snapshot import ClipView, Snapshot, StudioReader
+
+RUNNING = job(1, "running", progress=Progress(phase="denoise", step=1, of=4, eta_s=60.0), strikes={})
+QUIET = Some(clip=lambda name: None)
+
+
+def clip(name, prompt="a cat"):
+    sidecar = Sidecar(request=make_request({"prompt": prompt, "model": "demo"}))
+    return ClipView(name, Path(f"{name}.mp4"), None, sidecar)
+
+
+def test_a_job_that_was_queued_beside_the_running_one_does_not_hide_it():
+    seen = Snapshot(machine=BARE, jobs=(job(2), RUNNING))
+    shown, _ = looked_at(seen, "job:2", QUIET)
+    assert shown is RUNNING
+    drawn = _progress(shown, [], seen, EN, "job:2")
+    assert 'data-job="1"' in drawn and 'role="progressbar"' in drawn
+    assert "Job 2 is in the queue. starts in about 1 min" in drawn.replace("60 s", "1 min")
+    alone = Snapshot(machine=BARE, jobs=(job(2),))
+    assert looked_at(alone, "job:2", QUIET)[0].id == 2
+
+
+def test_a_waiting_job_says_when_it_starts_from_the_plans_before_it():
+    plan = plan_on(80, model="wan2.1-1.3b")
+    waiting = tuple(job(number, plan=plan) for number in (3, 2))
+    seen = Snapshot(machine=BARE, jobs=(*waiting, RUNNING))
+    rows = {row.job: row.starts for row in jobs.queue(seen, EN)}
+    assert rows == {
+        1: "",
+        2: EN("run.starts_in", time=EN.seconds(60)),
+        3: EN("run.starts_in", time=EN.seconds(60 + plan.seconds)),
+    }
+    assert "starts in about" in jobs.draw_queue(jobs.queue(seen, EN), False, EN)
+    assert not any(row.starts for row in jobs.queue(Snapshot(jobs=seen.jobs, paused=True), EN))
+
+
+def test_to_stop_what_runs_is_asked_about_and_to_cancel_what_waits_is_not():
+    drawn = jobs.draw_progress(jobs.progress(RUNNING, [], ZH), ZH)
+    assert 'data-ask="停止这个视频' in drawn
+    rows = jobs.draw_queue(jobs.queue(Snapshot(jobs=(job(2), RUNNING)), EN), False, EN)
+    assert rows.count("data-ask") == 1
+
+
+def test_an_attempt_after_the_first_says_why_there_is_one():
+    again = job(1, "running", attempt=2, strikes={"killed": 1})
+    told = jobs.progress(again, [], EN).notices
+    assert told == ("Attempt 2, by itself, because the worker was ended from outside.",)
+    assert jobs.progress(RUNNING, [], EN).notices == ()
+
+
+def test_every_strike_has_its_words_in_both_languages():
+    from typing import get_args
+
+    from turbodiff.jobs.retry_policy import Strike
+
+    for strike in get_args(Strike):
+        assert EN(f"run.strike_{strike}") != ZH(f"run.strike_{strike}")
+
+
+def test_compare_waits_for_a_second_clip_that_is_another():
+    first, second = (stage.card(clip(name, name), EN) for name in ("one", "two"))
+    assert "Choose another clip to see it beside “one”" in stage.draw_compare(first, first, EN)
+    assert "<video" not in stage.draw_compare(first, None, EN)
+    assert stage.draw_compare(first, second, EN).count("<video") == 2
+
+
+def test_open_the_file_opens_it_and_another_button_saves_it():
+    drawn = stage.draw_card(stage.card(clip("one"), EN), EN)
+    opened = next(part for part in drawn.split("<a ") if "Open the file" in part)
+    saved = next(part for part in drawn.split("<a ") if "Save a copy" in part)
+    assert "download" not in opened.split(">")[0] and 'target="_blank"' in opened
+    assert "download" in saved.split(">")[0]
+
+
+def test_a_filter_that_nothing_passes_has_words_for_it():
+    assert 'data-none="No such line in this log."' in tabs.draw_log(("[INFO] up",), EN)
+
+
+def test_a_file_that_does_not_fit_is_never_the_button_to_press():
+    spec = find_model("wan2.1-14b")
+    variant = spec.variants[0]
+
+    def drawn(band):
+        fit = Fit(band, 60.0, (), 58 * GIB, 12 * GIB, suited=True)
+        offer = Some(
+            variant=variant, fit=fit, nbytes=10, free_bytes=100, network_bytes=10, files=(("a", "b", 1),),
+            folder="checkpoints", host="huggingface.co",
+        )  # fmt: skip
+        seen = Snapshot(machine=BARE, offers={spec.name: (offer,)})
+        return models.draw_model(models.model_card(spec, ("a",), seen, EN), True, EN)
+
+    assert "td-btn main" in drawn("fits") and "For this machine" in drawn("fits")
+    assert "td-btn main" not in drawn("no") and "For this machine" not in drawn("no")
+
+
+def test_memory_has_one_unit_everywhere():
+    assert doctor._memory(23 * GIB) == EN.gib(23 * GIB) == "23.0 GiB"
+
+
+def test_what_a_restart_brought_back_is_news_for_a_while_only(monkeypatch):
+    outcome = Outcome(ok=True)
+    reader = StudioReader(Some(restart_outcome=lambda number: outcome, restart=lambda by: 7))
+    assert reader.restarted() is None
+    reader.restart()
+    assert reader.restarted() is outcome and reader.restarted() is outcome
+    monkeypatch.setattr(snapshots, "RESTART_NEWS_S", -math.inf)
+    assert reader.restarted() is None and reader.restarted() is None

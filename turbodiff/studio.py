@@ -13,7 +13,7 @@ from turbodiff.archive import disk
 from turbodiff.archive.clips import Clip, clip_named, clips, read_sidecar
 from turbodiff.archive.seeds import Seed, export_text, import_file, list_seeds, rate
 from turbodiff.diagnostics import background_tasks, logs, support_bundle
-from turbodiff.diagnostics.background_tasks import SelfTest
+from turbodiff.diagnostics.background_tasks import Check, SelfTest
 from turbodiff.diagnostics.doctor import DoctorReport, doctor
 from turbodiff.diagnostics.downloads import Download, Downloads, Move, Offer, download_offers
 from turbodiff.gpu import probe
@@ -24,7 +24,7 @@ from turbodiff.jobs.store import Store
 from turbodiff.media import pictures
 from turbodiff.media.pictures import Look
 from turbodiff.plan.calibration import History
-from turbodiff.plan.hardware import GpuFacts, Machine, only
+from turbodiff.plan.hardware import GpuFacts, Machine, only, pretend
 from turbodiff.plan.planner import Outlook, Policy, outlook, plan_request
 from turbodiff.plan.tiers import Round, Tier, fits_of, rounds, tier_here
 from turbodiff.prompt.weights import clean, parse
@@ -394,7 +394,8 @@ def _request_of(fields: Mapping[str, Any]) -> Request:
 
 
 __all__ = [
-    "HOST_COMMAND", "POLICIES", "CardHolders", "Clip", "DoctorReport", "Download", "Downloads",
-    "GpuFacts", "Holder", "Identity", "Look", "LoraFacts", "LoraFile", "Machine", "Move", "Offer", "Outlook", "Policy",
-    "Round", "Seed", "SelfTest", "Storage", "StoredFile", "Studio", "Tier", "doctor", "pictures", "state_folder",
+    "HOST_COMMAND", "POLICIES", "CardHolders", "Check", "Clip", "DoctorReport", "Download",
+    "Downloads", "GpuFacts", "Holder", "Identity", "Look", "LoraFacts", "LoraFile", "Machine", "Move", "Offer",
+    "Outlook", "Policy", "Round", "Seed", "SelfTest", "Storage", "StoredFile", "Studio", "Tier", "doctor", "pictures",
+    "pretend", "state_folder",
 ]  # fmt: skip

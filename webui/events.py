@@ -3,7 +3,9 @@
 So a reload, a second tab or a lost network can lose nothing: only what a browser has chosen to look at is kept here.
 """
 
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial, wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec
@@ -53,7 +55,9 @@ def action_handler(method: Callable[Concatenate["PageEvents", UiState, P], Answe
             sentence, kind = self.words.error(error.fields()), "warn"
         self.reader.changed()
         note = sentence if isinstance(sentence, Html) else markup.note(sentence, kind)
-        return [*self.renderer.changed(ui_state), dict(ui_state), note]
+        # stamped: the same words once more are drawn once more, also where the browser has put the last ones away
+        stamped = markup.el("div", note, data_at=time.time_ns()) if note else ""
+        return [*self.renderer.changed(ui_state), dict(ui_state), stamped]
 
     return redrawn
 
@@ -83,7 +87,17 @@ class PageEvents:
         tab = page.create
         self.names, self.fields = list(tab.fields), list(tab.fields.values())
         self.boxes = [tab.picture_box, tab.boundary_box, tab.examples]
-        self.estimated = [tab.meter, tab.go, tab.anyway, tab.lint, tab.experts, tab.residency, tab.loras, tab.rounds]
+        self.estimated = [
+            tab.meter,
+            tab.verdict,
+            tab.go,
+            tab.anyway,
+            tab.lint,
+            tab.experts,
+            tab.residency,
+            tab.loras,
+            tab.rounds,
+        ]
         self.panels = [page.stage[name] for name in render.PANELS]
 
     def connect(self, blocks: gr.Blocks) -> None:
@@ -106,8 +120,8 @@ class PageEvents:
             (blocks.load, self.restore, [page.draft], [*whole, *self.estimated]),
             (changed, self.estimate, row, [*self.estimated, page.draft]),
             (picture, self.look, row, [made.picture_note]),
-            (fields["kind"].input, self.new_kind, row, whole),
-            (fields["model"].input, self.new_model, row, whole),
+            (fields["kind"].input, self.new_kind, row, [*whole, *self.estimated]),
+            (fields["model"].input, self.new_model, row, [*whole, *self.estimated]),
             (page.form_bus.fill, self.fill, clicked, filled),
             (page.video_file.upload, self.load_video, [page.video_file, *row], filled),
             (made.go.click, self.go, clicked, out),
@@ -133,10 +147,15 @@ class PageEvents:
             raise BadRequest("not the values of this form")
         return values
 
-    def refilled(self, values: FormValues) -> Updates:
-        """Updates for every field, with the choices of its model, then the boxes that come and go with it."""
-        spec, held = form.model_called(values["model"]), dict(values)
+    def refilled(self, values: FormValues, before: Mapping[str, object] | None = None) -> Updates:
+        """Updates for every field, with the choices of its model, then the boxes that come and go with it.
+
+        `before`: what the form held, which is not sent back: a person may have written on meanwhile.
+        """
+        spec = form.model_called(values["model"])
+        held = {name: value for name, value in values.items() if before is None or before.get(name) != value}
         updates = {name: gr.update(value=held[name]) if name in held else gr.skip() for name in self.names}
+        updates["prompt"]["placeholder"] = create.prompt_hint(spec, self.words)
         updates["model"]["choices"] = create.model_choices(self.reader.here(), self.words)
         boxes = [gr.update(visible=spec.kind == "i2v"), gr.update(visible=spec.two_experts)]
         return [*updates.values(), *boxes, form_help.draw_examples(spec, self.words)]
@@ -145,7 +164,9 @@ class PageEvents:
     def estimate(self, *row: object) -> Updates:
         """The meter and what goes with it, and the draft that the browser keeps."""
         values = self.values_of(row)
-        return [*render.estimate(self.reader, values, self.words), {**values, "image": None}]
+        if not form.is_settled(values):  # a change of model is under way and tells the rest in one step
+            return [gr.skip()] * (len(self.estimated) + 1)
+        return [*render.estimate(self.reader, values, self.words), {**values, "card": ""}]
 
     @handler
     def look(self, *row: object) -> str:
@@ -156,24 +177,29 @@ class PageEvents:
     def restore(self, draft: object) -> Updates:
         """The form as this browser left it; whatever else is in the draft is passed over."""
         kept: Mapping[str, object] = form.sanitize(draft) if isinstance(draft, dict) else {}
-        kept = {name: value for name, value in kept.items() if name in self.names and name != "image"}
+        picture = str(kept.get("image") or "")
+        kept = {name: value for name, value in kept.items() if name in self.names and name not in ("image", "card")}
         first = form_actions.initial_values(self.reader)
         spec = form.model_called(kept.get("model"), find_model(str(first["model"])))
         values = form.fitted_to(spec, {**(form.defaults(spec) if kept else first), **kept})
+        with suppress(TurbodiffError, ValueError):  # one that is no longer there is asked for again
+            values["image"] = str(self.reader.own(Path(picture)))
         return [*self.refilled(values), *render.estimate(self.reader, values, self.words)]
 
     @handler
     def new_kind(self, *row: object) -> Updates:
         """Another kind of clip: the first model that makes it."""
-        values = self.values_of(row)
-        fresh = form_actions.initial_values(self.reader, str(values["kind"]))
-        return self.refilled(form.fitted_to(find_model(str(fresh["model"])), {**values, **fresh}))
+        before = self.values_of(row)
+        fresh = form_actions.initial_values(self.reader, str(before["kind"]))
+        values = form.fitted_to(find_model(str(fresh["model"])), {**before, **fresh})
+        return [*self.refilled(values, before), *render.estimate(self.reader, values, self.words)]
 
     @handler
     def new_model(self, *row: object) -> Updates:
         """Another model: what it cannot take becomes its default."""
-        values = self.values_of(row)
-        return self.refilled(form.fitted_to(form.model_called(values["model"]), values))
+        before = self.values_of(row)
+        values = form.fitted_to(form.model_called(before["model"]), before)
+        return [*self.refilled(values, before), *render.estimate(self.reader, values, self.words)]
 
     @form_handler
     def fill(self, event: gr.EventData, ui_state: UiState, *row: object) -> Filling:

@@ -51,9 +51,11 @@ class FormValues(TypedDict, total=False):
     size: str | None
     loras: str | None  # JSON, see `loras`
     count: Number  # how many clips, with seeds of their own; not part of a request
+    card: str | None  # GiB of a pretended card that the meter shows, as digits; not part of a request
 
 
-FIELDS = tuple(name for name in FormValues.__annotations__ if name != "count")
+FIELDS = tuple(name for name in FormValues.__annotations__ if name not in ("count", "card"))
+CARDS = ("6", "8", "12", "16", "24", "32", "48", "80")  # GiB of usual cards
 COMMON_FRAMES = (5, 9, 17, 33, 49, 81, 117, 161)
 SHORT = 17  # shorter clips are for models that make no longer ones
 I2V_ONLY = ("image", "fit", "adaptive_resolution")
@@ -171,6 +173,13 @@ def fitted_to(spec: ModelSpec, values: Mapping[str, Any]) -> FormValues:
     frames = int(fitted.get("num_frames") or own["num_frames"] or 1)
     fitted["num_frames"] = min(nearest_frame_counts(frames)[0], spec.limits.max_frames)
     return fitted
+
+
+def is_settled(values: Mapping[str, Any]) -> bool:
+    """Whether kind, sizes and frames are ones of the chosen model: while a change of model or kind is under way they
+    still are those of the model before."""
+    fitted = fitted_to(model_called(values.get("model")), values)
+    return all(fitted.get(name) == values.get(name) for name in ("kind", "resolution", "aspect", "num_frames"))
 
 
 def from_request(fields: Mapping[str, Any]) -> FormValues:

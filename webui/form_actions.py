@@ -52,6 +52,8 @@ def fill(reader: StudioReader, name: str, argument: str, values: FormValues, ui_
         case "fill":  # an alternative, the advisor's proposal: some fields at once
             given = {field: value for field, value in object_of(argument).items() if field in FILLABLE}
             return _fitted({**values, **form.sanitize(given)})
+        case "card":  # another card for the meter, "" for this machine
+            return {**values, "card": argument if argument in form.CARDS else ""}
         case "smaller":  # the guide's emergency setting
             less = smaller(str(values["model"]), int(values.get("num_frames") or 49))
             return _fitted({**values, **less, "pinned": []})

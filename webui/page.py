@@ -53,8 +53,8 @@ class Page:
 
 def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
     """Lay the page out inside the gr.Blocks that is open."""
+    gr.HTML(status_bar.draw_help(words), elem_id="first")  # before all else: the link that skips it
     stage = {"bar": gr.HTML(elem_id="bar"), "aid": gr.HTML(elem_id="aid")}
-    gr.HTML(status_bar.draw_help(words))
     act_bus = gr.HTML(elem_classes="hidden-bus", js_on_load=BUS.format(hook="tdAct", event="act"))
     form_bus = gr.HTML(elem_classes="hidden-bus", js_on_load=BUS.format(hook="tdForm", event="fill"))
     note = gr.HTML(elem_id="note")

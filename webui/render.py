@@ -135,22 +135,17 @@ def _progress(job: QueuedJob | None, events: list[Event], snapshot: Snapshot, wo
 
 
 def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[object]:
-    """The form, told in the order of PageEvents.estimated: meter, buttons, lint, experts, residency, LoRAs, rounds."""
+    """The form, told in the order of PageEvents.estimated: meter, verdict, buttons, lint, experts, residency, LoRAs,
+    rounds."""
     spec = form.model_called(values["model"])
     asked = form.request_fields({**values, "loras": ""})
-    plan: Plan | None = None
-    try:
+    with suppress(TurbodiffError):
         asked = reader.asked(values)
-        plan = reader.estimate(_complete(asked, spec), reader.studio.policy)
-        shown = meter.meter(plan, words)
-    except TurbodiffError as error:
-        plan = getattr(error, "plan", None)  # a refusal knows what was asked
-        would_fit = None
-        if reader.studio.policy == "never":
-            with suppress(TurbodiffError):
-                would_fit = reader.estimate(_complete(asked, spec))
-        shown = meter.problem(error.fields(), words, plan, would_fit)
-    button = meter.button(plan, words)
+    plan, shown = _planned(reader, values, spec, words)
+    button, verdict = meter.button(plan, words), meter.draw_verdict(shown, words)
+    card = str(values.get("card") or "")
+    if card:  # a pretended one is for the meter only: the button says what will run here
+        _, shown = _planned(reader, values, spec, words, card)
     prompt = str(values.get("prompt") or "")[:MAX_PROMPT_CHARS]
     try:
         tokens = reader.count_tokens(spec.name, prompt)
@@ -173,7 +168,8 @@ def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[obj
     rounds = reader.studio.rounds(spec.bundled)
     tiles = [form_help.round_tile(found, of_round, seconds, words) for found in rounds]
     return [
-        meter.draw(shown, words) + fit_marks(reader, asked, spec),
+        meter.draw(shown, words, card) + fit_marks(reader, asked, spec, card),
+        verdict,
         gr.update(value=button.label),
         gr.update(visible=bool(button.anyway)),
         form_help.draw_prompt_help(form_help.prompt_help(prompt, tokens, spec, words), words),
@@ -187,6 +183,24 @@ def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[obj
         ),
         form_help.draw_rounds(tiles, form_help.rounds_sum(rounds, of_round, seconds, words), spec, words),
     ]
+
+
+def _planned(
+    reader: StudioReader, values: FormValues, spec: ModelSpec, words: Words, card: str = ""
+) -> tuple[Plan | None, meter.Meter]:
+    """The plan of the form and its meter, on this machine or a pretended card; no plan where it is not legal."""
+    asked = form.request_fields({**values, "loras": ""})
+    try:
+        asked = reader.asked(values)
+        plan = reader.estimate(_complete(asked, spec), reader.studio.policy, card)
+        return plan, meter.meter(plan, words)
+    except TurbodiffError as error:
+        refused: Plan | None = getattr(error, "plan", None)  # a refusal knows what was asked
+        would_fit = None
+        if reader.studio.policy == "never":
+            with suppress(TurbodiffError):
+                would_fit = reader.estimate(_complete(asked, spec), card=card)
+        return refused, meter.problem(error.fields(), words, refused, would_fit)
 
 
 def look(reader: StudioReader, values: FormValues, words: Words) -> Html:
@@ -213,7 +227,7 @@ def look(reader: StudioReader, values: FormValues, words: Words) -> Html:
         return note(words.error(error.fields()), "warn")
 
 
-def fit_marks(reader: StudioReader, asked: Mapping[str, object], spec: ModelSpec) -> Html:
+def fit_marks(reader: StudioReader, asked: Mapping[str, object], spec: ModelSpec, card: str = "") -> Html:
     """A style sheet that shows this model's choices, each size and length with a fit mark, the rest as asked."""
     sizes, counts = spec.limits.resolutions, form.offered_frames(spec)
     bands: dict[tuple[str, object], str] = {}
@@ -228,7 +242,7 @@ def fit_marks(reader: StudioReader, asked: Mapping[str, object], spec: ModelSpec
         }
         for choice, fields in choices.items():
             try:
-                bands[choice] = reader.outlook(_complete({**exactly, **fields}, spec)).band
+                bands[choice] = reader.outlook(_complete({**exactly, **fields}, spec), card).band
             except TurbodiffError:
                 bands[choice] = "no"
     return create.choices_style(spec, asked.get("num_frames"), bands)

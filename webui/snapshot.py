@@ -39,6 +39,7 @@ from turbodiff.studio import (
     Tier,
     doctor,
     pictures,
+    pretend,
 )
 from webui import form
 
@@ -261,21 +262,25 @@ class StudioReader:
         """Which models have their files on this disk."""
         return {spec.name: not missing for spec, missing in self._models()}
 
-    def estimate(self, fields: Mapping[str, object], policy: Policy = "auto") -> Plan:
-        """The plan for a form on the machine as it was a moment ago.
+    def _machine_with(self, card: str) -> Machine:
+        """The machine as it was a moment ago; with a card of so many GiB in place of its own, "" for its own."""
+        return pretend(self._machine(), float(card)) if card in form.CARDS else self._machine()
+
+    def estimate(self, fields: Mapping[str, object], policy: Policy = "auto", card: str = "") -> Plan:
+        """The plan for a form on the machine as it was a moment ago, or on a pretended `card` of so many GiB.
 
         Raises:
             TurbodiffError: not a legal request, or nothing fits.
         """
-        return self.studio.plan(fields, self._machine(), self._inventory(), policy, self._history())
+        return self.studio.plan(fields, self._machine_with(card), self._inventory(), policy, self._history())
 
-    def outlook(self, fields: Mapping[str, object]) -> Outlook:
-        """Whether a form fits the machine as it was a moment ago, and the seconds it would take.
+    def outlook(self, fields: Mapping[str, object], card: str = "") -> Outlook:
+        """Whether a form fits the machine as it was a moment ago, or a pretended card, and the seconds it would take.
 
         Raises:
             TurbodiffError: not a legal request.
         """
-        return self.studio.outlook(fields, self._machine(), self._inventory(), self._history())
+        return self.studio.outlook(fields, self._machine_with(card), self._inventory(), self._history())
 
     def count_tokens(self, model: str, prompt: str) -> int | None:
         """Tokens of a prompt for a model's encoder; None while its tokenizer is not on this disk."""

@@ -64,11 +64,11 @@ def test_auto_and_run_anyway_do_not_ask(events):
 
 def test_never_refuses_and_names_what_would_fit(events):
     events.reader.studio.set_policy("never")
-    meter, label, anyway, *_ = events.estimate(*row(events))
+    meter, _, label, anyway, *_ = events.estimate(*row(events))
     assert 'data-band="no"' in meter and 'id="alternatives"' in meter
     assert label["value"] == "Generate · 14B 720p 161 frames" and anyway["visible"]
     events.reader.studio.set_policy("auto")
-    meter, label, *_ = events.estimate(*row(events))
+    meter, _, label, *_ = events.estimate(*row(events))
     assert 'id="changes"' in meter and 'data-form="pin"' in meter
     assert "161" not in label["value"]
 

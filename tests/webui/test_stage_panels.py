@@ -13,6 +13,7 @@ from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.plan import Fit
 from turbodiff.spec.request import make_request
+from turbodiff.studio import Studio
 from webui import snapshot as snapshots
 from webui.panels import jobs, models, stage, tabs
 from webui.render import _progress, looked_at
@@ -115,11 +116,13 @@ def test_memory_has_one_unit_everywhere():
     assert doctor._memory(23 * GIB) == EN.gib(23 * GIB) == "23.0 GiB"
 
 
-def test_what_a_restart_brought_back_is_news_for_a_while_only(monkeypatch):
+def test_what_a_restart_brought_back_is_news_for_a_while_only(tmp_path, monkeypatch):
     outcome = Outcome(ok=True)
-    reader = StudioReader(Some(restart_outcome=lambda number: outcome, restart=lambda by: 7))
+    reader = StudioReader(Studio(tmp_path / "state", tmp_path / "outputs"))
+    monkeypatch.setattr(reader.studio, "restart_outcome", lambda number: outcome)
     assert reader.restarted() is None
     reader.restart()
     assert reader.restarted() is outcome and reader.restarted() is outcome
     monkeypatch.setattr(snapshots, "RESTART_NEWS_S", -math.inf)
     assert reader.restarted() is None and reader.restarted() is None
+    reader.studio.close()

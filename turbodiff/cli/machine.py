@@ -111,9 +111,10 @@ def selftest(as_json: Annotated[bool, typer.Option("--json", hidden=True)] = Fal
     log, failed = logs.LogFile(logs.log_folder(current_folder(), state_folder()) / logs.RUN_LOG), False
     for name in CHECKS:
         try:
-            found = Check(name=name, ok=True, detail=_check(name))
+            detail, facts = _check(name)
+            found = Check(name=name, ok=True, detail=detail, facts=facts)
         except TurbodiffError as error:
-            found = Check(name=name, ok=False, detail=str(error))
+            found = Check(name=name, ok=False, detail=str(error), facts=error.fields())
         line = f"selftest {name}: {'ok' if found.ok else 'FAILED'}, {found.detail}"
         log.say(line, who="selftest")
         sys.stdout.write((found.model_dump_json() if as_json else printable(line)) + "\n")
@@ -123,8 +124,9 @@ def selftest(as_json: Annotated[bool, typer.Option("--json", hidden=True)] = Fal
         raise typer.Exit(1)
 
 
-def _check(name: str) -> str:
-    """What one of `CHECKS` found; a clip has its name only if every frame agreed with what was sent.
+def _check(name: str) -> tuple[str, dict[str, str]]:
+    """What one of `CHECKS` found, as a line and as its facts; a clip has its name only if every frame agreed with
+    what was sent.
 
     Raises:
         TurbodiffError: something is wrong.
@@ -137,18 +139,24 @@ def _check(name: str) -> str:
         report = look()
         for key, text in report.warnings:
             raise TurbodiffError(text, code=key)
-        return f"torch {report.found['torch']}, ffmpeg {report.found['ffmpeg']}"
+        facts = {name: report.found[name] for name in ("torch", "ffmpeg")}
+        return "torch {torch}, ffmpeg {ffmpeg}".format(**facts), facts
     if name == "gpu":
         machine = machine_now()
-        return ", ".join(card.name for card in machine.gpus) or why_no_gpu(machine, words_here())
+        cards = ", ".join(card.name for card in machine.gpus)
+        return cards or why_no_gpu(machine, words_here()), {
+            "cards": cards, "reason": machine.gpu_reason, "got": machine.gpu_error
+        }  # fmt: skip
     if name == "plan":
         plan = open_studio(None).plan({"prompt": PROMPT})
-        return f"{plan.peak_bytes >> 20} MiB of {plan.budget_bytes >> 20} MiB"
+        facts = {"peak": f"{plan.peak_bytes >> 20} MiB", "budget": f"{plan.budget_bytes >> 20} MiB"}
+        return "{peak} of {budget}".format(**facts), facts
     with tempfile.TemporaryDirectory() as folder:
         studio, output = open_studio(None, Path(folder)), Path(folder) / "selftest.mp4"
         events: list[Event] = []
         made = studio.generate({"prompt": PROMPT, "seed": 1}, output=output, on_event=events.append)
-    return f"{made.frames} frames in {made.seconds:.1f} s, verified, sha256 {made.sha256[:12]}"
+    facts = {"frames": str(made.frames), "seconds": f"{made.seconds:.1f}", "sha256": made.sha256[:12]}
+    return "{frames} frames in {seconds} s, verified, sha256 {sha256}".format(**facts), facts
 
 
 def calibrate(

@@ -37,12 +37,16 @@ class BackgroundTask(NamedTuple):
 
 
 class Check(BaseModel):
-    """One check of the self-test, which prints each as one line of JSON."""
+    """One check of the self-test, which prints each as one line of JSON.
+
+    `facts` are what `detail` says, for the page's own words: of a failure the fields of its error.
+    """
 
     model_config = ConfigDict(frozen=True)
     name: str
     ok: bool
     detail: str
+    facts: dict[str, str] = {}
 
 
 class SelfTest(NamedTuple):

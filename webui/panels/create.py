@@ -31,6 +31,7 @@ class Create:
     picture_note: gr.HTML
     picture_box: gr.Column
     meter: gr.HTML
+    verdict: gr.HTML
     experts: gr.HTML
     boundary_box: gr.Column
     go: gr.Button
@@ -54,7 +55,7 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
     with gr.Column(visible=spec.kind == "i2v") as picture_box:
         fields["image"] = _picture(words)
         picture_note = gr.HTML(padding=False, elem_id="picture")
-    label, hint = words("create.prompt"), words("create.prompt_hint")
+    label, hint = words("create.prompt"), prompt_hint(spec, words)
     fields["prompt"] = gr.Textbox(
         label=label, placeholder=hint, lines=3, max_lines=10, elem_id="prompt", show_label=False
     )
@@ -73,18 +74,25 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
     fps, label = spec.defaults.fps, words("field.num_frames")
     counts = [(words("create.frames_label", n=n, time=words.seconds(n / fps)), n) for n in frames]
     fields["num_frames"] = gr.Radio(counts, value=start["num_frames"], label=label, elem_id="frames")
+    with gr.Column(elem_id="go-box"):  # before what is long: it never covers the meter or the ways out
+        verdict = gr.HTML(elem_id="verdict")
+        with gr.Row(elem_id="go-row"):
+            go = gr.Button(words("create.go"), variant="primary", elem_id="go", scale=3)
+            anyway = gr.Button(words("create.anyway"), visible=False, elem_id="anyway", scale=1)
     meter = gr.HTML(choices_style(spec), elem_id="meter")
-    with gr.Row(elem_id="go-row"):
-        go = gr.Button(words("create.go"), variant="primary", elem_id="go", scale=3)
-        anyway = gr.Button(words("create.anyway"), visible=False, elem_id="anyway", scale=1)
-    rounds = gr.HTML(elem_id="rounds")
+    rounds, loras = gr.HTML(elem_id="rounds"), gr.HTML(elem_id="loras-panel")
     with gr.Accordion(words("create.advanced"), open=False, elem_id="advanced"):
         experts, boundary_box = _advanced(fields, spec, words)
         residency = gr.HTML(elem_id="residency")
-        loras = gr.HTML(elem_id="loras-panel")
         fields["loras"] = gr.Textbox("", visible="hidden", elem_id="loras", label="LoRA")
-    boxes = (lint, samples, picture_note, picture_box, meter, experts, boundary_box)
+        fields["card"] = gr.Textbox("", visible="hidden", elem_id="card-field", label="VRAM")
+    boxes = (lint, samples, picture_note, picture_box, meter, verdict, experts, boundary_box)
     return Create(fields, *boxes, go, anyway, rounds, residency, loras)
+
+
+def prompt_hint(spec: ModelSpec, words: Words) -> str:
+    """What the empty prompt invites to: something that this model can show."""
+    return words("example.demo_1" if spec.bundled else "create.prompt_hint")
 
 
 def _picture(words: Words) -> gr.Image:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from turbodiff.prompt.demo_words import unknown_words
 from turbodiff.prompt.lint import is_chinese, lint
 from turbodiff.spec.models import ModelSpec, find_model
 from turbodiff.spec.request import Request
@@ -28,6 +29,7 @@ LoraRow = Mapping[str, Any]  # {"name", "strength", "expert"}, see form.loras
 
 DEMO_EXAMPLES = ("demo_1", "demo_2", "demo_3")
 EXAMPLES = ("astronaut", "samurai", "cat", "neon")
+MAX_UNKNOWN = 4  # words named in a chip
 NOT_FOR_DEMO = ("too_short", "no_verb")  # the demo's grammar is its own
 THREE_ROUNDS, TEN_MINUTES_S = ("scout", "polish", "deliver"), 600.0  # from an idea to a clip, as the guide promises
 # what is given up, in this order, where a round takes too long or does not fit; the model never for a picture
@@ -72,6 +74,10 @@ def prompt_help(prompt: str, tokens: int | None, spec: ModelSpec, words: Words) 
         for advice in lint(prompt, tokens)
         if not (spec.bundled and advice.key in NOT_FOR_DEMO)
     )
+    unknown = unknown_words(prompt) if spec.bundled else ()
+    if unknown:
+        named = ", ".join(unknown[:MAX_UNKNOWN])
+        chips += (PromptChip("unknown", words("lint.unknown", words=named), words("lint.unknown_tip"), ""),)
     count = words("create.tokens", n=tokens) if tokens is not None and prompt.strip() else ""
     return PromptHelp(chips, count, spec.turbo and not spec.bundled and is_chinese(prompt))
 
@@ -79,7 +85,10 @@ def prompt_help(prompt: str, tokens: int | None, spec: ModelSpec, words: Words) 
 def draw_examples(spec: ModelSpec, words: Words) -> Html:
     """Prompts to start from: shapes for the demo, the guide's for Wan."""
     prompts = [words(f"example.{key}") for key in (DEMO_EXAMPLES if spec.bundled else EXAMPLES)]
-    buttons = [action("example", prompt, prompt, form=True, title=prompt) for prompt in prompts]
+    buttons = [  # one stop of the Tab key, the arrow keys go on (page.js)
+        action("example", prompt, prompt, form=True, title=prompt, tabindex="-1" if place else None)
+        for place, prompt in enumerate(prompts)
+    ]
     tip = el("p", words("create.demo_tip"), cls="td-quiet", style="margin:10px 0 0;font-size:12.5px")
     return join(el("div", buttons, cls="td-examples"), tip if spec.bundled else None)
 

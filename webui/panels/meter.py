@@ -186,12 +186,26 @@ def value_text(name: str, value: object, words: Words) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def draw(shown: Meter, words: Words) -> Html:
-    """The meter as markup."""
+def draw_verdict(shown: Meter, words: Words) -> Html:
+    """The meter in one line, for the place beside the button that never leaves the screen; "" without a plan."""
+    if shown.plan is None:
+        return Html("")
+    plan, kind = shown.plan, words("meter.ram" if shown.plan.device == "cpu" else "meter.vram")
+    numbers = words("meter.numbers", need=words.gib(plan.peak_bytes), budget=words.gib(plan.budget_bytes), kind=kind)
+    time = words("meter.about", time=words.seconds(max(1.0, plan.seconds)))
+    return el("div", el("b", words(f"meter.{plan.band}"), cls=plan.band), f" · {numbers} · {time}", cls="td-verdict")
+
+
+def draw(shown: Meter, words: Words, card: str = "") -> Html:
+    """The meter as markup; `card`: GiB of the pretended card that it is for, "" for this machine."""
+    pretended = None
+    if card:
+        back = action("card", "", words("meter.card_off"), form=True, cls="plain")
+        pretended = el("div", words("meter.card", size=f"{card} GiB"), " ", back, cls="td-note", id="pretended")
     problem = el("div", shown.problem, cls="td-note warn", role="status") if shown.problem else None
     plan = shown.plan
     if plan is None:
-        return el("div", problem, cls="td-html")
+        return el("div", pretended, problem, cls="td-html")
     budget, binding = max(plan.budget_bytes, 1), plan.binding_phase
     kind = words("meter.ram" if plan.device == "cpu" else "meter.vram")
     need, have = words.gib(plan.peak_bytes), words.gib(plan.budget_bytes)
@@ -224,6 +238,7 @@ def draw(shown: Meter, words: Words) -> Html:
     warned = [el("div", warning, cls="td-note warn", role="status") for warning in shown.warnings]
     return el(
         "div",
+        pretended,
         problem,
         warned or None,
         el("div", verdict, el("span", numbers, cls="td-num"), side, cls="head"),

@@ -176,7 +176,8 @@ def draw_best(best: Model | None, words: Words) -> Html | None:
     if best is None or choice is None or choice.mark == "no":
         return None
     name = f"{best.name} {choice.label}"
-    lines = (el("span", choice.words, cls="td-quiet"), el("br"), el("span", choice.offer, cls="td-quiet"))
+    told = (choice.words, choice.offer, words("system.best_more"))
+    lines = [el("div", line, cls="td-quiet") for line in told]
     what = el("div", el("h3", words("system.best", model=name)), lines)
     get = _download(best, choice, words("system.download_best"), True, words)
     progress, by_hand = _progress(best, words), _files(words("system.manual"), choice.files)

@@ -200,7 +200,15 @@ def draw_card(card: Card, words: Words, where: str = "stage") -> Html:
         action("reuse", clip, words("clip.reuse"), form=True),
         action("neighbour", clip, words("clip.neighbours"), title=words("clip.seed_tip")),
         action("animate", clip, words("clip.i2v_from_this"), form=True, title=tip, data_time=True),
-        el("a", words("clip.open_file"), href=media_url(clip), target="_blank", rel="noopener", cls="td-btn plain"),
+        el(
+            "a",
+            words("clip.open_file"),
+            href=media_url(clip),
+            target="_blank",
+            rel="noopener",
+            cls="td-btn plain",
+            style="text-decoration:none",
+        ),
         download(media_url(clip), words("clip.save_file")),
     )
     # after a scout there is one question only: is the motion there?
@@ -253,7 +261,7 @@ def draw_strip(snapshot: Snapshot, limit: int, chosen: str, words: Words, big: b
             el("small", " ".join(filter(None, (clip.sidecar.rating, about)))),
         )
         click = {"type": "button", "cls": "td-tile on" if clip.id == chosen else "td-tile", "data_act": "choose"}
-        said = {"data_arg": clip.id, "aria_label": request.prompt[:100], "title": request.prompt}
+        said = {"data_arg": clip.id, "title": request.prompt}
         shown.append(el("button", parts, **click, **said))
     head = None if big else el("div", words("clip.recent"), cls="td-sec")
     return el("div", head, el("div", shown, cls="td-strip td-big-grid" if big else "td-strip"), cls="td-html")

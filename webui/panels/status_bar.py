@@ -148,7 +148,7 @@ def draw(bar: StatusBar, words: Words) -> Html:
     )
     return el(
         "div",
-        el("div", "turbo", el("i", "diff"), cls="name"),
+        el("h1", "turbo", el("i", "diff"), cls="name"),
         el("div", bar.card, el("small", bar.card_note), cls="card"),
         gauges,
         el("span", el("span", cls="td-dot"), bar.queue, cls=pill, role="status"),
@@ -161,16 +161,20 @@ def draw(bar: StatusBar, words: Words) -> Html:
 
 
 def _plain(name: str, argument: str, label: str | Html, tip: str) -> Html:
-    return local(name, argument, label, cls="plain", title=tip, aria_label=tip)
+    """A quiet button; its tip is also its name where its label is only a glyph."""
+    named = tip if isinstance(label, Html) else None
+    return local(name, argument, label, cls="plain", title=tip, aria_label=named)
 
 
 def draw_help(words: Words) -> Html:
     """The list of keys, hidden until asked for, and the few words that page.js needs."""
     listed = [el("p", el("kbd", key), " ", words(sentence)) for key, sentence in KEYS]
-    close = _plain("help", "", words("bar.close"), words("bar.close"))
+    close = local("help", "", words("bar.close"), cls="plain")
     box = el("div", el("h3", words("bar.help_title")), listed, close)
+    dialog = {"role": "dialog", "aria_modal": "true", "aria_label": words("bar.help_title")}
     return join(
-        el("div", box, id="help", cls="td-help", hidden=True, role="dialog", aria_label=words("bar.help_title")),
+        local("prompt", "", words("bar.skip"), cls="skip"),
+        el("div", box, id="help", cls="td-help", hidden=True, **dialog),
         el("div", words("run.offline"), id="offline", cls="td-note warn", role="status", hidden=True),
         el("span", id="words", data_copied=words("bar.copied"), data_seed=words("create.seed_info"), hidden=True),
     )

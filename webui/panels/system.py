@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from webui.form import CARDS
 from webui.markup import Html, action, el, facts, join, local
 from webui.panels.models import Model, draw_best, draw_model, model_card, section
 from webui.panels.status_bar import RESTART, card_name
 from webui.wording import Words
 
 if TYPE_CHECKING:
-    from turbodiff.studio import DoctorReport, Holder, Machine
+    from turbodiff.studio import Check, DoctorReport, Holder, Machine
     from webui.snapshot import Snapshot
 
 LARGEST_HOLDERS = 5  # shown in first aid
@@ -63,7 +64,7 @@ def system(snapshot: Snapshot, report: DoctorReport | None, words: Words) -> Sys
             (model for name in wanted for model in models if model.id == name and not model.here and model.best), None
         ),
         checks=tuple(
-            (words.or_else(f"system.check_{check.name}", check.name), check.ok, check.detail)
+            (words.or_else(f"system.check_{check.name}", check.name), check.ok, _said(check, words))
             for check in (selftest.checks if selftest else ())
         ),
         checking=bool(selftest and selftest.running),
@@ -91,6 +92,16 @@ def system(snapshot: Snapshot, report: DoctorReport | None, words: Words) -> Sys
             for op, runs, key, numbers in report.kernel_reasons
         ),
     )
+
+
+def _said(check: Check, words: Words) -> str:
+    """What a check of the self-test found, in the language of the page."""
+    facts = check.facts
+    if not check.ok:
+        return words.or_else(f"warning.{facts.get('code')}", words.error(facts)) if facts else check.detail
+    if check.name == "gpu" and facts and not facts.get("cards"):
+        return words.or_else(f"reason.{facts.get('reason')}", words("bar.gpu_none"), got=facts.get("got", ""))
+    return words.or_else(f"system.found_{check.name}", check.detail, **facts)
 
 
 def host_line(snapshot: Snapshot) -> str:
@@ -161,8 +172,10 @@ def draw(shown: System, ready: bool, words: Words) -> Html:
     selftest = el("div", checks, cls="td-list", id="selftest") if checks else about
     start = words("system.selftest_running" if shown.checking else "system.selftest_go")
     run = action("selftest", "", start, disabled=shown.checking, cls="plain")
+    cards = el("div", [action("card", size, f"{size} GiB", form=True) for size in CARDS], cls="td-acts", id="cards")
     left = (
         section(words("system.machine"), facts(shown.cards)),
+        section(words("system.try_card"), (cards, el("p", words("system.try_card_text"), cls="td-quiet"))),
         section(words("system.holders"), holders),
         section(words("system.selftest"), selftest, run),
         section(words("system.kernels"), kernels),

@@ -10,6 +10,18 @@
   const STARTS = ["knob", "neighbour", "retry", "retry_smaller"]; // what they start is shown on the first tab
   const word = (name) => (document.getElementById("words") || {dataset: {}}).dataset[name] || "";
 
+  // focus goes into what opens, and back to where it was when that closes
+  let before = null;
+  const turn = (open, inside, opener) => {
+    if (open) { before = document.activeElement; document.querySelector(inside)?.focus(); return; }
+    (before?.isConnected && before !== document.body ? before : document.querySelector(opener))?.focus();
+  };
+  const isNarrow = () => innerWidth <= 1000; // page.css puts the stage below the form there
+  const soon = (selector, act, left = 30) => {
+    const found = document.querySelector(selector);
+    if (found) act(found); else if (left) setTimeout(() => soon(selector, act, left - 1), 100);
+  };
+
   const actions = {
     theme() { localStorage.setItem("turbodiff.theme", night() === "dark" ? "light" : "dark"); paint(); },
     lang(code) { document.cookie = `turbodiff_lang=${code};path=/;max-age=31536000;samesite=lax`; location.href = base + (code === "zh" ? "/zh/" : "/") + location.search; },
@@ -22,9 +34,18 @@
       if (name !== "all") document.getElementById("log").classList.add(name);
       button.parentElement.querySelectorAll("[data-do=level]").forEach((b) => b.classList.toggle("on", b === button));
     },
-    aid() { if (document.getElementById("aid").classList.toggle("open")) scrollTo({top: 0}); },
+    aid() {
+      const open = document.getElementById("aid").classList.toggle("open");
+      if (open) scrollTo({top: 0});
+      turn(open, "#aid [data-do=aid]", "#bar [data-do=aid]");
+    },
+    prompt() { document.querySelector("#prompt textarea")?.focus(); },
     press(id) { document.getElementById(id)?.click(); },
-    help() { document.getElementById("help").hidden = !document.getElementById("help").hidden; },
+    help() {
+      const box = document.getElementById("help");
+      box.hidden = !box.hidden;
+      turn(!box.hidden, "#help button", "#bar [data-do=help]");
+    },
     play() { document.querySelectorAll("video.sync").forEach((v) => { v.currentTime = 0; v.play(); }); },
   };
 
@@ -46,6 +67,7 @@
 
   // a lost server is said, and that it comes back; Gradio's own timer goes on by itself
   setInterval(async () => {
+    document.querySelectorAll("#note .td-note.good").forEach((old) => { if (old.dataset.read) old.hidden = true; old.dataset.read = "1"; });
     const note = document.getElementById("offline");
     if (!note || document.hidden) return;
     try { note.hidden = (await fetch(`${base}/healthz`, { cache: "no-store" })).ok; } catch { note.hidden = false; }
@@ -65,6 +87,13 @@
   });
 
   document.addEventListener("click", (event) => {
+    if (event.target.closest("#go, #anyway")) {
+      // once more when what it shows has come and made the page long enough
+      if (isNarrow()) [0, 1200].forEach((ms) => setTimeout(() => document.getElementById("stage").scrollIntoView({ block: "start" }), ms));
+      soon("#ask button", (first) => first.focus());
+    }
+    if (event.target.closest("#tabs [role=tab]")) document.querySelectorAll("#note .td-note").forEach((old) => { old.hidden = true; });
+    if (isNarrow() && event.target.closest("#gallery-grid .td-tile")) document.getElementById("gallery-side").scrollIntoView({ block: "start" });
     const button = event.target.closest("[data-do],[data-act],[data-form]");
     if (!button) { if (event.target.id === "help") actions.help(); return; }
     const { do: local, act, form, arg, ask } = button.dataset;
@@ -76,6 +105,34 @@
     (act ? window.tdAct : window.tdForm)?.(act || form, value);
     if (button.dataset.tab) actions.tab(button.dataset.tab);
     if ((form || STARTS.includes(act)) && !button.closest("#create")) actions.tab(0);
+  });
+
+  // a list that Escape has closed opens again at a click: Gradio's opens on focus, which it still has
+  document.addEventListener("mousedown", (event) => {
+    if (event.target.matches?.("#model input") && event.target === document.activeElement && !document.querySelector("ul[role=listbox]")) event.target.blur();
+  });
+
+  // one stop of the Tab key for each group of choices, arrow keys inside it
+  const members = (target) => {
+    const group = target.closest?.("#form fieldset, .td-examples");
+    return group ? [...group.querySelectorAll("input[type=radio], .td-btn")].filter((part) => part.closest("label, .td-btn").offsetParent) : [];
+  };
+  const oneStop = () => document.querySelectorAll("#form fieldset").forEach((group) => {
+    const radios = [...group.querySelectorAll("input[type=radio]")];
+    const stop = radios.find((radio) => radio.checked) || radios[0];
+    radios.forEach((radio) => { radio.tabIndex = radio === stop ? 0 : -1; });
+  });
+  document.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (event.key === "Tab") oneStop();
+    if (event.key === "Tab" && document.getElementById("help")?.hidden === false) { event.preventDefault(); document.querySelector("#help button").focus(); }
+    const group = step && (event.target.type === "radio" || event.target.closest?.(".td-examples")) ? members(event.target) : [];
+    if (group.length < 2) return;
+    event.preventDefault();
+    const next = group[(group.indexOf(event.target) + step + group.length) % group.length];
+    group.forEach((part) => { part.tabIndex = part === next ? 0 : -1; });
+    next.focus();
+    if (next.type === "radio") next.click();
   });
 
   document.addEventListener("keydown", (event) => {

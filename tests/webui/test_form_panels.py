@@ -1,0 +1,116 @@
+"""What follows the model and the form: hints, chips, the meter of another card, what a change of model sends."""
+
+import re
+
+import gradio as gr
+import pytest
+import test_page_events
+from PIL import Image
+
+from turbodiff.diagnostics.background_tasks import Check, SelfTest
+from turbodiff.spec.models import find_model
+from webui import form
+from webui.panels import create, form_help, status_bar, system
+from webui.panels.form_help import prompt_help
+from webui.snapshot import Snapshot
+from webui.wording import Words
+
+EN, ZH = Words("en"), Words("zh")
+events = test_page_events.events  # the fixture
+DEMO = {"prompt": "a red circle moves right", "kind": "t2v"}
+
+
+def demo_row(events, **changed):
+    return test_page_events.row(events, **{**form.defaults(find_model("demo")), **DEMO, **changed})
+
+
+@pytest.mark.parametrize("words", [EN, ZH])
+def test_the_empty_prompt_invites_to_what_the_model_can_show(words):
+    from turbodiff.prompt.demo_words import unknown_words
+
+    assert unknown_words(create.prompt_hint(find_model("demo"), words)) == ()
+    assert create.prompt_hint(find_model("wan2.1-14b"), words) == words("create.prompt_hint")
+
+
+def test_a_change_of_model_brings_its_hint_and_its_meter_in_one_step(events):
+    answer = events.new_model(*demo_row(events, model="wan2.1-1.3b"))
+    assert len(answer) == len(events.fields) + len(events.boxes) + len(events.estimated)
+    assert answer[events.names.index("prompt")]["placeholder"] == EN("create.prompt_hint")
+    assert "value" not in answer[events.names.index("prompt")]  # a person may be writing on
+    meter = answer[len(events.fields) + len(events.boxes)]
+    assert "data-band" in meter and "no resolution" not in meter
+
+
+def test_a_form_between_two_models_is_no_reason_for_an_error(events):
+    skipped = events.estimate(*demo_row(events, model="wan2.1-14b"))
+    assert skipped == [gr.skip()] * (len(events.estimated) + 1)
+    assert "data-band" in events.estimate(*demo_row(events))[0]
+
+
+def test_words_that_the_demo_does_not_know_get_a_chip():
+    prompt = "a red circle moves right on a white background"
+    (chip,) = prompt_help(prompt, 10, find_model("demo"), EN).chips
+    assert (chip.key, chip.sentence) == ("unknown", "The demo does not know: white background")
+    assert all(chip.key != "unknown" for chip in prompt_help(prompt, 10, find_model("wan2.1-14b"), EN).chips)
+
+
+def test_another_card_is_for_the_meter_only(events):
+    own, other = (events.estimate(*test_page_events.row(events, card=card)) for card in ("", "80"))
+    assert 'id="pretended"' not in own[0] and 'id="pretended"' in other[0]
+    assert 'data-band="fits"' in other[0] and "80 GiB" in other[0]
+    label = events.estimated.index(events.page.create.go)
+    assert own[label] == other[label]  # the button says what will run here
+    assert "card" not in form.request_fields({"card": "80", **DEMO})
+    assert other[-1]["card"] == ""  # a reload is this machine again
+
+
+def test_the_system_tab_offers_usual_cards():
+    drawn = system.draw(system.system(Snapshot(), None, EN), False, EN)
+    assert re.findall(r'data-form="card"', drawn) == ['data-form="card"'] * len(form.CARDS)
+
+
+def test_a_reload_keeps_a_picture_that_was_uploaded_here_and_no_other(events, tmp_path):
+    uploads = events.reader.studio.state / "uploads"
+    uploads.mkdir(parents=True, exist_ok=True)
+    for path in (uploads / "mine.png", tmp_path / "other.png"):
+        Image.new("RGB", (64, 64), "navy").save(path)
+    held = dict(
+        zip(events.names, test_page_events.row(events, **form.defaults(find_model("wan2.2-a14b"))), strict=True)
+    )
+    place = events.names.index("image")
+    kept = events.restore({**held, "image": str(uploads / "mine.png")})[place]
+    assert kept["value"] == str(uploads / "mine.png")
+    for gone in (str(tmp_path / "other.png"), str(uploads / "gone.png"), "a\0b", ""):
+        assert not events.restore({**held, "image": gone})[place].get("value")
+
+
+def test_a_folder_for_loras_is_named_where_there_is_none():
+    drawn = form_help.draw_loras([], "/models/loras", False, EN)
+    assert "LoRA" in drawn and "/models/loras" in drawn
+
+
+def test_the_page_has_one_heading_and_names_that_are_the_labels():
+    bar = status_bar.draw(status_bar.status_bar(Snapshot(), ZH), ZH)
+    assert bar.count("<h1") == 1
+    for button in re.findall(r"<button[^>]*>[^<]*</button>", bar):  # those whose label is text
+        assert "aria-label" not in button
+    assert 'class="td-btn skip"' in status_bar.draw_help(EN)
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        (("plan", True, {"peak": "612 MiB", "budget": "20480 MiB"}), "需要 612 MiB，可用 20480 MiB"),
+        (("gpu", True, {"cards": "", "reason": "gpu_lost", "got": "x"}), "显卡已掉线"),
+        (("clip", True, {"frames": "17", "seconds": "3.1", "sha256": "ab"}), "17 帧，用时 3.1 秒"),
+        (("clip", False, {"code": "disk_full", "what": "the disk is full"}), "磁盘已满"),
+        (("install", False, {"code": "torch_silent", "what": "torch does not start"}), "torch 无法启动"),
+        (("clip", True, {}), "in English"),
+    ],
+    ids=lambda part: str(part)[:20],
+)
+def test_the_self_test_speaks_the_language_of_the_page(check, said):
+    name, ok, facts = check
+    made = Check(name=name, ok=ok, detail="in English", facts=facts)
+    drawn = system.draw(system.system(Snapshot(selftest=SelfTest(False, (made,))), None, ZH), False, ZH)
+    assert said in drawn

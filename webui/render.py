@@ -101,11 +101,11 @@ class Renderer:
 def looked_at(snapshot: Snapshot, chosen: str, reader: StudioReader) -> tuple[QueuedJob | None, ClipView | None]:
     """The job and the clip that the stage shows: what was chosen, else what runs, else the newest clip.
 
-    A job that only waits is no reason to hide the one that runs: it stands in the queue beside it.
+    A job that only waits, or was cancelled, is no reason to hide the one that runs: it stands in the queue beside it.
     """
     if chosen.startswith("job:"):
         job = snapshot.job(int(chosen[4:])) or snapshot.active
-        if job is not None and job.state == "queued":
+        if job is not None and job.state in ("queued", "cancelled"):
             job = snapshot.active or job
         return job, reader.clip(Path(job.result.path).stem) if job and job.result else None
     if chosen:

@@ -35,6 +35,8 @@ def test_a_job_that_was_queued_beside_the_running_one_does_not_hide_it():
     drawn = _progress(shown, [], seen, EN, "job:2")
     assert 'data-job="1"' in drawn and 'role="progressbar"' in drawn
     assert "Job 2 is in the queue. starts in about 1 min" in drawn.replace("60 s", "1 min")
+    gone = Snapshot(machine=BARE, jobs=(job(2, "cancelled"), RUNNING))
+    assert looked_at(gone, "job:2", QUIET)[0] is RUNNING
     alone = Snapshot(machine=BARE, jobs=(job(2),))
     assert looked_at(alone, "job:2", QUIET)[0].id == 2
 

@@ -13,7 +13,7 @@ from turbodiff.archive import disk
 from turbodiff.archive.clips import Clip, clip_named, clips, read_sidecar
 from turbodiff.archive.seeds import Seed, export_text, import_file, list_seeds, rate
 from turbodiff.diagnostics import background_tasks, logs, support_bundle
-from turbodiff.diagnostics.background_tasks import Check, SelfTest
+from turbodiff.diagnostics.background_tasks import SelfTest
 from turbodiff.diagnostics.doctor import DoctorReport, doctor
 from turbodiff.diagnostics.downloads import Download, Downloads, Move, Offer, download_offers
 from turbodiff.gpu import probe
@@ -394,8 +394,7 @@ def _request_of(fields: Mapping[str, Any]) -> Request:
 
 
 __all__ = [
-    "HOST_COMMAND", "POLICIES", "CardHolders", "Check", "Clip", "DoctorReport", "Download",
-    "Downloads", "GpuFacts", "Holder", "Identity", "Look", "LoraFacts", "LoraFile", "Machine", "Move", "Offer",
-    "Outlook", "Policy", "Round", "Seed", "SelfTest", "Storage", "StoredFile", "Studio", "Tier", "doctor", "pictures",
-    "pretend", "state_folder",
+    "HOST_COMMAND", "POLICIES", "CardHolders", "Clip", "DoctorReport", "Download", "Downloads", "GpuFacts", "Holder",
+    "Identity", "Look", "LoraFacts", "LoraFile", "Machine", "Move", "Offer", "Outlook", "Policy", "Round", "Seed",
+    "SelfTest", "Storage", "StoredFile", "Studio", "Tier", "doctor", "pictures", "pretend", "state_folder",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from webui.panels.status_bar import RESTART, card_name
 from webui.wording import Words
 
 if TYPE_CHECKING:
-    from turbodiff.studio import Check, DoctorReport, Holder, Machine
+    from turbodiff.studio import DoctorReport, Holder, Machine
     from webui.snapshot import Snapshot
 
 LARGEST_HOLDERS = 5  # shown in first aid
@@ -64,7 +64,11 @@ def system(snapshot: Snapshot, report: DoctorReport | None, words: Words) -> Sys
             (model for name in wanted for model in models if model.id == name and not model.here and model.best), None
         ),
         checks=tuple(
-            (words.or_else(f"system.check_{check.name}", check.name), check.ok, _said(check, words))
+            (
+                words.or_else(f"system.check_{check.name}", check.name),
+                check.ok,
+                _said(check.name, check.ok, check.detail, check.facts, words),
+            )
             for check in (selftest.checks if selftest else ())
         ),
         checking=bool(selftest and selftest.running),
@@ -94,14 +98,13 @@ def system(snapshot: Snapshot, report: DoctorReport | None, words: Words) -> Sys
     )
 
 
-def _said(check: Check, words: Words) -> str:
-    """What a check of the self-test found, in the language of the page."""
-    facts = check.facts
-    if not check.ok:
-        return words.or_else(f"warning.{facts.get('code')}", words.error(facts)) if facts else check.detail
-    if check.name == "gpu" and facts and not facts.get("cards"):
+def _said(name: str, ok: bool, detail: str, facts: Mapping[str, str], words: Words) -> str:
+    """What a check of the self-test found, in the language of the page; `detail` is how it said so itself."""
+    if not ok:
+        return words.or_else(f"warning.{facts.get('code')}", words.error(facts)) if facts else detail
+    if name == "gpu" and facts and not facts.get("cards"):
         return words.or_else(f"reason.{facts.get('reason')}", words("bar.gpu_none"), got=facts.get("got", ""))
-    return words.or_else(f"system.found_{check.name}", check.detail, **facts)
+    return words.or_else(f"system.found_{name}", detail, **facts)
 
 
 def host_line(snapshot: Snapshot) -> str:

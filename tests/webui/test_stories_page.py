@@ -43,10 +43,6 @@ def test_a_second_job_stands_beside_the_one_that_runs_and_a_stop_is_asked_about(
         wait_done(app, first, "cancelled")
         page.click("#tabs [role=tab] >> nth=4")  # what was said stays with its tab
         page.wait_for_selector("#note .td-note", state="hidden")
-        page.click("#log-tab [data-arg=errors]")
-        if not page.locator("#log .ERROR, #log .CRITICAL").count():
-            said = page.evaluate("getComputedStyle(document.querySelector('#log .td-log'), '::before').content")
-            assert "No such line" in said
 
 
 def test_a_change_of_model_is_one_step_and_its_list_opens_again_after_escape(app, chromium):
@@ -66,16 +62,6 @@ def test_a_change_of_model_is_one_step_and_its_list_opens_again_after_escape(app
         page.wait_for_selector("ul[role=listbox]")
         page.keyboard.press("Escape")
         page.wait_for_selector("ul[role=listbox]", state="detached")
-        top = page.locator("#model").bounding_box()["y"]
-        write_prompt(page, "a red circle moves right on a white background")
-        page.wait_for_selector("#lint [data-key=unknown]")
-        assert page.locator("#model").bounding_box()["y"] == top  # the count of tokens shifted nothing
-        assert page.is_visible("#lora-list")
-        page.click("#tabs [role=tab] >> nth=3")
-        page.click("#cards [data-arg='12']")
-        page.wait_for_selector("#pretended:has-text('12 GiB')")
-        page.click("#pretended button")
-        page.wait_for_selector("#pretended", state="detached")
 
 
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (1920, 1080)])

@@ -1,6 +1,6 @@
 """`python webui/app.py`: runs the supervisor, with the page as its child. Works from any folder and with any Python.
 
-Flags: --port 7860, --no-browser, --listen, --state-dir, --outputs, --lang en|zh. See --help. What is not of the
+Flags: turbodiff/spec/page_flags.py. What is not of the
 standard library is imported inside the functions: a Python without it must reach the line that says so.
 """
 
@@ -19,11 +19,8 @@ if not os.path.samefile(os.curdir, os.path.dirname(os.path.dirname(os.path.abspa
         if os.path.isabs(entry) and not (os.path.isdir(entry) and os.path.samefile(entry, os.curdir))
     )
 
-import argparse
 import contextlib
 import getpass
-import ipaddress
-import re
 import socket
 import threading
 import time
@@ -34,16 +31,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
-PORT = 7860
-LOOPBACK = "127.0.0.1"
-ALL_ADDRESSES = "0.0.0.0"
 PASSWORD = "TURBODIFF_PASSWORD"
 PASSWORD_BYTES = 1024  # what a login page may send (security.LOGIN_BYTES) holds it with each byte as %XX
-ASK = "\0ask"  # `--password` without a value; no argument of a process can hold it
 STARTUP_LOG, RUN_LOG = "webui_startup_latest.log", "webui_test.log"  # diagnostics/logs.py writes them
 
 
@@ -65,46 +59,6 @@ def use_own_python() -> None:
         sys.exit("turbodiff is not installed for this Python: run scripts/start once")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Flags of `python webui/app.py`, the same for its web child."""
-    flags = argparse.ArgumentParser(
-        prog="webui/app.py", description="turbodiff: text or a picture to a short video", allow_abbrev=False
-    )
-    add = flags.add_argument
-    add("--port", type=int, default=PORT, help="default: %(default)s")
-    add(
-        "--listen",
-        nargs="?",
-        const=ALL_ADDRESSES,
-        default=LOOPBACK,
-        metavar="ADDRESS",
-        help="serve other machines, all addresses or one; needs a password",
-    )
-    add(
-        "--password",
-        nargs="?",
-        const=ASK,
-        default=None,
-        help=f"for --listen; without a value it is asked for; or ${PASSWORD}",
-    )
-    add("--password-file", type=Path, default=None, metavar="FILE", help="its first line is the password, as UTF-8")
-    add("--host-name", action="append", default=[], metavar="NAME", help="another name that this page answers to")
-    add(
-        "--proxy",
-        action="append",
-        default=[],
-        metavar="ADDRESS",
-        help="a reverse proxy (address or network) whose X-Forwarded headers are believed",
-    )
-    add("--root-path", default="", metavar="/PATH", help="where a reverse proxy puts the page: https://name/PATH/")
-    add("--state-dir", type=Path, default=None, help="queue, caches, logs")
-    add("--outputs", type=Path, default=Path("outputs"), help="where clips go; default: %(default)s")
-    add("--lang", choices=("auto", "en", "zh"), default="auto", help="default: as the browser asks")
-    add("--mcp", action="store_true", help="offer the API's calls to agents at /gradio_api/mcp/; needs the mcp package")
-    add("--no-browser", action="store_true", help="do not open a browser")
-    return flags
-
-
 def read_password(args: argparse.Namespace) -> str:
     """The password of `--password-file`, of the terminal, of `--password` or of $TURBODIFF_PASSWORD; "" for none.
 
@@ -114,6 +68,7 @@ def read_password(args: argparse.Namespace) -> str:
     """
     from turbodiff.spec.errors import RequestError
     from turbodiff.spec.files import open_file
+    from turbodiff.spec.page_flags import ASK
 
     named, password = f"${PASSWORD}" if args.password is None else "--password", str(args.password or "")
     try:
@@ -182,43 +137,10 @@ def check(args: argparse.Namespace) -> None:
             proxy or a root path that is none.
     """
     from turbodiff.spec.errors import RequestError
+    from turbodiff.spec.page_flags import check_flags
     from webui.listening import is_loopback, listening_sockets
 
-    if args.mcp and find_spec("mcp") is None:
-        raise RequestError(
-            "agents are served with the mcp package",
-            code="mcp_missing",
-            field="--mcp",
-            try_instead='pip install "turbodiff[mcp]", or leave --mcp out',
-        )
-    for proxy in args.proxy:
-        try:
-            ipaddress.ip_network(proxy, strict=False)
-        except ValueError:
-            raise RequestError(
-                "a proxy is named by its address or network",
-                code="bad_proxy",
-                field="--proxy",
-                got=proxy,
-                try_instead="--proxy 127.0.0.1",
-            ) from None
-    for name in args.host_name:
-        if not re.fullmatch(r"[\w.-]+|\[?[0-9A-Fa-f:.]+\]?", name):
-            raise RequestError(
-                "a host name stands alone, without scheme, port or path",
-                code="bad_host_name",
-                field="--host-name",
-                got=name,
-                try_instead="--host-name video.example",
-            )
-    if args.root_path and not re.fullmatch(r"(/(?!\.{1,2}(/|$))[\w.~-]+)+/?", args.root_path):
-        raise RequestError(
-            "a root path is a slash and names of letters, digits and . _ ~ -",
-            code="bad_root_path",
-            field="--root-path",
-            got=args.root_path,
-            try_instead="--root-path /video",
-        )
+    check_flags(args)
     for sock in listening_sockets(args.listen, args.port):
         sock.close()
     if not args.password and not is_loopback(args.listen):
@@ -248,10 +170,11 @@ def main(argv: Sequence[str]) -> int:
     from turbodiff.spec import stdio
     from turbodiff.spec.environment import check_folder
     from turbodiff.spec.errors import TurbodiffError, not_started
+    from turbodiff.spec.page_flags import page_parser
     from turbodiff.spec.text import printable
 
     stdio.make_safe()
-    args = parser().parse_args(argv)
+    args = page_parser().parse_args(argv)
     try:
         check_folder()
         args.password = os.environ[PASSWORD] = read_password(args)

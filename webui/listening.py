@@ -10,9 +10,8 @@ import socket
 from pathlib import Path
 
 from turbodiff.spec.errors import PortInUseError, RequestError, TurbodiffError
+from turbodiff.spec.page_flags import ALL_ADDRESSES, LOOPBACK, check_port
 
-LOOPBACK = "127.0.0.1"
-ALL_ADDRESSES = "0.0.0.0"
 ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # no such address, no IPv6 at all
 FIRST_FREE_PORT = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")  # ip(7); 1024 where it is not told
 Place = tuple[socket.AddressFamily, tuple[str, int]]
@@ -32,11 +31,7 @@ def listening_sockets(listen: str, port: int) -> list[socket.socket]:
         PortInUseError: another program holds the port; it is named where the system tells.
         RequestError: no such port, name or address here, or no right to it.
     """
-    if not 1 <= port <= 65535:
-        raise RequestError(
-            "there is no such port", code="bad_port", field="--port", got=port, expected="1 to 65535",
-            try_instead="--port 7860",
-        )  # fmt: skip
+    check_port(port)
     made: list[socket.socket] = []
     with contextlib.ExitStack() as on_failure:
         places = _places(listen, port)

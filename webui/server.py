@@ -20,10 +20,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from turbodiff.spec import stdio
 from turbodiff.spec.environment import PASSWORD
 from turbodiff.spec.errors import TurbodiffError
+from turbodiff.spec.page_flags import page_parser
 from turbodiff.spec.text import printable
 from turbodiff.studio import Studio
 from webui import events, page
-from webui.app import check, parser, read_password
+from webui.app import check, read_password
 from webui.listening import listening_sockets, reachable_at, url_of
 from webui.markup import ROOT_PATH, link
 from webui.proxies import ProxyMiddleware, RootPathMiddleware
@@ -162,7 +163,7 @@ class LanguageRedirect:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page until told to stop; returns the exit code."""
     stdio.make_safe()
-    args = parser().parse_args(argv)
+    args = page_parser().parse_args(argv)
     try:
         args.password = os.environ[PASSWORD] = read_password(args)
         check(args)

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbodiff.cli import service
+from turbodiff.spec.page_flags import page_parser
 
 ROOT = Path(__file__).parents[2]
 ODD = [
@@ -322,3 +323,58 @@ def test_open_shows_the_page_and_starts_the_service_first_where_it_does_not_run(
     code, told = turbodiff("service", "open", "--port", "1")  # systemd says that it started, the page never comes
     assert asked(home)[-1] == "start turbodiff.service"
     assert code == 1 and "the page does not answer" in told.err and "systemctl --user status" in told.err
+
+
+SERVED = ["--listen", "::", "--password-file", "secret", "--root-path", "/video", "--proxy", "10.0.0.0/8"]
+SERVED += ["--host-name", "video.example", "--lang", "zh", "--mcp", "--port", "7999", "--state-dir", "state"]
+
+
+def test_every_flag_of_the_page_goes_into_the_unit_and_the_entry_and_means_the_same_there(
+    home, turbodiff, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("turbodiff.spec.page_flags.find_spec", lambda name: name)
+    code, told = turbodiff("service", "install", *SERVED)
+    assert code == 0, told.err
+    wish = vars(page_parser().parse_args([*SERVED, "--outputs", "outputs"]))
+    folders = {name: tmp_path / wish[name] for name in ("outputs", "state_dir", "password_file")}
+    unit, entry = exec_start(home), exec_of(home)
+    in_unit = vars(page_parser().parse_args(unit[unit.index(str(ROOT / "webui" / "app.py")) + 1 :]))
+    assert in_unit == wish | folders | {"no_browser": True}
+    assert vars(page_parser().parse_args(entry[entry.index("open") + 1 :])) == wish | folders
+    given = {action.dest for action in page_parser()._actions} - {"help", "password", "no_browser", "outputs"}
+    assert not [name for name in given if wish[name] == page_parser().get_default(name)], "one was forgotten here"
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "told"),
+    [
+        (["--listen"], "listen_needs_password", "--password-file"), (["--port", "0"], "bad_port", "65535"),
+        (["--root-path", "video"], "bad_root_path", "/video"), (["--proxy", "x"], "bad_proxy", "127.0.0.1"),
+    ],
+)  # fmt: skip
+def test_what_the_page_would_refuse_is_refused_before_a_file_is_written(home, turbodiff, flags, code, told):
+    status, said = turbodiff("service", "install", *flags)
+    assert status == 2 and told in said.err and not home.exists(), code
+
+
+def test_a_password_on_the_command_line_gets_into_no_file(home, turbodiff):
+    status, said = turbodiff("service", "install", "--password", "sesame")
+    assert status == 2 and "--password" in said.err and not home.exists()
+
+
+@pytest.mark.parametrize("command", [("serve",), ("service", "install"), ("service", "open")])
+def test_the_help_of_each_way_to_start_the_page_names_all_its_flags(home, turbodiff, command):
+    status, said = turbodiff(*command, "--help")
+    assert status == 0
+    for action in page_parser()._actions:
+        if action.dest not in ("help", "password"):
+            assert action.option_strings[0] in said.out, action.dest
+
+
+@pytest.mark.parametrize(
+    ("listen", "url"),
+    [("::", "http://127.0.0.1:7999/"), ("fd00::20", "http://[fd00::20]:7999/"), ("10.0.0.4", "http://10.0.0.4:7999/")],
+)
+def test_status_asks_where_the_page_listens(home, turbodiff, listen, url):
+    turbodiff("service", "install", "--listen", listen, "--password-file", "secret", "--port", "7999")
+    assert f"page       {url} does not answer" in turbodiff("service", "status")[1].out

@@ -24,6 +24,7 @@ from types import FrameType
 import typer
 
 from turbodiff.cli import downloads  # noqa: F401  adds commands to models_app
+from turbodiff.cli.flags import PAGE_FLAGS
 from turbodiff.cli.generate import generate, plan
 from turbodiff.cli.machine import calibrate, doctor, gpu, models_app, selftest
 from turbodiff.cli.queue import jobs_app, restart, seeds_app, serve, support_bundle
@@ -40,8 +41,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, plan, serve, restart, gpu, calibrate, doctor, selftest, support_bundle):
+for command in (generate, plan, restart, gpu, calibrate, doctor, selftest, support_bundle):
     app.command()(command)
+app.command(**PAGE_FLAGS)(serve)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(seeds_app, name="seeds")
 app.add_typer(models_app, name="models")

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -17,6 +17,13 @@ from turbodiff.spec.models import all_models
 
 if TYPE_CHECKING:
     from turbodiff.studio import Studio
+
+
+class PageFlags(TypedDict):
+    """Settings of a command."""
+
+    add_help_option: bool
+    context_settings: dict[object, object]
 
 
 def model_names(bundled: bool = True) -> str:
@@ -32,6 +39,12 @@ Json = Annotated[bool, typer.Option("--json", help="one JSON object a line inste
 StateDir = Annotated[Path | None, typer.Option("--state-dir", help="queue and caches; default: the XDG state folder")]
 Outputs = Annotated[Path, typer.Option("--outputs", help="the library's folder")]
 OUTPUTS = Path("outputs")
+
+# a command that leaves its flags, --help too, to the parser of the page's (spec/page_flags.py)
+PAGE_FLAGS: PageFlags = {
+    "add_help_option": False,
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+}
 
 PROMPT = typer.Argument(help='What to show, e.g. "a red circle moves right on a black background"')
 # field of a request (spec/request.py) -> its flag, other names of it, what --help says; values are checked there

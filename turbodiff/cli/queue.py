@@ -13,6 +13,7 @@ from turbodiff.cli.flags import OUTPUTS, Json, Outputs, StateDir, open_studio
 from turbodiff.spec.environment import module_path
 from turbodiff.spec.errors import RequestError, TurbodiffError, not_started
 from turbodiff.spec.jobs import ACTIVE
+from turbodiff.spec.page_flags import page_parser
 
 RESTART_WAIT_S = 60.0
 POLL_S = 0.2
@@ -150,20 +151,14 @@ def import_seeds(path: Path, state_dir: StateDir = None, outputs: Outputs = OUTP
     sys.stdout.write(f"{open_studio(state_dir, outputs).import_seeds(path)} rows\n")
 
 
-def serve(
-    port: Annotated[int, typer.Option("--port")] = 7860,
-    no_browser: Annotated[bool, typer.Option("--no-browser")] = False,
-    state_dir: StateDir = None,
-    outputs: Annotated[Path, typer.Option("--outputs")] = Path("outputs"),
-) -> None:
-    """Start the app with its page: the same as `python webui/app.py`."""
-    argv = ["--port", str(port), "--outputs", str(outputs)]
-    argv += ["--no-browser"] if no_browser else []
-    argv += ["--state-dir", str(state_dir)] if state_dir else []
+def serve(context: typer.Context) -> None:
+    """Start the app with its page: the same as `python webui/app.py`, with the same flags."""
+    page_parser("turbodiff serve").parse_args(context.args)  # --help, and what is no flag
     sys.stdout.flush()
     path = module_path(os.environ.get("PYTHONPATH", ""))  # and -P: no module of the folder it is started in
+    argv = [sys.executable, "-P", "-m", "webui.app", *context.args]
     try:
-        os.execve(sys.executable, [sys.executable, "-P", "-m", "webui.app", *argv], {**os.environ, "PYTHONPATH": path})
+        os.execve(sys.executable, argv, {**os.environ, "PYTHONPATH": path})
     except OSError as error:
         raise not_started(sys.executable, error) from None
 

@@ -1,5 +1,6 @@
 """`turbodiff service`: the app as a systemd unit and a desktop entry of this user; nothing of the system, no sudo."""
 
+import argparse
 import importlib.util
 import os
 import re
@@ -8,17 +9,18 @@ import sys
 import time
 import urllib.request
 import webbrowser
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from turbodiff.cli.flags import OUTPUTS, StateDir
+from turbodiff.cli.flags import PAGE_FLAGS
 from turbodiff.diagnostics.logs import redact
-from turbodiff.spec.environment import KEPT, NETWORK, PASSWORD, expand, home_folder, with_network
-from turbodiff.spec.errors import FileError, TurbodiffError
+from turbodiff.spec.environment import KEPT, NETWORK, PASSWORD, home_folder, with_network
+from turbodiff.spec.errors import FileError, RequestError, TurbodiffError
 from turbodiff.spec.files import atomic_write
+from turbodiff.spec.page_flags import ALL_ADDRESSES, LOOPBACK, as_flags, check_flags, page_parser
 
 UNIT, ENTRY = "turbodiff.service", "turbodiff.desktop"
 MARK = "# Made by `turbodiff service install`; `turbodiff service uninstall` takes it away.\n"
@@ -58,6 +60,7 @@ CARRIED = (
     *("XDG_STATE_HOME", "XDG_CACHE_HOME", *NETWORK),
 )
 NOT_CARRIED = (PASSWORD, KEPT)
+ONLY_HERE = ("", LOOPBACK, "localhost", "::1", "[::1]")
 START_WAIT_S, SYSTEMCTL_WAIT_S, POLL_S = 60.0, 60.0, 0.3
 NOT_RUNNING = 3  # as `systemctl status` ends
 
@@ -65,9 +68,7 @@ service_app = typer.Typer(
     help="Start with the session, stand in the menu of programs: install, uninstall, status, open.",
     no_args_is_help=True,
 )
-Port = Annotated[int, typer.Option("--port", min=1, max=65535)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="show what would be written and run; change nothing")]
-OutputsFolder = Annotated[Path, typer.Option("--outputs", help="the library's folder")]
 
 
 def say(line: str) -> None:
@@ -122,12 +123,36 @@ def for_desktop(text: str) -> str:
     return "".join({"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(char, char) for char in text)
 
 
-def file_texts(port: int, outputs: Path, state_dir: Path | None) -> Mapping[Path, str]:
+def read_flags(context: typer.Context, name: str) -> argparse.Namespace:
+    """The flags of a command that starts the page later, checked now.
+
+    Raises:
+        RequestError: a flag that the page would refuse.
+    """
+    args = page_parser(f"turbodiff service {name}", as_service=True).parse_args(context.args)
+    check_flags(args)
+    if args.listen not in ONLY_HERE and args.password_file is None:
+        raise RequestError(
+            "other machines can reach --listen: it needs a password, and a service has it from a file",
+            code="listen_needs_password",
+            field="--listen",
+            got=args.listen,
+            try_instead="--password-file FILE",
+        )
+    return args
+
+
+def url_of(args: argparse.Namespace) -> str:
+    """Where this machine reaches the page."""
+    everywhere = args.listen in (*ONLY_HERE, ALL_ADDRESSES, "::")
+    host = LOOPBACK if everywhere else args.listen.removeprefix("[").removesuffix("]")
+    return f"http://{f'[{host}]' if ':' in host else host}:{args.port}/"
+
+
+def file_texts(flags: Sequence[str]) -> Mapping[Path, str]:
     """The unit and the entry, for this Python, this folder and these flags; a text of "" is one that no entry can hold:
     a path that is not UTF-8, or with control characters."""
     unit, entry = places()
-    flags = ["--port", str(port), "--outputs", str(expand(outputs).absolute())]
-    flags += ["--state-dir", str(expand(state_dir).absolute())] if state_dir else []
     webui = importlib.util.find_spec("webui")
     assert webui is not None and webui.origin is not None
     app, python = Path(webui.origin).absolute().with_name("app.py"), os.path.abspath(sys.executable)  # noqa: PTH100
@@ -154,11 +179,11 @@ def file_texts(port: int, outputs: Path, state_dir: Path | None) -> Mapping[Path
     return texts
 
 
-@service_app.command("install")
-def install_service(
-    port: Port = 7860, outputs: OutputsFolder = OUTPUTS, state_dir: StateDir = None, dry_run: DryRun = False
-) -> None:
+@service_app.command("install", **PAGE_FLAGS)
+def install_service(context: typer.Context) -> None:
     """Start the app with this user's session, and put it into the menu. Flags as of `serve`; again changes them."""
+    args = read_flags(context, "install")
+    dry_run = args.dry_run
     if os.geteuid() == 0 and os.environ.get("SUDO_USER"):
         raise TurbodiffError(
             "a service of this user is installed as this user",
@@ -166,7 +191,7 @@ def install_service(
             got="sudo",
             try_instead="turbodiff service install, without sudo",
         )
-    texts = file_texts(port, outputs, state_dir)
+    texts = file_texts(as_flags(args))
     for path in texts:
         if state_of(path) == "foreign":
             raise FileError(
@@ -212,7 +237,7 @@ def install_service(
         else:
             say(f"ran: {line}")
     if answers:
-        say(f"the page: http://127.0.0.1:{port}/ ; after a change of flags: systemctl --user restart {UNIT}")
+        say(f"the page: {url_of(args)} ; after a change of flags: systemctl --user restart {UNIT}")
         say("to run without a session: loginctl enable-linger")
 
 
@@ -245,45 +270,48 @@ def service_status() -> None:
     for path in places():
         say(f"{words[state_of(path)]:10} {path}")
     unit = places()[0]
-    told = re.search(r'"--port" "(\d+)"', unit.read_text("utf-8")) if state_of(unit) == "ours" else None
-    port = int(told[1]) if told else 7860
+    text = unit.read_text("utf-8") if state_of(unit) == "ours" else ""
+    told = [word.replace("%%", "%") for word in re.findall(r'"(--port" "\d+|--listen=[^"]*)"', text)]
+    url = url_of(page_parser(as_service=True).parse_args([part for word in told for part in word.split('" "')]))
     active = systemctl("show", "--property=ActiveState", "--value", UNIT)
     say(f"systemd    {'does not answer here' if active is None else active}")
-    up = page_answers(port)
-    say(f"page       http://127.0.0.1:{port}/ {'answers' if up else 'does not answer'}")
+    up = page_answers(url)
+    say(f"page       {url} {'answers' if up else 'does not answer'}")
     if not up:
         raise typer.Exit(NOT_RUNNING)
 
 
-def page_answers(port: int) -> bool:
-    """Whether our page is at this port of this machine."""
+def page_answers(url: str) -> bool:
+    """Whether our page is at this address of this machine."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with direct.open(f"http://127.0.0.1:{port}/healthz", timeout=2) as answer:
+        with direct.open(f"{url}healthz", timeout=2) as answer:
             return bool(answer.read(64).strip() == b'{"ok":true}')
     except (OSError, ValueError):
         return False
 
 
-@service_app.command("open")
-def open_page(port: Port = 7860, outputs: OutputsFolder = OUTPUTS, state_dir: StateDir = None) -> None:
+@service_app.command("open", **PAGE_FLAGS)
+def open_page(context: typer.Context) -> None:
     """Open the page in a browser; what does not run yet is started: the service, else the app in this terminal."""
-    if not page_answers(port):
+    args = read_flags(context, "open")
+    url = url_of(args)
+    if not page_answers(url):
         if state_of(places()[0]) != "ours" or systemctl("start", UNIT) is None:
             from turbodiff.cli.queue import serve
 
-            serve(port=port, no_browser=False, state_dir=state_dir, outputs=outputs)
+            serve(context)
         end_s = time.monotonic() + START_WAIT_S
-        while not page_answers(port):
+        while not page_answers(url):
             if time.monotonic() > end_s:
                 raise TurbodiffError(
                     "the page does not answer",
                     code="service_silent",
-                    got=f"http://127.0.0.1:{port}/ after {START_WAIT_S:g} s",
+                    got=f"{url} after {START_WAIT_S:g} s",
                     try_instead=f"systemctl --user status {UNIT}, or another --port",
                 )
             time.sleep(POLL_S)
-    webbrowser.open(f"http://127.0.0.1:{port}/")
+    webbrowser.open(url)
 
 
 __all__ = ["service_app"]

@@ -26,7 +26,7 @@ from turbodiff.media.pictures import Look
 from turbodiff.plan.calibration import History
 from turbodiff.plan.hardware import GpuFacts, Machine, only, pretend
 from turbodiff.plan.planner import Outlook, Policy, outlook, plan_request
-from turbodiff.plan.tiers import Round, Tier, fits_of, rounds, tier_here
+from turbodiff.plan.tiers import Installed, Round, Tier, fits_of, installed, rounds, tier_here
 from turbodiff.prompt.weights import clean, parse
 from turbodiff.spec.clips import ClipResult, Sidecar
 from turbodiff.spec.environment import current_folder
@@ -318,8 +318,15 @@ class Studio:
     def offers(self, machine: Machine | None = None) -> dict[str, tuple[Offer, ...]]:
         """By model name: what there is to download, each with what a plan says of it on this machine."""
         here, machine, history = find_weights(), machine or self.machine(), self.history()
-        told, mirror = {spec: fits_of(spec, machine, history) for spec in all_models()}, self.downloads.mirror
+        told, mirror = {spec: fits_of(spec, machine, history, here) for spec in all_models()}, self.downloads.mirror
         return {spec.name: download_offers(spec, here, fits, mirror) for spec, fits in told.items()}
+
+    def installed(self, machine: Machine | None = None) -> dict[str, Installed]:
+        """By model name: the networks on this disk, as a plan takes them, and how the form's first clip would run with
+        them; without the models that lack one."""
+        here, machine, history = find_weights(), machine or self.machine(), self.history()
+        found = {spec.name: installed(spec, machine, here, history) for spec in all_models()}
+        return {name: one for name, one in found.items() if one}
 
     def _models_in_jobs(self) -> set[str]:
         states = (*ACTIVE, "queued") if self.database.exists() else ()

@@ -1,14 +1,21 @@
 """`turbodiff models list` and `models download`: the variants of a model's files, and the one that suits a card."""
 
 import json
+import math
+import os
 
+import numpy as np
 import pytest
 
+from tests.webui import hollow as headers
 from tests.weights.test_locate import hollow
 from turbodiff.gpu.probe import machine_now
-from turbodiff.plan.tiers import fits_of
+from turbodiff.plan.tiers import fits_of, installed
 from turbodiff.spec.models import all_models, find_model
 from turbodiff.spec.wording import Words
+from turbodiff.weights.fit import network_shapes
+from turbodiff.weights.locate import inventory
+from turbodiff.weights.look import look
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +92,58 @@ def test_the_list_ends_with_what_was_passed_over_and_does_not_name_thousands(tur
         (tmp_path / "weights" / "a" / f"{n:03}.safetensors").write_text("<html>")
     lines = turbodiff("models", "list")[1].out.splitlines()
     assert sum(line.startswith("passed over") for line in lines) == 101 and lines[-1].endswith("30 more files")
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_the_list_and_a_plan_name_the_file_that_is_here_with_its_own_schedule_and_what_lacks(
+    turbodiff, monkeypatch, tmp_path, lang
+):
+    monkeypatch.setenv("LC_ALL", f"{lang}.UTF-8")
+    spec, words = find_model("Wan2.1-1.3B"), Words(lang)
+    (tmp_path / "weights").mkdir()
+    headers.save(network_shapes(spec, "dit", False, False), tmp_path / "weights" / "wan_plain.safetensors")
+    on_disk = installed(spec, machine_now(), inventory())
+    assert [reason.key for reason in on_disk.reasons][:1] == ["schedule_base"]
+    code, said = turbodiff("models", "list")
+    assert code == 0 and words.takes(on_disk.files, on_disk.fit) in said.out
+    assert "weights/wan_plain.safetensors" in said.out and words.say(on_disk.reasons[0]) in said.out
+    code, said = turbodiff("plan", "a cat", "--model", "Wan2.1-1.3B")
+    assert code == 0
+    assert "weights/wan_plain.safetensors" in said.out and words.say(on_disk.reasons[0]) in said.out
+    assert "Wan2.1_VAE.pth" in said.out and "turbodiff models pull Wan2.1-1.3B" in said.out
+    code, said = turbodiff("plan", "a cat", "--model", "Wan2.1-14B", "--pretend-vram", "2", "--pin", "model")
+    assert code == 5 and "turbodiff models pull Wan2.1-14B" in said.err.splitlines()[0]
+
+
+def test_a_gguf_file_without_its_package_is_said_by_plan_list_and_generate(turbodiff, monkeypatch, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    spec, path = find_model("Wan2.1-1.3B"), tmp_path / "weights" / "wan-Q8_0.gguf"
+    path.parent.mkdir()
+    writer = gguf.GGUFWriter(path, "wan")
+    writer.add_array("comfy.gguf.orig_shape.patch_embedding.weight", [spec.dit.dim, spec.dit.in_dim, 1, 2, 2])
+    code, nbytes = gguf.GGMLQuantizationType.Q8_0, 0
+    for name, shape in network_shapes(spec, "dit", False, False).items():
+        if name.startswith("blocks.") and len(shape) == 2:  # 34 bytes for 32 numbers
+            rows = (shape[0], shape[1] // 32 * 34)
+            writer.add_tensor_info(name, rows, np.dtype(np.uint8), math.prod(rows), raw_dtype=code)
+        else:
+            writer.add_tensor_info(name, shape, np.dtype(np.float16), 2 * math.prod(shape))
+        nbytes += 2 * math.prod(shape) + 64
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    os.truncate(path, path.stat().st_size + nbytes)
+    asked = ("a cat", "--model", spec.display_name)
+    assert "weights/wan-Q8_0.gguf" in turbodiff("plan", *asked)[1].out, "it is taken where the package is here"
+    monkeypatch.setattr("turbodiff.weights.look.find_spec", lambda name: None)
+    look.cache_clear()
+    try:
+        for command, stream, ends in ((("plan", *asked), "out", 0), (("generate", *asked), "err", 2)):
+            code, said = turbodiff(*command)
+            told = getattr(said, stream)
+            assert code == ends and "wan-Q8_0.gguf" in told and "pip install 'turbodiff[gguf]'" in told, command
+        code, said = turbodiff("models", "list")
+        assert "wan-Q8_0.gguf" in said.out and "pip install 'turbodiff[gguf]'" in said.out
+    finally:
+        look.cache_clear()

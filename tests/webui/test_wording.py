@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HAN = re.compile("[\u4e00-\u9fff]")
 # what stays as it is in Chinese: literal labels of the product, names, units, code
 LITERAL = re.compile(
-    r"\{[^}]*\}|quant_linear|Adaptive Resolution|num_frames|Boundary|SLA TopK|ODE/SDE|SDE|ODE|UniPC|TopK|"
+    r"\{[^}]*\}|turbodiff models pull|"
+    r"quant_linear|Adaptive Resolution|num_frames|Boundary|SLA TopK|ODE/SDE|SDE|ODE|UniPC|TopK|"
     r"Turbo\w*|turbodiff|bitsandbytes|NF4|"
     r"Wan[\d.]*|A14B|14B|1\.3B|480p|720p|int8|VAE|RAM|GPU|CPU|VRAM|NVIDIA|Python|UTF-8|Markdown|torch|cuDNN|CUDA|conv3d|Shift|"
     r"SageAttention|SpargeAttn|flash-attn|sparselinear|GB|GiB|KiB|token|Ctrl\+Enter|mp4|English|EN|t\b|and\b|x\b|H\b|L\b|HF_\w+|"

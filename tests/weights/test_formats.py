@@ -16,13 +16,13 @@ from turbodiff.models.image_encoder import make_image_encoder
 from turbodiff.models.text_encoder import make_text_encoder
 from turbodiff.models.vae import make_vae
 from turbodiff.models.wan_dit import WanDiT
+from turbodiff.plan.candidates import network_files
 from turbodiff.plan.hardware import Machine
 from turbodiff.plan.planner import plan_request
-from turbodiff.plan.schedule import network_file
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.model_cache import ModelCache, dit_config
 from turbodiff.spec.errors import FileError
-from turbodiff.spec.models import all_models, find_model
+from turbodiff.spec.models import all_models
 from turbodiff.spec.request import make_request
 from turbodiff.weights import load, locate
 from turbodiff.weights.fit import network_shapes
@@ -150,8 +150,7 @@ def test_whatever_is_picked_from_a_mix_loads_and_nothing_good_is_passed_over(
                     cache.open(planned.request)
                 continue
             cache.open(planned.request)
-            quant = planned.request.quant_linear == "on"
-            assert network_file(find_model("demo"), quant, found).path == cache.files["dit"].path
+            assert network_files(planned.request, found) == (cache.files["dit"],)
             assert told([cache.files["dit"].path]) <= good
             assert all(value.device.type == "cpu" for value in cache.get_or_load("dit").state_dict().values())
 

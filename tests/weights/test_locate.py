@@ -15,9 +15,11 @@ import torch
 
 from tests.weights import formats, tiny
 from turbodiff.models.wan_dit import WanConfig, WanDiT
+from turbodiff.plan.candidates import network_files
 from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.models import FoundFile, Inventory, find_model
+from turbodiff.spec.request import make_request
 from turbodiff.weights import experts, folders, locate
 from webui.wording import Words
 
@@ -157,23 +159,28 @@ def others() -> list[FoundFile]:
     return [FoundFile(model="wan2.1-14b", component=name, path=name, bytes=1) for name in names]
 
 
+def taken(found, size, quant_linear="auto"):
+    """The network that a clip of the 14B model is made with."""
+    request = make_request({"prompt": "x", "model": "Wan2.1-14B", "size": size, "quant_linear": quant_linear})
+    return network_files(request, found)[0].path
+
+
 @pytest.mark.parametrize(
-    ("resolution", "quant", "expected"),
+    ("size", "quant", "expected"),
     [
-        ("480p", None, "480"), ("720p", None, "720"), ("", None, "720"), ("480p", True, "480-quant"),
-        ("720p", True, "480-quant"),
+        ("832x480", "off", "480"), ("1280x720", "off", "720"), ("640x480", "off", "480"), ("960x720", "off", "720"),
+        ("832x480", "on", "480-quant"), ("1280x720", "on", "480-quant"),
     ],
 )  # fmt: skip
-def test_of_two_checkpoints_the_one_that_was_distilled_at_the_resolution_is_taken(resolution, quant, expected) -> None:
+def test_of_two_checkpoints_the_one_that_was_distilled_at_the_resolution_is_taken(size, quant, expected) -> None:
     dits = [fourteen("720", "720p"), fourteen("480", "480p"), fourteen("480-quant", "480p", quant=True)]
     plain = fourteen("plain-480p", "480p", sla=False)
-    found = Inventory(files=(*dits, plain, *others()))
-    assert locate.resolve_files("Wan2.1-14B", found, quant=quant, resolution=resolution)["dit"].path == expected
+    assert taken(Inventory(files=(*dits, plain, *others())), size, quant) == expected
 
 
 def test_a_distilled_file_for_another_resolution_goes_before_a_plain_one() -> None:
     found = Inventory(files=(fourteen("720", "720p"), fourteen("plain", "480p", sla=False), *others()))
-    assert locate.resolve_files("Wan2.1-14B", found, resolution="480p")["dit"].path == "720"
+    assert taken(found, "832x480") == "720"
 
 
 def test_every_missing_file_is_named_with_its_own_repository(tmp_path: Path) -> None:

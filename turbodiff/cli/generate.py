@@ -84,9 +84,10 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what a request needs on this machine, phase by phase, without running anything."""
-    from turbodiff.cli.show import plan_table, print_lines, print_table, why_no_gpu, words_here
+    from turbodiff.cli.show import ABOUT_FILES, plan_table, print_lines, print_table, why_no_gpu, words_here
     from turbodiff.gpu.probe import machine_now
     from turbodiff.plan.hardware import pretend, read_machine
+    from turbodiff.plan.planner import Refusal
     from turbodiff.spec.errors import DoesNotFitError
     from turbodiff.spec.numbers import gib
 
@@ -94,9 +95,12 @@ def plan(
     machine = machine if pretend_vram is None else pretend(machine, pretend_vram)
     try:
         made = open_studio(None).plan(fields, machine)
-    except DoesNotFitError:
+    except DoesNotFitError as error:
+        words = words_here(lang)
         if machine.gpu_state not in ("ok", "none"):  # with the card it might fit
-            print_lines([why_no_gpu(machine, words_here(lang))], sys.stderr)
+            print_lines([why_no_gpu(machine, words)], sys.stderr)
+        reasons = error.plan.reasons if isinstance(error, Refusal) else ()
+        print_lines([words.say(reason) for reason in reasons if reason.key in ABOUT_FILES], sys.stderr)
         raise
     if as_json:
         sys.stdout.write(made.model_dump_json() + "\n")

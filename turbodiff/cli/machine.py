@@ -268,32 +268,29 @@ def samples_of(plan: "Plan", rows: Sequence[Mapping[str, Any]], machine: "Machin
 
 @models_app.command("list")
 def list_models() -> None:
-    """Every model: what is here and what is missing, and how each of its files would run on this machine."""
+    """Every model: which files are taken, what is missing, how those and each download would run here."""
     from turbodiff.cli.show import print_lines, words_here
     from turbodiff.gpu.probe import machine_now
-    from turbodiff.plan.tiers import fits_of
     from turbodiff.spec.numbers import gb
 
-    studio, words = open_studio(None), words_here()
-    machine, here = machine_now(), studio.inventory()
-    offers = studio.offers(machine)
+    studio, words, machine = open_studio(None), words_here(), machine_now()
+    offers, on_disk = studio.offers(machine), studio.installed(machine)
     for spec, missing in studio.models():
         ready = "missing files" if missing else "ready"
         print_lines([f"{spec.display_name:16} {spec.kind}  {ready}", f"    {spec.about}"])
-        networks = [here.of(spec.name, expert.component) for expert in spec.experts]
-        trained = [f"{file.component}: {file.training.words}" for file in networks if file and file.training]
-        print_lines(f"    {line}" for line in (*missing, *trained))
+        print_lines(f"    {line}" for line in missing)
+        if one := on_disk.get(spec.name):
+            print_lines(f"    {line}" for line in (words.takes(one.files, one.fit), *map(words.say, one.reasons)))
         for offer in offers[spec.name]:
             size = gb(offer.network_bytes)
             need = f"{gb(offer.nbytes)} to download" if offer.files else words("fit.here")
             suits = f"  <- {words('fit.suited')}" if offer.fit.suited and offer.fit.mark != "no" else ""
             print_lines([f"    {offer.variant.name:12} {size:>8}  {need:20}  {words.fit(offer.fit)}{suits}"])
-        if not offers[spec.name]:
-            print_lines(f"    {words.fit(fit)}" for fit in fits_of(spec, machine).values())
-    for one in here.passed_over[:SHOWN_FILES]:
-        told = "; ".join(part for part in (one.what, one.got, one.expected) if part)
-        print_lines([f"passed over  {one.path}: {told}"])
-    if more := here.passed_over[SHOWN_FILES:]:
+    passed_over = studio.inventory().passed_over
+    for other in passed_over[:SHOWN_FILES]:
+        told = "; ".join(part for part in (other.what, other.got, other.expected) if part)
+        print_lines([f"passed over  {other.path}: {told}"])
+    if more := passed_over[SHOWN_FILES:]:
         print_lines([f"passed over  and {len(more)} more files"])
 
 

@@ -30,6 +30,7 @@ PHASES = {
     "vae_decode": "decoding frames",
     "write": "writing and checking the file",
 }
+ABOUT_FILES = ("network_files", "package_missing", "download", "download_parts")
 
 
 def words_here(lang: str | None = None) -> Words:
@@ -59,8 +60,9 @@ def print_lines(lines: Iterable[str], stream: TextIO | None = None) -> None:
 
 
 def is_said_first(reason: Reason) -> bool:
-    """Whether a reason is said wherever a plan is: which sampler, what cannot work, that no card can be used."""
-    return reason.key in (*SCHEDULE_REASONS, *WARNINGS) or reason.key.startswith("gpu_")
+    """Whether a reason is said wherever a plan is: which files, what is not here, which sampler, what cannot work, that
+    no card can be used."""
+    return reason.key in (*SCHEDULE_REASONS, *WARNINGS, *ABOUT_FILES) or reason.key.startswith("gpu_")
 
 
 def plan_lines(plan: Plan, words: Words) -> list[str]:
@@ -75,7 +77,7 @@ def plan_lines(plan: Plan, words: Words) -> list[str]:
     lossy = [change for change in plan.changes if change.lossy]
     lines += [f"changed to fit: {c.field} {c.from_value} -> {c.to_value}" for c in lossy]
     about = [reason for reason in plan.reasons if is_said_first(reason)]
-    return lines + [words.reason(reason.key, reason.numbers) for reason in about]
+    return lines + [words.say(reason) for reason in about]
 
 
 def event_lines(event: Event, words: Words) -> list[str]:
@@ -108,7 +110,7 @@ def plan_table(plan: Plan, words: Words) -> None:
         rows.append((phase.name + mark, *(gib(size) for size in sizes), host_ram, f"{phase.seconds:.1f}"))
     print_table(("phase", "weights", "activations", "workspace", "peak", "host RAM", "seconds"), rows)
     reasons = [reason for reason in plan.reasons if not is_said_first(reason)]
-    print_lines(f"- {words.reason(reason.key, reason.numbers)}" for reason in reasons)
+    print_lines(f"- {words.say(reason)}" for reason in reasons)
     if plan.alternatives:
         print_lines([alternatives_line(plan, words)])
 

@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from turbodiff.archive.disk import free_bytes
 from turbodiff.diagnostics.background_tasks import MOVE, PULL, background_task, start_task
 from turbodiff.gpu.processes import is_running, start_ticks
+from turbodiff.plan.weight_sizes import missing_files
 from turbodiff.spec.downloads import Progress
 from turbodiff.spec.errors import CancelledByUser, FileError, RequestError, TurbodiffError
 from turbodiff.spec.files import atomic_write
 from turbodiff.spec.models import Inventory, ModelSpec, Variant
 from turbodiff.spec.plan import Fit
-from turbodiff.weights.download import discard_parts, missing_files, pull
+from turbodiff.weights.download import discard_parts, pull
 from turbodiff.weights.locate import download_root
 from turbodiff.weights.sources import check_mirror, sources
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from turbodiff.plan.hardware import Machine
-from turbodiff.plan.schedule import dit_files
-from turbodiff.spec.models import Inventory, ModelSpec, all_models
+from turbodiff.plan.schedule import dit_files, network_file
+from turbodiff.spec.models import FoundFile, Inventory, ModelSpec, all_models
 from turbodiff.spec.plan import JsonScalar
 from turbodiff.spec.request import Request
 from turbodiff.spec.shapes import RESOLUTIONS, VideoShape, adaptive_size, table_size
@@ -102,6 +102,15 @@ def smaller_models(spec: ModelSpec) -> list[ModelSpec]:
     sizes = [(other.network_size, other) for other in all_models() if other.kind == spec.kind and not other.bundled]
     smaller = [(size, other) for size, other in sizes if size < spec.network_size and not spec.bundled]
     return [other for _, other in sorted(smaller, key=lambda pair: pair[0], reverse=True)]
+
+
+def network_files(request: Request, inventory: Inventory) -> tuple[FoundFile, ...]:
+    """The file of each network of a request as a plan leaves it, which the loader opens; () where one is missing."""
+    choice, found = as_wished(request, False), list[FoundFile]()
+    for expert in choice.spec.experts:
+        if file := network_file(choice, inventory, expert):
+            found.append(file)
+    return tuple(found) if len(found) == len(choice.spec.experts) else ()
 
 
 def only_int8(spec: ModelSpec, inventory: Inventory) -> bool:

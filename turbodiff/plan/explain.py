@@ -16,8 +16,9 @@ from turbodiff.plan.offload_search import (
     faster,
     look_alikes,
 )
-from turbodiff.plan.schedule import schedule_reasons, scheduled
-from turbodiff.plan.weight_sizes import encoder_bytes, missing_bytes
+from turbodiff.plan.schedule import network_file, schedule_reasons, scheduled
+from turbodiff.plan.weight_sizes import encoder_bytes, missing_bytes, needed_files
+from turbodiff.spec.models import short_path
 from turbodiff.spec.plan import Alternative, Change, JsonScalar, Reason
 from turbodiff.spec.request import Request
 from turbodiff.spec.schedules import RCM_SAMPLERS, SCHEDULE_REASONS, WARNINGS
@@ -229,8 +230,20 @@ def _about_machine(context: PlanContext, cost: CandidateCost) -> Iterator[Reason
 
 def _about_weights(context: PlanContext, choice: Candidate) -> Iterator[Reason]:
     spec, inventory, told = choice.spec, context.inventory, context.calibration
-    if not has_weights(spec, context.machine, inventory):
-        yield reason("download", model=spec.display_name, bytes=missing_bytes(spec, inventory, choice.int8))
+    files = [network_file(choice, inventory, expert) for expert in spec.experts]
+    if names := [short_path(file.path) for file in files if file]:
+        yield reason("network_files", files=", ".join(names))
+    lacking, unread = needed_files(spec, inventory, choice.int8), set[str]()
+    for one in inventory.passed_over:
+        if spec.name in one.models and any(file.component.startswith(one.component) for file in lacking):
+            unread.add(one.component)
+            yield reason("package_missing", file=short_path(one.path), model=spec.display_name, command=one.expected)
+    lacking = tuple(file for file in lacking if not file.component.startswith((*unread,)))
+    if any(file.component.startswith("dit") for file in lacking):
+        yield reason("download", model=spec.display_name, bytes=sum(file.bytes for file in lacking))
+    elif lacking:
+        parts = ", ".join(Path(file.names[0]).name for file in lacking)
+        yield reason("download_parts", model=spec.display_name, files=parts, bytes=sum(file.bytes for file in lacking))
     elif choice.int8 and not context.machine.pretended and only_int8(spec, inventory):
         yield reason("only_int8_on_disk", model=spec.display_name)
     if told is not None and told.samples:
@@ -287,9 +300,7 @@ def alternatives(
         if not cost.fits:
             continue
         seen.add(choice.visible)
-        here = has_weights(choice.spec, context.machine, context.inventory)
-        absent_bytes = 0 if here else missing_bytes(choice.spec, context.inventory, choice.int8)
-        found.append(option(cost, choice.fields(), absent_bytes))
+        found.append(option(cost, choice.fields(), missing_bytes(choice.spec, context.inventory, choice.int8)))
     ran = scheduled(wish, chosen, context.inventory)
     fewer = ran.steps > FAST_STEPS and ran.sampler in RCM_SAMPLERS and "steps" not in pinned
     if len(found) < MOST_ALTERNATIVES and fewer:

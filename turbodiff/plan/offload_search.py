@@ -134,7 +134,7 @@ def attention_for(request: Request, candidate: Candidate, context: PlanContext) 
         return request.attention
     if context.gpu is None or candidate.spec.bundled or request.sampler == "unipc":
         return "dense"
-    file = network_file(candidate.spec, candidate.int8, context.inventory)
+    file = network_file(candidate, context.inventory)
     return "sagesla" if candidate.spec.turbo and (file is None or file.sla) else "sage"
 
 

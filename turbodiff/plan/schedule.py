@@ -41,11 +41,13 @@ def dit_files(
     return inventory.of(spec.name, component, True), inventory.of(spec.name, component, False)
 
 
-def network_file(spec: ModelSpec, int8: bool, inventory: Inventory, expert: Expert | None = None) -> FoundFile | None:
-    """The file that an expert's weights (by default the first's) are made from, None where none is here."""
-    expert = expert or spec.experts[0]
-    int8_file, plain = dit_files(spec, inventory, expert)
-    return (int8_file if int8 else plain) or inventory.of(spec.name, expert.component)
+def network_file(candidate: Candidate, inventory: Inventory, expert: Expert | None = None) -> FoundFile | None:
+    """The file that an expert's weights (by default the first's) are made from, None where none is here: INT8 where
+    that is asked for, of networks distilled once per resolution the one for the size. The loader asks it, too."""
+    spec, resolution = candidate.spec, candidate.spec.resolution_near(candidate.width, candidate.height)
+    component = (expert or spec.experts[0]).component
+    of_kind = inventory.of(spec.name, component, candidate.int8, resolution)
+    return of_kind or inventory.of(spec.name, component, None, resolution)
 
 
 class Network(NamedTuple):
@@ -58,7 +60,7 @@ class Network(NamedTuple):
 def _networks(request: Request, candidate: Candidate, inventory: Inventory) -> Iterator[Network]:
     spec = candidate.spec
     for expert in spec.experts:
-        file = network_file(spec, candidate.int8, inventory, expert)
+        file = network_file(candidate, inventory, expert)
         published = PUBLISHED if spec.turbo else PLAIN
         applied = [lora for lora in request.loras if lora.strength > 0 and lora.expert in ("both", expert)]
         told = ((lora, _lora_training(lora, inventory, spec.dit.dim)) for lora in applied)
@@ -128,7 +130,7 @@ def schedule_reasons(
         yield objection, facts
     for apart, told in dict(_distilled_apart(wish, candidate, inventory, training)).items():
         yield apart, {**told, "sampler": settled.sampler, "steps": settled.steps, "guidance": settled.guidance}
-    file = network_file(candidate.spec, candidate.int8, inventory)
+    file = network_file(candidate, inventory)
     if settled.attention in SPARSE and file is not None and not file.sla:
         yield "not_distilled_for_sla", {"attention": settled.attention}
 

@@ -3,15 +3,20 @@
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from turbodiff.plan.calibration import History
+from turbodiff.plan.candidates import network_files
 from turbodiff.plan.hardware import Machine
 from turbodiff.plan.planner import Refusal, plan_request
+from turbodiff.plan.weight_sizes import missing_files
 from turbodiff.spec.models import FoundFile, Frozen, Inventory, ModelSpec, Variant, configs_folder, read_toml
 from turbodiff.spec.numbers import GIB
-from turbodiff.spec.plan import Fit
+from turbodiff.spec.plan import Fit, Plan, Reason
 from turbodiff.spec.request import Request, make_request
+from turbodiff.spec.schedules import SCHEDULE_REASONS, WARNINGS
+
+NO_FILES = Inventory()
 
 
 class Start(Frozen):
@@ -98,28 +103,44 @@ def first_request(spec: ModelSpec, machine: Machine, variant: Variant | None = N
     return make_request({**fields, "prompt": "-", "seed": 0, "pinned": ["model"], **picture})
 
 
-def downloaded(spec: ModelSpec, variants: Sequence[Variant]) -> Inventory:
-    """The disk once these variants of a model are on it."""
-    files = dict.fromkeys(file for variant in variants for file in spec.files_of(variant))
-    found = [
+def downloaded(spec: ModelSpec, variants: Sequence[Variant], here: Inventory = NO_FILES) -> Inventory:
+    """The disk once these variants of a model are on it beside what is `here`, which is not downloaded again."""
+    files = dict.fromkeys(file for variant in variants for file in missing_files(spec.files_of(variant), spec, here))
+    fetched = [
         FoundFile(
             model=spec.name, component=file.component, path=file.names[0], bytes=file.bytes, quant=file.quant,
             sla=spec.turbo and file.component.startswith("dit"), converted=file.converted, resolution=file.resolution,
         )
         for file in files
     ]  # fmt: skip
-    return Inventory(files=tuple(found))
+    return Inventory(files=(*fetched, *(file for file in here.files if file.model == spec.name)))
 
 
 @lru_cache(256)
-def _fit_of(spec: ModelSpec, variant: Variant, machine: Machine, history: History | None) -> Fit:
-    asked = first_request(spec, machine, variant)
+def _fit_of(asked: Request, machine: Machine, history: History | None, disk: Inventory) -> tuple[Fit, Plan]:
     try:
-        plan = plan_request(asked, machine, downloaded(spec, [variant]), history=history)
+        plan = plan_request(asked, machine, disk, history=history)
     except Refusal as error:
-        return Fit("no", error.plan.seconds, (), error.need_bytes, error.have_bytes)
+        return Fit("no", error.plan.seconds, (), error.need_bytes, error.have_bytes), error.plan
     lowered = tuple(change for change in plan.changes if change.lossy)
-    return Fit(plan.band, plan.seconds, lowered, plan.peak_bytes, plan.budget_bytes)
+    return Fit(plan.band, plan.seconds, lowered, plan.peak_bytes, plan.budget_bytes), plan
+
+
+class Installed(NamedTuple):
+    """What a model's clip is made with on this disk, and how the form's first clip would run with it. `reasons`: which
+    schedule, what cannot work."""
+
+    files: tuple[FoundFile, ...]
+    fit: Fit
+    reasons: tuple[Reason, ...]
+
+
+def installed(spec: ModelSpec, machine: Machine, here: Inventory, history: History | None = None) -> Installed | None:
+    """The networks on this disk as a plan takes them; None where not all of them are here."""
+    fit, plan = _fit_of(first_request(spec, machine), _still(machine), history, here)
+    files = network_files(plan.request, here)
+    reasons = tuple(reason for reason in plan.reasons if reason.key in (*SCHEDULE_REASONS, *WARNINGS))
+    return Installed(files, fit, reasons) if files else None
 
 
 @lru_cache(256)
@@ -134,14 +155,26 @@ def suited(spec: ModelSpec, machine: Machine, history: History | None = None) ->
     runs = plan_request(asked, machine, downloaded(spec, alike), policy="anyway").request.quant_linear
     best = next((variant for variant in alike if variant.quant == (runs == "on")), alike[0])
     others = [other for other in reversed(spec.variants) if other.quant == best.quant]
-    return next((one for one in (best, *others) if _fit_of(spec, one, machine, history).mark == "fits"), best)
+    for one in (best, *others):
+        if _fit_of(first_request(spec, machine, one), machine, history, downloaded(spec, [one]))[0].mark == "fits":
+            return one
+    return best
 
 
-def fits_of(spec: ModelSpec, machine: Machine, history: History | None = None) -> dict[Variant, Fit]:
-    """Of each variant of a model what `plan_request` says of the form's first clip once its files are here; remembered
-    while nothing changes that a plan reads of the machine."""
-    still = {"utilisation": None, "power_w": None, "temperature_c": None}
-    gpus = tuple(gpu.model_copy(update=still) for gpu in machine.gpus)
-    machine = machine.model_copy(update={"gpus": gpus})
+def fits_of(
+    spec: ModelSpec, machine: Machine, history: History | None = None, here: Inventory = NO_FILES
+) -> dict[Variant, Fit]:
+    """Of each variant of a model what `plan_request` says of the form's first clip once its files are here, beside
+    those that are; remembered while nothing changes that a plan reads of the machine."""
+    machine, found = _still(machine), {}
     best = suited(spec, machine, history)
-    return {one: _fit_of(spec, one, machine, history)._replace(suited=one == best) for one in spec.variants}
+    for one in spec.variants:
+        fit, _ = _fit_of(first_request(spec, machine, one), machine, history, downloaded(spec, [one], here))
+        found[one] = fit._replace(suited=one == best)
+    return found
+
+
+def _still(machine: Machine) -> Machine:
+    """The machine without what changes from one moment to the next and no plan reads."""
+    still = {"utilisation": None, "power_w": None, "temperature_c": None}
+    return machine.model_copy(update={"gpus": tuple(gpu.model_copy(update=still) for gpu in machine.gpus)})

@@ -1,10 +1,11 @@
 """Bytes of weights: from the files' own sizes where they are on disk, from the model's facts where they are not."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 from turbodiff.spec.experts import Expert
-from turbodiff.spec.models import Inventory, ModelSpec, TextFacts
+from turbodiff.spec.models import Inventory, ModelFile, ModelSpec, TextFacts
 from turbodiff.spec.request import Lora
 from turbodiff.spec.shapes import INT8_TILE, PATCH
 
@@ -98,11 +99,29 @@ def lora_bytes(loras: tuple[Lora, ...], spec: ModelSpec, inventory: Inventory, e
     return sum(sizes.get(lora.path, unknown) for lora in applied)
 
 
+def needed_files(spec: ModelSpec, inventory: Inventory, int8: bool) -> tuple[ModelFile, ...]:
+    """What must be downloaded before the model can run: a published file for each component that is not on disk, the
+    networks in INT8 or plain as asked for, in the other form where they are published in that alone."""
+    found = {file.component for file in inventory.files if file.model == spec.name}
+    wanted: dict[str, ModelFile] = {}
+    for file in sorted(spec.files, key=lambda file: file.component.startswith("dit") and file.quant != int8):
+        if file.component not in found and file.repo:
+            wanted.setdefault(file.component, file)
+    return tuple(wanted.values())
+
+
 def missing_bytes(spec: ModelSpec, inventory: Inventory, int8: bool) -> int:
     """Bytes to download before the model can run; 0 when every component is on disk."""
-    found = {file.component for file in inventory.files if file.model == spec.name}
-    wanted: dict[str, int] = {}
-    for file in spec.files:
-        if file.component not in found and (not file.component.startswith("dit") or file.quant == int8):
-            wanted.setdefault(file.component, file.bytes)
-    return sum(wanted.values())
+    return sum(file.bytes for file in needed_files(spec, inventory, int8))
+
+
+def missing_files(files: Sequence[ModelFile], spec: ModelSpec, found: Inventory) -> list[ModelFile]:
+    """Those of `files`, one variant of a model, that no file on this disk can stand for."""
+    missing = []
+    for file in files:
+        alike = [have for have in found.files if (have.model, have.component) == (spec.name, file.component)]
+        if file.component.startswith("dit"):
+            alike = [have for have in alike if (have.quant, have.sla) == (file.quant, spec.turbo)]
+            alike = [have for have in alike if have.resolution in ("", file.resolution)]
+        missing += [] if alike else [file]
+    return missing

@@ -5,7 +5,6 @@ again. It stays on the device only where the plan shows room for everything at o
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from turbodiff.models.linear import int8_layers, int8_mode
 from turbodiff.models.tiny_vae import TinyDecoder
 from turbodiff.models.vae import Vae, make_vae
 from turbodiff.models.wan_dit import WanConfig, WanDiT
+from turbodiff.plan.candidates import network_files
 from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.runtime import loras, offload, text
 from turbodiff.runtime.device import Device
@@ -32,7 +32,7 @@ from turbodiff.spec.models import FoundFile, ModelSpec
 from turbodiff.spec.numbers import GIB, gib
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
-from turbodiff.spec.shapes import LIGHT_VAE_DIM, table_size
+from turbodiff.spec.shapes import LIGHT_VAE_DIM
 from turbodiff.weights import locate
 from turbodiff.weights.detect import Part, open_checkpoint
 from turbodiff.weights.load import load_into
@@ -93,22 +93,14 @@ class ModelCache:
     def open(self, request: Request) -> None:
         """Find the files of a request's model; drop what belongs to other models.
 
-        INT8 weights are taken where they were asked for and are there; plain weights are quantised at load. Of networks
-        distilled once per resolution the one for a size is its own, or else the nearest by area.
+        The networks are those that the plan is about; plain weights are quantised at load where INT8 is asked for.
 
         Raises:
             FileError: files are missing; lists all of them.
         """
         inventory, self.spec, self._int8 = locate.inventory(), request.spec, request.quant_linear == "on"
-        resolution = request.resolution
-        if resolution not in self.spec.limits.trained_resolutions:
-            area = math.log(request.width * request.height)
-            areas = {name: math.log(math.prod(table_size(name, "16:9"))) for name in ("480p", "720p")}
-            resolution = min(areas, key=lambda name: abs(areas[name] - area))
-        there = inventory.of(self.spec.name, self.spec.experts[0].component, self._int8)
-        self.files = locate.resolve_files(
-            self.spec.name, inventory, quant=self._int8 if there else None, resolution=resolution
-        )
+        self.files = locate.resolve_files(self.spec.name, inventory)
+        self.files |= {file.component: file for file in network_files(request, inventory)}
         if small := inventory.of(self.spec.name, "preview_vae"):
             self.files["preview_vae"] = small
         wanted = {self._key(file) for file in self.files.values()}

@@ -3,6 +3,7 @@
 Choices of a run are never in there.
 """
 
+import math
 import os
 import tomllib
 from functools import cache, lru_cache
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from turbodiff.spec.errors import FileError, RequestError
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.schedules import PLAIN, BaseFacts, Sampler, Training
+from turbodiff.spec.shapes import RESOLUTIONS, table_size
 
 Kind = Literal["t2v", "i2v"]
 Component = Literal["dit", "dit_high", "dit_low", "vae", "text_encoder", "image_encoder", "tokenizer", "preview_vae"]
@@ -186,6 +188,15 @@ class ModelSpec(Frozen):
             )  # fmt: skip
         return known[name]
 
+    def resolution_near(self, width: int, height: int) -> str:
+        """The trained resolution that a size belongs to, the nearest by area: whose files go first."""
+
+        def apart(name: str) -> float:
+            return abs(math.log(width * height / math.prod(table_size(name, "16:9"))))
+
+        named = [name for name in self.limits.trained_resolutions if "16:9" in RESOLUTIONS[name]]
+        return min(named, key=apart, default="")
+
     def files_of(self, variant: Variant) -> tuple["ModelFile", ...]:
         """One file per component, the networks being those of a variant."""
         chosen: dict[str, ModelFile] = {}
@@ -212,11 +223,24 @@ class FoundFile(Frozen):
     resolution: str = ""
     layout: str = ""
 
+    @property
+    def kind(self) -> tuple[bool, bool, str]:
+        """What files of a component that may stand for each other share."""
+        return self.quant, self.sla, self.training.trained_for if self.training else ""
+
+
+def short_path(path: str) -> str:
+    """A file's name with its folder's, which tells apart those that libraries give one name."""
+    return str(Path(*Path(path).parts[-2:]))
+
 
 class PassedOver(Frozen):
-    """A file in a search root that no model uses: why, as the fields of an error."""
+    """A file in a search root that no model uses: why, as the fields of an error. `models`: those whose `component` it
+    would be, if a package that reads it were here."""
 
     path: str
+    component: str = ""
+    models: tuple[str, ...] = ()
     code: str
     what: str
     got: str = ""
@@ -243,12 +267,16 @@ class Inventory(Frozen):
     def __hash__(self) -> int:  # plans ask for it again and again: paths, without every field of every file
         return hash(tuple([file.path for file in self.files]))
 
-    def of(self, model: str, component: str, quant: bool | None = None) -> FoundFile | None:
-        """The best file for a component, or None; `quant` None means either."""
+    def of(self, model: str, component: str, quant: bool | None = None, resolution: str = "") -> FoundFile | None:
+        """The best file for a component, or None; `quant` None means either. Where a network was distilled once per
+        resolution, the one of `resolution` ("480p") goes before others of its kind."""
+        best = None
         for file in self.files:
             if file.model == model and file.component == component and quant in (None, file.quant):
-                return file
-        return None
+                if not resolution or (file.resolution == resolution and file.kind == (best or file).kind):
+                    return file
+                best = best or file
+        return best
 
 
 def configs_folder() -> Path:

@@ -20,10 +20,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from turbodiff.plan.weight_sizes import missing_files
 from turbodiff.spec.downloads import Progress
 from turbodiff.spec.environment import NETWORK, usable_network
 from turbodiff.spec.errors import FileError
-from turbodiff.spec.models import Inventory, ModelFile, ModelSpec, Variant, find_model
+from turbodiff.spec.models import Inventory, ModelFile, Variant, find_model
 from turbodiff.spec.numbers import GIB, gib
 from turbodiff.weights.detect import is_weights, read_header
 from turbodiff.weights.locate import download_root, inventory
@@ -58,18 +59,6 @@ DISK_ERRORS = {
 
 
 Tell = Callable[[Progress], None]
-
-
-def missing_files(files: Sequence[ModelFile], spec: ModelSpec, found: Inventory) -> list[ModelFile]:
-    """Those of `files` that no file on this disk can stand for."""
-    missing = []
-    for file in files:
-        alike = [have for have in found.files if (have.model, have.component) == (spec.name, file.component)]
-        if file.component.startswith("dit"):
-            alike = [have for have in alike if (have.quant, have.sla) == (file.quant, spec.turbo)]
-            alike = [have for have in alike if have.resolution in ("", file.resolution)]
-        missing += [] if alike else [file]
-    return missing
 
 
 def pull(

@@ -93,8 +93,8 @@ def download_root() -> Path:
 def inventory(roots: Sequence[Path] | None = None) -> Inventory:
     """Every component of every model that was found, best first; what no model uses with the reason.
 
-    The bundled demo is always searched; the Hugging Face cache only when `roots` is not given, and what it holds of
-    others is not told.
+    The bundled demo is always searched; the Hugging Face cache only when `roots` is not given, and of what no model
+    uses there only what lacks a package is told.
     """
     searched = model_roots() if roots is None else roots
     entries = {entry.path: entry for root in (bundled_root(), *searched) for entry in walk(root)}
@@ -102,12 +102,13 @@ def inventory(roots: Sequence[Path] | None = None) -> Inventory:
     found: list[FoundFile] = []
     passed_over: dict[str, PassedOver] = {}
     for entry in (*entries.values(), *(entry for entry in cached if entry.path not in entries)):
-        files, error = _match(entry)
+        files, error, looked = _match(entry)
         found += files
-        if error is not None and entry.path in entries:
+        if error is not None and (entry.path in entries or looked.models):
             passed_over[str(entry.path)] = PassedOver(
-                path=str(entry.path), code=error.code, what=error.what, got=error.got, expected=error.expected
-            )
+                path=str(entry.path), code=error.code, what=error.what, got=error.got, expected=error.expected,
+                component=looked.component if looked.models else "", models=looked.models,
+            )  # fmt: skip
     beside = {str(Path(path).parent) for path in passed_over}
     for index in {file.path for file in found if INDEX.search(file.path) and str(Path(file.path).parent) in beside}:
         with contextlib.suppress(FileError):  # a part of it, whatever that is called
@@ -155,12 +156,9 @@ def find_loras(roots: tuple[Path, ...] | None = None) -> tuple[LoraFile, ...]:
     return tuple(sorted(found.values()))
 
 
-def resolve_files(
-    model: str, found: Inventory, *, quant: bool | None = None, resolution: str = ""
-) -> dict[str, FoundFile]:
-    """The best file of each component that `model` needs; `quant` None takes what there is.
-
-    `resolution` ("480p", "720p"): where a network was distilled once per resolution, that one goes first.
+def resolve_files(model: str, found: Inventory) -> dict[str, FoundFile]:
+    """The best file of each component that `model` needs; which of several networks runs is said by a plan
+    (plan/schedule.py `network_file`).
 
     Raises:
         FileError: lists every missing file together, with repo and target folder; or a published file is damaged.
@@ -169,23 +167,25 @@ def resolve_files(
     resolved: dict[str, FoundFile] = {}
     missing = []
     for component in dict.fromkeys(file.component for file in spec.files):
-        best = found.of(spec.name, component, quant if component.startswith("dit") else None)
+        best = found.of(spec.name, component)
         if best is None:
             missing.append(component)
-            continue
-        like = _kind_of(best)
-        alike = [file for file in found.files if _kind_of(file) == like]
-        resolved[component] = next((file for file in alike if resolution and file.resolution == resolution), best)
+        else:
+            resolved[component] = best
     if not missing:
         return resolved
     lacking = [file for file in spec.files if file.component in missing]
     names = {Path(name).name for file in lacking if file.component != "tokenizer" for name in file.names}
     for one in found.passed_over:
-        if Path(one.path).name in names:  # a published file that does not open is damaged, not missing
-            raise FileError(one.what, code=one.code, field=one.path, got=one.got, expected=one.expected)
+        lacks_package = spec.name in one.models and missing[0].startswith(one.component)
+        if lacks_package or Path(one.path).name in names:  # a published file that does not open is not missing
+            raise FileError(
+                one.what, code=one.code, field=one.path, got=one.got, expected=one.expected,
+                try_instead=one.expected if lacks_package else "",
+            )  # fmt: skip
     lines = []
     for component in missing:
-        files = [file for file in lacking if file.component == component and quant in (None, file.quant)]
+        files = [file for file in lacking if file.component == component]
         listed = {repo: [file.names[0] for file in files if file.repo == repo] for repo in (f.repo for f in files)}
         choices = (" or ".join(names) + (f" from {repo}" if repo else "") for repo, names in listed.items())
         lines.append(" or ".join(choices))
@@ -231,7 +231,7 @@ def verify(path: Path | str, *, sha256: bool = False) -> Report:
         if path.is_file()
         else next((file for file in sorted(path.iterdir()) if INDEX.search(file.name)), header.files[0])
     )
-    files, error = _match(Entry(place))
+    files, error, _ = _match(Entry(place))
     models = tuple(dict.fromkeys(file.model for file in files))
     problems = []
     missing = sorted(expected_names(checkpoint) - set(sources))
@@ -251,24 +251,26 @@ def verify(path: Path | str, *, sha256: bool = False) -> Report:
     )  # fmt: skip
 
 
-def _match(entry: Entry) -> tuple[list[FoundFile], FileError | None]:
-    """The file as a component of each model that it fits, or why there is none. Never raises."""
+def _match(entry: Entry) -> tuple[list[FoundFile], FileError | None, Looked]:
+    """The file as a component of each model that it fits, or why there is none; and what looking at it gave, which
+    names models where only a package is missing. Never raises."""
+    looked = Looked()
     path = entry.path
     if entry.why:
-        return [], not_searched(entry)
+        return [], not_searched(entry), looked
     try:
         stat = path.stat()
         if path.name == TOKENIZER:
-            return _tokenizers(path, stat.st_size)
+            return *_tokenizers(path, stat.st_size), looked
         looked = look(path, stat.st_size, stat.st_mtime_ns, os.environ.get("TURBODIFF_CONFIGS", ""))
         if looked.error:
-            return [], looked.error
+            return [], looked.error, looked
         inside = _tokenizers(path, looked.tokenizer_bytes)[0] if looked.tokenizer_bytes else []
-        return _files_of(path, looked) + inside, None
+        return _files_of(path, looked) + inside, None, looked
     except FileError as error:
-        return [], error
+        return [], error, Looked()
     except OSError as error:
-        return [], bad_file(path, "the file cannot be read", code="file_unreadable", got=error.strerror)
+        return [], bad_file(path, "the file cannot be read", code="file_unreadable", got=error.strerror), Looked()
 
 
 def _tokenizers(path: Path, size: int) -> tuple[list[FoundFile], FileError | None]:
@@ -315,11 +317,6 @@ def _files_of(path: Path, looked: Looked) -> list[FoundFile]:
         )
         for model, component in components.items()
     ]  # fmt: skip
-
-
-def _kind_of(file: FoundFile) -> tuple[object, ...]:
-    """What files that may stand for each other share."""
-    return file.model, file.component, file.quant, file.sla, _kind(file)
 
 
 def _sorted(spec: ModelSpec, files: Sequence[FoundFile]) -> list[FoundFile]:

@@ -5,7 +5,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.models import Component, ModelSpec, all_models
@@ -21,7 +21,8 @@ from turbodiff.weights.kinds import family_of, other_kind
 
 
 class Looked(NamedTuple):
-    """What looking at one file gave: the models that it fills and what the search needs of its header, or an error."""
+    """What looking at one file gave: the models that it fills and what the search needs of its header, or an error;
+    both where a package is missing that reads it."""
 
     models: tuple[str, ...] = ()
     error: FileError | None = None
@@ -43,16 +44,19 @@ def look(path: Path, _size: int, _mtime_ns: int, _configs: str) -> Looked:
         checkpoint = open_checkpoint(path)
         error, models = None, []
         light = checkpoint.component == "vae" and checkpoint.numbers["base_dim"] == LIGHT_VAE_DIM
+        small = light or checkpoint.component == "tiny_vae"
+        fills: Component = "preview_vae" if small else cast("Component", checkpoint.component)
         for spec in (spec for spec in all_models() if _sizes_fit(spec, checkpoint)):
             component = "light_vae" if light else checkpoint.component
             shapes = network_shapes(spec, component, checkpoint.quant, checkpoint.sla)
             error = misfit(checkpoint, shapes)
             models += [] if error else [spec.name]
         if models and checkpoint.layout.endswith("gguf") and find_spec("gguf") is None:
-            raise FileError(
+            missing = FileError(
                 "GGUF weights need the gguf package", code="gguf_missing", field=str(path), got="a GGUF file",
                 expected=GGUF_COMMAND, try_instead=GGUF_COMMAND,
             )  # fmt: skip
+            return Looked(tuple(models), missing, fills)
         if not models:
             sizes = ", ".join(f"{name} {number}" for name, number in checkpoint.numbers.items())
             got = other_kind(checkpoint.unknown) or family_of(checkpoint.component, checkpoint.numbers) or sizes
@@ -66,8 +70,7 @@ def look(path: Path, _size: int, _mtime_ns: int, _configs: str) -> Looked:
         made_bytes = sum(info.nbytes for info in stored if info.dtype not in mapped)
         titles = {name: text[:200] for name, text in checkpoint.header.metadata.items() if name in experts.TITLES}
         return Looked(
-            tuple(models), None, "preview_vae" if light or checkpoint.component == "tiny_vae" else checkpoint.component,
-            checkpoint.layout, sum(info.nbytes for info in stored), checkpoint.quant,
+            tuple(models), None, fills, checkpoint.layout, sum(info.nbytes for info in stored), checkpoint.quant,
             checkpoint.sla, 2 * made_bytes > sum(info.nbytes for info in stored), titles,
             training_of(checkpoint.header.tensors, checkpoint.header.metadata, path),
             inside.nbytes if (inside := checkpoint.header.tensors.get(TOKENIZER_TENSOR)) else 0,

@@ -6,19 +6,21 @@ words (webui/wording), markup, decisions. Used by: cli, webui.
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turbodiff.spec.downloads import Progress
+from turbodiff.spec.models import short_path
 from turbodiff.spec.numbers import gb, gib
 from turbodiff.spec.plan import JsonScalar
 
 if TYPE_CHECKING:
     from turbodiff.spec.events import Notice
-    from turbodiff.spec.plan import Fit
+    from turbodiff.spec.models import FoundFile
+    from turbodiff.spec.plan import Fit, Reason
 
 LANGUAGES = ("en", "zh")
 Sentences = Mapping[str, tuple[str, str]]
@@ -92,9 +94,19 @@ class Words:
                 continue
             elif name == "bytes" or name.endswith("_bytes"):
                 spoken[name] = self.gib(value)
-            elif name.endswith(("_s", "seconds")):
+            elif name.endswith("_s") or re.match(r"seconds(_|$)", name):
                 spoken[name] = self.seconds(value)
+            elif isinstance(value, float):
+                spoken[name] = float(f"{value:.4g}")  # no unit: a factor, a share, a boundary
         return self.or_else(f"reason.{key}", key, **spoken)
+
+    def say(self, reason: "Reason") -> str:
+        """A reason of a plan."""
+        return self.reason(reason.key, reason.numbers)
+
+    def takes(self, files: "Sequence[FoundFile]", fit: "Fit") -> str:
+        """Which networks on this disk a clip is made with, and how it would run."""
+        return self("fit.takes", files=", ".join(short_path(file.path) for file in files), fit=self.fit(fit))
 
     def notice(self, said: "Notice") -> str:
         """What changed beside a running job, in words; in English the worker's own where there are none."""

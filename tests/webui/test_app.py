@@ -17,7 +17,8 @@ import pytest
 from tests.sources import syntax_tree
 from tests.webui.conftest import answers, free_port
 from turbodiff.spec.errors import PortInUseError, RequestError
-from webui.app import check, parser
+from turbodiff.spec.page_flags import page_parser
+from webui.app import check
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "webui" / "app.py"
@@ -48,16 +49,16 @@ def test_a_free_port_is_fine_and_a_taken_one_says_what_to_try():
         port = holder.getsockname()[1]
         holder.listen()
         with pytest.raises(PortInUseError) as caught:
-            check(parser().parse_args(["--port", str(port)]))
+            check(page_parser().parse_args(["--port", str(port)]))
     assert caught.value.try_instead == f"--port {port + 1}"
-    check(parser().parse_args(["--port", str(port)]))
+    check(page_parser().parse_args(["--port", str(port)]))
 
 
 def test_listening_needs_a_password(monkeypatch):
     monkeypatch.delenv("TURBODIFF_PASSWORD", raising=False)
     with pytest.raises(RequestError, match="password"):
-        check(parser().parse_args(["--listen"]))
-    assert parser().parse_args([]).listen == "127.0.0.1"
+        check(page_parser().parse_args(["--listen"]))
+    assert page_parser().parse_args([]).listen == "127.0.0.1"
 
 
 def test_no_process_shows_the_password_in_its_command_line(tmp_path):
@@ -173,7 +174,7 @@ def test_no_module_of_the_page_shadows_the_standard_library():
 
 
 def test_agents_need_one_more_package_and_it_is_named(monkeypatch):
-    monkeypatch.setattr("webui.app.find_spec", lambda name: None)
+    monkeypatch.setattr("turbodiff.spec.page_flags.find_spec", lambda name: None)
     with pytest.raises(RequestError) as caught:
-        check(parser().parse_args(["--mcp", "--port", "0"]))
+        check(page_parser().parse_args(["--mcp", "--port", "0"]))
     assert caught.value.code == "mcp_missing" and "turbodiff[mcp]" in caught.value.try_instead

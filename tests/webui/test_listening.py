@@ -8,9 +8,10 @@ import pytest
 
 from tests.webui.test_security import ask, echo, guarded
 from turbodiff.spec.errors import PortInUseError, RequestError
+from turbodiff.spec.page_flags import ASK, page_parser
 from turbodiff.spec.wording import language_of
 from webui import listening, sessions
-from webui.app import ASK, check, parser, read_password, without_password
+from webui.app import check, read_password, without_password
 from webui.listening import is_loopback, listening_sockets, own_addresses, own_names, reachable_at, url_of
 from webui.proxies import ProxyMiddleware, RootPathMiddleware
 from webui.security import SecurityMiddleware, same_site
@@ -143,7 +144,7 @@ def test_a_password_leaves_the_command_line():
     argv = ["--listen", "--password", "a b", "--port", "1", "--password=x", "--password-file", "f", "--mcp"]
     assert without_password(argv) == ["--listen", "--port", "1", "--mcp"]
     assert without_password(["--password", "--port", "1"]) == ["--port", "1"]
-    assert parser().parse_args(["--password"]).password == ASK
+    assert page_parser().parse_args(["--password"]).password == ASK
 
 
 FORMS = {
@@ -159,7 +160,7 @@ UNUSABLE = {
 
 
 def password_of(*flags):
-    return read_password(parser().parse_args(flags))
+    return read_password(page_parser().parse_args(flags))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -387,10 +388,10 @@ def test_a_prefix_is_known_whether_or_not_the_proxy_takes_it_off(path):
 )
 def test_what_could_never_match_a_request_is_refused_at_the_start(flags, code):
     with pytest.raises(RequestError) as caught:
-        check(parser().parse_args(flags))
+        check(page_parser().parse_args(flags))
     assert caught.value.code == code
 
 
 def test_names_and_paths_that_can_match_are_taken():
     flags = ["--host-name", "video.example", "--host-name", "[2001:db8::1]", "--host-name", "10.0.0.7"]
-    check(parser().parse_args([*flags, "--root-path", "/~me/video.2/", "--port", str(free_port())]))
+    check(page_parser().parse_args([*flags, "--root-path", "/~me/video.2/", "--port", str(free_port())]))

@@ -14,6 +14,7 @@ from turbodiff.media.pictures import AdviceKey
 from turbodiff.plan.explain import REASON_KEYS
 from turbodiff.spec.events import Notice
 from turbodiff.spec.models import all_models
+from turbodiff.spec.wording import shared_catalogue
 from webui.wording import Words, catalogue, language_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,12 +59,13 @@ CODE = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
 
 
 def sources():
-    """What may reach the page: not the shell, which speaks English."""
-    return [path for path in (ROOT / "turbodiff").rglob("*.py") if "cli" not in path.parts]
+    """What may reach a person, on the page or in a shell."""
+    return (ROOT / "turbodiff").rglob("*.py")
 
 
 def codes_in_the_source():
-    found = set()
+    page = "\n".join(path.read_text("utf-8") for path in (ROOT / "webui").rglob("*.py"))
+    found = set(re.findall(r"\bcode=\"([a-z0-9_]+)\"", page))
     for path in sources():
         text = path.read_text("utf-8")
         found |= set(re.findall(r"\bcode=\"([a-z0-9_]+)\"", text))
@@ -77,7 +79,7 @@ def codes_in_the_source():
 def test_every_error_code_has_a_sentence():
     found = codes_in_the_source()
     assert {"picture_broken", "lora_half", "does_not_fit"} <= set(found)  # by keyword and by place
-    assert not [code for code in found if f"error.{code}" not in catalogue()]
+    assert not [code for code in found if f"error.{code}" not in shared_catalogue()]
 
 
 def test_every_proposal_of_the_advisor_has_a_sentence_with_its_own_numbers():
@@ -102,6 +104,10 @@ def test_every_key_that_the_page_asks_for_is_there():
     asked = set(re.findall(r"words\(\s*\"([a-z0-9_.]+)\"", source))
     assert len(asked) > 60
     assert not asked - set(catalogue())
+    source = "\n".join(path.read_text("utf-8") for path in (ROOT / "turbodiff").rglob("*.py"))
+    asked = set(re.findall(r"\b(?:words|self)\(\s*\"([a-z0-9_]+\.[a-z0-9_]+)\"", source))
+    assert len(asked) > 20
+    assert not asked - set(shared_catalogue()), "a shell asks for words of the page"
 
 
 def test_durations_are_spoken_in_the_language_of_the_page():

@@ -188,7 +188,7 @@ def test_every_missing_file_is_named_with_its_own_repository(tmp_path: Path) -> 
         locate.resolve_files("Wan2.1-14B", Inventory(files=tuple(others())))
     for size in ("480P", "720P"):
         name = f"TurboWan2.1-T2V-14B-{size}"
-        assert f"{name}.pth or {name}-quant.pth from TurboDiffusion/{name}" in caught.value.expected
+        assert f"{name}.pth | {name}-quant.pth (TurboDiffusion/{name})" in caught.value.expected
 
 
 def test_loras_are_found_by_folder_and_the_first_root_wins(tmp_path: Path) -> None:

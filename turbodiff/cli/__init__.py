@@ -33,6 +33,7 @@ from turbodiff.spec import stdio
 from turbodiff.spec.environment import check_folder
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.text import printable
+from turbodiff.spec.wording import Words, shell_language
 
 app = typer.Typer(
     name="turbodiff",
@@ -63,11 +64,12 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP, and that stays
             signal.signal(number, stop)
+    words = Words(shell_language())
     try:
         check_folder()
         code = app(standalone_mode=False)
     except TurbodiffError as error:
-        sys.stderr.write(f"error: {printable(str(error))}\n")
+        sys.stderr.write(f"{words('error.line', said=printable(words.error_line(error)))}\n")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, EOFError):
         sys.exit(130)
@@ -82,6 +84,6 @@ def main() -> None:
             sys.exit(int(getattr(error, "exit_code", 130)))
         raise  # ours: it keeps its traceback
     if lost := stdio.output_error():
-        sys.stderr.write(f"error: the output cannot be written: {lost.strerror}\n")
+        sys.stderr.write(f"{words('error.line', said=words('error.output_lost', got=lost.strerror))}\n")
         sys.exit(1)
     sys.exit(code or 0)

@@ -30,7 +30,7 @@ def list_downloads(state_dir: StateDir = None) -> None:
         said = {
             "running": words.download(found.progress),
             "paused": words("download.paused", done=done, total=total),
-            "failed": str(error_from(found.error)),
+            "failed": words.error_line(error_from(found.error)),
         }.get(found.state)
         if said:
             notice = words.download_notice(found.progress)

@@ -90,15 +90,16 @@ def doctor(as_json: Json = False) -> None:
     from turbodiff import studio
     from turbodiff.cli.show import print_lines, print_table, why_no_gpu, words_here
 
-    report = studio.doctor()
+    report, words = studio.doctor(), words_here()
     if as_json:
         sys.stdout.write(report.model_dump_json() + "\n")
         return
     none = {} if report.machine.gpus else {"GPU": f"none ({report.machine.gpu_state})"}
     print_table(("what", "found"), list((report.found | none).items()))
-    print_lines([why_no_gpu(report.machine, words_here())] if none else [])
+    print_lines([why_no_gpu(report.machine, words)] if none else [])
     for key, text in report.warnings:
-        Console(soft_wrap=True).print(Text.assemble(("warning", "yellow"), printable(f" {key}: {text}")))
+        told = words.or_else(f"warning.{key}", text)
+        Console(soft_wrap=True).print(Text.assemble((words("value.warning"), "yellow"), printable(f" {key}: {told}")))
     print_lines([f"torch for this machine: {report.pip_line}", *report.notes])
 
 
@@ -276,22 +277,20 @@ def list_models() -> None:
     studio, words, machine = open_studio(None), words_here(), machine_now()
     offers, on_disk = studio.offers(machine), studio.installed(machine)
     for spec, missing in studio.models():
-        ready = "missing files" if missing else "ready"
-        print_lines([f"{spec.display_name:16} {spec.kind}  {ready}", f"    {spec.about}"])
+        ready = words("model.missing" if missing else "model.here")
+        print_lines([f"{spec.display_name:16} {spec.kind}  {ready}", f"    {words.model(spec)}"])
         print_lines(f"    {line}" for line in missing)
         if one := on_disk.get(spec.name):
             print_lines(f"    {line}" for line in (words.takes(one.files, one.fit), *map(words.say, one.reasons)))
         for offer in offers[spec.name]:
             size = gb(offer.network_bytes)
-            need = f"{gb(offer.nbytes)} to download" if offer.files else words("fit.here")
+            need = words("fit.download", size=gb(offer.nbytes)) if offer.files else words("fit.here")
             suits = f"  <- {words('fit.suited')}" if offer.fit.suited and offer.fit.mark != "no" else ""
             print_lines([f"    {offer.variant.name:12} {size:>8}  {need:20}  {words.fit(offer.fit)}{suits}"])
     passed_over = studio.inventory().passed_over
-    for other in passed_over[:SHOWN_FILES]:
-        told = "; ".join(part for part in (other.what, other.got, other.expected) if part)
-        print_lines([f"passed over  {other.path}: {told}"])
+    print_lines(words("model.passed_over", why=words.passed_over(other)) for other in passed_over[:SHOWN_FILES])
     if more := passed_over[SHOWN_FILES:]:
-        print_lines([f"passed over  and {len(more)} more files"])
+        print_lines([words("model.passed_over", why=words("model.more_files", n=len(more)))])
 
 
 @models_app.command("tell")

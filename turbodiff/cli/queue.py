@@ -48,6 +48,7 @@ def show_job(job: JobId, state_dir: StateDir = None, as_json: Json = False) -> N
     if as_json:
         sys.stdout.write(json.dumps(facts) + "\n")
         return
+    facts["error"] = words.error(found.error.model_dump()) if found.error else ""
     print_lines(f"{name:10} {value}" for name, value in facts.items() if value and name != "plan")
 
 
@@ -71,7 +72,8 @@ def watch_job(job: JobId, state_dir: StateDir = None, as_json: Json = False) -> 
         sys.stdout.flush()
         time.sleep(0 if over else POLL_S)
     if found.state != "done":
-        print_lines([f"job {job}: {found.state} {found.error.what if found.error else ''}".rstrip()], sys.stderr)
+        told = words.error(found.error.model_dump()) if found.error else ""
+        print_lines([f"job {job}: {found.state} {told}".rstrip()], sys.stderr)
         raise typer.Exit(1)
 
 
@@ -94,8 +96,9 @@ def move_job(job: JobId, where: Literal["first", "up", "down", "last"], state_di
     state = studio.job(job).state
     if state != "queued":
         raise RequestError(
-            f"job {job} is {state}", code="job_not_waiting", field="job", try_instead="turbodiff jobs list"
-        )
+            f"job {job} does not wait", code="job_not_waiting", field="job", got=state,
+            try_instead="turbodiff jobs list",
+        )  # fmt: skip
     studio.move(job, where)
     sys.stdout.write(f"job {job}: {where}\n")
 

@@ -1,6 +1,5 @@
 """How events and plans look in a shell: English, and a plan's reasons in Chinese where that is spoken."""
 
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
@@ -15,7 +14,7 @@ from turbodiff.spec.numbers import gib, seconds
 from turbodiff.spec.plan import Plan, Reason
 from turbodiff.spec.schedules import SCHEDULE_REASONS, WARNINGS, Schedule
 from turbodiff.spec.text import printable
-from turbodiff.spec.wording import Words, language_of
+from turbodiff.spec.wording import Words, language_of, shell_language
 
 if TYPE_CHECKING:
     from turbodiff.plan.hardware import Machine
@@ -34,9 +33,8 @@ ABOUT_FILES = ("network_files", "package_missing", "download", "download_parts")
 
 
 def words_here(lang: str | None = None) -> Words:
-    """The sentences in a language, by default that of the shell; the most specific variable goes first, as in POSIX."""
-    named = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
-    return Words(language_of(lang or next(filter(None, named), "en")))
+    """The sentences in a language, by default that of the shell."""
+    return Words(language_of(lang) if lang else shell_language())
 
 
 def why_no_gpu(machine: "Machine", words: Words) -> str:

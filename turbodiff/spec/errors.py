@@ -11,7 +11,8 @@
     ├── VerifyError           exit 1   the written clip is not what was sent to the encoder
     └── CancelledByUser       exit 130 stopped by a person
 
-Each says what happened, what it got, what it expected and what to try; `code` keys the sentence in webui/wording.
+Each says what happened, what it got, what it expected and what to try; `code` keys its
+sentence in spec/wording/error.toml.
 Programmer mistakes are asserts, never these.
 """
 

@@ -95,7 +95,6 @@ def check_flags(args: argparse.Namespace) -> None:
     Raises:
         RequestError: a port, a proxy, a host name or a root path that is none; `--mcp` without its package.
     """
-    check_port(args.port)
     if args.mcp and find_spec("mcp") is None:
         raise RequestError(
             "agents are served with the mcp package",
@@ -131,3 +130,4 @@ def check_flags(args: argparse.Namespace) -> None:
             got=args.root_path,
             try_instead="--root-path /video",
         )
+    check_port(args.port)

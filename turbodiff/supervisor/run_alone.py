@@ -9,6 +9,7 @@ from turbodiff.spec.errors import DoesNotFitError, OutOfMemoryError, error_from
 from turbodiff.spec.events import Event, RunCommand
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.text import printable
+from turbodiff.spec.wording import Words, shell_language
 from turbodiff.supervisor.worker_process import run_once
 
 
@@ -25,7 +26,8 @@ def run_alone(command: RunCommand, argv: Sequence[str], on_event: Callable[[Even
                 raise
             lower = {"cap_bytes": retry_policy.next_cap(command.plan, command.cap_bytes), "plan": None}
             command = command.model_copy(update={**lower, "attempt": command.attempt + 1})
-            sys.stderr.write(f"{printable(str(error))}\nonce more, one rung lower\n")
+            words = Words(shell_language())
+            sys.stderr.write(f"{printable(words.error_line(error))}\n{words('error.again_lower')}\n")
 
 
 def run_attempt(command: RunCommand, argv: Sequence[str], on_event: Callable[[Event], None]) -> ClipResult:

@@ -187,8 +187,8 @@ def resolve_files(model: str, found: Inventory) -> dict[str, FoundFile]:
     for component in missing:
         files = [file for file in lacking if file.component == component]
         listed = {repo: [file.names[0] for file in files if file.repo == repo] for repo in (f.repo for f in files)}
-        choices = (" or ".join(names) + (f" from {repo}" if repo else "") for repo, names in listed.items())
-        lines.append(" or ".join(choices))
+        choices = (" | ".join(names) + (f" ({repo})" if repo else "") for repo, names in listed.items())
+        lines.append(" | ".join(choices))  # in no language: lists show them in any
     # what was passed over may be what the person thinks is there
     reasons = [f"{Path(one.path).name}: {one.got or one.what}"[:160] for one in found.passed_over]
     more = f" and {len(reasons) - SHOWN_REASONS} more" if len(reasons) > SHOWN_REASONS else ""
@@ -196,7 +196,7 @@ def resolve_files(model: str, found: Inventory) -> dict[str, FoundFile]:
     raise FileError(
         f"weights of {spec.display_name} are missing", code="weights_missing", field="model",
         got=f"no {', '.join(missing)}{passed_over}",
-        expected=f"{'; '.join(lines)}; all in {download_root()}",
+        expected=f"{'; '.join(lines)}; -> {download_root()}",
         try_instead=f"turbodiff models pull {spec.name}, or set {ROOTS_VARIABLE} to the folder that has them",
     )  # fmt: skip
 

@@ -30,7 +30,7 @@ MAX_LISTING_BYTES = 8 << 20
 MAX_WAIT_S = 300.0  # of a server that asks for patience; beyond that the person is told
 USER_AGENT = "turbodiff"
 
-# code of an error -> what happened, what to try; the page has them in webui/wording/error.toml
+# code of an error -> what happened, what to try; the page has them in spec/wording/error.toml
 FAILURES: Mapping[str, tuple[str, str]] = {
     "download_no_network": ("there is no network", "connect this machine, then resume"),
     "download_dns": ("the name of the server cannot be resolved", "check the network and the mirror's address"),

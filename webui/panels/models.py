@@ -63,7 +63,7 @@ class Model:
 
 def model_card(spec: ModelSpec, missing: tuple[str, ...], snapshot: Snapshot, words: Words) -> Model:
     """A model as its card shows it."""
-    about = words.or_else(f"model.{spec.name.replace('.', '_').replace('-', '_')}", spec.about)
+    about = words.model(spec)
     found, choices = snapshot.downloads.get(spec.name), list[Choice]()
     for offer in snapshot.offers.get(spec.name, ()):
         precision = words("value.quant_linear_on" if offer.variant.quant else "value.quant_linear_off")

@@ -1,13 +1,11 @@
-"""Every sentence a person reads, in English and Chinese, side by side: `key = ["English", "中文"]` per TOML file.
+"""Every sentence of the page, in English and Chinese, side by side: `key = ["English", "中文"]` per TOML file.
 
 Contents: words. What the command line says, too, is in turbodiff/spec/wording. Never here: markup, decisions.
 Used by: webui.
 """
 
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from turbodiff.spec import wording as shared
 from turbodiff.spec.wording import LANGUAGES, language_of
@@ -28,12 +26,6 @@ class Words(shared.Words):
     def sentences(self) -> shared.Sentences:
         """Where the keys are looked up: the page's own words beside those about plans."""
         return catalogue()
-
-    def error(self, fields: Mapping[str, Any]) -> str:
-        """What went wrong, from the fields of an error event (turbodiff/spec/errors.py)."""
-        code, what = str(fields.get("code")), str(fields.get("what", ""))
-        unknown = what if self.lang == "en" and what else self("error.other", code=code)
-        return self.or_else(f"error.{code}", unknown, **{"got": "", "expected": "", "field": "", **fields})
 
     def ago(self, value_s: float) -> str:
         """How long ago, coarsely."""

@@ -1,9 +1,10 @@
-"""Sentences about plans, in English and Chinese, side by side: `key = ["English", "中文"]` per TOML file.
+"""Sentences in English and Chinese, side by side: `key = ["English", "中文"]` per TOML file.
 
-Contents: what the page and the command line both say, and the reader of such files. Never here: the page's own
-words (webui/wording), markup, decisions. Used by: cli, webui.
+Contents: what the page and the command line both say (plans, errors, models), and the reader of such files.
+Never here: the page's own words (webui/wording), markup, decisions. Used by: cli, webui.
 """
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -13,16 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turbodiff.spec.downloads import Progress
-from turbodiff.spec.models import short_path
+from turbodiff.spec.errors import TurbodiffError
+from turbodiff.spec.models import ModelSpec, short_path
 from turbodiff.spec.numbers import gb, gib
 from turbodiff.spec.plan import JsonScalar
 
 if TYPE_CHECKING:
     from turbodiff.spec.events import Notice
-    from turbodiff.spec.models import FoundFile
+    from turbodiff.spec.models import FoundFile, PassedOver
     from turbodiff.spec.plan import Fit, Reason
 
 LANGUAGES = ("en", "zh")
+COMMAND = re.compile(r"--[\w-]+([ =]\S+)?|(turbodiff|pip|systemctl|journalctl|export|unset) .+|scripts/\w+|\w+=\S+")
 Sentences = Mapping[str, tuple[str, str]]
 
 
@@ -58,6 +61,14 @@ def language_of(name: str) -> str:
         if spoken and best < weight <= 1:
             best, chosen = weight, spoken
     return chosen
+
+
+def shell_language() -> str:
+    """The language that this process's environment asks for: LANGUAGE, a list, where the locale is not C; then the most
+    specific variable of the locale (GNU gettext manual, Locale Environment Variables)."""
+    locale = next(filter(None, (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))), "")
+    listed = os.environ.get("LANGUAGE", "").replace(":", ",") if locale not in ("C", "POSIX") else ""
+    return language_of(listed or locale)
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,25 @@ class Words:
                 spoken[name] = float(f"{value:.4g}")  # no unit: a factor, a share, a boundary
         return self.or_else(f"reason.{key}", key, **spoken)
 
+    def error(self, fields: Mapping[str, object]) -> str:
+        """What went wrong, from the fields of an error event (turbodiff/spec/errors.py)."""
+        code, what = str(fields.get("code")), str(fields.get("what", ""))
+        unknown = what if self.lang == "en" and what else self("error.other", code=code)
+        return self.or_else(f"error.{code}", unknown, **{"got": "", "expected": "", "field": "", **fields})
+
+    def error_line(self, error: TurbodiffError) -> str:
+        """An error as a shell says it in one line: in English its own words; else the page's sentence with those of its
+        values that it leaves out, and of what it says to try the commands, which are of no language."""
+        if self.lang == "en":
+            return str(error)
+        fields = error.fields()
+        said = self.error(fields)
+        parts = [said if not error.field or error.field in said else f"{error.field}：{said}"]
+        parts += [self(f"error.{name}", **fields) for name in ("got", "expected") if fields[name] not in said]
+        commands = [part for part in re.split(r",? or |, | and |; ", error.try_instead) if COMMAND.fullmatch(part)]
+        parts += [self("error.try", commands=self("unit.or").join(commands))] if commands else []
+        return " ".join(parts)
+
     def say(self, reason: "Reason") -> str:
         """A reason of a plan."""
         return self.reason(reason.key, reason.numbers)
@@ -107,6 +137,15 @@ class Words:
     def takes(self, files: "Sequence[FoundFile]", fit: "Fit") -> str:
         """Which networks on this disk a clip is made with, and how it would run."""
         return self("fit.takes", files=", ".join(short_path(file.path) for file in files), fit=self.fit(fit))
+
+    def model(self, spec: ModelSpec) -> str:
+        """What a model is for."""
+        return self.or_else(f"model.{spec.name.replace('.', '_').replace('-', '_')}", spec.about)
+
+    def passed_over(self, file: "PassedOver") -> str:
+        """Why no model uses a file, with its path."""
+        why = self.error({"field": file.path, **file.model_dump(include={"code", "what", "got", "expected"})})
+        return why if file.path in why else f"{file.path}: {why}"
 
     def notice(self, said: "Notice") -> str:
         """What changed beside a running job, in words; in English the worker's own where there are none."""

@@ -174,11 +174,7 @@ class Studio:
         return kept if kept in POLICIES else "auto"
 
     def set_policy(self, policy: str) -> None:
-        """Choose the policy for everybody at this machine.
-
-        Raises:
-            RequestError: none of the three.
-        """
+        """Choose the policy for everybody at this machine. Raises RequestError: none of the three."""
         if policy not in POLICIES:
             expected = " | ".join(POLICIES)
             raise RequestError("no such policy", code="bad_policy", field="policy", got=policy[:40], expected=expected)
@@ -322,11 +318,8 @@ class Studio:
         return {spec.name: download_offers(spec, here, fits, mirror) for spec, fits in told.items()}
 
     def installed(self, machine: Machine | None = None) -> dict[str, Installed]:
-        """By model name: the networks on this disk, as a plan takes them, and how the form's first clip would run with
-        them; without the models that lack one."""
-        here, machine, history = find_weights(), machine or self.machine(), self.history()
-        found = {spec.name: installed(spec, machine, here, history) for spec in all_models()}
-        return {name: one for name, one in found.items() if one}
+        """By model name: the networks on this disk, and how the form's first clip would run with them."""
+        return installed(machine or self.machine(), find_weights(), self.history())
 
     def _models_in_jobs(self) -> set[str]:
         states = (*ACTIVE, "queued") if self.database.exists() else ()
@@ -402,6 +395,6 @@ def _request_of(fields: Mapping[str, Any]) -> Request:
 
 __all__ = [
     "HOST_COMMAND", "POLICIES", "CardHolders", "Clip", "DoctorReport", "Download", "Downloads", "GpuFacts", "Holder",
-    "Identity", "Look", "LoraFacts", "LoraFile", "Machine", "Move", "Offer", "Outlook", "Policy", "Round", "Seed",
-    "SelfTest", "Storage", "StoredFile", "Studio", "Tier", "doctor", "pictures", "pretend", "state_folder",
+    "Identity", "Installed", "Look", "LoraFacts", "LoraFile", "Machine", "Move", "Offer", "Outlook", "Policy",
+    "Round", "Seed", "SelfTest", "Storage", "StoredFile", "Studio", "Tier", "doctor", "pictures", "pretend", "state_folder",
 ]  # fmt: skip

@@ -171,7 +171,6 @@ def main(argv: Sequence[str]) -> int:
     from turbodiff.spec.environment import check_folder
     from turbodiff.spec.errors import TurbodiffError, not_started
     from turbodiff.spec.page_flags import page_parser
-    from turbodiff.spec.text import printable
     from turbodiff.spec.wording import Words, shell_language
 
     stdio.make_safe()
@@ -204,7 +203,7 @@ def main(argv: Sequence[str]) -> int:
             sys.stderr.write(f"[ERROR] ended with {code}: {STARTUP_LOG} says why\n")
         return code
     except TurbodiffError as error:
-        sys.stderr.write(f"[ERROR] {printable(Words(shell_language()).error_line(error))}\n")
+        sys.stderr.write(f"[ERROR] {Words(shell_language()).error_line(error)}\n")
         return error.exit_code
 
 

@@ -21,7 +21,6 @@ from turbodiff.spec import stdio
 from turbodiff.spec.environment import PASSWORD
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.page_flags import page_parser
-from turbodiff.spec.text import printable
 from turbodiff.spec.wording import shell_language
 from turbodiff.studio import Studio
 from webui import events, page
@@ -179,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         server = uvicorn.Server(config)
         server.run(sockets=sockets)
     except TurbodiffError as error:
-        sys.stderr.write(f"[ERROR] {printable(Words(shell_language()).error_line(error))}\n")
+        sys.stderr.write(f"[ERROR] {Words(shell_language()).error_line(error)}\n")
         return error.exit_code
     return 0 if server.started else 1
 

@@ -26,6 +26,7 @@ from turbodiff.studio import (
     Download,
     Holder,
     Identity,
+    Installed,
     LoraFacts,
     Machine,
     Move,
@@ -93,6 +94,7 @@ class Snapshot:
     log: tuple[str, ...] = ()
     models: tuple[tuple[ModelSpec, list[str]], ...] = ()  # what is missing of each
     passed_over: tuple[PassedOver, ...] = ()  # files of the search roots that no model uses
+    installed: Mapping[str, Installed] = field(default_factory=dict)  # model name -> the networks that are here
     offers: Mapping[str, tuple[Offer, ...]] = field(default_factory=dict)  # model name -> what there is to download
     downloads: Mapping[str, Download] = field(default_factory=dict)  # model name -> how its download is doing
     stored: Mapping[str, tuple[StoredFile, ...]] = field(default_factory=dict)  # model name -> its files on this disk
@@ -191,6 +193,7 @@ class StudioReader:
         self._models = CachedValue(lambda: tuple(studio.models()), 10.0)
         self._inventory = CachedValue(studio.inventory, 5.0)
         self._offers = CachedValue(studio.offers, 10.0)
+        self._installed = CachedValue(studio.installed, 10.0)
         self._stored = CachedValue(studio.storage.stored, 10.0)
         self._history = CachedValue(studio.history, 5.0)
         self._holders = CachedValue(lambda: (studio.holders(), tuple(studio.leftovers())), 2.0)
@@ -214,6 +217,7 @@ class StudioReader:
             log=tuple(studio.log_tail(LOG_LINES)),
             models=self._models(),
             passed_over=self._inventory().passed_over,
+            installed=self._installed(),
             offers=self._offers(),
             downloads={name: studio.downloads.of(name) for name in self._offers()},
             stored=self._stored(),
@@ -242,7 +246,7 @@ class StudioReader:
 
     def rescan(self) -> None:
         """Look for weights again."""
-        for cached in (self._inventory, self._models, self._offers, self._stored, self.loras):
+        for cached in (self._inventory, self._models, self._offers, self._installed, self._stored, self.loras):
             cached.now()
 
     def restart(self) -> None:

@@ -102,7 +102,7 @@ def test_the_list_and_a_plan_name_the_file_that_is_here_with_its_own_schedule_an
     spec, words = find_model("Wan2.1-1.3B"), Words(lang)
     (tmp_path / "weights").mkdir()
     headers.save(network_shapes(spec, "dit", False, False), tmp_path / "weights" / "wan_plain.safetensors")
-    on_disk = installed(spec, machine_now(), inventory())
+    on_disk = installed(machine_now(), inventory())[spec.name]
     assert [reason.key for reason in on_disk.reasons][:1] == ["schedule_base"]
     code, said = turbodiff("models", "list")
     assert code == 0 and words.takes(on_disk.files, on_disk.fit) in said.out

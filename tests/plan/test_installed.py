@@ -35,11 +35,11 @@ def told(plan, *keys):
 
 def test_seconds_of_weights_on_this_disk_are_those_of_their_own_schedule():
     spec, where = find_model("wan2.1-14b"), card(80)
-    turbo, plain = (installed(spec, where, files) for files in (disk(spec.name), networks(spec.name, PLAIN)))
+    turbo, plain = (installed(where, files)[spec.name] for files in (disk(spec.name), networks(spec.name, PLAIN)))
     assert "schedule_base" in [reason.key for reason in plain.reasons]
     # 50 steps of two passes instead of 4 of one
     assert plain.fit.seconds > 10 * turbo.fit.seconds
-    assert installed(spec, where, Inventory()) is None
+    assert spec.name not in installed(where, Inventory())
 
 
 def test_a_variant_that_is_here_takes_the_schedule_of_the_file_that_is_here():
@@ -48,7 +48,7 @@ def test_a_variant_that_is_here_takes_the_schedule_of_the_file_that_is_here():
     here = networks(spec.name, LIGHTNING)
     published, mine = fits_of(spec, where)[variant], fits_of(spec, where, here=here)[variant]
     assert mine.seconds < published.seconds / 5  # 4 steps without guidance instead of 40 with
-    assert "schedule_step_distilled" in [reason.key for reason in installed(spec, where, here).reasons]
+    assert "schedule_step_distilled" in [reason.key for reason in installed(where, here)[spec.name].reasons]
 
 
 def test_what_would_be_downloaded_beside_other_weights_keeps_its_own_schedule():

@@ -8,11 +8,13 @@ from types import SimpleNamespace as Some
 
 import pytest
 
+from tests.plan.machines import card, disk
 from turbodiff.diagnostics.background_tasks import Check, SelfTest
 from turbodiff.diagnostics.doctor import DoctorReport
 from turbodiff.diagnostics.downloads import Download, Offer
 from turbodiff.plan.hardware import GpuFacts, Machine, pretend
 from turbodiff.plan.planner import Refusal, plan_request
+from turbodiff.plan.tiers import installed
 from turbodiff.plan.tiers import rounds as tiers_rounds
 from turbodiff.spec.clips import Sidecar, read_record
 from turbodiff.spec.downloads import Progress as DownloadProgress
@@ -574,3 +576,14 @@ def test_files_that_no_model_uses_are_listed_with_the_reason_in_both_languages()
 def test_a_button_has_room_for_every_models_name_and_tells_them_apart():
     names = [meter.short_model(spec.name) for spec in all_models()]
     assert len(set(names)) == len(names) and {"1.3B", "14B", "A14B", "T2V-A14B", "I2V-14B"} <= set(names)
+
+
+@pytest.mark.parametrize("words", [EN, Words("zh")], ids=["en", "zh"])
+def test_a_models_card_names_the_networks_that_are_here_with_their_own_schedule_and_seconds(words):
+    spec = find_model("wan2.1-14b")
+    on_disk = installed(card(80), disk(spec.name))
+    shown = models.model_card(spec, (), Snapshot(installed=on_disk), words)
+    drawn = models.draw_model(shown, False, words)
+    one = on_disk[spec.name]
+    assert one.files[0].path in shown.takes[0] and words.fit(one.fit) in shown.takes[0]
+    assert all(line in drawn for line in shown.takes) and words.say(one.reasons[0]) in shown.takes

@@ -32,7 +32,6 @@ from turbodiff.cli.service import service_app
 from turbodiff.spec import stdio
 from turbodiff.spec.environment import check_folder
 from turbodiff.spec.errors import TurbodiffError
-from turbodiff.spec.text import printable
 from turbodiff.spec.wording import Words, shell_language
 
 app = typer.Typer(
@@ -69,7 +68,7 @@ def main() -> None:
         check_folder()
         code = app(standalone_mode=False)
     except TurbodiffError as error:
-        sys.stderr.write(f"{words('error.line', said=printable(words.error_line(error)))}\n")
+        sys.stderr.write(f"{words.error_line(error, 'error.line')}\n")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, EOFError):
         sys.exit(130)

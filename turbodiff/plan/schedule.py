@@ -5,7 +5,9 @@ The weights are those that the loader will take: the file of each network, the L
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +25,7 @@ from turbodiff.spec.schedules import (
     steps_of_share,
     together,
 )  # fmt: skip
+from turbodiff.spec.shapes import RESOLUTIONS
 
 if TYPE_CHECKING:
     from turbodiff.plan.candidates import Candidate
@@ -43,11 +46,19 @@ def dit_files(
 
 def network_file(candidate: Candidate, inventory: Inventory, expert: Expert | None = None) -> FoundFile | None:
     """The file that an expert's weights (by default the first's) are made from, None where none is here: INT8 where
-    that is asked for, of networks distilled once per resolution the one for the size. The loader asks it, too."""
-    spec, resolution = candidate.spec, candidate.spec.resolution_near(candidate.width, candidate.height)
+    that is asked for, of networks distilled once per resolution the nearest by area. The loader asks it, too."""
+    spec = candidate.spec
+    resolution = nearest_resolution(spec.limits.trained_resolutions, candidate.width * candidate.height)
     component = (expert or spec.experts[0]).component
     of_kind = inventory.of(spec.name, component, candidate.int8, resolution)
     return of_kind or inventory.of(spec.name, component, None, resolution)
+
+
+@lru_cache(1024)  # a plan asks for every candidate
+def nearest_resolution(names: tuple[str, ...], area: int) -> str:
+    """Of named resolutions the one whose 16:9 frame is nearest to `area` pixels, by ratio; "" where none has one."""
+    areas = {name: math.prod(RESOLUTIONS[name]["16:9"]) for name in names if "16:9" in RESOLUTIONS[name]}
+    return min(areas, key=lambda name: abs(math.log(area / areas[name])), default="")
 
 
 class Network(NamedTuple):

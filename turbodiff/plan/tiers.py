@@ -10,7 +10,16 @@ from turbodiff.plan.candidates import network_files
 from turbodiff.plan.hardware import Machine
 from turbodiff.plan.planner import Refusal, plan_request
 from turbodiff.plan.weight_sizes import missing_files
-from turbodiff.spec.models import FoundFile, Frozen, Inventory, ModelSpec, Variant, configs_folder, read_toml
+from turbodiff.spec.models import (
+    FoundFile,
+    Frozen,
+    Inventory,
+    ModelSpec,
+    Variant,
+    all_models,
+    configs_folder,
+    read_toml,
+)  # fmt: skip
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.plan import Fit, Plan, Reason
 from turbodiff.spec.request import Request, make_request
@@ -135,12 +144,15 @@ class Installed(NamedTuple):
     reasons: tuple[Reason, ...]
 
 
-def installed(spec: ModelSpec, machine: Machine, here: Inventory, history: History | None = None) -> Installed | None:
-    """The networks on this disk as a plan takes them; None where not all of them are here."""
-    fit, plan = _fit_of(first_request(spec, machine), _still(machine), history, here)
-    files = network_files(plan.request, here)
-    reasons = tuple(reason for reason in plan.reasons if reason.key in (*SCHEDULE_REASONS, *WARNINGS))
-    return Installed(files, fit, reasons) if files else None
+def installed(machine: Machine, here: Inventory, history: History | None = None) -> dict[str, Installed]:
+    """By model name: the networks on this disk as a plan takes them; without the models that lack one."""
+    machine, found = _still(machine), dict[str, Installed]()
+    for spec in all_models():
+        fit, plan = _fit_of(first_request(spec, machine), machine, history, here)
+        said = tuple(reason for reason in plan.reasons if reason.key in (*SCHEDULE_REASONS, *WARNINGS))
+        if files := network_files(plan.request, here):
+            found[spec.name] = Installed(files, fit, said)
+    return found
 
 
 @lru_cache(256)

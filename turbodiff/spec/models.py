@@ -3,7 +3,6 @@
 Choices of a run are never in there.
 """
 
-import math
 import os
 import tomllib
 from functools import cache, lru_cache
@@ -15,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from turbodiff.spec.errors import FileError, RequestError
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.schedules import PLAIN, BaseFacts, Sampler, Training
-from turbodiff.spec.shapes import RESOLUTIONS, table_size
 
 Kind = Literal["t2v", "i2v"]
 Component = Literal["dit", "dit_high", "dit_low", "vae", "text_encoder", "image_encoder", "tokenizer", "preview_vae"]
@@ -187,15 +185,6 @@ class ModelSpec(Frozen):
                 expected=" | ".join(known), try_instead=f"--variant {next(iter(known))}",
             )  # fmt: skip
         return known[name]
-
-    def resolution_near(self, width: int, height: int) -> str:
-        """The trained resolution that a size belongs to, the nearest by area: whose files go first."""
-
-        def apart(name: str) -> float:
-            return abs(math.log(width * height / math.prod(table_size(name, "16:9"))))
-
-        named = [name for name in self.limits.trained_resolutions if "16:9" in RESOLUTIONS[name]]
-        return min(named, key=apart, default="")
 
     def files_of(self, variant: Variant) -> tuple["ModelFile", ...]:
         """One file per component, the networks being those of a variant."""

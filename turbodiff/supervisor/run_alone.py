@@ -26,8 +26,7 @@ def run_alone(command: RunCommand, argv: Sequence[str], on_event: Callable[[Even
                 raise
             lower = {"cap_bytes": retry_policy.next_cap(command.plan, command.cap_bytes), "plan": None}
             command = command.model_copy(update={**lower, "attempt": command.attempt + 1})
-            words = Words(shell_language())
-            sys.stderr.write(f"{printable(words.error_line(error))}\n{words('error.again_lower')}\n")
+            sys.stderr.write(Words(shell_language()).error_line(error, "error.again_lower"))
 
 
 def run_attempt(command: RunCommand, argv: Sequence[str], on_event: Callable[[Event], None]) -> ClipResult:

@@ -42,6 +42,7 @@ class Model:
     about: str
     here: bool
     missing: tuple[str, ...]
+    takes: tuple[str, ...] = ()  # of the networks that are here: which, how they would run, their schedule
     id: str = ""
     choices: tuple[Choice, ...] = ()
     state: str = "absent"  # of its download: absent | running | paused | failed | done
@@ -83,9 +84,11 @@ def model_card(spec: ModelSpec, missing: tuple[str, ...], snapshot: Snapshot, wo
                 files=tuple(f"{name}  {gb(nbytes)}  {repo}" for name, repo, nbytes in offer.files),
             )
         )
-    shown = _with_usage(
-        Model(spec.display_name, about, not missing, missing, spec.name, tuple(choices)), snapshot, words
-    )
+    takes: tuple[str, ...] = ()
+    if on_disk := snapshot.installed.get(spec.name):
+        takes = (words.takes(on_disk.files, on_disk.fit), *map(words.say, on_disk.reasons))
+    model = Model(spec.display_name, about, not missing, missing, takes, spec.name, tuple(choices))
+    shown = _with_usage(model, snapshot, words)
     if found is None or found.state in ("absent", "done"):
         return shown
     progress = found.progress
@@ -160,6 +163,7 @@ def draw_model(model: Model, main: bool, words: Words) -> Html:
         "div",
         el("div", el("h3", model.name), pill, cls="td-line"),
         el("p", model.about, cls="td-quiet", style="margin:0"),
+        [el("div", line, cls="td-quiet td-small td-takes") for line in model.takes] or None,
         el("div", rows) if rows else None,
         offer,
         _progress(model, words),

@@ -18,6 +18,7 @@ from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.models import ModelSpec, short_path
 from turbodiff.spec.numbers import gb, gib
 from turbodiff.spec.plan import JsonScalar
+from turbodiff.spec.text import printable
 
 if TYPE_CHECKING:
     from turbodiff.spec.events import Notice
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 LANGUAGES = ("en", "zh")
 COMMAND = re.compile(r"--[\w-]+([ =]\S+)?|(turbodiff|pip|systemctl|journalctl|export|unset) .+|scripts/\w+|\w+=\S+")
+PROSE = re.compile(r"[A-Za-z]+ [a-z]{2,} [a-z]{2,}")  # English, which is no value
 Sentences = Mapping[str, tuple[str, str]]
 
 
@@ -117,18 +119,22 @@ class Words:
         unknown = what if self.lang == "en" and what else self("error.other", code=code)
         return self.or_else(f"error.{code}", unknown, **{"got": "", "expected": "", "field": "", **fields})
 
-    def error_line(self, error: TurbodiffError) -> str:
+    def error_line(self, error: TurbodiffError, key: str = "") -> str:
         """An error as a shell says it in one line: in English its own words; else the page's sentence with those of its
-        values that it leaves out, and of what it says to try the commands, which are of no language."""
+        values that it leaves out, and of what it says to try the commands, which are of no language. `key`: of the
+        sentence around it."""
+        if key:
+            return self(key, said=self.error_line(error))
         if self.lang == "en":
-            return str(error)
+            return printable(str(error))
         fields = error.fields()
         said = self.error(fields)
         parts = [said if not error.field or error.field in said else f"{error.field}：{said}"]
-        parts += [self(f"error.{name}", **fields) for name in ("got", "expected") if fields[name] not in said]
+        told = [name for name in ("got", "expected") if fields[name] not in said and not PROSE.search(fields[name])]
+        parts += [self(f"error.{name}", **fields) for name in told]
         commands = [part for part in re.split(r",? or |, | and |; ", error.try_instead) if COMMAND.fullmatch(part)]
         parts += [self("error.try", commands=self("unit.or").join(commands))] if commands else []
-        return " ".join(parts)
+        return printable(" ".join(parts))
 
     def say(self, reason: "Reason") -> str:
         """A reason of a plan."""

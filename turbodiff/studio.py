@@ -395,6 +395,6 @@ def _request_of(fields: Mapping[str, Any]) -> Request:
 
 __all__ = [
     "HOST_COMMAND", "POLICIES", "CardHolders", "Clip", "DoctorReport", "Download", "Downloads", "GpuFacts", "Holder",
-    "Identity", "Installed", "Look", "LoraFacts", "LoraFile", "Machine", "Move", "Offer", "Outlook", "Policy",
-    "Round", "Seed", "SelfTest", "Storage", "StoredFile", "Studio", "Tier", "doctor", "pictures", "pretend", "state_folder",
+    "Identity", "Installed", "Look", "LoraFacts", "LoraFile", "Machine", "Move", "Offer", "Outlook", "Policy", "Round",
+    "Seed", "SelfTest", "Storage", "StoredFile", "Studio", "Tier", "doctor", "pictures", "pretend", "state_folder",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from webui.snapshot import CachedValue, StudioReader
 from webui.wording import Words
 
 MOST_PLANS, MOST_CALLS = 4, 8000
-MOST_CALLS_ANEW = 11_000  # what is decided anew costs every candidate twice, with plain weights and with INT8
+MOST_CALLS_ANEW = 12_000  # anew: every candidate twice, plain and INT8, with kept and with recomputed text keys
 MODEL = "wan2.1-14b"
 
 

@@ -107,7 +107,7 @@ def test_every_missing_file_is_named_at_once(tmp_path: Path, monkeypatch: pytest
     error = caught.value
     assert error.exit_code == 2
     for name in ("Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl/spiece.model"):
-        assert f"{name} from Wan-AI/Wan2.1-T2V-1.3B" in error.expected
+        assert f"{name} (Wan-AI/Wan2.1-T2V-1.3B)" in error.expected
     assert "TurboWan2.1" not in error.expected, "the DiT is there"
     assert str(tmp_path) in error.expected
     assert "pull wan2.1-1.3b" in error.try_instead

@@ -113,6 +113,11 @@ class PageEvents:
         # apart from the meter: decoding a picture takes a process and part of a second
         picture = partial(gr.on, [fields[name].change for name in PICTURE_FIELDS], trigger_mode="always_last")
         search = partial(page.search.change, trigger_mode="always_last")
+        # one event for every button of the lists: a press must not be lost while the answer to another is awaited
+        act, fill = (
+            partial(page.act_bus.act, trigger_mode="multiple"),
+            partial(page.form_bus.fill, trigger_mode="multiple"),
+        )
         row, clicked = self.fields, [page.ui_state, *self.fields]
         events: tuple[tuple[Callable[..., object], Callable[..., object], list[Component], list[Component]], ...] = (
             (page.timer.tick, draw.changed, [page.ui_state, page.seen], drawn),
@@ -122,13 +127,13 @@ class PageEvents:
             (picture, self.look, row, [made.picture_note]),
             (fields["kind"].input, self.new_kind, row, [*whole, *self.estimated]),
             (fields["model"].input, self.new_model, row, [*whole, *self.estimated]),
-            (page.form_bus.fill, self.fill, clicked, filled),
+            (fill, self.fill, clicked, filled),
             (page.video_file.upload, self.load_video, [page.video_file, *row], filled),
             (made.go.click, self.go, clicked, out),
             (made.anyway.click, self.go_anyway, clicked, out),
             (page.batch_file.upload, self.load_batch, [page.batch_file], [page.batch, page.note]),
             (page.batch_go.click, self.go_batch, [page.ui_state, page.batch, *row], out),
-            (page.act_bus.act, self.act, [page.ui_state], out),
+            (act, self.act, [page.ui_state], out),
             (search, self.search, [page.ui_state, page.search], out),
             (page.seed_file.upload, self.import_seeds, [page.ui_state, page.seed_file], out),
         )

@@ -1,9 +1,8 @@
 """What the browser stories share: a tab that watches itself, and the moves that a person makes in it."""
 
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 PATIENCE_MS = 90_000  # what takes a second on a quiet machine
-AGAIN_MS = 15_000  # far longer than an accepted press takes
 
 
 @contextmanager
@@ -36,17 +35,6 @@ def bad(answer):
 def write_prompt(page, prompt):
     page.fill("#prompt textarea", prompt)
     page.wait_for_timeout(400)
-
-
-def press(page, button, sign, **state):
-    """Press until what comes of it is seen: Gradio drops a press while the page waits for the answer to the last."""
-    from playwright.sync_api import TimeoutError as NotSeenError
-
-    for _ in range(PATIENCE_MS // AGAIN_MS):
-        page.click(button)
-        with suppress(NotSeenError):
-            return page.wait_for_selector(sign, timeout=AGAIN_MS, **state)
-    return page.wait_for_selector(sign, timeout=AGAIN_MS, **state)
 
 
 def newest(app):

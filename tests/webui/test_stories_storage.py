@@ -5,7 +5,7 @@ import re
 import hollow
 import pytest
 import torch
-from stories import press, tab
+from stories import tab
 
 from turbodiff.spec.models import find_model
 
@@ -59,12 +59,15 @@ def test_a_model_is_moved_and_deleted_after_a_question_and_its_room_is_told(path
     with tab(chromium, keeper, path) as page:
         page.on("dialog", answer)
         page.click(f"#tabs [role=tab] >> nth={SYSTEM}")
-        press(page, "#system [data-act=rescan]", f"{CARD} :text('{room}')")
+        page.click("#system [data-act=rescan]")
+        page.wait_for_selector(f"{CARD} :text('{room}')")
         page.fill("#move-folder", str(keeper.models / "sub"))
-        press(page, f"{CARD} [data-act=move]", f"{CARD} [role=alert]:has-text('{inside}')")
+        page.click(f"{CARD} [data-act=move]")
+        page.wait_for_selector(f"{CARD} [role=alert]:has-text('{inside}')")
         shot(page, request, f"refused{path.replace('/', '')}")
         page.fill("#move-folder", str(far))
-        press(page, f"{CARD} [data-act=move]:enabled", f"{CARD} :text('{moved}{far}')")
+        page.click(f"{CARD} [data-act=move]:enabled")
+        page.wait_for_selector(f"{CARD} :text('{moved}{far}')")
         page.wait_for_selector(f"{CARD} [role=alert]", state="detached")
         assert sorted(file.name for file in far.iterdir()) == sorted(NAMES)
         assert all((keeper.models / name).resolve() == far / name for name in NAMES)
@@ -73,7 +76,8 @@ def test_a_model_is_moved_and_deleted_after_a_question_and_its_room_is_told(path
         page.click(f"{CARD} [data-act=delete_model]:enabled")  # and no, thank you
         page.wait_for_timeout(500)
         assert all((far / name).exists() for name in NAMES) and len(asked) == 1
-        press(page, f"{CARD} [data-act=delete_model]", f"#note:has-text('{deleted}')")
+        page.click(f"{CARD} [data-act=delete_model]")
+        page.wait_for_selector(f"#note:has-text('{deleted}')")
         page.wait_for_selector(f"{CARD} [data-act=delete_model]", state="detached")
         shot(page, request, f"deleted{path.replace('/', '')}")
         assert not list(far.iterdir()) and not list(keeper.models.iterdir())

@@ -8,8 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from turbodiff.gpu.probe import machine_now
+from turbodiff.plan.planner import plan_request
+from turbodiff.spec.request import make_request
 from turbodiff.spec.schedules import PLAIN
 from turbodiff.weights import locate
+from turbodiff.weights.detect import read_header
 from turbodiff.weights.distillation import lora_training, training_of
 from turbodiff.weights.locate import bundled_root, inventory, resolve_files
 
@@ -84,13 +88,77 @@ def test_a_published_name_tells_its_distillation(name, trained_for, family, step
         ("blocks.0.self_attn.attn_op.local_attn.proj_l.weight", "rcm", ""),
         ("blocks.3.attn1.attn_impl.proj_l.bias", "rcm", ""),
         ("blocks.0.to_gate_compress.weight", "step-distilled", "fastwan"),
-        ("generator_ema.model.blocks.0.self_attn.q.weight", "step-distilled", "self-forcing"),
-        ("generator.model.blocks.0.self_attn.q.weight", "step-distilled", "self-forcing"),
     ],
 )
 def test_keys_tell_before_the_name_does(key, trained_for, family):
     told = training_of((*PLAIN_KEYS, key), {}, Path("lightx2v_4step.safetensors"))
     assert (told.trained_for, told.family, told.evidence) == (trained_for, family, "keys")
+
+
+Q, GATE, SLA = "blocks.0.self_attn.q.weight", "blocks.0.to_gate_compress.weight", ".attn_op.local_attn.proj_l.weight"
+DUMPS = [  # the names of the dicts around the tensors, what stands before each name, a key that tells, the training
+    (("generator_ema",), "model.", "", "self-forcing"),
+    (("generator",), "model.", "", "self-forcing"),
+    (("generator_ema",), "", "", "self-forcing"),
+    (("generator", "model"), "", "", "self-forcing"),
+    (("state_dict", "generator_ema"), "model._fsdp_wrapped_module.", "", "self-forcing"),
+    (("net_ema",), "", f"blocks.0.self_attn{SLA}", "rcm"),
+    (("model",), "", GATE, "fastwan"),
+    (("model",), "", "", "base"),
+    (("ema",), "model.", "", "base"),
+    ((), "", "", "base"),
+]
+
+
+def dump(path: Path, weights: dict[str, torch.Tensor], wraps: tuple[str, ...]) -> Path:
+    """Weights as a training writes them: in dicts, or flat with the names of those before each name."""
+    if path.suffix == ".safetensors":
+        save_file({".".join((*wraps, name)): value for name, value in weights.items()}, path)
+        return path
+    state: dict[str, object] = dict(weights)
+    for wrap in reversed(wraps):
+        state = {wrap: state}
+    torch.save({**state, "step": 3000}, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+@pytest.mark.parametrize(("wraps", "before", "key", "told"), DUMPS, ids=lambda value: str(value)[:40])
+def test_what_the_reader_delivers_of_a_dump_tells_its_training(tmp_path, wraps, before, key, told, suffix):
+    weights = {f"{before}{name}": torch.zeros(2, 2) for name in (Q, "patch_embedding.weight", *filter(None, [key]))}
+    header = read_header(dump(tmp_path / f"model{suffix}", weights, wraps))
+    training = training_of(header.written_names, header.metadata, header.path)
+    assert (training.family or training.trained_for) == told
+    assert training.evidence == ("" if told == "base" else "keys")
+
+
+@pytest.mark.parametrize("others", [{}, {"critic": {"model.x": torch.zeros(2)}}], ids=["alone", "critic"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("wrap", ["generator_ema", "generator"])
+def test_a_self_forcing_dump_runs_in_its_few_steps(tmp_path, wrap, suffix, others):
+    weights = load_file(bundled_root() / "dit_t2v.safetensors")
+    plain = {f"model.{name}": value for name, value in weights.items() if ".proj_l." not in name}
+    path = dump(tmp_path / f"model{suffix}", plain, (wrap,))
+    if others and suffix == ".pt":
+        torch.save({wrap: plain, **others}, path)
+    found = inventory([tmp_path])
+    file = found.of("demo", "dit")
+    assert file is not None and file.path == str(path)
+    assert file.training is not None and file.training.words == "step-distilled, Self-Forcing (keys)"
+    run = plan_request(make_request({"prompt": "a red circle", "model": "demo"}), machine_now(), found).request
+    assert (run.sampler, run.steps, run.guidance) == ("lcm", 4, 1.0)
+
+
+def test_the_metadata_and_wrappers_of_shards_are_those_of_the_whole(tmp_path):
+    told = {"turbodiff.weights_are": "step-distilled", "turbodiff.steps": "6"}
+    save_file({Q: torch.zeros(2, 2)}, tmp_path / "m-1-of-2.safetensors", told)
+    dump(tmp_path / "m-2-of-2.bin", {"patch_embedding.weight": torch.zeros(2, 2)}, ("generator",))
+    where = {Q: "m-1-of-2.safetensors", "patch_embedding.weight": "m-2-of-2.bin"}
+    index = tmp_path / "m.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    header = read_header(index)
+    assert header.metadata == told and header.inside == ("generator",)
+    assert training_of(header.written_names, header.metadata, index).steps == 6
 
 
 def test_a_lora_on_the_projections_of_a_distilled_network_distils_nothing():

@@ -191,12 +191,17 @@ def _read_index(path: Path) -> Header:
         found = f"{len(names) - len(missing)} of {len(names)}"
         raise bad_file(path, "shards are missing", code="file_missing", got=found, expected=", ".join(missing))
     tensors: dict[str, TensorInfo] = {}
+    metadata: dict[str, str] = {}
+    inside: tuple[str, ...] = ()
     for name in names:
-        tensors |= _read_file(path.parent / name).tensors
+        shard = _read_file(path.parent / name)
+        tensors |= shard.tensors
+        metadata |= shard.metadata
+        inside = inside or shard.inside
     lost = sorted(set(where) - set(tensors))
     if lost:
         raise bad_file(path, "a tensor of the index is in no shard", code="key_missing", key=lost[0])
-    return Header(path, tensors)
+    return Header(path, tensors, metadata, inside)
 
 
 def open_checkpoint(path: Path | str, component: Part | None = None) -> Checkpoint:

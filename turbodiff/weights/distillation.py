@@ -72,7 +72,8 @@ def training_of(keys: Iterable[str], metadata: Mapping[str, str], path: Path, *,
     """How the weights in a file were trained to be sampled; PLAIN where nothing tells.
 
     Args:
-        keys: names of its tensors. metadata: of its header. path: its name and folders are asked last.
+        keys: names of its tensors as they are written, with those of the dicts around them. metadata: of its header.
+        path: its name and folders are asked last.
         lora: one that merely trains the modules of a distilled network has such keys too, and proves nothing by them.
     """
     told: Training | None = None
@@ -95,7 +96,7 @@ def _lora_training(path: Path, _size: int, _mtime_ns: int) -> Training:
         header = read_header(path)
     except FileError:  # said when the LoRA is read
         return _from_path(path) or PLAIN
-    return training_of(header.tensors, header.metadata, path, lora=True)
+    return training_of(header.written_names, header.metadata, path, lora=True)
 
 
 def lora_training(path: Path | str) -> Training:

@@ -38,11 +38,18 @@ class Header(NamedTuple):
     """The tensors of one checkpoint: one file, or the shards of a folder together.
 
     `metadata`: what its writer says of it, text by name (safetensors' `__metadata__`, text values of GGUF).
+    `inside`: the names of the dicts around the tensors of a torch file, the outer one first; no tensor's name has them.
     """
 
     path: Path
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str] = MappingProxyType({})
+    inside: tuple[str, ...] = ()
+
+    @property
+    def written_names(self) -> tuple[str, ...]:
+        """The names with those of the dicts around them: what they are called where the same is saved flat."""
+        return tuple(".".join((*self.inside, name)) for name in self.tensors)
 
     @property
     def nbytes(self) -> int:

@@ -72,7 +72,7 @@ def look(path: Path, _size: int, _mtime_ns: int, _configs: str) -> Looked:
         return Looked(
             tuple(models), None, fills, checkpoint.layout, sum(info.nbytes for info in stored), checkpoint.quant,
             checkpoint.sla, 2 * made_bytes > sum(info.nbytes for info in stored), titles,
-            training_of(checkpoint.header.tensors, checkpoint.header.metadata, path),
+            training_of(checkpoint.header.written_names, checkpoint.header.metadata, path),
             inside.nbytes if (inside := checkpoint.header.tensors.get(TOKENIZER_TENSOR)) else 0,
         )  # fmt: skip
     except FileError as error:

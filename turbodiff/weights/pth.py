@@ -28,6 +28,7 @@ WRAPPERS = (
     "model_state_dict", "model", "module", "student", "transformer", "dit", "params", "weights",
 )  # fmt: skip
 MAX_WRAPS = 3
+StateDict = tuple[tuple[str, ...], Mapping[str, View]]  # the names of the dicts that lead to it, and its tensors
 
 
 class _Bounded:
@@ -51,7 +52,7 @@ def read(path: Path, file: BinaryIO, size: int) -> Header:
             but tensors.
     """
     try:
-        members, root, views = _read_archive(path, file)
+        members, root, (inside, views) = _read_archive(path, file)
     except FileError:
         raise
     except OverflowError as error:
@@ -70,22 +71,22 @@ def read(path: Path, file: BinaryIO, size: int) -> Header:
             expected = f"member {view.storage.key[:80]}"
             raise bad_file(path, "a tensor without bytes", code="file_damaged", key=name, expected=expected)
         tensors[name] = _locate(path, file, size, member, name, view)
-    return Header(path, tensors)
+    return Header(path, tensors, inside=inside)
 
 
-def _read_archive(path: Path, file: BinaryIO) -> tuple[Mapping[str, zipfile.ZipInfo], str, Mapping[str, View]]:
-    """The members by name, the folder that all of torch's are in, and the tensors of the pickle."""
+def _read_archive(path: Path, file: BinaryIO) -> tuple[Mapping[str, zipfile.ZipInfo], str, StateDict]:
+    """The members by name, the folder that all of torch's are in, and the state dict of the pickle."""
     with zipfile.ZipFile(cast(IO[bytes], _Bounded(file))) as archive:
         members = {member.filename: member for member in archive.infolist()}
         pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
         if not pickles:
             raise bad_file(path, "a zip file, but not torch's", code="file_foreign", got="a zip archive")
         root = pickles[0].removesuffix("data.pkl")
-        views = _unpickle(path, _small_member(path, archive, members[pickles[0]]))
+        state = _unpickle(path, _small_member(path, archive, members[pickles[0]]))
         order = members.get(f"{root}byteorder")
         if order and _small_member(path, archive, order) != b"little":
             raise bad_file(path, "written on a big-endian machine", code="file_foreign")
-    return members, root, views
+    return members, root, state
 
 
 def _small_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
@@ -98,8 +99,8 @@ def _small_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo)
     return archive.read(member)
 
 
-def _unpickle(path: Path, text: bytes) -> Mapping[str, View]:
-    """The tensors of the state dict in a pickle, which may be wrapped in dicts."""
+def _unpickle(path: Path, text: bytes) -> StateDict:
+    """The state dict in a pickle, which may be wrapped in dicts."""
     try:
         state = read_pickle(text)
     except UnsafePickleError as error:
@@ -115,15 +116,12 @@ def _unpickle(path: Path, text: bytes) -> Mapping[str, View]:
     found = [one for one in found if 2 * len(one[1]) >= most]  # not a counter or a seed beside the weights
     if found:
         order = {name: place for place, name in enumerate(WRAPPERS)}
-        best = min(found, key=lambda one: ([order.get(name, len(order)) for name in one[0]], -len(one[1])))
-        return best[1]
+        return min(found, key=lambda one: ([order.get(name, len(order)) for name in one[0]], -len(one[1])))
     got, expected = type(state).__name__, "a state dict"
     raise bad_file(path, "no tensors in this file", code="file_foreign", got=got, expected=expected)
 
 
-def _state_dicts(
-    value: object, names: tuple[str, ...], seen: set[int] | None = None
-) -> Iterator[tuple[tuple[str, ...], dict[str, View]]]:
+def _state_dicts(value: object, names: tuple[str, ...], seen: set[int] | None = None) -> Iterator[StateDict]:
     """Every dict that holds tensors under names, each once, with the names that lead to it."""
     seen = set() if seen is None else seen
     if not isinstance(value, dict) or len(names) > MAX_WRAPS or id(value) in seen:

@@ -118,7 +118,7 @@ class Studio:
     def outlook(
         self, fields: Mapping[str, Any], machine: Machine, inventory: Inventory, history: History | None = None
     ) -> Outlook:
-        """The band and seconds of a plan, for many at once. Raises RequestError: a field cannot be honoured."""
+        """The band, seconds and steps of a plan, for many at once. Raises RequestError: a field cannot be honoured."""
         return outlook(request := _request_of(fields), machine, with_loras(inventory, request.loras), history=history)
 
     def history(self) -> History | None:

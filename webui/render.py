@@ -14,7 +14,7 @@ from turbodiff.spec.jobs import ACTIVE, STOPPED, QueuedJob
 from turbodiff.spec.models import ModelSpec, all_models
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import MAX_PROMPT_CHARS
-from turbodiff.studio import POLICIES, pictures
+from turbodiff.studio import POLICIES, Outlook, pictures
 from webui import form
 from webui.app import RUN_LOG, STARTUP_LOG
 from webui.form import FormValues
@@ -154,19 +154,18 @@ def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[obj
     boundary = float(values.get("boundary") or 0.9)
     of_round = {"kind": spec.kind, **form.defaults(spec), **asked, "model": spec.name}
 
-    known: dict[str, float | None] = {}
+    known: dict[str, Outlook | None] = {}
 
-    def seconds(fields: Mapping[str, object]) -> float | None:
+    def outlook(fields: Mapping[str, object]) -> Outlook | None:
         key = repr(sorted(fields.items()))  # the sum of the rounds asks again what their tiles asked
         if key not in known:
             known[key] = None
             with suppress(TurbodiffError):
-                found = reader.outlook(_complete(fields, form.model_called(fields["model"])))
-                known[key] = None if found.band == "no" else found.seconds
+                known[key] = reader.outlook(_complete(fields, form.model_called(fields["model"])))
         return known[key]
 
     rounds = reader.studio.rounds(spec.bundled)
-    tiles = [form_help.round_tile(found, of_round, seconds, words) for found in rounds]
+    tiles = [form_help.round_tile(found, of_round, outlook, words) for found in rounds]
     return [
         meter.draw(shown, words, card) + fit_marks(reader, asked, spec, card),
         verdict,
@@ -181,7 +180,7 @@ def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[obj
             spec.two_experts,
             words,
         ),
-        form_help.draw_rounds(tiles, form_help.rounds_sum(rounds, of_round, seconds, words), spec, words),
+        form_help.draw_rounds(tiles, form_help.rounds_sum(rounds, of_round, outlook, words), spec, words),
     ]
 
 

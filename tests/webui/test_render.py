@@ -5,11 +5,13 @@ import time
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from turbodiff.plan.hardware import Machine, pretend
 from turbodiff.spec.models import all_models, find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.studio import Studio
+from turbodiff.weights.locate import bundled_root
 from webui import form, render
 from webui.snapshot import CachedValue, StudioReader
 from webui.wording import Words
@@ -42,6 +44,25 @@ def test_the_meter_follows_the_form_in_less_than_150_ms_of_work(reader, spec):
         render.estimate(reader, {**held, "prompt": f"{held['prompt']} {number}"}, Words("zh"))
         times.append(time.process_time() - start_s)
     assert statistics.median(times) < GOAL_S
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+@pytest.mark.parametrize("kind", ["plain", "four_steps"])
+def test_the_rounds_show_the_steps_and_seconds_of_the_weights_that_are_here(reader, tmp_path, monkeypatch, kind, lang):
+    root, words = tmp_path / "weights", Words(lang)
+    root.mkdir()
+    monkeypatch.setenv("TURBODIFF_MODELS", str(root))
+    if kind == "plain":
+        weights = load_file(bundled_root() / "dit_t2v.safetensors")
+        save_file({key: one for key, one in weights.items() if ".proj_l." not in key}, root / "wan_t2v.safetensors")
+    reader.rescan()
+    shown, counts = render.estimate(reader, values("demo"), words)[-1], []
+    for found in reader.studio.rounds(demo=True):
+        plan = reader.estimate({**form.request_fields(values("demo")), **found.t2v.fields()})
+        counts.append(plan.request.steps)
+        label = f"<span>Demo 128 · {words('meter.steps', n=plan.request.steps)}</span>"
+        assert label in shown and words.predicted(plan.seconds) in shown.split(label, 1)[1].split("</button>")[0]
+    assert counts == ([15, 30, 30] if kind == "plain" else [2, 4, 4])
 
 
 def test_only_a_picture_that_was_uploaded_here_is_looked_at(reader, tmp_path):

@@ -13,7 +13,7 @@ from turbodiff.diagnostics.background_tasks import Check, SelfTest
 from turbodiff.diagnostics.doctor import DoctorReport
 from turbodiff.diagnostics.downloads import Download, Offer
 from turbodiff.plan.hardware import GpuFacts, Machine, pretend
-from turbodiff.plan.planner import Refusal, plan_request
+from turbodiff.plan.planner import Outlook, Refusal, plan_request
 from turbodiff.plan.tiers import installed
 from turbodiff.plan.tiers import rounds as tiers_rounds
 from turbodiff.spec.clips import Sidecar, read_record
@@ -233,7 +233,8 @@ def test_a_round_over_its_budget_says_so():
     values = {"model": "wan2.1-1.3b", "kind": "t2v", **CAT}
 
     def seconds(fields):
-        return plan_on(24, **{name: value for name, value in fields.items() if name != "kind"}).seconds
+        plan = plan_on(24, **{name: value for name, value in fields.items() if name != "kind"})
+        return Outlook(plan.band, plan.seconds, plan.request.steps)
 
     shown = [round_tile(entry, values, seconds, EN) for entry in found]
     assert [(tile.name, tile.over) for tile in shown] == [("deliver", True), ("between", True)]
@@ -246,12 +247,14 @@ def test_a_round_over_its_budget_names_what_fits_it():
     slow = {("wan2.1-14b", "480p", 49): 100.0}
 
     def seconds(fields):
-        return slow.get((fields["model"], fields["resolution"], fields["num_frames"]), 900.0)
+        return Outlook("fits", slow.get((fields["model"], fields["resolution"], fields["num_frames"]), 900.0), 30)
 
     found = Some(name="deliver", budget_s=180, t2v=start, i2v=start)
     tile = round_tile(found, {"model": "wan2.1-1.3b", "kind": "t2v", **CAT}, seconds, EN)
     assert tile.over
-    assert tile.instead == "14B 480p · 4 steps · 49 frames · 100 s"
+    assert (
+        tile.instead == "14B 480p · 30 steps · 49 frames · 100 s"
+    )  # of the weights, not the 4 that the round asks for
     assert tile.instead_fields == {"model": "wan2.1-14b", "resolution": "480p", "num_frames": 49, "steps": 4}
 
 
@@ -261,7 +264,8 @@ def rounds_told(words, **seconds_by_steps_and_size):
 
     def seconds(fields):
         asked.append((fields["model"], fields["resolution"], fields["steps"]))
-        return seconds_by_steps_and_size.get(f"{fields['resolution']}_{fields['steps']}")
+        took = seconds_by_steps_and_size.get(f"{fields['resolution']}_{fields['steps']}")
+        return Outlook("no" if took is None else "fits", took or 1.0, fields["steps"])
 
     values = {"model": "wan2.1-14b", "resolution": "720p", "kind": "t2v", **CAT}
     return rounds_sum(tiers_rounds(), values, seconds, words), asked

@@ -78,10 +78,11 @@ class Decision(NamedTuple):
 
 
 class Outlook(NamedTuple):
-    """What a plan would say, in short: seconds are those of what would run, lowered wishes included."""
+    """What a plan would say, in short: seconds and steps are those of what would run, lowered wishes included."""
 
     band: Band
     seconds: float
+    steps: int
 
 
 def plan_request(
@@ -120,9 +121,10 @@ def plan_request(
 def outlook(
     request: Request, machine: Machine, inventory: Inventory, policy: Policy = "auto", history: History | None = None
 ) -> Outlook:
-    """Band and seconds of `plan_request`, without the reasons and alternatives that most of its time goes to."""
+    """Band, seconds and steps of `plan_request`, without the reasons and alternatives that most of its time goes to."""
     decision = _decision(request.model_copy(update=WORDS), machine, inventory, policy, history)
-    return Outlook(_band(decision), sum([round(phase.seconds, 3) for phase in decision.cost.phases]))
+    seconds = sum([round(phase.seconds, 3) for phase in decision.cost.phases])
+    return Outlook(_band(decision), seconds, scheduled(request, decision.choice, decision.context.inventory).steps)
 
 
 def replan(

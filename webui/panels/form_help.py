@@ -21,10 +21,10 @@ from webui.panels.meter import short_model
 from webui.wording import Words
 
 if TYPE_CHECKING:
-    from turbodiff.studio import Look, LoraFacts, LoraFile, Round
+    from turbodiff.studio import Look, LoraFacts, LoraFile, Outlook, Round
 
 Fields = Mapping[str, object]  # of the form, by name
-Seconds = Callable[[Fields], float | None]  # predicted for such a form, None where it does not fit
+Outlooks = Callable[[Fields], "Outlook | None"]  # of such a form, None where it is not a legal request
 LoraRow = Mapping[str, Any]  # {"name", "strength", "expert"}, see form.loras
 
 DEMO_EXAMPLES = ("demo_1", "demo_2", "demo_3")
@@ -230,15 +230,22 @@ def round_fields(found: Round, values: Fields) -> Fields:
     return {**values, **(found.i2v if values.get("kind") == "i2v" else found.t2v).fields()}
 
 
-def round_tile(found: Round, values: Fields, seconds: Seconds, words: Words) -> RoundTile:
-    """A round for what the form holds, with its predicted seconds against its budget."""
+def _seconds(told: Outlook | None) -> float | None:
+    """Predicted seconds of what fits."""
+    return None if told is None or told.band == "no" else told.seconds
+
+
+def round_tile(found: Round, values: Fields, outlook: Outlooks, words: Words) -> RoundTile:
+    """A round for what the form holds: the steps that its weights take, and its predicted seconds against its
+    budget."""
     fields = round_fields(found, values)
 
     def what(tried: Fields) -> str:
-        size = tried.get("resolution") or tried.get("size")
-        return f"{short_model(str(tried['model']))} {size} · {words('meter.steps', n=tried.get('steps'))}"
+        size, told = tried.get("resolution") or tried.get("size"), outlook(tried)
+        steps = words("meter.steps", n=told.steps if told else tried.get("steps"))
+        return f"{short_model(str(tried['model']))} {size} · {steps}"
 
-    took, budget = seconds(fields), words.seconds(found.budget_s)
+    took, budget = _seconds(outlook(fields)), words.seconds(found.budget_s)
     over = took is None or took > found.budget_s
     time = words("meter.no")
     if took is not None:
@@ -250,7 +257,7 @@ def round_tile(found: Round, values: Fields, seconds: Seconds, words: Words) -> 
         fewer = int(str(tried.get("num_frames") or 0)) <= int(str(fields.get("num_frames") or 0))
         if tried == fields or not fewer or find_model(str(tried["model"])).kind != spec.kind:
             continue
-        took = seconds(tried)
+        took = _seconds(outlook(tried))
         if took is not None and took <= found.budget_s:
             frames = words("unit.frames", n=tried.get("num_frames"))
             set_too = (found.i2v if fields.get("kind") == "i2v" else found.t2v).fields()
@@ -259,14 +266,14 @@ def round_tile(found: Round, values: Fields, seconds: Seconds, words: Words) -> 
     return tile
 
 
-def rounds_sum(rounds: Iterable[Round], values: Fields, seconds: Seconds, words: Words) -> tuple[str, bool]:
+def rounds_sum(rounds: Iterable[Round], values: Fields, outlook: Outlooks, words: Words) -> tuple[str, bool]:
     """What the three rounds take together, one after the other from what the form holds, against ten minutes; and
     whether that is too much, or a round does not run here."""
     total_s, runs, fields = 0.0, True, values
     for found in rounds:
         if found.name in THREE_ROUNDS:
             fields = round_fields(found, fields)
-            took = seconds(fields)
+            took = _seconds(outlook(fields))
             total_s, runs = total_s + (took or 0.0), runs and took is not None
     over = total_s > TEN_MINUTES_S or not runs
     key = "sum_part" if not runs else "sum_over" if over else "sum_within"

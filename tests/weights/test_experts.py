@@ -176,6 +176,13 @@ def test_the_keys_of_a_lora_come_before_its_name(prefixes: tuple[str, ...], side
     assert lora_facts(path).expert == side
 
 
+@pytest.mark.parametrize("side", ["high", "low"])
+def test_the_dict_around_a_loras_tensors_tells_its_side_as_a_prefix_does(side: str, tmp_path: Path) -> None:
+    state = {f"blocks.0.self_attn.q.lora_{half}.weight": torch.ones(4, 4) for half in "AB"}
+    torch.save({f"{side}_noise_model": state}, tmp_path / "style.pt")
+    assert lora_facts(tmp_path / "style.pt").expert == side
+
+
 def test_a_person_comes_before_names_and_metadata_before_folders(tmp_path: Path) -> None:
     path = tmp_path / "low_noise" / "a_high_noise.safetensors"
     path.parent.mkdir()

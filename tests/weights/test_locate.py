@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,6 +13,7 @@ from typing import get_args
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.weights import formats, tiny
 from turbodiff.models.wan_dit import WanConfig, WanDiT
@@ -21,10 +23,12 @@ from turbodiff.spec.errors import FileError
 from turbodiff.spec.models import FoundFile, Inventory, find_model
 from turbodiff.spec.request import make_request
 from turbodiff.weights import experts, folders, locate
+from turbodiff.weights.lora_facts import lora_facts
 from webui.wording import Words
 
 PUBLISHED = {  # width, ffn, heads, layers, channels in and out
     "Wan2.1-1.3B": (1536, 8960, 12, 30, 16),
+    "Wan2.1-14B": (5120, 13824, 40, 40, 16),
     "Wan2.2-A14B": (5120, 13824, 40, 40, 36),
     "Wan2.2 TI2V-5B": (3072, 14336, 24, 30, 48, 48),
     "Wan2.1 Fun-InP 1.3B": (1536, 8960, 12, 30, 36),
@@ -233,6 +237,47 @@ def test_a_person_says_which_expert_a_file_is(tmp_path: Path) -> None:
     experts.tell(path, "high")
     assert places(locate.inventory([tmp_path]).files)[0][1] == "dit_high"
     assert beside.read_text() == 'expert = "high"\n'
+
+
+def test_what_a_person_says_is_followed_or_refused_with_the_reason(tmp_path: Path) -> None:
+    twin = hollow("Wan2.2-A14B", tmp_path / "unnamed.pth")
+    either = hollow("Wan2.1-14B", tmp_path / "wan2.2_high_noise.pth", plain=True)
+    alone = hollow("Wan2.1-1.3B", tmp_path / "small.pth")
+    vae = Path(shutil.copy(Path(locate.__file__).resolve().parents[1] / "demo" / "vae.safetensors", tmp_path))
+    page = tmp_path / "page.pth"
+    page.write_text("<!doctype html><p>404")
+    for path, side, code in (
+        (twin, "single", "expert_of_two"), (alone, "high", "expert_of_none"), (vae, "low", "expert_of_none"),
+        (vae, "single", "expert_of_none"), (page, "high", "file_foreign"),
+        (tmp_path / "none.pth", "low", "file_missing"),
+    ):  # fmt: skip
+        with pytest.raises(FileError) as refused:
+            locate.tell_expert(path, side)
+        assert refused.value.code == code and not path.with_name(path.name + ".toml").exists()
+        assert str(path) in refused.value.field
+    locate.tell_expert(twin, "low")
+    locate.tell_expert(either, "single")
+    locate.tell_expert(alone, "single")
+    found = {(Path(file.path).name, file.component) for file in locate.inventory([tmp_path]).files}
+    assert {("unnamed.pth", "dit_low"), ("wan2.2_high_noise.pth", "dit"), ("small.pth", "dit")} <= found
+
+
+def test_a_word_written_by_hand_that_cannot_be_followed_is_listed_with_the_reason(tmp_path: Path) -> None:
+    path = hollow("Wan2.2-A14B", tmp_path / "unnamed.pth")
+    (tmp_path / "unnamed.pth.toml").write_text('expert = "single"')
+    (one,) = locate.inventory([tmp_path]).passed_over
+    assert (one.path, one.code) == (str(path), "expert_of_two")
+    for lang in ("en", "zh"):
+        assert "Wan2.2" in Words(lang).passed_over(one) and "--expert high" in Words(lang).passed_over(one)
+
+
+def test_a_lora_can_be_told_and_untold_its_expert(tmp_path: Path) -> None:
+    path = tmp_path / "style_high_noise.safetensors"
+    save_file({f"blocks.0.self_attn.q.lora_{half}.weight": torch.ones(4, 4) for half in "AB"}, path)
+    for side, proposed in (("low", "low"), ("single", "")):
+        locate.tell_expert(path, side)
+        assert lora_facts(path).expert == proposed
+        os.utime(path, (len(side), len(side)))  # facts are read again when the file changes
 
 
 def test_the_tokenizer_inside_comfys_text_encoder_is_used_where_there_is_no_other(tmp_path: Path) -> None:

@@ -299,9 +299,9 @@ def tell_expert(
     expert: Annotated[Expert, typer.Option("--expert", help="which network of Wan2.2 A14B it is; single: of no pair")],
 ) -> None:
     """Say what no file tells: which of two experts it is. Written beside it as FILE.toml."""
-    from turbodiff.weights.experts import tell
+    from turbodiff.weights import locate
 
-    sys.stdout.write(f"{tell(path, expert.value)}\n")
+    sys.stdout.write(f"{locate.tell_expert(path, expert.value)}\n")
 
 
 @models_app.command("pull")

@@ -302,6 +302,8 @@ def _files_of(path: Path, looked: Looked) -> list[FoundFile]:
         elif not is_twin or side == "single":
             components = {spec.name: "dit" for spec in alone}
     if not components:
+        if side == "single" and (refused := _not_to_be_told(path, looked, side)):
+            raise refused
         tell = f"turbodiff models tell {path} --expert high (or low)"
         raise FileError(
             "which expert this is cannot be told", code="expert_unknown", field=str(path), got=path.name,
@@ -317,6 +319,41 @@ def _files_of(path: Path, looked: Looked) -> list[FoundFile]:
         )
         for model, component in components.items()
     ]  # fmt: skip
+
+
+def tell_expert(path: Path, side: experts.Side) -> Path:
+    """Write beside a checkpoint or LoRA which expert a person says it is; returns the file written.
+
+    Raises:
+        FileError: it cannot be read or written; no weights of a model here; or its sizes say otherwise.
+    """
+    if path.is_file():  # what else there may be is told by experts.tell
+        stat = path.stat()
+        looked = look(path, stat.st_size, stat.st_mtime_ns, os.environ.get("TURBODIFF_CONFIGS", ""))
+        is_lora = looked.error is not None and str(looked.error.got).startswith("a LoRA")
+        if not is_lora and (refused := _not_to_be_told(path, looked, side)):
+            raise refused
+    return experts.tell(path, side)
+
+
+def _not_to_be_told(path: Path, looked: Looked, side: experts.Side) -> FileError | None:
+    """Why a file cannot be what a person says it is; None where it can."""
+    if not looked.models:
+        return looked.error
+    specs = [spec for spec in all_models() if spec.name in looked.models]
+    if looked.component == "dit" and any(spec.two_experts is (side != "single") for spec in specs):
+        return None
+    got = ", ".join(spec.display_name for spec in specs)
+    if looked.component == "dit" and side == "single":
+        tell = f"turbodiff models tell {path} --expert high (or low)"
+        return FileError(
+            "no model with one network has these sizes", code="expert_of_two", field=str(path), got=got,
+            expected=tell, try_instead=tell,
+        )  # fmt: skip
+    return FileError(
+        "not one of two experts", code="expert_of_none", field=str(path), got=f"{looked.component}: {got}",
+        expected="a network of a model with two experts",
+    )  # fmt: skip
 
 
 def _sorted(spec: ModelSpec, files: Sequence[FoundFile]) -> list[FoundFile]:

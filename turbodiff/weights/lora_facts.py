@@ -49,15 +49,15 @@ def lora_facts(path: Path) -> LoraFacts:
 def _facts(path: Path, _size: int, _mtime_ns: int) -> LoraFacts:
     try:
         header = read_header(path)
-        metadata, names = header.metadata, header.tensors.keys()
+        metadata, names = header.metadata, header.written_names
         shapes = {name: info.shape for name, info in header.tensors.items() if len(info.shape) == 2}
     except FileError:
-        metadata, names, shapes = {}, {}.keys(), {}
+        metadata, names, shapes = {}, (), {}
     # keys first: a file with both experts is for both, whatever its name says
     low = sum(1 for name in names if LOW.search(name))
     high = len(names) - low if low else sum(1 for name in names if HIGH.search(name))
     side = expert_of(path, metadata, alone=True)[0] if not low and not high else "low" if not high else "high"
-    expert: Side = "" if low and high else side
+    expert: Side = "" if (low and high) or side == "single" else side
     title = next((metadata[key] for key in TITLES if metadata.get(key)), "")[:MAX_WORD_CHARS]
     named = next((metadata[key] for key in WORDS if metadata.get(key)), "")
     words = [word.strip() for word in named[: MAX_WORDS * MAX_WORD_CHARS].split(",")] if named else _frequent(metadata)

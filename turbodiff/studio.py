@@ -135,7 +135,7 @@ class Studio:
         """
         request = _request_of(fields).seeded()
         inventory = with_loras(find_weights(), request.loras)
-        resolve_files(request.model, inventory)
+        resolve_files(request.model, inventory, request.loras)
         size = (request.width, request.height, request.num_frames)
         disk.check_output(output, *size) if output else disk.check_place(self.outputs, self.state, *size)
         machine = only(probe.machine_now(), device)
@@ -162,7 +162,7 @@ class Studio:
         for fields in many:
             request = _request_of(fields).seeded()
             inventory = with_loras(found, request.loras)
-            resolve_files(request.model, inventory)
+            resolve_files(request.model, inventory, request.loras)
             disk.check_place(self.outputs, self.state, request.width, request.height, request.num_frames)
             asked.append((request, plan_request(request, machine, inventory, policy=policy, history=history)))
         return self._store.submit_all(asked)

@@ -1,11 +1,13 @@
 """What one keystroke on the 14B form costs, in plans and Python calls: a busy machine bends time, not these."""
 
+import json
 import sys
 from collections import Counter
 
 import pytest
 
 from tests.plan.machines import disk
+from tests.webui import hollow
 from turbodiff.plan import planner
 from turbodiff.plan.hardware import Machine, pretend
 from turbodiff.plan.tiers import downloaded, tier_here
@@ -75,6 +77,22 @@ def test_a_letter_of_the_prompt_beside_a_neighbour_that_moved(reader):
     see(reader, reader._machine().gpus[0].total_bytes / GIB, ram_gib=47.9)
     plans, _, calls = counted(reader, values(prompt="a cat chases a butterfly o"))
     assert plans <= MOST_PLANS and calls <= MOST_CALLS_ANEW
+
+
+def test_a_letter_of_the_prompt_beside_a_lora_of_another_width_which_the_form_warns_of(reader, tmp_path, monkeypatch):
+    monkeypatch.setenv("TURBODIFF_MODELS", str(tmp_path / "weights"))
+    (tmp_path / "weights" / "loras").mkdir(parents=True)
+    halves = {"A": (4, 1536), "B": (1536, 4)}
+    layers = [f"diffusion_model.blocks.{n}.self_attn.{name}" for n in range(40) for name in "qkvo"]
+    shapes = {f"{layer}.lora_{half}.weight": shape for layer in layers for half, shape in halves.items()}
+    hollow.save(shapes, tmp_path / "weights" / "loras" / "style.safetensors")
+    reader.loras = CachedValue(reader.studio.loras, 3600.0)
+    held = values(loras=json.dumps([{"name": "style.safetensors", "strength": 1.0, "expert": "both"}]))
+    told = render.estimate(reader, held, Words("en"))
+    assert "LoRA style.safetensors cannot be used with Wan2.1-14B" in str(told)
+    plans, decisions, calls = counted(reader, {**held, "prompt": "a cat chases a butterfly o"})
+    assert decisions == 0
+    assert plans <= MOST_PLANS and calls <= MOST_CALLS_ANEW  # its header is read for its picture
 
 
 @pytest.mark.parametrize("changed", [{"num_frames": 49}, {"resolution": "720p"}, {"steps": 2}], ids=str)

@@ -12,10 +12,10 @@ from turbodiff.gpu.probe import machine_now
 from turbodiff.plan.planner import plan_request
 from turbodiff.spec.request import make_request
 from turbodiff.spec.schedules import PLAIN
-from turbodiff.weights import locate
 from turbodiff.weights.detect import read_header
 from turbodiff.weights.distillation import lora_training, training_of
 from turbodiff.weights.locate import bundled_root, inventory, resolve_files
+from turbodiff.weights.lora_fit import found_lora
 
 PLAIN_KEYS = ("blocks.0.self_attn.q.weight", "patch_embedding.weight")
 
@@ -250,5 +250,5 @@ def test_the_width_that_a_lora_is_for_is_that_of_most_of_its_layers(tmp_path: Pa
 
     save_file(layers(1, 128, 0) | layers(5, 96, 1), tmp_path / "other.safetensors")
     save_file({"blocks.0.self_attn.q.diff": torch.ones(96, 96)}, tmp_path / "whole.safetensors")
-    found = [locate.found_lora(tmp_path / f"{name}.safetensors", 1) for name in ("other", "whole", "none")]
+    found = [found_lora(tmp_path / f"{name}.safetensors", 1) for name in ("other", "whole", "none")]
     assert [lora.dim for lora in found] == [96, 0, 0]

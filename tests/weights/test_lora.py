@@ -16,10 +16,25 @@ from turbodiff.models.wan_dit import WanDiT
 from turbodiff.runtime.loras import apply_loras
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.experts import Expert
+from turbodiff.spec.models import LoraFit, find_model
 from turbodiff.spec.request import Lora
+from turbodiff.weights.lora_fit import lora_fits
 from turbodiff.weights.lora_strength import strengths
 
 LAYER = "blocks.0.self_attn.q"
+DEMO, FACTS = find_model("demo"), ("dim", "ffn_dim", "num_heads", "num_layers", "freq_dim", "in_dim", "out_dim")
+SPEC = DEMO.model_copy(
+    update={
+        "dit": DEMO.dit.model_copy(update={name: getattr(tiny.CONFIG, name) for name in FACTS}),
+        "text_encoder": DEMO.text_encoder.model_copy(update={"dim": tiny.CONFIG.text_dim}),
+    }
+)
+
+
+def said_before(path: Path) -> LoraFit:
+    """What the header alone tells."""
+    (fit,) = lora_fits(path, SPEC)
+    return fit
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +48,7 @@ def change(network: nn.Module, path: Path, expert: Expert = Expert.SINGLE, **fie
     """What a LoRA adds to each parameter that it changes; no word of it may be left out."""
     made = apply_loras(network, [Lora(path=str(path), **fields)], expert)
     assert not made.notes
+    assert said_before(path).why is None or expert is not Expert.SINGLE
     before = network.state_dict()
     after = made.network.state_dict()
     return {name: after[name] - before[name] for name in before if after[name] is not before[name]
@@ -171,6 +187,9 @@ def test_a_layer_of_another_shape_is_left_out_and_said_and_the_rest_applied(dit,
     with pytest.raises(FileError) as caught:
         apply_loras(dit, [Lora(path=str(saved(wide, tmp_path / "only.safetensors")))], Expert.SINGLE)
     assert caught.value.code == "lora_shape"
+    why, fit = said_before(tmp_path / "only.safetensors").why, said_before(path)
+    assert why is not None and why.code == "lora_shape"
+    assert fit.layers == len(halves()) and "patch_embedding" in fit.left_out
 
 
 def test_a_layer_with_a_part_that_is_not_known_is_left_out_whole(dit, tmp_path):
@@ -249,6 +268,9 @@ def test_damage_is_one_error_that_names_file_and_key(dit, tmp_path, name):
     with pytest.raises(FileError) as caught:
         apply_loras(dit, [Lora(path=str(saved(state, tmp_path / "broken.safetensors")))], Expert.SINGLE)
     assert caught.value.code == code and caught.value.got.startswith("broken.safetensors: ")
+    why = said_before(tmp_path / "broken.safetensors").why
+    in_numbers = code == "lora_nan" or name in ("two alphas", "no alpha in it")
+    assert (why is None) if in_numbers else (why is not None and why.code == code)
 
 
 CONFIGS = {

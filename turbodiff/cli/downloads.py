@@ -113,6 +113,10 @@ def delete_model(
     if going and not yes:
         typer.confirm(f"delete these {len(going)} files of {spec.display_name}?", abort=True)
     print_lines([f"deleted {len(storage.delete(spec))} files"])
+    for file in storage.stored().get(spec.name, ()):
+        users = ", ".join(file.shared_with)
+        why = f"needed by {users}" if file.keep == "shared" else "not below the folder of downloads, never deleted here"
+        print_lines([f"kept {file.path}: {why}"])
 
 
 @models_app.command("move")

@@ -29,7 +29,7 @@ PHASES = {
     "vae_decode": "decoding frames",
     "write": "writing and checking the file",
 }
-ABOUT_FILES = ("network_files", "package_missing", "download", "download_parts")
+ABOUT_FILES = ("network_files", "package_missing", "expert_untold", "download", "download_parts")
 
 
 def words_here(lang: str | None = None) -> Words:

@@ -60,7 +60,8 @@ def candidates(
     wish = request.spec
     models = [wish]
     if "model" not in pinned:
-        models += [spec for spec in smaller_models(wish) if has_weights(spec, machine, inventory)]
+        smaller = [spec for spec in smaller_models(wish) if has_weights(spec, machine, inventory)]
+        models += [spec for spec in smaller if loras_fit(request, spec, inventory)]
     switches: dict[str, tuple[bool, ...]] = {}
     for spec in models:
         off = spec.bundled or total_bytes is None or ("quant_linear" in pinned and request.quant_linear == "off")
@@ -95,6 +96,13 @@ def has_weights(spec: ModelSpec, machine: Machine, inventory: Inventory) -> bool
     """Whether the networks of a model are on disk; with a pretended machine every model counts as present."""
     found = [inventory.of(spec.name, expert.component) for expert in spec.experts]
     return machine.pretended or spec.bundled or None not in found
+
+
+def loras_fit(request: Request, spec: ModelSpec, inventory: Inventory) -> bool:
+    """Whether the networks of a model take every LoRA of a request, as far as their headers are known."""
+    applied = [lora for lora in request.loras if lora.strength]
+    fits = [fit for lora in applied for fit in inventory.lora_fits(lora.path, lora.expert, spec.name)]
+    return all(fit.why is None for fit in fits)
 
 
 def smaller_models(spec: ModelSpec) -> list[ModelSpec]:

@@ -18,7 +18,7 @@ from turbodiff.plan.offload_search import (
 )
 from turbodiff.plan.schedule import network_file, schedule_reasons, scheduled
 from turbodiff.plan.weight_sizes import encoder_bytes, missing_bytes, needed_files
-from turbodiff.spec.models import short_path
+from turbodiff.spec.models import Inventory, short_path
 from turbodiff.spec.plan import Alternative, Change, JsonScalar, Reason
 from turbodiff.spec.request import Request
 from turbodiff.spec.schedules import RCM_SAMPLERS, SCHEDULE_REASONS, WARNINGS
@@ -82,6 +82,7 @@ def reasons(
         *_about_levers(wish, context, choice, cost),
         *_about_machine(context, cost),
         *_about_weights(context, choice),
+        *_about_loras(wish, choice, context.inventory),
     )
 
 
@@ -237,7 +238,8 @@ def _about_weights(context: PlanContext, choice: Candidate) -> Iterator[Reason]:
     for one in inventory.passed_over:
         if spec.name in one.models and any(file.component.startswith(one.component) for file in lacking):
             unread.add(one.component)
-            yield reason("package_missing", file=short_path(one.path), model=spec.display_name, command=one.expected)
+            key = "expert_untold" if one.code == "expert_unknown" else "package_missing"
+            yield reason(key, file=short_path(one.path), model=spec.display_name, command=one.expected)
     lacking = tuple(file for file in lacking if not file.component.startswith((*unread,)))
     if any(file.component.startswith("dit") for file in lacking):
         yield reason("download", model=spec.display_name, bytes=sum(file.bytes for file in lacking))
@@ -248,6 +250,18 @@ def _about_weights(context: PlanContext, choice: Candidate) -> Iterator[Reason]:
         yield reason("only_int8_on_disk", model=spec.display_name)
     if told is not None and told.samples:
         yield reason("calibrated", factor=told.factor, samples=told.samples)
+
+
+def _about_loras(wish: Request, choice: Candidate, inventory: Inventory) -> Iterator[Reason]:
+    """LoRAs that the networks cannot take, or take in part."""
+    model = choice.spec.display_name
+    for lora in wish.loras:
+        for fit in inventory.lora_fits(lora.path, lora.expert, choice.spec.name)[:1] if lora.strength else ():
+            file = Path(lora.path).name
+            if fit.why is not None:
+                yield reason("lora_unfit", file=file, model=model, why=fit.why.code, got=fit.why.got)
+            elif fit.left_out:
+                yield reason("lora_partly", file=file, model=model, layers=fit.layers, names=fit.left_out)
 
 
 def alternatives(

@@ -20,8 +20,9 @@ from turbodiff.spec.errors import RequestError
 from turbodiff.spec.events import Notice
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.request import Lora, Request
-from turbodiff.weights.lora import bad_lora, listed, read_lora
+from turbodiff.weights.lora import read_lora
 from turbodiff.weights.lora_change import Change, Pair
+from turbodiff.weights.lora_fit import bad_lora, listed
 
 LEFT_OUT = {
     "lora_names_unused": "names not used", "lora_layers_misfit": "layers of another shape",

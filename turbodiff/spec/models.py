@@ -225,7 +225,7 @@ def short_path(path: str) -> str:
 
 class PassedOver(Frozen):
     """A file in a search root that no model uses: why, as the fields of an error. `models`: those whose `component` it
-    would be, if a package that reads it were here."""
+    would be, if a package that reads it were here, or somebody said which expert it is; `expected` has the command."""
 
     path: str
     component: str = ""
@@ -236,6 +236,17 @@ class PassedOver(Frozen):
     expected: str = ""
 
 
+class LoraFit(Frozen):
+    """What one network of a model takes of a LoRA: the number of its layers, what is left out, and `why` none of it can
+    be used, as the fields of an error."""
+
+    model: str
+    expert: str
+    layers: int = 0
+    left_out: str = ""  # the first names and how many more, "" for none
+    why: PassedOver | None = None
+
+
 class FoundLora(Frozen):
     """One LoRA file on disk."""
 
@@ -244,6 +255,7 @@ class FoundLora(Frozen):
     training: Training = PLAIN  # whether it distils plain Wan (weights/distillation.py)
     dim: int = 0  # width of the networks that most of its layers are for, 0: not told
     dense: bool = False  # changes whole weights, which INT8 ones take by being made anew (weights/lora_facts.py)
+    fits: tuple[LoraFit, ...] = ()  # by model and network; () where no request asks for it
 
 
 class Inventory(Frozen):
@@ -266,6 +278,11 @@ class Inventory(Frozen):
                     return file
                 best = best or file
         return best
+
+    def lora_fits(self, path: str, expert: str, model: str) -> tuple[LoraFit, ...]:
+        """What the networks of a model that `expert` ("both" or one) names take of a LoRA; what refuses it first."""
+        fits = [fit for found in self.loras if found.path == path for fit in found.fits if fit.model == model]
+        return tuple(sorted([fit for fit in fits if expert in ("both", fit.expert)], key=lambda fit: fit.why is None))
 
 
 def configs_folder() -> Path:

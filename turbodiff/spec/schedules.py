@@ -25,7 +25,7 @@ SCHEDULE_REASONS = ("schedule_rcm", "schedule_base", "schedule_step_distilled")
 WARNINGS = (
     "distilled_sampler_on_base", "few_steps_on_base", "no_guidance_on_base", "guidance_on_distilled",
     "sampler_of_another_distillation", "experts_trained_apart", "distilled_twice", "loras_distil_apart",
-    "not_distilled_for_sla",
+    "not_distilled_for_sla", "lora_unfit", "lora_partly",
 )  # fmt: skip
 FEW_STEPS = 20  # below this many steps undistilled Wan stays blurred: Wan and diffusers recommend 30 to 50
 LARGE_PIXELS = 550_000  # a frame above it takes the shift for 720p: 480p has up to 640x640, 720p from 960x720 on

@@ -33,7 +33,6 @@ from turbodiff.spec.models import (
 from turbodiff.spec.request import Lora
 from turbodiff.weights import experts
 from turbodiff.weights.detect import INDEX, expected_names, open_checkpoint
-from turbodiff.weights.distillation import lora_training
 from turbodiff.weights.folders import (
     ROOTS_VARIABLE,
     TOKENIZER,
@@ -47,7 +46,7 @@ from turbodiff.weights.folders import (
 from turbodiff.weights.forms import TOKENIZER_TENSOR
 from turbodiff.weights.headers import bad_file
 from turbodiff.weights.look import Looked, look
-from turbodiff.weights.lora_facts import lora_facts
+from turbodiff.weights.lora_fit import check_loras, fitted_lora, found_lora
 
 VAE_TENSORS = 194  # of the Wan2.1 VAE at any width
 RESOLUTION = re.compile(r"(?<!\d)(480|720)p")
@@ -125,18 +124,16 @@ def inventory(roots: Sequence[Path] | None = None) -> Inventory:
     )
 
 
-def found_lora(path: Path, n_bytes: int) -> FoundLora:
-    """What a plan must know of a LoRA file."""
-    facts = lora_facts(path)
-    return FoundLora(path=str(path), bytes=n_bytes, training=lora_training(path), dense=facts.dense, dim=facts.dim)
-
-
 def with_loras(found: Inventory, loras: Iterable[Lora]) -> Inventory:
-    """The inventory with the LoRAs of a request that lie elsewhere on this disk."""
-    known = {lora.path for lora in found.loras}
-    paths = [Path(lora.path) for lora in loras if lora.path not in known and Path(lora.path).is_file()]
-    more = [found_lora(path, path.stat().st_size) for path in dict.fromkeys(paths)]
-    return found.model_copy(update={"loras": (*found.loras, *more)}) if more else found
+    """The inventory with the LoRAs of a request, wherever on this disk, and what each model's networks take of them."""
+    told, configs = dict[str, FoundLora](), os.environ.get("TURBODIFF_CONFIGS", "")
+    for path in dict.fromkeys([lora.path for lora in loras]):
+        with contextlib.suppress(OSError):
+            stat = Path(path).stat()
+            if S_ISREG(stat.st_mode):
+                told[path] = fitted_lora(path, stat.st_size, stat.st_mtime_ns, configs)
+    others = [lora for lora in found.loras if lora.path not in told]
+    return found.model_copy(update={"loras": (*others, *told.values())}) if told else found
 
 
 def find_loras(roots: tuple[Path, ...] | None = None) -> tuple[LoraFile, ...]:
@@ -156,14 +153,16 @@ def find_loras(roots: tuple[Path, ...] | None = None) -> tuple[LoraFile, ...]:
     return tuple(sorted(found.values()))
 
 
-def resolve_files(model: str, found: Inventory) -> dict[str, FoundFile]:
+def resolve_files(model: str, found: Inventory, loras: Iterable[Lora] = ()) -> dict[str, FoundFile]:
     """The best file of each component that `model` needs; which of several networks runs is said by a plan
     (plan/schedule.py `network_file`).
 
     Raises:
-        FileError: lists every missing file together, with repo and target folder; or a published file is damaged.
+        FileError: lists every missing file together, with repo and target folder; a published file is damaged; or one
+            of `loras` cannot be used.
     """
     spec = find_model(model)
+    check_loras(spec, loras, found)
     resolved: dict[str, FoundFile] = {}
     missing = []
     for component in dict.fromkeys(file.component for file in spec.files):
@@ -176,12 +175,13 @@ def resolve_files(model: str, found: Inventory) -> dict[str, FoundFile]:
         return resolved
     lacking = [file for file in spec.files if file.component in missing]
     names = {Path(name).name for file in lacking if file.component != "tokenizer" for name in file.names}
-    for one in found.passed_over:
-        lacks_package = spec.name in one.models and missing[0].startswith(one.component)
-        if lacks_package or Path(one.path).name in names:  # a published file that does not open is not missing
+    passed_over = sorted(found.passed_over, key=lambda one: spec.name not in one.models)
+    for one in passed_over:
+        would_do = spec.name in one.models and any(component.startswith(one.component) for component in missing)
+        if would_do or Path(one.path).name in names:  # a published file that does not open is not missing
             raise FileError(
                 one.what, code=one.code, field=one.path, got=one.got, expected=one.expected,
-                try_instead=one.expected if lacks_package else "",
+                try_instead=one.expected if would_do else "",
             )  # fmt: skip
     lines = []
     for component in missing:
@@ -190,12 +190,13 @@ def resolve_files(model: str, found: Inventory) -> dict[str, FoundFile]:
         choices = (" | ".join(names) + (f" ({repo})" if repo else "") for repo, names in listed.items())
         lines.append(" | ".join(choices))  # in no language: lists show them in any
     # what was passed over may be what the person thinks is there
-    reasons = [f"{Path(one.path).name}: {one.got or one.what}"[:160] for one in found.passed_over]
+    told = [(Path(one.path).name, one) for one in passed_over if not one.models]  # those of others fit those
+    reasons = [f"{name}: {one.got if one.got not in ('', name) else one.what}"[:160] for name, one in told]
     more = f" and {len(reasons) - SHOWN_REASONS} more" if len(reasons) > SHOWN_REASONS else ""
-    passed_over = f"; passed over: {', '.join(reasons[:SHOWN_REASONS])}{more}" if reasons else ""
+    also = f"; passed over: {', '.join(reasons[:SHOWN_REASONS])}{more}" if reasons else ""
     raise FileError(
         f"weights of {spec.display_name} are missing", code="weights_missing", field="model",
-        got=f"no {', '.join(missing)}{passed_over}",
+        got=f"no {', '.join(missing)}{also}",
         expected=f"{'; '.join(lines)}; -> {download_root()}",
         try_instead=f"turbodiff models pull {spec.name}, or set {ROOTS_VARIABLE} to the folder that has them",
     )  # fmt: skip
@@ -253,7 +254,7 @@ def verify(path: Path | str, *, sha256: bool = False) -> Report:
 
 def _match(entry: Entry) -> tuple[list[FoundFile], FileError | None, Looked]:
     """The file as a component of each model that it fits, or why there is none; and what looking at it gave, which
-    names models where only a package is missing. Never raises."""
+    names models where only a package or a person's word is missing. Never raises."""
     looked = Looked()
     path = entry.path
     if entry.why:
@@ -268,7 +269,8 @@ def _match(entry: Entry) -> tuple[list[FoundFile], FileError | None, Looked]:
         inside = _tokenizers(path, looked.tokenizer_bytes)[0] if looked.tokenizer_bytes else []
         return _files_of(path, looked) + inside, None, looked
     except FileError as error:
-        return [], error, Looked()
+        pairs = [spec.name for spec in all_models() if spec.two_experts and spec.name in looked.models]
+        return [], error, looked._replace(models=tuple(pairs))
     except OSError as error:
         return [], bad_file(path, "the file cannot be read", code="file_unreadable", got=error.strerror), Looked()
 

@@ -8,33 +8,29 @@ named; a file that needs another formula, holds NaN, or lacks half of a pair is 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from turbodiff.spec.errors import FileError
 from turbodiff.weights import lora_names, lora_strength
-from turbodiff.weights.detect import read_header
 from turbodiff.weights.headers import Header
 from turbodiff.weights.load import TORCH_DTYPES, FileMaps
 from turbodiff.weights.lora_change import Change, Difference, Dora, Hadamard, Kronecker, Pair, Whole
+from turbodiff.weights.lora_fit import (
+    NO_SHAPES,
+    ON_PARAMETERS,
+    Shapes,
+    bad_lora,
+    lora_header,
+    not_understood,
+    places_of,
+    sorted_layers,
+    target,
+)
 
-SHOWN_NAMES = 5
 MAX_ALPHA_BYTES = 1 << 20
 MAX_RANK = 8192  # published LoRAs have up to 512; a rank above the width of the layer says nothing more
-# Parts that only one kind of change has, and those of them that it must have; LoKr has four ways
-KINDS: Mapping[str, frozenset[str]] = {
-    "pair": frozenset(("down", "up", "mid", "up.bias")),
-    "loha": frozenset(part for part in lora_names.PARTS.values() if part.startswith("hada_")),
-    "lokr": frozenset(part for part in lora_names.PARTS.values() if part.startswith("lokr_")),
-}
-MUST = {"pair": frozenset(("down", "up")), "loha": frozenset(part for part in KINDS["loha"] if "_w" in part)}
-ON_PARAMETERS = {"diff": ".weight", "diff_b": ".bias", "diff_m": ".modulation"}  # whole differences
-
-Shapes = Mapping[str, tuple[int, ...]]
-NO_SHAPES: Shapes = MappingProxyType({})
 
 
 class Lora(NamedTuple):
@@ -58,24 +54,13 @@ def read_lora(path: Path | str, shapes: Shapes, expert: str = "single", paramete
     Raises:
         FileError: not a LoRA of this network, damaged, or of a kind that is not computed; names the keys at fault.
     """
-    header = read_header(path)
-    owners = (name.removesuffix(".weight").removesuffix(".bias") for name in parameters)
-    modulated = (name.removesuffix(".modulation") for name in parameters if name.endswith(".modulation"))
-    weights = (f"{layer}.weight" for layer in shapes)
-    places = lora_names.Places((*shapes, *parameters, *owners, *modulated, *weights))
-    found = lora_names.sort_names(header.tensors, places, expert)
-    ranks: dict[str, int | None] = {}  # of the layers whose alpha is no tensor
-    for parts in found.layers.values():
-        for part in () if "alpha" in parts else ("down", "hada_w1_b", "lokr_w1", "lokr_w1_a"):
-            if part in parts:
-                shape = header.tensors[parts[part]].shape
-                ranks[lora_names.read_name(parts[part]).owner] = None if "lokr" in part or not shape else shape[0]
-    told = lora_strength.strengths(header.path, header.metadata, header.tensors, ranks)
+    header = lora_header(path)
+    found, told = sorted_layers(header, places_of(shapes, parameters), expert)
     file = _File(header, FileMaps(), told)
     changes: dict[str, list[Change]] = {}
     unknown, misfits, trained = list(found.unknown), list[str](), False
     for layer, parts in found.layers.items():
-        unused = _not_understood(file, layer, parts, shapes, parameters)
+        unused = not_understood(header.path, layer, parts, shapes, parameters)
         unknown += unused
         if len(unused) == len(parts):
             continue
@@ -158,48 +143,12 @@ class _File(NamedTuple):
         return float(values[0]) / max(rank, 1)
 
 
-def _not_understood(file: _File, layer: str, parts: Mapping[str, str], shapes: Shapes, parameters: Shapes) -> list[str]:
-    """Stored names of a layer that are left out: all of them where one is not understood, for half a change is none.
-
-    Raises:
-        FileError: a kind of change that is not computed, or half of one is missing.
-    """
-    if refused := sorted(lora_names.REFUSED.intersection(parts)):
-        got = [f"{refused[0]}: {parts[refused[0]]}"]
-        raise bad_lora(file.header.path, "a kind of LoRA that is not computed", "lora_algorithm", got)
-    kinds = [kind for kind, all_parts in KINDS.items() if all_parts.intersection(parts)]
-    known = {"whole", *ON_PARAMETERS}.union(*(KINDS[kind] for kind in kinds))
-    known |= {"alpha", "magnitude"} if kinds else set()
-    if not kinds and set(parts) <= known:
-        return [name for part, name in parts.items() if _target(layer, part, shapes, parameters) is None]
-    if len(kinds) != 1 or not set(parts) <= known or layer not in shapes:
-        return list(parts.values())
-    missing = set(MUST.get(kinds[0], ())) - set(parts)
-    if kinds[0] == "lokr":
-        missing = {w for w in ("lokr_w1", "lokr_w2") if w not in parts and not {f"{w}_a", f"{w}_b"} <= set(parts)}
-    if ("hada_t1" in parts) != ("hada_t2" in parts):
-        missing = {"hada_t1", "hada_t2"} - set(parts)
-    if missing:
-        what = f"half of a change is missing: {' '.join(sorted(missing))}"
-        raise bad_lora(file.header.path, what, "lora_half", list(parts.values()))
-    return []
-
-
-def _target(layer: str, part: str, shapes: Shapes, parameters: Shapes) -> str | None:
-    """The linear or the parameter that a whole difference or value is for."""
-    name = layer.removesuffix(".weight") if part == "whole" else layer
-    if part in ("whole", "diff") and name in shapes:
-        return name
-    names = (layer + ON_PARAMETERS.get(part, ""), layer)
-    return next((name for name in names if name in parameters), None)
-
-
 def _of_parameters(
     file: _File, layer: str, parts: Mapping[str, str], shapes: Shapes, parameters: Shapes
 ) -> Iterator[tuple[str, Change]]:
     """Whole differences and values of a layer."""
     for part in ("whole", *ON_PARAMETERS):
-        name = _target(layer, part, shapes, parameters) if part in parts else None
+        name = target(layer, part, shapes, parameters) if part in parts else None
         if name is not None:
             shape = shapes[name] if name in shapes else parameters[name]
             file.expect(parts[part], math.prod(file.flat(parts[part])) == math.prod(shape), shape)
@@ -285,21 +234,3 @@ def _lokr(file: _File, parts: Mapping[str, str], shape: tuple[int, ...]) -> Kron
         for w in ("lokr_w1", "lokr_w2")
     ]  # fmt: skip
     return Kronecker(factors[0], factors[1], file.scale(parts, parts.get("lokr_w1") or parts["lokr_w1_a"], rank))
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names and how many more there are."""
-    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return ", ".join(name[:120] for name in names[:SHOWN_NAMES]) + more
-
-
-def bad_lora(path: Path, what: str, code: str, names: Sequence[str]) -> FileError:
-    """The error of a LoRA file, with the names at fault."""
-    return FileError(
-        what,
-        code=code,
-        field=f"lora {path}",
-        got=f"{path.name}: {listed(names)}",
-        expected="LoRA, DoRA, LoHa, LoKr or differences for this Wan model",
-        try_instead="a LoRA made for the model, or another --model",
-    )

@@ -46,7 +46,7 @@ class StoredFile(NamedTuple):
 
     path: Path
     nbytes: int
-    shared_with: tuple[str, ...] = ()  # other models that need it and have their networks here
+    shared_with: tuple[str, ...] = ()  # other models that need it and have their networks here; all where none has
     keep: Keep = ""
     link_to: Path | None = None  # it is a link to this
     moved: bool = False  # by us: deleting the model removes the file behind the link, too; else never
@@ -70,12 +70,13 @@ def stored_files(spec: ModelSpec, found: Inventory, root: Path | None = None) ->
         if spec.name not in models:
             continue
         others = tuple(sorted((models & networks) - {spec.name}))
+        sharing = others if models & networks else tuple(sorted(models - {spec.name}))
         # below the folder with no link between them; what is beside a link is somebody else's place
         own = path.is_relative_to(root) and path.parent.resolve() == root.resolve() / path.parent.relative_to(root)
         keep: Keep = "outside" if not own else "shared" if others else ""
         link_to = path.resolve() if path.is_symlink() else None
         moved = own and str(link_to) in places
-        stored.append(StoredFile(path, path.stat().st_size, others, keep, link_to, moved))
+        stored.append(StoredFile(path, path.stat().st_size, sharing, keep, link_to, moved))
     return tuple(stored)
 
 

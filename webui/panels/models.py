@@ -120,8 +120,9 @@ def _with_usage(model: Model, snapshot: Snapshot, words: Words) -> Model:
 
     own = [file for file in files if not file.keep]
     size = gb(sum(file.nbytes for file in own if file.moved or not file.link_to))  # of another's link the link alone
-    lines = [words("system.usage", own=size)]
-    shared = [file for file in files if file.keep == "shared"]
+    alone = [file.nbytes for file in own if not file.shared_with and (file.moved or not file.link_to)]
+    lines = [words("system.usage", own=gb(sum(alone)))]
+    shared = [file for file in files if file.shared_with and file.keep != "outside"]
     users = sorted({display_name_of(name) for file in shared for name in file.shared_with})
     lines += [told("shared", shared, models=", ".join(users))] if shared else []
     outside = [file for file in files if file.keep == "outside"]

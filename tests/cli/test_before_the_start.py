@@ -114,3 +114,10 @@ def test_a_delete_says_why_it_leaves_a_file(turbodiff, monkeypatch, tmp_path, we
     lines = said.out.splitlines()
     assert code == 0 and lines[0] == "deleted 0 files"
     assert len(lines) == 1 + len(list(weights.iterdir())) and all("not below" in line for line in lines[1:])
+
+
+def test_a_lora_for_an_expert_of_a_model_with_one_network_is_refused_before_the_start(turbodiff, monkeypatch, tmp_path):
+    monkeypatch.setenv("LC_ALL", "en.UTF-8")
+    hollow.save(pairs(QUERIES, 1536), lora := tmp_path / "a.safetensors")
+    code, said = turbodiff("generate", "a cat", "--model", SMALL.display_name, "--lora", f"{lora}:1:high")
+    assert code == 2 and said.err.startswith("error: lora: ") and f"--lora {lora}:1" in said.err, said.err

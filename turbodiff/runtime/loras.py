@@ -16,13 +16,12 @@ from turbodiff_kernels.quant import TILE, dequantize_tiles, quantize_tiles, quan
 
 from turbodiff.models.linear import Int8Linear
 from turbodiff.runtime import offload
-from turbodiff.spec.errors import RequestError
 from turbodiff.spec.events import Notice
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.request import Lora, Request
 from turbodiff.weights.lora import read_lora
 from turbodiff.weights.lora_change import Change, Pair
-from turbodiff.weights.lora_fit import bad_lora, listed
+from turbodiff.weights.lora_fit import bad_lora, check_experts, listed
 
 LEFT_OUT = {
     "lora_names_unused": "names not used", "lora_layers_misfit": "layers of another shape",
@@ -43,16 +42,7 @@ def loras_for(request: Request, expert: Expert) -> list[Lora]:
     Raises:
         RequestError: one is meant for an expert that the model does not have.
     """
-    for lora in request.loras:
-        if lora.expert != "both" and not request.spec.two_experts:
-            raise RequestError(
-                f"{request.spec.display_name} has one network",
-                code="lora_expert",
-                field="lora",
-                got=lora.expert,
-                expected="no expert",
-                try_instead=f"--lora {lora.path}:{lora.strength:g}",
-            )
+    check_experts(request.spec, request.loras)
     return [lora for lora in request.loras if lora.strength and lora.expert in ("both", expert)]
 
 

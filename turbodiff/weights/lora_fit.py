@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from turbodiff.spec.errors import FileError
+from turbodiff.spec.errors import FileError, RequestError
 from turbodiff.spec.models import FoundLora, Inventory, LoraFit, ModelSpec, PassedOver, all_models
 from turbodiff.spec.request import Lora
 from turbodiff.weights import lora_names, lora_strength
@@ -101,12 +101,25 @@ def fitted_lora(path: str, size: int, _mtime_ns: int, _configs: str) -> FoundLor
     return found_lora(Path(path), size).model_copy(update={"fits": tuple(fits)})
 
 
+def check_experts(spec: ModelSpec, loras: Iterable[Lora]) -> None:
+    """Raises RequestError: a LoRA is meant for an expert that the model does not have."""
+    for lora in loras:
+        if lora.expert != "both" and not spec.two_experts:
+            raise RequestError(
+                f"{spec.display_name} has one network", code="lora_expert", field="lora", got=lora.expert,
+                expected="no expert", try_instead=f"--lora {lora.path}:{lora.strength:g}",
+            )  # fmt: skip
+
+
 def check_loras(spec: ModelSpec, loras: Iterable[Lora], found: Inventory) -> None:
     """Refuse before the start a LoRA of which a network that it is for takes nothing; `found` as `with_loras` makes it.
 
     Raises:
         FileError: names the file, why, and what to do.
+        RequestError: as check_experts.
     """
+    loras = tuple(loras)
+    check_experts(spec, loras)
     for lora in loras:
         fits = found.lora_fits(lora.path, lora.expert, spec.name) if lora.strength else ()
         why = fits[0].why if fits else None

@@ -7,7 +7,7 @@ import pytest
 
 from tests.plan.machines import ask, card, disk, gpu, machine
 from turbodiff.jobs.retry_policy import next_cap
-from turbodiff.plan.calibration import HIGHEST, History, Kind, Sample
+from turbodiff.plan.calibration import HIGHEST, History, Kind, Sample, provenance_of
 from turbodiff.plan.hardware import CONTEXT_BYTES, RESERVE_BYTES, WORKSPACE_BYTES
 from turbodiff.plan.planner import Refusal, plan_request, replan
 from turbodiff.plan.tiers import tier_of
@@ -56,10 +56,11 @@ def test_04_host_memory_that_the_first_run_keeps_is_credited_to_the_second():
 def test_05_out_of_memory_never_makes_later_plans_refuse():
     failed = Sample(kind=KIND, phase="denoise", predicted_bytes=GIB, measured_bytes=9 * GIB, out_of_memory=True)
     good = Sample(kind=KIND, phase="denoise", predicted_bytes=GIB, measured_bytes=GIB)
-    inflated = History([failed] * 60).calibration(KIND)
-    assert inflated.factor == HIGHEST
+    inflated = History([failed] * 60).calibration(provenance_of(KIND))
+    assert [lesson.factor for lesson in inflated.lessons] == [HIGHEST]
     plan_request(ask("wan2.1-1.3b"), card(8), DISK, calibration=inflated)
-    assert History([failed, *[good] * 3]).calibration(KIND).factor == pytest.approx(1.0)
+    (overruled,) = History([failed, *[good] * 3]).calibration(provenance_of(KIND)).lessons
+    assert overruled.factor == pytest.approx(1.0)
 
 
 def test_06_the_slider_the_queue_and_the_worker_ask_one_function():
@@ -95,7 +96,7 @@ def test_09_memory_that_spills_into_the_host_is_no_evidence_of_room():
     moved = Sample(
         kind=KIND, phase="denoise", predicted_bytes=GIB, measured_bytes=GIB // 2, neighbours_moved_bytes=300 * MIB
     )
-    assert History([moved] * 9).calibration(KIND).samples == 0
+    assert History([moved] * 9).calibration(provenance_of(KIND)).lessons == ()
 
 
 def test_10_the_vae_peak_is_where_the_modules_have_it():

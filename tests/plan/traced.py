@@ -75,7 +75,7 @@ def denoising(job: phase_costs.CostInputs, chunks: int = 1, text_keys: phase_cos
         inside=others | dict.fromkeys(KERNELS, inside), forwards=job.forwards, keep_text=text_keys == "kept",
     )  # fmt: skip
     work = phase_costs.step_work(job, chunks, text_keys)
-    inside_kernels = work.workspace - phase_costs.workspace(job, work.activations)
+    inside_kernels = work.workspace - phase_costs.workspace(job)
     return Pair(work.activations + inside_kernels, traced)
 
 

@@ -188,6 +188,7 @@ def test_the_card_says_what_was_asked_and_what_ran():
     facts = dict(stage.card(clip(), EN).facts)
     assert facts["Attention"] == "asked sagesla, ran sla (triton, sm_120)"
     assert facts["Peak"] == "3.0 GiB predicted, 2.0 GiB measured"
+    assert facts["Took"] == f"{EN.seconds(plan_on(80).seconds)} predicted, 9.0 s measured"
 
 
 def test_a_demo_clip_is_labelled_as_one():

@@ -24,9 +24,10 @@ from types import FrameType
 import typer
 
 from turbodiff.cli import downloads  # noqa: F401  adds commands to models_app
+from turbodiff.cli.calibration import calibrate
 from turbodiff.cli.flags import PAGE_FLAGS
 from turbodiff.cli.generate import generate, plan
-from turbodiff.cli.machine import calibrate, doctor, gpu, models_app, selftest
+from turbodiff.cli.machine import doctor, gpu, models_app, selftest
 from turbodiff.cli.queue import jobs_app, restart, seeds_app, serve, support_bundle
 from turbodiff.cli.service import service_app
 from turbodiff.spec import stdio

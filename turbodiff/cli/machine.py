@@ -1,34 +1,27 @@
-"""This machine from the shell: `turbodiff gpu`, `doctor`, `selftest`, `calibrate` and `models`."""
+"""This machine from the shell: `turbodiff gpu`, `doctor`, `selftest` and `models`."""
 
 import json
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from turbodiff.cli.flags import Json, ModelName, StateDir, model_names, open_studio
+from turbodiff.cli.flags import Json, ModelName, StateDir, open_studio
 from turbodiff.spec.environment import current_folder
-from turbodiff.spec.errors import RequestError, TurbodiffError, not_started
+from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.text import printable
 
 if TYPE_CHECKING:
     from turbodiff.gpu.processes import CardHolders
-    from turbodiff.jobs.store import Store
-    from turbodiff.plan.calibration import Sample
-    from turbodiff.plan.hardware import Machine
     from turbodiff.spec.events import Event
-    from turbodiff.spec.plan import Plan
 
 PROMPT = "a red circle moves right on a black background"
 CHECKS = ("install", "gpu", "plan", "clip")
-MEASURE = (sys.executable, "-P", "-m", "turbodiff.memory_lab.measure")
 SHOWN_FILES = 100  # of those that no model uses
-FRAMES = (17, 49)  # two lengths: what grows with a clip, and what does not
 models_app = typer.Typer(help="Weights: list, pull, verify, move, delete, quantize.", no_args_is_help=True)
 
 
@@ -158,113 +151,6 @@ def _check(name: str) -> tuple[str, dict[str, str]]:
         made = studio.generate({"prompt": PROMPT, "seed": 1}, output=output, on_event=events.append)
     facts = {"frames": str(made.frames), "seconds": f"{made.seconds:.1f}", "sha256": made.sha256[:12]}
     return "{frames} frames in {seconds} s, verified, sha256 {sha256}".format(**facts), facts
-
-
-def calibrate(
-    model: Annotated[
-        list[str] | None,
-        typer.Option("--model", help=f"what to measure: {model_names(bundled=False)}; left out: the models on disk"),
-    ] = None,
-    show: Annotated[bool, typer.Option("--list", help="show what was learned, measure nothing")] = False,
-    clear: Annotated[bool, typer.Option("--clear", help="forget what was learned")] = False,
-    state_dir: StateDir = None,
-    as_json: Json = False,
-) -> None:
-    """Measure short runs with made-up weights on this GPU, so that later plans fit it more closely."""
-    from turbodiff import studio
-    from turbodiff.cli.show import print_lines, print_table
-    from turbodiff.jobs import measurements
-    from turbodiff.jobs.store import Store
-    from turbodiff.plan.calibration import History
-    from turbodiff.spec.models import find_model
-    from turbodiff.spec.numbers import gib
-
-    state = state_dir or studio.state_folder()
-    store = Store(state)
-    if clear:
-        sys.stdout.write(f"forgot {measurements.clear_samples(store)} samples\n")
-        return
-    if show:
-        samples = measurements.samples(store)
-    else:
-        ready = [spec.name for spec, missing in open_studio(state).models() if not missing and not spec.bundled]
-        asked = [find_model(name).name for name in model or ()]
-        samples = list(_measured(store, asked or ready or ["wan2.1-1.3b"]))
-    if as_json:
-        sys.stdout.writelines(sample.model_dump_json() + "\n" for sample in samples)
-        return
-    rows = []
-    for sample in samples:
-        kind = sample.kind
-        ratio = "OOM" if sample.out_of_memory else f"{sample.measured_bytes / max(1, sample.predicted_bytes):.2f}"
-        clip = (kind.model, f"{kind.width}x{kind.height}", str(kind.num_frames), sample.phase)
-        rows.append((*clip, gib(sample.predicted_bytes), gib(sample.measured_bytes), ratio))
-    print_table(("model", "size", "frames", "phase", "predicted", "measured", "factor"), rows)
-    history = History(samples)
-    for kind in dict.fromkeys(sample.kind for sample in samples):
-        learned, clip_text = history.calibration(kind), f"{kind.width}x{kind.height} {kind.num_frames} frames"
-        factor = f"work memory x {learned.factor:.2f} from {learned.samples} samples"
-        print_lines([f"{kind.model} {clip_text} on {kind.gpu}: {factor}"])
-
-
-def _measured(store: "Store", models: list[str]) -> "Iterator[Sample]":
-    """A sample per phase of two short clips per model, kept as they come."""
-    from turbodiff.gpu.probe import machine_now
-    from turbodiff.jobs import measurements
-    from turbodiff.plan.planner import plan_request
-    from turbodiff.spec.models import Inventory, find_model
-    from turbodiff.spec.request import make_request
-    from turbodiff.supervisor.worker_process import new_run_id, worker_environment
-
-    def used_bytes(device: str) -> int:
-        return sum(gpu.used_bytes or 0 for gpu in machine_now().gpus if f"cuda:{gpu.index}" == device)
-
-    machine = machine_now()
-    if not machine.gpus:
-        raise RequestError(
-            "there is no GPU to measure",
-            code="no_gpu",
-            got=f"{machine.gpu_state} {machine.gpu_error}".strip(),
-            expected=f"a GPU, to run clips of {FRAMES[0]} and {FRAMES[1]} frames of {', '.join(models)} on",
-            try_instead="turbodiff doctor",
-        )
-    for name in models:
-        picture = {"image": "picture.jpg"} if find_model(name).kind == "i2v" else {}
-        for frames in FRAMES:
-            fields = {"prompt": "a cat runs", "model": name, "num_frames": frames, "steps": 1, **picture}
-            plan = plan_request(make_request(fields), machine, Inventory())
-            before_bytes = used_bytes(plan.device)
-            environment = worker_environment(new_run_id(), plan.device.partition(":")[2] or "0", machine.allocator)
-            command, text = plan.model_dump_json() + "\n", subprocess.PIPE
-            try:
-                done = subprocess.run(MEASURE, input=command, env=environment, stdout=text, text=True, check=False)
-            except OSError as error:
-                raise not_started(MEASURE[0], error) from None
-            moved_bytes = abs(used_bytes(plan.device) - before_bytes)
-            rows = [json.loads(line) for line in done.stdout.splitlines()]
-            for sample in samples_of(plan, rows, machine, moved_bytes):
-                measurements.keep_sample(store, sample)
-                yield sample
-
-
-def samples_of(plan: "Plan", rows: Sequence[Mapping[str, Any]], machine: "Machine", moved_bytes: int) -> "list[Sample]":
-    """Rows of turbodiff/memory_lab/measure.py as samples of a plan; one that ran out is left to real jobs."""
-    from turbodiff.plan.calibration import Sample, kind_of
-
-    gpu = machine.gpus[int(plan.device.partition(":")[2] or 0)]
-    kind = kind_of(gpu, machine, plan.request, plan.levers)
-    return [
-        Sample(
-            kind=kind,
-            phase=row["name"],
-            predicted_bytes=row["planned_work_bytes"],
-            measured_bytes=max(0, row["measured_bytes"] - row["weights_bytes"]),
-            neighbours_moved_bytes=moved_bytes,
-            reserved_bytes=row["reserved_bytes"],
-        )
-        for row in rows
-        if "oom" not in row
-    ]
 
 
 @models_app.command("list")

@@ -21,6 +21,7 @@ NOTES = [
     "SageAttention, SpargeAttn and flash-attn are not needed: turbodiff brings its own Triton kernels.",
     "Do not install `sparselinear`: it is an unrelated package of 2020. torchvision is not needed either.",
 ]
+UNMEASURED = "{name} was not measured with this driver and torch: turbodiff calibrate --quick takes under a minute."
 
 
 class KernelReason(NamedTuple):
@@ -112,7 +113,7 @@ def doctor() -> DoctorReport:
         warnings=warnings,
         pip_line=advice.pip_line,
         kernels=report.kernels,
-        notes=NOTES,
+        notes=[*NOTES, *(UNMEASURED.format(name=gpu.name) for gpu in machine.usable_gpus if not gpu.measured)],
         machine=machine,
         versions=versions,
         optional=frozenset(report.optional),

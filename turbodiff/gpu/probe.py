@@ -20,6 +20,7 @@ from types import MappingProxyType
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from turbodiff.gpu.allocator import allocator_mode, is_tegra, is_wsl
+from turbodiff.gpu.card_measurements import CardMeasurement, card_measurements, measurement_of
 from turbodiff.gpu.host_memory import host_memory
 from turbodiff.gpu.kernel_verdicts import kernels_of
 from turbodiff.plan.hardware import GpuFacts, GpuState, Machine, pretend
@@ -179,13 +180,17 @@ def machine_from(
     """
     cards = visible([card for card in sample.cards if card.state == "ok"], os.environ.get("CUDA_VISIBLE_DEVICES"))
     shared = set(GpuFacts.model_fields) - {"index", "reclaimable_bytes", "kernels"}
-    gpus = []
+    gpus, known, torch = [], card_measurements(), _version("torch")
+    page_locked = None
     for index, card in enumerate(cards):
         held_bytes = sum(process.bytes or 0 for process in card.processes or () if process.pid in own_pids)
         told = max(told_bytes.get(card.uuid, 0), 0 if index else told_bytes.get("", 0))
         held_bytes = max(held_bytes, min(told, told if card.used_bytes is None else card.used_bytes))
-        known = card.model_dump(include=shared) | {"kernels": kernels_of(card.known_capability)}
-        gpus.append(GpuFacts(**known, index=index, reclaimable_bytes=held_bytes))
+        told_by_nvml = card.model_dump(include=shared) | {"kernels": kernels_of(card.known_capability)}
+        measured = measurement_of(known, card, sample.driver, torch)
+        facts = told_by_nvml | (measured.facts if measured else {})
+        page_locked = measured or page_locked
+        gpus.append(GpuFacts.model_validate({**facts, "index": index, "reclaimable_bytes": held_bytes}))
     memory, wsl, tegra = host_memory(own_pids), is_wsl(), is_tegra()
     # a card that is too old to compute on is no choice beside one that is not
     gpus = [gpu for gpu in gpus if not gpu.too_old] or gpus
@@ -199,13 +204,13 @@ def machine_from(
         ram_reclaimable_bytes=memory.reclaimable_bytes,
         cpu_count=len(os.sched_getaffinity(0)),
         driver=sample.driver,
-        torch=_version("torch"),
+        torch=torch,
         bitsandbytes=bool(_version("bitsandbytes")),
         cudnn=_version("nvidia-cudnn-cu13") or _version("nvidia-cudnn-cu12"),
         wsl=wsl,
         tegra=tegra,
         unified_memory=tegra or any(kind in card.name for card in cards for kind in SHARED_MEMORY_CARDS),
-        pinned_limit_bytes=WSL_PINNED_BYTES if wsl else None,
+        pinned_limit_bytes=page_lock_limit(page_locked, wsl),
         allocator=allocator_mode(gpus, sample.driver, wsl=wsl, tegra=tegra),
     )
     try:  # a value that is not a positive number counts as not set (the CLI refuses it earlier)
@@ -213,6 +218,15 @@ def machine_from(
     except ValueError:
         return machine
     return pretend(machine, pretended_gib) if 0 < pretended_gib < float("inf") else machine
+
+
+def page_lock_limit(measured: CardMeasurement | None, wsl: bool) -> int | None:
+    """Host memory that may be page-locked: where more was refused, what was granted; where nothing was refused at
+    least that under WSL2, and no limit elsewhere. None: no limit known."""
+    granted = measured.page_locked_bytes if measured else None
+    if measured and measured.page_lock_refused and granted is not None:
+        return granted
+    return max(WSL_PINNED_BYTES, granted or 0) if wsl else None
 
 
 def visible(cards: list[CardSample], devices: str | None) -> list[CardSample]:

@@ -8,7 +8,7 @@ from statistics import median
 from pydantic import ValidationError
 
 from turbodiff.jobs.store import Store
-from turbodiff.plan.calibration import History, Sample, kind_of, work_bytes
+from turbodiff.plan.calibration import History, Sample, kind_of, provenance, work_bytes
 from turbodiff.plan.hardware import Machine
 from turbodiff.spec.events import Event
 from turbodiff.spec.jobs import QueuedJob
@@ -24,10 +24,8 @@ def planned_phase(plan: Plan | None, name: str) -> Phase | None:
     return next((phase for phase in plan.phases if phase.name == name), None) if plan else None
 
 
-def record(
-    store: Store, job: QueuedJob, event: Event, machine: Machine | None, slot: int = 0, nvml_bytes: int | None = None
-) -> None:
-    """Keep what a finished phase took; with a card and a prediction it also teaches the plan.
+def record(store: Store, job: QueuedJob, event: Event, machine: Machine | None, slot: int = 0) -> None:
+    """Keep what a finished phase took; where it was planned it also teaches the next plan.
 
     An out-of-memory is a sample, too: the phase needed more than the budget had beside its weights.
     """
@@ -39,23 +37,30 @@ def record(
     else:
         return
     plan, phase, sample = job.plan, planned_phase(job.plan, name), None
-    if plan and phase and machine and slot < len(machine.gpus) and plan.device.startswith("cuda"):
-        kind = kind_of(machine.gpus[slot], machine, plan.request, plan.levers)
-        predicted = work_bytes(plan, phase)
+    on_card = plan is not None and plan.device.startswith("cuda")
+    if plan and phase and machine and (slot < len(machine.gpus) or not on_card):
+        predicted_bytes = work_bytes(plan, phase)
+        sample = Sample(
+            kind=kind_of(machine.gpus[slot] if on_card else None, machine, plan.request, plan.levers),
+            phase=phase.name,
+            predicted_bytes=predicted_bytes,
+            slack_bytes=phase.slack_bytes,
+            measured_bytes=0,
+        )
         if event.type == "error":  # work memory was at least what the budget had beside the weights
-            least = predicted + max(plan.budget_bytes, phase.peak_bytes) - phase.peak_bytes + 1
-            sample = Sample(
-                kind=kind, phase=phase.name, predicted_bytes=predicted, measured_bytes=least, out_of_memory=True
-            )
-        elif event.peak_bytes:  # both without the weights, which are known exactly
-            sample = Sample(
-                kind=kind,
-                phase=phase.name,
-                predicted_bytes=predicted,
-                measured_bytes=max(0, event.peak_bytes - (event.weights_bytes or phase.weights_bytes)),
-                reserved_bytes=event.reserved_bytes,
-                nvml_bytes=nvml_bytes,
-            )
+            least_bytes = predicted_bytes + max(plan.budget_bytes, phase.peak_bytes) - phase.peak_bytes + 1
+            sample = sample.model_copy(update={"measured_bytes": least_bytes, "out_of_memory": True})
+        else:  # bytes without the weights, which are known exactly; a CPU's process has no peak of a phase
+            weights_bytes = event.weights_bytes or phase.weights_bytes
+            measured: dict[str, int | float | None] = {
+                "predicted_s": phase.seconds - phase.learned_s, "measured_s": took_s,
+            }  # fmt: skip
+            if on_card and event.peak_bytes:
+                measured |= {"measured_bytes": max(0, event.peak_bytes - weights_bytes), "nvml_bytes": event.nvml_bytes}
+            if on_card and event.reserved_bytes:
+                held_bytes = max(0, event.reserved_bytes - weights_bytes)
+                measured |= {"held_bytes": held_bytes, "reserved_bytes": event.reserved_bytes}
+            sample = sample.model_copy(update=measured)
     shape = (getattr(job.planned_request, field) for field in SHAPE)
     learned = sample.model_dump_json() if sample else None
     with store.write(durable=False) as db:
@@ -79,7 +84,7 @@ def keep_sample(store: Store, sample: Sample) -> None:
 
 
 def clear_samples(store: Store) -> int:
-    """Forget everything that was learned about memory; returns how many samples there were. Seconds stay."""
+    """Forget everything that plans learned; returns how many samples there were. What phases usually take stays."""
     with store.write() as db:
         return db.execute("UPDATE peak SET sample = NULL WHERE sample IS NOT NULL").rowcount
 
@@ -110,9 +115,9 @@ def calibration_of(store: Store, job: QueuedJob, machine: Machine | None, slot: 
     plan = job.plan
     if machine is None or slot >= len(machine.gpus) or plan is None or not plan.device.startswith("cuda"):
         return None
-    kind = kind_of(machine.gpus[slot], machine, plan.request, plan.levers)
-    found = History(samples(store)).calibration(kind)
-    return found if found.samples else None
+    found = History(samples(store)).calibration(provenance(machine.gpus[slot], machine))
+    here = tuple([lesson for lesson in found.lessons if lesson.model == plan.request.model])
+    return found._replace(lessons=here) if here else None
 
 
 def usual_seconds(store: Store, job: QueuedJob) -> dict[str, float]:

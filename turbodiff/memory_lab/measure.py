@@ -80,6 +80,7 @@ def rows_of(models: DummyModels, plan: Plan) -> Iterator[Row]:
         start_s, work = time.perf_counter(), work_bytes(plan, phase)
         planned_bytes = phase.weights_bytes + work
         row: Row = {"name": phase.name, "planned_bytes": planned_bytes, "planned_work_bytes": work}
+        row["slack_bytes"] = phase.slack_bytes
         offload.free_cached(device.torch_device)
         device.reset_peak()
         try:

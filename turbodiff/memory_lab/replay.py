@@ -86,7 +86,7 @@ def denoise_cell(inputs: CostInputs, levers: Levers, blocks: int | None = None) 
 def vae_cell(inputs: CostInputs, name: Literal["vae_decode", "image_encode"], tile: int | None) -> Cell:
     """Decoding a clip, or encoding a picture and the empty frames after it."""
     cost = phase_costs.vae(inputs, name, tile)
-    scratch = cost.workspace_bytes - cost.slack_bytes - phase_costs.workspace(inputs, cost.activations_bytes)
+    scratch = cost.workspace_bytes - cost.slack_bytes - phase_costs.workspace(inputs)
     sizes, moves = _vae_moves(inputs.spec.vae, inputs.shape, tile, name == "vae_decode", inputs.conv2d)
     return Cell(
         f"tiles of {tile}" if tile else "whole", cost, cost.peak_bytes - inputs.context_bytes - scratch,

@@ -19,7 +19,7 @@ from turbodiff.plan.offload_search import (
 from turbodiff.plan.schedule import network_file, schedule_reasons, scheduled
 from turbodiff.plan.weight_sizes import encoder_bytes, missing_bytes, needed_files
 from turbodiff.spec.models import Inventory, short_path
-from turbodiff.spec.plan import Alternative, Change, JsonScalar, Reason
+from turbodiff.spec.plan import Alternative, Change, JsonScalar, Reason, learned_seconds
 from turbodiff.spec.request import Request
 from turbodiff.spec.schedules import RCM_SAMPLERS, SCHEDULE_REASONS, WARNINGS
 from turbodiff.spec.shapes import RESOLUTIONS
@@ -83,6 +83,7 @@ def reasons(
         *_about_machine(context, cost),
         *_about_weights(context, choice),
         *_about_loras(wish, choice, context.inventory),
+        *_about_measurements(context, choice, cost),
     )
 
 
@@ -230,7 +231,7 @@ def _about_machine(context: PlanContext, cost: CandidateCost) -> Iterator[Reason
 
 
 def _about_weights(context: PlanContext, choice: Candidate) -> Iterator[Reason]:
-    spec, inventory, told = choice.spec, context.inventory, context.calibration
+    spec, inventory = choice.spec, context.inventory
     files = [network_file(choice, inventory, expert) for expert in spec.experts]
     if names := [short_path(file.path) for file in files if file]:
         yield reason("network_files", files=", ".join(names))
@@ -248,8 +249,30 @@ def _about_weights(context: PlanContext, choice: Candidate) -> Iterator[Reason]:
         yield reason("download_parts", model=spec.display_name, files=parts, bytes=sum(file.bytes for file in lacking))
     elif choice.int8 and not context.machine.pretended and only_int8(spec, inventory):
         yield reason("only_int8_on_disk", model=spec.display_name)
-    if told is not None and told.samples:
-        yield reason("calibrated", factor=told.factor, samples=told.samples)
+
+
+def seconds_shown(choice: Candidate, cost: CandidateCost) -> list[float]:
+    """Seconds of each phase, to the millisecond: as measured runs say, the formula's where none do."""
+    if not cost.lessons:
+        return [round(phase.seconds, 3) for phase in cost.phases]
+    told = [learned_seconds(cost.lessons, phase.name, choice.shape, phase.seconds) for phase in cost.phases]
+    return [round(seconds, 3) for seconds, _ in told]
+
+
+def _about_measurements(context: PlanContext, choice: Candidate, cost: CandidateCost) -> Iterator[Reason]:
+    """What the card itself told, and what measured runs changed: memory of the deciding phase, and seconds."""
+    if context.gpu is not None and context.gpu.measured:
+        yield reason("card_measured", device_name=context.gpu.name, day=context.gpu.measured_on)
+    if not cost.lessons:
+        return
+    binding = max(cost.phases, key=lambda phase: phase.peak_bytes)
+    samples = sum([lesson.samples for lesson in cost.lessons if lesson.phase == binding.name])
+    if binding.learned_bytes:
+        formula_bytes = binding.peak_bytes - binding.learned_bytes
+        yield reason("calibrated", phase=binding.name, formula_bytes=formula_bytes, samples=samples)
+    timed = [learned_seconds(cost.lessons, phase.name, choice.shape, 0.0)[1] for phase in cost.phases]
+    if any(timed):
+        yield reason("timed", formula_s=round(cost.seconds, 1), samples=max(timed))
 
 
 def _about_loras(wish: Request, choice: Candidate, inventory: Inventory) -> Iterator[Reason]:
@@ -299,8 +322,9 @@ def alternatives(
 
     said = wish.model_copy(update={"auto": frozenset()})  # what a button sets is a choice
 
-    def option(cost: CandidateCost, fields: Mapping[str, JsonScalar], download_bytes: int = 0) -> Alternative:
-        changes, seconds = changes_between(said, fields, ALTERNATIVE_FIELDS), round(cost.seconds, 1)
+    def option(choice: Candidate, cost: CandidateCost, download_bytes: int = 0, **more: JsonScalar) -> Alternative:
+        changes = changes_between(said, {**choice.fields(), **more}, ALTERNATIVE_FIELDS)
+        seconds = round(sum(seconds_shown(choice, cost)), 1)
         return Alternative(
             changes=changes, peak_bytes=cost.peak_bytes, seconds=seconds, fits=cost.fits, download_bytes=download_bytes
         )
@@ -314,10 +338,10 @@ def alternatives(
         if not cost.fits:
             continue
         seen.add(choice.visible)
-        found.append(option(cost, choice.fields(), missing_bytes(choice.spec, context.inventory, choice.int8)))
+        found.append(option(choice, cost, missing_bytes(choice.spec, context.inventory, choice.int8)))
     ran = scheduled(wish, chosen, context.inventory)
     fewer = ran.steps > FAST_STEPS and ran.sampler in RCM_SAMPLERS and "steps" not in pinned
     if len(found) < MOST_ALTERNATIVES and fewer:
         cost = evaluate(wish.model_copy(update={"steps": FAST_STEPS, "auto": wish.auto - {"steps"}}), chosen, context)
-        found += [option(cost, {**chosen.fields(), "steps": FAST_STEPS})] if cost.fits else []
+        found += [option(chosen, cost, steps=FAST_STEPS)] if cost.fits else []
     return tuple(found)

@@ -58,10 +58,12 @@ class GpuFacts(Frozen):
         sm_count, clock_mhz: streaming multiprocessors (of the slice) and their highest clock.
         memory_bus_bits, memory_clock_mhz: width and highest clock of the card's memory, as NVML gives them.
         memory_bytes_s: bandwidth of the card's memory.
+        block_rate, decode_rate: how fast a transformer block, and the decoder, are over what plan/cards.toml says.
         vmm_works: whether CUDA's virtual memory management, so expandable segments, was seen to work or to fail.
         vgpu: a virtual GPU of a hypervisor.
         kernels: of this card, None for those of the machine.
-        measured: names of the fields that were measured on this very card (`turbodiff calibrate --quick`).
+        measured: names of the fields that were measured on such a card here (`turbodiff calibrate --quick`), under this
+            driver and torch; measured_on: the day, "2026-11-29".
     """
 
     index: int = 0
@@ -87,10 +89,13 @@ class GpuFacts(Frozen):
     memory_bus_bits: int | None = None
     memory_clock_mhz: float | None = None
     memory_bytes_s: float | None = None
+    block_rate: float | None = None
+    decode_rate: float | None = None
     vmm_works: bool | None = None
     vgpu: bool | None = None
     kernels: Kernels | None = None
     measured: tuple[str, ...] = ()
+    measured_on: str = ""
 
     @property
     def cuda_context_bytes(self) -> int:

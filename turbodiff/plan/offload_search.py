@@ -22,7 +22,7 @@ from turbodiff.plan.torch_compat import conv3d_is_broken, cudnn_number
 from turbodiff.plan.weight_sizes import Weights, lora_bytes, weights_of
 from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.models import Inventory, ModelSpec
-from turbodiff.spec.plan import Calibration, Levers
+from turbodiff.spec.plan import Calibration, Lesson, Levers, lessons_of
 from turbodiff.spec.request import Request, TextDtype
 from turbodiff.spec.shapes import VAE_TILES
 
@@ -30,11 +30,10 @@ FFN_CHUNKS = (1, 2, 4, 8)
 
 
 class CandidateCost(NamedTuple):
-    """A candidate with its levers set: the fastest that fits, or the smallest when none does.
+    """A candidate with its levers set, the fastest that fits or the smallest when none does, and what was measured.
 
-    Over all phases: `short`, the bytes by which the worst does not fit, <= 0 when it does; the largest peak; seconds,
-    and those that go into reading the networks' weights.
-    """
+    Over all phases: `short`, the bytes by which the worst does not fit, <= 0 when it does; the largest peak; the
+    formulas' seconds, and those that go into reading the networks' weights."""
 
     levers: Levers
     phases: tuple[PhaseCost, ...]
@@ -42,6 +41,7 @@ class CandidateCost(NamedTuple):
     peak_bytes: int
     seconds: float
     reading_s: float
+    lessons: tuple[Lesson, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -186,7 +186,7 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
         allocator=machine.allocator or "expandable",
         host_bytes=context.limits.host,
         page_lock_bytes=0 if machine.unified_memory else machine.pinned_limit_bytes,
-        correction=1.0 if context.calibration is None else context.calibration.factor,
+        lessons=lessons_of(context.calibration, spec.name, candidate.int8, wished),
     )
 
 
@@ -249,7 +249,7 @@ def evaluate(
     if inputs.spec.image_encoder:
         text = (*text, phase_costs.image_embed(inputs))
     phases = (*text, *vae[:-1], *denoise, vae[-1], phase_costs.write(inputs))
-    found = CandidateCost(levers, phases, *rate(phases, limits), phase_costs.reading_s(inputs))
+    found = CandidateCost(levers, phases, *rate(phases, limits), phase_costs.reading_s(inputs), inputs.lessons)
     if like is None:
         context.evaluated[key] = found
     return found

@@ -19,7 +19,7 @@ from turbodiff.spec.attention import SPARSE_ATTENTION
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.numbers import GIB, MIB
-from turbodiff.spec.plan import PhaseName
+from turbodiff.spec.plan import Lesson, PhaseName, learned_factor
 from turbodiff.spec.request import TextDtype
 from turbodiff.spec.shapes import (
     CONDITION_CHANNELS,
@@ -48,9 +48,9 @@ ExpertLever = Literal["resident", "swapped", "streamed"]
 
 
 class PhaseCost(NamedTuple):
-    """What one phase needs, as a plan's Phase says it. `workspace_bytes` hold the context, library scratch and the
-    allocator's slack, which `slack_bytes` tells apart; `peak_bytes` is the sum of the three before it, what is on the
-    device at the worst moment."""
+    """What one phase needs, as a plan's Phase says it. `workspace_bytes` hold the context, library scratch, the
+    allocator's slack and what measured runs taught, which `slack_bytes` and `learned_bytes` tell apart; `peak_bytes` is
+    the sum of the three before it, what is on the device at the worst moment. `seconds` are the formula's."""
 
     name: PhaseName
     weights_bytes: int
@@ -60,6 +60,7 @@ class PhaseCost(NamedTuple):
     host_ram_bytes: int
     seconds: float
     slack_bytes: int = 0
+    learned_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class CostInputs:
     allocator: Allocator = "expandable"
     host_bytes: int | None = None  # of host memory that a job may use; None: unknown, not limited
     page_lock_bytes: int | None = None  # of it that may be page-locked; None: no limit known
-    correction: float = 1.0  # measured / predicted work memory on this machine (plan/calibration.py)
+    lessons: tuple[Lesson, ...] = ()  # what runs of this model taught here (plan/calibration.py)
     state_bytes: int = field(init=False)  # lives through all steps
     attention_bytes: int = field(init=False)  # while self-attention runs, its kernel included
     forward_s: float = field(init=False)  # one forward pass with all weights on the device and the text's keys kept
@@ -115,22 +116,23 @@ class CostInputs:
 
 def _phase(
     inputs: CostInputs, name: PhaseName, weights: int, activations: int, extra: int, host: int, seconds: float,
-    kind: Kind = "denoise",
+    kind: Kind = "denoise", vae: str = "",
 ) -> PhaseCost:  # fmt: skip
-    """A phase, `extra` being its workspace but for the allocator's slack; on a CPU the device is the host, and its peak
-    is what the host must give."""
-    slack = slack_bytes(inputs.allocator, kind, activations, weights)
-    peak = weights + activations + extra + slack
-    return PhaseCost(
-        name, weights, activations, extra + slack, peak, peak if inputs.on_cpu else host, seconds, slack_bytes=slack
-    )
+    """A phase, `extra` being its workspace but for the allocator's slack and for what measured runs taught; on a CPU
+    the device is the host, and its peak is what the host must give. `vae`: how the VAE runs, where it does."""
+    slack, learned = slack_bytes(inputs.allocator, kind, activations, weights), 0
+    if inputs.lessons:
+        held = activations + extra - inputs.context_bytes + slack
+        learned = math.ceil((learned_factor(inputs.lessons, name, vae, held) - 1) * held)
+    beside = extra + slack + learned
+    peak = weights + activations + beside
+    return PhaseCost(name, weights, activations, beside, peak, peak if inputs.on_cpu else host, seconds, slack, learned)
 
 
-def workspace(inputs: CostInputs, activations: int) -> int:
-    """Context, library scratch, and what measured runs taught; on a CPU the process instead of a context."""
+def workspace(inputs: CostInputs) -> int:
+    """Context and library scratch; on a CPU the process instead of a context."""
     library = inputs.context_bytes + (WORKSPACE_BYTES if inputs.context_bytes else 0)
-    fixed = CPU_PROCESS_BYTES if inputs.on_cpu else library
-    return fixed + math.ceil((inputs.correction - 1) * activations)
+    return CPU_PROCESS_BYTES if inputs.on_cpu else library
 
 
 def _reading_s(inputs: CostInputs, component: str, n_bytes: int) -> float:
@@ -155,10 +157,10 @@ def text_encode(inputs: CostInputs, lever: TextLever, dtype: TextDtype = "bf16")
     text, w, size = inputs.spec.text_encoder, inputs.weights, inputs.element_bytes
     reading = _reading_s(inputs, "text_encoder", w.text)
     if lever == "cached":
-        return _phase(inputs, "text_encode", 0, 0, workspace(inputs, 0), PROCESS_BYTES, 0.01)
+        return _phase(inputs, "text_encode", 0, 0, workspace(inputs), PROCESS_BYTES, 0.01)
     if lever == "cpu":
         seconds = reading + roofline.TEXT_SECONDS_CPU * (w.text / 11.4e9)
-        return _phase(inputs, "text_encode", 0, 0, workspace(inputs, 0), PROCESS_BYTES + w.text, seconds)
+        return _phase(inputs, "text_encode", 0, 0, workspace(inputs), PROCESS_BYTES + w.text, seconds)
     rows = text.text_len
     distances = 53 * rows**2 + 6 * size * rows * text.dim
     scores = 2 * size * text.num_heads * rows**2 + 8 * size * rows * max(text.dim, text.dim_attn)
@@ -170,7 +172,7 @@ def text_encode(inputs: CostInputs, lever: TextLever, dtype: TextDtype = "bf16")
     in_host = max(in_host, inputs.text_made)
     copying = 0.0 if inputs.on_cpu else w.text / inputs.speed.pcie_bytes_s
     seconds = reading + copying + 2 * rows * w.text / 2 / inputs.speed.bf16_flops * inputs.forwards
-    extra = workspace(inputs, activations)
+    extra = workspace(inputs)
     return _phase(inputs, "text_encode", on_device, activations, extra, PROCESS_BYTES + in_host, seconds, "text")
 
 
@@ -187,7 +189,7 @@ def image_embed(inputs: CostInputs) -> PhaseCost:
     activations = layers + RGB * (4 * inputs.shape.height * inputs.shape.width + (4 + size) * clip.image_side**2)
     copying = 0.0 if inputs.on_cpu else w / inputs.speed.pcie_bytes_s
     seconds = _reading_s(inputs, "image_encoder", w) + copying + clip.tokens * w / inputs.speed.bf16_flops
-    extra = workspace(inputs, activations)
+    extra = workspace(inputs)
     return _phase(inputs, "image_embed", w, activations, extra, PROCESS_BYTES + w, seconds, "picture")
 
 
@@ -210,7 +212,7 @@ def step_work(inputs: CostInputs, chunks: int, text_keys: TextKeys = "kept") -> 
     again = text_keys == "recomputed"
     saved = text_keys_bytes(inputs) if again else 0
     activations = denoise_activations(inputs, chunks) - saved
-    extra = workspace(inputs, activations) + max(0, inputs.attention_bytes - saved - activations)
+    extra = workspace(inputs) + max(0, inputs.attention_bytes - saved - activations)
     keys_s, seconds = text_keys_s(inputs), inputs.forward_s * (1 + 0.01 * (chunks - 1))
     once_s = 0.0 if again else keys_s * inputs.forwards
     return StepWork(chunks, text_keys, activations, extra, seconds + again * keys_s, once_s)
@@ -333,14 +335,16 @@ def vae(inputs: CostInputs, name: Literal["vae_decode", "image_encode"], tile: i
     width_factor = (base / 96) ** 2
     seconds = _reading_s(inputs, "vae", inputs.weights.vae)
     seconds += extra_work * width_factor * roofline.VAE_FLOPS_PER_PIXEL * inputs.pixels / inputs.speed.conv_flops
-    extra = workspace(inputs, activations) + scratch
+    extra = workspace(inputs) + scratch
     host = PROCESS_BYTES + 3 * inputs.pixels
     if name == "vae_decode":
         host += made_bytes(inputs)
-    return _phase(inputs, name, inputs.weights.vae, activations, extra, host, seconds, "vae")
+    return _phase(
+        inputs, name, inputs.weights.vae, activations, extra, host, seconds, "vae", "tiled" if tile else "whole"
+    )
 
 
 def write(inputs: CostInputs) -> PhaseCost:
     """Frames to an mp4, on the CPU: about 60 frames of 832x480 a second for two cores."""
     host = PROCESS_BYTES + 3 * inputs.pixels + made_bytes(inputs)
-    return _phase(inputs, "write", 0, 0, workspace(inputs, 0), host, inputs.pixels / 25e6)
+    return _phase(inputs, "write", 0, 0, workspace(inputs), host, inputs.pixels / 25e6)

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
 from turbodiff.plan import explain
-from turbodiff.plan.calibration import History, kind_of
+from turbodiff.plan.calibration import History, provenance
 from turbodiff.plan.candidates import SIZE_PINS, Candidate, as_wished
 from turbodiff.plan.hardware import Machine
 from turbodiff.plan.memory_limits import FITS_SHARE
@@ -123,7 +123,7 @@ def outlook(
 ) -> Outlook:
     """Band, seconds and steps of `plan_request`, without the reasons and alternatives that most of its time goes to."""
     decision = _decision(request.model_copy(update=WORDS), machine, inventory, policy, history)
-    seconds = sum([round(phase.seconds, 3) for phase in decision.cost.phases])
+    seconds = sum(explain.seconds_shown(decision.choice, decision.cost))
     return Outlook(_band(decision), seconds, scheduled(request, decision.choice, decision.context.inventory).steps)
 
 
@@ -176,7 +176,7 @@ def with_levers(plan: Plan, levers: Levers, machine: Machine, inventory: Invento
     context = plan_context(machine, inventory, text_cached=levers.text == "cached")
     costs = evaluate(plan.request, as_wished(plan.request, False), context, like=levers).phases
     names = {phase.name for phase in plan.phases}
-    phases = tuple([_rounded(cost) for cost in costs if cost.name in names])
+    phases = tuple([_phase(cost, round(cost.seconds, 3)) for cost in costs if cost.name in names])
     peak_bytes = max([phase.peak_bytes for phase in phases])
     band = plan.band if plan.band == "no" else band_of(peak_bytes, plan.budget_bytes)
     return plan.model_copy(update={"levers": levers, "phases": phases, "peak_bytes": peak_bytes, "band": band})
@@ -223,19 +223,16 @@ def _decision(
     pinned = request.pinned | (frozenset(LOSSY_FIELDS) if policy in ("never", "anyway") else frozenset())
     costed = request.model_copy(update={**NOT_COSTED, "pinned": pinned & {"steps", "text_dtype"}})
     here = (loaded, text_cached, limit_bytes)
-    decision = _decide(request, _context(costed, machine, inventory, calibration, *here), pinned)
-    gpu = decision.context.gpu
-    if history is not None and gpu is not None:
-        ran = decision
-        if not decision.cost.fits:  # then what would be measured is the request as asked
-            ran = _decide(request, decision.context, pinned | frozenset(LOSSY_FIELDS))
-        found = history.calibration(kind_of(gpu, machine, _as_run(request, ran), ran.cost.levers))
-        if found.samples:
-            calibration = found
-            decision = _decide(request, _context(costed, machine, inventory, calibration, *here), pinned)
-    if not decision.cost.fits and calibration is not None and calibration.measured < calibration.factor:
-        calibration = calibration._replace(factor=calibration.measured)
-        decision = _decide(request, _context(costed, machine, inventory, calibration, *here), pinned)
+    context = _context(costed, machine, inventory, calibration, *here)
+    if history is not None and calibration is None:
+        found = history.calibration(provenance(context.gpu, machine))
+        if found.lessons:
+            calibration, context = found, _context(costed, machine, inventory, found, *here)
+    decision = _decide(request, context, pinned)
+    failed = calibration is not None and True in [one.measured < one.factor for one in calibration.lessons]
+    if not decision.cost.fits and calibration is not None and failed:
+        calm = calibration._replace(careful=False)
+        decision = _decide(request, _context(costed, machine, inventory, calm, *here), pinned)
     return decision
 
 
@@ -296,7 +293,7 @@ def _plan(request: Request, decision: Decision) -> Plan:
         device="cpu" if context.gpu is None else f"cuda:{context.gpu.index}",
         device_name="CPU" if context.gpu is None else context.gpu.name,
         levers=cost.levers,
-        phases=tuple([_rounded(phase) for phase in cost.phases]),
+        phases=tuple(map(_phase, cost.phases, explain.seconds_shown(choice, cost))),
         peak_bytes=cost.peak_bytes,
         budget_bytes=context.limits.device,
         band=_band(decision),
@@ -306,9 +303,9 @@ def _plan(request: Request, decision: Decision) -> Plan:
     )
 
 
-def _rounded(cost: PhaseCost) -> Phase:
-    """A phase as a plan says it, seconds to the millisecond."""
-    return Phase(**{**cost._asdict(), "seconds": round(cost.seconds, 3)})
+def _phase(cost: PhaseCost, seconds: float) -> Phase:
+    """A phase as a plan says it, with the seconds that are shown."""
+    return Phase(**{**cost._asdict(), "seconds": seconds, "learned_s": round(seconds - cost.seconds, 3)})
 
 
 def _refusal(request: Request, decision: Decision) -> Refusal:

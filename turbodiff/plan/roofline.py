@@ -54,15 +54,16 @@ def speed_of(gpu: GpuFacts | None, cpu_count: int | None) -> Speed:
         return Speed(flops, flops / 4, flops / 2, flops / 3, 10 * GB, 10 * GB, 10 * GB, flops)
     card = card_of(gpu.name, gpu.facts)
     pcie_bytes_s = gpu.pcie_bytes_s or 0.9 * card.copy_gb_s * GB
+    block, decode = gpu.block_rate or 1.0, gpu.decode_rate or 1.0
     return Speed(
-        bf16_flops=0.75 * card.bf16_tflops * TERA,
-        int8_flops=(INT8_SHARE_WGMMA if card.capability[0] in WGMMA else INT8_SHARE) * card.int8_tops * TERA,
-        attention_flops=0.45 * card.bf16_tflops * TERA,
-        conv_flops=0.3 * card.bf16_tflops * TERA,
+        bf16_flops=0.75 * block * card.bf16_tflops * TERA,
+        int8_flops=(INT8_SHARE_WGMMA if card.capability[0] in WGMMA else INT8_SHARE) * block * card.int8_tops * TERA,
+        attention_flops=0.45 * block * card.bf16_tflops * TERA,
+        conv_flops=0.3 * decode * card.bf16_tflops * TERA,
         memory_bytes_s=gpu.memory_bytes_s or 0.8 * card.memory_gb_s * GB,
         pcie_bytes_s=pcie_bytes_s,
         pageable_bytes_s=gpu.pageable_bytes_s or PAGEABLE_SHARE * pcie_bytes_s,
-        fp32_flops=0.7 * card.fp32_tflops * TERA,
+        fp32_flops=0.7 * block * card.fp32_tflops * TERA,
     )
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
 from turbodiff.models.attention import ResolvedAttention, resolve_attention
+from turbodiff.plan.calibration import PROVENANCE, provenance
 from turbodiff.plan.hardware import Machine
 from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.runtime.replan import budget_now, replan, with_levers
 from turbodiff.spec.attention import AttentionKind
-from turbodiff.spec.clips import Measured
+from turbodiff.spec.clips import Measured, MeasuredOn
 from turbodiff.spec.errors import CancelledByUser, OutOfMemoryError
 from turbodiff.spec.events import Event, NoticeEvent, PhaseEvent, PlanEvent
 from turbodiff.spec.numbers import gib
@@ -69,6 +70,8 @@ class Attempt:
     started_s: float = field(default_factory=time.monotonic)
     seconds: dict[str, float] = field(default_factory=dict)
     peaks_bytes: dict[str, int] = field(default_factory=dict)
+    reserved_bytes: dict[str, int] = field(default_factory=dict)
+    outside_bytes: int | None = None  # of the allocator, see replan.outside_bytes
 
     @property
     def request(self) -> Request:
@@ -110,13 +113,16 @@ class Attempt:
             raise out_of_memory(failure, name, self.plan) from None
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start_s
         self.peaks_bytes[name] = max(self.peaks_bytes.get(name, 0), self.models.device.peak_bytes())
+        reserved_bytes = self.models.device.reserved_bytes()
+        if reserved_bytes is not None:
+            self.reserved_bytes[name] = max(self.reserved_bytes.get(name, 0), reserved_bytes)
         done = PhaseEvent(
             name=name,
             state="done",
             seconds=self.seconds[name],
             peak_bytes=self.peaks_bytes[name],
             weights_bytes=self.models.weights_bytes,
-            reserved_bytes=self.models.device.reserved_bytes(),
+            reserved_bytes=self.reserved_bytes.get(name),
         )
         self.send(done)
 
@@ -161,12 +167,21 @@ class Attempt:
             raise CancelledByUser("stopped", code="cancelled")
 
     def measured(self) -> Measured:
-        """Seconds and peak bytes so far, in all and per phase."""
+        """Seconds and peak bytes so far, in all and per phase, and what they depend on."""
+        outside_bytes, on = self.outside_bytes, MeasuredOn()
+        if self.machine is not None:
+            gpu = self.machine.gpus[0] if self.machine.gpus else None
+            where = zip(PROVENANCE, provenance(gpu, self.machine), strict=True)
+            on = MeasuredOn.model_validate({name: value for name, value in where if name in MeasuredOn.model_fields})
+        shown = {} if outside_bytes is None else {name: n + outside_bytes for name, n in self.reserved_bytes.items()}
         return Measured(
             seconds=round(time.monotonic() - self.started_s, 3),
             peak_bytes=max(self.peaks_bytes.values(), default=0),
             phase_seconds={name: round(value, 3) for name, value in self.seconds.items()},
             phase_peak_bytes=dict(self.peaks_bytes),
+            phase_reserved_bytes=dict(self.reserved_bytes),
+            phase_nvml_bytes=shown,
+            on=on,
         )
 
 

@@ -26,6 +26,7 @@ from turbodiff.runtime.attempt import Attempt
 from turbodiff.runtime.denoise import denoise
 from turbodiff.runtime.device import installed
 from turbodiff.runtime.latents_cache import LatentsCache
+from turbodiff.runtime.replan import outside_bytes
 from turbodiff.runtime.text import TextCache, TextRows
 from turbodiff.sampling.conditioning import image_condition, picture_video
 from turbodiff.spec.clips import SIDECAR_VERSION, ClipResult, Predicted, Ran, Sidecar
@@ -156,6 +157,7 @@ def write_clip(attempt: Attempt, latents: Tensor) -> tuple[Path, Sidecar]:
                 with contextlib.suppress(FileError):  # it may be gone by now
                     start = fit_picture(Path(request.image), request.width, request.height, request.fit).pixels
             warnings = verify_clip(written, start, request.prompt)
+            attempt.outside_bytes = outside_bytes(attempt.models.device)
             sidecar = sidecar_of(attempt, written, warnings)
             poster = b"" if output else written.poster
             path = clips.publish(partial, final, sidecar, poster, replace=output is not None)

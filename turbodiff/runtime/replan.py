@@ -44,6 +44,18 @@ def machine_for(command: RunCommand, device: Device) -> Machine | None:
     return machine.model_copy(update={"gpus": tuple(known)})
 
 
+def outside_bytes(device: Device) -> int | None:
+    """Bytes that the driver shows for this process beside what torch's allocator holds: the CUDA context, libraries and
+    kernels. None on a CPU, and where NVML does not know this process's id (containers, WSL2). It asks NVML in a process
+    of its own, which takes a tenth of a second.
+    """
+    if not device.is_cuda:
+        return None
+    machine = only(machine_now(own_pids=frozenset({os.getpid()})), f"cuda:{device.torch_device.index or 0}")
+    shown_bytes = sum([gpu.reclaimable_bytes for gpu in machine.gpus])
+    return max(0, shown_bytes - device.held_bytes()) if shown_bytes else None
+
+
 def first_plan(command: RunCommand, machine: Machine | None, device: Device) -> Plan:
     """The plan that an attempt starts with; on a GPU torch's allocator stops at its budget.
 

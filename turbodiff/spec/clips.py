@@ -71,13 +71,37 @@ class Predicted(Record):
     seconds: float = 0.0
 
 
+class MeasuredOn(Record):
+    """What measurements depend on: the card, its driver, torch's allocator, the kernels that ran fused."""
+
+    gpu: str = ""
+    driver: str = ""
+    torch: str = ""
+    cudnn: str = ""
+    allocator: str = ""
+    kernels: str = ""
+
+
 class Measured(Record):
-    """What the attempt took, in all and per phase; 0: not measured."""
+    """What the attempt took, in all and per phase; 0 or left out: not measured.
+
+    Args:
+        peak_bytes: most that tensors took. Per phase beside it: most that torch's allocator held, which is what a job's
+            cap counts, and what the driver showed for the process then, its CUDA context included.
+    """
 
     seconds: float = 0.0
     peak_bytes: int = 0
     phase_seconds: dict[str, float] = {}
     phase_peak_bytes: dict[str, int] = {}
+    phase_reserved_bytes: dict[str, int] = {}
+    phase_nvml_bytes: dict[str, int] = {}
+    on: MeasuredOn = MeasuredOn()
+
+    @property
+    def device_bytes(self) -> int:
+        """Most of the device that the attempt took, by the fullest count there is."""
+        return max(*self.phase_nvml_bytes.values(), *self.phase_reserved_bytes.values(), self.peak_bytes, 0)
 
 
 class ClipResult(Measured):

@@ -115,7 +115,8 @@ class PhaseEvent(EventBase):
     seconds: float | None = None
     peak_bytes: int | None = None
     weights_bytes: int | None = None  # of the peak
-    reserved_bytes: int | None = None  # by torch's allocator
+    reserved_bytes: int | None = None  # by torch's allocator, at most
+    nvml_bytes: int | None = None  # most that the driver showed for the worker, context included
 
 
 class StepEvent(EventBase):

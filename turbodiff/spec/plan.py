@@ -3,6 +3,8 @@
 The same JSON is shown by `turbodiff plan --json`, by the API, in the job row and in the clip's metadata.
 """
 
+from collections.abc import Sequence
+from statistics import median
 from typing import Literal, NamedTuple
 
 from pydantic import Field
@@ -15,6 +17,7 @@ PhaseName = Literal[
     "text_encode", "image_embed", "image_encode", "denoise", "denoise_high", "denoise_low", "vae_decode", "write"
 ]  # fmt: skip
 Band = Literal["fits", "tight", "no"]
+SAME = 0.01  # share of the held bytes within which two clips are one to a lesson
 JsonScalar = str | int | float | bool | None
 
 
@@ -39,7 +42,13 @@ class Levers(Frozen):
 
 
 class Phase(Frozen):
-    """What one phase needs; phases run one after the other, so a job needs the largest peak, never the sum."""
+    """What one phase needs; phases run one after the other, so a job needs the largest peak, never the sum.
+
+    Args:
+        slack_bytes: of the workspace, what the allocator loses.
+        learned_bytes, learned_s: of the workspace and of the seconds, what measured runs added to the formulas;
+            negative where they took off.
+    """
 
     name: PhaseName
     weights_bytes: int
@@ -48,7 +57,9 @@ class Phase(Frozen):
     peak_bytes: int
     host_ram_bytes: int
     seconds: float
-    slack_bytes: int = 0  # of the workspace, what the allocator loses
+    slack_bytes: int = 0
+    learned_bytes: int = 0
+    learned_s: float = 0.0
 
 
 class Change(Frozen):
@@ -95,13 +106,78 @@ class Fit(NamedTuple):
         return "no" if self.band == "no" else "changes" if self.changes else "fits"
 
 
-class Calibration(NamedTuple):
-    """What measured runs taught about a plan (plan/calibration.py): the factor on work memory, from how many samples it
-    comes, and what it is without the runs that failed."""
+class Lesson(NamedTuple):
+    """What runs of one clip taught about one of its phases (plan/calibration.py).
 
+    Args:
+        int8, attention: of the blocks; False and "" for phases that run none.
+        vae: "whole" or "tiled" where the VAE is at work, else "".
+        shape: frames, height, width of the clip.
+        held_bytes: what the formula said that the allocator holds beside the weights; factor: what it should have said,
+            over that; measured: the same without the runs that failed; samples: how many runs say so.
+        seconds: seconds that the phase took over those that the formula said; timed: how many runs say so.
+    """
+
+    phase: str
+    model: str
+    int8: bool
+    attention: str
+    vae: str
+    shape: tuple[int, int, int]
+    held_bytes: int = 0
     factor: float = 1.0
-    samples: int = 0
     measured: float = 1.0
+    samples: int = 0
+    seconds: float = 1.0
+    timed: int = 0
+
+
+class Calibration(NamedTuple):
+    """What measured runs on one card taught, with one driver, torch, allocator and set of kernels.
+
+    Args:
+        careful: whether runs that failed count.
+    """
+
+    lessons: tuple[Lesson, ...] = ()
+    careful: bool = True
+
+
+def lessons_of(calibration: Calibration | None, model: str, int8: bool, attention: str) -> tuple[Lesson, ...]:
+    """What measured runs taught about a model whose blocks run in that form."""
+    told, about = () if calibration is None else calibration.lessons, ((int8, attention), (False, ""))
+    found = [one for one in told if one.model == model and (one.int8, one.attention) in about]
+    if calibration is not None and not calibration.careful:
+        found = [one._replace(factor=one.measured) for one in found]
+    return tuple(found)
+
+
+def learned_factor(lessons: Sequence[Lesson], phase: str, vae: str, held_bytes: int) -> float:
+    """The factor on what the allocator holds in a phase beside the weights: of this very clip, else what larger ones
+    ask for beyond the formula."""
+    own: list[float] = []
+    raised = 1.0
+    for lesson in lessons:
+        if lesson.phase != phase or lesson.vae != vae or not lesson.samples:
+            continue
+        if abs(lesson.held_bytes - held_bytes) <= SAME * held_bytes:
+            own.append(lesson.factor)
+        elif lesson.held_bytes > held_bytes:
+            raised = max(raised, lesson.factor)
+    return max(own, default=raised)
+
+
+def learned_seconds(
+    lessons: Sequence[Lesson], phase: str, shape: tuple[int, int, int], formula_s: float
+) -> tuple[float, int]:
+    """Seconds of a phase as measured runs say, and how many those are: runs of this very clip, else of the same model
+    at any size; the formula's where there are none."""
+    timed = [lesson for lesson in lessons if lesson.phase == phase and lesson.timed]
+    timed = [lesson for lesson in timed if lesson.shape == shape] or timed
+    if not timed:
+        return formula_s, 0
+    factor = median([lesson.seconds for lesson in timed for _ in range(lesson.timed)])
+    return formula_s * factor, sum([lesson.timed for lesson in timed])
 
 
 class Plan(Frozen):

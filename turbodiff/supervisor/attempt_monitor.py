@@ -102,12 +102,14 @@ class AttemptMonitor:
             progress = Progress(phase=event.name)
         elif event.type == "step":
             progress = Progress(phase=self.watchdog.phase, step=event.i, of=event.n, eta_s=event.eta_s)
+        if event.type == "phase" and event.state == "done" and self.run_monitor.peak_bytes:
+            event = event.model_copy(update={"nvml_bytes": self.run_monitor.peak_bytes})
         record_event(store, event, progress)
         if event.type == "plan":
             self.job = store.job(job.id)
         if event.type != "error" or self._others_grew_bytes() <= NEIGHBOUR_BYTES:  # else it was no mistake of the plan
             machine = self.context.memory.machine()
-            measurements.record(store, job, event, machine, self.slot, self.run_monitor.peak_bytes)
+            measurements.record(store, job, event, machine, self.slot)
         if event.type == "result":
             move_job(store, job.id, job.attempt, "verifying", out_of=("running",))
             try:

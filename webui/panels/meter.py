@@ -17,6 +17,7 @@ from webui.markup import Html, action, el, join, local
 from webui.wording import Words
 
 OF_SCHEDULE = frozenset(Schedule._fields)  # said by the schedule's own reason
+MEASURED = frozenset(("calibrated", "timed"))  # by runs of such clips
 PIXELS = ("width", "height")  # said by the resolution
 # boundaries between which 3 and 4 steps are shared out alike (spec/experts.py, rCM schedule)
 SAME_FROM, SAME_TO = 0.853, 0.933
@@ -214,6 +215,8 @@ def draw(shown: Meter, words: Words, card: str = "") -> Html:
     verdict = el("b", words(f"meter.{plan.band}"))
     side = el("span", words("meter.about", time=words.predicted(plan.seconds)), cls="side")
     decides = el("span", words("meter.binding", phase=words(f"phase.{binding.name}")), cls="td-quiet")
+    told = {reason.key for reason in plan.reasons}
+    basis = "card_measured" if "card_measured" in told else "measured" if told & MEASURED else "predicted"
     changes = []
     for row in shown.diffs:  # each with a lock where it may be kept as it was asked
         lossy = el("span", " · " + words("meter.lossy"), cls="td-quiet") if row.lossy else None
@@ -243,7 +246,7 @@ def draw(shown: Meter, words: Words, card: str = "") -> Html:
         warned or None,
         el("div", verdict, el("span", numbers, cls="td-num"), side, cls="head"),
         el("div", share, cls="td-big", role="img", aria_label=numbers),
-        el("div", decides, cls="td-line"),
+        el("div", decides, el("span", words(f"meter.{basis}"), cls="td-quiet", id="basis"), cls="td-line"),
         el("div", shown.schedule, cls="td-quiet td-small", id="schedule") if shown.schedule else None,
         el("div", el("b", words("meter.changed")), changes, cls="td-diff", id="changes") if changes else None,
         ways_out if shown.urgent else None,

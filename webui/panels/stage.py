@@ -137,11 +137,14 @@ def _facts(clip: ClipView, words: Words) -> Iterable[tuple[str, str]]:
         asked = str(changed[-1] if changed else request.attention)
         asked = words.or_else(f"value.attention_{asked}", asked)
         yield words("clip.attention"), words("clip.asked_ran", asked=asked, ran=did)
-    if clip.sidecar.plan and measured.peak_bytes:
-        predicted = words.gib(clip.sidecar.plan.peak_bytes)
-        both = words("clip.peak_both", predicted=predicted, measured=words.gib(measured.peak_bytes))
-        yield words("clip.peak"), both
-    if measured.seconds:
+    plan = clip.sidecar.plan
+    if plan and measured.peak_bytes:
+        both = {"predicted": words.gib(plan.peak_bytes), "measured": words.gib(measured.device_bytes)}
+        yield words("clip.peak"), words("clip.both", **both)
+    if plan and measured.seconds:
+        both = {"predicted": words.seconds(plan.seconds), "measured": words.seconds(measured.seconds)}
+        yield words("clip.took"), words("clip.both", **both)
+    elif measured.seconds:
         yield words("clip.took"), words.seconds(measured.seconds)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from turbodiff.studio import DoctorReport, Holder, Machine
     from webui.snapshot import Snapshot
 
+QUICK = "turbodiff calibrate --quick"
 LARGEST_HOLDERS = 5  # shown in first aid
 SHOWN_FILES = 100  # of those that no model uses
 
@@ -138,6 +139,9 @@ def _cards(machine: Machine, words: Words) -> Iterable[tuple[str, str]]:
             f"{gpu.temperature_c:.0f} °C" if gpu.temperature_c is not None else "",
             f"{gpu.power_w:.0f} W" if gpu.power_w is not None else "",
             gpu.uuid,
+            words("system.card_measured", day=gpu.measured_on)
+            if gpu.measured
+            else words("system.card_unmeasured", line=QUICK),
         )
         yield card_name(gpu, machine, words), " · ".join(filter(None, told))
     if not machine.gpus and machine.gpu_reason:

@@ -118,7 +118,3 @@ def test_every_size_and_every_duration_of_a_reason_has_its_unit(words):
             rest = {other: 1 for other in names if other != name}
             said = words.reason(key, rest | {name: 423.4 if duration else 423 << 30})
             assert (words.seconds(423.4) if duration else words.gib(423 << 30)) in said, (key, name, said)
-
-
-def test_a_factor_is_said_in_as_many_digits_as_are_known():
-    assert " 1.1 " in Words("en").reason("calibrated", {"factor": 1.0999999, "samples": 3})

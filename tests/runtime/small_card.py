@@ -44,10 +44,10 @@ class CardLedger(Ledger):
         super().__init__(device_type, cap_bytes)
         self.before: Callable[[int], None] = lambda number: None
 
-    def _take(self, size: int) -> int:
+    def take(self, size: int) -> int:
         self.before(self._numbers + 1)
         try:
-            return super()._take(size)
+            return super().take(size)
         except torch.OutOfMemoryError as error:
             if self.sound:
                 raise

@@ -181,7 +181,7 @@ def test_weight_files_are_passed_over_with_a_reason(tmp_path: Path, attack: Atta
 
     def enter(data: object) -> None:
         path.write_bytes(data)  # type: ignore[arg-type]
-        files, error = locate._match(folders.Entry(path))
+        files, error, _ = locate._match(folders.Entry(path))
         assert not files and error is not None and len(str(error)) < 3000
 
     attack("torch files", 1000, iter(lambda: hostile.torch_zip(rng, pickle), None), enter)

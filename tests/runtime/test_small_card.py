@@ -142,7 +142,7 @@ def test_a_decode_that_broke_its_process_is_done_in_tiles_by_the_next_from_the_s
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("base_dim", "size", "frames", "phase", "levers"),
-    [(4, "128x128", 17, "denoise", {"experts": "streamed"}), (8, "256x384", 5, "vae_decode", {"vae": "tiled"})],
+    [(4, "128x128", 17, "denoise", {"text_keys": "recomputed"}), (8, "256x384", 5, "vae_decode", {"vae": "tiled"})],
     ids=["denoise", "decode"],
 )
 def test_through_the_supervisor_a_job_that_ran_out_runs_again_one_rung_lower(

@@ -13,7 +13,7 @@ LONG = json.dumps({"steps": 60, "dt_s": 4.0})  # outlives two page loads on a bu
 OOM = {"error": {"code": "oom", "what": "out of memory", "exit_code": 1}}
 LITERAL = re.compile(
     r"turbodiff|turbo|diff|Demo\S*|Wan[\d.]+\S*|quant_linear|num_frames|Adaptive Resolution|Boundary|SLA TopK|"
-    r"ODE/SDE|SDE|ODE|UniPC|GiB|MiB|"
+    r"ODE/SDE|SDE|ODE|UniPC|GiB|MiB|loras|"
     r"CPU|GPU|RAM|int8|dense|sagesla|sage|sla|\d+p\b|\S*14B|1\.3B|EN|VAE|Turbo|Wan|Shift|token|webui_\w+\.log|"
     r"x\d+|\d+x|832x480|Markdown|LoRA|torch|SageAttention|SpargeAttn|flash-attn|sparselinear|https?://\S+|/[\w./-]+|GB|"
     r"Ctrl\+Enter|t\b"
@@ -180,7 +180,7 @@ def test_keys_open_help_and_generate(app, chromium):
         app.wait(lambda: app.store.jobs(1) and newest(app).id > before)
 
 
-PLACE = re.compile(r"/[\w./~-]+|(?:[\w-]+\.)+[a-z]{2,}", re.ASCII)  # folders and hosts are no words of ours
+PLACE = re.compile(r"[\w.~-]*/[\w./~-]+|(?:[\w*-]+\.)+[a-z]{2,}", re.ASCII)  # files and hosts are no words of ours
 
 
 @pytest.mark.parametrize(("path", "stray"), [("/", "[\u4e00-\u9fff]+"), ("/zh/", "[A-Za-z]{2,}")])

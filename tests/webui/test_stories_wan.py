@@ -35,7 +35,7 @@ def test_a_lock_holds_what_the_planner_would_lower(card, chromium):
         write_prompt(page, PROMPT)
         choose(page, "Wan2.1-14B")
         page.click("#resolution label:has(input[value='720p'])")
-        page.wait_for_function("document.querySelector('#go').innerText.includes('720p 49')")
+        page.wait_for_function("document.querySelector('#go').innerText.includes('720p 65')")
         before = page.inner_text("#go")
         page.click("#advanced > button")
         page.click(f"#pins label >> nth={PINS.index('num_frames')}")

@@ -4,6 +4,7 @@ import pytest
 
 from tests.webui import hollow
 from turbodiff.spec.models import all_models, find_model
+from turbodiff.spec.wording import Words
 from turbodiff.weights.fit import network_shapes
 
 SMALL, PAIR = find_model("wan2.1-1.3b"), find_model("wan2.2-t2v-a14b")
@@ -44,6 +45,7 @@ def test_a_lora_that_cannot_work_is_said_by_the_plan_and_refused_before_the_star
 ):
     monkeypatch.setenv("LC_ALL", f"{lang}.UTF-8")
     code, got, shapes = UNFIT[name]
+    got = Words(lang).kind(got)
     lora = tmp_path / "style.safetensors"
     if shapes is None:
         lora.write_text("<!doctype html><p>404")

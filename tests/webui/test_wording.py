@@ -15,6 +15,7 @@ from turbodiff.plan.explain import REASON_KEYS
 from turbodiff.spec.events import Notice
 from turbodiff.spec.models import all_models
 from turbodiff.spec.wording import shared_catalogue
+from turbodiff.weights import kinds
 from webui.wording import Words, catalogue, language_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +23,8 @@ HAN = re.compile("[\u4e00-\u9fff]")
 # what stays as it is in Chinese: literal labels of the product, names, units, code
 LITERAL = re.compile(
     r"\{[^}]*\}|turbodiff models pull|"
+    r"FastWan|MultiTalk|InfiniteTalk|UMT5|T5|FLUX|Stable Diffusion|Fun-Control|FLF2V|7z|CLIP|open-clip|"
+    r"ViT-H/14|ControlNet|Hunyuan|Git LFS|PDF|RAR|U-Net|pickle|gzip|TAEHV|LightVAE|Transformer|TI2V-5B|"
     r"quant_linear|Adaptive Resolution|num_frames|Boundary|SLA TopK|ODE/SDE|SDE|ODE|UniPC|TopK|"
     r"Turbo\w*|turbodiff|bitsandbytes|NF4|"
     r"Wan[\d.]*|A14B|14B|1\.3B|480p|720p|int8|VAE|RAM|GPU|CPU|VRAM|NVIDIA|Python|UTF-8|Markdown|torch|cuDNN|CUDA|conv3d|Shift|"
@@ -80,6 +83,16 @@ def test_every_error_code_has_a_sentence():
     found = codes_in_the_source()
     assert {"picture_broken", "lora_half", "does_not_fit"} <= set(found)  # by keyword and by place
     assert not [code for code in found if f"error.{code}" not in shared_catalogue()]
+
+
+def test_every_kind_of_file_that_is_none_of_ours_has_a_name_in_both_languages():
+    told = {name for *_, name in (*kinds.OTHERS, *kinds.FAMILY, *kinds.NOT_WEIGHTS)}
+    named = {name for name in told if re.search("^(an?|the|another) |[a-z]{3,} [a-z]{2,} ", name)}  # others are names
+    assert named <= {key.removeprefix("kind.") for key in shared_catalogue() if key.startswith("kind.")} <= told
+    assert (
+        Words("zh").error({"code": "file_foreign", "field": "x", "got": "a web page"})
+        == "文件 x 不是需要的类型：网页。"
+    )
 
 
 def test_every_proposal_of_the_advisor_has_a_sentence_with_its_own_numbers():

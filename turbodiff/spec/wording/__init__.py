@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LANGUAGES = ("en", "zh")
 COMMAND = re.compile(r"--[\w-]+([ =]\S+)?|(turbodiff|pip|systemctl|journalctl|export|unset) .+|scripts/\w+|\w+=\S+")
-PROSE = re.compile(r"[A-Za-z]+ [a-z]{2,} [a-z]{2,}")  # English, which is no value
+PROSE = re.compile(r"[A-Za-z]+ [a-z]{2,} [a-z]{2,}|\bat (least|most)\b")  # English, which is no value
 Sentences = Mapping[str, tuple[str, str]]
 
 
@@ -102,7 +102,8 @@ class Words:
         spoken = dict(numbers)
         for name, value in numbers.items():
             if isinstance(value, str):
-                spoken[name] = self.or_else(f"phase.{value}", self.or_else(f"value.{name}_{value}", value))
+                known = self.or_else(f"value.{name}_{value}", self.kind(value))
+                spoken[name] = self.or_else(f"phase.{value}", known)
             elif value is None or isinstance(value, bool):
                 continue
             elif name == "bytes" or name.endswith("_bytes"):
@@ -117,7 +118,12 @@ class Words:
         """What went wrong, from the fields of an error event (turbodiff/spec/errors.py)."""
         code, what = str(fields.get("code")), str(fields.get("what", ""))
         unknown = what if self.lang == "en" and what else self("error.other", code=code)
-        return self.or_else(f"error.{code}", unknown, **{"got": "", "expected": "", "field": "", **fields})
+        got = self.kind(str(fields.get("got", "")))
+        return self.or_else(f"error.{code}", unknown, **{"expected": "", "field": "", **fields, "got": got})
+
+    def kind(self, got: str) -> str:
+        """What was got in place of what was expected: a kind of file in this language, anything else as it is."""
+        return self.or_else(f"kind.{got}", got)
 
     def error_line(self, error: TurbodiffError, key: str = "") -> str:
         """An error as a shell says it in one line: in English its own words; else the page's sentence with those of its
@@ -128,6 +134,7 @@ class Words:
         if self.lang == "en":
             return printable(str(error))
         fields = error.fields()
+        fields["got"] = self.kind(fields["got"])
         said = self.error(fields)
         parts = [said if not error.field or error.field in said else f"{error.field}：{said}"]
         told = [name for name in ("got", "expected") if fields[name] not in said and not PROSE.search(fields[name])]

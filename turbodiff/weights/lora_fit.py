@@ -83,9 +83,14 @@ def sorted_layers(
     return found, lora_strength.strengths(header.path, header.metadata, header.tensors, ranks)
 
 
-def lora_fits(path: Path, spec: ModelSpec) -> tuple[LoraFit, ...]:
-    """What every network of a model takes of a LoRA."""
-    return tuple(_fit(path, spec, expert.value) for expert in spec.experts)
+def lora_fits(path: Path, *specs: ModelSpec) -> tuple[LoraFit, ...]:
+    """What every network of some models takes of a LoRA."""
+    networks = [(spec, LoraFit(model=spec.name, expert=expert.value)) for spec in specs for expert in spec.experts]
+    try:
+        header = lora_header(path)
+    except FileError as error:
+        return tuple(_refused(fit, path, error) for _, fit in networks)
+    return tuple(_fit(header, spec, fit) for spec, fit in networks)
 
 
 def found_lora(path: Path, n_bytes: int) -> FoundLora:
@@ -97,8 +102,7 @@ def found_lora(path: Path, n_bytes: int) -> FoundLora:
 @lru_cache(256)  # a keystroke asks about 14 times
 def fitted_lora(path: str, size: int, _mtime_ns: int, _configs: str) -> FoundLora:
     """What a plan must know of a LoRA that a request asks for; read again when the file changes."""
-    fits = [fit for spec in all_models() for fit in lora_fits(Path(path), spec)]
-    return found_lora(Path(path), size).model_copy(update={"fits": tuple(fits)})
+    return found_lora(Path(path), size).model_copy(update={"fits": lora_fits(Path(path), *all_models())})
 
 
 def check_experts(spec: ModelSpec, loras: Iterable[Lora]) -> None:
@@ -132,11 +136,15 @@ def check_loras(spec: ModelSpec, loras: Iterable[Lora], found: Inventory) -> Non
             )  # fmt: skip
 
 
-def _fit(path: Path, spec: ModelSpec, expert: str) -> LoraFit:
-    fit = LoraFit(model=spec.name, expert=expert)
+def _refused(fit: LoraFit, path: Path, error: FileError) -> LoraFit:
+    told = {"code": error.code, "what": error.what, "got": error.got, "expected": error.expected}
+    return fit.model_copy(update={"why": PassedOver(path=str(path), **told)})
+
+
+def _fit(header: Header, spec: ModelSpec, fit: LoraFit) -> LoraFit:
+    path, network = header.path, _network(spec)
     try:
-        header, network = lora_header(path), _network(spec)
-        found, _ = sorted_layers(header, network.places, expert)
+        found, _ = sorted_layers(header, network.places, fit.expert)
         unknown, misfits, layers, trained = list(found.unknown), list[str](), 0, False
         for layer, parts in found.layers.items():
             unused = not_understood(path, layer, parts, network.shapes, network.parameters)
@@ -157,8 +165,7 @@ def _fit(path: Path, spec: ModelSpec, expert: str) -> LoraFit:
             raise bad_lora(path, "no change of this network in this file", "lora_foreign", list(header.tensors))
         return fit.model_copy(update={"layers": layers, "left_out": listed([*misfits, *unknown])})
     except FileError as error:
-        told = {"code": error.code, "what": error.what, "got": error.got, "expected": error.expected}
-        return fit.model_copy(update={"why": PassedOver(path=str(path), **told)})
+        return _refused(fit, path, error)
 
 
 @lru_cache(maxsize=32)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from turbodiff.archive.disk import check_output
-from turbodiff.gpu.processes import process_mark
+from turbodiff.gpu.process_identity import process_mark
 from turbodiff.weights.locate import bundled_root
 
 TURBODIFF = [sys.executable, "-m", "turbodiff.cli"]

@@ -7,7 +7,8 @@ import psutil
 import pytest
 
 from turbodiff.gpu import probe
-from turbodiff.gpu.processes import HOST_COMMAND, MAX_PID, holders, is_running, start_ticks
+from turbodiff.gpu.process_identity import is_running, start_ticks
+from turbodiff.gpu.processes import HOST_COMMAND, MAX_PID, holders
 from turbodiff.spec.numbers import GIB
 
 ANSWER_S = 30.0

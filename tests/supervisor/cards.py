@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from turbodiff.gpu.probe import CardSample, GpuProcess, Sample
-from turbodiff.gpu.processes import start_ticks
+from turbodiff.gpu.process_identity import start_ticks
 
 GIB = 1 << 30
 

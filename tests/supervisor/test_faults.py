@@ -15,7 +15,7 @@ import pytest
 
 from supervisor.bench import SCRIPTED, Bench, request, scripted
 from turbodiff.diagnostics.logs import tail
-from turbodiff.gpu.processes import start_ticks
+from turbodiff.gpu.process_identity import start_ticks
 from turbodiff.jobs.store import Store
 from turbodiff.spec.errors import StateInUseError
 from turbodiff.supervisor import attempt_monitor as runnings

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.bench import wait_until
-from turbodiff.gpu.processes import boot_id, start_ticks
+from turbodiff.gpu.process_identity import boot_id, start_ticks
 from turbodiff.spec.environment import RUN_ID
 from turbodiff.supervisor.ownership import (
     Identity,

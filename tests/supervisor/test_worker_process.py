@@ -10,7 +10,7 @@ import pytest
 from supervisor.bench import SCRIPTED, request, scripted, wait_until
 from turbodiff.diagnostics import doctor
 from turbodiff.diagnostics.background_tasks import start_task
-from turbodiff.gpu.processes import start_ticks
+from turbodiff.gpu.process_identity import start_ticks
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.events import RunCommand
 from turbodiff.supervisor.supervisor import Supervisor

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from turbodiff.gpu.processes import process_mark
+from turbodiff.gpu.process_identity import process_mark
 from turbodiff.media.tags import read_settings_tag
 from turbodiff.spec.clips import ClipResult, Sidecar, read_record
 from turbodiff.spec.errors import FileError, VerifyError

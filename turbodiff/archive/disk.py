@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from turbodiff.archive.clips import PARTIAL, partial_path, sidecar_path
-from turbodiff.gpu.processes import process_mark, start_ticks
+from turbodiff.gpu.process_identity import process_mark, start_ticks
 from turbodiff.media.ffmpeg import h264_encoder
 from turbodiff.spec.errors import OutputError
 from turbodiff.spec.files import make_folder, output_error, write_synced

@@ -11,16 +11,19 @@ import json
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from turbodiff.archive.clips import read_sidecar, sidecar_path
 from turbodiff.archive.seed_table import MAX_TABLE_BYTES, Row, decode_table, read_table, write_table
 from turbodiff.jobs.rows import parsed
-from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import Sidecar, read_record
 from turbodiff.spec.encodings import Encoding
 from turbodiff.spec.errors import FileError, OutputError, RequestError
 from turbodiff.spec.files import atomic_write, open_file
 from turbodiff.spec.models import display_name_of
+
+if TYPE_CHECKING:
+    from turbodiff.jobs.store import Store
 
 SEEDS_FILE = "seeds.md"
 MAX_NOTE_CHARS = 500
@@ -40,7 +43,7 @@ class Seed:
     created_s: float
 
 
-def list_seeds(store: Store, search: str = "", limit: int = 200) -> list[Seed]:
+def list_seeds(store: "Store", search: str = "", limit: int = 200) -> list[Seed]:
     """The newest rows first; `search` looks in prompt, note, rating, model and seed, every word must occur."""
     columns = "prompt || ' ' || note || ' ' || rating || ' ' || model || ' ' || seed"
     literal = search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
@@ -50,7 +53,7 @@ def list_seeds(store: Store, search: str = "", limit: int = 200) -> list[Seed]:
     return [_seed(row) for row in found]
 
 
-def archive_clip(store: Store, outputs: Path, job: int) -> None:
+def archive_clip(store: "Store", outputs: Path, job: int) -> None:
     """Add the clip of a finished job, and bring seeds.md up to date.
 
     Raises:
@@ -66,7 +69,7 @@ def archive_clip(store: Store, outputs: Path, job: int) -> None:
     write_file(store, outputs)
 
 
-def add_clip(store: Store, clip: Path, sidecar: Sidecar, job: int | None = None) -> None:
+def add_clip(store: "Store", clip: Path, sidecar: Sidecar, job: int | None = None) -> None:
     """Add a row for a clip; a clip that is known keeps its row. What ran counts, not what was asked for."""
     request = sidecar.plan.request if sidecar.plan else sidecar.request
     custom = request.resolution == "custom"
@@ -87,7 +90,7 @@ def add_clip(store: Store, clip: Path, sidecar: Sidecar, job: int | None = None)
         )
 
 
-def rate(store: Store, outputs: Path, seed: int, rating: str | None = None, note: str | None = None) -> Seed:
+def rate(store: "Store", outputs: Path, seed: int, rating: str | None = None, note: str | None = None) -> Seed:
     """Rate a row and note something; None leaves a cell as it is. Also into the sidecar and seeds.md.
 
     Raises:
@@ -120,12 +123,12 @@ def rate(store: Store, outputs: Path, seed: int, rating: str | None = None, note
     return _seed(store.rows("SELECT * FROM seed WHERE id = ?", seed)[0])
 
 
-def export_text(store: Store) -> str:
+def export_text(store: "Store") -> str:
     """The whole archive as the table of seeds.md, oldest first."""
     return write_table([Row(*row) for row in store.rows(ALL_ROWS)])
 
 
-def import_file(store: Store, outputs: Path, path: Path) -> int:
+def import_file(store: "Store", outputs: Path, path: Path) -> int:
     """Take over the rows of a table; known clips get the file's rating and note. Returns how many rows it has.
 
     Raises:
@@ -146,7 +149,7 @@ def import_file(store: Store, outputs: Path, path: Path) -> int:
     return len(rows)
 
 
-def write_file(store: Store, outputs: Path) -> Path:
+def write_file(store: "Store", outputs: Path) -> Path:
     """Rewrite outputs/seeds.md in its own encoding; what a person changed in it is taken over first.
 
     Raises:

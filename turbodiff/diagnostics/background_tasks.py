@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from turbodiff.gpu.processes import is_running, start_ticks
+from turbodiff.gpu.process_identity import is_running, start_ticks
 from turbodiff.spec.environment import child_environment, with_network
 from turbodiff.spec.errors import not_started
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from turbodiff.archive.disk import free_bytes
 from turbodiff.diagnostics.background_tasks import MOVE, PULL, background_task, start_task
-from turbodiff.gpu.processes import is_running, start_ticks
+from turbodiff.gpu.process_identity import is_running, start_ticks
 from turbodiff.plan.weight_sizes import missing_files
 from turbodiff.spec.downloads import Progress
 from turbodiff.spec.errors import CancelledByUser, FileError, RequestError, TurbodiffError

@@ -1,11 +1,10 @@
-"""Processes: what names one for ever, and who holds the memory of a card.
+"""Processes: who holds the memory of a card.
 
 Nothing in here signals anybody. A line to copy is offered for programs of the same user only; never for the
 desktop, and for a browser the advice is to close its video tabs.
 """
 
 import contextlib
-import hashlib
 import os
 import re
 import time
@@ -29,8 +28,6 @@ OVERCOUNT = 1.1  # sums above this share of what is used are not believed (old d
 MAX_PID = 1 << 22  # the kernel's limit on 64-bit machines, proc(5); garbled lists hold larger ones
 EMPTY_LIST_BYTES = 1 << 30  # an empty list beside more used memory is a container's or WSL's, not the truth
 HOST_COMMAND = "nvidia-smi --query-compute-apps=pid,process_name,used_memory --format=csv"
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-PID_NAMESPACE = Path("/proc/self/ns/pid")  # a link to "pid:[4026531836]", pid_namespaces(7)
 # what a program has open that can hold memory of a card: its node, by minor number; unified memory, for all cards; the
 # way through the host under WSL. /dev/nvidiactl alone holds none. A DRM node counts where its driver says NVIDIA.
 DEVICE = re.compile(r"/dev/(?:nvidia(?P<minor>\d+)|nvidia-uvm|dxg|(?P<drm>dri/(?:card|renderD)\d+))")
@@ -40,47 +37,6 @@ DRM_DRIVER = re.compile(r"^drm-driver:\s*(?:nvidia|nouveau)", re.M)
 DRM_CLIENT = re.compile(r"^drm-client-id:\s*(\d+)", re.M)
 DRM_BYTES = re.compile(r"^drm-(?:resident|memory)-vram\d*:\s*(\d+)\s*(KiB|MiB|)", re.M)
 UNITS_BYTES = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20}
-
-
-def start_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot (proc(5), field 22): with the pid it names one process.
-
-    None when it is gone.
-    """
-    try:
-        boot_s = psutil.boot_time()  # psutil adds it to the field; the difference is the field again
-        return round((psutil.Process(pid).create_time() - boot_s) * os.sysconf("SC_CLK_TCK"))
-    except (psutil.Error, ValueError):
-        return None
-
-
-def boot_id() -> str:
-    """Random id of this boot, "" where the kernel does not say."""
-    try:
-        return BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
-
-
-def process_mark(pid: int) -> str:
-    """What names a process for ever, for file names: its number, its start, and the boot and the PID namespace that
-    both count in, hashed. The number alone where one of these is not to be had."""
-    try:
-        namespace = PID_NAMESPACE.readlink()
-    except OSError:
-        namespace = Path()
-    boot, ticks = boot_id(), start_ticks(pid)
-    if not boot or not namespace.name or ticks is None:
-        return str(pid)
-    return f"{pid}-{ticks}-{hashlib.sha256(f'{boot} {namespace}'.encode()).hexdigest()[:16]}"
-
-
-def is_running(pid: int, ticks: int) -> bool:
-    """Whether the process that started then still runs; a zombie does not."""
-    try:
-        return start_ticks(pid) == ticks and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 class Holder(BaseModel):

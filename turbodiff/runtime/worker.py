@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import psutil
 
-from turbodiff.gpu.processes import start_ticks
+from turbodiff.gpu.process_identity import start_ticks
 from turbodiff.plan.hardware import CONTEXT_BYTES
 from turbodiff.spec.errors import OutOfMemoryError, TurbodiffError
 from turbodiff.spec.events import BeatEvent, ErrorEvent, Event, HelloEvent, ResultEvent, RunCommand, WaitEvent

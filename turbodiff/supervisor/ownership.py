@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from turbodiff.gpu.processes import boot_id, is_running, start_ticks
+from turbodiff.gpu.process_identity import boot_id, is_running, start_ticks
 from turbodiff.spec.environment import RUN_ID
 from turbodiff.spec.errors import OutputError, StateInUseError
 from turbodiff.spec.files import open_file

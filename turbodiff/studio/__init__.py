@@ -5,13 +5,13 @@ A request is planned here, in the asker's process, by arithmetic; it runs in a w
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from turbodiff.archive import disk
-from turbodiff.archive.clips import Clip, clip_named, clips, read_sidecar
-from turbodiff.archive.seeds import Seed, export_text, import_file, list_seeds, rate
+from turbodiff.archive.clips import Clip
+from turbodiff.archive.seeds import Seed
 from turbodiff.diagnostics import background_tasks, logs, support_bundle
 from turbodiff.diagnostics.background_tasks import SelfTest
 from turbodiff.diagnostics.doctor import DoctorReport, doctor
@@ -27,33 +27,31 @@ from turbodiff.plan.calibration import History
 from turbodiff.plan.hardware import GpuFacts, Machine, only, pretend
 from turbodiff.plan.planner import Outlook, Policy, outlook, plan_request
 from turbodiff.plan.tiers import Installed, Round, Tier, fits_of, installed, rounds, tier_here
-from turbodiff.prompt.weights import clean, parse
-from turbodiff.spec.clips import ClipResult, Sidecar
+from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.environment import current_folder
-from turbodiff.spec.errors import FileError, RequestError
+from turbodiff.spec.errors import RequestError
 from turbodiff.spec.events import Event, RunCommand
 from turbodiff.spec.files import state_folder
 from turbodiff.spec.jobs import ACTIVE, Outcome, QueuedJob, Recovered, Where
-from turbodiff.spec.models import Inventory, ModelSpec, all_models
+from turbodiff.spec.models import Inventory, all_models
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, make_request
+from turbodiff.studio.library import Library
+from turbodiff.studio.weights import Weights
 from turbodiff.supervisor import ownership, worker_process
 from turbodiff.supervisor.context import machine_of, worker_pids
 from turbodiff.supervisor.ownership import Identity
 from turbodiff.supervisor.run_alone import run_alone
-from turbodiff.weights.folders import LORA_FOLDERS, model_roots
-from turbodiff.weights.locate import LoraFile, find_loras, open_tokenizer, resolve_files, with_loras
+from turbodiff.weights.locate import LoraFile, resolve_files, with_loras
 from turbodiff.weights.locate import inventory as find_weights
-from turbodiff.weights.lora_facts import LoraFacts, lora_facts, lora_picture
+from turbodiff.weights.lora_facts import LoraFacts
 from turbodiff.weights.storage import Storage, StoredFile
 
 POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
 TASKS = "tasks"  # folder in the state folder
 MAX_JOBS = 10_000  # looked at for the models that they need
-_tokenizer = cache(open_tokenizer)
 _history = lru_cache(4)(History)  # the same samples are the same history, so what was planned with it is remembered
 OnEvent = Callable[[Event], None]
-LORA_PICTURE_SIDE = 96  # pixels
 
 
 class Studio:
@@ -71,6 +69,14 @@ class Studio:
         self.database = self.state / DATABASE  # a file that no server may hand out
         self.downloads = Downloads(self.state / "downloads")
         self.storage = Storage(self._models_in_jobs)
+        library = Library(self.outputs, lambda: self._store)
+        self.clips, self.clip, self.sidecar_of = library.clips, library.clip, library.sidecar_of
+        self.seeds, self.rate = library.seeds, library.rate
+        self.seeds_text, self.import_seeds = library.seeds_text, library.import_seeds
+        weights = Weights(self.state / "pictures")
+        self.models, self.inventory, self.count_tokens = weights.models, weights.inventory, weights.count_tokens
+        self.loras, self.lora_folder = weights.loras, weights.lora_folder
+        self.lora_facts, self.lora_picture = weights.lora_facts, weights.lora_picture
 
     @cached_property
     def _store(self) -> Store:
@@ -244,73 +250,6 @@ class Studio:
         """What came of a restart, None while it is under way."""
         return self._store.outcome(number)
 
-    # --- clips and seeds -----------------------------------------------------------------------------------------
-
-    def clips(self, limit: int = 24) -> list[Clip]:
-        """The newest clips of the library."""
-        return clips(self.outputs, limit)
-
-    def clip(self, name: str) -> Clip | None:
-        """The clip of that file name without its ending, however old it is; None where there is none."""
-        return clip_named(self.outputs, name)
-
-    def sidecar_of(self, video: Path) -> Sidecar:
-        """What made a clip, from its sidecar or the tags inside it."""
-        return read_sidecar(video)
-
-    def seeds(self, search: str = "", limit: int = 200) -> list[Seed]:
-        """The seed archive, the newest rows first; `search` looks in prompt, note, rating, model and seed."""
-        return list_seeds(self._store, search, limit)
-
-    def rate(self, row: int, rating: str | None = None, note: str | None = None) -> Seed:
-        """Rate a row of the archive, also in the clip's sidecar and in seeds.md."""
-        return rate(self._store, self.outputs, row, rating, note)
-
-    def seeds_text(self) -> str:
-        """The archive as a Markdown table."""
-        return export_text(self._store)
-
-    def import_seeds(self, path: Path) -> int:
-        """Take over the rows of a Markdown table; returns how many it has."""
-        return import_file(self._store, self.outputs, path)
-
-    # --- weights -------------------------------------------------------------------------------------------------
-
-    def models(self) -> list[tuple[ModelSpec, list[str]]]:
-        """Every model of configs/ and what is missing of its files."""
-        here, found = find_weights(), []
-        for spec in all_models():
-            try:
-                resolve_files(spec.name, here)
-                found.append((spec, list[str]()))
-            except FileError as error:
-                found.append((spec, error.expected.split("; ")))
-        return found
-
-    def inventory(self) -> Inventory:
-        """The weights on this disk now."""
-        return find_weights()
-
-    def loras(self) -> tuple[LoraFile, ...]:
-        """The LoRA files on this disk."""
-        return find_loras()
-
-    def lora_facts(self, lora: Path) -> LoraFacts:
-        """Title, trigger words and expert of a LoRA file, as far as it tells."""
-        return lora_facts(lora)
-
-    def lora_picture(self, lora: Path) -> bytes | None:
-        """A small JPEG of the picture beside a LoRA or in its metadata, decoded within limits; None without one."""
-        source = lora_picture(lora, self.state / "pictures")
-        try:
-            return pictures.preview(source, LORA_PICTURE_SIDE, LORA_PICTURE_SIDE, "crop") if source else None
-        except FileError:
-            return None
-
-    def lora_folder(self) -> Path:
-        """Where LoRA files are put."""
-        return model_roots()[0] / LORA_FOLDERS[0]
-
     def offers(self, machine: Machine | None = None) -> dict[str, tuple[Offer, ...]]:
         """By model name: what there is to download, each with what a plan says of it on this machine."""
         here, machine, history = find_weights(), machine or self.machine(), self.history()
@@ -324,11 +263,6 @@ class Studio:
     def _models_in_jobs(self) -> set[str]:
         states = (*ACTIVE, "queued") if self.database.exists() else ()
         return {job.request.model for job in (self._store.jobs(MAX_JOBS, states) if states else ())}
-
-    def count_tokens(self, model: str, prompt: str, inventory: Inventory | None = None) -> int | None:
-        """Tokens of a prompt for a model's encoder; None while its tokenizer is not on this disk."""
-        file = (inventory or find_weights()).of(model, "tokenizer")
-        return _tokenizer(file).count(parse(clean(prompt)).text) if file else None
 
     # --- this machine --------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ and leaves as whole lines: `2026-11-23T00:31:07.123Z [INFO] worker j12 Loading W
 """
 
 import contextlib
+import fcntl
 import os
 import re
 import time
@@ -80,6 +81,20 @@ class LogFile:
         self.lost_lines = 0
         self._fd = -1
         self._checked_s = 0.0
+        self._is_held = False
+
+    def take(self) -> bool:
+        """Hold the file until it is closed; False where another supervisor holds it."""
+        try:
+            self._open()
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._is_held = True
+        except BlockingIOError:
+            self.close()
+            return False
+        except OSError:  # a file system without locks, or no file
+            pass
+        return True
 
     def write(self, line: str) -> None:
         """Append one whole line (its newline included) in one write."""
@@ -134,6 +149,16 @@ class LogFile:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             check_file(self.path)  # a pipe would wait for its reader
             self._fd = os.open(self.path, flags, 0o644)
+            if self._is_held:  # a file that took the place of the one that we held
+                with contextlib.suppress(OSError):
+                    fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def startup_log(working: Path, state: Path) -> LogFile:
+    """The start-up log, held: in the working folder, or in the state folder where the first cannot be written or
+    another app writes its own there."""
+    log = LogFile(log_folder(working, state) / STARTUP_LOG)
+    return log if log.take() else LogFile(state / STARTUP_LOG)
 
 
 def log_folder(working: Path, state: Path) -> Path:

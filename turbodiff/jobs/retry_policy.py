@@ -43,7 +43,8 @@ class Ending:
     """How an attempt ended without a clip.
 
     Args:
-        kind: error (the worker said so), died, stuck, unverified (the clip is not sound), wait, stopped (by a person).
+        kind: error (the worker said so), died, stuck, unverified (the clip is not sound), wait, stopped (by a person),
+            fault (the supervisor itself cannot get on with the job).
         error: the worker's error event, or what the supervisor has to say.
         need_bytes: of a `wait`.
         exit_status: of the worker that died, negative for a signal.
@@ -53,7 +54,7 @@ class Ending:
         allocation: the line by which a worker that aborted said that an allocation failed, "" where it said none.
     """
 
-    kind: Literal["error", "died", "stuck", "unverified", "wait", "stopped"]
+    kind: Literal["error", "died", "stuck", "unverified", "wait", "stopped", "fault"]
     error: JobError = NO_ERROR
     need_bytes: int = 0
     exit_status: int | None = None
@@ -83,6 +84,8 @@ def decide(job: QueuedJob, ending: Ending) -> Decision:
         case "wait":
             need = f"waits for {gib(ending.need_bytes)} of device memory"
             return Decision("queued", need, {"hold_bytes": ending.need_bytes})
+        case "fault":
+            return Decision("parked", _describe(error), {"error": error}, end_worker=True)
         case "stuck":
             return _again(job, "stuck", "failed", error, end_worker=True)
         case "unverified":

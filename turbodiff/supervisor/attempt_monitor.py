@@ -199,6 +199,10 @@ class AttemptMonitor:
         move_job(self.context.store, job.id, job.attempt, decision.to, **columns)
         self.over, self.end_worker = True, self.end_worker or decision.end_worker
 
+    def give_up(self, error: Exception) -> None:
+        """Park the job: what the supervisor itself has to do for it fails with this error."""
+        self.end(Ending("fault", fault_of(error)))
+
     def worker_died(self, status: int | None) -> None:
         """The worker ended in the middle: its clip is adopted if it was finished, else the job's fate is decided."""
         self.log(f"ended in the middle of the job: {describe_exit(status)}", "ERROR")
@@ -223,3 +227,11 @@ class AttemptMonitor:
     def _others_grew_bytes(self) -> int:
         now = self.context.memory.others_bytes(self.slot)
         return now - self._others_bytes if now is not None and self._others_bytes is not None else 0
+
+
+def fault_of(error: Exception) -> JobError:
+    """What is said of a job that fails in the supervisor and not in its worker."""
+    advice = "turbodiff support-bundle collects what is needed for a report; then retry the job"
+    what = "the app itself failed at this job"
+    got = f"{type(error).__name__}: {error}"[:500]
+    return JobError(code="supervisor_fault", what=what, got=got, try_instead=advice)

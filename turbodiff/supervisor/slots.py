@@ -5,9 +5,11 @@ import signal
 from collections import deque
 from dataclasses import dataclass, field
 
+import psutil
+
 from turbodiff.jobs.retry_policy import Ending
 from turbodiff.spec.errors import TurbodiffError
-from turbodiff.spec.events import Event, HelloEvent
+from turbodiff.spec.events import Event, ExitCommand, HelloEvent
 from turbodiff.spec.jobs import QueuedJob
 from turbodiff.supervisor.attempt_monitor import AttemptMonitor
 from turbodiff.supervisor.context import SupervisorContext
@@ -63,6 +65,13 @@ class GpuSlot:
         """A worker is up, has said hello, has nothing to do, and is not on its way out."""
         up = self.worker is not None and self.hello is not None and not self.worker.wait(0)
         return up and self.monitor is None and self.ending_since_s is None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the worker is stopped (SIGSTOP): it would take a job and do nothing."""
+        with contextlib.suppress(psutil.Error):
+            return self.worker is not None and psutil.Process(self.worker.pid).status() == psutil.STATUS_STOPPED
+        return False
 
     def log(self, text: str, level: str = "INFO") -> None:
         """Write a line about the worker ("worker", or "worker1" beside another GPU's)."""
@@ -121,6 +130,22 @@ class GpuSlot:
             worker_file(self.context.state, self.index).unlink(missing_ok=True)
         self._publish("broken" if self.broken else "none")
         return status is not None
+
+    def ask_to_end(self) -> None:
+        """Tell the worker to end, without waiting for it; `stop` comes next."""
+        if self.worker is not None:
+            self.worker.send(ExitCommand())
+
+    def give_up(self, error: Exception) -> None:
+        """Park the job with which the turns of this slot fail, and end its worker: the next job gets a fresh one."""
+        self.inbox.clear()
+        self._end_worker()
+        if self.monitor is not None:
+            try:
+                self.monitor.give_up(error)
+            finally:  # a job that cannot even be parked is found by the supervisor, see its housekeeping
+                self.monitor.over = True
+                self._settle()
 
     def _publish(self, state: str) -> None:
         hello = self.hello.model_dump() if self.hello else {}

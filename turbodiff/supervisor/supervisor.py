@@ -2,9 +2,11 @@
 
 Everything comes together in one loop of one thread: workers' events, log lines, controls from the store, the web
 process, the clock. Only the main thread may run it, because children die with the thread that started them.
-A fault of the disk stops nothing: the loop goes on, says so, and tries again.
+Each part of a turn is tried by itself: a fault of the disk or a mistake of ours is said and tried again, and holds up
+no other part. A job that a slot cannot get on with for half a minute is parked.
 """
 
+import contextlib
 import os
 import platform
 import select
@@ -12,18 +14,20 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from turbodiff.archive.disk import check_place
-from turbodiff.diagnostics.logs import RUN_LOG, STARTUP_LOG, LogFile, log_folder
+from turbodiff.diagnostics.logs import RUN_LOG, LogFile, startup_log
 from turbodiff.gpu.probe import Probe, Sample, machine_from, take_sample
-from turbodiff.jobs.attempts import claim
+from turbodiff.jobs.attempts import claim, move_job
 from turbodiff.jobs.database import file_system
-from turbodiff.spec.environment import current_folder
-from turbodiff.spec.errors import FileError, TurbodiffError
+from turbodiff.spec.environment import BEAT_FD, LAST_END, current_folder
+from turbodiff.spec.errors import FileError, OutputError, TurbodiffError
 from turbodiff.spec.jobs import Outcome
 from turbodiff.spec.numbers import gib, seconds
 from turbodiff.spec.wording import Words
+from turbodiff.supervisor.attempt_monitor import fault_of
 from turbodiff.supervisor.context import Memory, SupervisorContext
 from turbodiff.supervisor.ownership import StateLock
 from turbodiff.supervisor.recovery import backup, recover
@@ -33,6 +37,9 @@ from turbodiff.supervisor.worker_process import WORKER, new_run_id
 
 TICK_S = 0.1
 SLOW_TICK_S = 1.0  # facts, idle workers, log size
+FAULT_EVERY_S = 10.0  # between two times that the same part's fault is said
+FAULT_PATIENCE_S = 30.0  # with a slot whose turns fail; a full disk or a locked store may be well again
+STOP_S, TERM_S = 2.5, 1.0  # from a first signal to SIGTERM, from there to SIGKILL: within five seconds all are gone
 IDLE_RELEASE_S = 900.0  # an idle worker with warm models lets go after a quarter of an hour
 NEIGHBOUR_FREE_BYTES = 512 << 20  # or at once, when a neighbour is about to run out
 PROOF_S = 15.0  # for the memory of an ended worker to be free again; Ollama sees 0.5-1.5 s
@@ -71,8 +78,8 @@ class Supervisor:
         self.state, self.outputs = Path(state).resolve(), Path(outputs).resolve()
         self.lock = StateLock(self.state)
         try:
-            run_id, folder = new_run_id(), log_folder(working or current_folder(), self.state)
-            self.log, run_log = LogFile(folder / STARTUP_LOG), LogFile(folder / RUN_LOG)
+            run_id, self.log = new_run_id(), startup_log(working or current_folder(), self.state)
+            run_log = LogFile(self.log.path.with_name(RUN_LOG))
             self.archive, self.run_name = self.state / "logs", time.strftime("%Y%m%d_%H%M%S", time.gmtime())
             self.log.start_over(self.archive, self.run_name)
             run_log.cap(self.archive, f"runs_{self.run_name}")
@@ -91,10 +98,14 @@ class Supervisor:
             self.slots = [GpuSlot(self.context, index, device) for index, device in enumerate(devices)]
             self.web: WebProcess | None = None
             self.exit_code: int | None = None
-            self._slow_s = self._failed_s = 0.0
+            self._slow_s = self._beat_s = 0.0
+            self._faults: dict[str, tuple[float, float]] = {}  # part of the turn: since when it fails, when it was said
+            self._beat_fd = int(os.environ.pop(BEAT_FD, -1))
             self._signals, self._closed, self._introduced, self._no_place = 0, False, False, False
             journal = str(self.store.rows("PRAGMA journal_mode")[0][0])
             self.log.say(f"turbodiff supervisor, pid {os.getpid()}, run {run_id[:8]}")
+            if how := os.environ.pop(LAST_END, ""):
+                self.log.say(f"the supervisor before this one ended ({how}); the queue goes on", level="ERROR")
             system = file_system(self.state)
             self.log.say(f"python {platform.python_version()} on {platform.system()} {platform.release()}")
             self.log.say(f"state {self.state} ({system}, journal {journal}), outputs {self.outputs}")
@@ -131,30 +142,65 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def tick(self, timeout_s: float = TICK_S) -> None:
-        """One turn of the loop, at most `timeout_s` long when nothing happens."""
-        fds = [fd for slot in self.slots if slot.worker for fd in slot.worker.filenos()]
-        fds += self.web.filenos() if self.web else []
-        select.select(fds, [], [], timeout_s)
+        """One turn of the loop, at most `timeout_s` long when nothing happens. Never raises."""
+        parts: dict[str, Callable[[], None]] = {"wait": partial(self._wait, timeout_s)}
+        for slot in self.slots:
+            parts[f"slot {slot.index}"] = partial(self._turn_of, slot)
+        parts |= {"page": self._turn_of_page, "controls": self._controls}
+        for slot in self.slots:
+            parts[f"queue for slot {slot.index}"] = partial(self._next_job, slot)
+        if self.context.now() - self._slow_s >= SLOW_TICK_S:
+            parts["housekeeping"] = self._housekeeping
+        failed = [part for part, step in parts.items() if not self._try(part, step)]
+        if failed:
+            time.sleep(timeout_s)
+
+    def _try(self, part: str, step: Callable[[], None]) -> bool:
+        """Do one part of a turn; False where it failed: a disk, a mistake of ours. That is said every ten seconds."""
+        now = self.context.now()
+        if self._beat_fd >= 0 and now - self._beat_s >= SLOW_TICK_S:
+            self._beat_s = now
+            with contextlib.suppress(OSError):  # whoever listened is gone, or has enough
+                os.write(self._beat_fd, b".")
         try:
-            self._turn()
-        except Exception as error:  # noqa: BLE001  a disk, a mistake of ours: jobs stay, the next turn retries
-            now = self.context.now()
-            if now - self._failed_s > 10.0:
-                self._failed_s = now
+            step()
+        except Exception as error:  # noqa: BLE001  whatever it is, the other parts go on
+            since_s, said_s = self._faults.get(part, (now, now - FAULT_EVERY_S))
+            if now - said_s >= FAULT_EVERY_S:
+                said_s = now
                 if not isinstance(error, TurbodiffError):
                     for line in traceback.format_exception(error)[-3:]:
                         self.log.say(line.rstrip(), level="ERROR")
-                self.log.say(str(error), level="ERROR")
-            time.sleep(timeout_s)
+                self.log.say(f"{part}: {error}", level="ERROR")
+            self._faults[part] = since_s, said_s
+            return False
+        self._faults.pop(part, None)
+        return True
 
-    def _turn(self) -> None:
-        for slot in self.slots:
+    def _wait(self, timeout_s: float) -> None:
+        fds = [fd for slot in self.slots if slot.worker for fd in slot.worker.filenos()]
+        fds += self.web.filenos() if self.web else []
+        select.select(fds, [], [], timeout_s)
+
+    def _turn_of(self, slot: GpuSlot) -> None:
+        try:
             slot.start()
             slot.tick()
+        except OutputError:  # the disk is full or the store is locked: no doing of the job
+            raise
+        except Exception as error:
+            since_s, _ = self._faults.get(f"slot {slot.index}", (self.context.now(), 0.0))
+            if self.context.now() - since_s >= FAULT_PATIENCE_S:
+                slot.give_up(error)
+            raise
+
+    def _turn_of_page(self) -> None:
         if self.web is not None:
             self.web.tick()
             if self.web.failed_code is not None:
                 self.exit_code = self.web.failed_code
+
+    def _controls(self) -> None:
         for control, what in self.store.take_controls():
             if what == "restart":
                 outcome = self.restart()
@@ -164,22 +210,28 @@ class Supervisor:
             else:
                 outcome = Outcome(ok=False, text=f"unknown control {what}")
             self.store.answer(control, outcome)
-        for slot in self.slots:
-            if not slot.free or self._no_place:
-                continue
-            if why := slot.recycle_reason():
-                slot.log(f"a fresh worker follows: it {why}")
-                slot.stop("recycled")
-                continue
-            gpu = self.context.memory.gpu(slot.index)
-            free_bytes = None if gpu.free_bytes is None else gpu.free_bytes + gpu.reclaimable_bytes
-            job = claim(self.store, slot.index, free_bytes)
-            if job is not None and not slot.run(job):
-                self._no_place = True  # one job says so to everybody; the others keep their place in the queue
-                self.log.say("the queue waits: there is no place for clips", level="ERROR")
-        if self.context.now() - self._slow_s >= SLOW_TICK_S:
-            self._slow_s = self.context.now()
-            self._housekeeping()
+
+    def _next_job(self, slot: GpuSlot) -> None:
+        if not slot.free or self._no_place or slot.is_stopped:
+            return
+        if why := slot.recycle_reason():
+            slot.log(f"a fresh worker follows: it {why}")
+            slot.stop("recycled")
+            return
+        gpu = self.context.memory.gpu(slot.index)
+        free_bytes = None if gpu.free_bytes is None else gpu.free_bytes + gpu.reclaimable_bytes
+        job = claim(self.store, slot.index, free_bytes)
+        if job is None:
+            return
+        try:
+            started = slot.run(job)
+        except Exception as error:
+            slot.monitor = None
+            move_job(self.store, job.id, job.attempt, "parked", error=fault_of(error))
+            raise
+        if not started:
+            self._no_place = True  # one job says so to everybody; the others keep their place in the queue
+            self.log.say("the queue waits: there is no place for clips", level="ERROR")
 
     def restart(self) -> Outcome:
         """重启应用: end every worker, prove that its memory is back, start a new one. Page and queue stay.
@@ -218,6 +270,7 @@ class Supervisor:
         return outcome
 
     def _housekeeping(self) -> None:
+        self._slow_s = self.context.now()
         sample = self.sample()
         self.store.put("probe", sample.model_dump(mode="json", exclude_unset=True) if sample else None, durable=False)
         self._introduce_cards(sample)
@@ -229,6 +282,11 @@ class Supervisor:
             except FileError:
                 pass
         self.log.cap(self.archive, f"{self.run_name}_{int(time.time())}")
+        here = {slot.job.id for slot in self.slots if slot.job}
+        for job in self.store.jobs(states=("running", "verifying")):
+            if job.id not in here:  # a fault between its row and its slot
+                self.log.say(f"job {job.id} runs nowhere: back to the queue", level="ERROR")
+                move_job(self.store, job.id, job.attempt, "queued")
         for slot in self.slots:
             if not slot.free or not slot.jobs_run:
                 continue
@@ -263,14 +321,19 @@ class Supervisor:
         if self._closed:
             return
         self._closed = True
-        patience_s = 0.0 if self._signals > 1 else 3.0
+        patience_s = 0.0 if self._signals > 1 else STOP_S
+        end_s = self.context.now() + patience_s
+        for child in (*self.slots, self.web):  # all at once, then each has what is left of the patience
+            if child is not None:
+                child.ask_to_end()
         for slot in self.slots:
+            left_s = max(0.0, end_s - self.context.now())
             try:
-                slot.stop("the app was stopped", patience_s, patience_s)
-            except TurbodiffError as error:
+                slot.stop("the app was stopped", left_s, min(left_s, TERM_S))
+            except Exception as error:  # noqa: BLE001  the others are stopped all the same
                 self.log.say(f"{error}; the next start settles it", level="ERROR")
         if self.web is not None:
-            self.web.stop()
+            self.web.stop(max(0.5, end_s - self.context.now()))
         if self._probe is not None:
             self._probe.stop()
         self.log.say("stopped")

@@ -170,11 +170,16 @@ class WebProcess:
             self.child.stdout.close()
         self.child, self._output, self._stopped_since_s, self.health = None, None, None, None
 
+    def ask_to_end(self) -> None:
+        """Tell the page to end, without waiting for it; `stop` comes next."""
+        if self.child is not None:
+            self.child.terminate()
+
     def stop(self, patience_s: float = 3.0) -> None:
         """End the page: SIGTERM, then SIGKILL to its group."""
         if self.child is None:
             return
-        self.child.terminate()
+        self.ask_to_end()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.child.wait(patience_s)
         if self.child.poll() is None:

@@ -7,7 +7,8 @@ import pytest
 
 from turbodiff.spec.errors import RequestError, TurbodiffError
 from turbodiff.spec.models import all_models
-from turbodiff.spec.wording import Words, shell_language
+from turbodiff.spec.wording import PROSE, Words, shell_language
+from turbodiff.weights.locate import bundled_root
 from webui.wording import Words as PageWords
 
 ZH = PageWords("zh")
@@ -96,6 +97,24 @@ def test_the_list_speaks_one_language_and_describes_each_model_as_the_page_does(
     of_a_file = re.compile(r"^ {4}(\S+\.(pth|safetensors|model)\b|-> )")  # names and repositories
     for line in listed["zh"].splitlines():
         assert HAN.search(line) or of_a_file.search(line), line
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("gpu",), ("doctor",), ("plan", "a cat", "--model", "Wan2.1-14B"), ("models", "usage"), ("jobs", "pause"),
+        ("models", "verify", str(bundled_root() / "vae.safetensors")), ("jobs", "resume"), ("calibrate", "--clear"),
+    ],
+    ids=lambda argv: " ".join(argv[:2]),
+)  # fmt: skip
+def test_what_a_command_prints_is_no_english_where_chinese_is_spoken(turbodiff, speak, argv):
+    speak(LANG="zh_CN.UTF-8")
+    ended, said = turbodiff(*argv)
+    assert ended == 0 and HAN.search(said.out), said
+    for line in said.out.splitlines():
+        assert not PROSE.search(re.sub(r"(pip|export|turbodiff) .*|pretended card of|/\S+", "", line)), line
+    speak()
+    assert not HAN.search(turbodiff(*argv)[1].out)
 
 
 def test_json_is_the_same_in_every_language(turbodiff, speak):

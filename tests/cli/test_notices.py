@@ -47,7 +47,7 @@ def failed(tmp_path, monkeypatch):
 def test_a_watched_job_tells_its_notices_and_how_it_ended(turbodiff, failed, monkeypatch):
     monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")
     code, said = turbodiff("jobs", "watch", failed)
-    assert code == 1 and "提示: 上一次尝试的潜变量" in said.err and "cancelled" in said.err
+    assert code == 1 and "提示: 上一次尝试的潜变量" in said.err and "已取消" in said.err
     monkeypatch.setenv("LC_ALL", "C")
     assert "note: The latents of an earlier attempt" in turbodiff("jobs", "watch", failed)[1].err
     (line,) = turbodiff("jobs", "watch", failed, "--json")[1].out.splitlines()

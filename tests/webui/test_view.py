@@ -547,8 +547,8 @@ def test_versions_stay_as_they_are_and_that_there_is_none_is_worded():
     shown = system.system(Snapshot(), doctor_report(pretend(BARE, 6), versions), ZH)
     assert [value for _, value in shown.versions] == [
         "2.13",
-        ZH("system.none"),
-        ZH("system.not_found"),
+        ZH("fact.none"),
+        ZH("fact.not_needed"),
         "假想的 6 GiB 显卡",
     ]
 

@@ -27,9 +27,10 @@ LITERAL = re.compile(
     r"ViT-H/14|ControlNet|Hunyuan|Git LFS|PDF|RAR|U-Net|pickle|gzip|TAEHV|LightVAE|Transformer|TI2V-5B|"
     r"quant_linear|Adaptive Resolution|num_frames|Boundary|SLA TopK|ODE/SDE|SDE|ODE|UniPC|TopK|"
     r"Turbo\w*|turbodiff|bitsandbytes|NF4|"
-    r"Wan[\d.]*|A14B|14B|1\.3B|480p|720p|int8|VAE|RAM|GPU|CPU|VRAM|NVIDIA|Python|UTF-8|Markdown|torch|cuDNN|CUDA|conv3d|Shift|"
+    r"Wan[\d.]*|A14B|14B|1\.3B|480p|720p|int8|VAE|RAM|GPU|CPU|VRAM|NVIDIA|Python|UTF-8|Markdown|torch(?:vision)?|cuDNN|CUDA|conv3d|Shift|"
     r"SageAttention|SpargeAttn|flash-attn|sparselinear|GB|GiB|KiB|token|Ctrl\+Enter|mp4|English|EN|t\b|and\b|x\b|H\b|L\b|HF_\w+|"
-    r"JSON|\.safetensors|LoRA|DoRA|LoHa|LoKr|alpha|NaN|loras|install|mcp|TURBODIFF_\w+|dense|sage|NVIDIA|auto|on|off|--[a-z-]+|https?://\S+|\.pth|PNG|JPEG|WebP|GIF|pip|state|outputs|webui_\w+\.log|nvidia-smi|Triton|NVML|nvidia-ml-py|pynvml"
+    r"JSON|\.safetensors|LoRA|DoRA|LoHa|LoKr|alpha|NaN|loras|install|mcp|TURBODIFF_\w+|dense|sage|NVIDIA|auto|on|off|--[a-z-]+|https?://\S+|\.pth|PNG|JPEG|WebP|GIF|pip|state|outputs|webui_\w+\.log|nvidia-smi|Triton|NVML|nvidia-ml-py|pynvml|"
+    r"MIG|SHA-256|SLA|calibrate"
 )
 
 

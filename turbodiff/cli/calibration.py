@@ -41,7 +41,7 @@ def calibrate(
 ) -> None:
     """Measure short runs with made-up weights on this GPU, so that later plans fit it more closely."""
     from turbodiff import studio
-    from turbodiff.cli.show import print_lines, print_table
+    from turbodiff.cli.show import print_lines, print_table, words_here
     from turbodiff.jobs import measurements
     from turbodiff.jobs.store import Store
     from turbodiff.plan.calibration import History, provenance_of
@@ -51,7 +51,7 @@ def calibrate(
     state = state_dir or studio.state_folder()
     store = Store(state)
     if clear:
-        sys.stdout.write(f"forgot {measurements.clear_samples(store)} samples\n")
+        print_lines([words_here()("shell.forgot", n=measurements.clear_samples(store))])
         return
     if quick:
         for line in measure_quickly(store, as_json=as_json):

@@ -59,34 +59,35 @@ def choose_mirror(
     state_dir: StateDir = None,
 ) -> None:
     """Choose the server that downloads ask first, kept in the state folder; ModelScope is asked where it fails."""
+    from turbodiff.cli.show import words_here
     from turbodiff.weights.sources import sources
 
     downloads = open_studio(state_dir).downloads
     if address is not None:
         downloads.set_mirror(address)
     asked = [source.host for source in sources(downloads.mirror)]
-    sys.stdout.write(f"{', then '.join(asked)}\n")
+    sys.stdout.write(words_here()("shell.then").join(asked) + "\n")
 
 
 @models_app.command("usage")
 def show_usage() -> None:
     """The room that each model takes; files that several models share are counted once and named."""
-    from turbodiff.cli.show import print_lines
+    from turbodiff.cli.show import print_lines, words_here
     from turbodiff.spec.models import find_model
     from turbodiff.spec.numbers import gb
 
-    counted: dict[Path, int] = {}
+    words, counted = words_here(), dict[Path, int]()
     for name, files in open_studio(None).storage.stored().items():
         own = sum(file.nbytes for file in files if not file.shared_with)
         if files:
-            print_lines([f"{find_model(name).display_name:16} {gb(own)} of its own"])
+            print_lines([f"{find_model(name).display_name:16} {words('shell.own', size=gb(own))}"])
         for file in files:
-            notes = [f"shared with {', '.join(file.shared_with)}"] if file.shared_with else []
-            notes += [f"a link to {file.link_to}"] if file.link_to else []
-            notes += ["not below the folder of downloads"] if file.keep == "outside" else []
+            notes = [words("shell.shared", models=", ".join(file.shared_with))] if file.shared_with else []
+            notes += [words("shell.link", path=file.link_to)] if file.link_to else []
+            notes += [words("shell.outside")] if file.keep == "outside" else []
             print_lines([f"    {gb(file.nbytes):>8}  {file.path}" + "".join(f"; {note}" for note in notes)])
             counted[file.link_to or file.path] = file.nbytes
-    print_lines([f"{'all':16} {gb(sum(counted.values()))}"])
+    print_lines([f"{words('shell.all'):16} {gb(sum(counted.values()))}"])
 
 
 @models_app.command("delete")
@@ -96,14 +97,16 @@ def delete_model(
     state_dir: StateDir = None,
 ) -> None:
     """Delete the files of a model below the folder of downloads; what other models here need is kept."""
-    from turbodiff.cli.show import print_lines
+    from turbodiff.cli.show import print_lines, words_here
     from turbodiff.spec.models import find_model
     from turbodiff.spec.numbers import gb
+
+    words = words_here()
 
     def behind(file: "StoredFile") -> str:
         if file.link_to is None:
             return ""
-        return f" and {file.link_to}, where it was moved to" if file.moved else " (the link alone)"
+        return " " + (words("shell.moved_to", path=file.link_to) if file.moved else words("shell.link_alone"))
 
     spec, storage = find_model(model), open_studio(state_dir).storage
     going = storage.going(spec, shared=False)
@@ -111,12 +114,11 @@ def delete_model(
         f"{gb(0 if file.link_to and not file.moved else file.nbytes):>8}  {file.path}" + behind(file) for file in going
     )
     if going and not yes:
-        typer.confirm(f"delete these {len(going)} files of {spec.display_name}?", abort=True)
-    print_lines([f"deleted {len(storage.delete(spec))} files"])
+        typer.confirm(words("shell.delete_these", n=len(going), model=spec.display_name), abort=True)
+    print_lines([words("shell.deleted", n=len(storage.delete(spec)))])
     for file in storage.stored().get(spec.name, ()):
-        users = ", ".join(file.shared_with)
-        why = f"needed by {users}" if file.keep == "shared" else "not below the folder of downloads, never deleted here"
-        print_lines([f"kept {file.path}: {why}"])
+        users, why = ", ".join(file.shared_with), "shared" if file.keep == "shared" else "outside"
+        print_lines([words(f"shell.kept_{why}", path=file.path, models=users)])
 
 
 @models_app.command("move")
@@ -127,7 +129,7 @@ def move_model(
     as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,
 ) -> None:
     """Move the files of a model to another disk: copied, compared, then linked. May be killed and rerun."""
-    from turbodiff.cli.show import print_lines
+    from turbodiff.cli.show import print_lines, words_here
     from turbodiff.diagnostics.downloads import Move
     from turbodiff.spec.errors import TurbodiffError
     from turbodiff.spec.models import find_model
@@ -148,4 +150,4 @@ def move_model(
         print_lines([Move(error=error.fields()).model_dump_json()])
         raise typer.Exit(error.exit_code) from None
     if said_s < 0 and not as_json:
-        print_lines([f"{spec.display_name} is there already"])
+        print_lines([words_here()("shell.there_already", model=spec.display_name)])

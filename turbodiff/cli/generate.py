@@ -112,4 +112,5 @@ def plan(
         traced = dry_run(made)
         counted = [phase for phase in made.phases if phase.name in traced]
         rows = [(phase.name, gib(phase.activations_bytes), gib(traced[phase.name])) for phase in counted]
-        print_table(("phase", "formula", "traced"), rows)
+        words = words_here(lang)
+        print_table([words(f"shell.{head}") for head in ("phase", "formula", "traced")], rows)

@@ -28,43 +28,40 @@ models_app = typer.Typer(help="Weights: list, pull, verify, move, delete, quanti
 def gpu(as_json: Json = False) -> None:
     """Show the GPUs, their memory and who holds it."""
     from turbodiff.cli.show import print_lines, print_table, why_no_gpu, words_here
-    from turbodiff.spec.numbers import gib, seconds
+    from turbodiff.spec.numbers import gib
 
-    machine, held = open_studio(None).cards_now()
+    words, (machine, held) = words_here(), open_studio(None).cards_now()
     if as_json:
         holders = [card.model_dump(mode="json") for card in held]
         sys.stdout.write(json.dumps({**machine.model_dump(mode="json"), "holders": holders}) + "\n")
         return
 
     def size(n_bytes: int | None) -> str:
-        return "unknown" if n_bytes is None else gib(n_bytes)
+        return words("shell.unknown") if n_bytes is None else gib(n_bytes)
 
     def print_holders(on_card: "CardHolders") -> None:
         rows = []
         for row in on_card.rows:
             name = row.command or row.name
-            who = row.kind.replace("_", " ") + (f": {name}" if name else "")
-            age = "" if row.age_s is None else seconds(row.age_s)
-            idle = "" if row.idle is None else "idle" if row.idle else "busy"
+            who = words(f"shell.holder_{row.kind}") + (f": {name}" if name else "")
+            age = "" if row.age_s is None else words.seconds(row.age_s)
+            idle = "" if row.idle is None else words("shell.idle" if row.idle else "shell.busy")
             rows.append(("", size(row.bytes), str(row.pid or ""), who, age, idle, row.kill_line))
         if rows:
-            print_table(("", "holds", "pid", "who", "age", "", "to end it"), rows)
+            heads = [words(f"shell.{head}") for head in ("holds", "who", "age", "to_end")]
+            print_table(("", heads[0], "pid", *heads[1:3], "", heads[3]), rows)
         if on_card.host_command:
-            print_lines(
-                [
-                    "  the driver lists no processes here: these are your own that have the GPU open; "
-                    f"for all of them, on the host: {on_card.host_command}"
-                ]
-            )
+            print_lines(["  " + words("shell.on_host", command=on_card.host_command)])
 
     if not machine.gpus:
-        print_lines([why_no_gpu(machine, words_here())])
+        print_lines([why_no_gpu(machine, words)])
     for card in machine.gpus:
-        parts = [f"cuda:{card.index} {card.name}", card.uuid, "MIG slice" if card.mig else ""]
-        parts += [f"{size(card.free_bytes)} free of {size(card.total_bytes)}", f"driver {machine.driver or 'unknown'}"]
-        parts += [f"{card.utilisation:.0%} busy"] if card.utilisation is not None else []
+        parts = [f"cuda:{card.index} {card.name}", card.uuid, words("shell.gpu_mig") if card.mig else ""]
+        parts += [words("shell.gpu_free", free=size(card.free_bytes), total=size(card.total_bytes))]
+        parts += [words("shell.gpu_driver", driver=machine.driver or words("shell.unknown"))]
+        parts += [words("shell.gpu_busy", share=f"{card.utilisation:.0%}")] if card.utilisation is not None else []
         parts += [f"{card.power_w:.0f} W"] if card.power_w is not None else []
-        parts += ["a display is attached"] if card.display else []
+        parts += [words("shell.gpu_display")] if card.display else []
         print_lines(["  ".join(part for part in parts if part)])
         for on_card in held:
             if on_card.uuid == card.uuid:
@@ -72,7 +69,8 @@ def gpu(as_json: Json = False) -> None:
     for on_card in held:
         if not on_card.uuid:  # programs have a card open that NVML does not know
             print_holders(on_card)
-    print_lines([f"RAM {size(machine.ram_available_bytes)} free of {size(machine.ram_total_bytes)}"])
+    ram = {"free": size(machine.ram_available_bytes), "total": size(machine.ram_total_bytes)}
+    print_lines([words("shell.ram", **ram)])
 
 
 def doctor(as_json: Json = False) -> None:
@@ -82,18 +80,28 @@ def doctor(as_json: Json = False) -> None:
 
     from turbodiff import studio
     from turbodiff.cli.show import print_lines, print_table, why_no_gpu, words_here
+    from turbodiff.diagnostics.doctor import doctor_notes
 
     report, words = studio.doctor(), words_here()
     if as_json:
         sys.stdout.write(report.model_dump_json() + "\n")
         return
-    none = {} if report.machine.gpus else {"GPU": f"none ({report.machine.gpu_state})"}
-    print_table(("what", "found"), list((report.found | none).items()))
+    none = {} if report.machine.gpus else {"GPU": f"{words('fact.none')} ({report.machine.gpu_state})"}
+    found = {
+        name: version or words("fact.not_needed" if name in report.optional else "fact.none")
+        for name, version in report.versions.items()
+    }
+    rows = [
+        (words.or_else(f"fact.{name.replace(' ', '_').lower()}", name), version)
+        for name, version in (found | none).items()
+    ]
+    print_table((words("shell.what"), words("shell.found")), rows)
     print_lines([why_no_gpu(report.machine, words)] if none else [])
     for key, text in report.warnings:
         told = words.or_else(f"warning.{key}", text)
         Console(soft_wrap=True).print(Text.assemble((words("value.warning"), "yellow"), printable(f" {key}: {told}")))
-    print_lines([f"torch for this machine: {report.pip_line}", *report.notes])
+    notes = doctor_notes(report.machine, words)
+    print_lines([words("shell.torch_for", line=report.pip_line), *notes])
 
 
 def selftest(as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False) -> None:
@@ -243,18 +251,19 @@ def verify_weights(
     sha256: Annotated[bool, typer.Option("--sha256", help="read every byte, too")] = False,
 ) -> None:
     """Say what a checkpoint is, whether it is complete, and which models can use it."""
-    from turbodiff.cli.show import print_lines
+    from turbodiff.cli.show import print_table, words_here
     from turbodiff.weights.locate import verify
 
-    report = verify(path, sha256=sha256)
+    words, report, rows = words_here(), verify(path, sha256=sha256), list[tuple[str, str]]()
     for name, value in report._asdict().items():
         if isinstance(value, Mapping):  # "BF16 189, I8 300"
             value = ", ".join(f"{part} {number}" for part, number in value.items())
         elif isinstance(value, tuple):
-            value = "; ".join(value) or "none"
+            value = "; ".join(value) or words("fact.none")
         elif isinstance(value, bool):
-            value = "yes" if value else "no"
-        print_lines([f"{name:12} {value}"])
+            value = words("shell.yes" if value else "shell.no")
+        rows.append((words(f"shell.verify_{name}"), str(value)))
+    print_table((words("shell.what"), words("shell.found")), rows)
     if report.problems:
         raise typer.Exit(2)
 

@@ -26,10 +26,13 @@ JobId = Annotated[int, typer.Argument(help="number of the job")]
 @jobs_app.command("list")
 def list_jobs(state_dir: StateDir = None, limit: Annotated[int, typer.Option("--limit")] = 20) -> None:
     """The newest jobs first."""
-    from turbodiff.cli.show import print_lines
+    from turbodiff.cli.show import print_lines, words_here
 
-    jobs = open_studio(state_dir).jobs(limit)
-    print_lines(f"{job.id:6} {job.state:10} {job.request.model:14} {job.request.prompt[:60]}" for job in jobs)
+    words, jobs = words_here(), open_studio(state_dir).jobs(limit)
+    print_lines(
+        f"{job.id:6} {words(f'shell.state_{job.state}'):10} {job.request.model:14} {job.request.prompt[:60]}"
+        for job in jobs
+    )
 
 
 @jobs_app.command("show")
@@ -73,25 +76,33 @@ def watch_job(job: JobId, state_dir: StateDir = None, as_json: Json = False) -> 
         time.sleep(0 if over else POLL_S)
     if found.state != "done":
         told = words.error(found.error.model_dump()) if found.error else ""
-        print_lines([f"job {job}: {found.state} {told}".rstrip()], sys.stderr)
+        state = words(f"shell.state_{found.state}")
+        print_lines([words("shell.job_state", job=job, state=f"{state} {told}").rstrip()], sys.stderr)
         raise typer.Exit(1)
 
 
 @jobs_app.command("cancel")
 def cancel_job(job: JobId, state_dir: StateDir = None) -> None:
     """Stop a job between two steps, or take it out of the queue."""
-    sys.stdout.write(f"job {job}: {open_studio(state_dir).cancel(job)}\n")
+    from turbodiff.cli.show import print_lines, words_here
+
+    words, state = words_here(), open_studio(state_dir).cancel(job)
+    print_lines([words("shell.job_state", job=job, state=words.or_else(f"shell.state_{state}", state))])
 
 
 @jobs_app.command("retry")
 def retry_job(job: JobId, state_dir: StateDir = None) -> None:
     """Queue a job again that failed, was cancelled or was parked."""
-    sys.stdout.write(f"queued as job {open_studio(state_dir).retry(job)}\n")
+    from turbodiff.cli.show import print_lines, words_here
+
+    print_lines([words_here()("shell.queued_as", job=open_studio(state_dir).retry(job))])
 
 
 @jobs_app.command("move")
 def move_job(job: JobId, where: Literal["first", "up", "down", "last"], state_dir: StateDir = None) -> None:
     """Move a waiting job: first, up, down, last."""
+    from turbodiff.cli.show import print_lines, words_here
+
     studio = open_studio(state_dir)
     state = studio.job(job).state
     if state != "queued":
@@ -100,21 +111,26 @@ def move_job(job: JobId, where: Literal["first", "up", "down", "last"], state_di
             try_instead="turbodiff jobs list",
         )  # fmt: skip
     studio.move(job, where)
-    sys.stdout.write(f"job {job}: {where}\n")
+    words = words_here()
+    print_lines([words("shell.job_state", job=job, state=words(f"shell.{where}"))])
 
 
 @jobs_app.command("pause")
 def pause_queue(state_dir: StateDir = None) -> None:
     """Start no further job; the one that runs goes on."""
+    from turbodiff.cli.show import print_lines, words_here
+
     open_studio(state_dir).pause()
-    sys.stdout.write("the queue is paused\n")
+    print_lines([words_here()("shell.paused")])
 
 
 @jobs_app.command("resume")
 def resume_queue(state_dir: StateDir = None) -> None:
     """Go on with the queue."""
+    from turbodiff.cli.show import print_lines, words_here
+
     open_studio(state_dir).resume()
-    sys.stdout.write("the queue goes on\n")
+    print_lines([words_here()("shell.resumed")])
 
 
 @seeds_app.command("list")
@@ -151,7 +167,9 @@ def export_seeds(state_dir: StateDir = None) -> None:
 @seeds_app.command("import")
 def import_seeds(path: Path, state_dir: StateDir = None, outputs: Outputs = OUTPUTS) -> None:
     """Take over the rows of a Markdown table."""
-    sys.stdout.write(f"{open_studio(state_dir, outputs).import_seeds(path)} rows\n")
+    from turbodiff.cli.show import print_lines, words_here
+
+    print_lines([words_here()("shell.rows", n=open_studio(state_dir, outputs).import_seeds(path))])
 
 
 def serve(context: typer.Context) -> None:

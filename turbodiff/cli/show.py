@@ -1,4 +1,4 @@
-"""How events and plans look in a shell: English, and a plan's reasons in Chinese where that is spoken."""
+"""How events and plans look in a shell, in its language."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from rich.table import Table
 from turbodiff.diagnostics.run_log import flaw_lines
 from turbodiff.spec.events import Event
 from turbodiff.spec.models import find_model
-from turbodiff.spec.numbers import gib, seconds
+from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import Plan, Reason
 from turbodiff.spec.schedules import SCHEDULE_REASONS, WARNINGS, Schedule
 from turbodiff.spec.text import printable
@@ -19,16 +19,6 @@ from turbodiff.spec.wording import Words, language_of, shell_language
 if TYPE_CHECKING:
     from turbodiff.plan.hardware import Machine
 
-PHASES = {
-    "text_encode": "reading the prompt",
-    "image_embed": "looking at the picture (CLIP)",
-    "image_encode": "reading the picture",
-    "denoise": "denoising",
-    "denoise_high": "denoising (high-noise expert)",
-    "denoise_low": "denoising (low-noise expert)",
-    "vae_decode": "decoding frames",
-    "write": "writing and checking the file",
-}
 ABOUT_FILES = ("network_files", "package_missing", "expert_untold", "download", "download_parts")
 
 
@@ -67,13 +57,16 @@ def plan_lines(plan: Plan, words: Words) -> list[str]:
     """What will run, whether it fits, what was lowered to make it fit; which sampler and why."""
     request = plan.request
     name = find_model(request.model).display_name
+    asked = request.model_dump(include={"steps", "sampler", "attention"})
+    seed = words("shell.random") if request.seed is None else request.seed
+    size, frames = f"{request.width}x{request.height}", request.num_frames
+    band = words(f"shell.band_{plan.band}")
     lines = [
-        f"{name}  {request.width}x{request.height}  {request.num_frames} frames  {request.steps} steps"
-        f" {request.sampler}  seed {request.seed}  attention {request.attention}  on {plan.device_name}",
-        f"peak {gib(plan.peak_bytes)} of {gib(plan.budget_bytes)}: {plan.band}",
+        words("shell.plan", model=name, size=size, frames=frames, device=plan.device_name, seed=seed, **asked),
+        words("shell.plan_peak", peak=gib(plan.peak_bytes), budget=gib(plan.budget_bytes), band=band),
     ]
     lossy = [change for change in plan.changes if change.lossy]
-    lines += [f"changed to fit: {c.field} {c.from_value} -> {c.to_value}" for c in lossy]
+    lines += [words("shell.changed", field=c.field, before=c.from_value, now=c.to_value) for c in lossy]
     about = [reason for reason in plan.reasons if is_said_first(reason)]
     return lines + [words.say(reason) for reason in about]
 
@@ -84,16 +77,18 @@ def event_lines(event: Event, words: Words) -> list[str]:
         case "plan":
             return plan_lines(event.plan, words)
         case "phase" if event.state == "start":
-            return [f"{PHASES.get(event.name, event.name)} ..."]
+            return [f"{words.or_else(f'phase.doing_{event.name}', event.name)} ..."]
         case "step":
-            return [f"  step {event.i}/{event.n}  {event.dt_s:.1f} s a step, {seconds(event.eta_s)} left"]
+            times = {"step": words.seconds(event.dt_s), "left": words.seconds(event.eta_s)}
+            return [words("shell.step", i=event.i, n=event.n, **times)]
         case "result":
-            done = f"done in {seconds(event.seconds or 0.0)}: {event.frames} frames, {event.width}x{event.height}"
-            return [done, *(f"note: {line}" for line in flaw_lines(event))]
+            size, took = f"{event.width}x{event.height}", words.seconds(event.seconds or 0.0)
+            done = words("shell.done", seconds=took, frames=event.frames, size=size)
+            return [done, *(f"{words('value.notice')}: {line}" for line in flaw_lines(event, words))]
         case "notice":
             return [f"{words('value.notice')}: {words.notice(event)}"]
         case "wait":
-            return [f"waiting for {gib(event.need_bytes)} of memory, {gib(event.free_bytes)} free"]
+            return [words("shell.wait", need=gib(event.need_bytes), free=gib(event.free_bytes))]
     return []
 
 
@@ -102,11 +97,13 @@ def plan_table(plan: Plan, words: Words) -> None:
     print_lines(plan_lines(plan, words))
     rows = []
     for phase in plan.phases:
-        mark = " <- binds" if phase is plan.binding_phase else ""
+        name = words.or_else(f"phase.{phase.name}", phase.name) if words.lang != "en" else phase.name
+        name = words("shell.binds", phase=name) if phase is plan.binding_phase else name
         sizes = (phase.weights_bytes, phase.activations_bytes, phase.workspace_bytes, phase.peak_bytes)
         host_ram = gib(phase.host_ram_bytes)
-        rows.append((phase.name + mark, *(gib(size) for size in sizes), host_ram, f"{phase.seconds:.1f}"))
-    print_table(("phase", "weights", "activations", "workspace", "peak", "host RAM", "seconds"), rows)
+        rows.append((name, *(gib(size) for size in sizes), host_ram, f"{phase.seconds:.1f}"))
+    heads = ("phase", "weights", "activations", "workspace", "peak", "host_ram", "seconds")
+    print_table([words(f"shell.{head}") for head in heads], rows)
     reasons = [reason for reason in plan.reasons if not is_said_first(reason)]
     print_lines(f"- {words.say(reason)}" for reason in reasons)
     if plan.alternatives:

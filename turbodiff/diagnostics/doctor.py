@@ -17,11 +17,6 @@ from turbodiff.spec.wording import Words
 
 TORCH_REPORT = (sys.executable, "-P", "-m", "turbodiff.runtime.device")
 TORCH_REPORT_S = 120
-NOTES = [
-    "SageAttention, SpargeAttn and flash-attn are not needed: turbodiff brings its own Triton kernels.",
-    "Do not install `sparselinear`: it is an unrelated package of 2020. torchvision is not needed either.",
-]
-UNMEASURED = "{name} was not measured with this driver and torch: turbodiff calibrate --quick takes under a minute."
 
 
 class KernelReason(NamedTuple):
@@ -113,12 +108,19 @@ def doctor() -> DoctorReport:
         warnings=warnings,
         pip_line=advice.pip_line,
         kernels=report.kernels,
-        notes=[*NOTES, *(UNMEASURED.format(name=gpu.name) for gpu in machine.usable_gpus if not gpu.measured)],
+        notes=doctor_notes(machine, Words("en")),
         machine=machine,
         versions=versions,
         optional=frozenset(report.optional),
         kernel_reasons=report.kernel_reasons,
     )
+
+
+def doctor_notes(machine: Machine, words: Words) -> list[str]:
+    """What nobody needs to install, and which cards were not measured yet."""
+    unmeasured = (gpu.name for gpu in machine.usable_gpus if not gpu.measured)
+    told = [words("shell.own_kernels"), words("shell.not_sparselinear")]
+    return told + [words("shell.unmeasured", name=name) for name in unmeasured]
 
 
 def _memory(n_bytes: int | None) -> str:

@@ -10,14 +10,7 @@ from turbodiff.spec.events import Event
 from turbodiff.spec.models import display_name_of
 from turbodiff.spec.numbers import gib, seconds
 from turbodiff.spec.request import Request
-
-# what a sound clip may still look like (media/verify.py), and what helps
-FLAWS = {
-    "black": "every frame is black; try: another seed, or attention dense",
-    "frozen": "nothing moves; try: say what moves, with a verb",
-    "stops_halfway": "the movement stops halfway; try: fewer frames, another seed, or say what goes on to the end",
-    "noisy_start": "the first frames look noisy; try: Boundary 0.7 or SDE with the same seed",
-}
+from turbodiff.spec.wording import Words
 
 
 def request_line(request: Request, attempt: int) -> str:
@@ -53,13 +46,13 @@ def run_lines(event: Event, planned_bytes: int | None = None) -> Iterator[str]:
         case "result":
             size = f"{event.width}x{event.height}"
             yield f"verdict: done, {event.path} {event.frames} frames {size} sha256 {event.sha256[:12]}"
-            yield from (f"[WARNING] verdict: {line}" for line in flaw_lines(event))
+            yield from (f"[WARNING] verdict: {line}" for line in flaw_lines(event, Words("en")))
         case "error":
             cause = {"got ": event.got, "expected ": event.expected, "try: ": event.try_instead}
             told = [name + text for name, text in cause.items() if text]
             yield "; ".join([f"[ERROR] verdict: {event.code}: {event.what}", *told])
 
 
-def flaw_lines(result: ClipResult) -> list[str]:
+def flaw_lines(result: ClipResult, words: Words) -> list[str]:
     """What a finished clip may be wrong with, and the knob that helps."""
-    return [FLAWS.get(flaw, flaw) for flaw in result.warnings]
+    return [words.or_else(f"flaw.{flaw}", flaw) for flaw in result.warnings]

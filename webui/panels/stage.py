@@ -86,7 +86,7 @@ def card(clip: ClipView, words: Words, others: Iterable[ClipView] = ()) -> Card:
     badges = [("accent", words("clip.demo"))] if demo else []
     for row in (diff(change, words) for change in clip.changes if change.lossy):
         badges.append(("warn", words("clip.lowered", field=row.label, before=row.before, after=row.after)))
-    badges += [("warn", words.or_else(f"clip.flaw_{finding}", finding)) for finding in clip.sidecar.warnings]
+    badges += [("warn", words.or_else(f"flaw.{finding}", finding)) for finding in clip.sidecar.warnings]
     changed = prompt_diff(before.request.prompt, request.prompt) if before else ()
     return Card(clip, tuple(_facts(clip, words)), tuple(badges), tuple(knobs(request, words)), demo, changed)
 

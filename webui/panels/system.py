@@ -84,8 +84,8 @@ def system(snapshot: Snapshot, report: DoctorReport | None, words: Words) -> Sys
     for name, version in report.versions.items():  # they stay as they are; that there is none is worded
         if name == "GPU" and report.machine.pretended:
             version = ", ".join(card_name(gpu, report.machine, words) for gpu in report.machine.gpus)
-        none = words("system.not_found" if name in report.optional else "system.none")
-        label = words.or_else(f"system.fact_{name.replace(' ', '_').lower()}", name)
+        none = words("fact.not_needed" if name in report.optional else "fact.none")
+        label = words.or_else(f"fact.{name.replace(' ', '_').lower()}", name)
         versions.append((label, version or none))
     return replace(
         shown,

@@ -6,9 +6,9 @@ from tests.plan.machines import card, gpu, machine
 from turbodiff.plan import planner
 from turbodiff.plan.hardware import Machine
 from turbodiff.plan.planner import plan_request
-from turbodiff.plan.tiers import downloaded, first_request, fits_of, suited
+from turbodiff.plan.tiers import counted_on, downloaded, first_request, fits_of, suited
 from turbodiff.spec.errors import RequestError
-from turbodiff.spec.models import Variant, all_models, find_model
+from turbodiff.spec.models import Inventory, Variant, all_models, find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.plan import Change, Fit
 from turbodiff.spec.wording import Words
@@ -63,8 +63,9 @@ def test_a_mark_is_what_the_form_will_say_once_the_file_is_here(model, total_gib
     spec, where = find_model(model), card(total_gib)
     for variant, told in fits_of(spec, where).items():
         asked = first_request(spec, where, variant)
-        assert asked.quant_linear == ("on" if variant.quant else "off")
-        assert variant.resolution in ("", asked.resolution)
+        both, sizes = len({one.quant for one in spec.variants}) > 1, {one.resolution for one in spec.variants}
+        assert asked.quant_linear == (("on" if variant.quant else "off") if both else "auto")
+        assert asked.resolution == (variant.resolution if len(sizes) > 1 else first_request(spec, where).resolution)
         try:
             plan = plan_request(asked, where, downloaded(spec, [variant]))
         except planner.Refusal as error:
@@ -72,6 +73,32 @@ def test_a_mark_is_what_the_form_will_say_once_the_file_is_here(model, total_gib
         else:
             lowered = any(change.lossy for change in plan.changes)
             assert (told.mark, told.band, told.seconds) == ("changes" if lowered else "fits", plan.band, plan.seconds)
+
+
+@pytest.mark.parametrize("model", [spec.name for spec in all_models() if not spec.bundled])
+@pytest.mark.parametrize("total_gib", [None, 7.6, 11.5, 23.5, 79])
+def test_before_a_download_the_form_plans_the_very_clip_that_the_list_of_downloads_promises(model, total_gib):
+    spec, where = find_model(model), Machine() if total_gib is None else card(total_gib)
+    best = suited(spec, where)
+    told, asked = fits_of(spec, where)[best], first_request(spec, where)
+    disk = counted_on(asked, where, None, Inventory())
+    plan = plan_request(asked, where, disk, policy="anyway")
+    assert (plan.band, plan.seconds) == (told.band, told.seconds)
+    assert {file.path for file in disk.files} == {file.names[0] for file in spec.files_of(best)}
+    (needed,) = [reason.numbers["bytes"] for reason in plan.reasons if reason.key == "download"]
+    assert needed == sum(file.bytes for file in spec.files_of(best))
+
+
+def test_a_plan_counts_on_the_files_of_the_precision_that_is_asked_for_and_on_none_that_are_here():
+    where, plain = card(11.5), BIG.variant("720p-plain")
+    asked = first_request(BIG, where).model_copy(update={"quant_linear": "off"})
+    assert {file.quant for file in counted_on(asked, where, None, Inventory()).files if "dit" in file.component} == {
+        False
+    }
+    here = Inventory(
+        files=tuple(file.model_copy(update={"to_fetch": False}) for file in downloaded(BIG, [plain]).files)
+    )
+    assert counted_on(first_request(BIG, where), where, None, here) is here
 
 
 def test_what_fits_what_changes_and_what_does_not_fit_is_told_in_both_languages():

@@ -128,7 +128,9 @@ def test_the_mark_before_a_download_is_what_the_form_says_after_it(reader, model
     for variant, told in marks.items():
         reader._inventory = CachedValue(lambda variant=variant: downloaded(spec, [variant]), 3600.0)
         switch = "on" if variant.quant else "off"
-        held = {**first, "resolution": variant.resolution, "quant_linear": switch, "pinned": ["model"]}
+        # of one resolution alone: the form keeps its own
+        resolution = variant.resolution if len({one.resolution for one in spec.variants}) > 1 else first["resolution"]
+        held = {**first, "resolution": resolution, "quant_linear": switch, "pinned": ["model"]}
         asked = form.request_fields({**held, "prompt": "-"})
         plan = reader.estimate(
             {**asked, **({"image": "-", "adaptive_resolution": False} if spec.kind == "i2v" else {})}

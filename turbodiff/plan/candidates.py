@@ -94,8 +94,7 @@ def as_wished(request: Request, int8: bool) -> Candidate:
 
 def has_weights(spec: ModelSpec, machine: Machine, inventory: Inventory) -> bool:
     """Whether the networks of a model are on disk; with a pretended machine every model counts as present."""
-    found = [inventory.of(spec.name, expert.component) for expert in spec.experts]
-    return machine.pretended or spec.bundled or None not in found
+    return machine.pretended or spec.bundled or inventory.has_networks(spec)
 
 
 def loras_fit(request: Request, spec: ModelSpec, inventory: Inventory) -> bool:

@@ -233,7 +233,7 @@ def _about_machine(context: PlanContext, cost: CandidateCost) -> Iterator[Reason
 def _about_weights(context: PlanContext, choice: Candidate) -> Iterator[Reason]:
     spec, inventory = choice.spec, context.inventory
     files = [network_file(choice, inventory, expert) for expert in spec.experts]
-    if names := [short_path(file.path) for file in files if file]:
+    if names := [short_path(file.path) for file in files if file and not file.to_fetch]:
         yield reason("network_files", files=", ".join(names))
     lacking, unread = needed_files(spec, inventory, choice.int8), set[str]()
     for one in inventory.passed_over:

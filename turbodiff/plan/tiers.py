@@ -101,13 +101,16 @@ def tier_here(machine: Machine) -> Tier | None:
 
 def first_request(spec: ModelSpec, machine: Machine, variant: Variant | None = None) -> Request:
     """What the form starts with when this model is chosen on this machine (another model would be no answer, so it is
-    pinned); with a variant at the resolution and the precision of its files."""
+    pinned); with a variant at the resolution and precision of its files, where the model is published in several."""
     tier = tier_here(machine)
     start = getattr(tier, spec.kind) if tier is not None else Start()
     fields = start.fields() if start.model == spec.name else {"model": spec.name}
     if variant is not None:
-        fields |= {"resolution": variant.resolution} if variant.resolution else {}
-        fields["quant_linear"] = "on" if variant.quant else "off"
+        several = {other.resolution for other in spec.variants} > {variant.resolution}
+        fields |= {"resolution": variant.resolution} if several else {}
+        fields |= (
+            {"quant_linear": "on" if variant.quant else "off"} if len({v.quant for v in spec.variants}) > 1 else {}
+        )
     picture = {"image": "-"} if spec.kind == "i2v" else {}
     return make_request({**fields, "prompt": "-", "seed": 0, "pinned": ["model"], **picture})
 
@@ -119,6 +122,7 @@ def downloaded(spec: ModelSpec, variants: Sequence[Variant], here: Inventory = N
         FoundFile(
             model=spec.name, component=file.component, path=file.names[0], bytes=file.bytes, quant=file.quant,
             sla=spec.turbo and file.component.startswith("dit"), converted=file.converted, resolution=file.resolution,
+            to_fetch=True,
         )
         for file in files
     ]  # fmt: skip
@@ -153,6 +157,21 @@ def installed(machine: Machine, here: Inventory, history: History | None = None)
         if files := network_files(plan.request, here):
             found[spec.name] = Installed(files, fit, said)
     return found
+
+
+def counted_on(request: Request, machine: Machine, history: History | None, here: Inventory) -> Inventory:
+    """The disk as a plan of this request counts on it: what is `here`; where a network of the model is not, beside it
+    the files that would be downloaded for it, so that a form and the list of downloads speak of the same clip. Those
+    are of the variant that is `suited`, or of the precision and the resolution that the request asks for."""
+    spec = request.spec
+    if spec.bundled or here.has_networks(spec):
+        return here
+    best = suited(spec, _still(machine), history)
+    quant = best.quant if request.quant_linear == "auto" else request.quant_linear == "on"
+    wanted = (Variant(quant, request.resolution), Variant(quant, best.resolution))
+    variant = next((one for one in wanted if one in spec.variants), best)
+    files = downloaded(spec, [variant], here).files
+    return here.model_copy(update={"files": (*files, *(file for file in here.files if file.model != spec.name))})
 
 
 @lru_cache(256)

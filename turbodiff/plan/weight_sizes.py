@@ -101,10 +101,17 @@ def lora_bytes(loras: tuple[Lora, ...], spec: ModelSpec, inventory: Inventory, e
 
 def needed_files(spec: ModelSpec, inventory: Inventory, int8: bool) -> tuple[ModelFile, ...]:
     """What must be downloaded before the model can run: a published file for each component that is not on disk, the
-    networks in INT8 or plain as asked for, in the other form where they are published in that alone."""
-    found = {file.component for file in inventory.files if file.model == spec.name}
+    networks in INT8 or plain as asked for, in the other form where they are published in that alone. Those that the
+    plan counts on (plan/tiers.py, `counted_on`) go first."""
+    of_model = [file for file in inventory.files if file.model == spec.name]
+    found = {file.component for file in of_model if not file.to_fetch}
+    counted = {(file.component, file.path) for file in of_model if file.to_fetch}
     wanted: dict[str, ModelFile] = {}
-    for file in sorted(spec.files, key=lambda file: file.component.startswith("dit") and file.quant != int8):
+
+    def rank(file: ModelFile) -> tuple[bool, bool]:
+        return (file.component, file.names[0]) not in counted, file.component.startswith("dit") and file.quant != int8
+
+    for file in sorted(spec.files, key=rank):
         if file.component not in found and file.repo:
             wanted.setdefault(file.component, file)
     return tuple(wanted.values())

@@ -211,6 +211,7 @@ class FoundFile(Frozen):
     training: Training | None = None  # of a DiT (weights/distillation.py); None where not yet read
     resolution: str = ""
     layout: str = ""
+    to_fetch: bool = False  # not on this disk: a plan counts on its download
 
     @property
     def kind(self) -> tuple[bool, bool, str]:
@@ -267,6 +268,10 @@ class Inventory(Frozen):
 
     def __hash__(self) -> int:  # plans ask for it again and again: paths, without every field of every file
         return hash(tuple([file.path for file in self.files]))
+
+    def has_networks(self, spec: ModelSpec) -> bool:
+        """Whether every network of a model is here."""
+        return None not in [self.of(spec.name, expert.component) for expert in spec.experts]
 
     def of(self, model: str, component: str, quant: bool | None = None, resolution: str = "") -> FoundFile | None:
         """The best file for a component, or None; `quant` None means either. Where a network was distilled once per

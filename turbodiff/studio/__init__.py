@@ -26,7 +26,7 @@ from turbodiff.media.pictures import Look
 from turbodiff.plan.calibration import History
 from turbodiff.plan.hardware import GpuFacts, Machine, only, pretend
 from turbodiff.plan.planner import Outlook, Policy, outlook, plan_request
-from turbodiff.plan.tiers import Installed, Round, Tier, fits_of, installed, rounds, tier_here
+from turbodiff.plan.tiers import Installed, Round, Tier, counted_on, fits_of, installed, rounds, tier_here
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.environment import current_folder
 from turbodiff.spec.errors import RequestError
@@ -117,15 +117,16 @@ class Studio:
             RequestError: a field cannot be honoured.
             DoesNotFitError: nothing that the pins allow fits.
         """
-        request, found = _request_of(fields), inventory or find_weights()
-        found, machine = with_loras(found, request.loras), machine or probe.machine_now()
-        return plan_request(request, machine, found, policy=policy, history=history or self.history())
+        request, history, machine = _request_of(fields), history or self.history(), machine or probe.machine_now()
+        found = counted_on(request, machine, history, inventory or find_weights())
+        return plan_request(request, machine, with_loras(found, request.loras), policy=policy, history=history)
 
     def outlook(
         self, fields: Mapping[str, Any], machine: Machine, inventory: Inventory, history: History | None = None
     ) -> Outlook:
         """The band, seconds and steps of a plan, for many at once. Raises RequestError: a field cannot be honoured."""
-        return outlook(request := _request_of(fields), machine, with_loras(inventory, request.loras), history=history)
+        found = counted_on(request := _request_of(fields), machine, history, inventory)
+        return outlook(request, machine, with_loras(found, request.loras), history=history)
 
     def history(self) -> History | None:
         """What earlier runs taught; None where nothing ran yet: asking leaves no file behind."""

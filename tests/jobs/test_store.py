@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from supervisor.bench import request
 
 from turbodiff.jobs import attempts, database
+from turbodiff.jobs import store as stores
 from turbodiff.jobs.attempts import claim, finish_job, move_job, record_event
-from turbodiff.jobs.journal import entries, entry_path
+from turbodiff.jobs.journal import entries, entry_path, waiting_jobs
 from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.errors import FileError, OutputError, RequestError
@@ -409,3 +410,65 @@ def test_a_disk_that_refuses_the_journal_queues_nothing_and_leaves_no_file(store
     assert [entry.nonce for _, entry, _ in entries(tmp_path) if entry] == ["before"]
     entry_path(tmp_path, "two").rmdir()
     assert store.submit_all(asked)[2] == 1 and len(store.queue()) == 3
+
+
+def held(store: Store) -> sqlite3.Connection:
+    """Another program that holds the database."""
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    return other
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "PATIENCE_S", 0.1)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_job_of_a_minute_in_which_another_program_holds_the_store_is_accepted_under_its_number(store: Store) -> None:
+    first = store.submit(request("first"))
+    other = held(store)
+    late = store.submit_all([(request("second", nonce="b"), None), (request("third"), None)])
+    assert [first, *late] == [1, 2, 3]
+    assert store.submit(request("second", nonce="b")) == 2  # sent again
+    assert (store.job(3).state, store.job(3).request.prompt) == ("queued", "third")
+    seen, waiting = store.overview()
+    assert ([job.id for job in seen], waiting) == ([3, 2, 1], 3)
+    with pytest.raises(OutputError, match="another program holds the job store"):
+        store.cancel(first)
+    other.execute("ROLLBACK")
+    assert store.submit(request("fourth")) == 4  # those that waited come first
+    assert [job.request.prompt for job in store.queue()] == ["first", "second", "third", "fourth"]
+    assert store.take_in() == [] and waiting_jobs(store.path.parent) == []
+    assert {entry.id for _, entry, _ in entries(store.path.parent) if entry} == {1, 2, 3, 4}
+
+
+@pytest.mark.usefixtures("hasty")
+def test_jobs_that_wait_for_the_store_survive_a_kill_and_a_refused_batch_leaves_none(store: Store) -> None:
+    other = held(store)
+    with pytest.raises(RequestError, match="too many jobs"):
+        store.submit_all([(request(), None)] * (stores.MAX_QUEUED_PER_CLIENT + 1), client="10.0.0.9")
+    assert waiting_jobs(store.path.parent) == [] and not list(entries(store.path.parent))
+    assert store.submit(request("mine")) == 1
+    other.execute("ROLLBACK")
+    again = Store(store.path.parent)  # as the supervisor's
+    assert again.take_in() == [1] and again.job(1).request.prompt == "mine"
+    assert again.submit(request("next")) == 2
+    again.close()
+
+
+@pytest.mark.usefixtures("hasty")
+def test_two_processes_tell_no_number_twice_while_the_store_is_held(store: Store) -> None:
+    beside = Store(store.path.parent)
+    other = held(store)
+    told: list[int] = []
+    threads = [
+        threading.Thread(target=lambda one=one: told.append(one.submit(request()))) for one in (store, beside) * 4
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    other.execute("ROLLBACK")
+    assert sorted(told) == list(range(1, 9)) == beside.take_in()
+    beside.close()

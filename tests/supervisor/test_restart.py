@@ -48,9 +48,23 @@ def test_a_restart_says_how_many_bytes_the_driver_confirms(carded: Bench) -> Non
 def test_a_restart_during_a_job_puts_it_back_uncharged_and_it_runs_again(carded: Bench) -> None:
     job = carded.store.submit(scripted({"steps": 1000, "dt_s": 0.02}, {"steps": 1}))
     carded.turn_until(lambda: carded.store.job(job).progress)
-    carded.store.ask("restart")
+    control = carded.store.ask("restart")
     carded.turn_until(lambda: carded.store.job(job).over)
     assert (carded.store.job(job).state, carded.store.job(job).strikes) == ("done", {})
+    outcome = carded.store.outcome(control)
+    assert outcome is not None and outcome.jobs == {job: "queued"}
+    assert f"Job {job} is back in the queue." in carded.log_text()
+
+
+def test_a_stop_says_what_became_of_each_job(carded: Bench) -> None:
+    jobs = [carded.store.submit(scripted({"steps": 1000, "dt_s": 0.02})) for _ in range(3)]
+    carded.turn_until(lambda: carded.store.job(jobs[0]).progress)
+    carded.supervisor.close()
+    assert (
+        carded.log_text()
+        .splitlines()[-1]
+        .endswith(f"Stopped. Job {jobs[0]} is back in the queue. Waiting for the next start: 3.")
+    )
 
 
 def test_memory_that_does_not_come_back_is_no_success(

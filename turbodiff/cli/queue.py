@@ -186,7 +186,7 @@ def serve(context: typer.Context) -> None:
 
 def restart(state_dir: StateDir = None) -> None:
     """重启应用: end the worker, prove that its memory is back, start a new one. Works when the page is dead, too."""
-    from turbodiff.cli.show import print_lines
+    from turbodiff.cli.show import print_lines, words_here
 
     studio = open_studio(state_dir)
     if not studio.served:
@@ -197,7 +197,7 @@ def restart(state_dir: StateDir = None) -> None:
         if time.monotonic() > end_s:
             raise TurbodiffError("no answer to the restart", code="restart_silent", try_instead="see the start-up log")
         time.sleep(POLL_S)
-    print_lines([outcome.text])
+    print_lines([outcome.text, *words_here().fates(outcome.jobs)])
     if not outcome.ok:
         raise typer.Exit(1)
 

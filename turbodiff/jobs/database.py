@@ -4,12 +4,17 @@ import contextlib
 import errno
 import os
 import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from turbodiff.spec.errors import FileError, OutputError
 from turbodiff.spec.files import NotAFileError, check_file, mount_fields, proc_lines
 
 DATABASE = "turbodiff.db"
+LOCKED = "store_locked"  # code of the error
+PATIENCE_S = 5.0  # with another program that holds the database
 # file systems whose shared memory maps or locks WAL cannot rely on (sqlite.org/wal.html; WSL's /mnt/c is 9p or drvfs)
 NO_SHARED_MEMORY = {"9p", "drvfs", "nfs", "nfs4", "cifs", "smb3", "fuse.sshfs"}
 
@@ -147,6 +152,14 @@ def store_error(path: Path, error: sqlite3.OperationalError) -> FileError:
 
 def write_error(path: Path, error: Exception) -> OutputError:
     """The error for a write that failed although the file is sound: disk full, read-only, locked too long."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return OutputError(
+            f"another program holds the job store ({error})",
+            code=LOCKED,
+            field="state",
+            got=path,
+            try_instead="close that program, and do it again",
+        )
     full = "full" in str(error)
     return OutputError(
         f"the job store cannot be written ({error})",
@@ -155,3 +168,66 @@ def write_error(path: Path, error: Exception) -> OutputError:
         got=path,
         try_instead="free some space, or another --state-dir" if full else "another --state-dir, one that is yours",
     )
+
+
+class Database:
+    """One connection to the database of a state folder: transactions, and errors in words. Safe to share between
+    threads, cheap to open in each process.
+
+    Raises:
+        FileError: the database is damaged or newer than this program.
+        OutputError: it cannot be written (also from every writing method: disk full, read-only).
+    """
+
+    def __init__(self, state: Path, now: Callable[[], float] = time.time) -> None:
+        self.path = Path(state) / DATABASE
+        self.now = now
+        self._lock = threading.RLock()
+        self._db = open_database(self.path)
+
+    def close(self) -> None:
+        """Close the connection; the store object is of no use afterwards."""
+        with self._lock:
+            self._db.close()
+
+    @contextlib.contextmanager
+    def write(self, durable: bool = True, patience_s: float = PATIENCE_S) -> Iterator[sqlite3.Connection]:
+        """One short transaction: committed and on disk when the block ends, rolled back if it raises.
+
+        With `durable` False a power cut (no crash) may undo it: progress and samples are not worth an fsync each.
+        `patience_s` is how long another program may hold the database.
+        """
+        with self._lock, self._in_words():
+            try:
+                self._db.execute(f"PRAGMA busy_timeout = {round(1000 * patience_s)}")
+                self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                self._db.execute("BEGIN IMMEDIATE")
+                yield self._db
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    def rows(self, sql: str, *values: str | bytes | int | float | None) -> list[sqlite3.Row]:
+        """The rows of one query."""
+        with self._lock, self._in_words():
+            return self._db.execute(sql, values).fetchall()
+
+    def damage(self) -> str:
+        """What is wrong with the database, "" for a sound one."""
+        try:
+            with self._lock, self._in_words():
+                return damage_of(self._db)
+        except FileError as error:
+            return error.what
+
+    @contextlib.contextmanager
+    def _in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise store_error(self.path, error) from error
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # its subclasses are our own mistakes
+                raise
+            raise damaged(self.path, error) from error

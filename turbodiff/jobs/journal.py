@@ -2,17 +2,23 @@
 
     STATE/accepted/journal.id     random text; the database that belongs to the folder holds the same
     STATE/accepted/HASH.job       64 hex digits of a SHA-256, a line end, the job as JSON; HASH is that of the nonce
+    STATE/accepted/waiting/HASH   empty: another program held the database when this job was accepted
 
 The file of a job is on disk before its row is committed, and goes after the row says how the job ended. Whoever finds
-the database gone, cut or older than this folder knows from it what was promised: supervisor/recovery.py.
+the database gone, cut or older than this folder knows from it what was promised: supervisor/recovery.py. A job that
+waits for the database gets its row, under the number that its client was told, with the next that gets one.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -23,10 +29,15 @@ from turbodiff.spec.models import Frozen
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 
+if TYPE_CHECKING:
+    from turbodiff.spec.jobs import QueuedJob
+
 JOURNAL = "accepted"
 ENDING = ".job"
 IDENTITY = "journal.id"
+WAITING = "waiting"
 MAX_BYTES = 1 << 20  # a job with a plan and the longest prompts takes 80 KB
+NUMBERING_S = 5.0
 
 
 class Accepted(Frozen):
@@ -39,6 +50,14 @@ class Accepted(Frozen):
     created_s: float
     request: Request
     plan: Plan | None = None
+
+    @classmethod
+    def of(cls, job: "QueuedJob") -> "Accepted":
+        """What the journal keeps of a job of the queue."""
+        return cls(
+            id=job.id, nonce=job.nonce, client=job.client, parent=job.parent, created_s=job.created_s,
+            request=job.request, plan=job.plan,
+        )  # fmt: skip
 
 
 def entry_path(state: Path, nonce: str) -> Path:
@@ -68,20 +87,77 @@ def remove_entry(state: Path, nonce: str) -> None:
         entry_path(state, nonce).unlink(missing_ok=True)
 
 
+def write_waiting(state: Path, job: Accepted) -> None:
+    """Put a job's file on disk, and the mark that its row is still to be made.
+
+    Raises:
+        OutputError: the folder takes no file.
+    """
+    mark = state / JOURNAL / WAITING / entry_path(state, job.nonce).stem
+    write_entry(state, job)
+    try:
+        make_folder(mark.parent, 0o700)
+        mark.touch(0o600)
+        sync(mark.parent)
+    except OSError as error:
+        remove_entry(state, job.nonce)
+        raise write_error(mark, error) from error
+
+
+def waiting_jobs(state: Path) -> list[Accepted]:
+    """The jobs that wait for their rows, by number."""
+    found = []
+    with contextlib.suppress(OSError), os.scandir(state / JOURNAL / WAITING) as marks:
+        for mark in list(marks):
+            job, whole = _read_entry(path := state / JOURNAL / f"{mark.name}{ENDING}")
+            found += [job] if job is not None and whole else []
+            if not os.path.lexists(path):  # cancelled meanwhile, or refused
+                Path(mark).unlink(missing_ok=True)
+    return sorted(found, key=lambda job: job.id)
+
+
+def forget_waiting(state: Path, nonce: str) -> None:
+    """Take away the mark of a job that has its row."""
+    with contextlib.suppress(OSError):
+        (state / JOURNAL / WAITING / entry_path(state, nonce).stem).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def numbering(state: Path) -> Iterator[None]:
+    """While one process numbers jobs, no other does: else two clients are told the same number. One that holds this for
+    longer than five seconds is stopped or hangs, and is not waited for."""
+    with contextlib.ExitStack() as on_end:
+        with contextlib.suppress(OSError):  # a file system without locks
+            make_folder(state / JOURNAL, 0o700)
+            descriptor = os.open(state / JOURNAL, os.O_RDONLY | os.O_CLOEXEC)
+            on_end.callback(os.close, descriptor)
+            end_s = time.monotonic() + NUMBERING_S
+            while time.monotonic() < end_s:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.005)
+        yield
+
+
 def entries(state: Path) -> Iterator[tuple[Path, Accepted | None, bool]]:
     """Every file of the journal with its job, None where it cannot be read, and whether it is as it was written."""
     for path in sorted((state / JOURNAL).glob(f"*{ENDING}")):
-        try:
-            with open_file(path) as file:
-                digest, _, data = file.read(MAX_BYTES).partition(b"\n")
-        except OSError:
-            yield path, None, False
-            continue
-        whole = hashlib.sha256(data).hexdigest().encode() == digest
-        try:
-            yield path, Accepted.model_validate_json(data), whole
-        except ValidationError:  # of another version, or damaged
-            yield path, _read_leniently(data), whole
+        yield path, *_read_entry(path)
+
+
+def _read_entry(path: Path) -> tuple[Accepted | None, bool]:
+    try:
+        with open_file(path) as file:
+            digest, _, data = file.read(MAX_BYTES).partition(b"\n")
+    except OSError:
+        return None, False
+    whole = hashlib.sha256(data).hexdigest().encode() == digest
+    try:
+        return Accepted.model_validate_json(data), whole
+    except ValidationError:  # of another version, or damaged
+        return _read_leniently(data), whole
 
 
 def _read_leniently(data: bytes) -> Accepted | None:

@@ -12,84 +12,27 @@ never by the clock.
 import json
 import secrets
 import sqlite3
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from turbodiff.jobs.database import DATABASE, damage_of, damaged, open_database, store_error
+from turbodiff.jobs import journal
+from turbodiff.jobs.database import LOCKED, PATIENCE_S, Database
 from turbodiff.jobs.journal import Accepted, remove_entry, write_entry
-from turbodiff.jobs.rows import LARGEST, UNREADABLE, SqlValue, as_column, asked_of, parsed, record_of
+from turbodiff.jobs.rows import LARGEST, UNREADABLE, as_column, asked_of, parsed, record_of
 from turbodiff.spec.clips import UNKNOWN_REQUEST, ClipResult, Sidecar, read_record
-from turbodiff.spec.errors import FileError, RequestError
+from turbodiff.spec.errors import OutputError, RequestError
 from turbodiff.spec.events import Event, JobError, make_event
 from turbodiff.spec.jobs import Outcome, Progress, QueuedJob, State, Where
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 
 MAX_QUEUED_PER_CLIENT = 20  # one browser cannot fill the queue for everybody
+HELD_PATIENCE_S = 0.2  # with one that is known to hold it: each submit of that minute would wait as long
 
 
-class Store:
-    """The database of one state folder; safe to share between threads, cheap to open in each process.
-
-    Raises:
-        FileError: the database is damaged or newer than this program.
-        OutputError: it cannot be written (also from every writing method: disk full, read-only).
-    """
-
-    def __init__(self, state: Path, now: Callable[[], float] = time.time) -> None:
-        self.path = Path(state) / DATABASE
-        self.now = now
-        self._lock = threading.RLock()
-        self._db = open_database(self.path)
-
-    def close(self) -> None:
-        """Close the connection; the store object is of no use afterwards."""
-        with self._lock:
-            self._db.close()
-
-    @contextmanager
-    def write(self, durable: bool = True) -> Iterator[sqlite3.Connection]:
-        """One short transaction: committed and on disk when the block ends, rolled back if it raises.
-
-        With `durable` False a power cut (no crash) may undo it: progress and samples are not worth an fsync each.
-        """
-        with self._lock, self._in_words():
-            try:
-                self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-                self._db.execute("BEGIN IMMEDIATE")
-                yield self._db
-                self._db.execute("COMMIT")
-            finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-
-    def rows(self, sql: str, *values: SqlValue) -> list[sqlite3.Row]:
-        """The rows of one query."""
-        with self._lock, self._in_words():
-            return self._db.execute(sql, values).fetchall()
-
-    def damage(self) -> str:
-        """What is wrong with the database, "" for a sound one."""
-        try:
-            with self._lock, self._in_words():
-                return damage_of(self._db)
-        except FileError as error:
-            return error.what
-
-    @contextmanager
-    def _in_words(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            raise store_error(self.path, error) from error
-        except sqlite3.DatabaseError as error:
-            if type(error) is not sqlite3.DatabaseError:  # its subclasses are our own mistakes
-                raise
-            raise damaged(self.path, error) from error
+class Store(Database):
+    """The jobs of one state folder, and what people ask of the supervisor."""
 
     # --- people: submit, look, cancel, reorder -------------------------------------------------------------------
 
@@ -102,56 +45,102 @@ class Store:
     ) -> list[int]:
         """Put jobs in the queue, all or none, and return their ids; a nonce that is known returns the job it made.
 
+        Where another program holds the database, they are accepted into the journal alone, under the ids that the
+        database will give them; see `take_in`.
+
         Raises:
             RequestError: this client already has 20 jobs waiting.
             OutputError: the disk refused; nothing is queued.
         """
+        asked = [(request.model_copy(update={"nonce": request.nonce or secrets.token_hex(16)}), plan)
+                 for request, plan in asked]  # fmt: skip
+        with self._lock, journal.numbering(self.path.parent):
+            patience_s = HELD_PATIENCE_S if journal.waiting_jobs(self.path.parent) else PATIENCE_S
+            try:
+                self.take_in(patience_s)
+                return self._insert(asked, client, parent, patience_s)
+            except OutputError as error:
+                if error.code != LOCKED:
+                    raise
+            return self._put_off(asked, client, parent)
+
+    def _insert(
+        self, asked: Sequence[tuple[Request, Plan | None]], client: str, parent: int | None, patience_s: float
+    ) -> list[int]:
         made: list[int] = []
         written: list[str] = []
         try:
-            with self.write() as db:
+            with self.write(patience_s=patience_s) as db:
                 for request, plan in asked:
-                    nonce = request.nonce or secrets.token_hex(16)
-                    known = db.execute("SELECT id FROM job WHERE nonce = ?", (nonce,)).fetchone()
+                    known = db.execute("SELECT id FROM job WHERE nonce = ?", (request.nonce,)).fetchone()
                     if known:
                         made.append(int(known["id"]))
                         continue
-                    _check_share(db, client)
-                    request = request.model_copy(update={"nonce": nonce})
+                    mine = "SELECT count(*) FROM job WHERE client = ? AND state = 'queued'"
+                    check_share(client, db.execute(mine, (client,)).fetchone()[0])
                     cursor = db.execute(
                         "INSERT INTO job (nonce, client, state, place, request, plan, parent, created_s)"
                         " VALUES (?, ?, 'queued', 0, ?, ?, ?, ?)",
-                        (nonce, client, as_column(request), as_column(plan), parent, self.now()),
+                        (request.nonce, client, as_column(request), as_column(plan), parent, self.now()),
                     )
                     made.append(cursor.lastrowid or 0)
                     db.execute("UPDATE job SET place = id WHERE id = ?", (made[-1],))
                     row = db.execute("SELECT * FROM job WHERE id = ?", (made[-1],)).fetchone()
-                    written.append(nonce)
-                    write_entry(self.path.parent, accepted_of(as_job(row)))
+                    written.append(request.nonce)
+                    write_entry(self.path.parent, Accepted.of(as_job(row)))
         except BaseException:  # else the next start would queue what was refused
             for nonce in written:
                 remove_entry(self.path.parent, nonce)
             raise
         return made
 
+    def _put_off(self, asked: Sequence[tuple[Request, Plan | None]], client: str, parent: int | None) -> list[int]:
+        """Accept jobs into the journal alone. The marks are read before the database's last number: what gets its row
+        in between is counted twice, not never."""
+        state, made, written = self.path.parent, list[int](), list[str]()
+        waiting = {entry.nonce: entry.id for entry in journal.waiting_jobs(state)}
+        mine = sum(entry.client == client for entry in journal.waiting_jobs(state))
+        mine += self.rows("SELECT count(*) AS n FROM job WHERE client = ? AND state = 'queued'", client)[0]["n"]
+        last = self.rows("SELECT max(seq) AS id FROM sqlite_sequence WHERE name = 'job'")[0]["id"] or 0
+        number = max([last, *waiting.values()])
+        try:
+            for request, plan in asked:
+                row = self.rows("SELECT id FROM job WHERE nonce = ?", request.nonce)
+                known = row[0]["id"] if row else waiting.get(request.nonce)
+                if known is None:
+                    check_share(client, mine)
+                    number, mine = number + 1, mine + 1
+                    entry = Accepted(
+                        id=number, nonce=request.nonce, client=client, parent=parent, created_s=self.now(),
+                        request=request, plan=plan,
+                    )  # fmt: skip
+                    written.append(request.nonce)
+                    waiting[request.nonce] = number
+                    journal.write_waiting(state, entry)
+                made.append(number if known is None else known)
+        except BaseException:
+            for nonce in written:
+                journal.forget_waiting(state, nonce)
+                remove_entry(state, nonce)
+            raise
+        return made
+
+    def take_in(self, patience_s: float = PATIENCE_S) -> list[int]:
+        """Give rows to the jobs that were accepted while another program held the database; returns their ids."""
+        if not (waiting := journal.waiting_jobs(self.path.parent)):
+            return []
+        with self.write(patience_s=patience_s) as db:
+            known = {entry.nonce for entry in waiting
+                     if db.execute("SELECT 1 FROM job WHERE nonce = ?", (entry.nonce,)).fetchone()}  # fmt: skip
+            made = [_restore(db, entry) for entry in waiting if entry.nonce not in known]
+        for entry in waiting:
+            journal.forget_waiting(self.path.parent, entry.nonce)
+        return made
+
     def restore(self, entry: Accepted) -> None:
         """Put an accepted job that this database lacks back into the queue, under its number if that is free."""
         with self.write() as db:
-            cursor = db.execute(
-                "INSERT INTO job (id, nonce, client, state, place, request, plan, parent, created_s) VALUES"
-                " (CASE WHEN ?1 > 0 AND NOT EXISTS (SELECT 1 FROM job WHERE id = ?1) THEN ?1 END,"
-                " ?2, ?3, 'queued', 0, ?4, ?5, ?6, ?7)",
-                (
-                    entry.id,
-                    entry.nonce,
-                    entry.client,
-                    as_column(entry.request),
-                    as_column(entry.plan),
-                    entry.parent,
-                    entry.created_s,
-                ),
-            )
-            db.execute("UPDATE job SET place = id WHERE id = ?", (cursor.lastrowid,))
+            _restore(db, entry)
 
     def job(self, job: int) -> QueuedJob:
         """One job.
@@ -159,12 +148,13 @@ class Store:
         Raises:
             RequestError: there is no such job.
         """
-        found = self.rows("SELECT * FROM job WHERE id = ?", job)
+        found = [as_job(row) for row in self.rows("SELECT * FROM job WHERE id = ?", job)]
+        found = found or [waiting for waiting in self._put_off_jobs() if waiting.id == job]
         if not found:
             raise RequestError(
                 "no such job", code="job_unknown", field="job", got=job, try_instead="turbodiff jobs list"
             )
-        return as_job(found[0])
+        return found[0]
 
     def jobs(self, limit: int = 50, states: Sequence[State] = ()) -> list[QueuedJob]:
         """The newest jobs first; with `states`, only those."""
@@ -184,7 +174,20 @@ class Store:
             f"SELECT * FROM job WHERE id IN ({running} UNION {first} UNION {last}) ORDER BY id DESC", limit
         )
         waiting = self.rows("SELECT count(*) AS n FROM job WHERE state = 'queued'")[0]["n"]
-        return [as_job(row) for row in rows], int(waiting)
+        put_off = self._put_off_jobs()
+        return [*reversed(put_off), *map(as_job, rows)], int(waiting) + len(put_off)
+
+    def _put_off_jobs(self) -> list[QueuedJob]:
+        """The jobs that were accepted and still lack their rows, see `take_in`."""
+        waiting = journal.waiting_jobs(self.path.parent)
+        return [
+            QueuedJob(
+                **{name: getattr(entry, name) for name in Accepted.model_fields}, state="queued", place=entry.id,
+                attempt=0, slot=0, overrides={}, strikes={}, cap_bytes=None, hold_bytes=None, ask="", progress=None,
+                error=None, result=None, started_s=None, ended_s=None,
+            )
+            for entry in waiting if not self.rows("SELECT 1 FROM job WHERE nonce = ?", entry.nonce)
+        ]  # fmt: skip
 
     def queue(self) -> list[QueuedJob]:
         """The waiting jobs in the order they will run."""
@@ -251,7 +254,7 @@ class Store:
                 (kept, as_column(plan), job),
             )
             row = db.execute("SELECT * FROM job WHERE id = ?", (job,)).fetchone()
-            write_entry(self.path.parent, accepted_of(as_job(row)))
+            write_entry(self.path.parent, Accepted.of(as_job(row)))
         return job
 
     def duplicate(self, job: int) -> int:
@@ -335,27 +338,29 @@ class Store:
         return parsed(found[0]["value"]) if found else None
 
 
-def _check_share(db: sqlite3.Connection, client: str) -> None:
-    """Refuse a job of a client who has too many waiting; "": the person's own."""
-    mine = "SELECT count(*) FROM job WHERE client = ? AND state = 'queued'"
-    waiting = db.execute(mine, (client,)).fetchone()[0] if client else 0
-    if waiting >= MAX_QUEUED_PER_CLIENT:
+def check_share(client: str, waiting: int) -> None:
+    """Refuse a job of a client who has too many waiting; "": the person's own.
+
+    Raises:
+        RequestError: code queue_full.
+    """
+    if client and waiting >= MAX_QUEUED_PER_CLIENT:
         raise RequestError(
-            "too many jobs of yours are waiting",
-            code="queue_full",
-            field="job",
-            got=waiting,
-            expected=f"at most {MAX_QUEUED_PER_CLIENT}",
-            try_instead="wait for one to finish, or cancel one",
-        )
+            "too many jobs of yours are waiting", code="queue_full", field="job", got=waiting,
+            expected=f"at most {MAX_QUEUED_PER_CLIENT}", try_instead="wait for one to finish, or cancel one",
+        )  # fmt: skip
 
 
-def accepted_of(job: QueuedJob) -> Accepted:
-    """What the journal keeps of a job of the queue."""
-    return Accepted(
-        id=job.id, nonce=job.nonce, client=job.client, parent=job.parent, created_s=job.created_s, request=job.request,
-        plan=job.plan,
-    )  # fmt: skip
+def _restore(db: sqlite3.Connection, entry: Accepted) -> int:
+    values = (entry.id, entry.nonce, entry.client, as_column(entry.request), as_column(entry.plan))
+    cursor = db.execute(
+        "INSERT INTO job (id, nonce, client, state, place, request, plan, parent, created_s) VALUES"
+        " (CASE WHEN ?1 > 0 AND NOT EXISTS (SELECT 1 FROM job WHERE id = ?1) THEN ?1 END,"
+        " ?2, ?3, 'queued', 0, ?4, ?5, ?6, ?7)",
+        (*values, entry.parent, entry.created_s),
+    )
+    db.execute("UPDATE job SET place = id WHERE id = ?", (cursor.lastrowid,))
+    return cursor.lastrowid or 0
 
 
 def as_job(row: sqlite3.Row) -> QueuedJob:

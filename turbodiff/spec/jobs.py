@@ -32,7 +32,8 @@ class Progress(BaseModel):
 class Outcome(BaseModel):
     """What came of a control (restart, stop).
 
-    Of a restart also the memory that came back (None: no card to ask) and the seconds it took.
+    Of a restart also the memory that came back (None: no card to ask) and the seconds it took. `jobs`: where each job
+    that ran is now.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -40,6 +41,7 @@ class Outcome(BaseModel):
     text: str = ""
     freed_bytes: int | None = None
     seconds: float | None = None
+    jobs: dict[int, State] = {}
 
 
 class Recovered(BaseModel):

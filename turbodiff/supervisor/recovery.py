@@ -20,7 +20,7 @@ from turbodiff.jobs.attempts import add_artifact, finish_job, move_job
 from turbodiff.jobs.database import DATABASE
 from turbodiff.jobs.journal import Accepted, remove_entry
 from turbodiff.jobs.rows import UNREADABLE, as_column
-from turbodiff.jobs.store import Store, accepted_of
+from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import Sidecar
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.events import JobError
@@ -106,6 +106,7 @@ def settle(store: Store, outputs: Path, report: Report) -> None:
 
 def _reconcile(store: Store, state: Path, outputs: Path, report: Report) -> set[str]:
     """Bring store, journal and sidecars together; returns the nonces of waiting jobs that ended after this store."""
+    store.take_in()
     here, known = journal.identity(state), store.fact("journal")
     same, older = bool(here) and here == known, bool(here) and here != known
     waiting = {job.nonce: job for job in store.jobs(limit=ALL, states=OPEN)}
@@ -149,7 +150,7 @@ def _reconcile(store: Store, state: Path, outputs: Path, report: Report) -> set[
         report.lines.append(f"{left} accepted job(s) that the store did not have are back from the journal")
     for job in store.jobs(limit=ALL, states=OPEN):
         if job.nonce not in found | ended and job.error is not UNREADABLE:
-            journal.write_entry(state, accepted_of(job))
+            journal.write_entry(state, Accepted.of(job))
     if not same:
         store.put("journal", here or journal.start_journal(state))
     return ended
@@ -159,7 +160,7 @@ def _park_ended(store: Store, ended: set[str], report: Report) -> None:
     """Park the jobs that wait in an older store although they ended: another run would be one too many."""
     for job in store.jobs(limit=ALL, states=("queued", "parked")):
         if job.nonce in ended:
-            journal.write_entry(store.path.parent, accepted_of(job))
+            journal.write_entry(store.path.parent, Accepted.of(job))
         if job.state == "parked":
             continue
         if job.nonce in ended:

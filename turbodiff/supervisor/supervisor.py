@@ -11,9 +11,10 @@ import os
 import platform
 import select
 import signal
+import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from turbodiff.spec.environment import BEAT_FD, LAST_END, current_folder
 from turbodiff.spec.errors import FileError, OutputError, TurbodiffError
 from turbodiff.spec.jobs import Outcome
 from turbodiff.spec.numbers import gib, seconds
-from turbodiff.spec.wording import Words
+from turbodiff.spec.wording import Words, shell_language
 from turbodiff.supervisor.attempt_monitor import fault_of
 from turbodiff.supervisor.context import Memory, SupervisorContext
 from turbodiff.supervisor.ownership import StateLock
@@ -206,7 +207,7 @@ class Supervisor:
                 outcome = self.restart()
             elif what == "stop":
                 self.exit_code = 0
-                outcome = Outcome(ok=True, text="stopping")
+                outcome = Outcome(ok=True, text="stopping; what runs goes back to the queue")
             else:
                 outcome = Outcome(ok=False, text=f"unknown control {what}")
             self.store.answer(control, outcome)
@@ -243,6 +244,7 @@ class Supervisor:
         memory, now = self.context.memory, self.context.now
         start_s = now()
         before = [memory.gpu(slot.index) for slot in self.slots]
+        ran = [slot.job.id for slot in self.slots if slot.job]
         ended = [slot.stop("restart by a person") for slot in self.slots]
         for slot, gone in zip(self.slots, ended, strict=True):
             if gone:
@@ -266,11 +268,16 @@ class Supervisor:
             for slot in self.slots:
                 slot.start()
             outcome = _restarted(held, freed, now() - start_s)
-        self.log.say(f"restart: {outcome.text}", level="INFO" if outcome.ok else "ERROR")
-        return outcome
+        fates = {job: self.store.job(job).state for job in ran}
+        said = " ".join([f"{outcome.text}.", *Words("en").fates(fates)])
+        self.log.say(f"restart: {said}", level="INFO" if outcome.ok else "ERROR")
+        return outcome.model_copy(update={"jobs": fates})
 
     def _housekeeping(self) -> None:
         self._slow_s = self.context.now()
+        if late := self.store.take_in():
+            numbers = ", ".join(map(str, late))
+            self.log.say(f"job(s) {numbers} are in the queue now: another program held the job store", level="WARNING")
         sample = self.sample()
         self.store.put("probe", sample.model_dump(mode="json", exclude_unset=True) if sample else None, durable=False)
         self._introduce_cards(sample)
@@ -323,6 +330,7 @@ class Supervisor:
         self._closed = True
         patience_s = 0.0 if self._signals > 1 else STOP_S
         end_s = self.context.now() + patience_s
+        ran = [slot.job.id for slot in self.slots if slot.job]
         for child in (*self.slots, self.web):  # all at once, then each has what is left of the patience
             if child is not None:
                 child.ask_to_end()
@@ -332,15 +340,31 @@ class Supervisor:
                 slot.stop("the app was stopped", left_s, min(left_s, TERM_S))
             except Exception as error:  # noqa: BLE001  the others are stopped all the same
                 self.log.say(f"{error}; the next start settles it", level="ERROR")
+        self._tell_fates(ran)
         if self.web is not None:
             self.web.stop(max(0.5, end_s - self.context.now()))
         if self._probe is not None:
             self._probe.stop()
-        self.log.say("stopped")
         self.store.close()
         self.log.close()
         self.context.run_log.close()
         self.lock.close()
+
+    def _tell_fates(self, ran: list[int]) -> None:
+        """The last line of the log, and of the terminal: where the jobs are that ran, and how many wait."""
+        fates, waiting = dict[int, str](), 0
+        with contextlib.suppress(TurbodiffError):  # a disk or a lock: the journal has them all
+            waiting = self.store.overview(0)[1]
+            fates = {job: self.store.job(job).state for job in ran}
+        fates = {**dict.fromkeys(ran, "unsettled"), **fates}
+        self.log.say(_stopped(fates, waiting, Words("en")))
+        if self.web is not None:
+            sys.stdout.write(f"{_stopped(fates, waiting, Words(shell_language()))}\n")
+
+
+def _stopped(fates: Mapping[int, str], waiting: int, words: Words) -> str:
+    told = [words("fate.stopped"), *words.fates(fates)]
+    return " ".join([*told, words("fate.waiting", n=waiting)] if waiting else told)
 
 
 def _restarted(held: dict[int, tuple[int, int]], freed: dict[int, int], took_s: float) -> Outcome:

@@ -68,6 +68,7 @@ def status_bar(snapshot: Snapshot, words: Words) -> StatusBar:
         freed = outcome.freed_bytes
         came_back = words("bar.freed", memory=words.gib(freed)) if isinstance(freed, int) else words("bar.restarted")
         restarted = came_back if outcome.ok else words("bar.restart_failed")
+        restarted = " ".join([restarted, *words.fates(outcome.jobs)])
     mended = snapshot.recovered
     return StatusBar(
         card,

@@ -175,6 +175,10 @@ class Words:
         own = said.text if self.lang == "en" else ""
         return self.or_else(f"notice.{said.key}", own or self("notice.other"), **spoken)
 
+    def fates(self, jobs: Mapping[int, str]) -> list[str]:
+        """Where the jobs are that ran when the worker was replaced or the app was stopped."""
+        return [self(f"fate.{state}", job=job) for job, state in jobs.items()]
+
     def fit(self, fit: "Fit") -> str:
         """How a model's clip would run with some files, before they are downloaded."""
         if fit.mark == "no":

@@ -21,6 +21,7 @@ from webui import form
 from webui.app import RUN_LOG, STARTUP_LOG
 from webui.form import FormValues
 from webui.panels import first_aid, meter
+from webui.proxies import ASKING
 from webui.wording import Words
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ def _queue(reader: StudioReader, fields: Mapping[str, object]) -> int:
 
 def _queue_all(reader: StudioReader, many: Sequence[Mapping[str, object]], anyway: bool = False) -> list[int]:
     """Queue all or none."""
-    return reader.studio.submit_all([{**fields, "nonce": secrets.token_hex(16)} for fields in many], anyway)
+    named = [{**fields, "nonce": secrets.token_hex(16)} for fields in many]
+    return reader.studio.submit_all(named, anyway, client=ASKING.get())
 
 
 def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words: Words) -> Answer:

@@ -21,6 +21,7 @@ from pydantic_core import to_jsonable_python
 from turbodiff.spec.errors import RequestError, TurbodiffError
 from webui import request_guard
 from webui.panels.stage import media_url
+from webui.proxies import ASKING
 from webui.snapshot import StudioReader
 
 NOT_FROM_OUTSIDE = ("image", "loras", "noise_device")  # paths on this machine are chosen on this machine
@@ -60,7 +61,8 @@ class Endpoints:
     @endpoint
     def submit(self, fields: Json) -> Json:
         """Queue a request; the same nonce gives the same job."""
-        job = self.reader.studio.submit({"nonce": secrets.token_hex(16), **_checked_fields(fields)})
+        fields = {"nonce": secrets.token_hex(16), **_checked_fields(fields)}
+        job = self.reader.studio.submit(fields, client=ASKING.get())
         self.reader.changed()
         return {"job": job}
 

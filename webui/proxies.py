@@ -8,11 +8,14 @@ import contextlib
 import ipaddress
 import re
 from collections.abc import Sequence
+from contextvars import ContextVar
 from itertools import zip_longest
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+# the machine that sent the request being answered, "" for this one: handlers run in the context of their request
+ASKING: ContextVar[str] = ContextVar("asking", default="")
 FROM_PROXY = "turbodiff.from_proxy"  # key of a scope: whether a named proxy sent it
 PORTS = {"http": "80", "https": "443"}
 TOLD = ("for", "proto", "host", "port")  # X-Forwarded-...

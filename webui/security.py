@@ -26,7 +26,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from webui.listening import is_loopback, own_names
-from webui.proxies import FROM_PROXY, PORTS, address_of, host_name
+from webui.proxies import ASKING, FROM_PROXY, PORTS, address_of, host_name
 from webui.request_guard import READ
 from webui.sessions import LASTS_S, Sessions
 from webui.wording import Words, language_of
@@ -134,6 +134,8 @@ class SecurityMiddleware:
             await send(message)
 
         request = Request(scope, limited_receive)
+        client = client_of(request)
+        ASKING.set("" if client in LOOPBACK else client)
         answer: ASGIApp = self._refusal(request, limit) or self.app
         if answer is self.app and self.password:
             if scope["path"] == "/login":

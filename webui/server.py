@@ -6,8 +6,12 @@ Gradio serves no file of ours (`allowed_paths=[]`): clips are looked up by id in
 """
 
 import argparse
+import logging
+import math
 import os
+import secrets
 import sys
+import threading
 from collections.abc import Sequence
 
 import gradio as gr
@@ -33,17 +37,22 @@ from webui.security import SecurityMiddleware
 from webui.sessions import FILE as SESSIONS
 from webui.sessions import Sessions
 from webui.snapshot import StudioReader
+from webui.uploads import UploadQuota, make_room
 from webui.wording import Words, language_of
 
 LANGUAGE_COOKIE = "turbodiff_lang"
 UPLOAD_LIMIT = "25mb"
+MINUTE_S = 60.0
+MAX_SENTENCES = 1000
 PATHS = {"zh": "/zh", "en": ""}  # "" takes every path: it is mounted last
 
 
 def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
     """The whole site over one studio."""
     reader = StudioReader(studio)
-    os.environ["GRADIO_TEMP_DIR"] = str(studio.state / "uploads")
+    uploads = studio.state / "uploads"
+    make_room(uploads)
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _add_routes(app, reader)
     script = (page.STATIC / "page.js").read_text("utf-8")
@@ -72,6 +81,7 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
         # else Gradio takes any path of this machine for an upload (processing_utils.py, 6.31)
         blocks.has_launched = True
     app.add_middleware(RootPathMiddleware, root_path=args.root_path)
+    app.add_middleware(UploadQuota, folder=uploads)
     app.add_middleware(RequestGuard)
     app.add_middleware(LanguageRedirect, forced=args.lang)
     sessions = Sessions(args.password, studio.state / SESSIONS)
@@ -89,6 +99,8 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
 
 
 def _add_routes(app: FastAPI, reader: StudioReader) -> None:
+    bundling = threading.Lock()  # one reads all logs: more at once would only be slower
+
     @app.api_route("/healthz", methods=list(READ))
     def healthz() -> JSONResponse:
         return JSONResponse({"ok": True})
@@ -114,9 +126,15 @@ def _add_routes(app: FastAPI, reader: StudioReader) -> None:
         return Response(reader.studio.seeds_text(), media_type="text/markdown; charset=utf-8")
 
     @app.api_route("/support.zip", methods=list(READ))
-    def support() -> FileResponse:
-        made = reader.studio.support_bundle(reader.studio.state / "support.zip")
-        return FileResponse(made, media_type="application/zip", filename="turbodiff-support.zip")
+    def support() -> Response:
+        place = reader.studio.state / f"support-{secrets.token_hex(8)}.zip"  # two may ask at once
+        try:
+            with bundling:
+                data = reader.studio.support_bundle(place).read_bytes()
+        finally:
+            place.unlink(missing_ok=True)
+        name = {"content-disposition": 'attachment; filename="turbodiff-support.zip"'}
+        return Response(data, media_type="application/zip", headers=name)
 
     @app.api_route("/favicon.ico", methods=list(READ))
     def favicon() -> FileResponse:
@@ -128,6 +146,28 @@ def _add_routes(app: FastAPI, reader: StudioReader) -> None:
         answer = RedirectResponse(link("/"))
         answer.set_cookie(LANGUAGE_COOKIE, "en", samesite="lax")
         return answer
+
+
+class OnceAMinute(logging.Filter):
+    """Passes each sentence of a logger once a minute: what a stranger's connection makes it say, a thousand connections
+    must not make a log of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, tuple[float, int]] = {}  # when, and how often not since
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether this record is written; the first of a new minute says how many were not."""
+        said_s, unsaid = self._said.get(str(record.msg), (-math.inf, 0))
+        if record.created - said_s < MINUTE_S:
+            self._said[str(record.msg)] = said_s, unsaid + 1
+            return False
+        if len(self._said) >= MAX_SENTENCES:
+            self._said.clear()
+        self._said[str(record.msg)] = record.created, 0
+        if unsaid:
+            record.msg = f"{record.msg} ({unsaid} more of these in the last minute)"
+        return True
 
 
 class LanguageRedirect:
@@ -175,6 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=2, proxy_headers=False, workers=1
         )
+        logging.getLogger("uvicorn.error").addFilter(OnceAMinute())
         server = uvicorn.Server(config)
         server.run(sockets=sockets)
     except TurbodiffError as error:

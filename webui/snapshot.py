@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import math
+import os
 import re
 import shutil
 import threading
@@ -294,7 +295,7 @@ class StudioReader:
         """The form's values as fields of a request, with files of this machine for names.
 
         Args:
-            keep: copy the picture below the state folder, named by its content: uploads are swept after a day.
+            keep: copy the picture below the state folder, named by its content: uploads are swept.
 
         Raises:
             RequestError: a picture that was not uploaded, a LoRA that is not here.
@@ -341,6 +342,8 @@ class StudioReader:
         home = (self.studio.state / "uploads").resolve()
         if home not in picture.resolve().parents or not picture.is_file():
             raise RequestError("not an upload of this page", code="image_remote", field="image", got=picture.name[:80])
+        with contextlib.suppress(OSError):  # used now: a form that stands open keeps its picture (uploads.py)
+            os.utime(picture)
         return picture
 
     def frame(self, clip: ClipView, at: str) -> Path:

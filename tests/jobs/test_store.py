@@ -45,7 +45,11 @@ def test_fault_67_two_tabs_that_submit_at_once_make_one_job(store: Store) -> Non
     assert found == [1] * 8
 
 
-def test_fault_68_fifty_submits_at_once_are_all_kept_and_a_client_has_its_share(store: Store) -> None:
+def test_fault_68_fifty_submits_at_once_are_all_kept_and_a_client_has_its_share(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "MAX_QUEUED_PER_CLIENT", 20)
+
     def browser(name: str) -> None:
         for _ in range(10):
             store.submit(request(), client=name)
@@ -444,10 +448,13 @@ def test_a_job_of_a_minute_in_which_another_program_holds_the_store_is_accepted_
 
 
 @pytest.mark.usefixtures("hasty")
-def test_jobs_that_wait_for_the_store_survive_a_kill_and_a_refused_batch_leaves_none(store: Store) -> None:
+def test_jobs_that_wait_for_the_store_survive_a_kill_and_a_refused_batch_leaves_none(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "MAX_QUEUED_PER_CLIENT", 3)
     other = held(store)
     with pytest.raises(RequestError, match="too many jobs"):
-        store.submit_all([(request(), None)] * (stores.MAX_QUEUED_PER_CLIENT + 1), client="10.0.0.9")
+        store.submit_all([(request(), None)] * 4, client="10.0.0.9")
     assert waiting_jobs(store.path.parent) == [] and not list(entries(store.path.parent))
     assert store.submit(request("mine")) == 1
     other.execute("ROLLBACK")

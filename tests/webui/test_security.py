@@ -1,13 +1,16 @@
 """What the security rules let through and what they refuse, without Gradio behind them."""
 
 import asyncio
+import logging
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
 from webui import security
+from webui.proxies import ASKING
 from webui.security import COOKIE, JSON_BYTES, SecurityMiddleware, host_name
+from webui.server import OnceAMinute
 
 
 async def echo(scope, receive, send):
@@ -237,3 +240,41 @@ def test_a_method_that_a_path_does_not_know_is_refused_with_those_that_it_knows(
 )
 def test_host_names_lose_their_port(host, name):
     assert host_name(host) == name
+
+
+def test_a_job_belongs_to_the_machine_that_asks_and_this_machine_has_no_share():
+    async def tell(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": ASKING.get().encode()})
+
+    far = SecurityMiddleware(tell, "10.0.0.1")
+    clients = ("10.0.0.9", "2a01:4f8:1:1::9", "127.0.0.1", "::1")
+    assert [ask(far, "POST", "/x", client=client).text for client in clients] == [
+        "10.0.0.9",
+        "2a01:4f8:1:1::/64",
+        "",
+        "",
+    ]
+
+
+def test_a_sentence_of_the_server_is_logged_once_a_minute_with_how_often_it_was_meant(caplog):
+    logger = logging.getLogger("a server")
+    logger.addFilter(OnceAMinute())
+
+    def say(text, at_s):
+        record = logger.makeRecord(logger.name, logging.WARNING, "", 0, text, (), None)
+        record.created = at_s
+        logger.handle(record)
+
+    for number in range(1000):
+        say("Invalid HTTP request received.", 100.0 + number / 100)
+    say("another sentence", 105.0)
+    say("Invalid HTTP request received.", 161.0)
+    assert [record.message for record in caplog.records] == [
+        "Invalid HTTP request received.",
+        "another sentence",
+        "Invalid HTTP request received. (999 more of these in the last minute)",
+    ]
+    for number in range(5000):
+        say(f"sentence {number}", 200.0)
+    assert len(logger.filters[0]._said) <= 1000

@@ -6,44 +6,49 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from turbodiff.archive.clips import sidecars
 from turbodiff.diagnostics.logs import RUN_LOG, STARTUP_LOG, redact
+from turbodiff.diagnostics.privacy import OwnTexts
 from turbodiff.gpu.probe import machine_now
+from turbodiff.jobs.journal import entries
+from turbodiff.jobs.rows import parsed
 from turbodiff.jobs.store import Store
 from turbodiff.spec.errors import OutputError
 from turbodiff.spec.files import atomic_write, check_file, open_file
 
 LAST_BYTES = 2 << 20  # of each log
 JOBS, WITH_EVENTS = 100, 10
+NEWEST = 2000  # jobs, rows and clips whose texts are looked for: the ends of logs know no older ones
 PACKAGES = ("turbodiff", "torch", "triton", "diffusers", "transformers", "accelerate", "bitsandbytes", "gradio")
 
 
-def support_bundle(store: Store, logs: Path, path: Path, with_prompts: bool = False) -> Path:
+def support_bundle(store: Store, logs: Path, outputs: Path, path: Path, with_prompts: bool = False) -> Path:
     """Write the bundle and return its path.
 
     Args:
         logs: the folder of the two log files; earlier start-up logs come from the state folder.
+        outputs: the library, whose clips know the prompts that a lost queue knew.
         with_prompts: leave prompts and picture names in.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    private: set[str] = set()  # every prompt and picture name of the known jobs, as logs and JSON spell them
-    for job in () if with_prompts else store.jobs(1_000_000):
-        for request in (job.request, job.planned_request):
-            for text in (request.prompt, request.negative_prompt, request.image):
-                private |= {text, repr(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
-    hidden = sorted((text for text in private if len(text) > 2), key=len, reverse=True)
+    own = None if with_prompts else OwnTexts(_own_texts(store, outputs))
     try:
         check_file(path)
         path.parent.stat()  # a folder with a typing error is not made
         with atomic_write(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as bundle:
-            for name, text in _parts(store, logs):
-                for prompt in hidden:
-                    text = text.replace(prompt, f"<{len(prompt)} characters>")
+            for name, found in _parts(store, logs):
+                if isinstance(found, str):
+                    text = "\n".join(map(own.without, found.split("\n"))) if own else found
+                else:
+                    text = _json(own.without_values(to_jsonable_python(found, fallback=str)) if own else found)
                 bundle.writestr(name, redact(text))
     except OSError as error:
         got = f"{path}: {error.strerror or error}"
@@ -53,19 +58,36 @@ def support_bundle(store: Store, logs: Path, path: Path, with_prompts: bool = Fa
     return path
 
 
-def _parts(store: Store, logs: Path) -> Iterator[tuple[str, str]]:
+def _own_texts(store: Store, outputs: Path) -> Iterator[str]:
+    """Prompts, notes and picture names of the queue, the journal, the seed archive and the library."""
+    requests: list[Any] = [entry.request.model_dump() for _, entry, _ in entries(store.path.parent) if entry]
+    for row in store.rows("SELECT request, plan FROM job ORDER BY id DESC LIMIT ?", NEWEST):
+        plan = parsed(row["plan"])
+        requests += [parsed(row["request"]), plan.get("request") if isinstance(plan, dict) else None]
+    requests += [sidecar.request.model_dump() for _, sidecar in islice(sidecars(outputs), NEWEST)]
+    for row in store.rows("SELECT prompt, note, rating FROM seed ORDER BY id DESC LIMIT ?", NEWEST):
+        yield from map(str, row)
+    for request in requests:
+        if isinstance(request, dict):
+            yield from (str(request.get(name) or "") for name in ("prompt", "negative_prompt"))
+            yield Path(str(request.get("image") or "")).name
+
+
+def _parts(store: Store, logs: Path) -> Iterator[tuple[str, object]]:
+    """Each file of the bundle: a text, or a value for JSON."""
     for name in (STARTUP_LOG, RUN_LOG):
         yield name, _end_of(logs / name)
     for old in sorted((store.path.parent / "logs").glob("*.log"))[-3:]:
         yield f"earlier/{old.name}", _end_of(old)
     jobs = store.jobs(JOBS)
-    yield "jobs.json", _json(jobs)
+    yield "jobs.json", jobs
     failed = [job for job in jobs if job.state in ("failed", "parked")][:WITH_EVENTS]
-    events = {job.id: [json.loads(event.line()) for _, event in store.events(job.id)] for job in failed}
-    yield "events_of_failed_jobs.json", _json(events)
-    facts = {row["name"]: store.fact(row["name"]) for row in store.rows("SELECT name FROM fact")}
-    yield "facts.json", _json(facts)
-    yield "machine.json", machine_now().model_dump_json(indent=1)
+    yield (
+        "events_of_failed_jobs.json",
+        {str(job.id): [json.loads(event.line()) for _, event in store.events(job.id)] for job in failed},
+    )
+    yield "facts.json", {row["name"]: store.fact(row["name"]) for row in store.rows("SELECT name FROM fact")}
+    yield "machine.json", machine_now().model_dump(mode="json")
     versions = [f"python {sys.version}", f"platform {platform.platform()}"]
     for name in PACKAGES:
         try:

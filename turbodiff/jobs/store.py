@@ -27,7 +27,7 @@ from turbodiff.spec.jobs import Outcome, Progress, QueuedJob, State, Where
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 
-MAX_QUEUED_PER_CLIENT = 20  # one browser cannot fill the queue for everybody
+MAX_QUEUED_PER_CLIENT = 500  # another machine's script that went wild cannot fill the queue, nor the disk
 HELD_PATIENCE_S = 0.2  # with one that is known to hold it: each submit of that minute would wait as long
 
 
@@ -49,7 +49,7 @@ class Store(Database):
         database will give them; see `take_in`.
 
         Raises:
-            RequestError: this client already has 20 jobs waiting.
+            RequestError: this client already has `MAX_QUEUED_PER_CLIENT` jobs waiting.
             OutputError: the disk refused; nothing is queued.
         """
         asked = [(request.model_copy(update={"nonce": request.nonce or secrets.token_hex(16)}), plan)

@@ -155,14 +155,15 @@ class Studio:
         runs_on = plan.device if device == "auto" and not machine.pretended else device
         return run_alone(command, (*worker_process.WORKER, "--device", runs_on), on_event)
 
-    def submit(self, fields: Mapping[str, Any], anyway: bool = False) -> int:
+    def submit(self, fields: Mapping[str, Any], anyway: bool = False, client: str = "") -> int:
         """Queue a request and return its job id; see `submit_all`."""
-        return self.submit_all([fields], anyway)[0]
+        return self.submit_all([fields], anyway, client)[0]
 
-    def submit_all(self, many: Sequence[Mapping[str, Any]], anyway: bool = False) -> list[int]:
+    def submit_all(self, many: Sequence[Mapping[str, Any]], anyway: bool = False, client: str = "") -> list[int]:
         """Queue requests, all or none, and return their job ids; the same nonce gives the same job.
 
         `anyway` lowers nothing of the picture, also where it does not fit; the policy "never" refuses instead.
+        `client`: the address of another machine, which has a share of the queue; "" for this one, which has all.
         """
         policy: Policy = "anyway" if anyway else self.policy
         found, machine, history, asked = find_weights(), self.machine(), self.history(), []
@@ -172,7 +173,7 @@ class Studio:
             resolve_files(request.model, inventory, request.loras)
             disk.check_place(self.outputs, self.state, request.width, request.height, request.num_frames)
             asked.append((request, plan_request(request, machine, inventory, policy=policy, history=history)))
-        return self._store.submit_all(asked)
+        return self._store.submit_all(asked, client=client)
 
     @property
     def policy(self) -> Policy:
@@ -316,7 +317,7 @@ class Studio:
     def support_bundle(self, path: Path, with_prompts: bool = False) -> Path:
         """Logs, versions and the last jobs as one zip."""
         folder = logs.log_folder(current_folder(), self.state)
-        return support_bundle.support_bundle(self._store, folder, path, with_prompts)
+        return support_bundle.support_bundle(self._store, folder, self.outputs, path, with_prompts)
 
 
 def _request_of(fields: Mapping[str, Any]) -> Request:

@@ -244,7 +244,7 @@ def clip_called(reader: StudioReader, name: str) -> ClipView:
 
 def wished_request(clip: ClipView) -> dict[str, Any]:
     """A clip's request as it was wished: what the planner settled from "auto", or from the weights, is "auto" again."""
-    request = clip.request.model_dump(mode="json", exclude={"nonce"})
+    request = clip.request.model_dump(mode="json", exclude={"nonce", "after"})
     left = [change.field for change in clip.changes if change.from_value == "auto"]
     if "sampler" in left:
         left += [change.field for change in clip.changes if change.field in FROM_WEIGHTS and not change.lossy]

@@ -20,6 +20,7 @@ from pydantic_core import to_jsonable_python
 
 from turbodiff.spec.errors import RequestError, TurbodiffError
 from webui import request_guard
+from webui.actions import clip_called
 from webui.panels.stage import media_url
 from webui.proxies import ASKING
 from webui.snapshot import StudioReader
@@ -56,12 +57,12 @@ class Endpoints:
     @endpoint
     def estimate(self, fields: Json) -> Json:
         """The plan for a request: what will run, what each phase needs, why. Changes nothing."""
-        return self.reader.estimate(_checked_fields(fields)).model_dump(mode="json")
+        return self.reader.estimate(self._checked_fields(fields)).model_dump(mode="json")
 
     @endpoint
     def submit(self, fields: Json) -> Json:
         """Queue a request; the same nonce gives the same job."""
-        fields = {"nonce": secrets.token_hex(16), **_checked_fields(fields)}
+        fields = {"nonce": secrets.token_hex(16), **self._checked_fields(fields)}
         job = self.reader.studio.submit(fields, client=ASKING.get())
         self.reader.changed()
         return {"job": job}
@@ -86,7 +87,9 @@ class Endpoints:
         jobs = self.reader.studio.jobs(max(1, min(MAX_JOBS, _checked_number(number) or DEFAULT_JOBS)))
         told = []
         for job in jobs:  # without the folders of this machine: a picture by its name
-            request = {**job.request.model_dump(mode="json"), "image": PurePath(job.request.image).name or None}
+            asked = job.request
+            files = {"image": PurePath(asked.image).name or None, "continues": PurePath(asked.continues).stem or None}
+            request = {**asked.model_dump(mode="json"), **files}
             told.append({"job": job.id, "state": job.state, "request": request})
         return {"jobs": told}
 
@@ -100,28 +103,32 @@ class Endpoints:
         url = media_url(path.name.removesuffix(".mp4")) if path.name else None
         return {"job": job.id, "state": job.state, "result": made, "url": url, "plan": to_jsonable_python(job.plan)}
 
+    def _checked_fields(self, fields: object) -> dict[str, Any]:
+        """The fields of a request from outside; a clip to continue is named as in /result's url.
+
+        Raises:
+            RequestError: not an object, a field that names files of this machine, no such clip.
+        """
+        if not isinstance(fields, Mapping) or len(fields) > MAX_FIELDS:
+            raise RequestError(
+                "a request is a JSON object", code="bad_fields", field="fields", got=type(fields).__name__
+            )
+        for name in NOT_FROM_OUTSIDE:
+            if fields.get(name):
+                raise RequestError(
+                    "not over the network", code="not_remote", field=name, try_instead="use the page for pictures"
+                )
+        named = {str(name): value for name, value in fields.items()}
+        if named.get("continues"):
+            named["continues"] = str(clip_called(self.reader, str(named["continues"])).path)
+        return named
+
 
 def add(reader: StudioReader) -> None:
     """Add /estimate, /submit, /status, /cancel, /list and /result to the page that is being built."""
     calls = Endpoints(reader)
     for call in (calls.estimate, calls.submit, calls.status, calls.cancel, calls.list_jobs, calls.result):
         api(call, api_name=call.__name__.removesuffix("_jobs"), queue=False)
-
-
-def _checked_fields(fields: object) -> dict[str, Any]:
-    """The fields of a request from outside.
-
-    Raises:
-        RequestError: not an object, or a field that names files of this machine.
-    """
-    if not isinstance(fields, Mapping) or len(fields) > MAX_FIELDS:
-        raise RequestError("a request is a JSON object", code="bad_fields", field="fields", got=type(fields).__name__)
-    for name in NOT_FROM_OUTSIDE:
-        if fields.get(name):
-            raise RequestError(
-                "not over the network", code="not_remote", field=name, try_instead="use the page for pictures"
-            )
-    return {str(name): value for name, value in fields.items()}
 
 
 def _checked_number(value: object) -> int:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from turbodiff.cli.flags import OUTPUTS, Json, Outputs, open_studio, takes_request
+from turbodiff.spec.environment import expand
 
 if TYPE_CHECKING:
     from turbodiff.spec.events import Event
 
+OF_THE_CLIP = ("model", "image", "fit", "adaptive_resolution", "resolution", "aspect", "size", "fps")
 NOT_PLANNED = (
     "negative_prompt",
     "ode",
@@ -32,7 +34,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Turn a sentence (and a picture) into an mp4."""
-    from turbodiff.cli.show import event_lines, print_lines, words_here
+    from turbodiff.cli.show import print_lines, words_here
     from turbodiff.spec.models import find_model
     from turbodiff.studio import pictures
     from turbodiff.weights.lora_facts import lora_facts
@@ -52,17 +54,36 @@ def generate(
             proposal = f"--lora {row['path']}:{row.get('strength', 1):g}:{side}"
             print_lines([f"{words(f'value.lora_is_{side}')}: {proposal}"], sys.stderr)
 
-    def tell(event: "Event") -> None:
-        """Each event as its own JSON line; or a line per phase and step, and the file's name last."""
-        if as_json:
-            sys.stdout.write(event.line() + "\n")
-            sys.stdout.flush()
-            return
-        print_lines(event_lines(event, words), sys.stderr)
-        if event.type == "result":
-            sys.stdout.write(event.path + "\n")  # as it is: for a program that opens it
+    open_studio(None, outputs).generate(fields, output=output, device=device, on_event=partial(_tell, as_json))
 
-    open_studio(None, outputs).generate(fields, output=output, device=device, on_event=tell)
+
+def _tell(as_json: bool, event: "Event") -> None:
+    """Each event as its own JSON line; or a line per phase and step, and the file's name last."""
+    from turbodiff.cli.show import event_lines, print_lines, words_here
+
+    if as_json:
+        sys.stdout.write(event.line() + "\n")
+        sys.stdout.flush()
+        return
+    print_lines(event_lines(event, words_here()), sys.stderr)
+    if event.type == "result":
+        sys.stdout.write(event.path + "\n")  # as it is: for a program that opens it
+
+
+@partial(takes_request, left_out=OF_THE_CLIP)
+def extend(
+    *,
+    clip: Annotated[Path, typer.Argument(help="the mp4 to go on from; it stays as it is")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", "--save-path", "--save_path")] = None,
+    fields: dict[str, object],
+    model: Annotated[str | None, typer.Option("--model", help="left out: the clip's own, or its picture model")] = None,
+    outputs: Outputs = OUTPUTS,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda:0")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Go on where a clip ends: one mp4 of the clip and what the sentence says next."""
+    fields |= {"continues": str(expand(str(clip)).absolute()), **({"model": model} if model else {})}
+    open_studio(None, outputs).generate(fields, output=output, device=device, on_event=partial(_tell, as_json))
 
 
 @partial(takes_request, left_out=NOT_PLANNED)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Unpack
 
 from turbodiff.jobs.journal import remove_entry
-from turbodiff.jobs.rows import UNREADABLE, JobColumns, SqlValue, as_column
+from turbodiff.jobs.rows import UNREADABLE, JobColumns, SqlValue, as_column, parsed, record_of
 from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.events import Event
@@ -20,18 +20,20 @@ HOLD_REST_S = 5.0
 def claim(store: Store, slot: int = 0, free_bytes: int | None = None) -> QueuedJob | None:
     """Start the next attempt of the next waiting job, or None: queue empty, paused, or held for memory.
 
-    A job on hold is passed over until `free_bytes` (None: unknown, which holds nothing back) covers it, and for
-    five seconds at least: a worker that counts otherwise must not be asked ten times a second.
+    A job that continues the clip of another waits until that one is done. A job on hold is passed over until
+    `free_bytes` (None: unknown, which holds nothing back) covers it, and for five seconds at least: a worker that
+    counts otherwise must not be asked ten times a second.
     """
     if store.paused or not store.rows("SELECT 1 FROM job WHERE state = 'queued' LIMIT 1"):
         return None
     with store.write() as db:
-        row = db.execute(
-            "SELECT id FROM job WHERE state = 'queued' AND (hold_bytes IS NULL"
+        rows = db.execute(
+            "SELECT id, request FROM job WHERE state = 'queued' AND (hold_bytes IS NULL"
             " OR ((:free IS NULL OR hold_bytes <= :free) AND abs(:now - started_s) >= :rest))"
-            " ORDER BY place, id LIMIT 1",
+            " ORDER BY place, id",
             {"free": free_bytes, "now": store.now(), "rest": HOLD_REST_S},
-        ).fetchone()
+        )
+        row = next((row for row in rows if not (after := _after(row)) or clip_before(db, after)), None)
         if row is None:
             return None
         db.execute(
@@ -44,6 +46,26 @@ def claim(store: Store, slot: int = 0, free_bytes: int | None = None) -> QueuedJ
         move_job(store, job.id, job.attempt, "parked", error=UNREADABLE)
         return claim(store, slot, free_bytes)
     return job
+
+
+def _after(row: sqlite3.Row) -> str:
+    """The nonce of the job that a row waits for, "" for none; what cannot be read waits for nobody."""
+    asked = parsed(row["request"])
+    return str(asked.get("after") or "") if isinstance(asked, dict) else ""
+
+
+def clip_before(db: sqlite3.Connection, nonce: str) -> str:
+    """The clip of the job of that nonce; where it failed and was run again, of the newest that is done. "" while none
+    is."""
+    row = db.execute(
+        "WITH RECURSIVE family (id, first) AS (SELECT id, 1 FROM job WHERE nonce = ? UNION"
+        " SELECT job.id, 0 FROM job JOIN family ON job.parent = family.id)"
+        " SELECT job.result FROM job JOIN family ON job.id = family.id WHERE job.state = 'done'"
+        " ORDER BY family.first DESC, job.id DESC LIMIT 1",
+        (nonce,),
+    ).fetchone()
+    result = record_of(ClipResult, row["result"]) if row else None
+    return result.path if result else ""
 
 
 def move_job(

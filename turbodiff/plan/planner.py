@@ -39,7 +39,7 @@ SCHEDULE_FIELDS = ("sampler", "steps", "shift", "guidance", "guidance_low", "neg
 SIZE_FIELDS = ("resolution", "aspect", "width", "height", "num_frames")
 CHANGED_FIELDS = ("model", *SIZE_FIELDS, "quant_linear", "text_dtype", "attention", *SCHEDULE_FIELDS)
 # what no figure of a plan depends on; a prompt that is being typed needs no new plan
-WORDS = {"prompt": "-", "negative_prompt": "", "seed": None, "nonce": "", "image": ""}
+WORDS = {"prompt": "-", "negative_prompt": "", "seed": None, "nonce": "", "image": "", "continues": "", "after": ""}
 
 # what each candidate has of its own, or what only chooses among candidates (plan/candidates.py)
 NOT_COSTED = {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from turbodiff.archive import clips
 from turbodiff.media.fingerprints import Bytes
+from turbodiff.media.joining import check_format, joined, tail_of
 from turbodiff.media.pictures import fit_picture
 from turbodiff.media.verify import QualityWarning, verify_clip
 from turbodiff.media.video import ClipWriter, Written
@@ -45,6 +46,8 @@ def generate(attempt: Attempt) -> ClipResult:
         WaitForMemory: somebody else took the memory meanwhile; nothing half-done is left but latents.
     """
     attempt.send(PlanEvent(plan=attempt.plan))
+    if attempt.request.continues:
+        check_format(attempt.request)
     attempt.models.open(attempt.request)
     attempt.models.make_room(attempt.plan)
     saved = LatentsCache(attempt.state, attempt.id)
@@ -95,9 +98,13 @@ def encode_text(attempt: Attempt) -> tuple[TextRows, TextRows | None]:
 
 
 def start_picture(request: Request) -> Tensor:
-    """The picture as the clip's first frame shows it, float32 [1, 3, H, W] in [-1, 1]."""
-    fitted = fit_picture(Path(request.image), request.width, request.height, request.fit)
-    return torch.from_numpy(np.array(fitted.pixels)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    """The picture as the clip's first frame shows it, float32 [1, 3, H, W] in [-1, 1]; the last frame of the clip that
+    is continued."""
+    if request.continues:
+        pixels = tail_of(Path(request.continues)).last
+    else:
+        pixels = fit_picture(Path(request.image), request.width, request.height, request.fit).pixels
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 @torch.inference_mode()
@@ -131,15 +138,18 @@ def decode(attempt: Attempt, latents: Tensor) -> Iterator[Bytes]:
 
 
 def decode_to(partial: Path, attempt: Attempt, latents: Tensor) -> Written:
-    """Latents to the frames of a file, from its first frame on; where that fails nothing of it is left."""
-    request = attempt.request
+    """Latents to the frames of a file, behind those of the clip that they continue; nothing is left of a failure."""
+    request, frames, count = attempt.request, decode(attempt, latents), attempt.request.num_frames
+    if request.continues:
+        before = Path(request.continues)
+        frames, count = joined(before, frames), count + tail_of(before).frames - 1
     recipe = {"request": request.model_dump(mode="json"), "plan": attempt.plan.model_dump(mode="json")}
     tags = {"turbodiff": installed("turbodiff"), "job": attempt.id, **recipe}
-    writer = ClipWriter(partial, request.width, request.height, request.fps, tags, num_frames=request.num_frames)
+    writer = ClipWriter(partial, request.width, request.height, request.fps, tags, num_frames=count)
     with writer:
-        for frames in decode(attempt, latents):
+        for chunk in frames:
             attempt.check_cancelled()
-            writer.write(frames)
+            writer.write(chunk)
     assert writer.written is not None
     return writer.written
 
@@ -153,7 +163,7 @@ def write_clip(attempt: Attempt, latents: Tensor) -> tuple[Path, Sidecar]:
     try:
         with attempt.phase("write"):
             start = None  # the picture that the first frame should look like
-            if request.kind == "i2v":
+            if request.image:
                 with contextlib.suppress(FileError):  # it may be gone by now
                     start = fit_picture(Path(request.image), request.width, request.height, request.fit).pixels
             warnings = verify_clip(written, start, request.prompt)

@@ -85,6 +85,8 @@ class Request(Frozen):
     text_dtype: Literal["auto", TextDtype] = "auto"
     fps: int = Field(ge=1, le=60)
     image: str = ""
+    continues: str = ""  # an mp4: the clip starts from its last frame, and both become one
+    after: str = Field(default="", max_length=64)  # nonce of the job whose clip is continued, once it is done
     fit: Fit = "crop"
     adaptive_resolution: bool = True
     loras: tuple[Lora, ...] = Field(default=(), max_length=MAX_LORAS)
@@ -101,6 +103,11 @@ class Request(Frozen):
     def shape(self) -> VideoShape:
         """The clip in pixels."""
         return VideoShape(self.num_frames, self.height, self.width)
+
+    @property
+    def continued(self) -> bool:
+        """Whether the clip goes on where another ends."""
+        return bool(self.continues or self.after)
 
     @property
     def experts(self) -> tuple[Expert, ...]:
@@ -256,16 +263,16 @@ def _check_model(request: Request, spec: ModelSpec) -> None:
             f"{spec.display_name} makes {spec.kind} clips", code="kind_mismatch", field="kind", got=request.kind,
             expected=spec.kind, try_instead=f"another --model, or --kind {spec.kind}",
         )  # fmt: skip
-    if spec.kind == "i2v" and not request.image:
+    if spec.kind == "i2v" and not request.image and not request.continued:
         raise RequestError(
             f"{spec.display_name} starts from a picture", code="image_missing", field="image",
             expected="a picture file", try_instead="--image photo.jpg",
         )  # fmt: skip
-    if spec.kind == "t2v" and request.image:
+    if spec.kind == "t2v" and (request.image or request.continued):
         others = " or ".join(other.display_name for other in all_models() if other.kind == "i2v" and not other.bundled)
         raise RequestError(
             f"{spec.display_name} makes clips from text only", code="image_unused", field="image",
-            got=request.image[-80:], expected="no picture",
+            got=(request.image or request.continues or request.after)[-80:], expected="no picture and no clip",
             try_instead=f"--model {others}, or leave the picture out",
         )  # fmt: skip
 

@@ -37,6 +37,7 @@ from turbodiff.spec.models import Inventory, all_models
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, make_request
 from turbodiff.studio.library import Library
+from turbodiff.studio.longer_clips import Segment, continuing_fields, storyboard
 from turbodiff.studio.weights import Weights
 from turbodiff.supervisor import ownership, worker_process
 from turbodiff.supervisor.context import machine_of, worker_pids
@@ -117,7 +118,11 @@ class Studio:
             RequestError: a field cannot be honoured.
             DoesNotFitError: nothing that the pins allow fits.
         """
-        request, history, machine = _request_of(fields), history or self.history(), machine or probe.machine_now()
+        request, history, machine = (
+            _request_of(fields, inventory),
+            history or self.history(),
+            machine or probe.machine_now(),
+        )
         found = counted_on(request, machine, history, inventory or find_weights())
         return plan_request(request, machine, with_loras(found, request.loras), policy=policy, history=history)
 
@@ -125,7 +130,7 @@ class Studio:
         self, fields: Mapping[str, Any], machine: Machine, inventory: Inventory, history: History | None = None
     ) -> Outlook:
         """The band, seconds and steps of a plan, for many at once. Raises RequestError: a field cannot be honoured."""
-        found = counted_on(request := _request_of(fields), machine, history, inventory)
+        found = counted_on(request := _request_of(fields, inventory), machine, history, inventory)
         return outlook(request, machine, with_loras(found, request.loras), history=history)
 
     def history(self) -> History | None:
@@ -168,7 +173,7 @@ class Studio:
         policy: Policy = "anyway" if anyway else self.policy
         found, machine, history, asked = find_weights(), self.machine(), self.history(), []
         for fields in many:
-            request = _request_of(fields).seeded()
+            request = _request_of(fields, found).seeded()
             inventory = with_loras(found, request.loras)
             resolve_files(request.model, inventory, request.loras)
             disk.check_place(self.outputs, self.state, request.width, request.height, request.num_frames)
@@ -320,17 +325,21 @@ class Studio:
         return support_bundle.support_bundle(self._store, folder, self.outputs, path, with_prompts)
 
 
-def _request_of(fields: Mapping[str, Any]) -> Request:
-    """The request that a form or flags mean, in the picture's own aspect where Adaptive Resolution is on.
+def _request_of(fields: Mapping[str, Any], here: Inventory | None = None) -> Request:
+    """The request that a form or flags mean, in the picture's own aspect where Adaptive Resolution is on, in the size
+    of the clip that it continues.
 
     Raises:
         RequestError, FileError: a field or the picture cannot be honoured.
     """
+    if fields.get("continues") or fields.get("after"):
+        fields = continuing_fields(fields, here or find_weights())
     return pictures.adapt_size(make_request(fields))
 
 
 __all__ = [
     "HOST_COMMAND", "POLICIES", "CardHolders", "Clip", "DoctorReport", "Download", "Downloads", "GpuFacts", "Holder",
     "Identity", "Installed", "Look", "LoraFacts", "LoraFile", "Machine", "Move", "Offer", "Outlook", "Policy", "Round",
-    "Seed", "SelfTest", "Storage", "StoredFile", "Studio", "Tier", "doctor", "pictures", "pretend", "state_folder",
+    "Seed", "Segment", "SelfTest", "Storage", "StoredFile", "Studio", "Tier", "doctor", "pictures", "pretend",
+    "state_folder", "storyboard",
 ]  # fmt: skip

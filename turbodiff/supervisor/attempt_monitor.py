@@ -12,7 +12,7 @@ from turbodiff.archive.seeds import archive_clip
 from turbodiff.diagnostics.run_log import request_line, run_lines
 from turbodiff.gpu.host_memory import host_memory
 from turbodiff.jobs import measurements
-from turbodiff.jobs.attempts import finish_job, move_job, record_event
+from turbodiff.jobs.attempts import clip_before, finish_job, move_job, record_event
 from turbodiff.jobs.retry_policy import NEIGHBOUR_BYTES, Decision, Ending, decide
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.errors import FileError, VerifyError
@@ -66,12 +66,18 @@ class AttemptMonitor:
         except FileError as error:
             self.end(Ending("error", JobError(**error.fields())))
             return False
+        plan = job.plan
+        if request.after:
+            with context.store.write(durable=False) as db:
+                place = {"continues": clip_before(db, request.after)}
+            request = request.model_copy(update=place)
+            plan = plan and plan.model_copy(update={"request": plan.request.model_copy(update=place)})
         self.worker.send(
             RunCommand(
                 job=job.id,
                 attempt=job.attempt,
                 request=request,
-                plan=job.plan,
+                plan=plan,
                 cap_bytes=job.cap_bytes,
                 outputs=context.outputs,
                 state=context.state,

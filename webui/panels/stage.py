@@ -125,9 +125,9 @@ def _prompt_words(prompt: str) -> list[str]:
 
 def _facts(clip: ClipView, words: Words) -> Iterable[tuple[str, str]]:
     request, ran, measured = clip.request, clip.sidecar.ran, clip.sidecar.measured
-    length = words.seconds(request.num_frames / request.fps)
+    frames = clip.sidecar.frames or request.num_frames  # with those of the clip that it continues
     yield words("clip.model"), f"{model_name(request)} · {request.width}x{request.height}"
-    yield words("clip.length"), f"{words('unit.frames', n=request.num_frames)} · {length}"
+    yield words("clip.length"), f"{words('unit.frames', n=frames)} · {words.seconds(frames / request.fps)}"
     yield words("clip.seed"), str(request.seed)
     yield words("clip.steps"), f"{request.steps} · {request.sampler.upper()}"
     if ran.attention:  # asked and ran, never silently different: "asked sagesla, ran sagesla (triton, sm_120)"

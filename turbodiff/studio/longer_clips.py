@@ -1,0 +1,119 @@
+"""Longer clips: what a request that continues a clip takes over from it, and the requests of a storyboard."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from turbodiff.archive.clips import read_sidecar
+from turbodiff.media.joining import clip_format
+from turbodiff.spec.errors import RequestError
+from turbodiff.spec.models import Inventory, ModelSpec, all_models, find_model
+from turbodiff.spec.plan import Plan
+from turbodiff.spec.shapes import nearest_frame_counts
+
+MAX_SEGMENTS = 20  # of a storyboard, as many as one browser may queue
+SIZE_FIELDS = ("size", "resolution", "aspect", "width", "height", "fps")
+# what means the same to a text-to-video model and the picture-to-video model that continues its clip
+SHARED_FIELDS = (
+    "prompt",
+    "seed",
+    "num_frames",
+    "nonce",
+    "after",
+    "continues",
+    "attention",
+    "quant_linear",
+    "text_dtype",
+)
+
+
+class Segment(NamedTuple):
+    """A row of a storyboard. `seed` None: a random one."""
+
+    prompt: str
+    seconds: float
+    seed: int | None = None
+
+
+def continuing_model(spec: ModelSpec, here: Inventory) -> ModelSpec:
+    """The model that goes on where a clip of `spec` ends: itself where it starts from a picture, else the first that
+    does and is on this disk, distilled ones first; the bundled one for the bundled."""
+    if spec.kind == "i2v":
+        return spec
+    able = [other for other in all_models() if other.kind == "i2v" and other.bundled == spec.bundled]
+    return min(able, key=lambda other: (not (other.bundled or here.has_networks(other)), not other.turbo))
+
+
+def continuing_fields(fields: Mapping[str, Any], here: Inventory) -> dict[str, Any]:
+    """The fields of a request that names a clip to continue, in that clip's size and rate, with a model that can (where
+    none is named, one for the clip's own); other fields as they are.
+
+    Raises:
+        RequestError, FileError: no such model, no clip that can be read.
+    """
+    if not (fields.get("continues") or fields.get("after")):
+        return dict(fields)
+    path = fields.get("continues")
+    asked = find_model(str(fields.get("model") or (read_sidecar(Path(str(path))).request.model if path else "demo")))
+    spec = continuing_model(asked, here)
+    shared = fields if spec is asked else {name: fields[name] for name in SHARED_FIELDS if name in fields}
+    given = {**shared, "model": spec.name, "kind": spec.kind}
+    given.pop("image", None)
+    if path:
+        found = clip_format(Path(str(path)))
+        given = {name: value for name, value in given.items() if name not in SIZE_FIELDS}
+        given |= {"size": f"{found.width}x{found.height}", "fps": found.fps}
+    else:
+        given = {**{name: fields[name] for name in SIZE_FIELDS if name in fields}, **given}
+    return given
+
+
+def storyboard(
+    fields: Mapping[str, Any], segments: Sequence[Segment], first: Plan | None = None
+) -> list[dict[str, Any]]:
+    """The fields of one request for each segment; each but the first goes on where the one before it ends.
+
+    Args:
+        fields: of the first, whose prompt, length and seed come from its segment.
+        first: its plan, whose size and rate all others take. None: its own alone are wanted.
+
+    Raises:
+        RequestError: no segment, too many, one without a length.
+    """
+    if not 1 <= len(segments) <= MAX_SEGMENTS:
+        raise RequestError(
+            "a storyboard has 1 to 20 segments", code="storyboard_rows", field="storyboard", got=len(segments),
+            expected=f"1..{MAX_SEGMENTS}",
+        )  # fmt: skip
+    many: list[dict[str, Any]] = []
+    for number, segment in enumerate(segments):
+        given = {**fields, "prompt": segment.prompt, "seed": segment.seed, "nonce": secrets.token_hex(16)}
+        if many:
+            assert first is not None, "the size comes from the plan of the first"
+            ran = first.request
+            given = {name: value for name, value in given.items() if name not in (*SIZE_FIELDS, "continues", "image")}
+            pinned = sorted({*fields.get("pinned", ()), "size"})
+            given |= {"size": f"{ran.width}x{ran.height}", "fps": ran.fps, "pinned": pinned}
+            given |= {"after": many[-1]["nonce"]}
+        many.append({**given, "num_frames": frames_of(segment.seconds, given, number)})
+        if first is None:
+            break
+    return many
+
+
+def frames_of(seconds: float, fields: Mapping[str, Any], number: int) -> int:
+    """The 4n+1 frames nearest to a length; a continuation has one more, which is the last of the clip before it.
+
+    Raises:
+        RequestError: no length.
+    """
+    spec = find_model(str(fields.get("model") or "demo"))
+    wanted = seconds * float(fields.get("fps") or spec.defaults.fps) + (number > 0)
+    if not 0 < seconds < 1000:
+        raise RequestError(
+            "a segment needs a length", code="storyboard_seconds", field="storyboard", got=str(seconds)[:20],
+            expected="seconds above 0", try_instead="5",
+        )  # fmt: skip
+    below, above = nearest_frame_counts(max(1, round(wanted)))
+    return below if wanted - below <= above - wanted and below > 1 else above

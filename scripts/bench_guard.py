@@ -36,7 +36,7 @@ from turbodiff.memory_lab.measure import DummyModels, rows_of, run_phase  # noqa
 from turbodiff.memory_lab.replay import Cell, network_cells, vae_cells, words_cells  # noqa: E402
 from turbodiff.plan.allocator_slack import SLACK  # noqa: E402
 from turbodiff.plan.candidates import candidates  # noqa: E402
-from turbodiff.plan.hardware import CONTEXT_BYTES, Allocator, Machine, pretend  # noqa: E402
+from turbodiff.plan.hardware import ALL_REFERENCE, CONTEXT_BYTES, Allocator, Kernels, Machine, pretend  # noqa: E402
 from turbodiff.plan.offload_search import cost_inputs, plan_context  # noqa: E402
 from turbodiff.plan.phase_costs import CostInputs  # noqa: E402
 from turbodiff.plan.planner import plan_request  # noqa: E402
@@ -50,6 +50,7 @@ from turbodiff.spec.request import Request, make_request  # noqa: E402
 
 MODELS = ("wan2.1-1.3b", "wan2.1-14b", "wan2.2-a14b")
 REPLAYED = (*MODELS, "wan2.2-t2v-a14b", "wan2.1-i2v-14b")
+ALL_FUSED, REFERENCE_KERNELS = Kernels(), ALL_REFERENCE.model_copy(update={"wish": "reference"})
 BUDGETS_GIB = (8.0, 12.0, 16.0, 24.0, 32.0)
 CLOSE = 0.10
 MINUTES = 9.0
@@ -141,10 +142,11 @@ def replayed(models: tuple[str, ...]) -> Iterator[tuple[str, Allocator, Iterator
     card = pretend(Machine(torch="2.11.0"), 80.0)
     context = plan_context(card, Inventory())
 
-    def inputs_of(mode: Allocator, **fields: Any) -> CostInputs:
+    def inputs_of(mode: Allocator, kernels: Kernels = ALL_FUSED, **fields: Any) -> CostInputs:
         request = make_request({"prompt": "a cat", **fields})
         choice = next(candidates(request, card, Inventory(), context.total_bytes, frozenset()))
-        return cost_inputs(request, choice, plan_context(card.model_copy(update={"allocator": mode}), Inventory()))
+        here = card.model_copy(update={"allocator": mode, "kernels": kernels})
+        return cost_inputs(request, choice, plan_context(here, Inventory()))
 
     for model, size, frames, int8 in product(models, ("480p", "720p"), (17, 81), ("off", "on")):
         spec = find_model(model)
@@ -154,6 +156,15 @@ def replayed(models: tuple[str, ...]) -> Iterator[tuple[str, Allocator, Iterator
             for mode in SLACK:
                 inputs = inputs_of(mode, attention=attention, **clip)
                 yield f"{model} {size} {frames} {int8} {attention}", mode, network_cells(inputs)
+            if model not in MODELS:
+                continue
+            for mode in SLACK:
+                name = f"{model} {size} {frames} {int8} {attention}"
+                plain = inputs_of(mode, REFERENCE_KERNELS, attention=attention, **clip)
+                yield f"{name} references", mode, network_cells(plain, 2)
+                if int8 == "on":
+                    lora = {"loras": [{"path": "any.safetensors"}]}
+                    yield f"{name} LoRA", mode, network_cells(inputs_of(mode, attention=attention, **lora, **clip), 4)
     for size, frames, mode in product(("480p", "720p"), (17, 81, 161), SLACK):
         clip = {"resolution": size, "num_frames": frames, "image": "cat.jpg"}
         for conv2d in (False, True):

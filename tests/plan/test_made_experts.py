@@ -44,3 +44,47 @@ def test_nothing_is_dropped_where_one_expert_runs_or_files_are_mapped():
     one = plan_request(ask("wan2.2-a14b", boundary=0.5), here, converted())
     mapped = plan_request(ask("wan2.2-a14b"), here, disk())
     assert one.levers.made_experts == mapped.levers.made_experts == "kept"
+
+
+ROOM = 64 * GIB
+
+
+def told_of(plan):
+    return {reason.key: reason.numbers for reason in plan.reasons}
+
+
+@pytest.mark.parametrize("vram_gib", [7.6, 24])
+def test_what_does_not_fit_into_host_memory_goes_to_disk_where_there_is_room(vram_gib):
+    """16 GiB of RAM: the first expert alone takes 15; as a copy on disk a block or two do."""
+    found = converted().model_copy(update={"copies_room_bytes": ROOM})
+    here = machine(gpu(vram_gib), ram_gib=16)
+    plan = plan_request(ask("wan2.2-a14b"), here, found)
+    assert (plan.levers.converted, plan.levers.made_experts) == ("on_disk", "kept")
+    assert (plan.request.num_frames, plan.request.resolution) == (81, "720p")
+    assert max(phase.host_ram_bytes for phase in plan.phases) <= here.host_budget_bytes
+    assert told_of(plan)["converted_on_disk"] == {"disk_bytes": 2 * MADE}
+    for room in (2 * MADE - 1, None):
+        with pytest.raises(Refusal):
+            plan_request(ask("wan2.2-a14b"), here, found.model_copy(update={"copies_room_bytes": room}))
+    again = plan_request(plan.request, here, found)
+    assert (again.levers, again.phases) == (plan.levers, plan.phases)
+    roomy = plan_request(ask("wan2.2-a14b"), machine(gpu(vram_gib), ram_gib=64), found)
+    assert roomy.levers.converted == "in_memory" and "converted_on_disk" not in told_of(roomy)
+
+
+def test_a_converted_text_encoder_goes_to_disk_before_it_gets_fewer_bits():
+    found = disk("wan2.1-1.3b")
+    files = [f.model_copy(update={"converted": f.component == "text_encoder"}) for f in found.files]
+    found = found.model_copy(update={"files": tuple(files)})
+    here = machine(gpu(23.5), ram_gib=8, bitsandbytes=True)
+    copied = plan_request(ask("wan2.1-1.3b"), here, found.model_copy(update={"copies_room_bytes": ROOM}))
+    assert (copied.levers.converted, copied.levers.text_dtype) == ("on_disk", "bf16")
+    assert told_of(copied)["converted_on_disk"]["disk_bytes"] == 2 * 5_680_910_336
+    with pytest.raises(Refusal):
+        plan_request(ask("wan2.1-1.3b"), here, found)
+
+
+def test_a_cpu_keeps_its_networks_in_memory():
+    found = converted().model_copy(update={"copies_room_bytes": ROOM})
+    with pytest.raises(Refusal):
+        plan_request(ask("wan2.2-a14b"), machine(ram_gib=16), found)

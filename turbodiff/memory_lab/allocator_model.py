@@ -183,10 +183,14 @@ class CachingAllocator:
         if block is None:
             self._segments += 1
             block = self._ranges[id(pool)] = Block(0, 1 << 50, self._segments, mapped=False)
-        run: list[Block] = []
+        run, have, lacks = list[Block](), 0, False
         while True:  # free neighbours, with memory or without, that are large enough together and lack some
-            run = [*run, block] if block.free else []
-            if sum(part.size for part in run) >= size and any(not part.mapped for part in run):
+            if block.free:
+                run.append(block)
+                have, lacks = have + block.size, lacks or not block.mapped
+            else:
+                run, have, lacks = [], 0, False
+            if have >= size and lacks:
                 break
             assert block.after is not None, "the range is endless"
             block = block.after
@@ -278,13 +282,17 @@ def works(events: Sequence[Allocation], mode: Allocator, cap_bytes: int, max_spl
     return True
 
 
-def smallest_cap(events: Sequence[Allocation], mode: Allocator, tolerance_bytes: int = 4 * MIB) -> int:
-    """The smallest cap under which a stream still runs, to `tolerance_bytes`."""
+def smallest_cap(
+    events: Sequence[Allocation], mode: Allocator, guess_bytes: int = NO_LIMIT_BYTES, tolerance_bytes: int = 4 * MIB
+) -> int:
+    """The smallest cap under which a stream still runs, to `tolerance_bytes`; quickest where the guess is near it."""
     live = peak = 0
     for _, n_bytes in events:
         live += n_bytes
         peak = max(peak, live)
-    low, high = peak // 2, 2 * peak + LARGE_SEGMENT_BYTES
+    low, high = peak - 1, 2 * peak + LARGE_SEGMENT_BYTES
+    if low < guess_bytes < high:
+        low, high = (low, guess_bytes) if works(events, mode, guess_bytes) else (guess_bytes, high)
     while high - low > tolerance_bytes:
         middle = (low + high) // 2
         low, high = (low, middle) if works(events, mode, middle) else (middle, high)

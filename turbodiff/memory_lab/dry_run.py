@@ -34,14 +34,15 @@ GRAIN_BYTES = 512  # the CUDA caching allocator rounds every block up to this
 META = torch.device("meta")
 
 
-Inside = Mapping[str, int | tuple[int, ...]]  # name of an operator -> bytes that it holds while it runs, or its pieces
+# name of an operator -> bytes that it holds while it runs, or its pieces, or the function that runs in its place
+Inside = Mapping[str, "int | tuple[int, ...] | Callable[..., object]"]
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storage of every tensor that an operation returns, until it dies.
 
     `device_type`: only tensors there ("meta", "cpu", "cuda"), None for all. `inside`: bytes that operators of these
-    names ("turbodiff::sage_attention") hold for themselves while they run.
+    names ("turbodiff::sage_attention") hold for themselves while they run, or what they are made of.
     """
 
     def __init__(
@@ -56,6 +57,10 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inside = self._inside.get(func.name(), ())
+        if callable(inside):
+            with self:
+                result = inside(*args, **(kwargs or {}))
+            return result if func._schema.returns else None  # an operator cannot hand out what it was given
         held = [(self.take(size), size) for size in ((inside,) if isinstance(inside, int) else inside) if size]
         try:
             out = func(*args, **(kwargs or {}))

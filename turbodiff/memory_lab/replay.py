@@ -6,30 +6,47 @@ workspace is taken off the cap, so that it remains for cuDNN.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import count
 from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import nn
+from turbodiff_kernels.gemm import reference as gemm
+from turbodiff_kernels.norm import reference as norm
+from turbodiff_kernels.quant import reference as quant
+from turbodiff_kernels.sage import reference as sage
+from turbodiff_kernels.sla import reference as sla
 
 from turbodiff.memory_lab.allocator_model import Allocation, smallest_cap, works
 from turbodiff.memory_lab.dry_run import META, counted, denoise_ledger, unmasked, vae_ledger
 from turbodiff.models import vae as vae_driver
 from turbodiff.models.image_encoder import make_image_encoder, picture_features
+from turbodiff.models.linear import Int8Linear
 from turbodiff.models.text_encoder import make_text_encoder
 from turbodiff.models.wan_dit import WanDiT
 from turbodiff.plan import phase_costs
 from turbodiff.plan.hardware import Allocator
+from turbodiff.plan.kernel_costs import KernelsHere
 from turbodiff.plan.phase_costs import CostInputs, PhaseCost
+from turbodiff.plan.weight_sizes import LORA_RANK
 from turbodiff.runtime.model_cache import dit_config
 from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.models import ImageEncoderFacts, ModelSpec, TextFacts, VaeFacts
 from turbodiff.spec.plan import Levers
+from turbodiff.spec.request import TextDtype
 from turbodiff.spec.shapes import VAE_TILES, VideoShape
 
 ATTENTION_KERNELS = ("turbodiff::normed_sage_attention_", "turbodiff::normed_sla_attention_")
+REFERENCES: dict[
+    str, tuple[Callable[..., object], ...]
+] = {  # what runs where a kernel does not, by KernelsHere's names
+    "norm": (norm.norm_modulate, norm.layer_norm, norm.rms_norm_, norm.rms_norm_rope_, norm.residual_add_),
+    "quant": (quant.quantize_tiles,),
+    "gemm": (gemm.int8_linear, gemm.int8_linear_quantize, gemm.int8_linear_add_),
+    "attention": (sage.normed_sage_attention_, sla.normed_sla_attention_),
+}
 BLAS_BYTES = 32 << 20  # cuBLAS's workspace on Hopper, in the allocator from the first product on; 8 MiB elsewhere
 Events = tuple[Allocation, ...]
 
@@ -52,7 +69,7 @@ class Cell(NamedTuple):
     @property
     def margin_bytes(self) -> int:
         """What was planned beyond the smallest cap that works; negative where it is too low."""
-        return self.cap_bytes - smallest_cap(self.events, self.mode)
+        return self.cap_bytes - smallest_cap(self.events, self.mode, self.cap_bytes)
 
 
 def denoise_cell(inputs: CostInputs, levers: Levers, blocks: int | None = None) -> Cell:
@@ -60,8 +77,8 @@ def denoise_cell(inputs: CostInputs, levers: Levers, blocks: int | None = None) 
     expert, facts = inputs.experts[0], inputs.spec.dit
     run = min(facts.num_layers, blocks or facts.num_layers)
     work, keep_text = phase_costs.step_work(inputs, levers.ffn_chunks, levers.text_keys), levers.text_keys == "kept"
+    block, rest = _dit_tensors(inputs.spec, inputs.int8, inputs.lora > 0)
     cost = phase_costs.denoise(inputs, expert, levers.experts, levers.blocks_resident, work)
-    block, rest = _dit_tensors(inputs.spec, inputs.int8)
     if levers.experts == "streamed":
         weights = phase_costs.STREAM_BUFFERS * block + rest + levers.blocks_resident * block
     else:
@@ -74,12 +91,12 @@ def denoise_cell(inputs: CostInputs, levers: Levers, blocks: int | None = None) 
     pieces = (*(inside // half * (half,)), inside % half)
     steps = _steps(
         inputs.spec, inputs.shape, inputs.int8, levers.ffn_chunks, inputs.attention, pieces, run, inputs.forwards,
-        keep_text,
+        keep_text, inputs.lora > 0, inputs.kernels,
     )  # fmt: skip
     events = (*_placed((BLAS_BYTES, *weights, *kept)), *steps)
     said = f"{levers.experts} {levers.blocks_resident}" if levers.experts == "streamed" else levers.experts
     said = f"{said}, chunks {levers.ffn_chunks}, text keys {levers.text_keys}"
-    said = f"{said}, {inputs.attention}, {'int8' if inputs.int8 else 'bf16'}"
+    said = f"{said}, {inputs.attention}, {'int8' if inputs.int8 else 'bf16'}{', LoRA' if inputs.lora else ''}"
     return Cell(said, cost, cost.peak_bytes - inputs.context_bytes, events, inputs.allocator)
 
 
@@ -94,13 +111,14 @@ def vae_cell(inputs: CostInputs, name: Literal["vae_decode", "image_encode"], ti
     )  # fmt: skip
 
 
-def text_cell(inputs: CostInputs, lever: Literal["resident", "streamed"]) -> Cell:
+def text_cell(inputs: CostInputs, lever: Literal["resident", "streamed"], dtype: TextDtype = "bf16") -> Cell:
     """The text encoder over a prompt of 512 tokens: all of it on the device, or a layer at a time."""
-    cost = phase_costs.text_encode(inputs, lever)
-    layer, rest, moves = _text_moves(inputs.spec.text_encoder, lever == "streamed")
+    cost = phase_costs.text_encode(inputs, lever, dtype)
+    layer, rest, moves = _text_moves(inputs.spec.text_encoder, lever == "streamed", dtype)
     weights = (*rest, *inputs.spec.text_encoder.num_layers * layer) if lever == "resident" else ()
     events = (*_placed((BLAS_BYTES, *weights)), *moves)
-    return Cell(lever, cost, cost.peak_bytes - inputs.context_bytes, events, inputs.allocator)
+    said = lever if dtype == "bf16" else dtype
+    return Cell(said, cost, cost.peak_bytes - inputs.context_bytes, events, inputs.allocator)
 
 
 def picture_cell(inputs: CostInputs) -> Cell:
@@ -134,6 +152,8 @@ def words_cells(inputs: CostInputs) -> Iterator[Cell]:
     """The text encoder with each of its levers, and the picture's where there is one."""
     yield text_cell(inputs, "resident")
     yield text_cell(inputs, "streamed")
+    yield text_cell(inputs, "resident", "int8")
+    yield text_cell(inputs, "resident", "nf4")
     if inputs.spec.image_encoder:
         yield picture_cell(inputs)
 
@@ -148,12 +168,21 @@ def _sizes(module: nn.Module) -> tuple[int, ...]:
     return tuple(x.numel() * x.element_size() for x in (*module.parameters(), *module.buffers()))
 
 
+def _add_branches(dit: nn.Module) -> None:
+    """Give every INT8 linear the branch of a LoRA."""
+    with META:
+        for layer in [layer for layer in dit.modules() if isinstance(layer, Int8Linear)]:
+            layer.add_low_rank(torch.empty(LORA_RANK, layer.in_features), torch.empty(layer.out_features, LORA_RANK))
+
+
 @lru_cache(16)
-def _dit_tensors(spec: ModelSpec, int8: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _dit_tensors(spec: ModelSpec, int8: bool, lora: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Bytes of the tensors of one block, and of those outside the blocks."""
     with META:
         dit = WanDiT(dit_config(spec.model_copy(update={"dit": spec.dit.model_copy(update={"num_layers": 1})}),
                                 quant_linear=int8, sla=spec.turbo)).to(torch.bfloat16)  # fmt: skip
+    if lora:
+        _add_branches(dit)
     rest = [child for name, child in dit.named_children() if name != "blocks"]
     return _sizes(dit.blocks[0]), _sizes(nn.ModuleList(rest))
 
@@ -161,30 +190,40 @@ def _dit_tensors(spec: ModelSpec, int8: bool) -> tuple[tuple[int, ...], tuple[in
 @lru_cache(16)
 def _steps(
     spec: ModelSpec, shape: VideoShape, int8: bool, chunks: int, attention: str, inside: tuple[int, ...], blocks: int,
-    forwards: int, keep_text: bool,
+    forwards: int, keep_text: bool, lora: bool, kernels: KernelsHere,
 ) -> Events:  # fmt: skip
     """Two steps of so many forward passes through so many blocks, with the state of the sampler."""
+    references = [call for name, fused in kernels._asdict().items() if not fused for call in REFERENCES[name]]
+    within = {f"turbodiff::{call.__name__}": call for call in references}
     ledger = denoise_ledger(
         spec, shape, torch.bfloat16, int8=int8, chunks=chunks, attention=cast("AttentionKind", attention),
-        inside=dict.fromkeys(ATTENTION_KERNELS, inside), change=None, blocks=blocks,
-        forwards=forwards, keep_text=keep_text,
+        inside={**dict.fromkeys(ATTENTION_KERNELS, inside), **within}, change=_add_branches if lora else None,
+        blocks=blocks, forwards=forwards, keep_text=keep_text,
     )  # fmt: skip
     return tuple(ledger.events)
 
 
 @lru_cache(8)
-def _text_moves(facts: TextFacts, streamed: bool) -> tuple[tuple[int, ...], tuple[int, ...], Events]:
+def _text_moves(facts: TextFacts, streamed: bool, dtype: TextDtype) -> tuple[tuple[int, ...], tuple[int, ...], Events]:
     """(bytes of the tensors of one layer, of those outside the layers, what reading a prompt allocates).
 
     Streamed, a layer comes before its turn and leaves after it, as runtime/text.py has it; two layers stand for all.
+    bitsandbytes 0.50 runs on a card alone, so what its linears hold beside their results is put in by hand.
     """
     with META:
         encoder = make_text_encoder(facts.model_copy(update={"num_layers": 2})).bfloat16()
     blocks, visits = encoder.encoder.block, list[tuple[int, int]]()
     layer = _sizes(blocks[0])
+    small = [child for name, child in blocks.named_modules() if isinstance(child, nn.Linear) and name[-2:] != "wo"]
+    if dtype != "bf16":
+        of_one = {id(child.weight): child for child in small[: len(small) // 2]}
+        layer = tuple(
+            size for x in blocks[0].parameters()
+            for size in (_fewer_bits(of_one[id(x)], dtype) if id(x) in of_one else (x.numel() * x.element_size(),))
+        )  # fmt: skip
 
-    def comes(*call: object) -> None:
-        visits.extend((ledger.take(size), size) for size in layer)
+    def comes(*sizes: int) -> None:
+        visits.extend((ledger.take(size), size) for size in sizes)
 
     def goes(*call: object) -> None:
         while visits:
@@ -193,11 +232,28 @@ def _text_moves(facts: TextFacts, streamed: bool) -> tuple[tuple[int, ...], tupl
     with unmasked(), counted(encoder) as ledger:
         if streamed:
             for block in blocks:
-                block.register_forward_pre_hook(comes)
+                block.register_forward_pre_hook(lambda *call: comes(*layer))
                 block.register_forward_hook(goes)
+        for child in small if dtype != "bf16" else ():
+            held = _inside_linear(child, dtype, facts.text_len)
+            child.register_forward_pre_hook(lambda *call, held=held: comes(*held))
+            child.register_forward_hook(goes)
         ids = torch.zeros(1, facts.text_len, dtype=torch.long)
         encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
     return layer, _sizes(nn.ModuleList([encoder.shared, encoder.encoder.final_layer_norm])), tuple(ledger.events)
+
+
+def _fewer_bits(linear: nn.Linear, dtype: TextDtype) -> tuple[int, ...]:
+    """Bytes of a linear's tensors in int8 or NF4: values and scales, of NF4 those of the scales, too."""
+    count = linear.weight.numel()
+    return (count, 4 * linear.out_features) if dtype == "int8" else (count // 2, count // 64, 4 * count // (64 * 256))
+
+
+def _inside_linear(linear: nn.Linear, dtype: TextDtype, rows: int) -> tuple[int, ...]:
+    """What a product of that many rows holds: in int8 the rows as float16 and as integers, their scales, the int32
+    sums; in NF4 the weight in 16 bits."""
+    inputs, sums = rows * linear.in_features, rows * linear.out_features
+    return (2 * inputs, inputs, 4 * rows, 4 * sums) if dtype == "int8" else (2 * linear.weight.numel(),)
 
 
 @lru_cache(8)

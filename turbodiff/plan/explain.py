@@ -179,8 +179,14 @@ def _about_levers(wish: Request, context: PlanContext, choice: Candidate, cost: 
     if chosen.ffn_chunks > 1:
         one, many = (phase_costs.denoise_activations(inputs, chunks) for chunks in (1, chosen.ffn_chunks))
         yield reason("ffn_chunked", chunks=chosen.ffn_chunks, saved_bytes=one - many)
+    if chosen.converted == "on_disk":
+        told = {"disk_bytes": inputs.weights.dit * len(set(inputs.experts)) * (inputs.made > inputs.merged)}
+        told["disk_bytes"] += inputs.weights.text if inputs.text_made else 0
+        yield reason("converted_on_disk", **told)
     if chosen.made_experts == "dropped":
-        yield reason("made_experts_dropped", saved_bytes=inputs.made)
+        yield reason(
+            "made_experts_dropped", saved_bytes=inputs.merged if chosen.converted == "on_disk" else inputs.made
+        )
     if chosen.text_keys == "recomputed":
         passes = inputs.forwards * len(inputs.experts)
         yield reason(

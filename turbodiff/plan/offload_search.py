@@ -71,7 +71,7 @@ class PlanContext:
     text_dtypes: tuple[TextDtype, ...] = ("bf16",)  # of the text encoder, those that may be taken, in this order
     evaluated: dict[EvaluationKey, CandidateCost] = field(default_factory=dict, compare=False, repr=False)
     schedules: dict[tuple[str, bool, int, int], Request] = field(default_factory=dict, compare=False, repr=False)
-    text_options: dict[tuple[str, bool, bool], Option] = field(default_factory=dict, compare=False, repr=False)
+    text_options: dict[tuple[str, bool, bool, bool], Option] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def total_bytes(self) -> int | None:
@@ -175,6 +175,7 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
         experts=request.experts_of(spec),
         weights=weights,
         made=weights.dit * (made + merged),
+        merged=weights.dit * merged,
         text_made=weights.text if encoder is not None and encoder.converted else 0,
         lora=lora if candidate.int8 else 0,
         speed=context.speed,
@@ -229,8 +230,23 @@ def evaluate(
         return context.evaluated[key]
     limits = MemoryLimits(NO_LIMIT_BYTES, None) if unlimited else context.limits
     inputs = cost_inputs(request, candidate, context)
-    if _drops(inputs, like):
-        inputs = replace(inputs, drops=True)
+    if like is not None:
+        inputs = phase_costs.on_disk(inputs) if like.converted == "on_disk" else inputs
+        return _cost(replace(inputs, drops=like.made_experts == "dropped"), limits, context, like)
+    found = _cost(replace(inputs, drops=_drops(inputs)), limits, context)
+    lossless = context.text_dtypes[0]
+    if not found.fits or found.levers.text_dtype != lossless:
+        copied, room_bytes = phase_costs.on_disk(inputs), context.inventory.copies_room_bytes or 0
+        if copied.copied and phase_costs.copies_bytes(copied) <= room_bytes:
+            other = _cost(replace(copied, drops=_drops(copied)), limits, context)
+            if other.short < found.short if not found.fits else other.fits and other.levers.text_dtype == lossless:
+                found = other
+    context.evaluated[key] = found
+    return found
+
+
+def _cost(inputs: CostInputs, limits: MemoryLimits, context: PlanContext, like: Levers | None = None) -> CandidateCost:
+    """What a candidate costs with these levers, or with the best of them."""
     if like is not None:
         work = phase_costs.step_work(inputs, like.ffn_chunks, like.text_keys)
         text: tuple[PhaseCost, ...] = (phase_costs.text_encode(inputs, like.text, like.text_dtype),)
@@ -238,28 +254,25 @@ def evaluate(
         vae = _vae_option(inputs, like.tile)[1]
         levers = like
     else:
-        by_text, text_key = context.text_options, (candidate.spec.name, inputs.forwards > 1, unlimited)
+        by_text, unlimited = context.text_options, limits.host is None and limits.device == NO_LIMIT_BYTES
+        text_key = (inputs.spec.name, inputs.forwards > 1, unlimited, "text_encoder" in inputs.copied)
         if text_key not in by_text:
             by_text[text_key] = _text_option(inputs, limits, context)
         text_fields, text = by_text[text_key]
         denoise_fields, denoise = best_of(_denoise_options(inputs, limits), limits)
         vae_fields, vae = _vae_options(inputs, limits)
         made_fields = {"made_experts": "dropped"} if inputs.drops else {}
+        made_fields |= {"converted": "on_disk"} if inputs.copied else {}
         levers = Levers.model_validate({**text_fields, **denoise_fields, **vae_fields, **made_fields})
     if inputs.spec.image_encoder:
         text = (*text, phase_costs.image_embed(inputs))
     phases = (*text, *vae[:-1], *denoise, vae[-1], phase_costs.write(inputs))
-    found = CandidateCost(levers, phases, *rate(phases, limits), phase_costs.reading_s(inputs), inputs.lessons)
-    if like is None:
-        context.evaluated[key] = found
-    return found
+    return CandidateCost(levers, phases, *rate(phases, limits), phase_costs.reading_s(inputs), inputs.lessons)
 
 
-def _drops(inputs: CostInputs, like: Levers | None) -> bool:
+def _drops(inputs: CostInputs) -> bool:
     """Whether one expert's weights that were made at load time leave host memory before the next is made: where both
     are too many. This clip takes as long; the next has to read the first expert again."""
-    if like is not None:
-        return like.made_experts == "dropped"
     if not inputs.made or inputs.on_cpu or inputs.host_bytes is None or len(set(inputs.experts)) < 2:
         return False
     costs = phase_costs.write(inputs), phase_costs.vae(inputs, "vae_decode", None)

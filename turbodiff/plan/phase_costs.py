@@ -7,7 +7,7 @@ test holds them to it within 5 %.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from turbodiff.plan import kernel_costs, roofline
@@ -86,7 +86,9 @@ class CostInputs:
     loaded: frozenset[str] = frozenset()  # components that need no reading from disk
     made: int = 0  # bytes of an expert that are made at load time, and so lie in no file that host memory maps
     drops: bool = False  # those of one expert leave host memory before the next is made
+    merged: int = 0  # of them those that LoRAs make
     text_made: int = 0  # the same of the text encoder, which leaves host memory before a phase that lacks it
+    copied: frozenset[str] = frozenset()  # components whose weights are made into a copy on disk, and mapped from there
     lora: int = 0  # bytes of low-rank factors beside an expert's INT8 weights; merged into plain ones they cost nothing
     conv2d: bool = False  # 3-D convolutions as sums of 2-D ones: on a CPU, and around the conv3d trap
     kernels: kernel_costs.KernelsHere = kernel_costs.FUSED  # which operations are fused here
@@ -136,8 +138,10 @@ def workspace(inputs: CostInputs) -> int:
 
 
 def _reading_s(inputs: CostInputs, component: str, n_bytes: int) -> float:
-    """Seconds to read weights from disk, none where they are in memory already."""
-    return 0.0 if component in inputs.loaded else n_bytes / roofline.DISK_BYTES_S
+    """Seconds to read weights from disk, none where they are in memory already; to write a copy takes as long again,
+    which is told of every clip, though later ones find it there."""
+    writing = 2 if component in inputs.copied else 1
+    return 0.0 if component in inputs.loaded else writing * n_bytes / roofline.DISK_BYTES_S
 
 
 def reading_s(inputs: CostInputs) -> float:
@@ -273,6 +277,21 @@ def denoise(
 def made_bytes(inputs: CostInputs) -> int:
     """Bytes of the experts' weights that were made at load time, in host memory once all of them ran."""
     return inputs.made * (1 if inputs.drops else len(set(inputs.experts)))
+
+
+def on_disk(inputs: CostInputs) -> CostInputs:
+    """The same with what is made of files written to disk, a layer at a time, and mapped from there; what LoRAs make
+    of plain weights stays in memory. A CPU's networks are in memory anyway."""
+    if inputs.on_cpu:
+        return inputs
+    copied: list[str] = [expert.component for expert in inputs.experts if inputs.made > inputs.merged]
+    copied += ["text_encoder"] if inputs.text_made else []
+    return replace(inputs, made=inputs.merged, text_made=0, copied=frozenset(copied))
+
+
+def copies_bytes(inputs: CostInputs) -> int:
+    """Bytes on disk of the weights that are made into copies."""
+    return sum([inputs.weights.text if name == "text_encoder" else inputs.weights.dit for name in inputs.copied])
 
 
 def denoise_activations(inputs: CostInputs, chunks: int) -> int:

@@ -7,7 +7,7 @@ again. It stays on the device only where the plan shows room for everything at o
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
@@ -34,7 +34,9 @@ from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 from turbodiff.spec.shapes import LIGHT_VAE_DIM
 from turbodiff.weights import locate
-from turbodiff.weights.detect import Part, open_checkpoint
+from turbodiff.weights.converted import ConvertedCopy
+from turbodiff.weights.copies import copy_of
+from turbodiff.weights.detect import Checkpoint, Part, open_checkpoint
 from turbodiff.weights.load import load_into
 
 if TYPE_CHECKING:
@@ -85,20 +87,24 @@ class ModelCache:
         self.device = device
         self._kept: dict[str, object] = {}
         self.files: dict[str, FoundFile] = {}  # component -> its file, of the open model
-        self._int8 = False
+        self._int8 = self._on_disk = False
         self.weights_bytes = 0  # most that networks took on the device since `reset_peak`
         self.budget_bytes: int | None = None  # of the device as of the last `make_room`; None: as planned
         self.spec: ModelSpec
 
-    def open(self, request: Request) -> None:
+    def open(self, request: Request, *, on_disk: bool = False) -> None:
         """Find the files of a request's model; drop what belongs to other models.
 
         The networks are those that the plan is about; plain weights are quantised at load where INT8 is asked for.
+
+        Args:
+            on_disk: what is made of files goes into a copy on disk and is mapped from there.
 
         Raises:
             FileError: files are missing; lists all of them.
         """
         inventory, self.spec, self._int8 = locate.inventory(), request.spec, request.quant_linear == "on"
+        self._on_disk = on_disk
         self.files = locate.resolve_files(self.spec.name, inventory)
         self.files |= {file.component: file for file in network_files(request, inventory)}
         if small := inventory.of(self.spec.name, "preview_vae"):
@@ -153,7 +159,12 @@ class ModelCache:
         that is mapped costs nothing."""
         file = self.files["text_encoder"]
         need_bytes = max(phase.host_ram_bytes for phase in plan.phases if phase.name != "text_encode")
-        if file.converted and host_memory().available_bytes < need_bytes and self._kept.pop(self._key(file), None):
+        if (
+            file.converted
+            and not self._on_disk
+            and host_memory().available_bytes < need_bytes
+            and self._kept.pop(self._key(file), None)
+        ):
             offload.free_cached(self.device.torch_device)
 
     @contextmanager
@@ -245,14 +256,27 @@ class ModelCache:
                     module = WanDiT(dit_config(self.spec, sla=checkpoint.sla, quant_linear=checkpoint.quant))
             become = int8_layers(module) if self._int8 and part == "dit" else {}
             told = _progress_logger(f"Loading {self.spec.display_name} {PARTS_IN_WORDS[part]}...", file.bytes)
-            load_into(module, checkpoint, dtype=dtype, become=become, told=told)
+            with self._copy(file, checkpoint, module, become) as copy:
+                load_into(module, checkpoint, dtype=dtype, become=become, told=told, copy=copy)
             told(file.bytes)
             self._kept[key] = module
         return cast("nn.Module", self._kept[key])
 
+    def _copy(
+        self, file: FoundFile, checkpoint: Checkpoint, module: nn.Module, become: Mapping[str, object]
+    ) -> AbstractContextManager[ConvertedCopy | None]:
+        """The copy on disk of a transformer or text encoder that is made of its file, where the plan says so."""
+        if not self._on_disk or checkpoint.component not in ("dit", "text_encoder") or not (file.converted or become):
+            return nullcontext()
+        root, dtype, int8 = locate.download_root(), self.device.dtype, f" int8 {int8_mode()}" if become else ""
+        copy = copy_of(root, Path(file.path), checkpoint.header.files, f"{dtype}{int8}")
+        most_bytes = sum(dtype.itemsize * value.numel() for value in module.state_dict().values())
+        return ConvertedCopy(copy, root, most_bytes)
+
     def _key(self, file: FoundFile) -> str:
         """Path, modification time and INT8 mode: a file that was replaced under its name is another model."""
         int8 = f" int8 {int8_mode()}" if self._int8 and file.component.startswith("dit") else ""
+        int8 += " on disk" if self._on_disk and (file.converted or int8) else ""
         inside = " tokenizer" if file.component == "tokenizer" else ""  # it may lie in the encoder's file
         return f"{file.path} {Path(file.path).stat().st_mtime_ns}{int8}{inside}"
 

@@ -48,7 +48,7 @@ def generate(attempt: Attempt) -> ClipResult:
     attempt.send(PlanEvent(plan=attempt.plan))
     if attempt.request.continues:
         check_format(attempt.request)
-    attempt.models.open(attempt.request)
+    attempt.models.open(attempt.request, on_disk=attempt.plan.levers.converted == "on_disk")
     attempt.models.make_room(attempt.plan)
     saved = LatentsCache(attempt.state, attempt.id)
     latents = saved.load(attempt.request)

@@ -260,11 +260,13 @@ class FoundLora(Frozen):
 
 
 class Inventory(Frozen):
-    """Every component found, best first per component, every LoRA, and what no model uses."""
+    """Every component found, best first per component, every LoRA, and what no model uses; how much room the disk has
+    for copies of weights as they run, None where that is not known or there may be none."""
 
     files: tuple[FoundFile, ...] = ()
     loras: tuple[FoundLora, ...] = ()
     passed_over: tuple[PassedOver, ...] = ()
+    copies_room_bytes: int | None = None
 
     def __hash__(self) -> int:  # plans ask for it again and again: paths, without every field of every file
         return hash(tuple([file.path for file in self.files]))

@@ -34,6 +34,7 @@ class Levers(Frozen):
     ffn_chunks: int = 1
     text_keys: Literal["kept", "recomputed"] = "kept"  # keys and values that the blocks make of the text
     made_experts: Literal["kept", "dropped"] = "kept"  # in host memory, once another runs; of weights made at load time
+    converted: Literal["in_memory", "on_disk"] = "in_memory"  # where those lie: on disk as a copy that is mapped
 
     @property
     def tile(self) -> int | None:

@@ -16,8 +16,11 @@ MAX_ENTRIES = 20_000  # names looked at below one root
 TOKENIZER = "spiece.model"
 LORA_FOLDERS = ("loras", "lora")  # below each search root: ours, and ComfyUI's other spelling
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
-# Folders of other programs, none of a person's: not searched, and no matter; beside those that begin with .Trash
-OWN_FOLDERS = frozenset((".git", ".cache", ".venv", "lost+found", "$RECYCLE.BIN", "System Volume Information"))
+# Folders of programs, none of a person's: not searched, and no matter; beside those that begin with .Trash
+CONVERTED = ".converted"  # below the folder of downloads: copies of weights as they run (weights/copies.py)
+OWN_FOLDERS = frozenset(
+    (CONVERTED, ".git", ".cache", ".venv", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+)
 APPLE_DOUBLE = "._"  # what macOS writes beside a file on other disks
 # Repositories of the cache that are looked into: whoever publishes them, Wan is in the name, or its text encoder
 CACHED = re.compile(r"(?i)wan|umt5|turbodiffusion|autoencoders|taehv")  # the last two: small VAEs for previews

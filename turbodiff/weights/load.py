@@ -7,11 +7,13 @@ the offsets that it found. Names are strict both ways.
 
 import contextlib
 import ctypes
+import mmap
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,9 @@ from turbodiff.weights.detect import Checkpoint, Part, open_checkpoint
 from turbodiff.weights.fit import LINEAR_BRANCH, misfit
 from turbodiff.weights.forms import GGUF_COMMAND, tile_of
 from turbodiff.weights.headers import GGUF_PREFIX, TensorInfo, bad_file
+
+if TYPE_CHECKING:
+    from turbodiff.weights.converted import ConvertedCopy
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {ours: getattr(torch, theirs) for theirs, ours in pickles.DTYPES.items()}
 NORMS = (
@@ -35,6 +40,7 @@ UNUSED_BRANCH = "the linear branch of this file is not used"
 ALIGNMENT_BYTES = 64  # what torch allocates to; CPU kernels sum in another order on tensors that start elsewhere
 TRIM_BYTES = 4 << 20  # of numbers made, after which freed memory goes back to the system
 BAND_BYTES = 1 << 19  # of a file that are read at a time where numbers change on the way
+MAP_NORESERVE = 0x4000  # of Linux on x86 and ARM; Python 3.11 does not name it
 TILE = 128  # rows of an INT8 tile
 COPIED_BYTES = 2 << 20  # misaligned tensors up to this size are copied, so that a small model is the same in any layout
 
@@ -50,7 +56,7 @@ class Loaded(NamedTuple):
 def load_into(
     module: nn.Module, source: Checkpoint | Path | str, *, dtype: torch.dtype, component: Part | None = None,
     become: Mapping[str, Callable[[nn.Module], nn.Module]] = MappingProxyType({}),
-    told: Callable[[int], object] = int,
+    told: Callable[[int], object] = int, copy: "ConvertedCopy | None" = None,
 ) -> Loaded:  # fmt: skip
     """Give `module`, built on the meta device, the parameters of a checkpoint; frozen, in evaluation mode.
 
@@ -60,14 +66,16 @@ def load_into(
     attention ignores them).
 
     What keeps its dtype is the file itself, mapped. What changes is read and changed a band at a time, so that host
-    memory holds what was made so far and one tensor more, whatever the file is in.
+    memory holds what was made so far and one tensor more, whatever the file is in; with a `copy` one layer of it.
 
     Args:
         become: layers, by name, that are turned into others as soon as their parameters are there (into INT8 ones).
         told: hears of each layer how many bytes of the file it was.
+        copy: holds what changes on the disk; from a whole one nothing is made again.
 
     Raises:
-        FileError: damaged, foreign, or of another size than the module; names the first key at fault.
+        FileError: damaged, foreign, or of another size than the module; names the first key at fault. Or the disk has
+            no room for a copy.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, component)
     wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
@@ -76,37 +84,63 @@ def load_into(
     branch = {name for name in (*wanted, *checkpoint.sources) if LINEAR_BRANCH in name}
     notes = [NO_BRANCH] if branch - set(checkpoint.sources) else []
     notes += [UNUSED_BRANCH] if branch - set(wanted) else []
-    maps, shared, made_bytes = FileMaps(), dict[str, Tensor](), 0
-    uses = Counter(source.stored for name, source in checkpoint.sources.items() if name in wanted)
-    below: dict[str, list[str]] = {}
+    make, made_bytes, below = _Maker(checkpoint, wanted, dtype), 0, dict[str, list[str]]()
     for name in wanted:
         below.setdefault(name.rpartition(".")[0], []).append(name)
     for path, names in below.items():
-        layer, state = module.get_submodule(path), dict[str, Tensor]()
-        for name in names:
-            if name not in checkpoint.sources:
-                state[name] = torch.zeros(wanted[name], dtype=dtype)
-                continue
-            stored = checkpoint.sources[name].stored
-            value = shared.get(stored)
-            if value is None:
-                value = _value(checkpoint, name, None if path in become else maps, dtype)
-                _refuse_zeros(checkpoint, name, value)
-            if uses[stored] > 1:  # two parameters of one stored tensor share it
-                shared[stored] = value
-            state[name] = value.reshape(wanted[name])
-            made_bytes += value.nbytes if value.untyped_storage().resizable() else 0  # not a mapped file
-            del value
-        layer.load_state_dict({name.rpartition(".")[2]: x for name, x in state.items()}, strict=False, assign=True)
-        state.clear()
+        layer, kept = module.get_submodule(path), {} if copy is None else copy.layer(path)
+        if not kept:
+            state = make.state(names, mapped=path not in become)
+            made_bytes += sum(value.nbytes for value in state.values() if value.untyped_storage().resizable())
+            layer.load_state_dict({name.rpartition(".")[2]: x for name, x in state.items()}, strict=False, assign=True)
+            state.clear()
         told(sum(checkpoint.info(name).nbytes for name in names if name in checkpoint.sources))
         if path in become:
             parent, _, child = path.rpartition(".")
-            setattr(module.get_submodule(parent), child, become[path](layer))
+            layer = become[path](layer)
+            setattr(module.get_submodule(parent), child, layer)
+        if copy is not None:
+            copy.settle(path, layer, kept)
+            make.share(names, partial(copy.layer, path))
         if made_bytes >= TRIM_BYTES:
             made_bytes = _return_freed_memory()
+    if copy is not None:
+        copy.finish(module)
     assert not any(value.is_meta for value in (*module.parameters(), *module.buffers())), "not everything was loaded"
     return Loaded(module.requires_grad_(False).eval(), checkpoint, tuple(notes))
+
+
+class _Maker:
+    """Makes or maps the parameters of a checkpoint; two that are one stored tensor share it."""
+
+    def __init__(self, checkpoint: Checkpoint, wanted: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
+        self._checkpoint, self._wanted, self._dtype, self._maps = checkpoint, wanted, dtype, FileMaps()
+        uses = Counter(source.stored for name, source in checkpoint.sources.items() if name in wanted)
+        self._shared: dict[str, Tensor | None] = {stored: None for stored, count in uses.items() if count > 1}
+
+    def state(self, names: Sequence[str], *, mapped: bool) -> dict[str, Tensor]:
+        """The parameters of a layer; `mapped`: may be the file itself."""
+        state = dict[str, Tensor]()
+        for name in names:
+            if name not in self._checkpoint.sources:
+                state[name] = torch.zeros(self._wanted[name], dtype=self._dtype)
+                continue
+            stored = self._checkpoint.sources[name].stored
+            value = self._shared.get(stored)
+            if value is None:
+                value = _value(self._checkpoint, name, self._maps if mapped else None, self._dtype)
+                _refuse_zeros(self._checkpoint, name, value)
+            if stored in self._shared:
+                self._shared[stored] = value
+            state[name] = value.reshape(self._wanted[name])
+        return state
+
+    def share(self, names: Sequence[str], layer: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Let what comes later share the tensors of a layer that lie in a copy."""
+        for name in (name for name in names if name in self._checkpoint.sources):
+            if (stored := self._checkpoint.sources[name].stored) in self._shared:
+                kept = layer().get(name.rpartition(".")[2])
+                self._shared[stored] = self._shared[stored] if kept is None else kept
 
 
 def _refuse_zeros(checkpoint: Checkpoint, name: str, value: Tensor) -> None:
@@ -244,9 +278,17 @@ class FileMaps:
 
     def _part(self, info: TensorInfo) -> torch.UntypedStorage:
         if info.file not in self._maps:
-            size = info.file.stat().st_size
-            self._maps[info.file] = cast(
-                torch.UntypedStorage, torch.UntypedStorage.from_file(str(info.file), False, size)
-            )
+            self._maps[info.file] = map_file(info.file)
         part: torch.UntypedStorage = self._maps[info.file][info.offset : info.offset + info.nbytes]
         return part
+
+
+def map_file(path: Path) -> torch.UntypedStorage:
+    """A file that is not empty, mapped copy-on-write: pages that nobody writes to are the page cache's.
+
+    Without MAP_NORESERVE, as torch's own `from_file` does it, Linux refuses to map more than RAM and swap together
+    (Linux admin-guide, overcommit-accounting): a 28.6 GB network on a computer with 16 GiB.
+    """
+    with path.open("rb") as file:
+        pages = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE | MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE)
+    return torch.frombuffer(pages, dtype=torch.uint8).untyped_storage()

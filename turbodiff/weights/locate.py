@@ -32,6 +32,7 @@ from turbodiff.spec.models import (
 )
 from turbodiff.spec.request import Lora
 from turbodiff.weights import experts
+from turbodiff.weights.copies import room_bytes
 from turbodiff.weights.detect import INDEX, expected_names, open_checkpoint
 from turbodiff.weights.folders import (
     ROOTS_VARIABLE,
@@ -121,6 +122,7 @@ def inventory(roots: Sequence[Path] | None = None) -> Inventory:
         files=tuple(files),
         loras=tuple([found_lora(file.path, file.bytes) for file in loras]),
         passed_over=tuple(passed_over.values()),
+        copies_room_bytes=room_bytes(download_root()) if roots is None else None,
     )
 
 

@@ -19,6 +19,7 @@ from turbodiff.spec.errors import FileError
 from turbodiff.spec.files import atomic_write, sha256_of, sync
 from turbodiff.spec.models import Inventory, ModelSpec, all_models
 from turbodiff.spec.numbers import gb
+from turbodiff.weights.copies import copies
 from turbodiff.weights.detect import INDEX, open_checkpoint
 from turbodiff.weights.download import RESERVE_BYTES
 from turbodiff.weights.locate import download_root, inventory
@@ -65,6 +66,9 @@ def stored_files(spec: ModelSpec, found: Inventory, root: Path | None = None) ->
         told = paths[0].with_name(paths[0].name + ".toml")
         for path in (*paths, *((told,) if told.is_file() else ())):
             users.setdefault(path.absolute(), set()).add(file.model)
+    for copy in copies(root):
+        for path in (copy.path, copy.index_path) if copy.source in users else ():
+            users[path] = set(users[copy.source])
     stored = []
     for path, models in sorted(users.items()):
         if spec.name not in models:

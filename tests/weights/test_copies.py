@@ -1,4 +1,4 @@
-"""What is made of a file at load time, as a copy on disk: the same numbers, a layer of memory, made once, gone again."""
+"""What is made of a file at load time, as a copy on disk: the same numbers, a layer of memory, made once."""
 
 import json
 import mmap

@@ -2,6 +2,11 @@
 
 The coefficients are read off dry runs of the real modules on turbodiff/memory_lab/dry_run.py, and a test holds them to
 it within 5 %.
+
+The remembered frames of the past are 1.8 of 2.7 GiB (480p) and 4.1 of 6.1 GiB (720p) of a whole decode at its peak. In
+host memory they would cross the bus twice for every latent frame: for 81 frames at 720p 2 x 85 GiB, on an RTX 4060 16 s
+where nothing hides them, beside 70 s of maths. Tiles of 96 cost it 11 s and are enough on every card of the README's
+table, whose frames and size the decode never decides; so there is no such lever.
 """
 
 from functools import lru_cache

@@ -41,7 +41,7 @@ QUANTISED_UNITS = 4.5  # the same where INT8 layers read the norm; dense attenti
 ATTENDING_UNITS = 4.0  # while self-attention runs: the stream, q, k, v
 STAGED_BLOCKS = 2  # in host memory, between a file and the device
 # Blocks in flight beside the resident ones: one computing, one arriving. Halves would save one (0.33 GiB of Wan 14B in
-# INT8), which decides nothing on a card of 8 GB or more, where 81 frames at 720p fit, nor on one of 6 GB, which lacks 0.7
+# INT8), which decides nothing from 8 GB on, where 81 frames at 720p fit, nor on a card of 6 GB, which lacks 0.7 GiB
 STREAM_BUFFERS = 2
 
 TextLever = Literal["cached", "resident", "streamed", "cpu"]

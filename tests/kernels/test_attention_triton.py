@@ -21,8 +21,10 @@ def projection(dim: int = 64, dtype: torch.dtype = torch.float32) -> tuple[torch
     return randn(dim, dim, seed=2, dtype=dtype) / dim**0.5, randn(dim, seed=3, dtype=dtype)
 
 
+@pytest.mark.parametrize("capability", [80, 90], ids=["one block", "two blocks an iteration"])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_dense_attention_equals_sdpa(length):
+def test_dense_attention_equals_sdpa(length, capability, monkeypatch):
+    monkeypatch.setattr(sage, "arch", lambda device: capability)
     q, k, v = qkv(length)
     expected = torch.nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
     assert relative_l2(sage.attend(q, k, v), expected.transpose(1, 2)) < 2e-6
@@ -31,7 +33,8 @@ def test_dense_attention_equals_sdpa(length):
 @pytest.mark.parametrize("length", LENGTHS)
 def test_sage_equals_its_reference(length):
     q, k, v = qkv(length)
-    assert relative_l2(sage.sage_attention(q, k, v), sage_reference.sage_attention(q, k, v)) < 5e-6
+    # a card fuses (OFFSET + sum) * scale - level; the interpreter rounds the product: half a unit of the INT32 sum
+    assert relative_l2(sage.sage_attention(q, k, v), sage_reference.sage_attention(q, k, v)) < 1e-4
 
 
 @pytest.mark.parametrize("dim", [64, 128])
@@ -53,11 +56,22 @@ def test_rows_are_quantised_bit_by_bit_as_the_reference_does(block):
     assert relative_l2(means, sla_reference._block_means(smooth, block)) < 1e-5
 
 
-@pytest.mark.parametrize("int8", [False, True], ids=["sla", "sagesla"])
+@pytest.mark.parametrize(
+    ("int8", "capability"), [(False, 80), (False, 90), (True, 80)], ids=["sla", "pairs", "sagesla"]
+)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_sparse_linear_attention_equals_its_reference(length, int8):
+def test_sparse_linear_attention_equals_its_reference(length, int8, capability, monkeypatch):
+    monkeypatch.setattr(sage, "arch", lambda device: capability)
     q, k, v = qkv(length)
     args = (q, k, v, *projection(), 0.35, int8)
+    bound = 1e-4 if int8 else 1e-5  # as above
+    assert relative_l2(sla.sla_attention(*args), sla_reference.sla_attention(*args)) < bound
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.3, 1.0], ids=["one", "two", "three", "all ten"])
+def test_an_odd_number_of_kept_blocks_has_a_partner_without_keys(share, monkeypatch):
+    monkeypatch.setattr(sage, "arch", lambda device: 90)
+    args = (*qkv(630), *projection(), share, False)
     assert relative_l2(sla.sla_attention(*args), sla_reference.sla_attention(*args)) < 1e-5
 
 
@@ -104,7 +118,7 @@ def test_normed_attention_of_two_clips_reads_a_packed_projection_in_float16(kind
     assert relative_l2(got, expected) < 4e-3
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [80, 89, 90])
 @pytest.mark.parametrize("kind", ["sage", "sla", "sagesla"])
 def test_a_result_in_the_place_of_q_has_the_bits_of_one_that_is_not(kind, capability, monkeypatch):
     """A view of a packed projection has no room for the result and for FP8 values; projections of their own have."""
@@ -142,7 +156,7 @@ def test_all_blocks_and_no_projection_are_dense_attention():
 def test_values_are_rounded_to_fp8_channels_first(length):
     _, _, v = qkv(length, batch=2, heads=2)
     got, scale = sage.quantize_values(v)
-    assert got.shape == (2, 2, 64, -(-length // 16) * 16)
+    assert got.shape == (2, 2, 64, -(-length // 64) * 64), "whole key blocks, so that the loop needs no mask"
     assert relative_l2(scale, v.abs().amax(dim=1) / 448) < 1e-6, "the largest value of a channel is FP8's largest"
     assert got[..., length:].float().eq(0).all()
     expected = (v.permute(0, 2, 3, 1) / scale[..., None]).to(torch.float8_e4m3fn).float()
@@ -152,22 +166,32 @@ def test_values_are_rounded_to_fp8_channels_first(length):
     assert got.eq(expected).float().mean() > 0.9
 
 
+@pytest.mark.parametrize(("capability", "bound"), [(90, 1e-5), (89, 1e-3)], ids=["float32 sums", "float16 sums"])
 @pytest.mark.parametrize("sparse", [False, True], ids=["sage", "sagesla"])
-def test_fp8_scales_cancel_to_the_last_digit(sparse, monkeypatch):
-    """Where FP8 rounds nothing (equal keys, values that are powers of two) the mean value comes out exactly."""
-    monkeypatch.setattr(sage, "arch", lambda device: 90)
+def test_fp8_scales_cancel_to_the_last_digit(sparse, capability, bound, monkeypatch):
+    """Where FP8 rounds nothing (equal keys, values that are powers of two) the mean value comes out exactly, or as
+    exactly as float16 holds sums of 64."""
+    monkeypatch.setattr(sage, "arch", lambda device: capability)
     q, k, v = qkv(192, heads=2)
     k = torch.zeros_like(k)
     v = 448 * 2.0 ** randn(*v.shape, seed=4).abs().mul(-3).clamp(-6, 0).floor()
     v[:, 0] = 448
     nothing = torch.zeros(64, 64), torch.zeros(64)
     got = sla.sla_attention(q, k, v, *nothing, 1.0, True) if sparse else sage.sage_attention(q, k, v)
-    assert relative_l2(got, v.mean(dim=1, keepdim=True).expand_as(v)) < 1e-5
+    assert relative_l2(got, v.mean(dim=1, keepdim=True).expand_as(v)) < bound
 
 
+def test_sums_in_float16_do_not_overflow_where_all_values_are_the_largest(monkeypatch):
+    monkeypatch.setattr(sage, "arch", lambda device: 120)
+    q, k, v = qkv(192)
+    got = sage.sage_attention(q, torch.zeros_like(k), torch.full_like(v, 3e4))
+    assert relative_l2(got, torch.full_like(v, 3e4)) < 2e-3
+
+
+@pytest.mark.parametrize("capability", [90, 89], ids=["float32 sums", "float16 sums"])
 @pytest.mark.parametrize("sparse", [False, True], ids=["sage", "sagesla"])
-def test_fp8_values_stay_within_their_rounding(sparse, monkeypatch):
-    monkeypatch.setattr(sage, "arch", lambda device: 90)
+def test_fp8_values_stay_within_their_rounding(sparse, capability, monkeypatch):
+    monkeypatch.setattr(sage, "arch", lambda device: capability)
     q, k, v = qkv(130, batch=2, heads=2)
     if sparse:
         args = (q, k, v, *projection(), 0.5, True)

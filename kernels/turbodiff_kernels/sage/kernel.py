@@ -17,6 +17,12 @@ from turbodiff_kernels.norm.kernel import rms_factor, rope_statistics, rotate_pa
 from turbodiff_kernels.sage.reference import BLOCK_K, BLOCK_Q
 
 FP8_MAX = 448.0  # largest float8_e4m3
+# largest value where 64 products with weights up to 448 are summed in float16: 64 * 448 * 2.25 < 65504 (SpargeAttn)
+FP16_SUM_MAX = 2.25
+FP8_BITS = tl.constexpr(math.log2(FP8_MAX))
+# INT32 sums of 128 products of INT8 are below 2^21: added to these bits, their own bits are those of the float32
+# OFFSET + sum, so that no conversion is needed
+OFFSET_BITS, OFFSET = tl.constexpr(0x4B400000), tl.constexpr(1.5 * 2.0**23)
 
 
 class Quantized(NamedTuple):
@@ -50,11 +56,17 @@ class LinearBranch(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Warps and pipeline stages of the attention loop, and whether the value product runs in FP8."""
+    """Warps and pipeline stages of the attention loop; whether the value product runs in FP8 (`fp8`), an iteration
+    takes two blocks of keys (`pair`), INT32 scores become float32 by their bits (`bits`, see OFFSET), FP8 products of
+    one block are summed in float16 (`half`), which GeForce cards do at twice the rate.
+    """
 
     warps: int
     stages: int
     fp8: bool
+    pair: bool
+    bits: bool
+    half: bool
 
 
 def settings(capability: int, int8: bool, linear: bool) -> Settings:
@@ -62,8 +74,10 @@ def settings(capability: int, int8: bool, linear: bool) -> Settings:
 
     FP8 values go with INT8 scores, on every card that multiplies FP8 (as SageAttention2 does).
     """
-    crowded = capability >= 120 and int8 and linear  # a third stage spills registers
-    return Settings(warps=8, stages=2 if crowded else 3, fp8=int8 and capability >= 89)
+    crowded = capability >= 120 and int8 and linear  # a third stage or four constants more spill registers
+    pair = capability == 90  # elsewhere two blocks spill or gain nothing
+    bits, half = int8 and not pair and not crowded, int8 and capability in (89, 120, 121)
+    return Settings(8, 2 if crowded else 3, int8 and capability >= 89, pair, bits, half)
 
 
 def sage_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -103,8 +117,8 @@ def attend(
     batch, length, heads, dim = q_rows.shape
     assert dim in (64, 128), f"head_dim {dim}: the kernels know 64 and 128"
     out = into if into is not None and into.is_contiguous() else v.new_empty(q_rows.shape)
-    warps, stages, fp8 = settings(arch(v.device), int8, linear is not None)
-    v, v_scale = quantize_values(v, spare) if fp8 else (v, None)
+    warps, stages, fp8, pair, bits, half = settings(arch(v.device), int8, linear is not None)
+    v, v_scale = quantize_values(v, spare, FP16_SUM_MAX if half else FP8_MAX) if fp8 else (v, None)
     v_strides = [v.stride(axis) for axis in ((0, 3, 1, 2) if fp8 else (0, 1, 2, 3))]
     lin = linear or LinearBranch(q_rows, None, None, None, 0.0)
     blocks = triton.cdiv(length, BLOCK_K) if kept is None else kept.shape[-1]
@@ -112,7 +126,7 @@ def attend(
         q_rows, k_rows, v, out, q_scale, k_scale, v_scale, kept, lin.q, lin.state, lin.total, lin.bias,
         length, blocks, heads, math.log2(math.e) / dim**0.5, lin.eps,
         *q_rows.stride()[:3], *k_rows.stride()[:3], *v_strides, *lin.q.stride()[:3],
-        INT8=int8, FP8=fp8, SPARSE=kept is not None, LINEAR=linear is not None,
+        INT8=int8, FP8=fp8, SPARSE=kept is not None, LINEAR=linear is not None, PAIR=pair, BITS=bits, HALF=half,
         ROWS=BLOCK_Q, COLUMNS=BLOCK_K, DIM=dim, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
@@ -150,16 +164,16 @@ def _quantize_pool(
     return Quantized(rows, scale), means
 
 
-def quantize_values(v: Tensor, spare: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """v [B, L, H, D] -> float8_e4m3 [B, H, D, L padded to 16] and scale float32 [B, H, D].
+def quantize_values(v: Tensor, spare: Tensor | None = None, largest: float = FP8_MAX) -> tuple[Tensor, Tensor]:
+    """v [B, L, H, D] -> float8_e4m3 [B, H, D, L padded with zeros to whole key blocks] and scale float32 [B, H, D].
 
-    Channels first, because the FP8 matrix units read both operands along the summed axis. `spare`: what may be
-    overwritten for it; where it is not contiguous or too small, memory of its own is taken.
+    Channels first, because the FP8 matrix units read both operands along the summed axis. `largest`: what the largest
+    value of a channel becomes. `spare`: what may be overwritten; where it is not contiguous or too small, memory of its
+    own is taken.
     """
     batch, length, heads, dim = v.shape
-    largest = torch.linalg.vector_norm(v, float("inf"), dim=1)  # no copy of |v|
-    scale = largest.float().clamp_min(1e-8) / FP8_MAX
-    shape = (batch, heads, dim, -(-length // 16) * 16)
+    scale = torch.linalg.vector_norm(v, float("inf"), dim=1).float().clamp_min(1e-8) / largest  # no copy of |v|
+    shape = (batch, heads, dim, triton.cdiv(length, BLOCK_K) * BLOCK_K)
     if spare is not None and spare.is_contiguous() and spare.nbytes >= math.prod(shape):
         out = spare.flatten().view(torch.float8_e4m3fn)[: math.prod(shape)].view(shape)
     else:
@@ -230,12 +244,36 @@ def feature_map(x):
     return e / tl.sum(e, 1)[:, None]
 
 
+@triton.jit
+def _values(at, column, left, FP8: tl.constexpr):
+    """One block of values; FP8 values are padded to whole blocks, so that no mask breaks their loads into bytes."""
+    return tl.load(at) if FP8 else tl.load(at, mask=(column < left)[:, None], other=0.0)
+
+
+@triton.jit
+def _score_block(
+    queries, k_at, k_row, k_scale, factor, at, left, column, INT8: tl.constexpr, BITS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """(x, by): scores of one block of keys are `x * by`, with BITS `(x - OFFSET) * by`; -inf where there is no key."""
+    keys = tl.load(k_at + (at * COLUMNS).to(tl.int64) * k_row, mask=(column < left)[None, :], other=0)
+    if BITS:
+        start = tl.full((queries.shape[0], COLUMNS), OFFSET_BITS, tl.int32)
+        x = tl.dot(queries, keys, start, out_dtype=tl.int32).to(tl.float32, bitcast=True)
+    else:
+        x = tl.dot(queries, keys, out_dtype=tl.int32 if INT8 else tl.float32).to(tl.float32)
+    by = factor * tl.load(k_scale + at) if INT8 else factor
+    if left < COLUMNS:
+        x += tl.where(column < left, 0.0, float("-inf"))[None, :]
+    return x, by
+
+
 @triton.jit(do_not_specialize=["length", "blocks"])
 def _attend_kernel(
     q, k, v, out, q_scale, k_scale, v_scale, kept, raw_q, state, total, bias, length, blocks, heads, factor, eps,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, v_channel, raw_batch, raw_row, raw_head,
-    INT8: tl.constexpr, FP8: tl.constexpr, SPARSE: tl.constexpr, LINEAR: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DIM: tl.constexpr,
+    INT8: tl.constexpr, FP8: tl.constexpr, SPARSE: tl.constexpr, LINEAR: tl.constexpr, PAIR: tl.constexpr,
+    BITS: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     block, slot = tl.program_id(0), tl.program_id(1).to(tl.int64)
     batch, head = slot // heads, slot % heads
@@ -249,32 +287,49 @@ def _attend_kernel(
     if INT8:
         factor *= tl.load(q_scale + slot * tl.num_programs(0) + block)
         k_scale += slot * tl.cdiv(length, COLUMNS)
+    # weights are exp2(score - peak): those that are rounded to FP8 come out 448 times as large, and so does the mass
+    spread = FP8_BITS if FP8 else 0.0
     peak = tl.full((ROWS,), float("-inf"), tl.float32)
     mass = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, DIM), tl.float32)
-    for i in range(blocks):
+    for i in range(0, blocks, 2 if PAIR else 1):
         at = tl.load(kept + i) if SPARSE else i
-        first = (at * COLUMNS).to(tl.int64)
-        known = column < length - at * COLUMNS
-        keys = tl.load(k_at + first * k_row, mask=known[None, :], other=0)
-        scores = tl.dot(queries, keys, out_dtype=tl.int32 if INT8 else tl.float32).to(tl.float32)
-        by = factor * tl.load(k_scale + at) if INT8 else factor
-        scores *= by
-        if first + COLUMNS > length:
-            scores += tl.where(known, 0.0, float("-inf"))[None, :]
-        top = tl.maximum(peak, tl.max(scores, 1))
-        weights = tl.exp2(scores - top[:, None])
-        shrink = tl.exp2(peak - top)
+        left = length - at * COLUMNS
+        x, by = _score_block(queries, k_at, k_row, k_scale, factor, at, left, column, INT8, BITS, COLUMNS)
+        base = tl.maximum(peak, (tl.max(x, 1) - (OFFSET if BITS else 0.0)) * by - spread)
+        if PAIR:  # an odd block at the end has a partner without keys
+            other = tl.minimum(i + 1, blocks - 1)
+            at2 = tl.load(kept + other) if SPARSE else other
+            left2 = tl.where(other > i, length - at2 * COLUMNS, 0)
+            x2, by2 = _score_block(queries, k_at, k_row, k_scale, factor, at2, left2, column, INT8, BITS, COLUMNS)
+            base = tl.maximum(base, tl.max(x2, 1) * by2 - spread)
+        level = base
+        if BITS:  # what the sum with OFFSET rounds off belongs to the base, so that no weight is off by it
+            level = tl.fma(by, OFFSET, base)
+            base = tl.fma(by, -OFFSET, level)
+        shrink = tl.exp2(peak - base)
+        weights = tl.exp2(tl.fma(x, by, -level[:, None]))
         mass = mass * shrink + tl.sum(weights, 1)
-        values = tl.load(v_at + first * v_row, mask=known[:, None], other=0.0)
+        weights = weights.to(v.dtype.element_ty)
+        values = _values(v_at + (at * COLUMNS).to(tl.int64) * v_row, column, left, FP8)
+        if PAIR:
+            weights2 = tl.exp2(tl.fma(x2, by2, -level[:, None]))
+            mass += tl.sum(weights2, 1)
+            weights2 = weights2.to(v.dtype.element_ty)
+            values2 = _values(v_at + (at2 * COLUMNS).to(tl.int64) * v_row, column, left2, FP8)
         if FP8:  # added outside the matrix unit, whose FP8 accumulator keeps only 13 bits on Hopper
-            acc = acc * shrink[:, None] + tl.dot((weights * 448.0).to(v.dtype.element_ty), values)
+            added = tl.dot(weights, values, out_dtype=tl.float16 if HALF else tl.float32)
+            if PAIR:
+                added = tl.dot(weights2, values2, added)
+            acc = tl.fma(acc, tl.broadcast_to(shrink[:, None], (ROWS, DIM)), added.to(tl.float32))
         else:
-            acc = tl.dot(weights.to(v.dtype.element_ty), values, acc * shrink[:, None])
-        peak = top
-    acc /= mass[:, None]
+            acc = tl.dot(weights, values, acc * shrink[:, None])
+            if PAIR:
+                acc = tl.dot(weights2, values2, acc)
+        peak = base
+    acc *= (1.0 / mass)[:, None]
     if FP8:
-        acc *= (tl.load(v_scale + slot * DIM + d) * (1.0 / 448.0))[None, :]
+        acc *= tl.load(v_scale + slot * DIM + d)[None, :]
     if LINEAR:
         raw_at = raw_q + batch * raw_batch + head * raw_head + wide * raw_row + d[None, :]
         phi = feature_map(tl.load(raw_at, mask=here, other=0.0).to(tl.float32))

@@ -1,0 +1,154 @@
+"""What a kernel, and a step of a whole network, should take on a card: from machine code, by few stated assumptions.
+
+    matrix loop     cycles = matrix cycles + warps / 4 x (other instructions), per iteration; where several blocks
+                    share a multiprocessor, one block's matrix instructions hide another's rest
+    memory pass     time = bytes / copy rate + half of the cycles in which its instructions are issued
+    step            the sum of its kernels; nothing overlaps
+
+It is a prediction. Fed with what the same compiler makes of SageAttention 1's Triton kernel it gives that kernel's
+published rates within 15 % on four cards (PEERS); nothing of ours was measured.
+"""
+
+import re
+from math import ceil
+from typing import NamedTuple
+
+from scripts.kernel_launches import Measured
+
+SCHEDULERS = 4  # of a multiprocessor; each issues one warp instruction a clock
+LATENCY_CYCLES = 900  # from a block's start until its first bytes are there
+REGISTERS, REGISTER_UNIT, BLOCK_SHARED = 65536, 8, 1024  # of a multiprocessor; shared memory that CUDA keeps per block
+
+
+class Card(NamedTuple):
+    """Assumptions about a card. Matrix rates: FLOP per clock and multiprocessor (NVIDIA's architecture papers)."""
+
+    arch: int
+    multiprocessors: int
+    ghz: float  # sustained under load
+    bf16: int  # accumulated in float32
+    fp16: int  # accumulated in float16
+    int8: int
+    fp8: int  # accumulated in float32
+    fp8_fp16: int  # accumulated in float16
+    copy_tb_s: float  # copy rate, 85-92 % of the data sheet
+    cublas: float  # share of the bf16 peak that cuBLAS reaches
+    sdpa_tflops: float  # torch's flash attention, as published
+    cudnn_tflops: float  # torch's cuDNN attention, as published; where there is none, flash again
+    warps: int  # at most on a multiprocessor
+    shared_kb: int  # of a multiprocessor
+
+
+CARDS = {
+    "A100": Card(80, 108, 1.41, 2048, 2048, 4096, 0, 0, 1.75, 0.80, 204, 204, 64, 164),
+    "H100": Card(90, 132, 1.70, 4096, 4096, 8192, 8192, 8192, 2.95, 0.76, 370, 620, 64, 228),
+    "H200": Card(90, 132, 1.70, 4096, 4096, 8192, 8192, 8192, 4.30, 0.76, 370, 620, 64, 228),
+    "4090": Card(89, 128, 2.55, 512, 1024, 2048, 1024, 2048, 0.92, 0.90, 160, 160, 48, 100),
+    "5090": Card(120, 170, 2.70, 512, 1024, 2048, 1024, 2048, 1.60, 0.90, 209, 209, 48, 100),
+}
+
+
+class Peer(NamedTuple):
+    """A published rate, and what the compiler made of that kernel's loop: SageAttention 1's Triton kernel, D = 128,
+    8 warps, 128 queries x 64 keys, triton 3.7.1 (instructions other than matrix ones)."""
+
+    card: str
+    other_instructions: int
+    published_tflops: float
+
+
+PEERS = (  # rates: figures of SageAttention's repository
+    Peer("A100", 545, 278),
+    Peer("H100", 526, 516),
+    Peer("4090", 543, 322),
+    Peer("5090", 547, 480),
+)
+
+
+def peer_tflops(peer: Peer) -> float:
+    """What the model says of a peer."""
+    card, flop = CARDS[peer.card], 2 * 128 * 64 * 128
+    cycles = flop / card.int8 + flop / card.fp16 + 8 / SCHEDULERS * peer.other_instructions
+    return tflops(card, 2 * flop, cycles)
+
+
+def tflops(card: Card, flop: float, cycles: float) -> float:
+    """A multiprocessor does `flop` in `cycles`; all of them together."""
+    return flop / cycles * card.multiprocessors * card.ghz / 1000
+
+
+def blocks_an_sm(row: Measured, card: Card) -> int:
+    """Blocks of a launch that a multiprocessor holds at a time."""
+    registers = -(-row.registers // REGISTER_UNIT) * REGISTER_UNIT * 32 * row.warps
+    shared = row.shared_bytes + BLOCK_SHARED
+    return max(1, min(REGISTERS // registers, card.shared_kb * 1024 // shared, card.warps // row.warps, 32))
+
+
+def matrix_work(row: Measured, card: Card) -> tuple[float, float]:
+    """FLOP and matrix cycles of one iteration of a block's loop."""
+    flop = cycles = 0.0
+    for name, count in row.code.loop_matrix.items():
+        if size := re.search(r"(\d+)x(\d+)x(\d+)", name):  # wgmma: four warps together
+            work = 2 * int(size[1]) * int(size[2]) * int(size[3]) * count * row.warps / 4
+        else:  # 16816 is 16 x 8 x 16
+            m, n, k = re.search(r"\.(16)(8)(\d+)", name).groups()  # type: ignore[union-attr]
+            work = 2 * int(m) * int(n) * int(k) * count * row.warps
+        flop, cycles = flop + work, cycles + work / _rate(name, card)
+    return flop, cycles
+
+
+def _rate(name: str, card: Card) -> int:
+    half = ".F16" in name.replace(".F16.F32", "").replace(".F32.F16", "")
+    if name.startswith("I"):
+        return card.int8
+    if name.startswith("Q"):
+        return card.fp8_fp16 if half else card.fp8
+    return card.fp16 if half and ".BF16" not in name else card.bf16
+
+
+class Rate(NamedTuple):
+    """Of a matrix loop: share of the matrix peak, TFLOP/s, and cycles per iteration of one block."""
+
+    share: float
+    tflops: float
+    cycles: float
+
+
+def matrix_rate(row: Measured, card: Card) -> Rate:
+    """The loop alone; what a block does before and after it is in `block_cycles`."""
+    flop, matrix = matrix_work(row, card)
+    code = row.code
+    other = code.loop_instructions - code.optional_instructions - sum(code.loop_matrix.values())
+    issue, blocks = other * row.warps / SCHEDULERS, blocks_an_sm(row, card)
+    cycles = max(matrix, issue, (matrix + issue) / blocks)
+    return Rate(matrix / cycles, tflops(card, flop, cycles), cycles)
+
+
+def block_cycles(row: Measured, card: Card, iterations: float) -> float:
+    """Of a whole block of a matrix kernel: its loop, what is outside of it once, and the wait for its first bytes."""
+    around = (row.code.instructions - row.code.loop_instructions) * row.warps / SCHEDULERS
+    return iterations * matrix_rate(row, card).cycles + around + LATENCY_CYCLES / blocks_an_sm(row, card)
+
+
+def copy_share(row: Measured, card: Card) -> float:
+    """Of a pass over memory: the share of the copy rate that it reaches."""
+    rounds = row.constants.get("GROUP", 1) // row.constants.get("ROWS", 1) if row.code.loop_instructions else 1  # type: ignore[operator]
+    instructions = row.code.instructions + (rounds - 1) * row.code.loop_instructions
+    issue = instructions * row.warps / SCHEDULERS
+    memory = row.traffic_bytes / row.programs / (card.copy_tb_s * 1000 / card.multiprocessors / card.ghz)
+    alone = LATENCY_CYCLES + issue + memory
+    return memory / max(memory + issue / 2, alone / blocks_an_sm(row, card))
+
+
+def gemm_ms(row: Measured, card: Card, m: int, n: int, k: int) -> float:
+    """An INT8 product: waves of tiles, each K / 128 iterations deep and an epilogue."""
+    rows, columns = row.constants["ROWS"], row.constants["COLUMNS"]
+    waves = ceil(ceil(m / rows) * ceil(n / columns) / card.multiprocessors)  # type: ignore[operator]
+    return waves * block_cycles(row, card, ceil(k / row.constants["DEPTH"])) / card.ghz / 1e6  # type: ignore[operator]
+
+
+def attention_ms(row: Measured, card: Card, heads: int, length: int, key_blocks: float) -> float:
+    """The attention loop over so many blocks of 64 keys for each 128 queries."""
+    waves = heads * ceil(length / row.constants["ROWS"]) / card.multiprocessors  # type: ignore[operator]
+    iterations = ceil(key_blocks * 64 / row.constants["COLUMNS"])  # type: ignore[operator]
+    return waves * block_cycles(row, card, iterations) / card.ghz / 1e6

@@ -169,7 +169,7 @@ def main(argv: Sequence[str]) -> int:
     sys.path[:] = [str(ROOT), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "webui")]
     from turbodiff.spec import stdio
     from turbodiff.spec.environment import check_folder
-    from turbodiff.spec.errors import TurbodiffError, not_started
+    from turbodiff.spec.errors import TurbodiffError, closed_to_us, not_started
     from turbodiff.spec.page_flags import page_parser
     from turbodiff.spec.wording import Words, shell_language
 
@@ -202,9 +202,10 @@ def main(argv: Sequence[str]) -> int:
         if code not in (0, 130, 131):  # 128 and the number of a signal from the keyboard
             sys.stderr.write(f"[ERROR] ended with {code}: {STARTUP_LOG} says why\n")
         return code
-    except TurbodiffError as error:
-        sys.stderr.write(f"[ERROR] {Words(shell_language()).error_line(error)}\n")
-        return error.exit_code
+    except (TurbodiffError, PermissionError) as error:
+        said = closed_to_us(error) if isinstance(error, PermissionError) else error
+        sys.stderr.write(f"[ERROR] {Words(shell_language()).error_line(said)}\n")
+        return said.exit_code
 
 
 if __name__ == "__main__":

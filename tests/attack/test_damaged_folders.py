@@ -8,13 +8,19 @@ import pytest
 import torch
 from supervisor.bench import Bench, request, scripted
 
+from tests.attack.other_users import another_users
+from turbodiff.archive.disk import check_output
 from turbodiff.diagnostics.logs import RUN_LOG, STARTUP_LOG, LogFile, tail
 from turbodiff.gpu.probe import machine_now
+from turbodiff.jobs.journal import JOURNAL
 from turbodiff.plan.planner import plan_request
 from turbodiff.runtime.latents_cache import LatentsCache
 from turbodiff.runtime.text import TextCache, TextRows
+from turbodiff.spec.errors import OutputError
 from turbodiff.supervisor import recovery
 from turbodiff.weights.locate import inventory
+
+pytestmark = pytest.mark.usefixtures("ordinary_user")
 
 BY: dict[str, Callable[[Path], object]] = {
     "a file": lambda path: path.write_text("mine"),
@@ -23,6 +29,8 @@ BY: dict[str, Callable[[Path], object]] = {
     "a link to nowhere": lambda path: path.symlink_to("/nowhere/else"),
     "a link to itself": lambda path: path.symlink_to(path),
     "a device": lambda path: path.symlink_to("/dev/full"),
+    "another user's file": another_users(lambda path: path.write_text("theirs")),
+    "another user's folder": another_users(Path.mkdir),
 }
 PLACES = (
     "outputs/.partial",
@@ -51,7 +59,26 @@ def test_the_queue_goes_on_whatever_stands_in_its_way(by: str, tmp_path: Path) -
         bench.supervisor.close()
 
 
-@pytest.mark.parametrize("by", ["a pipe", "a folder", "a link to nowhere", "a link to itself"])
+def test_a_folder_that_a_person_named_is_never_put_aside(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    BY["another user's folder"](theirs)
+    with pytest.raises(OutputError):
+        check_output(theirs / "out.mp4", 128, 128, 5)
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize("by", BY)
+def test_a_job_is_accepted_whatever_stands_where_the_journal_should(by: str, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    BY[by](tmp_path / "state" / JOURNAL)
+    bench = Bench(tmp_path)
+    try:
+        assert bench.run(scripted({}, seed=1)).state == "done"
+    finally:
+        bench.supervisor.close()
+
+
+@pytest.mark.parametrize("by", [name for name in BY if name not in ("a file", "a device")])
 def test_a_backup_that_is_none_is_passed_over(by: str, tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     job = bench.run(scripted({}, seed=1))

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from tests.attack.other_users import ordinary_user  # noqa: F401
 from turbodiff.cli import main
 
 

@@ -48,6 +48,10 @@ def check_output(output: Path, width: int, height: int, num_frames: int) -> None
     """
     h264_encoder()
     what = expected = try_instead = ""
+    try:
+        output.is_dir()
+    except OSError as error:  # a folder above it is closed to this user
+        raise output_error(output.parent, error.strerror or str(error)) from None
     if why := _unusable_name(output):
         what, expected, try_instead = f"the name cannot be used: {why}", "a short name in UTF-8", "-o out.mp4"
     elif output.is_dir():
@@ -126,7 +130,7 @@ def _check_takes_a_file(told: Path, folder: Path) -> None:
     """Fail where a file cannot be written to `folder`, which is made; the error names the folder `told`."""
     probe = folder / f".turbodiff-{os.getpid()}"
     try:
-        make_folder(folder)
+        make_folder(folder, ours=folder.name == PARTIAL)
         try:
             write_synced(probe, b"?")
         finally:

@@ -32,7 +32,7 @@ from turbodiff.cli.queue import jobs_app, restart, seeds_app, serve, support_bun
 from turbodiff.cli.service import service_app
 from turbodiff.spec import stdio
 from turbodiff.spec.environment import check_folder
-from turbodiff.spec.errors import TurbodiffError
+from turbodiff.spec.errors import TurbodiffError, closed_to_us
 from turbodiff.spec.wording import Words, shell_language
 
 app = typer.Typer(
@@ -75,6 +75,9 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
+    except PermissionError as error:
+        sys.stderr.write(f"{words.error_line(refused := closed_to_us(error), 'error.line')}\n")
+        sys.exit(refused.exit_code)
     except Exception as error:
         show = getattr(error, "show", None)
         if show is not None:  # flags that the parser refused print their own line

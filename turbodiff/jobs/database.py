@@ -33,11 +33,11 @@ def open_database(path: Path) -> sqlite3.Connection:
         FileError: the file is damaged or no file, or was written by a newer version; it is left as it is.
         OutputError: the folder cannot be written.
     """
-    read_only = path.is_file() and not os.access(path.parent, os.W_OK)
     address = path.absolute().as_uri()
-    if read_only:  # a log that was not merged must be read, too (sqlite.org/wal.html, "Read-only databases")
-        address += "?mode=ro" if path.with_name(path.name + "-wal").exists() else "?immutable=1"
     try:
+        read_only = path.is_file() and not os.access(path.parent, os.W_OK)
+        if read_only:  # a log that was not merged must be read, too (sqlite.org/wal.html, "Read-only databases")
+            address += "?mode=ro" if path.with_name(path.name + "-wal").exists() else "?immutable=1"
         if path.is_symlink() and not path.exists():
             raise NotAFileError(errno.ENOENT, "it is a link to nowhere", str(path))
         check_file(path)

@@ -73,7 +73,7 @@ def write_entry(state: Path, job: Accepted) -> None:
     """
     path, data = entry_path(state, job.nonce), job.model_dump_json().encode()
     try:
-        make_folder(path.parent, 0o700)
+        make_folder(path.parent, 0o700, ours=True)
         with atomic_write(path, durable=True) as part:
             part.write_bytes(hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
         sync(path.parent)
@@ -96,7 +96,7 @@ def write_waiting(state: Path, job: Accepted) -> None:
     mark = state / JOURNAL / WAITING / entry_path(state, job.nonce).stem
     write_entry(state, job)
     try:
-        make_folder(mark.parent, 0o700)
+        make_folder(mark.parent, 0o700, ours=True)
         mark.touch(0o600)
         sync(mark.parent)
     except OSError as error:
@@ -128,7 +128,7 @@ def numbering(state: Path) -> Iterator[None]:
     longer than five seconds is stopped or hangs, and is not waited for."""
     with contextlib.ExitStack() as on_end:
         with contextlib.suppress(OSError):  # a file system without locks
-            make_folder(state / JOURNAL, 0o700)
+            make_folder(state / JOURNAL, 0o700, ours=True)
             descriptor = os.open(state / JOURNAL, os.O_RDONLY | os.O_CLOEXEC)
             on_end.callback(os.close, descriptor)
             end_s = time.monotonic() + NUMBERING_S
@@ -186,7 +186,7 @@ def start_journal(state: Path) -> str:
     """
     folder, made = state / JOURNAL, secrets.token_hex(16)
     try:
-        make_folder(folder, 0o700)
+        make_folder(folder, 0o700, ours=True)
         with atomic_write(folder / IDENTITY, durable=True) as part:
             part.write_text(made)
         sync(folder)

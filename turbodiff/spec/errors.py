@@ -119,6 +119,17 @@ def not_started(program: object, error: OSError) -> TurbodiffError:
     )
 
 
+def closed_to_us(error: PermissionError) -> FileError:
+    """The error for a file or folder that this user may not look at."""
+    return FileError(
+        "this user may not use a file or folder",
+        code="closed",
+        got=f"{error.filename}: {error.strerror}",
+        expected="a right to it, and to each folder above it",
+        try_instead="another path",
+    )
+
+
 def error_from(fields: Mapping[str, Any]) -> TurbodiffError:
     """The error that the fields of an `error` event tell of, with the exit code that its worker gave it."""
     by_code = {

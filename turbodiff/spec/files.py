@@ -93,17 +93,26 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-def make_folder(path: Path, mode: int = 0o777) -> None:
+def make_folder(path: Path, mode: int = 0o777, ours: bool = False) -> None:
     """Make a folder where there is none. What else stands under its name, a dangling link included, is kept beside it.
+
+    Args:
+        ours: the name is one of our own, not a person's: a folder there that is closed to us is kept beside it, too.
 
     Raises:
         OSError: the disk refused.
     """
     try:
         path.mkdir(mode, parents=True, exist_ok=True)
+        rights = os.W_OK | os.X_OK
+        if not ours or path.is_symlink() or os.access(path, rights, effective_ids=True):
+            return
+        if not os.access(path.parent, rights, effective_ids=True):  # a disk that can only be read, too
+            return
     except FileExistsError:
-        path.rename(path.with_name(f"{path.name}-replaced-{secrets.token_hex(4)}"))
-        path.mkdir(mode)
+        pass
+    path.rename(path.with_name(f"{path.name}-replaced-{secrets.token_hex(4)}"))
+    path.mkdir(mode)
 
 
 def sync(path: Path) -> None:

@@ -270,7 +270,7 @@ def backup(store: Store, state: Path, every_s: float = BACKUP_EVERY_S) -> Path |
     copies = sorted(folder.glob("*.db"))
     if copies and time.time() - copies[-1].stat().st_mtime < every_s:
         return None
-    make_folder(folder, 0o700)
+    make_folder(folder, 0o700, ours=True)
     path = folder / f"{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}.db"
     with atomic_write(path) as part:
         store.rows("VACUUM INTO ?", str(part))

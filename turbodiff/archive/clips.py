@@ -18,19 +18,20 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
 import psutil
+from pydantic import JsonValue
 
 from turbodiff.gpu.process_identity import process_mark
 from turbodiff.media.tags import read_settings_tag
 from turbodiff.spec.clips import ClipResult, Sidecar, read_record
 from turbodiff.spec.errors import FileError, VerifyError
-from turbodiff.spec.files import open_file, output_error, sha256_of, sync, write_synced
+from turbodiff.spec.files import atomic_write, open_file, output_error, sha256_of, sync, write_synced
 
 PARTIAL = ".partial"
 STEM_BYTES = 180  # of 255 that a name may have on Linux; the rest of a temporary name and ".json" take at most 60
@@ -108,7 +109,7 @@ def publish(partial: Path, final: Path, sidecar: Sidecar, poster: bytes = b"", r
             for number in itertools.count(1):
                 target = final if number == 1 else final.with_name(f"{final.stem}_{number}{final.suffix}")
                 taken = any(name(target).exists() for name in parts)
-                if not taken and _link_all([(name(partial), name(target)) for name in parts]):
+                if not taken and link_all([(name(partial), name(target)) for name in parts]):
                     break
         sync(target.parent)
         partial.unlink(missing_ok=True)
@@ -121,7 +122,7 @@ def publish(partial: Path, final: Path, sidecar: Sidecar, poster: bytes = b"", r
                 temporary.unlink(missing_ok=True)
 
 
-def _link_all(pairs: list[tuple[Path, Path]]) -> bool:
+def link_all(pairs: list[tuple[Path, Path]]) -> bool:
     """Whether every source got its target's name by link(2); False, and none has, where one was taken meanwhile.
 
     On file systems without hard links (exFAT, some shares) a rename where the name is free.
@@ -150,9 +151,9 @@ def _link_all(pairs: list[tuple[Path, Path]]) -> bool:
 def clips(outputs: Path, limit: int = 24) -> list[Clip]:
     """The newest clips first, by the time in their names; damaged sidecars and foreign files do no harm."""
     found: list[tuple[str, int, str, Path]] = []  # time in the name, number behind it, name, path
-    for day in sorted(_day_folders(outputs), reverse=True):
+    for day in sorted(day_folders(outputs), reverse=True):
         dated = []
-        for path in _files(day):
+        for path in files_of(day):
             if path.suffix == ".mp4" and not path.name.startswith("."):
                 stamp = _STAMP.search(path.name)
                 dated.append((stamp[1], int(stamp[2] or 1), path.name, path) if stamp else ("", 0, path.name, path))
@@ -164,18 +165,24 @@ def clips(outputs: Path, limit: int = 24) -> list[Clip]:
 
 def clip_named(outputs: Path, name: str) -> Clip | None:
     """The clip of that file name without its ending, of whichever day; `name` must be one name of a file."""
-    paths = (day / f"{name}.mp4" for day in _day_folders(outputs))
+    paths = (day / f"{name}.mp4" for day in day_folders(outputs))
     return next((_clip(path) for path in paths if path.is_file() and not path.is_symlink()), None)
 
 
 def _clip(path: Path) -> Clip:
     """A clip of the library with what lies beside it."""
-    sidecar, created, poster, stamp = None, None, poster_path(path), _STAMP.search(path.name)
+    sidecar, poster = None, poster_path(path)
     with contextlib.suppress(FileError):
         sidecar = read_sidecar(path)
-    with contextlib.suppress(ValueError):
-        created = datetime.strptime(stamp[1] if stamp else "", "%Y%m%d_%H%M%S").astimezone()
-    return Clip(path, sidecar, poster if poster.is_file() and not poster.is_symlink() else None, created)
+    return Clip(path, sidecar, poster if poster.is_file() and not poster.is_symlink() else None, created_at(path))
+
+
+def created_at(clip: Path) -> datetime | None:
+    """The time in the name of a clip, None where it has none that this world knows."""
+    stamp = _STAMP.search(clip.name)
+    with contextlib.suppress(ValueError, OverflowError):
+        return datetime.strptime(stamp[1] if stamp else "", "%Y%m%d_%H%M%S").astimezone()
+    return None
 
 
 def read_sidecar(clip: Path) -> Sidecar:
@@ -201,17 +208,40 @@ def read_sidecar(clip: Path) -> Sidecar:
 
 @lru_cache(maxsize=512)  # 20 KB each; the page looks at 200 every few seconds
 def _read_once(path: Path, _state: tuple[int, int, int]) -> Sidecar | None:
-    found = json.loads(_text_of(path))
+    found = json.loads(sidecar_text(path))
     return read_record(Sidecar, found) if found and isinstance(found, dict) else None
 
 
-def _text_of(path: Path) -> str:
+def sidecar_text(path: Path) -> str:
     """The text of a sidecar. Raises OSError, ValueError: no file, larger than any, not UTF-8."""
     with open_file(path) as file:
         data = file.read(MAX_SIDECAR_BYTES + 1)
     if len(data) > MAX_SIDECAR_BYTES:
         raise ValueError(f"more than {MAX_SIDECAR_BYTES} bytes")
     return data.decode("utf-8")
+
+
+def edit_sidecar(clip: Path, cells: Mapping[str, JsonValue]) -> None:
+    """Write what a person says of a clip into its sidecar; every other part of the file stays as it is.
+
+    A sidecar that is missing or damaged is made anew from the tags inside the clip.
+
+    Raises:
+        FileError: there is no such clip, or nothing says what made it.
+        OutputError: the folder cannot be written.
+    """
+    path, document = sidecar_path(clip), None
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        document = json.loads(sidecar_text(path))
+    if not isinstance(document, dict):
+        document = read_sidecar(clip).model_dump(mode="json")
+    try:
+        with atomic_write(path, durable=True) as part:
+            part.write_bytes(
+                json.dumps(document | dict(cells), ensure_ascii=False, indent=1).encode("utf-8", "replace")
+            )
+    except OSError as error:
+        raise output_error(clip.parent, error.strerror or str(error)) from None
 
 
 def sidecars(outputs: Path) -> Iterator[tuple[Path, Sidecar]]:
@@ -227,7 +257,7 @@ def find_clip(outputs: Path, nonce: str) -> ClipResult | None:
     for path in outputs.glob("*/*.mp4.json"):
         clip = path.with_suffix("")
         with contextlib.suppress(OSError, ValueError, FileError):
-            if nonce in _text_of(path):
+            if nonce in sidecar_text(path):
                 sidecar = read_sidecar(clip)
                 if sidecar.request.nonce == nonce and sidecar.sha256 == sha256_of(clip):
                     return sidecar.result(clip)
@@ -274,11 +304,11 @@ def sweep(outputs: Path) -> list[Path]:
     Call it at start, while nobody publishes. Returns what was removed.
     """
     gone = []
-    for path in _files(outputs / PARTIAL):
+    for path in files_of(outputs / PARTIAL):
         parts = path.name.split(".")
         if not (len(parts) > 2 and parts[2].isdecimal() and psutil.pid_exists(int(parts[2]))):
             gone.append(path)
-    for path in itertools.chain.from_iterable(_files(day) for day in _day_folders(outputs)):
+    for path in itertools.chain.from_iterable(files_of(day) for day in day_folders(outputs)):
         clip = path.with_suffix("")
         if path.suffix in {".json", ".jpg"} and _STAMP.search(clip.name) and not clip.exists():
             gone.append(path)
@@ -288,15 +318,16 @@ def sweep(outputs: Path) -> list[Path]:
     return gone
 
 
-def _day_folders(outputs: Path) -> list[Path]:
+def day_folders(outputs: Path) -> list[Path]:
+    """The folders of clips, one a day; [] where `outputs` cannot be read."""
     with contextlib.suppress(OSError):
         found = [path for path in outputs.iterdir() if re.fullmatch(r"\d{4}-\d\d-\d\d", path.name)]
         return [path for path in found if path.is_dir() and not path.is_symlink()]
     return []
 
 
-def _files(folder: Path) -> list[Path]:
+def files_of(folder: Path) -> list[Path]:
     """The files of a folder, [] where it cannot be read; a link may lead anywhere and is left out."""
-    with contextlib.suppress(OSError):
-        return [path for path in folder.iterdir() if path.is_file() and not path.is_symlink()]
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return [Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
     return []

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from turbodiff.archive.clips import read_sidecar, sidecar_path
+from turbodiff.archive.clips import edit_sidecar, read_sidecar
 from turbodiff.archive.seed_table import MAX_TABLE_BYTES, Row, decode_table, read_table, write_table
 from turbodiff.jobs.rows import parsed
 from turbodiff.spec.clips import Sidecar, read_record
@@ -113,12 +113,8 @@ def rate(store: "Store", outputs: Path, seed: int, rating: str | None = None, no
             "UPDATE seed SET rating = ?, note = ?, raw = '' WHERE id = ?", (cells["rating"], cells["note"], seed)
         )
     if found[0]["path"]:
-        sidecar = sidecar_path(Path(found[0]["path"]))
-        with contextlib.suppress(
-            OSError, ValueError, TypeError, RecursionError
-        ):  # a clip that was moved away has none to write to
-            record = json.loads(sidecar.read_text("utf-8"))
-            _replace(sidecar, json.dumps(record | cells, ensure_ascii=False, indent=1).encode())
+        with contextlib.suppress(FileError):  # a clip that was moved away has none to write to
+            edit_sidecar(Path(found[0]["path"]), {**cells})
     write_file(store, outputs)
     return _seed(store.rows("SELECT * FROM seed WHERE id = ?", seed)[0])
 

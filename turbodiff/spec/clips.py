@@ -119,7 +119,7 @@ class ClipResult(Measured):
 
 
 class Sidecar(Record):
-    """What made a clip and what came of it; a rating and a note are added when a person gives them."""
+    """What made a clip and what came of it; rating, note, star and tags are added when a person gives them."""
 
     v: int = SIDECAR_VERSION
     created: datetime | None = None
@@ -139,6 +139,8 @@ class Sidecar(Record):
     measured: Measured = Measured()
     rating: str = ""
     note: str = ""
+    starred: bool = False
+    tags: tuple[str, ...] = ()
 
     def result(self, clip: Path) -> ClipResult:
         """The result that this sidecar of `clip` stands for."""

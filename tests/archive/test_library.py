@@ -1,0 +1,214 @@
+"""The index finds what sidecars say, follows every change of the files, and is made anew from them when it is lost."""
+
+import json
+import os
+import sqlite3
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from turbodiff.archive import trash
+from turbodiff.archive.clips import clip_path, partial_path, publish, read_sidecar, sidecar_path, sweep
+from turbodiff.archive.library import INDEX, ORDERS, Library, tags_of
+from turbodiff.spec.clips import Sidecar
+from turbodiff.spec.errors import RequestError
+from turbodiff.spec.request import make_request
+
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+PROMPTS = ("a cat runs", "一只猫在跑", "A Dog sleeps", "100% of a_cat")
+
+
+def add(outputs: Path, seed: int, prompt: str = "a cat runs", **said: object) -> Path:
+    partial = partial_path(outputs, seed, 0)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(b"clip" * (seed + 1))
+    request = make_request({"seed": seed, "prompt": prompt})
+    made = NOON + timedelta(days=seed)
+    final = clip_path(outputs, "t2v", seed, "Wan2.1-1.3B", made)
+    return publish(partial, final, Sidecar.model_validate({"created": made, "request": request, **said}), b"poster")
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    for seed, prompt in enumerate(PROMPTS):
+        add(tmp_path / "outputs", seed, prompt, rating="★" * seed, note="keep it" if seed == 2 else "")
+    made = Library(tmp_path / "outputs", tmp_path / "state")
+    made.refresh()
+    return made
+
+
+def seeds(library: Library, *args: str) -> list[int | None]:
+    return [entry.seed for entry in library.find(*args).entries]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("cat", [3, 0]), ("猫", [1]), ("DOG", [2]), ("cat runs", [0]), ('"cat runs"', [0]), ("runs cat", [0]),
+        ("100%", [3]), ("a_cat", [3]), ("seed:2", [2]), ("rating:2", [3, 2]), ("rating:★★", [3, 2]), ("keep", [2]),
+        ("note:keep", [2]), ("wan2.1", [3, 2, 1, 0]), ("model:14b", []), ("demo", [3, 2, 1, 0]), ("no such word", []),
+        ("seed:x", []), ("'; DROP TABLE clip; --", []), ("%", [3]), ("_", [3, 2, 1, 0]), ("128x128", [3, 2, 1, 0]),
+    ],
+)  # fmt: skip
+def test_every_word_of_a_search_must_occur_somewhere_in_the_sidecar(library, text, found):
+    assert seeds(library, text) == found
+
+
+def test_filters_and_orders_are_those_that_the_page_offers(library):
+    library.edit([library.find("seed:1").entries[0].name], starred=True, tags=tags_of("cat, 夜 cat"))
+    assert seeds(library, "", "starred") == [1] == seeds(library, "tag:夜") == seeds(library, "tag:CAT")
+    assert seeds(library, "", "unrated") == [0] and seeds(library, "", "i2v") == []
+    by_order = {order: seeds(library, "", "all", order) for order in ORDERS}
+    assert by_order["oldest"] == by_order["seed"] == [0, 1, 2, 3]
+    assert by_order["newest"] == by_order["rating"] == [3, 2, 1, 0]
+    assert [library.find(limit=1, offset=at).entries[0].seed for at in range(4)] == [3, 2, 1, 0]
+    assert library.find(limit=1).total == library.find().clips == 4
+
+
+def test_what_a_person_says_stands_in_the_sidecar_and_leaves_the_rest_of_it_alone(library):
+    clip = library.find("seed:0").entries[0]
+    path = sidecar_path(clip.path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "of_a_newer_version": [1]}))
+    assert library.edit([clip.name], note="sharp", starred=True, tags=("a", "b"), rating="★★★★★") == 1
+    written = json.loads(path.read_text())
+    assert written["of_a_newer_version"] == [1] and written["tags"] == ["a", "b"] and written["starred"] is True
+    assert library.find("sharp").entries[0].tags == ("a", "b") == read_sidecar(clip.path).tags
+    with pytest.raises(RequestError):
+        library.edit([clip.name], note="x" * 501)
+
+
+def test_deleted_clips_go_to_the_trash_whole_and_come_back_as_they_were(library):
+    before = {path: path.read_bytes() for path in library.outputs.glob("2*/*")}
+    names = [entry.name for entry in library.find("cat").entries]
+    batch = library.delete(names)
+    assert seeds(library) == [2, 1] and seeds(library, "", "trash") == [3, 0]
+    assert library.find().trashed == 2 and library.find().trash_bytes > 0
+    assert not sweep(library.outputs), "a start of the app removes nothing of it"
+    assert library.delete(names) == "", "there is nothing left to delete"
+    assert library.restore(batch=batch) == 2
+    assert {path: path.read_bytes() for path in library.outputs.glob("2*/*")} == before
+    assert seeds(library, "", "trash") == [] and not list((library.outputs / trash.TRASH).iterdir())
+
+
+def test_a_clip_comes_back_beside_one_that_took_its_name(library):
+    clip = library.find("seed:2").entries[0]
+    library.delete([clip.name])
+    add(library.outputs, 2, "another")
+    assert library.restore([clip.name]) == 1
+    assert sorted(entry.prompt for entry in library.find("seed:2").entries) == ["A Dog sleeps", "another"]
+
+
+def test_a_move_that_was_cut_off_anywhere_leaves_each_clip_somewhere(library, monkeypatch):
+    clip = library.find("seed:1").entries[0]
+    monkeypatch.setattr(trash, "sync", lambda folder: (_ for _ in ()).throw(OSError("killed here")))
+    with pytest.raises(Exception, match="cannot be written"):
+        library.delete([clip.name])
+    monkeypatch.undo()
+    assert clip.path.exists() and seeds(library, "", "trash") == [1]
+    assert library.restore([clip.name]) == 1 and seeds(library, "", "trash") == [] and seeds(library, "seed:1") == [1]
+    assert read_sidecar(clip.path).request.prompt == "一只猫在跑"
+
+
+def test_the_trash_is_emptied_after_30_days_and_by_hand(library):
+    old, new = (library.find(f"seed:{seed}").entries[0] for seed in (0, 1))
+    now = datetime.now(UTC)
+    trash.move_to_trash(library.outputs, [old.path], now - timedelta(days=trash.TRASH_DAYS, hours=1))
+    trash.move_to_trash(library.outputs, [new.path], now - timedelta(days=trash.TRASH_DAYS - 1))
+    trash.purge(library.outputs, now)
+    library.refresh()
+    assert seeds(library, "", "trash") == [1] and seeds(library) == [3, 2]
+    assert library.erase([new.name]) == 1
+    assert not [path for path in (library.outputs / trash.TRASH).rglob("*") if path.is_file()]
+
+
+def test_links_and_strange_names_in_the_trash_are_left_alone(library, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "2026-01-01").mkdir()
+    kept = tmp_path / "home" / "2026-01-01" / "x.mp4"
+    kept.write_bytes(b"mine")
+    (library.outputs / trash.TRASH).mkdir()
+    (library.outputs / trash.TRASH / "20200101T000000-abcdef").symlink_to(tmp_path / "home")
+    (library.outputs / trash.TRASH / "not a batch").mkdir()
+    trash.purge(library.outputs, datetime.now(UTC))
+    assert kept.exists() and not trash.trash_folders(library.outputs)
+
+
+def test_the_index_follows_files_that_come_go_and_change(library):
+    add(library.outputs, 9, "a bird")
+    gone = library.find("seed:0").entries[0]
+    gone.path.unlink()
+    library.refresh()
+    assert seeds(library) == [9, 3, 2, 1]
+    sidecar = sidecar_path(library.find("seed:3").entries[0].path)
+    text = sidecar.read_text()
+    sidecar.write_text(text.replace("a_cat", "a fox"))  # in place: the folder has the same names as before
+    library._whole_s = float("-inf")
+    library.refresh()
+    assert seeds(library, "fox") == [3]
+
+
+@pytest.mark.parametrize("damage", ["garbage", "gone", "empty", "folder", "other tables", "other folder", "cut"])
+def test_a_damaged_index_is_made_anew(library, tmp_path, damage):
+    path = tmp_path / "state" / INDEX
+    whole, library._db = path.read_bytes(), library._db.close()
+    match damage:
+        case "garbage":
+            path.write_bytes(os.urandom(8192))
+        case "gone" | "folder":
+            path.unlink()
+            path.mkdir() if damage == "folder" else None
+        case "empty":
+            path.write_bytes(b"")
+        case "cut":
+            path.write_bytes(whole[: len(whole) // 2])
+        case "other tables":
+            with sqlite3.connect(path) as db:
+                db.execute("DROP TABLE clip")
+            db.close()
+        case "other folder":
+            Library(tmp_path / "elsewhere", tmp_path / "state").refresh()
+    again = Library(library.outputs, tmp_path / "state")
+    again.find()
+    again.refresh()
+    again.refresh()
+    assert seeds(again) == [3, 2, 1, 0]
+
+
+def test_hostile_sidecars_harm_no_other_clip(library):
+    clips = [add(library.outputs, 20 + number) for number in range(6)]
+    hostile = (
+        b"\x00\xff", b"[" * 100_000, json.dumps({"request": {"prompt": "\ud800\0x" * 9000, "seed": 10**30}}).encode(),
+        json.dumps({"request": {"prompt": "x", "seed": 1}, "tags": {"a": 1}, "rating": 7, "starred": "?"}).encode(),
+        json.dumps({"request": {"prompt": "deep"}, "tags": ["t " * 500] * 5000, "note": "n" * 9**6}).encode(),
+        b"null",
+    )  # fmt: skip
+    for clip, data in zip(clips, hostile, strict=True):
+        sidecar_path(clip).write_bytes(data)
+    clips[0].with_name("no stamp 猫.mp4").write_bytes(b"")
+    clips[0].with_name("plain.mp4").write_bytes(b"")
+    clips[0].with_name("t2v_1_x_00010101_000000.mp4").write_bytes(b"")
+    library.refresh()
+    found = library.find().entries
+    assert len(found) == 4 + 6 + 2
+    assert max(len(entry.note) for entry in found) <= 500 and max(len(entry.tags) for entry in found) <= 20
+    assert seeds(library, "runs cat") == [0]
+
+
+def test_clips_that_differ_in_the_seed_alone_are_found(library):
+    others = [add(library.outputs, seed) for seed in (11, 12)]
+    add(library.outputs, 11)
+    library.refresh()
+    own = library.find("seed:0").entries[0]
+    assert [entry.seed for entry in library.same_but_seed(own.name)] == [0, 12, 11]
+    assert library.same_but_seed("no such clip") == []
+    assert {entry.path for entry in library.same_but_seed(own.name)} & set(others)
+
+
+def test_a_state_folder_that_takes_no_file_has_its_index_in_memory(library, tmp_path):
+    (tmp_path / "state2").write_text("a file")
+    other = Library(library.outputs, tmp_path / "state2")
+    other.refresh()
+    assert seeds(other) == [3, 2, 1, 0]
+    assert replace(other.find(), entries=()) == replace(library.find(), entries=())

@@ -149,8 +149,6 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
         match name:
             case "choose" | "show":
                 ui_state = {**ui_state, "at": argument if name == "choose" else f"job:{argument}"}
-            case "compare":
-                ui_state = {**ui_state, "left": "" if ui_state.get("left") == argument else argument}
             case "log" if argument in (STARTUP_LOG, RUN_LOG):
                 ui_state = {**ui_state, "log": argument}
             case "rescan":
@@ -169,13 +167,13 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
                 sentence = words("settings.saved")
             case "rate" | "praise" | "note":  # "CLIP STARS WORDS", "CLIP WORDS", "CLIP SENTENCE"
                 clip, _, rest = argument.partition(" ")
-                seed = reader.row_of(clip)
+                given = clip_called(reader, clip).sidecar.rating
                 number, _, said = rest.partition(" ")
                 count = min(STARS, max(1, number_of(number))) if name == "rate" else 0
                 new_stars, said = rating_parts(said if count else rest)
-                stars = "★" * count + "☆" * (STARS - count) if count else new_stars or rating_parts(seed.row.rating)[0]
+                stars = "★" * count + "☆" * (STARS - count) if count else new_stars or rating_parts(given)[0]
                 told = {"note": rest} if name == "note" else {"rating": f"{stars} {said}"}
-                studio.rate(seed.id, **{cell: text.strip() for cell, text in told.items()})
+                reader.rate(clip, {cell: text.strip() for cell, text in told.items()})
                 reader.changed(clips=True)
                 sentence = words("clip.saved")
             case _:

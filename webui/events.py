@@ -15,7 +15,7 @@ from gradio.components import Component
 
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.models import find_model
-from webui import actions, api, form, form_actions, markup, render
+from webui import actions, api, form, form_actions, gallery_actions, markup, render
 from webui.actions import Answer, UiState
 from webui.form import FormValues
 from webui.markup import Html
@@ -113,6 +113,7 @@ class PageEvents:
         # apart from the meter: decoding a picture takes a process and part of a second
         picture = partial(gr.on, [fields[name].change for name in PICTURE_FIELDS], trigger_mode="always_last")
         search = partial(page.search.change, trigger_mode="always_last")
+        look_for = partial(gr.on, [part.change for part in page.shelf], trigger_mode="always_last")
         # one event for every button of the lists: a press must not be lost while the answer to another is awaited
         act, fill = (
             partial(page.act_bus.act, trigger_mode="multiple"),
@@ -135,6 +136,7 @@ class PageEvents:
             (page.batch_go.click, self.go_batch, [page.ui_state, page.batch, *row], out),
             (act, self.act, [page.ui_state], out),
             (search, self.search, [page.ui_state, page.search], out),
+            (look_for, self.look_for, [page.ui_state, *page.shelf], out),
             (page.seed_file.upload, self.import_seeds, [page.ui_state, page.seed_file], out),
         )
         for listen, answer, inputs, outputs in events:
@@ -247,12 +249,19 @@ class PageEvents:
     def act(self, ui_state: UiState, event: gr.EventData) -> Answer:
         """A button of a panel."""
         name, argument = button_of(event)
-        return actions.act(self.reader, name, argument, ui_state, self.words)
+        answer = gallery_actions.act(self.reader, name, argument, ui_state, self.words)
+        return answer or actions.act(self.reader, name, argument, ui_state, self.words)
 
     @action_handler
     def search(self, ui_state: UiState, text: object) -> Answer:
         """Search the archive."""
         return {**ui_state, "search": str(text or "")[:MAX_SEARCH_CHARS]}, ""
+
+    @action_handler
+    def look_for(self, ui_state: UiState, text: object, only: object, order: object) -> Answer:
+        """Find clips in the gallery: from its first page on, with none chosen."""
+        asked = {"find": str(text or "")[:MAX_SEARCH_CHARS], "only": str(only), "order": str(order)}
+        return {**ui_state, **asked, "page": "0", "picked": ""}, ""
 
     @action_handler
     def import_seeds(self, ui_state: UiState, path: object) -> Answer:

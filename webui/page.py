@@ -11,23 +11,28 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from turbodiff.spec.models import ModelSpec
+from turbodiff.studio import ONLY, ORDERS
 from webui import markup
 from webui.app import PASSWORD, STARTUP_LOG
-from webui.panels import create, form_help, status_bar, tabs
+from webui.panels import create, form_help, gallery, status_bar, tabs
 from webui.wording import Words
 
 if TYPE_CHECKING:
     from webui.snapshot import StudioReader
 
 STATIC = Path(__file__).parent / "static"
+SCRIPTS = ("page.js", "gallery.js")
 TICK_S = 1.0
 DRAFT_KEY, DRAFT_SECRET = "turbodiff.draft", "turbodiff"  # fixed: a restart must find what the browser kept
 BUS = """window.{hook} = (act, arg) => trigger('{event}', {{act, arg}});"""
 
 
-# a clip's id or "job:7"; the archive's search; the clip to compare with; the form whose changes a person has seen; the
-# log that is read
-INITIAL_UI_STATE = {"at": "", "search": "", "left": "", "agreed": "", "log": STARTUP_LOG}
+# a clip's id or "job:7"; the archive's search; the clips to compare it with, and whether one wipes over the other; the
+# form whose changes a person has seen; the log that is read; what the gallery looks for, its page and its chosen clips
+INITIAL_UI_STATE = {
+    "at": "", "search": "", "left": "", "wipe": "", "agreed": "", "log": STARTUP_LOG,
+    "find": "", "only": "all", "order": "newest", "page": "0", "picked": "",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Page:
     batch: gr.Textbox
     batch_file: gr.UploadButton
     batch_go: gr.Button
+    shelf: tuple[gr.Textbox, gr.Dropdown, gr.Dropdown]  # of the gallery: what to find, which clips, in which order
 
 
 def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
@@ -72,7 +78,19 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
                 with gr.Accordion(words("log.tail", name=STARTUP_LOG), open=False, elem_id="tail"):
                     stage["tail"] = gr.HTML(max_height=220, autoscroll=True)
         with gr.Tab(words("gallery.tab"), id="gallery"):
-            video_file = _upload(words("gallery.load"), ".mp4", elem_id="load-video", scale=0, min_width=240)
+            with gr.Row(equal_height=True, elem_id="shelf"):
+                hint, kinds = words("gallery.find"), [(words(f"gallery.only_{name}"), name) for name in ONLY]
+                find = gr.Textbox(
+                    placeholder=hint, show_label=False, label=hint, max_lines=1, elem_id="find", scale=4, min_width=200
+                )
+                label, orders = words("gallery.only"), [(words(f"gallery.order_{name}"), name) for name in ORDERS]
+                only = gr.Dropdown(kinds, value="all", label=label, show_label=False, filterable=False, elem_id="only")
+                label = words("gallery.order")
+                order = gr.Dropdown(
+                    orders, value="newest", label=label, show_label=False, filterable=False, elem_id="order"
+                )
+                video_file = _upload(words("gallery.load"), ".mp4", elem_id="load-video", scale=0, min_width=220)
+            gr.HTML(gallery.draw_tools(words))
             stage["compare"] = gr.HTML(elem_id="compare")
             with gr.Row(elem_id="gallery", equal_height=False):
                 with gr.Column(scale=62, min_width=320):
@@ -106,7 +124,7 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
     ui_state, seen = gr.State(dict(INITIAL_UI_STATE)), gr.State({})
     draft = gr.BrowserState(None, storage_key=DRAFT_KEY, secret=DRAFT_SECRET)
     shown = (made, stage, ui_state, seen, draft, act_bus, form_bus, note, gr.Timer(TICK_S))
-    return Page(*shown, box, seed_file, video_file, batch, batch_file, batch_go)
+    return Page(*shown, box, seed_file, video_file, batch, batch_file, batch_go, (find, only, order))
 
 
 def _upload(label: str, *suffixes: str, elem_id: str, **options: Any) -> gr.UploadButton:

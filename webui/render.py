@@ -4,6 +4,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -20,7 +21,20 @@ from webui.app import RUN_LOG, STARTUP_LOG
 from webui.form import FormValues
 from webui.markup import Html, join, note
 from webui.page import INITIAL_UI_STATE
-from webui.panels import create, first_aid, form_help, jobs, meter, models, stage, status_bar, system, tabs
+from webui.panels import (
+    compare,
+    create,
+    first_aid,
+    form_help,
+    gallery,
+    jobs,
+    meter,
+    models,
+    stage,
+    status_bar,
+    system,
+    tabs,
+)  # fmt: skip
 from webui.request_guard import handler
 from webui.snapshot import LOG_LINES, ClipView, Snapshot, StudioReader
 from webui.wording import Words
@@ -31,7 +45,7 @@ PANELS = (
 )  # fmt: skip
 TAIL_LINES = 12
 MARKED_FROM = 4  # fewer choices than this need no marks: the meter says it all
-STRIP_CLIPS, GALLERY_CLIPS = 12, 60
+STRIP_CLIPS = 12
 SEED_ROWS = 100
 KEPT_DRAWINGS = 8
 
@@ -62,11 +76,11 @@ class Renderer:
 
     def _draw(self, snapshot: Snapshot, ui_state: Mapping[str, str]) -> dict[str, Html]:
         words, reader, studio = self.words, self.reader, self.reader.studio
+        index = studio.clip_index
         job, clip = looked_at(snapshot, ui_state["at"], reader)
         events = [event for _, event in studio.events(job.id)] if job and job.state in ACTIVE else []
-        left = reader.clip(ui_state["left"]) if ui_state["left"] else None
+        compared = [one for name in ui_state["left"].split() if (one := reader.clip(name))]
         card = stage.card(clip, words, snapshot.clips) if clip else None
-        left_card = stage.card(left, words) if left else None
         shown = clip.id if clip else ""
         bar = status_bar.status_bar(snapshot, words)
         report = reader.report.or_none()
@@ -82,9 +96,13 @@ class Renderer:
             "queue": jobs.draw_queue(jobs.queue(snapshot, words), snapshot.paused, words),
             "strip": stage.draw_strip(snapshot, STRIP_CLIPS, shown, words),
             "tail": tabs.draw_log(snapshot.log[-TAIL_LINES:], words),
-            "compare": stage.draw_compare(left_card, card, words),
-            "gallery": stage.draw_strip(snapshot, GALLERY_CLIPS, shown, words, big=True),
-            "side": stage.draw_side(card, bool(left), words),
+            "compare": compare.draw(
+                [stage.card(one, words) for one in compared] + ([card] if card and compared else []),
+                bool(ui_state["wipe"]),
+                words,
+            ),
+            "gallery": self._gallery(ui_state, shown, snapshot.now_s),
+            "side": gallery.draw_side(card, index.entry(shown), bool(compared), len(index.same_but_seed(shown)), words),
             "seeds": tabs.draw_seeds(found, posters, bool(ui_state["search"]), words),
             "system": system.draw(system.system(snapshot, report, words), report is not None, words),
             "source": models.draw_source(snapshot.mirror, words),
@@ -96,6 +114,21 @@ class Renderer:
             "settings": tabs.draw_settings(snapshot.policy, POLICIES, places, words),
         }
         return {name: drawn[name] for name in PANELS}
+
+    def _gallery(self, ui_state: Mapping[str, str], shown: str, now_s: float) -> Html:
+        """One page of the library; a page that is no more there is the last one."""
+        index = self.reader.studio.clip_index
+        index.refresh_soon()
+        ask = partial(index.find, ui_state["find"], ui_state["only"], ui_state["order"], gallery.PER_PAGE)
+        page = int(ui_state["page"] or 0)
+        found = ask(page * gallery.PER_PAGE)
+        if not found.entries and page:
+            page = max(0, found.total - 1) // gallery.PER_PAGE
+            found = ask(page * gallery.PER_PAGE)
+        searched = bool(ui_state["find"]) or ui_state["only"] != "all"
+        return gallery.draw(
+            gallery.gallery(found, page, ui_state["picked"].split(), shown, searched, now_s, self.words), self.words
+        )
 
 
 def looked_at(snapshot: Snapshot, chosen: str, reader: StudioReader) -> tuple[QueuedJob | None, ClipView | None]:

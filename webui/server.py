@@ -55,7 +55,7 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _add_routes(app, reader)
-    script = (page.STATIC / "page.js").read_text("utf-8")
+    script = "".join((page.STATIC / name).read_text("utf-8") for name in page.SCRIPTS)
     for lang, path in PATHS.items():
         blocks = events.build(reader, Words(lang))
         gr.mount_gradio_app(

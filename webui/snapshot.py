@@ -34,7 +34,6 @@ from turbodiff.studio import (
     Offer,
     Outlook,
     Policy,
-    Seed,
     SelfTest,
     StoredFile,
     Studio,
@@ -208,6 +207,7 @@ class StudioReader:
         done = (jobs[0].id if jobs else 0, sum(job.state == "done" for job in jobs))
         if self._done is not None and done != self._done:  # a job ended: its clip is there
             self._clips.now()
+            self.studio.clip_index.refresh_soon(0)
         self._done = done
         holders, leftovers = self._holders()
         return Snapshot(
@@ -243,6 +243,7 @@ class StudioReader:
         with contextlib.suppress(Exception):
             if clips:
                 self._clips.now()
+                self.studio.clip_index.refresh()
             self.snapshot.now()
 
     def rescan(self) -> None:
@@ -368,13 +369,15 @@ class StudioReader:
             shutil.copyfile(kept, shown)
         return str(shown)
 
-    def row_of(self, clip: str) -> Seed:
-        """The archive's row of a clip.
+    def rate(self, clip: str, cells: Mapping[str, str]) -> None:
+        """Rate a clip or note something: in the archive of seeds, or in its sidecar alone where that has no row of it.
 
         Raises:
-            RequestError: the archive does not know it yet.
+            TurbodiffError: too long, or it cannot be written.
         """
-        for seed in self.studio.seeds(limit=MAX_SEEDS):
-            if seed.path and Path(seed.path).stem == clip:
-                return seed
-        raise RequestError("no such clip", code="clip_unknown", field="clip", got=clip[:80])
+        rows = (seed for seed in self.studio.seeds(limit=MAX_SEEDS) if seed.path and Path(seed.path).stem == clip)
+        row = next(rows, None)
+        if row is not None:
+            self.studio.rate(row.id, **cells)
+        elif not self.studio.clip_index.edit([clip], **cells):
+            raise RequestError("no such clip", code="clip_unknown", field="clip", got=clip[:80])

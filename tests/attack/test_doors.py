@@ -26,7 +26,7 @@ from turbodiff.spec.request import make_request
 from turbodiff.supervisor import recovery
 from turbodiff.weights import folders, locate
 from webui import form
-from webui.panels import stage, tabs
+from webui.panels import compare, gallery, stage, tabs
 from webui.snapshot import Snapshot, clip_view
 from webui.wording import Words
 
@@ -85,7 +85,8 @@ def drawn(outputs: Path) -> None:
             for html in (
                 stage.draw_card(card, words),
                 stage.draw_strip(snapshot, 10, "", words),
-                stage.draw_side(card, False, words),
+                gallery.draw_side(card, None, False, 1, words),
+                compare.draw([card, card], False, words),
                 stage.draw_player(card, None, words),
             ):
                 str(html).encode()

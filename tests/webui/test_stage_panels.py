@@ -15,7 +15,7 @@ from turbodiff.spec.plan import Fit
 from turbodiff.spec.request import make_request
 from turbodiff.studio import Studio
 from webui import snapshot as snapshots
-from webui.panels import jobs, models, stage, tabs
+from webui.panels import compare, jobs, models, stage, tabs
 from webui.render import _progress, looked_at
 from webui.snapshot import ClipView, Snapshot, StudioReader
 
@@ -80,9 +80,10 @@ def test_every_strike_has_its_words_in_both_languages():
 
 def test_compare_waits_for_a_second_clip_that_is_another():
     first, second = (stage.card(clip(name, name), EN) for name in ("one", "two"))
-    assert "Choose another clip to see it beside “one”" in stage.draw_compare(first, first, EN)
-    assert "<video" not in stage.draw_compare(first, None, EN)
-    assert stage.draw_compare(first, second, EN).count("<video") == 2
+    assert "Choose another clip to see it beside “one”" in compare.draw([first, first], False, EN)
+    assert "<video" not in compare.draw([first], True, EN) and compare.draw([], False, EN) == ""
+    assert compare.draw([first, second], False, EN).count("<video") == 2
+    assert compare.draw([first, second], True, EN).count('class="edge"') == 1
 
 
 def test_open_the_file_opens_it_and_another_button_saves_it():

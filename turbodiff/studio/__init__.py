@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from turbodiff.archive import disk
+from turbodiff.archive.clip_index import ONLY, ORDERS, ClipIndex, Entry, Found, tags_of
 from turbodiff.archive.clips import Clip
 from turbodiff.archive.seeds import Seed
 from turbodiff.diagnostics import background_tasks, logs, support_bundle
@@ -73,6 +74,7 @@ class Studio:
         library = Library(self.outputs, lambda: self._store)
         self.clips, self.clip, self.sidecar_of = library.clips, library.clip, library.sidecar_of
         self.seeds, self.rate = library.seeds, library.rate
+        self.clip_index = ClipIndex(self.outputs, self.state)
         self.seeds_text, self.import_seeds = library.seeds_text, library.import_seeds
         weights = Weights(self.state / "pictures")
         self.models, self.inventory, self.count_tokens = weights.models, weights.inventory, weights.count_tokens
@@ -338,8 +340,8 @@ def _request_of(fields: Mapping[str, Any], here: Inventory | None = None) -> Req
 
 
 __all__ = [
-    "HOST_COMMAND", "POLICIES", "CardHolders", "Clip", "DoctorReport", "Download", "Downloads", "GpuFacts", "Holder",
-    "Identity", "Installed", "Look", "LoraFacts", "LoraFile", "Machine", "Move", "Offer", "Outlook", "Policy", "Round",
-    "Seed", "Segment", "SelfTest", "Storage", "StoredFile", "Studio", "Tier", "doctor", "pictures", "pretend",
-    "state_folder", "storyboard",
+    "HOST_COMMAND", "ONLY", "ORDERS", "POLICIES", "CardHolders", "Clip", "DoctorReport", "Download", "Downloads",
+    "Entry", "Found", "GpuFacts", "Holder", "Identity", "Installed", "Look", "LoraFacts", "LoraFile", "Machine",
+    "Move", "Offer", "Outlook", "Policy", "Round", "Seed", "Segment", "SelfTest", "Storage", "StoredFile", "Studio",
+    "Tier", "doctor", "pictures", "pretend", "state_folder", "storyboard", "tags_of",
 ]  # fmt: skip

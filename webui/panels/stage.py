@@ -1,4 +1,4 @@
-"""Finished clips: the player, the card with its symptoms and knobs, the strip of posters, the gallery, compare."""
+"""Finished clips: the player, the card with its symptoms and knobs, the strip of the newest posters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from turbodiff.spec.clips import rating_parts
 from turbodiff.spec.events import Event, PreviewEvent
 from turbodiff.spec.request import Request
 from turbodiff.spec.schedules import RCM_SAMPLERS
-from webui.markup import Html, action, download, el, facts, link, local, poster, void
+from webui.markup import Html, action, download, el, facts, link, poster, void
 from webui.panels.meter import diff, short_model
 from webui.wording import Words
 
@@ -175,12 +175,12 @@ def draw_player(card: Card | None, preview: str, words: Words, autoplay: bool = 
         empty = el("div", el("b", words("clip.empty_title")), words("clip.empty_text"), cls="empty")
         return el("div", empty, cls="td-player")
     prompt = card.clip.request.prompt
-    video = _video(card.clip, preload="metadata", autoplay=autoplay, aria_label=prompt[:120])
+    video = draw_video(card.clip, preload="metadata", autoplay=autoplay, aria_label=prompt[:120])
     badge = el("span", words("clip.demo"), cls="td-pill badge") if card.demo else None
     return el("div", video, badge, cls="td-player", data_clip=card.clip.id)
 
 
-def _video(clip: ClipView, **attributes: object) -> Html:
+def draw_video(clip: ClipView, **attributes: object) -> Html:
     """A player without sound that goes round."""
     source = {"src": media_url(clip.id), "poster": poster_url(clip)}
     return el("video", **source, controls=True, loop=True, muted=True, playsinline=True, **attributes)
@@ -242,10 +242,10 @@ def draw_card(card: Card, words: Words, where: str = "stage") -> Html:
     )
 
 
-def draw_strip(snapshot: Snapshot, limit: int, chosen: str, words: Words, big: bool = False) -> Html:
+def draw_strip(snapshot: Snapshot, limit: int, chosen: str, words: Words) -> Html:
     """The newest clips as posters; a click shows one."""
     if not snapshot.clips:
-        return el("div", words("clip.none"), cls="td-blank") if big else Html("")
+        return Html("")
     shown = []
     for clip in snapshot.clips[:limit]:
         request, made = clip.request, words.ago(max(0, snapshot.now_s - clip.created_s))
@@ -258,29 +258,4 @@ def draw_strip(snapshot: Snapshot, limit: int, chosen: str, words: Words, big: b
         click = {"type": "button", "cls": "td-tile on" if clip.id == chosen else "td-tile", "data_act": "choose"}
         said = {"data_arg": clip.id, "title": request.prompt}
         shown.append(el("button", parts, **click, **said))
-    head = None if big else el("div", words("clip.recent"), cls="td-sec")
-    return el("div", head, el("div", shown, cls="td-strip td-big-grid" if big else "td-strip"), cls="td-html")
-
-
-def draw_side(card: Card | None, comparing: bool, words: Words) -> Html:
-    """The gallery's side: the chosen clip with its card."""
-    if card is None:
-        return Html("")
-    compare = action("compare", card.clip.id, words("gallery.stop" if comparing else "gallery.compare"))
-    player = draw_player(card, "", words, autoplay=False)
-    return el("div", player, el("div", compare, cls="td-acts"), draw_card(card, words, "side"), cls="td-stack")
-
-
-def draw_compare(left: Card | None, right: Card | None, words: Words) -> Html:
-    """Two clips side by side; one button plays both from their start. Nothing without a left one, a hint until the
-    right one is another."""
-    if left is None:
-        return Html("")
-    if right is None or right.clip.id == left.clip.id:
-        return el("p", words("gallery.compare_hint", clip=left.clip.request.prompt[:60]), cls="td-note calm")
-    sides = [
-        el("div", el("div", _video(clip, cls="sync"), cls="td-player"), el("h3", clip.request.prompt), facts(rows))
-        for clip, rows in ((left.clip, left.facts), (right.clip, right.facts))
-    ]
-    play = el("div", local("play", "", words("gallery.play")), cls="td-acts", style="margin-top:14px")
-    return el("div", el("div", sides, cls="td-two"), play, cls="td-html")
+    return el("div", el("div", words("clip.recent"), cls="td-sec"), el("div", shown, cls="td-strip"), cls="td-html")

@@ -46,6 +46,7 @@
       box.hidden = !box.hidden;
       turn(!box.hidden, "#help button", "#bar [data-do=help]");
     },
+    pause() { document.querySelectorAll("video.sync").forEach((v) => v.pause()); },
     play() { document.querySelectorAll("video.sync").forEach((v) => { v.currentTime = 0; v.play(); }); },
   };
 

@@ -19,13 +19,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import JsonValue
+
 from turbodiff.archive import trash
 from turbodiff.archive.clips import created_at, day_folders, edit_sidecar, read_sidecar, sidecar_path, sidecar_text
 from turbodiff.spec.clips import Sidecar, rating_parts, read_record
 from turbodiff.spec.errors import FileError, RequestError
 
 T = TypeVar("T")
-INDEX = "library.db"
+INDEX = "clips.db"
 VERSION = 1
 SCHEMA = """
 CREATE TABLE clip (
@@ -107,7 +109,7 @@ def tags_of(text: str) -> tuple[str, ...]:
     return tuple(words)[:MAX_TAGS]
 
 
-class Library:
+class ClipIndex:
     """The clips of an `outputs` folder, found by their index in the `state` folder; safe for several threads."""
 
     def __init__(self, outputs: Path, state: Path) -> None:
@@ -145,10 +147,6 @@ class Library:
 
         return self._run(ask)
 
-    def names(self, text: str, only: str, order: str, limit: int) -> list[str]:
-        """The names of all that `find` would find, `limit` at most."""
-        return [entry.name for entry in self.find(text, only, order, limit).entries]
-
     def entry(self, name: str) -> Entry | None:
         """The clip of the library of that name."""
         return next(iter(self._entries([name], "batch = ''")), None)
@@ -180,7 +178,9 @@ class Library:
         for name, value in cells.items():
             if isinstance(value, str) and len(value) > MAX_NOTE_CHARS:
                 raise RequestError("too long", code="note_long", field=name, got=len(value), expected=MAX_NOTE_CHARS)
-        written = {name: list(value) if isinstance(value, tuple) else value for name, value in cells.items()}
+        written: dict[str, JsonValue] = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in cells.items()
+        }
         found = self._entries(names, "batch = ''")
         for entry in found:
             edit_sidecar(entry.path, written)
@@ -283,10 +283,11 @@ class Library:
             parts = [files.get(name + end) for end in ("", ".json", ".jpg")]
             state = " ".join(f"{part.st_size}.{part.st_mtime_ns}" if part else "-" for part in parts)
             if known.pop(name, None) != state:
-                changed.append((name, state, sum(part.st_size for part in parts if part), parts[2] is not None))
+                changed.append((name, (state, sum(part.st_size for part in parts if part), parts[2] is not None)))
         self._write("DELETE FROM clip WHERE folder = ? AND name || '.mp4' = ?", [(key, name) for name in known])
         for start in range(0, len(changed), BATCH):
-            self._write(ROW, [_row(folder / name, key, *facts) for name, *facts in changed[start : start + BATCH]])
+            part = changed[start : start + BATCH]
+            self._write(ROW, [_row(folder / name, key, *facts) for name, facts in part])
 
     def _write(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
         values = list(rows)  # asked for once, also where the index is made anew in between

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from turbodiff.archive import trash
+from turbodiff.archive.clip_index import INDEX, ORDERS, ClipIndex, tags_of
 from turbodiff.archive.clips import clip_path, partial_path, publish, read_sidecar, sidecar_path, sweep
-from turbodiff.archive.library import INDEX, ORDERS, Library, tags_of
 from turbodiff.spec.clips import Sidecar
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.request import make_request
@@ -31,15 +31,15 @@ def add(outputs: Path, seed: int, prompt: str = "a cat runs", **said: object) ->
 
 
 @pytest.fixture
-def library(tmp_path: Path) -> Library:
+def library(tmp_path: Path) -> ClipIndex:
     for seed, prompt in enumerate(PROMPTS):
         add(tmp_path / "outputs", seed, prompt, rating="★" * seed, note="keep it" if seed == 2 else "")
-    made = Library(tmp_path / "outputs", tmp_path / "state")
+    made = ClipIndex(tmp_path / "outputs", tmp_path / "state")
     made.refresh()
     return made
 
 
-def seeds(library: Library, *args: str) -> list[int | None]:
+def seeds(library: ClipIndex, *args: str) -> list[int | None]:
     return [entry.seed for entry in library.find(*args).entries]
 
 
@@ -168,8 +168,8 @@ def test_a_damaged_index_is_made_anew(library, tmp_path, damage):
                 db.execute("DROP TABLE clip")
             db.close()
         case "other folder":
-            Library(tmp_path / "elsewhere", tmp_path / "state").refresh()
-    again = Library(library.outputs, tmp_path / "state")
+            ClipIndex(tmp_path / "elsewhere", tmp_path / "state").refresh()
+    again = ClipIndex(library.outputs, tmp_path / "state")
     again.find()
     again.refresh()
     again.refresh()
@@ -208,7 +208,7 @@ def test_clips_that_differ_in_the_seed_alone_are_found(library):
 
 def test_a_state_folder_that_takes_no_file_has_its_index_in_memory(library, tmp_path):
     (tmp_path / "state2").write_text("a file")
-    other = Library(library.outputs, tmp_path / "state2")
+    other = ClipIndex(library.outputs, tmp_path / "state2")
     other.refresh()
     assert seeds(other) == [3, 2, 1, 0]
     assert replace(other.find(), entries=()) == replace(library.find(), entries=())

@@ -1,0 +1,175 @@
+"""Stories of the gallery: an old clip found, several deleted and brought back, two compared, keys and a phone."""
+
+import os
+
+import pytest
+import shelves
+from stories import PATIENCE_MS, tab
+
+from turbodiff.archive.trash import TRASH
+
+pytestmark = pytest.mark.browser
+CLIPS, GALLERY = 150, 1
+TILE = "#gallery-grid .td-tile"
+
+
+@pytest.fixture(scope="module")
+def shelf(start_app, tmp_path_factory):
+    """An app of its own over 150 clips."""
+    folder = tmp_path_factory.mktemp("gallery")
+    names = shelves.fill(folder / "outputs", CLIPS)
+    made = start_app(folder)
+    made.names = names
+    yield made
+    made.stop()
+
+
+def open_gallery(page):
+    page.click(f"#tabs [role=tab] >> nth={GALLERY}")
+    page.wait_for_selector(f"#gallery-grid [data-total='{CLIPS}']", timeout=PATIENCE_MS)
+
+
+def find(page, words, total):
+    page.fill("#find input, #find textarea", words)
+    page.wait_for_selector(f"#gallery-grid [data-total='{total}']" if total else "#gallery-grid .td-blank")
+
+
+def shot(page, name):
+    if folder := os.environ.get("TURBODIFF_SHOTS"):
+        page.screenshot(path=f"{folder}/{name}.png")
+
+
+def test_an_old_clip_is_found_by_words_and_shown(shelf, chromium):
+    with tab(chromium, shelf) as page:
+        open_gallery(page)
+        assert page.locator(TILE).count() == 60
+        shot(page, "gallery")
+        page.click("#page-after")
+        page.wait_for_selector(f"{TILE}[data-clip='{shelf.names[60]}']")
+        find(page, "seed:149", 1)
+        page.click(f"{TILE} .pic")
+        page.wait_for_selector(f"#side [data-clip='{shelf.names[149]}'] video")
+        find(page, "猫 take", CLIPS // 4)
+        find(page, "no such words", 0)
+
+
+def test_several_are_starred_tagged_deleted_and_brought_back(shelf, chromium):
+    with tab(chromium, shelf) as page:
+        open_gallery(page)
+        find(page, "rating:5", CLIPS // 6)
+        page.hover(f"{TILE} >> nth=0")
+        page.click(f"{TILE} .td-check >> nth=0")
+        page.wait_for_selector(".td-gallery b:has-text('1 chosen')")
+        page.click(f"{TILE} .td-check >> nth=3", modifiers=["Shift"])
+        page.wait_for_selector(".td-gallery b:has-text('4 chosen')")
+        shot(page, "chosen")
+        page.fill("#pick-tags", "best, 夜景")
+        page.click("[data-act=tag_all]")
+        page.wait_for_selector(f"{TILE} small:has-text('#夜景') >> nth=3")
+        page.click("[data-act=star_all]")
+        page.wait_for_selector(f"{TILE} .td-star.on >> nth=3")
+        page.click("#gallery-grid [data-act=trash]")
+        page.wait_for_selector("#note :text('30 days')")
+        page.wait_for_selector(f"#gallery-grid [data-total='{CLIPS // 6 - 4}']")
+        assert len(list((shelf.outputs / TRASH).rglob("*.mp4"))) == 4
+        shot(page, "deleted")
+        page.click("#undo")
+        page.wait_for_selector(f"#gallery-grid [data-total='{CLIPS // 6}']")
+        find(page, "tag:夜景", 4)
+        assert not list((shelf.outputs / TRASH).rglob("*.mp4"))
+        page.reload()
+        open_gallery(page)
+        find(page, "tag:best", 4)
+
+
+def test_the_trash_is_looked_at_and_emptied_by_hand(shelf, chromium):
+    with tab(chromium, shelf) as page:
+        page.on("dialog", lambda dialog: dialog.accept())
+        open_gallery(page)
+        find(page, "seed:7", 1)
+        page.click(f"{TILE} .pic")
+        page.wait_for_function("document.querySelector('#side video')?.readyState >= 2")
+        page.click("#side [data-act=trash]")
+        page.wait_for_selector("#undo")
+        find(page, "", CLIPS - 1)
+        page.click("#only input")
+        page.click("ul[role=listbox] li:has-text('Trash')")
+        page.wait_for_selector("#gallery-grid [data-total='1']")
+        page.click(f"{TILE} .pic")
+        page.click("[data-act=restore]")
+        page.wait_for_selector("#gallery-grid .td-blank")
+        assert (found := list(shelf.outputs.glob("2*/t2v_7_*.mp4"))) and found[0].stat().st_size
+        shot(page, "trash")
+
+
+def test_two_are_compared_side_by_side_and_under_a_wipe_and_play_in_sync(shelf, chromium):
+    with tab(chromium, shelf) as page:
+        open_gallery(page)
+        for number in (0, 1):
+            page.hover(f"{TILE} >> nth={number}")
+            page.click(f"{TILE} .td-check >> nth={number}")
+            page.wait_for_selector(f".td-gallery b:has-text('{number + 1} chosen')")
+        page.click("[data-act=versus]")
+        page.wait_for_selector("#compare video >> nth=1")
+        shot(page, "beside")
+        page.click("#compare [data-act=wipe]")
+        page.wait_for_selector("#compare .td-wipe video >> nth=1")
+        page.fill("#compare .edge", "20")
+        edge = "getComputedStyle(document.querySelector('.td-wipe .over')).clipPath"
+        assert "20%" in page.evaluate(edge)
+        page.click("#compare [data-do=play]")
+        page.wait_for_timeout(500)
+        page.click("#compare [data-do=pause]")
+        times = "[...document.querySelectorAll('video.sync')].map((video) => video.currentTime)"
+        page.wait_for_function(f"({times}).every((time, _, all) => Math.abs(time - all[0]) < 0.15)")
+        shot(page, "wipe")
+        page.click("#compare [data-act=stop_compare]")
+        page.wait_for_selector("#compare video", state="detached")
+
+
+def test_the_gallery_is_used_with_keys_alone(shelf, chromium):
+    with tab(chromium, shelf) as page:
+        open_gallery(page)
+        page.focus(f"{TILE} .pic >> nth=0")
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("x")
+        page.wait_for_selector(f"{TILE}.picked[data-clip='{shelf.names[1]}']")
+        focus = "document.activeElement.closest('.td-tile')?.dataset.clip"
+        page.wait_for_function(f"{focus} === '{shelf.names[1]}'")
+        page.keyboard.press("Delete")
+        page.wait_for_selector(f"#gallery-grid [data-total='{CLIPS - 1}']")
+        page.wait_for_function(f"{focus} === '{shelf.names[2]}'")
+        page.keyboard.press("Control+z")
+        page.wait_for_selector(f"#gallery-grid [data-total='{CLIPS}']")
+        page.wait_for_function(f"{focus} !== undefined")
+        focused = page.evaluate(focus)
+        page.keyboard.press("4")
+        page.wait_for_selector(f"{TILE}[data-clip='{focused}'] small:has-text('★★★★☆')")
+        page.keyboard.press("PageDown")
+        page.wait_for_selector(f"{TILE}[data-clip='{shelf.names[60]}']")
+
+
+def test_four_seeds_of_one_prompt_are_made_and_compared(shelf, chromium):
+    with tab(chromium, shelf, "/zh/") as page:
+        open_gallery(page)
+        find(page, "seed:12", 1)
+        page.click(f"{TILE} .pic")
+        page.click("#side [data-act=seeds]")
+        page.wait_for_selector("#note :text('另外 3 个种子')")
+        jobs = shelf.store.jobs(3)
+        assert sorted(job.request.seed for job in jobs) == [13, 14, 15]
+        assert len({job.request.prompt for job in jobs}) == 1
+
+
+@pytest.mark.parametrize("path", ["/", "/zh/"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_gallery_fits_a_phone(shelf, chromium, path, scheme):
+    with tab(chromium, shelf, path, viewport={"width": 390, "height": 844}, color_scheme=scheme) as page:
+        open_gallery(page)
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        box = page.locator(f"{TILE} .td-check >> nth=0").bounding_box()
+        assert min(box["width"], box["height"]) >= 40
+        page.click(f"{TILE} .td-check >> nth=0")
+        page.wait_for_selector(f"{TILE}.picked")
+        shot(page, f"phone{path.strip('/')}-{scheme}")

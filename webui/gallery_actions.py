@@ -1,0 +1,104 @@
+"""What a click in the gallery does: choose, compare, star, tag, delete, bring back."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+from turbodiff.studio import tags_of
+from webui.actions import Answer, UiState, clip_called, number_of, wished_request
+from webui.panels import gallery
+from webui.wording import Words
+
+if TYPE_CHECKING:
+    from webui.snapshot import StudioReader
+
+MAX_PICKED = 10_000
+
+
+def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words: Words) -> Answer | None:
+    """What a button of the gallery does; None for one that is not of it.
+
+    Raises:
+        TurbodiffError: it cannot be done, in the person's words.
+    """
+    index, picked = reader.studio.clip_index, ui_state.get("picked", "").split()
+    at, left = ui_state.get("at", ""), ui_state.get("left", "").split()
+    if name in TURNS:  # what this browser looks at, nothing of the library
+        return {**ui_state, **_turned(reader, name, argument, ui_state)}, ""
+    targets = [argument] if argument else picked
+    sentence = ""
+    match name:
+        case "versus" if len(picked) <= gallery.SEEDS_COMPARED:
+            return {**ui_state, "left": " ".join(picked[:-1]), "at": picked[-1] if picked else at, "picked": ""}, ""
+        case "seeds":
+            clip = clip_called(reader, argument)
+            same = [entry.name for entry in index.same_but_seed(argument)][: gallery.SEEDS_COMPARED]
+            missing = gallery.SEEDS_COMPARED - max(1, len(same))
+            if missing:
+                request, seed = wished_request(clip), int(clip.request.seed or 0)
+                used = {entry.seed for entry in index.same_but_seed(argument)} | {seed}
+                fresh = [seed + step for step in range(1, 2 * gallery.SEEDS_COMPARED) if seed + step not in used]
+                reader.studio.submit_all(
+                    [{**request, "seed": one, "nonce": secrets.token_hex(16)} for one in fresh[:missing]]
+                )
+                sentence = words("gallery.seeds_queued", n=missing)
+            ui_state = {**ui_state, "at": argument, "left": " ".join(same[1:])}
+        case "star":
+            entry = index.entry(argument)
+            index.edit(targets, starred=not (entry and entry.starred))
+        case "star_all":
+            starred = [entry.starred for entry in map(index.entry, picked) if entry]
+            sentence = words("gallery.changed", n=index.edit(picked, starred=not all(starred)))
+        case "tags":  # "CLIP TAGS"
+            clip_name, _, typed = argument.partition(" ")
+            index.edit([clip_name], tags=tags_of(typed))
+            sentence = words("clip.saved")
+        case "tag_all":
+            for clip_name in picked:
+                entry = index.entry(clip_name)
+                if entry:
+                    index.edit([clip_name], tags=tags_of(" ".join((*entry.tags, argument))))
+            sentence = words("gallery.changed", n=len(picked))
+        case "trash" if targets:
+            batch = index.delete(targets)
+            deleted = words("gallery.deleted", n=len(targets)) if batch else words("gallery.nothing")
+            kept = [one for one in left if one not in targets]
+            ui_state = {**ui_state, "picked": "", "left": " ".join(kept), "at": "" if at in targets else at}
+            sentence = gallery.draw_undo(deleted, batch, words) if batch else deleted
+        case "undo_trash" | "restore":
+            restored = index.restore(picked, argument if name == "undo_trash" else "")
+            ui_state, sentence = {**ui_state, "picked": ""}, words("gallery.restored", n=restored)
+        case "erase":
+            sentence, ui_state = words("gallery.erased", n=index.erase(picked)), {**ui_state, "picked": ""}
+        case _:
+            return None
+    reader.changed(clips=True)
+    return ui_state, sentence
+
+
+TURNS = {"pick", "pick_more", "pick_all", "pick_none", "page", "compare", "stop_compare", "wipe"}
+
+
+def _turned(reader: StudioReader, name: str, argument: str, ui_state: UiState) -> dict[str, str]:
+    """What changes of a browser's state when it only looks elsewhere."""
+    picked = dict.fromkeys(ui_state.get("picked", "").split())
+    match name:
+        case "pick":
+            kept = [one for one in picked if one != argument]
+            return {"picked": " ".join(kept if argument in picked else [*picked, argument])}
+        case "pick_more":  # a range of tiles: what is between two clicks
+            return {"picked": " ".join(list({**picked, **dict.fromkeys(argument.split())})[:MAX_PICKED])}
+        case "pick_all":
+            find, only, order = (ui_state.get(key, "") for key in ("find", "only", "order"))
+            found = reader.studio.clip_index.find(find, only, order, MAX_PICKED)
+            return {"picked": " ".join(entry.name for entry in found.entries)}
+        case "pick_none":
+            return {"picked": ""}
+        case "page":
+            return {"page": str(number_of(argument))}
+        case "wipe":
+            return {"wipe": "1" if argument else ""}
+        case "compare":
+            return {"left": argument}
+    return {"left": "", "wipe": ""}

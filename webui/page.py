@@ -35,6 +35,9 @@ INITIAL_UI_STATE = {
 }  # fmt: skip
 
 
+Shelf = tuple[gr.Textbox, gr.Dropdown, gr.Dropdown]  # of the gallery: what to find, which clips, in which order
+
+
 @dataclass(frozen=True)
 class Page:
     """The components that handlers read and write."""
@@ -54,7 +57,7 @@ class Page:
     batch: gr.Textbox
     batch_file: gr.UploadButton
     batch_go: gr.Button
-    shelf: tuple[gr.Textbox, gr.Dropdown, gr.Dropdown]  # of the gallery: what to find, which clips, in which order
+    shelf: Shelf
 
 
 def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
@@ -78,25 +81,7 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
                 with gr.Accordion(words("log.tail", name=STARTUP_LOG), open=False, elem_id="tail"):
                     stage["tail"] = gr.HTML(max_height=220, autoscroll=True)
         with gr.Tab(words("gallery.tab"), id="gallery"):
-            with gr.Row(equal_height=True, elem_id="shelf"):
-                hint, kinds = words("gallery.find"), [(words(f"gallery.only_{name}"), name) for name in ONLY]
-                find = gr.Textbox(
-                    placeholder=hint, show_label=False, label=hint, max_lines=1, elem_id="find", scale=4, min_width=200
-                )
-                label, orders = words("gallery.only"), [(words(f"gallery.order_{name}"), name) for name in ORDERS]
-                only = gr.Dropdown(kinds, value="all", label=label, show_label=False, filterable=False, elem_id="only")
-                label = words("gallery.order")
-                order = gr.Dropdown(
-                    orders, value="newest", label=label, show_label=False, filterable=False, elem_id="order"
-                )
-                video_file = _upload(words("gallery.load"), ".mp4", elem_id="load-video", scale=0, min_width=220)
-            gr.HTML(gallery.draw_tools(words))
-            stage["compare"] = gr.HTML(elem_id="compare")
-            with gr.Row(elem_id="gallery", equal_height=False):
-                with gr.Column(scale=62, min_width=320):
-                    stage["gallery"] = gr.HTML(elem_id="gallery-grid")
-                with gr.Column(scale=38, min_width=320, elem_id="gallery-side"):
-                    stage["side"] = gr.HTML(elem_id="side")
+            shelf, video_file = _gallery(stage, words)
         with gr.Tab(words("seeds.tab"), id="seeds"):
             with gr.Row(equal_height=True, elem_id="seed-tools"):
                 hint = words("seeds.search")
@@ -124,7 +109,29 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
     ui_state, seen = gr.State(dict(INITIAL_UI_STATE)), gr.State({})
     draft = gr.BrowserState(None, storage_key=DRAFT_KEY, secret=DRAFT_SECRET)
     shown = (made, stage, ui_state, seen, draft, act_bus, form_bus, note, gr.Timer(TICK_S))
-    return Page(*shown, box, seed_file, video_file, batch, batch_file, batch_go, (find, only, order))
+    return Page(*shown, box, seed_file, video_file, batch, batch_file, batch_go, shelf)
+
+
+def _gallery(stage: dict[str, gr.HTML], words: Words) -> tuple[Shelf, gr.UploadButton]:
+    """The gallery's tab: what to find, the clips, the chosen one beside them."""
+    with gr.Row(equal_height=True, elem_id="shelf"):
+        hint, kinds = words("gallery.find"), [(words(f"gallery.only_{name}"), name) for name in ONLY]
+        find = gr.Textbox(
+            placeholder=hint, show_label=False, label=hint, max_lines=1, elem_id="find", scale=4, min_width=200
+        )
+        label, orders = words("gallery.only"), [(words(f"gallery.order_{name}"), name) for name in ORDERS]
+        only = gr.Dropdown(kinds, value="all", label=label, show_label=False, filterable=False, elem_id="only")
+        label = words("gallery.order")
+        order = gr.Dropdown(orders, value="newest", label=label, show_label=False, filterable=False, elem_id="order")
+        video_file = _upload(words("gallery.load"), ".mp4", elem_id="load-video", scale=0, min_width=220)
+    gr.HTML(gallery.draw_tools(words))
+    stage["compare"] = gr.HTML(elem_id="compare")
+    with gr.Row(elem_id="gallery", equal_height=False):
+        with gr.Column(scale=62, min_width=320):
+            stage["gallery"] = gr.HTML(elem_id="gallery-grid")
+        with gr.Column(scale=38, min_width=320, elem_id="gallery-side"):
+            stage["side"] = gr.HTML(elem_id="side")
+    return (find, only, order), video_file
 
 
 def _upload(label: str, *suffixes: str, elem_id: str, **options: Any) -> gr.UploadButton:

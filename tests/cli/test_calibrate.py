@@ -134,6 +134,17 @@ def test_quick_keeps_what_each_part_told(tmp_path, monkeypatch, capsys, parts):
     assert "12.0 GB/s" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("flags", [(), ("--json",)], ids=["lines", "json"])
+def test_where_torch_cannot_use_the_card_nothing_of_a_cpu_is_kept_as_the_card_s(tmp_path, monkeypatch, capsys, flags):
+    """A torch without CUDA beside a card took a minute and kept the CPU's rates, and that no kernel runs, as the card's."""
+    monkeypatch.setattr("turbodiff.gpu.probe.machine_now", lambda: card(24))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert calibrate(monkeypatch, "--quick", "--state-dir", str(tmp_path), *flags) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "torch 2.13.0 cannot use the GPU" in line and (not flags or json.loads(line)["measured"] is False)
+    assert card_measurements() == ()
+
+
 @pytest.mark.parametrize("failure", ["sys.exit(1)", "os = __import__('os'); os.abort()", "1 / 0"])
 def test_a_card_on_which_expandable_segments_fail_is_known_as_one(tmp_path, monkeypatch, parts, failure):
     parts(vmm=failure)

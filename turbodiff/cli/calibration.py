@@ -168,6 +168,10 @@ def measure_quickly(store: "Store", *, as_json: bool) -> Iterator[str]:
     for gpu in {(card.name, card.total_bytes): card for card in reversed(machine.usable_gpus)}.values():
         start_s, before_bytes = time.monotonic(), gpu.used_bytes or 0
         facts, samples = _quick_findings(gpu, machine, start_s + QUICK_S)
+        if "no_cuda" in facts:
+            told = words_here()("value.no_cuda_here", torch=machine.torch)
+            yield json.dumps({"measured": False, "reason": told}) if as_json else f"nothing to measure: {told}"
+            return
         now = [card.used_bytes or 0 for card in machine_now().gpus if card.uuid == gpu.uuid]
         moved_bytes = abs((now[0] if now else before_bytes) - before_bytes)
         if moved_bytes > STILL_BYTES:
@@ -208,10 +212,12 @@ def _quick_findings(gpu: "GpuFacts", machine: "Machine", until_s: float) -> "tup
         for line in output.splitlines():
             try:
                 finding = json.loads(line)
-                facts |= finding.get("facts", {})
+                facts |= finding.get("facts", {}) | {name: True for name in ("no_cuda",) if finding.get(name)}
                 samples += [Sample.model_validate(finding["sample"])] if "sample" in finding else []
             except (ValueError, ValidationError):  # a library's own words, or a line that was cut
                 continue
+        if "no_cuda" in facts:
+            break
         if part == "vmm" and failed:
             facts["vmm_works"] = False
     return facts, samples

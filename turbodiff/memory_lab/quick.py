@@ -61,6 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("part", choices=("vmm", "card"))
     parser.add_argument("--seconds", type=float, default=20.0, help="begin nothing after that")
     args = parser.parse_args(argv)
+    if not torch.cuda.is_available():  # what a CPU does is no fact of a card
+        tell(no_cuda=True)
+        return 1
     until_s, device = time.monotonic() + args.seconds, torch.device("cuda")
     if args.part == "vmm":  # under expandable segments, which this process was started with
         grown = [torch.zeros(TRIED_BYTES, dtype=torch.uint8, device=device) for _ in range(3)]

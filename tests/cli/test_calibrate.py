@@ -136,7 +136,7 @@ def test_quick_keeps_what_each_part_told(tmp_path, monkeypatch, capsys, parts):
 
 @pytest.mark.parametrize("flags", [(), ("--json",)], ids=["lines", "json"])
 def test_where_torch_cannot_use_the_card_nothing_of_a_cpu_is_kept_as_the_card_s(tmp_path, monkeypatch, capsys, flags):
-    """A torch without CUDA beside a card took a minute and kept the CPU's rates, and that no kernel runs, as the card's."""
+    """A torch without CUDA beside a card: a CPU's rates, and that no kernel runs, were kept as the card's."""
     monkeypatch.setattr("turbodiff.gpu.probe.machine_now", lambda: card(24))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert calibrate(monkeypatch, "--quick", "--state-dir", str(tmp_path), *flags) == 0

@@ -13,12 +13,13 @@ from tests.weights import tiny
 from tests.weights.lora_formats import ALPHA, FORMS, LAYERS, RANK, halves, named
 from turbodiff.models.linear import int8_blocks
 from turbodiff.models.wan_dit import WanDiT
+from turbodiff.plan.weight_sizes import lora_bytes
 from turbodiff.runtime.loras import apply_loras
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.experts import Expert
-from turbodiff.spec.models import LoraFit, find_model
+from turbodiff.spec.models import Inventory, LoraFit, find_model
 from turbodiff.spec.request import Lora
-from turbodiff.weights.lora_fit import lora_fits
+from turbodiff.weights.lora_fit import found_lora, lora_fits
 from turbodiff.weights.lora_strength import strengths
 
 LAYER = "blocks.0.self_attn.q"
@@ -144,6 +145,26 @@ def test_beside_int8_the_output_is_the_merge_within_what_int8_loses(tmp_path, na
     layer = apply_loras(int8_blocks(network.requires_grad_(False), mode), [Lora(path=str(path))], Expert.SINGLE).network
     got = layer.get_submodule(LAYER)(x)
     assert (got - wanted).norm() / wanted.norm() < 0.03
+
+
+@pytest.mark.parametrize("prefix", ["diffusion_model.", ""])
+def test_what_a_lora_holds_beside_int8_is_told_by_its_header(tmp_path, prefix):
+    """Blocks hold alike: a file about one block, in which ranks differ, takes more on a card than on disk."""
+    d, f = tiny.CONFIG.dim, tiny.CONFIG.ffn_dim
+    ranks = {"blocks.1.self_attn.q": (d, d, 8), "blocks.1.ffn.0": (d, f, 4), "blocks.0.ffn.0": (d, f, 16)}
+    state = {}
+    for layer, (wide, out, rank) in ranks.items():
+        state[f"{prefix}{layer}.lora_A.weight"] = randn(rank, wide).half()
+        state[f"{prefix}{layer}.lora_B.weight"] = randn(out, rank).half()
+    path = saved(state, tmp_path / "few.safetensors")
+    network = WanDiT(tiny.CONFIG)
+    network.load_state_dict(tiny.dit_state())
+    made = apply_loras(int8_blocks(network.requires_grad_(False)), [Lora(path=str(path))], Expert.SINGLE).network
+    held = sum(2 * value.numel() for name, value in made.named_parameters() if name.endswith((".down", ".up")))
+    found = found_lora(path, path.stat().st_size)
+    assert held == found.block_bytes * tiny.CONFIG.num_layers > found.bytes
+    inventory = Inventory(loras=(found,))
+    assert lora_bytes((Lora(path=str(path)),), SPEC, inventory, Expert.SINGLE) == held
 
 
 def test_a_convolution_is_read_with_and_without_a_core(dit, tmp_path):

@@ -90,9 +90,10 @@ def encoder_bytes(text: TextFacts, dtype: str, element_bytes: int) -> int:
 
 
 def lora_bytes(loras: tuple[Lora, ...], spec: ModelSpec, inventory: Inventory, expert: Expert) -> int:
-    """Low-rank factors beside an expert, as large as their files; LORA_RANK on every linear where a file's size is
-    not known."""
-    sizes = {found.path: found.bytes for found in inventory.loras}
+    """Low-rank factors beside an expert: in every block what the fullest has, as large as their files where that is not
+    told; LORA_RANK on every linear where a file is not known."""
+    blocks = spec.dit.num_layers
+    sizes = {found.path: found.block_bytes * blocks or found.bytes for found in inventory.loras}
     d, f = spec.dit.dim, spec.dit.ffn_dim
     unknown = 2 * LORA_RANK * spec.dit.num_layers * (8 * 2 * d + 2 * (d + f))
     applied = [lora for lora in loras if lora.strength and lora.expert in ("both", expert)]

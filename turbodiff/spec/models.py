@@ -256,6 +256,7 @@ class FoundLora(Frozen):
     training: Training = PLAIN  # whether it distils plain Wan (weights/distillation.py)
     dim: int = 0  # width of the networks that most of its layers are for, 0: not told
     dense: bool = False  # changes whole weights, which INT8 ones take by being made anew (weights/lora_facts.py)
+    block_bytes: int = 0  # of its low-rank factors beside one INT8 block, the same for every block; 0: not told
     fits: tuple[LoraFit, ...] = ()  # by model and network; () where no request asks for it
 
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
@@ -19,6 +20,7 @@ TITLES = ("modelspec.title", "ss_output_name")
 WORDS = ("modelspec.trigger_phrase", "modelspec.trigger_word", "trigger_words", "trained_words", "ss_training_comment")
 TAGS = "ss_tag_frequency"  # kohya: {folder: {tag: how often}} as JSON
 THUMBNAIL, MAX_PICTURE_CHARS = "modelspec.thumbnail", 4 << 20
+BLOCK = re.compile(r"blocks[._]\d+")
 PICTURES = (".png", ".preview.png", ".jpg", ".jpeg", ".webp")
 MAX_WORDS, MAX_WORD_CHARS, MAX_TAGS_BYTES = 6, 60, 4 << 20
 
@@ -27,6 +29,8 @@ class LoraFacts(NamedTuple):
     """Title and trigger words, "" and () where the file names none; the expert that it seems to be for, or "".
 
     dense: some change of a weight is no low rank. dim: the width that most low-rank factors have beside their rank.
+    block_bytes: 16-bit factors of the linears of one block, each of the largest rank that it has in any block: beside
+    INT8 weights every block holds as many, zeros where the file has none (runtime/loras.py).
     """
 
     title: str = ""
@@ -34,6 +38,7 @@ class LoraFacts(NamedTuple):
     expert: Side = ""
     dense: bool = False
     dim: int = 0
+    block_bytes: int = 0
 
 
 def lora_facts(path: Path) -> LoraFacts:
@@ -65,7 +70,13 @@ def _facts(path: Path, _size: int, _mtime_ns: int) -> LoraFacts:
     dense = any(read_name(name).part in DENSE and not name.endswith(".bias") for name in names)
     widths = Counter(max(shape) for name, shape in shapes.items() if read_name(name).part in ("down", "up"))
     dim = next((width for width, _ in widths.most_common(1)), 0)
-    return LoraFacts(title if title.isprintable() else "", told, expert, dense, dim)
+    most: dict[tuple[str, str], int] = {}
+    for name, shape in shapes.items():
+        stored = read_name(name)
+        if stored.part in ("down", "up") and BLOCK.search(stored.owner):
+            factor = (BLOCK.sub("", stored.owner), stored.part)
+            most[factor] = max(most.get(factor, 0), 2 * shape[0] * shape[1])
+    return LoraFacts(title if title.isprintable() else "", told, expert, dense, dim, sum(most.values()))
 
 
 def _frequent(metadata: Mapping[str, str]) -> list[str]:

@@ -96,7 +96,8 @@ def lora_fits(path: Path, *specs: ModelSpec) -> tuple[LoraFit, ...]:
 def found_lora(path: Path, n_bytes: int) -> FoundLora:
     """What a plan must know of a LoRA file."""
     facts = lora_facts(path)
-    return FoundLora(path=str(path), bytes=n_bytes, training=lora_training(path), dense=facts.dense, dim=facts.dim)
+    about = {"dense": facts.dense, "dim": facts.dim, "block_bytes": facts.block_bytes}
+    return FoundLora(path=str(path), bytes=n_bytes, training=lora_training(path), **about)
 
 
 @lru_cache(256)  # a keystroke asks about 14 times

@@ -1,5 +1,6 @@
 """`python webui/app.py`: runs the supervisor, with the page as its child. Works from any folder and with any Python.
 
+It runs twice: the process that was started stays beside the supervisor and starts it again where it dies (keeper.py).
 Flags: turbodiff/spec/page_flags.py. What is not of the
 standard library is imported inside the functions: a Python without it must reach the line that says so.
 """
@@ -20,10 +21,13 @@ if not os.path.samefile(os.curdir, os.path.dirname(os.path.dirname(os.path.abspa
     )
 
 import contextlib
+import faulthandler
 import getpass
+import signal
 import socket
 import threading
 import time
+import traceback
 import unicodedata
 import webbrowser
 from importlib.util import find_spec
@@ -168,10 +172,11 @@ def main(argv: Sequence[str]) -> int:
     # a script's own folder comes first on sys.path: webui/ there would shadow modules named like ours
     sys.path[:] = [str(ROOT), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "webui")]
     from turbodiff.spec import stdio
-    from turbodiff.spec.environment import check_folder
+    from turbodiff.spec.environment import BEAT_FD, LAST_END, check_folder
     from turbodiff.spec.errors import TurbodiffError, closed_to_us, not_started
     from turbodiff.spec.page_flags import page_parser
     from turbodiff.spec.wording import Words, shell_language
+    from webui.keeper import CRASHED, keep
 
     stdio.make_safe()
     args = page_parser().parse_args(argv)
@@ -184,6 +189,9 @@ def main(argv: Sequence[str]) -> int:
                 os.execv(sys.executable, again)
             except OSError as error:
                 raise not_started(sys.executable, error) from None
+        if BEAT_FD not in os.environ:
+            return keep([sys.executable, "-P", str(Path(__file__).resolve()), *argv])
+        faulthandler.register(signal.SIGUSR1)
         check(args)
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
         from turbodiff.studio import Studio
@@ -191,7 +199,7 @@ def main(argv: Sequence[str]) -> int:
 
         address = (reachable_at(args.listen), args.port)
         url = url_of(*address)
-        if not args.no_browser:
+        if not args.no_browser and LAST_END not in os.environ:
             threading.Thread(target=open_when_up, args=(url, address), daemon=True).start()
         sys.stdout.write(f"turbodiff at {url}, log in {STARTUP_LOG}; Ctrl-C ends it\n")
         sys.stdout.flush()
@@ -206,6 +214,9 @@ def main(argv: Sequence[str]) -> int:
         said = closed_to_us(error) if isinstance(error, PermissionError) else error
         sys.stderr.write(f"[ERROR] {Words(shell_language()).error_line(said)}\n")
         return said.exit_code
+    except Exception:  # noqa: BLE001  of the supervisor's start or end: what keeps it tries again
+        traceback.print_exc()
+        return CRASHED
 
 
 if __name__ == "__main__":

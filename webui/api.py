@@ -5,7 +5,7 @@
     job = client.predict({"prompt": "a red circle moves right on a black background", "seed": 1}, api_name="/submit")
     client.predict(job["job"], api_name="/status")
 
-With `--mcp` agents get the same six calls as tools; nothing here restarts, deletes or reads a file of this machine.
+With `--mcp` agents get the same seven calls as tools; nothing here restarts, deletes or reads a file of this machine.
 Every answer is a JSON object; what a person would read as an error comes back as {"error": {code, field, what, ...}}.
 """
 
@@ -19,8 +19,10 @@ from gradio.events import api
 from pydantic_core import to_jsonable_python
 
 from turbodiff.spec.errors import RequestError, TurbodiffError
+from turbodiff.spec.exports import make_export
 from webui import request_guard
 from webui.actions import clip_called
+from webui.panels.export import export_url
 from webui.panels.stage import media_url
 from webui.proxies import ASKING
 from webui.snapshot import StudioReader
@@ -49,7 +51,7 @@ def endpoint(method: Callable[..., Json]) -> Callable[..., Json]:
 
 
 class Endpoints:
-    """The six calls. Their names, arguments and first lines are what gradio_client and an agent see."""
+    """The seven calls. Their names, arguments and first lines are what gradio_client and an agent see."""
 
     def __init__(self, reader: StudioReader) -> None:
         self.reader = reader
@@ -103,6 +105,16 @@ class Endpoints:
         url = media_url(path.name.removesuffix(".mp4")) if path.name else None
         return {"job": job.id, "state": job.state, "result": made, "url": url, "plan": to_jsonable_python(job.plan)}
 
+    @endpoint
+    def export(self, fields: Json) -> Json:
+        """Another format of a clip, {"clip": name, "format": "gif", "fps": 60}; ask again until its state is done."""
+        asked = dict(fields) if isinstance(fields, Mapping) else {}
+        clip = clip_called(self.reader, str(asked.pop("clip", "")))
+        name = self.reader.studio.exports.start(clip.path, make_export(asked))
+        found = self.reader.studio.exports.of(name)
+        done = found is not None and found.state == "done"
+        return {**to_jsonable_python(found), "url": export_url(name) if done else None}
+
     def _checked_fields(self, fields: object) -> dict[str, Any]:
         """The fields of a request from outside; a clip to continue is named as in /result's url.
 
@@ -125,9 +137,9 @@ class Endpoints:
 
 
 def add(reader: StudioReader) -> None:
-    """Add /estimate, /submit, /status, /cancel, /list and /result to the page that is being built."""
+    """Add /estimate, /submit, /status, /cancel, /list, /result and /export to the page that is being built."""
     calls = Endpoints(reader)
-    for call in (calls.estimate, calls.submit, calls.status, calls.cancel, calls.list_jobs, calls.result):
+    for call in (calls.estimate, calls.submit, calls.status, calls.cancel, calls.list_jobs, calls.result, calls.export):
         api(call, api_name=call.__name__.removesuffix("_jobs"), queue=False)
 
 

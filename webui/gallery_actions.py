@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
+from turbodiff.spec.exports import make_export
 from turbodiff.studio import tags_of
-from webui.actions import Answer, UiState, clip_called, number_of, wished_request
+from webui.actions import Answer, UiState, clip_called, number_of, object_of, wished_request
 from webui.panels import gallery
 from webui.wording import Words
 
@@ -32,18 +33,14 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
         case "versus" if len(picked) <= gallery.SEEDS_COMPARED:
             return {**ui_state, "left": " ".join(picked[:-1]), "at": picked[-1] if picked else at, "picked": ""}, ""
         case "seeds":
-            clip = clip_called(reader, argument)
-            same = [entry.name for entry in index.same_but_seed(argument)][: gallery.SEEDS_COMPARED]
-            missing = gallery.SEEDS_COMPARED - max(1, len(same))
-            if missing:
-                request, seed = wished_request(clip), int(clip.request.seed or 0)
-                used = {entry.seed for entry in index.same_but_seed(argument)} | {seed}
-                fresh = [seed + step for step in range(1, 2 * gallery.SEEDS_COMPARED) if seed + step not in used]
-                reader.studio.submit_all(
-                    [{**request, "seed": one, "nonce": secrets.token_hex(16)} for one in fresh[:missing]]
-                )
-                sentence = words("gallery.seeds_queued", n=missing)
-            ui_state = {**ui_state, "at": argument, "left": " ".join(same[1:])}
+            same, missing = _compared_seeds(reader, argument)
+            sentence = words("gallery.seeds_queued", n=missing) if missing else ""
+            ui_state = {**ui_state, "at": argument, "left": " ".join(same)}
+        case "export":
+            asked = object_of(argument)
+            clip = clip_called(reader, str(asked.pop("arg", "")))
+            reader.studio.exports.start(clip.path, make_export(asked))
+            sentence = words("export.begun")
         case "star":
             entry = index.entry(argument)
             index.edit(targets, starred=not (entry and entry.starred))
@@ -75,6 +72,19 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
             return None
     reader.changed(clips=True)
     return ui_state, sentence
+
+
+def _compared_seeds(reader: StudioReader, name: str) -> tuple[list[str], int]:
+    """The clips that differ from one in the seed alone, three at most, and how many were missing and are now queued."""
+    clip, found = clip_called(reader, name), reader.studio.clip_index.same_but_seed(name)
+    missing = gallery.SEEDS_COMPARED - max(1, min(gallery.SEEDS_COMPARED, len(found)))
+    if missing:
+        request, seed = wished_request(clip), int(clip.request.seed or 0)
+        used = {entry.seed for entry in found} | {seed}
+        fresh = [seed + step for step in range(1, 2 * gallery.SEEDS_COMPARED) if seed + step not in used]
+        many = [{**request, "seed": one, "nonce": secrets.token_hex(16)} for one in fresh[:missing]]
+        reader.studio.submit_all(many)
+    return [entry.name for entry in found[1 : gallery.SEEDS_COMPARED]], missing
 
 
 TURNS = {"pick", "pick_more", "pick_all", "pick_none", "page", "compare", "stop_compare", "wipe"}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from webui.snapshot import StudioReader
 
 STATIC = Path(__file__).parent / "static"
+SIDE = ("side", "export", "exports")  # panels beside the gallery
 SCRIPTS = ("page.js", "gallery.js")
 TICK_S = 1.0
 DRAFT_KEY, DRAFT_SECRET = "turbodiff.draft", "turbodiff"  # fixed: a restart must find what the browser kept
@@ -130,7 +131,7 @@ def _gallery(stage: dict[str, gr.HTML], words: Words) -> tuple[Shelf, gr.UploadB
         with gr.Column(scale=62, min_width=320):
             stage["gallery"] = gr.HTML(elem_id="gallery-grid")
         with gr.Column(scale=38, min_width=320, elem_id="gallery-side"):
-            stage["side"] = gr.HTML(elem_id="side")
+            stage |= {name: gr.HTML(elem_id=f"{name}-panel" if name == "export" else name) for name in SIDE}
     return (find, only, order), video_file
 
 

@@ -24,6 +24,7 @@ from webui.page import INITIAL_UI_STATE
 from webui.panels import (
     compare,
     create,
+    export,
     first_aid,
     form_help,
     gallery,
@@ -40,8 +41,8 @@ from webui.snapshot import LOG_LINES, ClipView, Snapshot, StudioReader
 from webui.wording import Words
 
 PANELS = (
-    "bar", "aid", "player", "progress", "card", "queue", "strip", "tail", "compare", "gallery", "side", "seeds",
-    "system", "source", "logs", "log", "settings",
+    "bar", "aid", "player", "progress", "card", "queue", "strip", "tail", "compare", "gallery", "side", "export", "exports",
+    "seeds", "system", "source", "logs", "log", "settings",
 )  # fmt: skip
 TAIL_LINES = 12
 MARKED_FROM = 4  # fewer choices than this need no marks: the meter says it all
@@ -103,6 +104,8 @@ class Renderer:
             ),
             "gallery": self._gallery(ui_state, shown, snapshot.now_s),
             "side": gallery.draw_side(card, index.entry(shown), bool(compared), len(index.same_but_seed(shown)), words),
+            "export": export.draw_form(clip, words),
+            "exports": export.draw_exports(studio.exports.newest(), words),
             "seeds": tabs.draw_seeds(found, posters, bool(ui_state["search"]), words),
             "system": system.draw(system.system(snapshot, report, words), report is not None, words),
             "source": models.draw_source(snapshot.mirror, words),

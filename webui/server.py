@@ -121,6 +121,13 @@ def _add_routes(app: FastAPI, reader: StudioReader) -> None:
             raise HTTPException(404, "no poster")
         return FileResponse(found.poster, media_type="image/jpeg", headers={"cache-control": "max-age=86400"})
 
+    @app.api_route("/exports/{name}", methods=list(READ))
+    def exported(name: str) -> FileResponse:
+        found, path = reader.studio.exports.of(name), reader.studio.exports.file(name)
+        if found is None or path is None:
+            raise HTTPException(404, "no such export")
+        return FileResponse(path, media_type=found.media_type, filename=name)
+
     @app.api_route("/seeds.md", methods=list(READ))
     def seeds() -> Response:
         return Response(reader.studio.seeds_text(), media_type="text/markdown; charset=utf-8")

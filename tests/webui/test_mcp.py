@@ -1,4 +1,4 @@
-"""What an agent is offered with `--mcp`: the six calls of the API, and nothing that ends or deletes anything."""
+"""What an agent is offered with `--mcp`: the seven calls of the API, and nothing that ends or deletes anything."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def call(app, method, **params):
 
 def test_agents_get_the_six_calls_of_the_api_and_no_other(served):
     names = {tool["name"] for tool in call(served, "tools/list")["tools"]}
-    assert names == {"estimate", "submit", "status", "cancel", "list_jobs", "result"}
+    assert names == {"estimate", "submit", "status", "cancel", "list_jobs", "result", "export"}
 
 
 def test_an_agent_can_ask_what_would_run(served):

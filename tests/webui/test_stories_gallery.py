@@ -4,6 +4,7 @@ import os
 
 import pytest
 import shelves
+from PIL import Image
 from stories import PATIENCE_MS, tab
 
 from turbodiff.archive.trash import TRASH
@@ -173,3 +174,23 @@ def test_the_gallery_fits_a_phone(shelf, chromium, path, scheme):
         page.click(f"{TILE} .td-check >> nth=0")
         page.wait_for_selector(f"{TILE}.picked")
         shot(page, f"phone{path.strip('/')}-{scheme}")
+
+
+def test_a_clip_is_trimmed_and_exported_as_gif_and_saved(shelf, chromium, tmp_path):
+    with tab(chromium, shelf, viewport={"width": 1440, "height": 900}) as page:
+        open_gallery(page)
+        find(page, "seed:20", 1)
+        page.click(f"{TILE} .pic")
+        page.wait_for_selector(f"#export[data-clip='{shelf.names[20]}']")
+        page.click("#export summary")
+        page.fill("#export [name=end_s]", "0.5")
+        page.wait_for_selector("#export output:has-text('0.00 – 0.50 s')")
+        page.click("#export [data-act=export]")
+        page.wait_for_selector("#note :text('has begun')")
+        page.wait_for_selector("#export-list [data-state=done] a")
+        page.locator("#export").scroll_into_view_if_needed()
+        shot(page, "export")
+        with page.expect_download() as saved:
+            page.click("#export-list [data-state=done] a")
+        saved.value.save_as(tmp_path / "clip.gif")
+        assert Image.open(tmp_path / "clip.gif").n_frames == 8

@@ -25,6 +25,7 @@ import typer
 
 from turbodiff.cli import downloads  # noqa: F401  adds commands to models_app
 from turbodiff.cli.calibration import calibrate
+from turbodiff.cli.export import export
 from turbodiff.cli.flags import PAGE_FLAGS
 from turbodiff.cli.generate import extend, generate, plan
 from turbodiff.cli.machine import doctor, gpu, models_app, selftest
@@ -42,7 +43,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, extend, plan, restart, gpu, calibrate, doctor, selftest, support_bundle):
+for command in (generate, extend, export, plan, restart, gpu, calibrate, doctor, selftest, support_bundle):
     app.command()(command)
 app.command(**PAGE_FLAGS)(serve)
 app.add_typer(jobs_app, name="jobs")

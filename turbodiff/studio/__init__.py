@@ -17,6 +17,7 @@ from turbodiff.diagnostics import background_tasks, logs, support_bundle
 from turbodiff.diagnostics.background_tasks import SelfTest
 from turbodiff.diagnostics.doctor import DoctorReport, doctor
 from turbodiff.diagnostics.downloads import Download, Downloads, Move, Offer, download_offers
+from turbodiff.diagnostics.exports import Exporting, Exports
 from turbodiff.gpu import probe
 from turbodiff.gpu.processes import HOST_COMMAND, CardHolders, Holder, holders
 from turbodiff.jobs import measurements
@@ -70,6 +71,7 @@ class Studio:
         self.state, self.outputs = Path(state or state_folder()), Path(outputs).resolve()
         self.database = self.state / DATABASE  # a file that no server may hand out
         self.downloads = Downloads(self.state / "downloads")
+        self.exports = Exports(self.state / "exports")
         self.storage = Storage(self._models_in_jobs)
         library = Library(self.outputs, lambda: self._store)
         self.clips, self.clip, self.sidecar_of = library.clips, library.clip, library.sidecar_of
@@ -341,7 +343,7 @@ def _request_of(fields: Mapping[str, Any], here: Inventory | None = None) -> Req
 
 __all__ = [
     "HOST_COMMAND", "ONLY", "ORDERS", "POLICIES", "CardHolders", "Clip", "DoctorReport", "Download", "Downloads",
-    "Entry", "Found", "GpuFacts", "Holder", "Identity", "Installed", "Look", "LoraFacts", "LoraFile", "Machine",
-    "Move", "Offer", "Outlook", "Policy", "Round", "Seed", "Segment", "SelfTest", "Storage", "StoredFile", "Studio",
-    "Tier", "doctor", "pictures", "pretend", "state_folder", "storyboard", "tags_of",
+    "Entry", "Exporting", "Found", "GpuFacts", "Holder", "Identity", "Installed", "Look", "LoraFacts", "LoraFile",
+    "Machine", "Move", "Offer", "Outlook", "Policy", "Round", "Seed", "Segment", "SelfTest", "Storage", "StoredFile",
+    "Studio", "Tier", "doctor", "pictures", "pretend", "state_folder", "storyboard", "tags_of",
 ]  # fmt: skip

@@ -56,6 +56,16 @@
     else if (/^[1-5]$/.test(event.key)) act("rate", `${name} ${event.key}`);
   });
 
+  // the two handles of a trim: the one pushes the other, and the player shows the frame
+  document.addEventListener("input", (event) => {
+    if (!event.target.matches?.("[data-handle]")) return;
+    const [from, to] = event.target.parentElement.querySelectorAll("[data-handle]"), step = +from.step;
+    if (+to.value - +from.value < step) event.target === from ? (from.value = +to.value - step) : (to.value = +from.value + step);
+    from.parentElement.nextElementSibling.textContent = `${(+from.value).toFixed(2)} – ${(+to.value).toFixed(2)} s`;
+    const video = document.querySelector("#side .td-player video");
+    if (video) { video.pause(); video.currentTime = event.target === from ? +from.value : Math.max(0, +to.value - step); }
+  });
+
   // the edge between two clips
   document.addEventListener("input", (event) => {
     if (event.target.matches?.(".td-wipe .edge")) event.target.parentElement.style.setProperty("--edge", `${event.target.value}%`);

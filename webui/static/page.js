@@ -94,7 +94,7 @@
       soon("#ask button", (first) => first.focus());
     }
     if (event.target.closest("#tabs [role=tab]")) document.querySelectorAll("#note .td-note").forEach((old) => { old.hidden = true; });
-    if (isNarrow() && event.target.closest("#gallery-grid .td-tile")) document.getElementById("gallery-side").scrollIntoView({ block: "start" });
+    if (isNarrow() && event.target.closest("#gallery-grid .pic")) document.getElementById("gallery-side").scrollIntoView({ block: "start" });
     const button = event.target.closest("[data-do],[data-act],[data-form]");
     if (!button) { if (event.target.id === "help") actions.help(); return; }
     const { do: local, act, form, arg, ask } = button.dataset;
@@ -102,6 +102,10 @@
     if (ask && !confirm(ask)) return;
     let value = arg ?? "";
     if (button.hasAttribute("data-time")) value += " " + (clipVideo(button)?.currentTime ?? "");
+    if (button.dataset.gather) { // the fields of a box, by their names
+      const fields = [...document.getElementById(button.dataset.gather).querySelectorAll("[name]")];
+      value = JSON.stringify(Object.fromEntries([["arg", arg], ...fields.map((field) => [field.name, /range|select/.test(field.type) && !isNaN(field.value) ? +field.value : field.value])]));
+    }
     if (button.dataset.from) value += " " + (document.getElementById(button.dataset.from)?.value ?? "");
     (act ? window.tdAct : window.tdForm)?.(act || form, value);
     if (button.dataset.tab) actions.tab(button.dataset.tab);

@@ -1,0 +1,60 @@
+"""`turbodiff export`: a clip in another format, trimmed, at another rate."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from turbodiff.cli.flags import OUTPUTS, Json, Outputs, open_studio
+from turbodiff.spec.environment import expand
+from turbodiff.spec.errors import FileError, TurbodiffError
+from turbodiff.spec.exports import FORMATS, make_export
+
+
+def export(
+    clip: Annotated[str, typer.Argument(help="a clip: its file, or its name in the library")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="the file to write")] = None,
+    kind: Annotated[str, typer.Option("--format", help=", ".join(FORMATS) + "; left out: what -o ends in")] = "",
+    quality: Annotated[int, typer.Option("--quality", help="1..100")] = 80,
+    fps: Annotated[int, typer.Option("--fps", help="24, 30, 60: frames in between are made; 0: as it is")] = 0,
+    start_s: Annotated[float, typer.Option("--from", help="seconds of the clip to begin at")] = 0.0,
+    end_s: Annotated[float, typer.Option("--to", help="seconds of the clip to end at; 0: its end")] = 0.0,
+    outputs: Outputs = OUTPUTS,
+    as_json: Json = False,
+) -> None:
+    """Write a clip as WebM, WebP, GIF, ProRes, PNG frames, H.265 or one picture."""
+    from turbodiff.media.export import export as write
+
+    by_ending = (name for name, found in FORMATS.items() if output and output.name.lower().endswith(found.suffix))
+    named = kind or next(by_ending, "png" if output and output.suffix == ".png" else "mp4")
+    asked = make_export({"format": named, "quality": quality, "fps": fps, "start_s": start_s, "end_s": end_s})
+    source = expand(clip)
+    if not source.is_file():
+        found = open_studio(None, outputs).clip(Path(clip).name.removesuffix(".mp4"))
+        if found is None:
+            raise FileError("no such clip", code="clip_unknown", field="clip", got=clip[:200])
+        source = found.path
+    target = output or Path(source.stem + FORMATS[asked.format].suffix)
+    if target.exists() and target.samefile(source):
+        raise FileError("the clip would be replaced", code="export_same", field="output", got=target.name)
+
+    shown = [-1]
+
+    def tell(share: float) -> None:
+        percent = int(100 * share)
+        if percent > shown[0]:
+            shown[0] = percent
+            line = json.dumps({"done": share}) + "\n" if as_json else f"\r{percent:3} %"
+            (sys.stdout if as_json else sys.stderr).write(line)
+            (sys.stdout if as_json else sys.stderr).flush()
+
+    try:
+        write(source, asked, target, tell)
+    except TurbodiffError as error:
+        if not as_json:
+            raise
+        sys.stdout.write(json.dumps({"error": error.fields()}) + "\n")
+        raise typer.Exit(error.exit_code) from None
+    sys.stdout.write(json.dumps({"path": str(target)}) + "\n" if as_json else f"{target}\n")

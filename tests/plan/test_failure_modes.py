@@ -84,6 +84,15 @@ def test_07b_zero_bytes_free_on_a_full_card_is_believed():
         plan_request(ask(), card(24, free_bytes=0, used_bytes=24 * GIB), DISK)
 
 
+def test_07c_a_full_card_has_nothing_rather_than_less_than_nothing():
+    full = machine(gpu(24, free_bytes=0, used_bytes=24 * GIB))
+    with pytest.raises(Refusal) as refused:
+        plan_request(ask("wan2.1-14b"), full, DISK)
+    assert refused.value.expected == "at most 0 MiB" and refused.value.plan.budget_bytes == 0
+    assert [reason.numbers["budget_bytes"] for reason in refused.value.plan.reasons if "budget_bytes" in reason.numbers]
+    assert all(reason.numbers.get("budget_bytes", 0) == 0 for reason in refused.value.plan.reasons)
+
+
 @pytest.mark.parametrize(("shown_gib", "tier"), [(7.6, "8 GB"), (11.6, "12 GB"), (15.6, "16 GB"), (23.5, "24 GB")])
 def test_08_a_card_reaches_the_tier_of_its_nameplate(shown_gib, tier):
     assert tier_of(round(shown_gib * GIB)).name == tier

@@ -91,7 +91,7 @@ def _about_wish(
     wish: Request, context: PlanContext, choice: Candidate, cost: CandidateCost, lossy: bool
 ) -> Iterator[Reason]:
     """The phase that decides, whether the wish fitted, and which wishes cannot help."""
-    binding, budget_bytes = max(cost.phases, key=lambda phase: phase.peak_bytes), context.limits.device
+    binding, budget_bytes = max(cost.phases, key=lambda phase: phase.peak_bytes), max(0, context.limits.device)
     sizes = {name: getattr(binding, name) for name in ("peak_bytes", "weights_bytes", "activations_bytes")}
     yield reason("binding_phase", phase=binding.name, budget_bytes=budget_bytes, **sizes)
     if lossy:

@@ -295,7 +295,7 @@ def _plan(request: Request, decision: Decision) -> Plan:
         levers=cost.levers,
         phases=tuple(map(_phase, cost.phases, explain.seconds_shown(choice, cost))),
         peak_bytes=cost.peak_bytes,
-        budget_bytes=context.limits.device,
+        budget_bytes=max(0, context.limits.device),  # negative where others hold what is left alone for them, too
         band=_band(decision),
         changes=changes,
         alternatives=explain.alternatives(request, context, choice, pinned),
@@ -314,7 +314,7 @@ def _refusal(request: Request, decision: Decision) -> Refusal:
     limits = context.limits
     worst = max(cost.phases, key=limits.short)
     on_host = limits.host is not None and limits.in_host(worst) - limits.host >= cost.short
-    need, have = (limits.in_host(worst), limits.host or 0) if on_host else (worst.peak_bytes, limits.device)
+    need, have = (limits.in_host(worst), limits.host or 0) if on_host else (worst.peak_bytes, max(0, limits.device))
     field, instead = "", "free memory, or run on a larger card: nothing on this disk fits"
     pins = [frozenset({"quant_linear"}), frozenset({"num_frames"}), SIZE_PINS, frozenset({"model"})]
     fewer_bits = context

@@ -16,7 +16,7 @@ from turbodiff.spec.errors import RequestError
 from turbodiff.spec.models import find_model
 from turbodiff.spec.request import FROM_WEIGHTS
 from turbodiff.spec.text import is_blank
-from turbodiff.studio import Downloads, Studio
+from turbodiff.studio import Downloads, Studio, storyboard_requests
 from webui import form
 from webui.app import RUN_LOG, STARTUP_LOG
 from webui.form import FormValues
@@ -78,8 +78,12 @@ def generate(reader: StudioReader, values: FormValues, ui_state: UiState, words:
     for number in range(max(1, min(MAX_CLIPS, int(values.get("count") or 1)))):
         own = {"seed": int(seed) + number} if number and seed.isdecimal() else {}
         many.append({**fields, **own})
+    rows = form.segments(values)
+    if rows:
+        many = storyboard_requests(many[0], rows, reader.estimate(many[0], reader.studio.policy))
     made = _queue_all(reader, many, anyway)
-    return {**ui_state, "at": f"job:{made[0]}", "agreed": ""}, ""
+    said = words("storyboard.done", n=len(made)) if rows else ""
+    return {**ui_state, "at": f"job:{made[-1] if rows else made[0]}", "agreed": ""}, said
 
 
 def generate_batch(reader: StudioReader, values: FormValues, lines: str, ui_state: UiState, words: Words) -> Answer:
@@ -124,7 +128,7 @@ def _queue(reader: StudioReader, fields: Mapping[str, object]) -> int:
 
 def _queue_all(reader: StudioReader, many: Sequence[Mapping[str, object]], anyway: bool = False) -> list[int]:
     """Queue all or none."""
-    named = [{**fields, "nonce": secrets.token_hex(16)} for fields in many]
+    named = [{"nonce": secrets.token_hex(16), **fields} for fields in many]
     return reader.studio.submit_all(named, anyway, client=ASKING.get())
 
 
@@ -167,7 +171,7 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
                 sentence = words("settings.saved")
             case "rate" | "praise" | "note":  # "CLIP STARS WORDS", "CLIP WORDS", "CLIP SENTENCE"
                 clip, _, rest = argument.partition(" ")
-                given = clip_called(reader, clip).sidecar.rating
+                given = reader.clip_called(clip).sidecar.rating
                 number, _, said = rest.partition(" ")
                 count = min(STARS, max(1, number_of(number))) if name == "rate" else 0
                 new_stars, said = rating_parts(said if count else rest)
@@ -193,12 +197,12 @@ def _start_job(reader: StudioReader, name: str, argument: str) -> int:
         loras = {"loras": request["loras"]} if stored.loras else {}  # with their paths, which the form drops
         return _queue(reader, {**form.request_fields(values), **loras})
     if name == "neighbour":
-        request = wished_request(clip_called(reader, argument))
+        request = wished_request(reader.clip_called(argument))
         return _queue(reader, {**request, "seed": int(request.get("seed") or 0) + 1})
     asked = object_of(argument)
     fields = asked.get("fields")
     knobs = {knob: value for knob, value in fields.items() if knob in KNOBS} if isinstance(fields, dict) else {}
-    request = wished_request(clip_called(reader, str(asked.get("clip"))))
+    request = wished_request(reader.clip_called(str(asked.get("clip"))))
     return _queue(reader, {**request, **form.sanitize(knobs)})
 
 
@@ -225,18 +229,6 @@ def object_of(argument: str) -> dict[str, object]:
         found = None
     if not isinstance(found, dict):
         raise RequestError("unknown action", code="unknown_action", field="act", got=argument[:40])
-    return found
-
-
-def clip_called(reader: StudioReader, name: str) -> ClipView:
-    """The clip of that id.
-
-    Raises:
-        RequestError: there is none.
-    """
-    found = reader.clip(name)
-    if found is None:
-        raise RequestError("no such clip", code="clip_unknown", field="clip", got=name[:80])
     return found
 
 

@@ -21,7 +21,6 @@ from pydantic_core import to_jsonable_python
 from turbodiff.spec.errors import RequestError, TurbodiffError
 from turbodiff.spec.exports import make_export
 from webui import request_guard
-from webui.actions import clip_called
 from webui.panels.export import export_url
 from webui.panels.stage import media_url
 from webui.proxies import ASKING
@@ -109,7 +108,7 @@ class Endpoints:
     def export(self, fields: Json) -> Json:
         """Another format of a clip, {"clip": name, "format": "gif", "fps": 60}; ask again until its state is done."""
         asked = dict(fields) if isinstance(fields, Mapping) else {}
-        clip = clip_called(self.reader, str(asked.pop("clip", "")))
+        clip = self.reader.clip_called(str(asked.pop("clip", "")))
         name = self.reader.studio.exports.start(clip.path, make_export(asked))
         found = self.reader.studio.exports.of(name)
         done = found is not None and found.state == "done"
@@ -132,7 +131,7 @@ class Endpoints:
                 )
         named = {str(name): value for name, value in fields.items()}
         if named.get("continues"):
-            named["continues"] = str(clip_called(self.reader, str(named["continues"])).path)
+            named["continues"] = str(self.reader.clip_called(str(named["continues"])).path)
         return named
 
 

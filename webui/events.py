@@ -20,7 +20,7 @@ from webui.actions import Answer, UiState
 from webui.form import FormValues
 from webui.markup import Html
 from webui.page import Page, layout
-from webui.panels import create, form_help
+from webui.panels import create, form_help, storyboard
 from webui.request_guard import BadRequest, GuardedBlocks, button_of, handler
 from webui.snapshot import StudioReader
 from webui.wording import Words
@@ -29,7 +29,7 @@ P = ParamSpec("P")
 Updates = list[object]  # one per output: a value, gr.update or gr.skip
 Filling = tuple[FormValues | None, str]  # the form's new values, None to leave it; markup to show or ""
 # what the fitted picture and its proposal depend on
-PICTURE_FIELDS = ("kind", *form.I2V_ONLY, "model", "resolution", "aspect", "size", "boundary", "sampler")
+PICTURE_FIELDS = ("kind", *form.I2V_ONLY, "continues", "model", "resolution", "aspect", "size", "boundary", "sampler")
 MAX_SEARCH_CHARS = 200
 
 
@@ -86,7 +86,7 @@ class PageEvents:
         self.renderer = render.Renderer(reader, words)
         tab = page.create
         self.names, self.fields = list(tab.fields), list(tab.fields.values())
-        self.boxes = [tab.picture_box, tab.boundary_box, tab.examples]
+        self.boxes = [tab.picture_box, tab.boundary_box, tab.examples, tab.segments]
         self.estimated = [
             tab.meter,
             tab.verdict,
@@ -96,6 +96,7 @@ class PageEvents:
             tab.experts,
             tab.residency,
             tab.loras,
+            tab.storyboard,
             tab.rounds,
         ]
         self.panels = [page.stage[name] for name in render.PANELS]
@@ -162,10 +163,13 @@ class PageEvents:
         spec = form.model_called(values["model"])
         held = {name: value for name, value in values.items() if before is None or before.get(name) != value}
         updates = {name: gr.update(value=held[name]) if name in held else gr.skip() for name in self.names}
+        updates["image"]["visible"] = not values.get("continues")
         updates["prompt"]["placeholder"] = create.prompt_hint(spec, self.words)
         updates["model"]["choices"] = create.model_choices(self.reader.here(), self.words)
         boxes = [gr.update(visible=spec.kind == "i2v"), gr.update(visible=spec.two_experts)]
-        return [*updates.values(), *boxes, form_help.draw_examples(spec, self.words)]
+        held_rows = before is not None and before.get("storyboard") == values.get("storyboard")
+        segments = gr.skip() if held_rows else storyboard.draw_rows(form.rows(values.get("storyboard")), self.words)
+        return [*updates.values(), *boxes, form_help.draw_examples(spec, self.words), segments]
 
     @handler
     def estimate(self, *row: object) -> Updates:

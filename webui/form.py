@@ -1,6 +1,7 @@
 """The form as plain data: from what its fields hold to a request's fields, and back."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, cast, get_args
@@ -10,9 +11,11 @@ from typing_extensions import TypedDict
 
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.models import ModelSpec, all_models, find_model
-from turbodiff.spec.request import FROM_WEIGHTS
+from turbodiff.spec.request import FROM_WEIGHTS, Segment
 from turbodiff.spec.shapes import frame_counts, nearest_frame_counts
+from turbodiff.spec.text import is_blank
 
+SECONDS = re.compile(r"\d{1,4}(\.\d*)?")
 LARGEST = 1e9  # no number of a form is anywhere near
 Number = Annotated[int, Field(ge=-LARGEST, le=LARGEST)] | Annotated[float, Field(ge=-LARGEST, le=LARGEST)] | None
 Pin = Literal["model", "resolution", "num_frames", "quant_linear", "text_dtype"]  # fields that a person can lock
@@ -51,10 +54,12 @@ class FormValues(TypedDict, total=False):
     size: str | None
     loras: str | None  # JSON, see `loras`
     count: Number  # how many clips, with seeds of their own; not part of a request
+    continues: str | None  # id of the clip that this one goes on from
+    storyboard: str | None  # JSON, see `rows`; not part of a request
     card: str | None  # GiB of a pretended card that the meter shows, as digits; not part of a request
 
 
-FIELDS = tuple(name for name in FormValues.__annotations__ if name not in ("count", "card"))
+FIELDS = tuple(name for name in FormValues.__annotations__ if name not in ("count", "storyboard", "card"))
 CARDS = ("6", "8", "12", "16", "24", "32", "48", "80")  # GiB of usual cards
 COMMON_FRAMES = (5, 9, 17, 33, 49, 81, 117, 161)
 SHORT = 17  # shorter clips are for models that make no longer ones
@@ -128,6 +133,26 @@ def loras(text: object) -> list[dict[str, Any]]:
     return [row for row in chosen if abs(float(str(row["strength"]))) <= LARGEST][:MAX_LORAS]
 
 
+def rows(text: object) -> list[tuple[str, str, str]]:
+    """The storyboard of the form's hidden field, JSON [[prompt, seconds, seed]] as typed; [] for nonsense."""
+    try:
+        return [(str(row[0]), str(row[1]).strip(), str(row[2]).strip()) for row in json.loads(str(text or "[]"))]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return []
+
+
+def segments(values: Mapping[str, Any]) -> list[Segment]:
+    """The rows that say something; one without a length is as long as the form's own clip, a strange length is 0."""
+    found, long = [], float(values.get("num_frames") or 1) / float(values.get("fps") or 16)
+    for prompt, seconds, seed in rows(values.get("storyboard")):
+        told = seconds.replace(",", ".")
+        said = float(told) if SECONDS.fullmatch(told) else 0.0
+        if not is_blank(prompt):
+            number = int(seed) if seed.isdecimal() and len(seed) < 17 else None
+            found.append(Segment(prompt, said if told else long, number))
+    return found
+
+
 def strengths(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
     """Strength in the high- and in the low-noise expert (or in the one network there is, the first) by name."""
     found: dict[str, tuple[float, float]] = {}
@@ -192,6 +217,7 @@ def from_request(fields: Mapping[str, Any]) -> FormValues:
         for row in fields.get("loras") or ()
     ]
     values["loras"] = json.dumps(chosen, ensure_ascii=False) if chosen else ""
+    values["continues"] = PurePath(str(fields.get("continues") or "")).stem
     values["seed"] = "" if fields.get("seed") is None else str(fields["seed"])
     if fields.get("resolution") == "custom":
         values["size"] = f"{fields.get('width')}x{fields.get('height')}"

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from turbodiff.spec.models import all_models, find_model
+from turbodiff.studio import continuing_model
 from webui import form
-from webui.actions import UiState, clip_called, number_of, object_of, wished_request
+from webui.actions import UiState, number_of, object_of, wished_request
 from webui.form import FormValues
 from webui.panels.first_aid import smaller
 from webui.panels.form_help import round_fields
@@ -69,12 +70,9 @@ def fill(reader: StudioReader, name: str, argument: str, values: FormValues, ui_
         case "round":
             return _values_of_round(reader, argument, values, ui_state)
         case "reuse" | "edit":
-            return from_request(reader, wished_request(clip_called(reader, argument)), values)
-        case "animate":  # picture to video from a frame: "CLIP SECONDS", the last frame where no second is given
-            clip_name, _, at = argument.partition(" ")
-            clip = clip_called(reader, clip_name)
-            picture, prompt = str(reader.frame(clip, at)), clip.request.prompt
-            return _fitted({**values, **initial_values(reader, "i2v"), "prompt": prompt, "image": picture})
+            return from_request(reader, wished_request(reader.clip_called(argument)), values)
+        case "animate" | "continue":
+            return _values_from_clip(reader, name, argument, values)
         case "use_seed":
             return _values_of_seed(reader, number_of(argument), values)
     return None
@@ -87,6 +85,20 @@ def from_request(reader: StudioReader, request: Mapping[str, Any], values: FormV
     return {**values, **form.defaults(find_model(str(kept["model"]))), **kept, "image": image}
 
 
+def _values_from_clip(reader: StudioReader, name: str, argument: str, values: FormValues) -> FormValues:
+    """Picture to video from a frame of a clip ("animate", "CLIP SECONDS", the last where no second is given), or its
+    next segment ("continue", "CLIP"), with the model that goes on where its own ends."""
+    clip_name, _, at = argument.partition(" ")
+    clip = reader.clip_called(clip_name)
+    prompt = {"prompt": clip.request.prompt}
+    if name == "animate":
+        own = {**initial_values(reader, "i2v"), "image": str(reader.frame(clip, at)), "continues": ""}
+    else:
+        spec = continuing_model(find_model(clip.request.model), reader.studio.inventory())
+        own = {**form.defaults(spec), "seed": "", "image": None, "continues": clip.id}
+    return _fitted({**values, **own, **prompt})
+
+
 def _fitted(values: Mapping[str, Any]) -> FormValues:
     return form.fitted_to(find_model(str(values["model"])), values)
 
@@ -94,7 +106,7 @@ def _fitted(values: Mapping[str, Any]) -> FormValues:
 def _values_of_round(reader: StudioReader, argument: str, values: FormValues, ui_state: UiState) -> FormValues | None:
     """A round fills the form; coming from a clip ("polish CLIP") its prompt and seed are kept."""
     name, _, clip = argument.partition(" ")
-    held = from_request(reader, wished_request(clip_called(reader, clip)), values) if clip else values
+    held = from_request(reader, wished_request(reader.clip_called(clip)), values) if clip else values
     spec = find_model(str(held["model"]))
     found = next((entry for entry in reader.studio.rounds(spec.bundled) if entry.name == name), None)
     if found is None:

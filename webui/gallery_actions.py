@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from turbodiff.spec.exports import make_export
 from turbodiff.studio import tags_of
-from webui.actions import Answer, UiState, clip_called, number_of, object_of, wished_request
+from webui.actions import Answer, UiState, number_of, object_of, wished_request
 from webui.panels import gallery
 from webui.wording import Words
 
@@ -38,7 +38,7 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
             ui_state = {**ui_state, "at": argument, "left": " ".join(same)}
         case "export":
             asked = object_of(argument)
-            clip = clip_called(reader, str(asked.pop("arg", "")))
+            clip = reader.clip_called(str(asked.pop("arg", "")))
             reader.studio.exports.start(clip.path, make_export(asked))
             sentence = words("export.begun")
         case "star":
@@ -76,7 +76,7 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
 
 def _compared_seeds(reader: StudioReader, name: str) -> tuple[list[str], int]:
     """The clips that differ from one in the seed alone, three at most, and how many were missing and are now queued."""
-    clip, found = clip_called(reader, name), reader.studio.clip_index.same_but_seed(name)
+    clip, found = reader.clip_called(name), reader.studio.clip_index.same_but_seed(name)
     missing = gallery.SEEDS_COMPARED - max(1, min(gallery.SEEDS_COMPARED, len(found)))
     if missing:
         request, seed = wished_request(clip), int(clip.request.seed or 0)

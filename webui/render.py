@@ -15,7 +15,7 @@ from turbodiff.spec.jobs import ACTIVE, STOPPED, QueuedJob
 from turbodiff.spec.models import ModelSpec, all_models
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import MAX_PROMPT_CHARS
-from turbodiff.studio import POLICIES, Outlook, pictures
+from turbodiff.studio import POLICIES, Outlook, pictures, storyboard_requests
 from webui import form
 from webui.app import RUN_LOG, STARTUP_LOG
 from webui.form import FormValues
@@ -33,6 +33,7 @@ from webui.panels import (
     models,
     stage,
     status_bar,
+    storyboard,
     system,
     tabs,
 )  # fmt: skip
@@ -41,8 +42,8 @@ from webui.snapshot import LOG_LINES, ClipView, Snapshot, StudioReader
 from webui.wording import Words
 
 PANELS = (
-    "bar", "aid", "player", "progress", "card", "queue", "strip", "tail", "compare", "gallery", "side", "export", "exports",
-    "seeds", "system", "source", "logs", "log", "settings",
+    "bar", "aid", "player", "progress", "card", "queue", "strip", "tail", "compare", "gallery", "side", "export",
+    "exports", "seeds", "system", "source", "logs", "log", "settings",
 )  # fmt: skip
 TAIL_LINES = 12
 MARKED_FROM = 4  # fewer choices than this need no marks: the meter says it all
@@ -172,7 +173,7 @@ def _progress(job: QueuedJob | None, events: list[Event], snapshot: Snapshot, wo
 
 def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[object]:
     """The form, told in the order of PageEvents.estimated: meter, verdict, buttons, lint, experts, residency, LoRAs,
-    rounds."""
+    storyboard, rounds."""
     spec = form.model_called(values["model"])
     asked = form.request_fields({**values, "loras": ""})
     with suppress(TurbodiffError):
@@ -216,8 +217,28 @@ def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[obj
             spec.two_experts,
             words,
         ),
+        _storyboard(reader, values, plan, words),
         form_help.draw_rounds(tiles, form_help.rounds_sum(rounds, of_round, outlook, words), spec, words),
     ]
+
+
+def _storyboard(reader: StudioReader, values: FormValues, first: Plan | None, words: Words) -> Html:
+    """What the rows of the storyboard take with the form's own segment, or which of them cannot run and why."""
+    rows, plans, number = form.segments(values), [first] if first else [], 1
+    if not rows or first is None:
+        return Html("")
+    try:
+        asked = reader.asked(values)
+        for fields in storyboard_requests({**asked, "prompt": asked.get("prompt") or "-"}, rows, first)[1:]:
+            number += 1
+            plans.append(reader.estimate(fields, reader.studio.policy))
+        before = reader.clip(str(values.get("continues") or "-"))
+        return storyboard.draw_sum(plans, before.sidecar.frames if before else 0, "", words)
+    except TurbodiffError as error:
+        told = words.error(error.fields())
+        if error.field != "storyboard":
+            told = words("storyboard.row_error", n=number, error=told)
+        return storyboard.draw_sum((), 0, told, words)
 
 
 def _planned(
@@ -242,6 +263,9 @@ def look(reader: StudioReader, values: FormValues, words: Words) -> Html:
     """The fitted picture and what it proposes, for what the form holds now; it takes a process of its own to decode."""
     if values.get("kind") != "i2v":
         return Html("")
+    if clip := reader.clip(str(values.get("continues") or "-")):
+        frames = clip.sidecar.frames or clip.request.num_frames
+        return storyboard.draw_continued(clip.id, clip.request, frames, stage.poster_url(clip), words)
     if not values.get("image"):
         of_kind = [spec for spec in all_models() if spec.kind == "i2v" and not spec.bundled]
         named, turbo = (", ".join(spec.display_name for spec in of_kind if spec.turbo or one) for one in (True, False))
@@ -286,6 +310,6 @@ def fit_marks(reader: StudioReader, asked: Mapping[str, object], spec: ModelSpec
 def _complete(asked: Mapping[str, object], spec: ModelSpec) -> dict[str, object]:
     """The same fields as a whole request: a prompt and a picture that are still to come must not stop the meter."""
     whole = {**asked, "prompt": asked.get("prompt") or "-"}
-    if spec.kind == "i2v" and not asked.get("image"):
+    if spec.kind == "i2v" and not (asked.get("image") or asked.get("continues")):
         whole |= {"image": "-", "adaptive_resolution": False}
     return whole

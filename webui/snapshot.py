@@ -312,6 +312,9 @@ class StudioReader:
                     with atomic_write(picture) as part:
                         part.write_bytes(data)
             fields["image"] = str(picture)
+        if fields.get("continues"):
+            fields["continues"] = str(self.clip_called(str(fields["continues"])).path)
+            fields.pop("image", None)
         # of two files that answer to a name the first one
         paths = {name: str(file.path) for file in reversed(self.loras()) for name in (file.path.name, file.name)}
         for row in fields.get("loras", ()):
@@ -333,6 +336,17 @@ class StudioReader:
         found = next((clip for clip in self._clips() if clip.id == name), None)
         older = None if found else self.studio.clip(name)
         return clip_view(older) if older else found
+
+    def clip_called(self, name: str) -> ClipView:
+        """The clip of that id.
+
+        Raises:
+            RequestError: there is none.
+        """
+        found = self.clip(name)
+        if found is None:
+            raise RequestError("no such clip", code="clip_unknown", field="clip", got=name[:80])
+        return found
 
     def own(self, picture: Path) -> Path:
         """A picture that was uploaded here, or made here from a clip.

@@ -1,5 +1,6 @@
 """The form and requests say the same, and text never becomes markup."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -114,3 +115,17 @@ def test_a_text_encoder_that_the_plan_made_smaller_is_automatic_again_when_a_cli
     locked = plan_request(make_request(form.request_fields(form.sanitize(lock))), short, disk())
     assert (locked.request.text_dtype, locked.levers.text_dtype) == ("nf4", "nf4")
     assert form.from_request(locked.request.model_dump(mode="json"))["text_dtype"] == "nf4"
+
+
+def test_rows_of_the_storyboard_that_say_nothing_are_no_segments():
+    text = json.dumps(
+        [["a red circle", " 1,5 ", "7"], ["  ", "2", "3"], ["it grows", "", "x"], ["it stops", "soon", ""]]
+    )
+    values = {"num_frames": 17, "fps": 16, "storyboard": text}
+    assert form.segments(values) == [
+        ("a red circle", 1.5, 7),
+        ("it grows", 17 / 16, None),
+        ("it stops", 0.0, None),  # which the sum under the button says
+    ]
+    for nonsense in ("", None, "{", "7", '"a"', "[[1]]", "[[]]", "[" * 9999):
+        assert form.segments({**values, "storyboard": nonsense}) == []

@@ -45,6 +45,7 @@ class Tail(NamedTuple):
     last: "Bytes"
 
 
+@until_changed
 def clip_format(clip: Path) -> ClipFormat:
     """Size and rate of a clip, from its first frame.
 

@@ -4,7 +4,7 @@ import math
 import secrets
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError
 
@@ -49,6 +49,14 @@ class Lora(Frozen):
     path: str
     strength: float = Field(default=1.0, ge=-4, le=4)
     expert: Literal["both", "high", "low"] = "both"
+
+
+class Segment(NamedTuple):
+    """A row of a storyboard: what goes on from the clip before it. `seed` None: a random one."""
+
+    prompt: str
+    seconds: float
+    seed: int | None = None
 
 
 class Request(Frozen):

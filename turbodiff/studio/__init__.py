@@ -39,7 +39,7 @@ from turbodiff.spec.models import Inventory, all_models
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, make_request
 from turbodiff.studio.library import Library
-from turbodiff.studio.longer_clips import Segment, continuing_fields, storyboard
+from turbodiff.studio.longer_clips import continuing_fields, continuing_model, storyboard_requests
 from turbodiff.studio.weights import Weights
 from turbodiff.supervisor import ownership, worker_process
 from turbodiff.supervisor.context import machine_of, worker_pids
@@ -344,6 +344,7 @@ def _request_of(fields: Mapping[str, Any], here: Inventory | None = None) -> Req
 __all__ = [
     "HOST_COMMAND", "ONLY", "ORDERS", "POLICIES", "CardHolders", "Clip", "DoctorReport", "Download", "Downloads",
     "Entry", "Exporting", "Found", "GpuFacts", "Holder", "Identity", "Installed", "Look", "LoraFacts", "LoraFile",
-    "Machine", "Move", "Offer", "Outlook", "Policy", "Round", "Seed", "Segment", "SelfTest", "Storage", "StoredFile",
-    "Studio", "Tier", "doctor", "pictures", "pretend", "state_folder", "storyboard", "tags_of",
+    "Machine", "Move", "Offer", "Outlook", "Policy", "Round", "Seed", "SelfTest", "Storage", "StoredFile",
+    "Studio", "Tier", "continuing_model", "doctor", "pictures", "pretend", "state_folder", "storyboard_requests",
+    "tags_of",
 ]  # fmt: skip

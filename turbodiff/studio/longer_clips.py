@@ -3,37 +3,23 @@
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from turbodiff.archive.clips import read_sidecar
 from turbodiff.media.joining import clip_format
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.models import Inventory, ModelSpec, all_models, find_model
 from turbodiff.spec.plan import Plan
+from turbodiff.spec.request import Segment
 from turbodiff.spec.shapes import nearest_frame_counts
 
 MAX_SEGMENTS = 20  # of a storyboard, as many as one browser may queue
+MAX_SECONDS = 1000  # no model makes as many
 SIZE_FIELDS = ("size", "resolution", "aspect", "width", "height", "fps")
 # what means the same to a text-to-video model and the picture-to-video model that continues its clip
 SHARED_FIELDS = (
-    "prompt",
-    "seed",
-    "num_frames",
-    "nonce",
-    "after",
-    "continues",
-    "attention",
-    "quant_linear",
-    "text_dtype",
-)
-
-
-class Segment(NamedTuple):
-    """A row of a storyboard. `seed` None: a random one."""
-
-    prompt: str
-    seconds: float
-    seed: int | None = None
+    "prompt", "seed", "num_frames", "nonce", "after", "continues", "attention", "quant_linear", "text_dtype", "pinned",
+)  # fmt: skip
 
 
 def continuing_model(spec: ModelSpec, here: Inventory) -> ModelSpec:
@@ -69,51 +55,35 @@ def continuing_fields(fields: Mapping[str, Any], here: Inventory) -> dict[str, A
     return given
 
 
-def storyboard(
-    fields: Mapping[str, Any], segments: Sequence[Segment], first: Plan | None = None
-) -> list[dict[str, Any]]:
-    """The fields of one request for each segment; each but the first goes on where the one before it ends.
-
-    Args:
-        fields: of the first, whose prompt, length and seed come from its segment.
-        first: its plan, whose size and rate all others take. None: its own alone are wanted.
+def storyboard_requests(fields: Mapping[str, Any], rows: Sequence[Segment], first: Plan) -> list[dict[str, Any]]:
+    """The fields of one request for each segment: `fields`, then one for each row, which goes on where the one before
+    it ends, in the size and rate of the plan of the first.
 
     Raises:
-        RequestError: no segment, too many, one without a length.
+        RequestError: too many rows, or one without a length.
     """
-    if not 1 <= len(segments) <= MAX_SEGMENTS:
+    if len(rows) >= MAX_SEGMENTS:
         raise RequestError(
-            "a storyboard has 1 to 20 segments", code="storyboard_rows", field="storyboard", got=len(segments),
+            "a storyboard has at most 20 segments", code="storyboard_rows", field="storyboard", got=len(rows) + 1,
             expected=f"1..{MAX_SEGMENTS}",
         )  # fmt: skip
-    many: list[dict[str, Any]] = []
-    for number, segment in enumerate(segments):
-        given = {**fields, "prompt": segment.prompt, "seed": segment.seed, "nonce": secrets.token_hex(16)}
-        if many:
-            assert first is not None, "the size comes from the plan of the first"
-            ran = first.request
-            given = {name: value for name, value in given.items() if name not in (*SIZE_FIELDS, "continues", "image")}
-            pinned = sorted({*fields.get("pinned", ()), "size"})
-            given |= {"size": f"{ran.width}x{ran.height}", "fps": ran.fps, "pinned": pinned}
-            given |= {"after": many[-1]["nonce"]}
-        many.append({**given, "num_frames": frames_of(segment.seconds, given, number)})
-        if first is None:
-            break
+    ran, many = first.request, [{**fields, "nonce": secrets.token_hex(16)}]
+    own = {name: value for name, value in fields.items() if name not in (*SIZE_FIELDS, "continues", "image")}
+    pinned = sorted({*fields.get("pinned", ()), "size"})
+    for row in rows:
+        if not 0 < row.seconds < MAX_SECONDS:
+            raise RequestError(
+                f"segment {len(many) + 1} needs a length", code="storyboard_seconds", field="storyboard",
+                got=len(many) + 1, expected="seconds above 0", try_instead="5",
+            )  # fmt: skip
+        given = {**own, "prompt": row.prompt, "seed": row.seed, "pinned": pinned, "nonce": secrets.token_hex(16)}
+        given |= {"size": f"{ran.width}x{ran.height}", "fps": ran.fps, "after": many[-1]["nonce"]}
+        many.append({**given, "num_frames": frames_of(row.seconds, ran.fps)})
     return many
 
 
-def frames_of(seconds: float, fields: Mapping[str, Any], number: int) -> int:
-    """The 4n+1 frames nearest to a length; a continuation has one more, which is the last of the clip before it.
-
-    Raises:
-        RequestError: no length.
-    """
-    spec = find_model(str(fields.get("model") or "demo"))
-    wanted = seconds * float(fields.get("fps") or spec.defaults.fps) + (number > 0)
-    if not 0 < seconds < 1000:
-        raise RequestError(
-            "a segment needs a length", code="storyboard_seconds", field="storyboard", got=str(seconds)[:20],
-            expected="seconds above 0", try_instead="5",
-        )  # fmt: skip
-    below, above = nearest_frame_counts(max(1, round(wanted)))
+def frames_of(seconds: float, fps: int) -> int:
+    """The 4n+1 frames of a continuation that add about so many seconds: one of them is in the clip before it, too."""
+    wanted = seconds * fps + 1
+    below, above = nearest_frame_counts(int(wanted))
     return below if wanted - below <= above - wanted and below > 1 else above

@@ -10,7 +10,8 @@ from turbodiff.spec.models import ModelSpec, all_models
 from turbodiff.spec.request import TextDtype
 from turbodiff.spec.schedules import Sampler, WeightsAre
 from webui import form
-from webui.markup import Html
+from webui.markup import Html, el
+from webui.panels import storyboard
 from webui.wording import Words
 
 SAMPLERS = get_args(Sampler)
@@ -39,6 +40,8 @@ class Create:
     rounds: gr.HTML
     residency: gr.HTML
     loras: gr.HTML
+    storyboard: gr.HTML
+    segments: gr.HTML
 
 
 def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str) -> Create:
@@ -81,13 +84,19 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
             anyway = gr.Button(words("create.anyway"), visible=False, elem_id="anyway", scale=1)
     meter = gr.HTML(choices_style(spec), elem_id="meter")
     rounds, loras = gr.HTML(elem_id="rounds"), gr.HTML(elem_id="loras-panel")
+    whole = gr.HTML(elem_id="storyboard-sum")  # also while the rows are put away: Generate queues them all
+    with gr.Accordion(words("storyboard.title"), open=False, elem_id="storyboard-box"):
+        gr.HTML(el("p", words("storyboard.info"), cls="td-quiet td-small"))
+        segments = gr.HTML(storyboard.draw_rows((), words), elem_id="storyboard-rows")
+        fields["storyboard"] = gr.Textbox("", visible="hidden", elem_id="storyboard", label="storyboard")
+        fields["continues"] = gr.Textbox("", visible="hidden", elem_id="continues-field", label="continues")
     with gr.Accordion(words("create.advanced"), open=False, elem_id="advanced"):
         experts, boundary_box = _advanced(fields, spec, words)
         residency = gr.HTML(elem_id="residency")
         fields["loras"] = gr.Textbox("", visible="hidden", elem_id="loras", label="LoRA")
         fields["card"] = gr.Textbox("", visible="hidden", elem_id="card-field", label="VRAM")
     boxes = (lint, samples, picture_note, picture_box, meter, verdict, experts, boundary_box)
-    return Create(fields, *boxes, go, anyway, rounds, residency, loras)
+    return Create(fields, *boxes, go, anyway, rounds, residency, loras, whole, segments)
 
 
 def prompt_hint(spec: ModelSpec, words: Words) -> str:

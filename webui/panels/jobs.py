@@ -138,7 +138,10 @@ def starts_in(job: QueuedJob, snapshot: Snapshot, words: Words) -> str:
 
 
 def waits_for_memory(job: QueuedJob, words: Words) -> str:
-    """That a job is held until other programs let go of device memory, "" for any other."""
+    """That a job is held until other programs let go of device memory, or until there is the clip that it continues; ""
+    for any other."""
+    if job.state == "queued" and job.request.after:
+        return words("storyboard.waits")
     if job.state != "queued" or not job.hold_bytes:
         return ""
     return words("run.wait_memory", memory=words.gib(job.hold_bytes))

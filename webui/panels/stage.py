@@ -203,6 +203,7 @@ def draw_card(card: Card, words: Words, where: str = "stage") -> Html:
         action("reuse", clip, words("clip.reuse"), form=True),
         action("neighbour", clip, words("clip.neighbours"), title=words("clip.seed_tip")),
         action("animate", clip, words("clip.i2v_from_this"), form=True, title=tip, data_time=True),
+        action("continue", clip, words("storyboard.continue"), form=True, title=words("storyboard.continue_tip")),
         el("a", words("clip.open_file"), href=media_url(clip), target="_blank", rel="noopener", cls="td-btn plain"),
         download(media_url(clip), words("clip.save_file")),
     )

@@ -22,6 +22,15 @@
     if (found) act(found); else if (left) setTimeout(() => soon(selector, act, left - 1), 100);
   };
 
+  // the storyboard's rows, as the form's hidden field has them
+  const keepSegments = () => {
+    const rows = [...document.querySelectorAll("#segments .td-segment")], kept = document.querySelector("#storyboard textarea, #storyboard input");
+    rows.forEach((row, place) => { row.querySelector("b").textContent = place + 2; });
+    kept.value = JSON.stringify(rows.map((row) => [...row.querySelectorAll(".td-input")].map((field) => field.value)));
+    kept.dispatchEvent(new Event("input", { bubbles: true }));
+  };
+  document.addEventListener("input", (event) => { if (event.target.closest?.("#segments")) keepSegments(); });
+
   const actions = {
     theme() { localStorage.setItem("turbodiff.theme", night() === "dark" ? "light" : "dark"); paint(); },
     lang(code) { document.cookie = `turbodiff_lang=${code};path=/;max-age=31536000;samesite=lax`; location.href = base + (code === "zh" ? "/zh/" : "/") + location.search; },
@@ -47,6 +56,19 @@
       turn(!box.hidden, "#help button", "#bar [data-do=help]");
     },
     pause() { document.querySelectorAll("video.sync").forEach((v) => v.pause()); },
+    addsegment() {
+      const last = [...document.querySelectorAll("#segments .td-segment")].pop(), next = last.cloneNode(true);
+      next.querySelectorAll(".td-input").forEach((field) => { field.value = ""; });
+      last.after(next);
+      keepSegments();
+      next.querySelector("textarea").focus();
+    },
+    dropsegment(_, button) {
+      const row = button.closest(".td-segment");
+      if (row.parentElement.querySelectorAll(".td-segment").length > 1) row.remove();
+      else row.querySelectorAll(".td-input").forEach((field) => { field.value = ""; });
+      keepSegments();
+    },
     play() { document.querySelectorAll("video.sync").forEach((v) => { v.currentTime = 0; v.play(); }); },
   };
 

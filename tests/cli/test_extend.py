@@ -1,0 +1,84 @@
+"""What a continuation takes over from its clip, the requests of a storyboard, and `turbodiff extend`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.media.clips import shapes, write
+from turbodiff.plan.hardware import Machine
+from turbodiff.plan.planner import plan_request
+from turbodiff.spec.errors import RequestError
+from turbodiff.spec.models import Inventory, find_model
+from turbodiff.spec.request import Segment, make_request
+from turbodiff.studio.longer_clips import continuing_fields, continuing_model, storyboard_requests
+
+HERE = Inventory()
+DEMO = {"prompt": "a red circle moves right", "model": "demo", "num_frames": 17, "pinned": ["model"]}
+
+
+def rows(*seconds: float) -> list[Segment]:
+    return [Segment(f"segment {number}", length, number) for number, length in enumerate(seconds, 2)]
+
+
+def board(fields: dict[str, object], *seconds: float) -> list[dict[str, object]]:
+    first = plan_request(make_request(fields), Machine(), HERE)
+    return storyboard_requests(fields, rows(*seconds), first)
+
+
+@pytest.mark.parametrize(
+    ("of", "by"),
+    [
+        ("demo", "demo-i2v"),
+        ("demo-i2v", "demo-i2v"),
+        ("wan2.1-14b", "wan2.2-a14b"),
+        ("wan2.1-i2v-14b", "wan2.1-i2v-14b"),
+    ],
+)
+def test_a_clip_goes_on_with_a_model_that_starts_from_a_picture(of: str, by: str) -> None:
+    assert continuing_model(find_model(of), HERE).name == by
+
+
+def test_a_continuation_has_the_size_and_rate_of_its_clip_and_no_picture(tmp_path: Path) -> None:
+    write(tmp_path / "clip.mp4", shapes(3), fps=12)
+    asked = {"prompt": "on", "model": "demo", "continues": str(tmp_path / "clip.mp4"), "image": "x.png", "fps": 24}
+    fields = continuing_fields({**asked, "resolution": "720p", "steps": 50}, HERE)
+    request = make_request(fields)
+    assert (request.model, request.width, request.height, request.fps) == ("demo-i2v", 128, 128, 12)
+    assert not request.image and request.steps != 50  # those of a text model mean nothing to it
+
+
+def test_each_segment_waits_for_the_one_before_and_has_its_size() -> None:
+    many = board(DEMO, 1.0, 0.25)
+    made = [make_request(continuing_fields(fields, HERE)) for fields in many]
+    assert [request.model for request in made] == ["demo", "demo-i2v", "demo-i2v"]
+    assert [request.after for request in made] == ["", made[0].nonce, made[1].nonce]
+    assert [request.num_frames for request in made] == [17, 17, 5]  # of which one is in the clip before it
+    assert {(request.width, request.height, request.fps) for request in made} == {(128, 128, 16)}
+    assert "size" in made[1].pinned and len({request.nonce for request in made}) == 3
+
+
+@pytest.mark.parametrize(("seconds", "got"), [((0.0,), 2), ((1.0, -1.0), 3), ((1e9,), 2), ((1.0,) * 20, 21)])
+def test_a_storyboard_without_a_length_or_with_too_many_rows_is_refused(seconds: tuple[float, ...], got: int) -> None:
+    with pytest.raises(RequestError) as error:
+        board(DEMO, *seconds)
+    assert error.value.field == "storyboard" and error.value.got == str(got)
+
+
+@pytest.mark.parametrize(("model", "code"), [("demo", "image_unused"), ("demo-i2v", None)])
+def test_only_a_model_that_starts_from_a_picture_continues(model: str, code: str | None) -> None:
+    fields = {"prompt": "on", "model": model, "after": "a"}
+    if code is None:
+        assert make_request(fields).continued
+    else:
+        with pytest.raises(RequestError, match="from text only"):
+            make_request(fields)
+
+
+def test_extend_names_what_is_wrong_with_its_clip(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(bytes(64))
+    for name in ("clip.mp4", "none.mp4"):
+        argv = [sys.executable, "-m", "turbodiff", "extend", str(tmp_path / name), "it moves on", "--model", "demo"]
+        ran = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
+        assert ran.returncode == 2 and "continue" in ran.stderr and "Traceback" not in ran.stderr, ran.stderr

@@ -208,7 +208,8 @@ def is_settled(values: Mapping[str, Any]) -> bool:
 
 
 def from_request(fields: Mapping[str, Any]) -> FormValues:
-    """A stored request's fields as form values; what the form does not show is dropped, pictures included if gone."""
+    """A stored request's fields as form values; what the form does not show or cannot hold is dropped, pictures
+    included if gone."""
     follows = {name for name in FROM_WEIGHTS if fields.get(name) == "auto" or name in (fields.get("auto") or ())}
     values = {name: fields[name] for name in FIELDS if fields.get(name) is not None and name not in follows}
     values["pinned"] = [name for name in PINS if name in fields.get("pinned", ())]
@@ -222,7 +223,7 @@ def from_request(fields: Mapping[str, Any]) -> FormValues:
     if fields.get("resolution") == "custom":
         values["size"] = f"{fields.get('width')}x{fields.get('height')}"
         values.pop("resolution"), values.pop("aspect", None)
-    return cast(FormValues, values)
+    return sanitize(values)
 
 
 def model_called(name: object, otherwise: ModelSpec | None = None) -> ModelSpec:

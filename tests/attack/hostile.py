@@ -6,8 +6,11 @@ import math
 import random
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any
+
+from PIL import Image
 
 from turbodiff.spec.request import make_request
 
@@ -159,3 +162,109 @@ def torch_zip(rng: random.Random, pickle: bytes, damage: Callable[[random.Random
         archive.writestr("a/data.pkl", damage(rng, pickle) if inside else pickle)
         archive.writestr("a/data/0", bytes(512))
     return buffer.getvalue() if inside else damage(rng, buffer.getvalue())
+
+
+def safetensors(rng: random.Random, sound: bytes) -> bytes:
+    """A safetensors file with mistyped or far too much in its header, a lying length, or damaged bytes."""
+    how = rng.random()
+    if how < 0.3:
+        return flipped(rng, sound)
+    length = struct.unpack("<Q", sound[:8])[0]
+    header = json.loads(sound[8 : 8 + length])
+    many = {f"w{number}": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for number in range(2000)}
+    text = json.dumps(mutated(rng, header | (many if how < 0.35 else {}), 0.1)).encode("utf-8", "surrogatepass")
+    if how < 0.5:
+        text = rng.choice(
+            (b"[" * 100_000, text * 2, text[:-1], b"\xff" + text, text.replace(b"[", b"[9" + b"9" * 4000 + b",", 1))
+        )
+    told = rng.choice((len(text), len(text), len(text) + 1, 0, 2**63, 2**64 - 1, 100_000_001))
+    return struct.pack("<Q", told) + text + sound[8 + length :][: rng.choice((0, 10, 10**6))]
+
+
+def gguf(rng: random.Random, sound: bytes) -> bytes:
+    """A GGUF file with lying counts and lengths, deep arrays, odd types, or damaged bytes."""
+    if rng.random() < 0.4:
+        return flipped(rng, sound)
+    numbers = (0, 1, 2, 255, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
+
+    def text() -> bytes:
+        name = rng.choice((b"a", b"general.alignment", b"comfy.gguf.orig_shape.a", b"\xff\xfe", b"x" * 70_000))
+        return struct.pack("<Q", rng.choice((len(name), len(name), *numbers[4:]))) + name
+
+    def value(depth: int = 0) -> bytes:
+        kind = rng.choice((*range(14), 99))
+        if kind == 9:
+            inner = rng.choice((4, 8, 9, 10))
+            count = rng.choice((0, 1, 3, *numbers[3:]))
+            return struct.pack("<IIQ", 9, inner, count) + (value(depth + 1) if depth < 200 else b"")
+        if kind == 8:
+            return struct.pack("<I", 8) + text()
+        return struct.pack("<I", kind) + rng.randbytes(8)
+
+    pairs = b"".join(text() + value() for _ in range(rng.randint(0, 6)))
+    tensors = b"".join(
+        text()
+        + struct.pack("<I", n_dims := rng.choice((0, 1, 2, 4, 5, 99, 2**31)))
+        + b"".join(struct.pack("<Q", rng.choice(numbers)) for _ in range(min(n_dims, 9)))
+        + struct.pack("<IQ", rng.choice((0, 1, 8, 12, 999)), rng.choice(numbers))
+        for _ in range(rng.randint(0, 6))
+    )
+    counts = [rng.choice((1, 2, 6, *numbers)) for _ in range(2)]
+    return b"GGUF" + struct.pack("<IQQ", rng.choice((3, 3, 3, 1, 2, 99)), *counts) + pairs + tensors + bytes(64)
+
+
+def odd_zip(rng: random.Random, _: bytes = b"") -> bytes:
+    """A zip that lies: encrypted, of version 99, sizes and places that are not so, names that are no UTF-8 or paths."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
+        for name in rng.sample(
+            ("a/data.pkl", "a/version", "../../x", "/etc/x", "a/data/0", "b/data.pkl"), rng.randint(1, 5)
+        ):
+            archive.writestr(name, rng.choice((b"\x80\x02}q\x00.", b"\x80\x02.", b"", bytes(5000))))
+    data = bytearray(buffer.getvalue())
+    for mark, fields in ((b"PK\x03\x04", (4, 6, 8, 18, 22, 26, 28)), (b"PK\x01\x02", (6, 8, 10, 20, 24, 28, 30, 42))):
+        at = -1
+        while (at := data.find(mark, at + 1)) >= 0 and rng.random() < 0.7:
+            place = at + rng.choice(fields)
+            data[place : place + 2] = rng.choice((b"\x01\x00", b"\x63\x00", b"\xff\xff", b"\x00\x08", rng.randbytes(2)))
+    return flipped(rng, bytes(data)) if rng.random() < 0.3 else bytes(data)
+
+
+def picture(rng: random.Random) -> bytes:
+    """A PNG, JPEG, WebP or GIF with hostile chunks, lying sizes or damaged bytes."""
+    kind = rng.choice(("PNG", "PNG", "JPEG", "WEBP", "GIF"))
+    mode = "P" if kind == "GIF" else rng.choice(("RGB", "L"))
+    sound, buffer = Image.new(mode, (rng.randint(16, 200), rng.randint(16, 200)), rng.randint(0, 200)), io.BytesIO()
+    sound.save(buffer, kind)
+    data = buffer.getvalue()
+    if kind == "PNG" and rng.random() < 0.6:
+
+        def chunk(name: bytes, body: bytes) -> bytes:
+            return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+        packed = zlib.compress(bytes(rng.choice((10, 1 << 16, 30 << 20))), 9)
+        bodies = (b"", b"x\0\0" + packed, b"Raw profile type exif\0\0" + packed, rng.randbytes(40), b"\xff" * 5000)
+        names = (
+            b"iCCP",
+            b"eXIf",
+            b"zTXt",
+            b"iTXt",
+            b"tEXt",
+            b"gAMA",
+            b"cHRM",
+            b"cICP",
+            b"acTL",
+            b"fcTL",
+            b"IHDR",
+            b"PLTE",
+        )
+        extra = b"".join(chunk(rng.choice(names), rng.choice(bodies)) for _ in range(rng.randint(1, 6)))
+        data = data[:33] + extra * rng.choice((1, 1, 50)) + data[33:]
+        if rng.random() < 0.3:
+            size = (rng.choice((0, 1, 17, 8000, 2**31 - 1)), rng.choice((0, 1, 17, 8000, 2**31 - 1)))
+            data = (
+                data[:8]
+                + chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, rng.choice((0, 2, 3, 6, 7)), 0, 0, 0))
+                + data[33:]
+            )
+    return flipped(rng, data) if rng.random() < 0.5 else data

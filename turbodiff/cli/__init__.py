@@ -18,6 +18,8 @@ if not os.path.samefile(os.curdir, os.path.dirname(os.path.dirname(os.path.dirna
         if os.path.isabs(entry) and not (os.path.isdir(entry) and os.path.samefile(entry, os.curdir))
     )
 
+import contextlib
+import io
 import signal
 from types import FrameType
 
@@ -34,6 +36,7 @@ from turbodiff.cli.service import service_app
 from turbodiff.spec import stdio
 from turbodiff.spec.environment import check_folder
 from turbodiff.spec.errors import TurbodiffError, closed_to_us
+from turbodiff.spec.text import printable
 from turbodiff.spec.wording import Words, shell_language
 
 app = typer.Typer(
@@ -82,7 +85,9 @@ def main() -> None:
     except Exception as error:
         show = getattr(error, "show", None)
         if show is not None:  # flags that the parser refused print their own line
-            show()
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                show()
+            sys.stderr.writelines(f"{printable(line)}\n" for line in said.getvalue().splitlines())
             sys.exit(2)
         if type(error).__name__ in {"Exit", "Abort"}:
             sys.exit(int(getattr(error, "exit_code", 130)))

@@ -59,7 +59,7 @@ def generate(
 
 def _tell(as_json: bool, event: "Event") -> None:
     """Each event as its own JSON line; or a line per phase and step, and the file's name last."""
-    from turbodiff.cli.show import event_lines, print_lines, words_here
+    from turbodiff.cli.show import event_lines, print_lines, print_raw, words_here
 
     if as_json:
         sys.stdout.write(event.line() + "\n")
@@ -67,7 +67,7 @@ def _tell(as_json: bool, event: "Event") -> None:
         return
     print_lines(event_lines(event, words_here()), sys.stderr)
     if event.type == "result":
-        sys.stdout.write(event.path + "\n")  # as it is: for a program that opens it
+        print_raw(event.path)
 
 
 @partial(takes_request, left_out=OF_THE_CLIP)

@@ -193,9 +193,10 @@ def tell_expert(
     expert: Annotated[Expert, typer.Option("--expert", help="which network of Wan2.2 A14B it is; single: of no pair")],
 ) -> None:
     """Say what no file tells: which of two experts it is. Written beside it as FILE.toml."""
+    from turbodiff.cli.show import print_raw
     from turbodiff.weights import locate
 
-    sys.stdout.write(f"{locate.tell_expert(path, expert.value)}\n")
+    print_raw(str(locate.tell_expert(path, expert.value)))
 
 
 @models_app.command("pull")
@@ -213,7 +214,7 @@ def pull_model(
     state_dir: StateDir = None,
 ) -> None:
     """Download what a model needs: go on with what stopped, or begin. Ctrl-C pauses; `models list` has the variants."""
-    from turbodiff.cli.show import print_lines, words_here
+    from turbodiff.cli.show import print_lines, print_raw, words_here
     from turbodiff.gpu.probe import machine_now
     from turbodiff.plan.tiers import suited
     from turbodiff.spec.downloads import Progress
@@ -229,8 +230,8 @@ def pull_model(
         start, end = ("\r\x1b[K", "") if sys.stderr.isatty() else ("", "\n")
         if (notice := words.download_notice(progress)) != said[0]:
             said[0] = notice
-            sys.stderr.write(f"{start}{notice}\n")
-        sys.stderr.write(f"{start}{spec.display_name} {words.download(progress)}{end}")
+            sys.stderr.write(f"{start}{printable(notice)}\n")
+        sys.stderr.write(f"{start}{printable(f'{spec.display_name} {words.download(progress)}')}{end}")
         sys.stderr.flush()
 
     if begun := downloads.begun(spec, variant):
@@ -242,7 +243,7 @@ def pull_model(
     finally:
         sys.stderr.write("\n" if sys.stderr.isatty() else "")
     for path in paths:
-        sys.stdout.write(f"{path}\n")
+        print_raw(str(path))
 
 
 @models_app.command("verify")
@@ -271,6 +272,7 @@ def verify_weights(
 @models_app.command("quantize")
 def quantize_weights(source: Path, target: Path) -> None:
     """Write the -quant layout (INT8 tiles) of any DiT checkpoint."""
+    from turbodiff.cli.show import print_raw
     from turbodiff.weights.quantize import quantize
 
-    sys.stdout.write(f"{quantize(source, target)}\n")
+    print_raw(str(quantize(source, target)))

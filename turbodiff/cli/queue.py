@@ -58,7 +58,7 @@ def show_job(job: JobId, state_dir: StateDir = None, as_json: Json = False) -> N
 @jobs_app.command("watch")
 def watch_job(job: JobId, state_dir: StateDir = None, as_json: Json = False) -> None:
     """Follow a job until it ends: its phases, steps and notices; ends with 1 where it made no clip."""
-    from turbodiff.cli.show import event_lines, print_lines, words_here
+    from turbodiff.cli.show import event_lines, print_lines, print_raw, words_here
 
     studio, words, seen, over = open_studio(state_dir), words_here(), 0, False
     while not over:
@@ -71,7 +71,7 @@ def watch_job(job: JobId, state_dir: StateDir = None, as_json: Json = False) -> 
                 continue
             print_lines(event_lines(event, words), sys.stderr)
             if event.type == "result":
-                sys.stdout.write(event.path + "\n")  # as it is: for a program that opens it
+                print_raw(event.path)
         sys.stdout.flush()
         time.sleep(0 if over else POLL_S)
     if found.state != "done":
@@ -161,7 +161,9 @@ def rate_seed(
 @seeds_app.command("export")
 def export_seeds(state_dir: StateDir = None) -> None:
     """The archive as a Markdown table on standard output."""
-    sys.stdout.write(open_studio(state_dir).seeds_text())
+    from turbodiff.cli.show import print_raw
+
+    print_raw(open_studio(state_dir).seeds_text().removesuffix("\n"))
 
 
 @seeds_app.command("import")
@@ -208,4 +210,6 @@ def support_bundle(
     state_dir: StateDir = None,
 ) -> None:
     """Logs, versions and the last jobs in one zip, without prompts and secrets."""
-    sys.stdout.write(f"{open_studio(state_dir).support_bundle(path, with_prompts)}\n")
+    from turbodiff.cli.show import print_raw
+
+    print_raw(str(open_studio(state_dir).support_bundle(path, with_prompts)))

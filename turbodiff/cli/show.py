@@ -47,6 +47,14 @@ def print_lines(lines: Iterable[str], stream: TextIO | None = None) -> None:
     (stream or sys.stdout).writelines(printable(line) + "\n" for line in lines)
 
 
+def print_raw(text: str) -> None:
+    """Print what a program may read on, a path or a table, as it is; at a terminal as `print_lines` does."""
+    if sys.stdout.isatty():
+        print_lines(text.split("\n"))
+    else:
+        sys.stdout.write(f"{text}\n")
+
+
 def is_said_first(reason: Reason) -> bool:
     """Whether a reason is said wherever a plan is: which files, what is not here, which sampler, what cannot work, that
     no card can be used."""

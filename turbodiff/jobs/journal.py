@@ -164,6 +164,8 @@ def _read_leniently(data: bytes) -> Accepted | None:
     """The job of a file that another version wrote: what it wrote otherwise takes its default."""
     with contextlib.suppress(ValueError, TypeError, RecursionError):
         found = json.loads(data)
+        if not isinstance(found, dict) or not isinstance(found.get("request"), dict):
+            return None
         read = read_record(Sidecar, {"request": found["request"], "plan": found.get("plan")})
         if read is not None:
             kept = {name: found[name] for name in ("id", "nonce", "client", "parent", "created_s") if name in found}

@@ -92,7 +92,7 @@ def until_changed(read: F) -> F:
         try:
             return read(path, *more)
         except FileError as refused:
-            return refused
+            return refused.to_keep()
 
     @wraps(read)
     def current(path: Path, *more: Hashable) -> object:

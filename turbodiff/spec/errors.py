@@ -17,7 +17,7 @@ Programmer mistakes are asserts, never these.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 MAX_GOT = 5000  # characters of what is repeated of an input: the longest path has 4096
 
@@ -48,6 +48,11 @@ class TurbodiffError(Exception):
         head = f"{self.field}: {self.what}" if self.field else self.what
         told = {"got ": self.got, "expected ": self.expected, "try: ": self.try_instead}
         return "; ".join([head, *(name + text for name, text in told.items() if text)])
+
+    def to_keep(self) -> Self:
+        """The error as it may be remembered: without the frames that it came through, which hold all that was read."""
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+        return self
 
     def fields(self) -> dict[str, str]:
         """The error as the fields of an `error` event (see spec/events.py); what UTF-8 cannot say becomes "?"."""

@@ -76,7 +76,7 @@ def look(path: Path, _size: int, _mtime_ns: int, _configs: str) -> Looked:
             inside.nbytes if (inside := checkpoint.header.tensors.get(TOKENIZER_TENSOR)) else 0,
         )  # fmt: skip
     except FileError as error:
-        return Looked(error=error)
+        return Looked(error=error.to_keep())
     except Exception as error:  # noqa: BLE001  one file, whatever is in it, must not hide the others
         got = f"{type(error).__name__}: {error}"[:120]
         return Looked(error=bad_file(path, "the file is damaged", code="file_damaged", got=got))

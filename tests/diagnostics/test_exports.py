@@ -1,4 +1,4 @@
-"""An export of the page is a process of its own; its file is whole or not there, and the same question is asked once."""
+"""An export of the page is a process of its own; its file is whole or not there; the same question is asked once."""
 
 import os
 import signal

@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 
-PATIENCE_MS = 25_000  # what takes a second on a quiet machine
+PATIENCE_MS = 90_000
 
 
 @contextmanager

@@ -8,7 +8,9 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import JsonValue
 
 from turbodiff.spec.clips import rating_parts
 from turbodiff.spec.encodings import UnknownEncodingError, decode
@@ -82,6 +84,7 @@ def generate(reader: StudioReader, values: FormValues, ui_state: UiState, words:
     if rows:
         many = storyboard_requests(many[0], rows, reader.estimate(many[0], reader.studio.policy))
     made = _queue_all(reader, many, anyway)
+    reader.studio.recipes.remember([str(fields.get("prompt", ""))])
     said = words("storyboard.done", n=len(made)) if rows else ""
     return {**ui_state, "at": f"job:{made[-1] if rows else made[0]}", "agreed": ""}, said
 
@@ -103,6 +106,7 @@ def generate_batch(reader: StudioReader, values: FormValues, lines: str, ui_stat
         )
     fields = reader.asked(values, keep=True)
     made = _queue_all(reader, [{**fields, "prompt": prompt} for prompt in prompts])
+    reader.studio.recipes.remember(prompts)
     return {**ui_state, "at": ""}, words("create.batch_done", n=len(made))
 
 
@@ -122,6 +126,35 @@ def batch_text(path: Path) -> str:
     return text
 
 
+def save_preset(reader: StudioReader, name: str, values: Mapping[str, object]) -> None:
+    """Keep all fields of the form under a name, but the picture and the pretended card.
+
+    Raises:
+        TurbodiffError: not a name, or the disk refused.
+    """
+    kept = {field: value for field, value in values.items() if field not in ("image", "card")}
+    reader.studio.recipes.save(name, cast(Mapping[str, JsonValue], kept))
+
+
+def import_presets(reader: StudioReader, path: Path) -> int:
+    """Take over the presets of an exported file, what no form holds left out; returns how many.
+
+    Raises:
+        TurbodiffError: no presets in it, or one cannot be kept.
+    """
+    try:
+        found = json.loads(path.read_bytes()[: MAX_BATCH_BYTES * 16])
+    except (ValueError, RecursionError):
+        found = None
+    listed = found.items() if isinstance(found, dict) else ()
+    many = {str(name): fields for name, fields in listed if isinstance(fields, dict)}
+    if not many:
+        raise RequestError("no presets in this file", code="preset_file", field="preset", got=path.name[:80])
+    for name, fields in many.items():
+        save_preset(reader, name, form.sanitize(fields))
+    return len(many)
+
+
 def _queue(reader: StudioReader, fields: Mapping[str, object]) -> int:
     return _queue_all(reader, [fields])[0]
 
@@ -139,7 +172,9 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
         TurbodiffError: it cannot be done, in the person's words.
     """
     studio, sentence = reader.studio, ""
-    if name in STUDIO_ACTIONS:
+    if name == "delete_preset":
+        studio.recipes.delete(argument)
+    elif name in STUDIO_ACTIONS:
         STUDIO_ACTIONS[name](studio)
     elif name in MODEL_ACTIONS:
         model, *variant = argument.split(" ", 1)

@@ -114,6 +114,7 @@ class PageEvents:
         # apart from the meter: decoding a picture takes a process and part of a second
         picture = partial(gr.on, [fields[name].change for name in PICTURE_FIELDS], trigger_mode="always_last")
         search = partial(page.search.change, trigger_mode="always_last")
+        recall = partial(page.recall.change, trigger_mode="always_last")
         look_for = partial(gr.on, [part.change for part in page.shelf], trigger_mode="always_last")
         # one event for every button of the lists: a press must not be lost while the answer to another is awaited
         act, fill = (
@@ -137,6 +138,8 @@ class PageEvents:
             (page.batch_go.click, self.go_batch, [page.ui_state, page.batch, *row], out),
             (act, self.act, [page.ui_state], out),
             (search, self.search, [page.ui_state, page.search], out),
+            (recall, self.recall, [page.ui_state, page.recall], out),
+            (page.preset_file.upload, self.load_presets, [page.ui_state, page.preset_file], out),
             (look_for, self.look_for, [page.ui_state, *page.shelf], out),
             (page.seed_file.upload, self.import_seeds, [page.ui_state, page.seed_file], out),
         )
@@ -216,7 +219,11 @@ class PageEvents:
     def fill(self, event: gr.EventData, ui_state: UiState, *row: object) -> Filling:
         """A button that fills the form."""
         name, argument = button_of(event)
-        return form_actions.fill(self.reader, name, argument, self.values_of(row), ui_state), ""
+        values = self.values_of(row)
+        if name == "save_preset":
+            actions.save_preset(self.reader, argument, values)
+            return None, markup.note(self.words("recipes.saved", name=argument.strip()), "good")
+        return form_actions.fill(self.reader, name, argument, values, ui_state), ""
 
     @form_handler
     def load_video(self, path: object, *row: object) -> Filling:
@@ -260,6 +267,17 @@ class PageEvents:
     def search(self, ui_state: UiState, text: object) -> Answer:
         """Search the archive."""
         return {**ui_state, "search": str(text or "")[:MAX_SEARCH_CHARS]}, ""
+
+    @action_handler
+    def recall(self, ui_state: UiState, text: object) -> Answer:
+        """Search the prompts that were used."""
+        return {**ui_state, "recall": str(text or "")[:MAX_SEARCH_CHARS]}, ""
+
+    @action_handler
+    def load_presets(self, ui_state: UiState, path: object) -> Answer:
+        """Take over the presets of a file that was exported."""
+        count = actions.import_presets(self.reader, uploaded(path))
+        return ui_state, self.words("recipes.loaded", n=count)
 
     @action_handler
     def look_for(self, ui_state: UiState, text: object, only: object, order: object) -> Answer:

@@ -67,6 +67,9 @@ def fill(reader: StudioReader, name: str, argument: str, values: FormValues, ui_
             if change.get("on") is True and find_model(str(values["model"])).two_experts:
                 change = {"expert": reader.lora_facts(name)[0].expert, **change}  # its name or metadata proposes one
             return {**values, "loras": form.with_lora(values.get("loras"), name, change)}
+        case "preset":
+            kept = reader.studio.recipes.presets().get(argument, {})
+            return _fitted({**values, **form.sanitize(kept), "image": values.get("image")})
         case "round":
             return _values_of_round(reader, argument, values, ui_state)
         case "reuse" | "edit":

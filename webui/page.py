@@ -32,7 +32,7 @@ BUS = """window.{hook} = (act, arg) => trigger('{event}', {{act, arg}});"""
 # form whose changes a person has seen; the log that is read; what the gallery looks for, its page and its chosen clips
 INITIAL_UI_STATE = {
     "at": "", "search": "", "left": "", "wipe": "", "agreed": "", "log": STARTUP_LOG,
-    "find": "", "only": "all", "order": "newest", "page": "0", "picked": "",
+    "find": "", "only": "all", "order": "newest", "page": "0", "picked": "", "recall": "",
 }  # fmt: skip
 
 
@@ -59,6 +59,8 @@ class Page:
     batch_file: gr.UploadButton
     batch_go: gr.Button
     shelf: Shelf
+    recall: gr.Textbox
+    preset_file: gr.UploadButton
 
 
 def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
@@ -72,11 +74,7 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
         with gr.Tab(words("create.tab"), id="create"), gr.Row(elem_id="create", equal_height=False):
             with gr.Column(scale=42, min_width=320, elem_id="form"):
                 made = create.build(words, spec, reader.here(), form_help.draw_examples(spec, words))
-                with gr.Accordion(words("create.batch"), open=False, elem_id="batch-box"):
-                    label, hint = words("create.batch_label"), words("create.batch_info")
-                    batch = gr.Textbox(label=label, info=hint, lines=4, elem_id="batch")
-                    batch_file = _upload(words("create.batch_file"), ".txt", ".md", elem_id="batch-file")
-                    batch_go = gr.Button(words("create.batch_go"), elem_id="batch-go")
+                batch, recalled = _batch(words), _recipes(stage, words)
             with gr.Column(scale=58, min_width=320, elem_id="stage"):
                 stage |= {name: gr.HTML(elem_id=name) for name in ("player", "progress", "card", "queue", "strip")}
                 with gr.Accordion(words("log.tail", name=STARTUP_LOG), open=False, elem_id="tail"):
@@ -110,7 +108,25 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
     ui_state, seen = gr.State(dict(INITIAL_UI_STATE)), gr.State({})
     draft = gr.BrowserState(None, storage_key=DRAFT_KEY, secret=DRAFT_SECRET)
     shown = (made, stage, ui_state, seen, draft, act_bus, form_bus, note, gr.Timer(TICK_S))
-    return Page(*shown, box, seed_file, video_file, batch, batch_file, batch_go, shelf)
+    return Page(*shown, box, seed_file, video_file, *batch, shelf, *recalled)
+
+
+def _batch(words: Words) -> tuple[gr.Textbox, gr.UploadButton, gr.Button]:
+    """Many prompts at once, folded."""
+    with gr.Accordion(words("create.batch"), open=False, elem_id="batch-box"):
+        label, hint = words("create.batch_label"), words("create.batch_info")
+        batch = gr.Textbox(label=label, info=hint, lines=4, elem_id="batch")
+        batch_file = _upload(words("create.batch_file"), ".txt", ".md", elem_id="batch-file")
+        return batch, batch_file, gr.Button(words("create.batch_go"), elem_id="batch-go")
+
+
+def _recipes(stage: dict[str, gr.HTML], words: Words) -> tuple[gr.Textbox, gr.UploadButton]:
+    """Earlier prompts and presets, folded."""
+    with gr.Accordion(words("recipes.title"), open=False, elem_id="recipes"):
+        hint = words("recipes.search")
+        recall = gr.Textbox(placeholder=hint, show_label=False, label=hint, max_lines=1, elem_id="recall")
+        stage |= {name: gr.HTML(elem_id=name) for name in ("prompts", "presets")}
+        return recall, _upload(words("recipes.load"), ".json", elem_id="preset-file")
 
 
 def _gallery(stage: dict[str, gr.HTML], words: Words) -> tuple[Shelf, gr.UploadButton]:

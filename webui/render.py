@@ -31,6 +31,7 @@ from webui.panels import (
     jobs,
     meter,
     models,
+    recipes,
     stage,
     status_bar,
     storyboard,
@@ -43,7 +44,7 @@ from webui.wording import Words
 
 PANELS = (
     "bar", "aid", "player", "progress", "card", "queue", "strip", "tail", "compare", "gallery", "side", "export",
-    "exports", "seeds", "system", "source", "logs", "log", "settings",
+    "exports", "prompts", "presets", "seeds", "system", "source", "logs", "log", "settings",
 )  # fmt: skip
 TAIL_LINES = 12
 MARKED_FROM = 4  # fewer choices than this need no marks: the meter says it all
@@ -107,6 +108,12 @@ class Renderer:
             "side": gallery.draw_side(card, index.entry(shown), bool(compared), len(index.same_but_seed(shown)), words),
             "export": export.draw_form(clip, words),
             "exports": export.draw_exports(studio.exports.newest(), words),
+            "prompts": recipes.draw_prompts(
+                studio.recipes.prompts(ui_state["recall"]), bool(ui_state["recall"]), words
+            ),
+            "presets": recipes.draw_presets(
+                studio.recipes.presets(), studio.recipes.wildcards(), studio.recipes.wildcard_folder, words
+            ),
             "seeds": tabs.draw_seeds(found, posters, bool(ui_state["search"]), words),
             "system": system.draw(system.system(snapshot, report, words), report is not None, words),
             "source": models.draw_source(snapshot.mirror, words),

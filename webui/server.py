@@ -128,6 +128,10 @@ def _add_routes(app: FastAPI, reader: StudioReader) -> None:
             raise HTTPException(404, "no such export")
         return FileResponse(path, media_type=found.media_type, filename=name)
 
+    @app.api_route("/presets.json", methods=list(READ))
+    def presets() -> JSONResponse:
+        return JSONResponse(reader.studio.recipes.presets())
+
     @app.api_route("/seeds.md", methods=list(READ))
     def seeds() -> Response:
         return Response(reader.studio.seeds_text(), media_type="text/markdown; charset=utf-8")

@@ -12,6 +12,7 @@ from typing import Any
 from turbodiff.archive import disk
 from turbodiff.archive.clip_index import ONLY, ORDERS, ClipIndex, Entry, Found, tags_of
 from turbodiff.archive.clips import Clip
+from turbodiff.archive.recipes import Recipes
 from turbodiff.archive.seeds import Seed
 from turbodiff.diagnostics import background_tasks, logs, support_bundle
 from turbodiff.diagnostics.background_tasks import SelfTest
@@ -29,6 +30,7 @@ from turbodiff.plan.calibration import History
 from turbodiff.plan.hardware import GpuFacts, Machine, only, pretend
 from turbodiff.plan.planner import Outlook, Policy, outlook, plan_request
 from turbodiff.plan.tiers import Installed, Round, Tier, counted_on, fits_of, installed, rounds, tier_here
+from turbodiff.prompt.wildcards import choose, has_wildcards
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.environment import current_folder
 from turbodiff.spec.errors import RequestError
@@ -72,6 +74,7 @@ class Studio:
         self.database = self.state / DATABASE  # a file that no server may hand out
         self.downloads = Downloads(self.state / "downloads")
         self.exports = Exports(self.state / "exports")
+        self.recipes = Recipes(self.state)
         self.storage = Storage(self._models_in_jobs)
         library = Library(self.outputs, lambda: self._store)
         self.clips, self.clip, self.sidecar_of = library.clips, library.clip, library.sidecar_of
@@ -149,7 +152,7 @@ class Studio:
         Raises:
             TurbodiffError: in the person's words; nothing half-done stays behind.
         """
-        request = _request_of(fields).seeded()
+        request = self._worded(_request_of(fields).seeded())
         inventory = with_loras(find_weights(), request.loras)
         resolve_files(request.model, inventory, request.loras)
         size = (request.width, request.height, request.num_frames)
@@ -177,12 +180,19 @@ class Studio:
         policy: Policy = "anyway" if anyway else self.policy
         found, machine, history, asked = find_weights(), self.machine(), self.history(), []
         for fields in many:
-            request = _request_of(fields, found).seeded()
+            request = self._worded(_request_of(fields, found).seeded())
             inventory = with_loras(found, request.loras)
             resolve_files(request.model, inventory, request.loras)
             disk.check_place(self.outputs, self.state, request.width, request.height, request.num_frames)
             asked.append((request, plan_request(request, machine, inventory, policy=policy, history=history)))
         return self._store.submit_all(asked, client=client)
+
+    def _worded(self, request: Request) -> Request:
+        """The request with what its seed chooses for the wildcards of its prompt."""
+        if not has_wildcards(request.prompt):
+            return request
+        prompt = choose(request.prompt, self.recipes.wildcards(), request.seed or 0)
+        return request.model_copy(update={"prompt": prompt})
 
     @property
     def policy(self) -> Policy:

@@ -1,0 +1,52 @@
+"""Wildcards of a prompt: `{red|blue} circle` takes one of the words, `__animals__` a line of wildcards/animals.txt.
+
+Braces nest. The seed decides, so that the same prompt with the same seed is the same clip; a list may hold wildcards.
+Braces without a bar are text.
+"""
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+
+from turbodiff.spec.errors import RequestError
+
+NAMED = re.compile(r"__([\w-]{1,60}?)__")
+BRACES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
+MAX_CHOICES = 200  # of one prompt: lists that name each other never end
+MAX_CHARS = 8000  # as many as a request takes
+
+
+def has_wildcards(prompt: str) -> bool:
+    """Whether a prompt has something to choose."""
+    return bool(NAMED.search(prompt) or BRACES.search(prompt))
+
+
+def choose(prompt: str, lists: Mapping[str, Sequence[str]], seed: int) -> str:
+    """The prompt with every wildcard replaced by what the seed chooses, from the first to the last.
+
+    Args:
+        lists: name -> lines to choose from.
+
+    Raises:
+        RequestError: field `prompt`: no list of that name, nothing left, or lists that name each other without an end.
+    """
+    chance = random.Random(seed)
+    for _ in range(MAX_CHOICES):
+        found = BRACES.search(prompt) or NAMED.search(prompt)
+        if found is None and prompt.strip():
+            return prompt
+        if found is None or len(prompt) > MAX_CHARS:
+            break
+        if found.re is BRACES:
+            words: Sequence[str] = found[1].split("|")
+        elif not (words := lists.get(found[1], ())):
+            raise RequestError(
+                "no list of wildcards of that name", code="wildcard_missing", field="prompt", got=found[0],
+                expected=", ".join(f"__{name}__" for name in sorted(lists)) or "a file in the folder wildcards",
+                try_instead=f"a file {found[1]}.txt with one choice a line, in the folder wildcards",
+            )  # fmt: skip
+        prompt = f"{prompt[: found.start()]}{chance.choice(words).strip()}{prompt[found.end() :]}"
+    raise RequestError(
+        "the wildcards leave no prompt, or one without an end", code="wildcard_endless", field="prompt",
+        got=prompt[:80], expected=f"1..{MAX_CHARS}",
+    )  # fmt: skip

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 STATIC = Path(__file__).parent / "static"
 SIDE = ("side", "export", "exports")  # panels beside the gallery
-SCRIPTS = ("page.js", "gallery.js")
+SCRIPTS = ("page.js", "gallery.js", "notify.js")
 TICK_S = 1.0
 DRAFT_KEY, DRAFT_SECRET = "turbodiff.draft", "turbodiff"  # fixed: a restart must find what the browser kept
 BUS = """window.{hook} = (act, arg) => trigger('{event}', {{act, arg}});"""

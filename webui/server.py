@@ -31,6 +31,7 @@ from webui import events, page
 from webui.app import check, read_password
 from webui.listening import listening_sockets, reachable_at, url_of
 from webui.markup import ROOT_PATH, link
+from webui.panels import jobs
 from webui.proxies import ProxyMiddleware, RootPathMiddleware
 from webui.request_guard import READ, RequestGuard
 from webui.security import SecurityMiddleware
@@ -41,6 +42,7 @@ from webui.uploads import UploadQuota, make_room
 from webui.wording import Words, language_of
 
 LANGUAGE_COOKIE = "turbodiff_lang"
+ENDED = ("done", "failed", "parked", "cancelled")
 UPLOAD_LIMIT = "25mb"
 MINUTE_S = 60.0
 MAX_SENTENCES = 1000
@@ -55,6 +57,7 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _add_routes(app, reader)
+    _add_downloads(app, reader)
     script = "".join((page.STATIC / name).read_text("utf-8") for name in page.SCRIPTS)
     for lang, path in PATHS.items():
         blocks = events.build(reader, Words(lang))
@@ -99,8 +102,6 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
 
 
 def _add_routes(app: FastAPI, reader: StudioReader) -> None:
-    bundling = threading.Lock()  # one reads all logs: more at once would only be slower
-
     @app.api_route("/healthz", methods=list(READ))
     def healthz() -> JSONResponse:
         return JSONResponse({"ok": True})
@@ -121,31 +122,16 @@ def _add_routes(app: FastAPI, reader: StudioReader) -> None:
             raise HTTPException(404, "no poster")
         return FileResponse(found.poster, media_type="image/jpeg", headers={"cache-control": "max-age=86400"})
 
-    @app.api_route("/exports/{name}", methods=list(READ))
-    def exported(name: str) -> FileResponse:
-        found, path = reader.studio.exports.of(name), reader.studio.exports.file(name)
-        if found is None or path is None:
-            raise HTTPException(404, "no such export")
-        return FileResponse(path, media_type=found.media_type, filename=name)
-
-    @app.api_route("/presets.json", methods=list(READ))
-    def presets() -> JSONResponse:
-        return JSONResponse(reader.studio.recipes.presets())
-
-    @app.api_route("/seeds.md", methods=list(READ))
-    def seeds() -> Response:
-        return Response(reader.studio.seeds_text(), media_type="text/markdown; charset=utf-8")
-
-    @app.api_route("/support.zip", methods=list(READ))
-    def support() -> Response:
-        place = reader.studio.state / f"support-{secrets.token_hex(8)}.zip"  # two may ask at once
-        try:
-            with bundling:
-                data = reader.studio.support_bundle(place).read_bytes()
-        finally:
-            place.unlink(missing_ok=True)
-        name = {"content-disposition": 'attachment; filename="turbodiff-support.zip"'}
-        return Response(data, media_type="application/zip", headers=name)
+    @app.api_route("/progress.json", methods=list(READ))
+    def progress() -> JSONResponse:
+        """How far the queue is, for a tab that nobody looks at: percent of the job that runs, and how jobs ended."""
+        now = reader.snapshot()
+        job = now.active
+        events = [event for _, event in reader.studio.events(job.id)] if job else []
+        percent = round(100 * jobs.progress(job, events, Words("en")).share) if job else 0
+        ended = {one.id: one.state for one in now.jobs if one.state in ENDED}
+        told = {"active": job.id if job else None, "percent": percent, "waiting": now.queued, "ended": ended}
+        return JSONResponse(told, headers={"cache-control": "no-store"})
 
     @app.api_route("/favicon.ico", methods=list(READ))
     def favicon() -> FileResponse:
@@ -179,6 +165,36 @@ class OnceAMinute(logging.Filter):
         if unsaid:
             record.msg = f"{record.msg} ({unsaid} more of these in the last minute)"
         return True
+
+
+def _add_downloads(app: FastAPI, reader: StudioReader) -> None:
+    bundling = threading.Lock()  # one reads all logs: more at once would only be slower
+
+    @app.api_route("/exports/{name}", methods=list(READ))
+    def exported(name: str) -> FileResponse:
+        found, path = reader.studio.exports.of(name), reader.studio.exports.file(name)
+        if found is None or path is None:
+            raise HTTPException(404, "no such export")
+        return FileResponse(path, media_type=found.media_type, filename=name)
+
+    @app.api_route("/presets.json", methods=list(READ))
+    def presets() -> JSONResponse:
+        return JSONResponse(reader.studio.recipes.presets())
+
+    @app.api_route("/seeds.md", methods=list(READ))
+    def seeds() -> Response:
+        return Response(reader.studio.seeds_text(), media_type="text/markdown; charset=utf-8")
+
+    @app.api_route("/support.zip", methods=list(READ))
+    def support() -> Response:
+        place = reader.studio.state / f"support-{secrets.token_hex(8)}.zip"  # two may ask at once
+        try:
+            with bundling:
+                data = reader.studio.support_bundle(place).read_bytes()
+        finally:
+            place.unlink(missing_ok=True)
+        name = {"content-disposition": 'attachment; filename="turbodiff-support.zip"'}
+        return Response(data, media_type="application/zip", headers=name)
 
 
 class LanguageRedirect:

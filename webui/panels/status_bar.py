@@ -177,5 +177,14 @@ def draw_help(words: Words) -> Html:
         local("prompt", "", words("bar.skip"), cls="skip"),
         el("div", box, id="help", cls="td-help", hidden=True, **dialog),
         el("div", words("run.offline"), id="offline", cls="td-note warn", role="status", hidden=True),
-        el("span", id="words", data_copied=words("bar.copied"), data_seed=words("create.seed_info"), hidden=True),
+        el(
+            "span",
+            id="words",
+            data_copied=words("bar.copied"),
+            data_seed=words("create.seed_info"),
+            data_done=words("settings.said_done", job=0),
+            data_failed=words("settings.said_failed", job=0),
+            data_refused=words("settings.refused"),
+            hidden=True,
+        ),
     )

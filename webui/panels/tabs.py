@@ -77,4 +77,12 @@ def draw_settings(policy: str, policies: Iterable[str], places: Mapping[str, Pat
     rows = [(words(f"settings.place_{name}"), el("code", place)) for name, place in places.items()]
     where = el("section", el("div", words("settings.places"), cls="td-sec"), facts(rows, cls=""))
     note = el("p", words("settings.policy_note"), cls="td-quiet")
-    return el("div", el("section", head, chosen, note), where, cls="td-stack td-html td-narrow")
+    wishes = [
+        local(
+            "wish", name, el("b", words(f"settings.{name}")), el("span", words(f"settings.{name}_text")),
+            data_wish=name, aria_pressed="false",
+        )
+        for name in ("sound", "notify")
+    ]  # fmt: skip
+    done = el("section", el("div", words("settings.done"), cls="td-sec"), el("div", wishes, cls="td-alts td-wishes"))
+    return el("div", el("section", head, chosen, note), done, where, cls="td-stack td-html td-narrow")

@@ -55,6 +55,7 @@
       box.hidden = !box.hidden;
       turn(!box.hidden, "#help button", "#bar [data-do=help]");
     },
+    wish(what) { window.tdWish?.(what); },
     pause() { document.querySelectorAll("video.sync").forEach((v) => v.pause()); },
     addsegment() {
       const last = [...document.querySelectorAll("#segments .td-segment")].pop(), next = last.cloneNode(true);

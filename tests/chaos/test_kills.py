@@ -149,3 +149,33 @@ def test_fault_25_random_kills_with_the_real_worker_and_the_demo_model(tmp_path:
         app.process.kill()
         app.process.wait()
         app.store.close()
+
+
+@pytest.mark.slow
+def test_a_storyboard_survives_kills_at_random_moments_of_all_its_segments(tmp_path: Path) -> None:
+    """Supervisor and worker die in turns; the film of three segments has every frame once all the same."""
+    random.seed(20261129)
+    app = App(tmp_path, "demo")
+    try:
+        fields = {"steps": 1, "num_frames": 5, "seed": 1}
+        asked = [request("a red circle moves right", nonce="first", **fields)]
+        for nonce, after in (("second", "first"), ("third", "second")):
+            asked.append(request("it moves left", model="demo-i2v", nonce=nonce, after=after, **fields))
+        jobs = app.store.submit_all([(one, None) for one in asked])
+        kills = 0
+        while not all(app.store.job(job).over for job in jobs):
+            role = random.choice(("supervisor", "worker"))
+            if kills < REAL_KILLS // 2:
+                wait_for(lambda: app.child("worker") is not None, 60.0, app)
+                time.sleep(random.uniform(0, 10.0))
+                kills += app.kill(role)
+            wait_for(lambda: app.process.poll() is None, 60.0, app)
+            time.sleep(0.2)
+        assert kills >= 3
+        hold_the_books(app, jobs)
+        assert [app.store.job(job).result.frames for job in jobs] == [5, 9, 13]
+        nobody_is_left(app)
+    finally:
+        app.process.kill()
+        app.process.wait()
+        app.store.close()

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 from tests.plan import test_properties as claims  # noqa: E402
-from tests.plan.machines import ask, disk, gpu, machine  # noqa: E402
+from tests.plan.machines import ask, converted, disk, gpu, machine  # noqa: E402
 from turbodiff.plan.hardware import Machine  # noqa: E402
 from turbodiff.plan.planner import plan_request  # noqa: E402
 from turbodiff.spec.errors import DoesNotFitError  # noqa: E402
@@ -37,7 +37,10 @@ OF_A_MACHINE = (
     claims.test_every_refusal_names_a_release_that_fits_or_shows_that_none_does,
 )
 MODELS = [spec.name for spec in all_models() if spec.turbo]
-DISKS = (disk(), disk("wan2.1-14b", "wan2.2-a14b"), disk(quant=(True,)), disk(quant=(False,)), disk("demo"))
+DISKS = (
+    *(disk(), disk("wan2.1-14b", "wan2.2-a14b"), disk(quant=(True,)), disk(quant=(False,)), disk("demo")),
+    *(converted(disk(), room_gib) for room_gib in (None, 20, 200)),
+)
 CARDS = (
     "NVIDIA GeForce RTX 4090",
     "NVIDIA GeForce RTX 3060",

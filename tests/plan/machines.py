@@ -45,6 +45,14 @@ def disk(*models: str, quant: tuple[bool, ...] = (False, True)) -> Inventory:
     return Inventory(files=tuple(found))
 
 
+def converted(found: Inventory, room_gib: float | None = None) -> Inventory:
+    """The same files in another dtype than they run in, on a disk with so much room for copies."""
+    heavy = ("dit", "text_encoder")
+    files = [file.model_copy(update={"converted": file.component.startswith(heavy)}) for file in found.files]
+    room = None if room_gib is None else round(room_gib * GIB)
+    return found.model_copy(update={"files": tuple(files), "copies_room_bytes": room})
+
+
 def ask(model: str = "wan2.1-14b", **fields) -> Request:
     """A request for a model, with a picture where it needs one."""
     picture = {"image": "cat.jpg"} if find_model(model).kind == "i2v" else {}

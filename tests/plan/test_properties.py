@@ -5,7 +5,7 @@ import os
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from tests.plan.machines import ask, disk, gpu, machine
+from tests.plan.machines import ask, converted, disk, gpu, machine
 from turbodiff.plan.candidates import SIZE_PINS, WORTHWHILE_FRAMES, as_wished, candidates, smaller_models
 from turbodiff.plan.memory_limits import NEARLY
 from turbodiff.plan.offload_search import evaluate, plan_context, settled
@@ -49,7 +49,10 @@ def requests(draw, pins=PINS):
 VRAM_GIB = st.one_of(st.floats(1, 8), st.floats(2, 150))  # losses happen below 8 GiB
 RAM_GIB = st.one_of(st.none(), st.floats(2, 200))
 DISKS = st.sampled_from(
-    [disk(), disk("wan2.1-14b", "wan2.2-a14b"), disk(quant=(True,)), disk(quant=(False,)), disk("demo")]
+    [
+        *(disk(), disk("wan2.1-14b", "wan2.2-a14b"), disk(quant=(True,)), disk(quant=(False,)), disk("demo")),
+        *(converted(disk()), converted(disk(), 200)),
+    ]
 )
 
 

@@ -234,8 +234,9 @@ def evaluate(
         inputs = phase_costs.on_disk(inputs) if like.converted == "on_disk" else inputs
         return _cost(replace(inputs, drops=like.made_experts == "dropped"), limits, context, like)
     found = _cost(replace(inputs, drops=_drops(inputs)), limits, context)
-    lossless = context.text_dtypes[0]
-    if not found.fits or found.levers.text_dtype != lossless:
+    lossless, host_bytes = context.text_dtypes[0], limits.host
+    in_host = host_bytes is not None and max(map(limits.in_host, found.phases)) > host_bytes
+    if (inputs.made or inputs.text_made) and (in_host or found.levers.text_dtype != lossless):
         copied, room_bytes = phase_costs.on_disk(inputs), context.inventory.copies_room_bytes or 0
         if copied.copied and phase_costs.copies_bytes(copied) <= room_bytes:
             other = _cost(replace(copied, drops=_drops(copied)), limits, context)

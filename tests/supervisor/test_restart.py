@@ -11,6 +11,7 @@ from tests.plan.machines import disk
 from turbodiff.jobs import measurements
 from turbodiff.plan.planner import plan_request
 from turbodiff.supervisor import supervisor as supervisors
+from turbodiff.supervisor.cards import visible_devices
 from turbodiff.supervisor.context import machine_of
 
 Make = Callable[..., Bench]
@@ -211,7 +212,7 @@ def test_every_visible_card_gets_a_worker(card: Card, monkeypatch: pytest.Monkey
     two = one.model_copy(
         update={"cards": (one.cards[0], one.cards[0].model_copy(update={"uuid": "GPU-2", "nvml_index": 1}))}
     )
-    assert supervisors.visible_devices(one) == ("",) == supervisors.visible_devices(None)
-    assert supervisors.visible_devices(two) == ("GPU-1", "GPU-2")
+    assert visible_devices(one) == ("",) == visible_devices(None)
+    assert visible_devices(two) == ("GPU-1", "GPU-2")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert supervisors.visible_devices(two) == ("",)
+    assert visible_devices(two) == ("",)

@@ -17,8 +17,9 @@ NOT_KEPT = {"hello", "beat", "result"}  # of the worker, or with a column of the
 HOLD_REST_S = 5.0
 
 
-def claim(store: Store, slot: int = 0, free_bytes: int | None = None) -> QueuedJob | None:
-    """Start the next attempt of the next waiting job, or None: queue empty, paused, or held for memory.
+def claim(store: Store, slot: int = 0, free_bytes: int | None = None, chosen: int | None = None) -> QueuedJob | None:
+    """Start the next attempt of the next waiting job, or None: queue empty, paused, or held for memory. With `chosen`
+    that job alone is meant.
 
     A job that continues the clip of another waits until that one is done. A job on hold is passed over until
     `free_bytes` (None: unknown, which holds nothing back) covers it, and for five seconds at least: a worker that
@@ -28,10 +29,10 @@ def claim(store: Store, slot: int = 0, free_bytes: int | None = None) -> QueuedJ
         return None
     with store.write() as db:
         rows = db.execute(
-            "SELECT id, request FROM job WHERE state = 'queued' AND (hold_bytes IS NULL"
+            "SELECT id, request FROM job WHERE state = 'queued' AND id = coalesce(:chosen, id) AND (hold_bytes IS NULL"
             " OR ((:free IS NULL OR hold_bytes <= :free) AND abs(:now - started_s) >= :rest))"
             " ORDER BY place, id",
-            {"free": free_bytes, "now": store.now(), "rest": HOLD_REST_S},
+            {"free": free_bytes, "now": store.now(), "rest": HOLD_REST_S, "chosen": chosen},
         )
         row = next((row for row in rows if not (after := _after(row)) or clip_before(db, after)), None)
         if row is None:
@@ -44,7 +45,7 @@ def claim(store: Store, slot: int = 0, free_bytes: int | None = None) -> QueuedJ
     job = store.job(row["id"])
     if job.error is UNREADABLE:
         move_job(store, job.id, job.attempt, "parked", error=UNREADABLE)
-        return claim(store, slot, free_bytes)
+        return claim(store, slot, free_bytes, chosen)
     return job
 
 

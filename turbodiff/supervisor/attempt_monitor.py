@@ -33,7 +33,7 @@ class AttemptMonitor:
 
     Args:
         context: what every slot shares.
-        slot: number of the slot, which is the number of its card.
+        card: where its card stands in the machine now.
         job: claimed for this attempt.
         worker: runs it; only spoken to here, never ended.
         log: writes a line about the job into the log.
@@ -42,13 +42,14 @@ class AttemptMonitor:
     """
 
     def __init__(
-        self, context: SupervisorContext, slot: int, job: QueuedJob, worker: Worker, log: Callable[..., None]
-    ) -> None:
-        self.context, self.slot, self.job, self.worker, self.log = context, slot, job, worker, log
+        self, context: SupervisorContext, card: Callable[[], int], job: QueuedJob, worker: Worker,
+        log: Callable[..., None],
+    ) -> None:  # fmt: skip
+        self.context, self.card, self.job, self.worker, self.log = context, card, job, worker, log
         self.over = self.end_worker = False
         usual_s = measurements.usual_seconds(context.store, job)
         self.watchdog = Watchdog(context.now(), usual_s)
-        self._host_ooms, self._others_bytes = context.memory.host_ooms(), context.memory.others_bytes(slot)
+        self._host_ooms, self._others_bytes = context.memory.host_ooms(), context.memory.others_bytes(card())
         self.run_monitor = RunMonitor(self._others_bytes, expected_steps_s(job.plan, usual_s))
         self._cancel_sent_s: float | None = None
         self._stop_sent = self._begun = False
@@ -81,7 +82,7 @@ class AttemptMonitor:
                 cap_bytes=job.cap_bytes,
                 outputs=context.outputs,
                 state=context.state,
-                calibration=measurements.calibration_of(context.store, job, context.memory.machine(), self.slot),
+                calibration=measurements.calibration_of(context.store, job, context.memory.machine(), self.card()),
             )
         )
         return True
@@ -115,7 +116,7 @@ class AttemptMonitor:
             self.job = store.job(job.id)
         if event.type != "error" or self._others_grew_bytes() <= NEIGHBOUR_BYTES:  # else it was no mistake of the plan
             machine = self.context.memory.machine()
-            measurements.record(store, job, event, machine, self.slot)
+            measurements.record(store, job, event, machine, self.card())
         if event.type == "result":
             move_job(store, job.id, job.attempt, "verifying", out_of=("running",))
             try:
@@ -146,7 +147,7 @@ class AttemptMonitor:
             self._check_worker(now, output_lines)
 
     def _check_worker(self, now: float, output_lines: int) -> None:
-        watchdog, gpu = self.watchdog, self.context.memory.gpu(self.slot)
+        watchdog, gpu = self.watchdog, self.context.memory.gpu(self.card())
         bytes_read, cpu_s, state = self.worker.usage()
         seen = Evidence(
             bytes_read=bytes_read,
@@ -155,7 +156,7 @@ class AttemptMonitor:
             ram_available_bytes=host_memory().available_bytes,
             vram_free_bytes=gpu.free_bytes,
             own_bytes=gpu.reclaimable_bytes or None,
-            others_bytes=self.context.memory.others_bytes(self.slot),
+            others_bytes=self.context.memory.others_bytes(self.card()),
             utilisation=gpu.utilisation,
             power_w=gpu.power_w,
             output_lines=output_lines,
@@ -231,7 +232,7 @@ class AttemptMonitor:
         )
 
     def _others_grew_bytes(self) -> int:
-        now = self.context.memory.others_bytes(self.slot)
+        now = self.context.memory.others_bytes(self.card())
         return now - self._others_bytes if now is not None and self._others_bytes is not None else 0
 
 

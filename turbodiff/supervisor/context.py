@@ -83,8 +83,16 @@ class Memory:
             known = self._known = sample.cards, sample.taken_s, pids, told, machine_from(sample, pids, told)
         return known[4]
 
+    def place(self, slot: int, device: str) -> int:
+        """Where the card of a slot stands in the machine now, behind the last one where it is gone. A slot without a
+        UUID has the card of its own number."""
+        machine = self.machine()
+        if machine is None or not device.startswith(("GPU-", "MIG-")):
+            return slot
+        return next((at for at, gpu in enumerate(machine.gpus) if gpu.uuid == device), len(machine.gpus))
+
     def gpu(self, index: int) -> GpuFacts:
-        """The card of a slot; one of which nothing is known where it cannot be seen."""
+        """The card at that place; one of which nothing is known where it cannot be seen."""
         machine = self.machine()
         return machine.gpus[index] if machine and index < len(machine.gpus) else GpuFacts(index=index)
 

@@ -48,12 +48,19 @@ class GpuSlot:
     ending_since_s: float | None = None
     host_ooms: int = 0
     output_lines: int = 0
+    weights: str = ""  # what its worker holds (placement.py)
+    unseen: int = 0  # samples in a row without its card
     inbox: deque[Event] = field(default_factory=deque)
 
     @property
     def job(self) -> QueuedJob | None:
         """The job that runs here now."""
         return self.monitor.job if self.monitor else None
+
+    @property
+    def card(self) -> int:
+        """Where its card stands in the machine now."""
+        return self.context.memory.place(self.index, self.device)
 
     @property
     def broken(self) -> bool:
@@ -92,7 +99,14 @@ class GpuSlot:
             self._start_failed(f"cannot start: {error}")
             return
         remember_worker(context.state, self.index, self.worker.pid, context.run_id)
-        self.hello, self.jobs_run, self.first_rss_bytes, self.output_lines, self.held_bytes = None, 0, 0, 0, 0
+        self.weights, self.hello, self.jobs_run, self.first_rss_bytes, self.output_lines, self.held_bytes = (
+            "",
+            None,
+            0,
+            0,
+            0,
+            0,
+        )
         self.ending_since_s, self.host_ooms = None, context.memory.host_ooms()
         self.started_s = self.idle_since_s = self.heard_s = now
         self.log(f"started, pid {self.worker.pid}")
@@ -159,7 +173,7 @@ class GpuSlot:
     def run(self, job: QueuedJob) -> bool:
         """Give a claimed job to the worker; False where the disk has no place for its clip."""
         assert self.worker is not None and self.monitor is None
-        self.monitor = AttemptMonitor(self.context, self.index, job, self.worker, self.log)
+        self.monitor = AttemptMonitor(self.context, lambda: self.card, job, self.worker, self.log)
         started = self.monitor.start()
         self._settle()
         return started

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from turbodiff.archive.disk import check_place
 from turbodiff.diagnostics.logs import RUN_LOG, LogFile, startup_log
@@ -29,8 +30,10 @@ from turbodiff.spec.jobs import Outcome
 from turbodiff.spec.numbers import gib, seconds
 from turbodiff.spec.wording import Words, shell_language
 from turbodiff.supervisor.attempt_monitor import fault_of
+from turbodiff.supervisor.cards import follow_cards, visible_devices
 from turbodiff.supervisor.context import Memory, SupervisorContext
 from turbodiff.supervisor.ownership import StateLock
+from turbodiff.supervisor.placement import Placement, weights_of
 from turbodiff.supervisor.recovery import backup, recover
 from turbodiff.supervisor.slots import GpuSlot
 from turbodiff.supervisor.web_process import WebProcess
@@ -95,8 +98,10 @@ class Supervisor:
             self.context = SupervisorContext(
                 self.store, self.log, run_log, self.state, self.outputs, run_id, memory, worker_argv, now
             )
+            self._follow = devices is None  # the cards come and go
             devices = visible_devices(sample() if sample else take_sample()) if devices is None else devices
             self.slots = [GpuSlot(self.context, index, device) for index, device in enumerate(devices)]
+            self._placement, self._chosen = Placement(self.context), cast("Mapping[int, int] | None", None)
             self.web: WebProcess | None = None
             self.exit_code: int | None = None
             self._slow_s = self._beat_s = 0.0
@@ -148,6 +153,7 @@ class Supervisor:
         for slot in self.slots:
             parts[f"slot {slot.index}"] = partial(self._turn_of, slot)
         parts |= {"page": self._turn_of_page, "controls": self._controls}
+        parts["dispatch"] = self._dispatch
         for slot in self.slots:
             parts[f"queue for slot {slot.index}"] = partial(self._next_job, slot)
         if self.context.now() - self._slow_s >= SLOW_TICK_S:
@@ -212,6 +218,10 @@ class Supervisor:
                 outcome = Outcome(ok=False, text=f"unknown control {what}")
             self.store.answer(control, outcome)
 
+    def _dispatch(self) -> None:
+        self._chosen = {}  # nothing starts where this fails
+        self._chosen = self._placement.choose(self.slots)
+
     def _next_job(self, slot: GpuSlot) -> None:
         if not slot.free or self._no_place or slot.is_stopped:
             return
@@ -219,11 +229,14 @@ class Supervisor:
             slot.log(f"a fresh worker follows: it {why}")
             slot.stop("recycled")
             return
-        gpu = self.context.memory.gpu(slot.index)
+        gpu = self.context.memory.gpu(slot.card)
         free_bytes = None if gpu.free_bytes is None else gpu.free_bytes + gpu.reclaimable_bytes
-        job = claim(self.store, slot.index, free_bytes)
+        if (chosen := self._chosen) is not None and slot.index not in chosen:
+            return
+        job = claim(self.store, slot.index, free_bytes, chosen[slot.index] if chosen else None)
         if job is None:
             return
+        slot.weights = weights_of(job)
         try:
             started = slot.run(job)
         except Exception as error:
@@ -243,7 +256,7 @@ class Supervisor:
         self.log.say("restart asked for by a person")
         memory, now = self.context.memory, self.context.now
         start_s = now()
-        before = [memory.gpu(slot.index) for slot in self.slots]
+        before = [memory.gpu(slot.card) for slot in self.slots]
         ran = [slot.job.id for slot in self.slots if slot.job]
         ended = [slot.stop("restart by a person") for slot in self.slots]
         for slot, gone in zip(self.slots, ended, strict=True):
@@ -281,6 +294,8 @@ class Supervisor:
         sample = self.sample()
         self.store.put("probe", sample.model_dump(mode="json", exclude_unset=True) if sample else None, durable=False)
         self._introduce_cards(sample)
+        if self._follow:
+            self.slots = follow_cards(self.context, self.slots, sample)
         if self._no_place:
             try:
                 check_place(self.outputs, self.state, 0, 0, 0)
@@ -297,7 +312,7 @@ class Supervisor:
         for slot in self.slots:
             if not slot.free or not slot.jobs_run:
                 continue
-            free_bytes = self.context.memory.gpu(slot.index).free_bytes
+            free_bytes = self.context.memory.gpu(slot.card).free_bytes
             tight = free_bytes is not None and free_bytes < NEIGHBOUR_FREE_BYTES
             if tight or self.context.now() - slot.idle_since_s > IDLE_RELEASE_S:
                 slot.log("idle models released" + (": a neighbour needs the memory" if tight else ""))
@@ -379,10 +394,3 @@ def _restarted(held: dict[int, tuple[int, int]], freed: dict[int, int], took_s: 
         missing = sum(ours for _, ours in held.values()) - total
         text += f"; {gib(missing)} did not come back: another program took it, see who holds the memory"
     return Outcome(ok=ok, freed_bytes=max(0, total), seconds=took_s, text=text)
-
-
-def visible_devices(sample: Sample | None) -> tuple[str, ...]:
-    """The UUIDs of the cards that compute, one worker each; ("",) where the first card is the only one, or none is."""
-    gpus = machine_from(sample).usable_gpus if sample else ()
-    choose = len(gpus) > 1 or any(gpu.index for gpu in gpus)
-    return tuple(gpu.uuid for gpu in gpus) if choose and all(gpu.uuid for gpu in gpus) else ("",)

@@ -55,3 +55,33 @@ def picture_features(encoder: nn.Module, picture: Tensor, facts: "ImageEncoderFa
     mean, std = (torch.tensor(values, device=small.device).view(1, 3, 1, 1) for values in (MEAN, STD))
     pixels = ((small * 0.5 + 0.5 - mean) / std).to(dtype)
     return cast(Tensor, encoder(pixel_values=pixels, output_hidden_states=True).hidden_states[-2])
+
+
+class PictureEmbedding(nn.Module):
+    """Features of a picture [B, Lp, image_dim] -> [B, Lp, d], for cross-attention (Wan2.1 image to video).
+
+    Norm, linear, GELU, linear, norm, as the keys `img_emb.proj.0` to `.4` of its checkpoints say; the norms in float32
+    and with torch's eps of 1e-5, the GELU exact (diffusers' WanImageEmbedding, the oracle of the tests).
+    """
+
+    def __init__(self, image_dim: int, d: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.LayerNorm(image_dim),
+            nn.Linear(image_dim, image_dim),
+            nn.GELU(),
+            nn.Linear(image_dim, d),
+            nn.LayerNorm(d),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """In the dtype of the linears."""
+        dtype = cast(nn.Linear, self.proj[1]).weight.dtype
+        x = features
+        for layer in self.proj:
+            if isinstance(layer, nn.LayerNorm):
+                w, b = layer.weight.float(), layer.bias.float()
+                x = F.layer_norm(x.float(), layer.normalized_shape, w, b, layer.eps).to(dtype)
+            else:
+                x = layer(x)
+        return x

@@ -21,6 +21,7 @@ from turbodiff_kernels import backend
 from turbodiff_kernels.norm import rms_norm_silu
 
 from turbodiff.models.attention import attention
+from turbodiff.models.parallel import SequenceParallel
 from turbodiff.plan.torch_compat import conv3d_is_broken
 from turbodiff.spec.shapes import DECODER_MARGINS, ENCODER_MARGIN, SPACE_STRIDE, TIME_STRIDE, is_frame_count
 
@@ -38,10 +39,14 @@ def make_vae(base_dim: int, z_dim: int = 16, dim_mult: tuple[int, ...] = (1, 2, 
 
 
 @torch.no_grad()
-def encode(vae: Vae, video: Tensor, *, tile: int | None = None, conv: ConvMethod = "auto") -> Tensor:
+def encode(
+    vae: Vae, video: Tensor, *, tile: int | None = None, conv: ConvMethod = "auto",
+    parallel: SequenceParallel | None = None,
+) -> Tensor:  # fmt: skip
     """Video [B, 3, F, H, W] in [-1, 1], F = 1, 5, 9, ... -> normalised mean latents, float32 [B, 16, T, H/8, W/8].
 
-    tile: side of a tile in latent pixels, None for the whole picture. conv: see `prefers_conv2d`.
+    tile: side of a tile in latent pixels, None for the whole picture. conv: see `prefers_conv2d`. parallel: every rank
+    encodes a strip of the columns, and gets the latents of all of them.
     """
     assert is_frame_count(video.shape[2]), video.shape
     video = video.to(vae.dtype)
@@ -50,12 +55,15 @@ def encode(vae: Vae, video: Tensor, *, tile: int | None = None, conv: ConvMethod
     means = []
     for frames in video.transpose(1, 2):
         features = video.new_empty(len(chunks), vae.encoder.conv_out.in_channels, height, width)
-        for part in _tiles(height, width, tile):
+        columns = parallel.columns(width) if parallel else range(width)
+        for part in _tiles(height, width, tile, columns):
             stream = _Stream(vae, conv)
             tile_frames = frames[:, :, *part.read(ENCODER_MARGIN, SPACE_STRIDE)]
             for feature, chunk in zip(features.split(1), tile_frames.split(chunks), strict=True):
                 x = stream.down(vae.encoder, chunk)
                 feature[:, :, *part.read(0)] = x[:, :, *part.crop(ENCODER_MARGIN, 0)]
+        if parallel:
+            features = parallel.gather_columns(features[..., columns.start : columns.stop], width)
         stream = _Stream(vae, conv)
         moments = [stream.encoder_end(vae, feature) for feature in features.split(1)]
         means.append(torch.cat(moments).chunk(2, dim=1)[0])
@@ -65,17 +73,20 @@ def encode(vae: Vae, video: Tensor, *, tile: int | None = None, conv: ConvMethod
 
 
 @torch.no_grad()
-def decode_stream(vae: Vae, latents: Tensor, *, tile: int | None = None, conv: ConvMethod = "auto") -> Iterator[Tensor]:
+def decode_stream(
+    vae: Vae, latents: Tensor, *, tile: int | None = None, conv: ConvMethod = "auto", columns: range | None = None
+) -> Iterator[Tensor]:
     """Normalised latents [B, 16, T, h, w] -> T chunks of frames [B, 3, 1 or 4, 8h, 8w] in the dtype of the VAE.
 
     The range is about [-1, 1], not clamped: `frames_to_uint8` does that. The first chunk is one frame, the others
     four. Whole (tile None): each chunk is computed when it is asked for. Tiled: tile after tile is decoded over all
     its frames, so that only one tile's memory of past frames exists; the frames gather in one canvas and are handed
-    out at the end.
+    out at the end. `columns`: of latent pixels, of which the frames are made, with the numbers that they have in the
+    whole picture; None: all.
     """
     mean, std = _latent_statistics(vae, latents)
     z = (latents.float() * std + mean).to(vae.dtype)
-    streams = [_decode_one(vae, sample.transpose(0, 1), tile, conv) for sample in z]
+    streams = [_decode_one(vae, sample.transpose(0, 1), tile, conv, columns or range(z.shape[-1])) for sample in z]
     for parts in zip(*streams, strict=True):
         yield torch.stack(parts).transpose(1, 2)
 
@@ -109,23 +120,30 @@ def _latent_statistics(vae: Vae, like: Tensor) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-def _decode_one(vae: Vae, z: Tensor, side: int | None, conv: ConvMethod) -> Iterable[Tensor]:
-    """Latents [T, 16, h, w], not normalised -> T chunks [1 or 4, 3, 8h, 8w].
+def _decode_one(vae: Vae, z: Tensor, side: int | None, conv: ConvMethod, columns: range) -> Iterable[Tensor]:
+    """Latents [T, 16, h, w], not normalised -> T chunks [1 or 4, 3, 8h, 8 * columns].
 
     Tiled: from one canvas. Beside it nothing of the work is left when they are handed out.
     """
     stream, features = _Stream(vae, conv), _Stream(vae, conv).decoder_features(vae, z)
-    if side is None:
-        return (stream.up(vae.decoder, feature) for feature in features)
     height, width = z.shape[2:]
+    tiles = _tiles(height, width, side, columns)
+    if side is None:
+        if len(columns) == width:
+            return (stream.up(vae.decoder, feature) for feature in features)
+        (strip,) = tiles
+        read = strip.read(DECODER_MARGINS[0])
+        return (stream.up(vae.decoder, feature[:, :, *read], strip) for feature in features)
     whole = torch.cat(list(features))
     chunks = [1] + [TIME_STRIDE] * (len(z) - 1)
-    canvas = z.new_empty(sum(chunks), 3, height * SPACE_STRIDE, width * SPACE_STRIDE)
-    for tile in _tiles(height, width, side):
+    canvas = z.new_empty(sum(chunks), 3, height * SPACE_STRIDE, len(columns) * SPACE_STRIDE)
+    for tile in tiles:
         stream = _Stream(vae, conv)
         tile_features = whole[:, :, *tile.read(DECODER_MARGINS[0])]
         for into, feature in zip(canvas.split(chunks), tile_features.split(1), strict=True):
-            into[:, :, *tile.read(0, SPACE_STRIDE)] = stream.up(vae.decoder, feature, tile)
+            rows, across = tile.read(0, SPACE_STRIDE)
+            left = columns.start * SPACE_STRIDE
+            into[:, :, rows, across.start - left : across.stop - left] = stream.up(vae.decoder, feature, tile)
     parts: tuple[Tensor, ...] = canvas.split(chunks)
     return parts
 
@@ -162,13 +180,13 @@ class _Tile(NamedTuple):
         return [span.crop(have, want, scale) for span in self]
 
 
-def _tiles(height: int, width: int, side: int | None) -> list[_Tile]:
-    """Tiles of at most `side` latent pixels that cover the picture; one tile when side is None."""
-    rows, columns = (
-        [_Span(start, min(start + step, size), size) for start in range(0, size, step)]
-        for size, step in ((height, side or height), (width, side or width))
+def _tiles(height: int, width: int, side: int | None, columns: range) -> list[_Tile]:
+    """Tiles of at most `side` latent pixels that cover these columns of the picture; one tile when side is None."""
+    rows, across = (
+        [_Span(start, min(start + step, part.stop), size) for start in range(part.start, part.stop, step)]
+        for part, size, step in ((range(height), height, side or height), (columns, width, side or width))
     )
-    return [_Tile(*pair) for pair in product(rows, columns)]
+    return [_Tile(*pair) for pair in product(rows, across)]
 
 
 class _Stream:

@@ -16,6 +16,7 @@ Numerics follow TurboDiffusion: time path, modulation and head in float32; resid
 Without gradients the residual stream is updated in place.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -28,6 +29,7 @@ from turbodiff_kernels.sage import normed_sage_attention_
 from turbodiff_kernels.sla import normed_sla_attention_
 
 from turbodiff.models.attention import DENSE, AttentionPlan, attention, rope_tables
+from turbodiff.models.image_encoder import PictureEmbedding
 from turbodiff.models.linear import (
     BlockLinear,
     linear_float32,
@@ -37,6 +39,7 @@ from turbodiff.models.linear import (
     quantize_input,
     residual_add_,
 )  # fmt: skip
+from turbodiff.models.parallel import SequenceParallel
 from turbodiff.models.patches import PATCH, patchify, unpatchify
 from turbodiff.spec import shapes
 from turbodiff.spec.attention import SPARSE_ATTENTION
@@ -99,6 +102,7 @@ class BlockInputs:
     rope: tuple[Tensor, Tensor]  # cosines and sines, float32 [N, head_dim / 2]
     grid: tuple[int, int, int]  # tokens along time, height, width
     attention: AttentionPlan
+    parallel: SequenceParallel | None = None  # where the tokens are one share of N, and other processes hold the rest
 
 
 class WanDiT(nn.Module):
@@ -172,8 +176,9 @@ class WanDiT(nn.Module):
         context_bias: Tensor | None = None,
         rope: tuple[Tensor, Tensor] | None = None,
         time: tuple[Tensor, Tensor] | None = None,
+        parallel: SequenceParallel | None = None,
     ) -> tuple[Tensor, BlockInputs]:
-        """Embedded tokens [B, N, dim] and what the blocks share.
+        """Embedded tokens [B, N, dim], with `parallel` this process' share of them, and what the blocks share.
 
         Several passes may share `rope` of `rope_tables`, `time` of `embed_time` and `picture` of `embed_picture`.
 
@@ -192,16 +197,21 @@ class WanDiT(nn.Module):
         x = latents if condition is None else torch.cat((latents, condition.to(latents.dtype)), dim=1)
         x = x.to(self.dtype)
         grid = (x.shape[2] // PATCH[0], x.shape[3] // PATCH[1], x.shape[4] // PATCH[2])
-        tokens = self.patch_embedding(patchify(x)).to(self.dtype)
-        rope = rope or rope_tables(*grid, self.config.head_dim, device=x.device)
+        patches, rope = patchify(x), rope or rope_tables(*grid, self.config.head_dim, device=x.device)
+        if parallel is not None:
+            patches, rope = parallel.share(patches, dim=1), (parallel.share(rope[0]), parallel.share(rope[1]))
+        tokens = self.patch_embedding(patches).to(self.dtype)
         text = context if isinstance(context, CrossAttentionCache) else CrossAttentionCache(context)
         time = time or self.embed_time(timesteps)
-        return tokens, BlockInputs(*time, text, picture, context_bias, rope, grid, attention)
+        return tokens, BlockInputs(*time, text, picture, context_bias, rope, grid, attention, parallel)
 
     def finish(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """Tokens after the last block [B, N, dim] -> velocity, float32 [B, 16, T, H, W]."""
         parts = [self.head(part, inputs.time) for part in x.split(shapes.HEAD_TOKENS, dim=1)]
-        return unpatchify(torch.cat(parts, dim=1), inputs.grid)
+        patches = torch.cat(parts, dim=1)
+        if inputs.parallel is not None:
+            patches = inputs.parallel.gather(patches, math.prod(inputs.grid))
+        return unpatchify(patches, inputs.grid)
 
     def embed_time(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps [B, 1] -> float32 [B, d] and [B, 6, d]. A bf16 model sees bf16 timesteps, as it was trained."""
@@ -216,36 +226,6 @@ class WanDiT(nn.Module):
         time = linear_float32(second, F.silu(linear_float32(first, waves)))
         modulation = linear_float32(project, F.silu(time))
         return time, modulation.unflatten(1, (6, -1))
-
-
-class PictureEmbedding(nn.Module):
-    """Features of a picture [B, Lp, image_dim] -> [B, Lp, d], for cross-attention (Wan2.1 image to video).
-
-    Norm, linear, GELU, linear, norm, as the keys `img_emb.proj.0` to `.4` of its checkpoints say; the norms in float32
-    and with torch's eps of 1e-5, the GELU exact (diffusers' WanImageEmbedding, the oracle of the tests).
-    """
-
-    def __init__(self, image_dim: int, d: int) -> None:
-        super().__init__()
-        self.proj = nn.Sequential(
-            nn.LayerNorm(image_dim),
-            nn.Linear(image_dim, image_dim),
-            nn.GELU(),
-            nn.Linear(image_dim, d),
-            nn.LayerNorm(d),
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """In the dtype of the linears."""
-        dtype = cast(nn.Linear, self.proj[1]).weight.dtype
-        x = features
-        for layer in self.proj:
-            if isinstance(layer, nn.LayerNorm):
-                w, b = layer.weight.float(), layer.bias.float()
-                x = F.layer_norm(x.float(), layer.normalized_shape, w, b, layer.eps).to(dtype)
-            else:
-                x = layer(x)
-        return x
 
 
 class Block(nn.Module):
@@ -339,8 +319,11 @@ class SelfAttention(Projections):
         """RMS norm and rotation of q and k, then attention: q, k, v, out [B, N, d]. q and k may be overwritten."""
         (cos, sin), plan = inputs.rope, inputs.attention
         norms = self.norm_q.weight, self.norm_k.weight, cos, sin, self.eps
-        if plan.kind == "dense":
+        if plan.kind == "dense" or inputs.parallel is not None:
             q, k = (rms_norm_rope_(t, weight, *norms[2:]) for t, weight in ((q, norms[0]), (k, norms[1])))
+            if inputs.parallel is not None:
+                proj_l = self.proj_l if plan.kind in SPARSE_ATTENTION else None
+                return inputs.parallel.attend(q, k, v, plan, proj_l, self.num_heads, math.prod(inputs.grid))
             return attention(*(t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))).flatten(2)
         if plan.kind == "sage":
             return normed_sage_attention_(q, k, v, *norms)

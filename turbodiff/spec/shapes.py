@@ -88,6 +88,17 @@ def ffn_chunk_tokens(tokens: int, chunks: int) -> int:
     return -(-tokens // (chunks * INT8_TILE)) * INT8_TILE
 
 
+def token_shares(tokens: int, ranks: int) -> list[int]:
+    """Tokens of each process that shares a clip: whole INT8 tiles, the last one excepted, as alike as they can be.
+
+    None is without a tile: kernels know no empty tensors.
+    """
+    tiles = -(-tokens // INT8_TILE)
+    assert 1 <= ranks <= tiles, f"{tokens} tokens are {tiles} tiles: too few for {ranks} processes"
+    ends = [min(tokens, tiles * (rank + 1) // ranks * INT8_TILE) for rank in range(ranks)]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
 def is_frame_count(num_frames: int) -> bool:
     """Whether a video of this many frames has latents: 1, 5, 9, ... (4n+1)."""
     return num_frames >= 1 and (num_frames - 1) % TIME_STRIDE == 0

@@ -3,6 +3,7 @@
 `sagesla` is the same with the query-key product of the sparse branch in INT8.
 """
 
+import torch
 from torch import Tensor
 
 from turbodiff_kernels.backend import operator
@@ -22,3 +23,11 @@ def normed_sla_attention_(
     made in the pass that norms and rotates. Without gradients the result takes the place of q, and k is overwritten.
     """
     return q
+
+
+@operator(reference.sla_attention, lambda *args, int8=False: "sagesla" if int8 else "sla")
+def sla_attention(
+    q: Tensor, k: Tensor, v: Tensor, weight: Tensor, bias: Tensor, topk: float, *, int8: bool = False
+) -> Tensor:
+    """The same of q and k that are normed and rotated already: q, k, v, out [B, L, H, D]."""
+    return torch.empty_like(q)

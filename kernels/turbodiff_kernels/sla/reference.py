@@ -27,7 +27,8 @@ def sla_attention(
     """Sum of both branches: `sparse + proj_l(linear)`; `blocks`: queries and keys per block."""
     kept = choose_blocks(_block_means(q, blocks[0]), _block_means(k - k.mean(dim=1, keepdim=True), blocks[1]), topk)
     sparse = _sparse(*round_qk(q, k, *blocks), v.float(), kept, *blocks) if int8 else _sparse(q, k, v, kept, *blocks)
-    return sparse.to(q.dtype) + F.linear(_linear(q, k, v), weight.to(q.dtype), bias.to(q.dtype))
+    linear = _linear(q, k, v).contiguous()  # else torch adds the bias apart for some numbers of heads: other roundings
+    return sparse.to(q.dtype) + F.linear(linear, weight.to(q.dtype), bias.to(q.dtype))
 
 
 def normed_sla_attention_(

@@ -1,0 +1,165 @@
+"""One clip over several processes: every rank holds a share of the video tokens, and for self-attention of the heads.
+
+DeepSpeed-Ulysses (arXiv 2309.14509). Each rank norms and rotates the queries and keys of its tokens, an all-to-all
+turns a share of the tokens with all heads into all tokens with a share of the heads, each head attends on one rank as
+it would alone, and a second all-to-all turns it back. All else of a block works token by token: nothing is sent.
+
+A share is whole tiles of 128 tokens, the last one excepted, so that the INT8 tiles of linears and the blocks of
+attention are those of one process. Shares need not be alike, and nothing is padded. In float32 on a CPU the velocity
+is bit for bit that of one process, for every kind of attention, unless a share or a chunk of it is a single token: that
+is another product. In 16 bits a product of fewer rows may round otherwise; so may the block means of SLA on a GPU,
+which one process takes from sums before they are rounded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from turbodiff_kernels.sage import sage_attention
+from turbodiff_kernels.sla import sla_attention
+
+from turbodiff.models.attention import AttentionPlan, attention
+from turbodiff.spec.shapes import token_shares
+
+SCALE_BYTES = 4  # one float32 per token and head travels behind its INT8 values
+
+
+@dataclass(frozen=True)
+class SequenceParallel:
+    """This process' place among those that share a clip. All of them make the same calls in the same order.
+
+    Args:
+        group: of the processes, None for all of this program's.
+        int8: what attention takes and gives travels in INT8 with a scale per token and head: half the bytes of 16 bits.
+        head_groups: parts of a rank's heads that travel by themselves, so that one attends while the next comes.
+    """
+
+    rank: int
+    ranks: int
+    group: dist.ProcessGroup | None = None
+    int8: bool = False
+    head_groups: int = 1
+
+    def share(self, x: Tensor, dim: int = 0) -> Tensor:
+        """This rank's tokens of all tokens along `dim`: a view."""
+        counts = token_shares(x.shape[dim], self.ranks)
+        return x.narrow(dim, sum(counts[: self.rank]), counts[self.rank])
+
+    def gather(self, x: Tensor, tokens: int) -> Tensor:
+        """All tokens [B, N, C] on every rank, of each rank's share [B, n, C]."""
+        return self._receive(self._send([x] * self.ranks, token_shares(tokens, self.ranks)), len(x))
+
+    def columns(self, width: int, rank: int | None = None) -> range:
+        """This rank's strip of a picture's columns, or that of another."""
+        rank = self.rank if rank is None else rank
+        return range(width * rank // self.ranks, width * (rank + 1) // self.ranks)
+
+    def gather_columns(self, x: Tensor, width: int) -> Tensor:
+        """The picture [..., width] on every rank, of each rank's strip of columns [..., w]."""
+        counts, rows = [len(self.columns(width, rank)) for rank in range(self.ranks)], x.flatten(0, -2)
+        return self._receive(self._send([rows] * self.ranks, counts), len(rows)).view(*x.shape[:-1], width)
+
+    def collect_frames(self, x: Tensor, width: int) -> Tensor | None:
+        """Frames on the first rank, of each rank's strip of a picture that is `width` latent pixels wide; else None."""
+        scale = x.shape[-1] // len(self.columns(width))
+        counts = [0 if self.rank else scale * len(self.columns(width, rank)) for rank in range(self.ranks)]
+        rows = x.flatten(0, -2)
+        exchange = self._send([rows, *[rows[:, :0]] * (self.ranks - 1)], counts)
+        whole = self._receive(exchange, len(rows))
+        return None if self.rank else whole.view(*x.shape[:-1], scale * width)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, proj_l: nn.Linear | None, heads: int, tokens: int
+    ) -> Tensor:
+        """Attention of this rank's tokens to all: q, k, normed and rotated, v and out [B, n, heads * D] of N tokens.
+
+        `proj_l`: projection of the linear branch, for the sparse kinds.
+        """
+        assert heads % self.ranks == 0, f"{heads} heads do not divide by {self.ranks}"
+        counts = token_shares(tokens, self.ranks)
+        mine, own = [counts[self.rank]] * self.ranks, heads // self.ranks
+        parts = torch.arange(own).tensor_split(min(self.head_groups, own))
+        sent = []
+        for part in parts:
+            local = slice(int(part[0]), int(part[-1]) + 1)
+            by_rank = [t.unflatten(-1, (self.ranks, own, -1))[:, :, :, local].unbind(2) for t in (q, k, v)]
+            sent.append([self._send(self._packed(t), counts) for t in by_rank])
+        back = []
+        for exchanges in sent:
+            q_heads, k_heads, v_heads = (self._unpacked(self._receive(one, len(q)), q.dtype) for one in exchanges)
+            y = _attend(q_heads, k_heads, v_heads, plan, proj_l)
+            back.append(self._send(self._packed(y.split(counts, dim=1)), mine))
+        out = torch.empty_like(q)
+        into = out.unflatten(-1, (self.ranks, own, -1))
+        for part, exchange in zip(parts, back, strict=True):
+            local = slice(int(part[0]), int(part[-1]) + 1)
+            for rank, y in enumerate(self._wait(exchange, len(q))):
+                into[:, :, rank, local] = self._unpacked(y, q.dtype)
+        return out
+
+    def _packed(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Heads [B, n, h, D] for each rank as they travel."""
+        return [_to_int8(part) for part in parts] if self.int8 else list(parts)
+
+    def _unpacked(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return _from_int8(x, dtype) if self.int8 else x
+
+    def _send(self, parts: Sequence[Tensor], counts: Sequence[int]) -> "_Exchange":
+        """Start sending to each rank its part [B, n, ...], of which each sends back so many tokens."""
+        batch, _, *rest = parts[0].shape
+        per_token = batch * torch.Size(rest).numel()
+        outgoing = torch.cat([part.flatten() for part in parts])
+        incoming = outgoing.new_empty(per_token * sum(counts))
+        sizes = [per_token * n for n in counts], [part.numel() for part in parts]
+        work = dist.all_to_all_single(incoming, outgoing, *sizes, group=self.group, async_op=True)
+        return _Exchange(work, incoming, outgoing, tuple(counts), tuple(rest))
+
+    def _wait(self, exchange: "_Exchange", batch: int) -> list[Tensor]:
+        """What came from each rank, [B, n, ...]."""
+        exchange.work.wait()
+        shapes = [(batch, n, *exchange.rest) for n in exchange.counts]
+        pieces = exchange.incoming.split([torch.Size(shape).numel() for shape in shapes])
+        return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+    def _receive(self, exchange: "_Exchange", batch: int) -> Tensor:
+        """All that came, [B, N, ...]; of one sample it lies so already."""
+        parts = self._wait(exchange, batch)
+        if batch == 1:
+            return exchange.incoming.view(1, sum(exchange.counts), *exchange.rest)
+        return torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    """An all-to-all on its way; `outgoing` must stay until it is done."""
+
+    work: dist.Work
+    incoming: Tensor
+    outgoing: Tensor
+    counts: tuple[int, ...]
+    rest: tuple[int, ...]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, proj_l: nn.Linear | None) -> Tensor:
+    """Attention of normed and rotated q, k, v [B, N, h, D] with some of the heads."""
+    if plan.kind == "dense":
+        return attention(q, k, v)
+    if plan.kind == "sage":
+        return sage_attention(q, k, v)
+    assert proj_l is not None
+    return sla_attention(q, k, v, proj_l.weight, proj_l.bias, plan.topk, int8=plan.kind == "sagesla")
+
+
+def _to_int8(x: Tensor) -> Tensor:
+    """Heads [B, n, h, D] -> int8 [B, n, h, D + 4]: values and the bytes of their float32 scale."""
+    scale = x.float().abs().amax(dim=-1, keepdim=True).div_(127).clamp_min_(1e-12)
+    values = x.float().div_(scale).round_().to(torch.int8)
+    return torch.cat((values, scale.view(torch.int8)), dim=-1)
+
+
+def _from_int8(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `_to_int8` was given, rounded."""
+    values, scale = x[..., :-SCALE_BYTES], x[..., -SCALE_BYTES:].contiguous().view(torch.float32)
+    return (values * scale).to(dtype)

@@ -62,13 +62,14 @@ class SequenceParallel:
         return self._receive(self._send([rows] * self.ranks, counts), len(rows)).view(*x.shape[:-1], width)
 
     def collect_frames(self, x: Tensor, width: int) -> Tensor | None:
-        """Frames on the first rank, of each rank's strip of a picture that is `width` latent pixels wide; else None."""
-        scale = x.shape[-1] // len(self.columns(width))
+        """Frames [B, t, H, W, 3] on the first rank, of each rank's strip of a picture `width` latent pixels wide; None
+        on the others."""
+        scale = x.shape[-2] // len(self.columns(width))
         counts = [0 if self.rank else scale * len(self.columns(width, rank)) for rank in range(self.ranks)]
-        rows = x.flatten(0, -2)
+        rows = x.flatten(0, -3)
         exchange = self._send([rows, *[rows[:, :0]] * (self.ranks - 1)], counts)
         whole = self._receive(exchange, len(rows))
-        return None if self.rank else whole.view(*x.shape[:-1], scale * width)
+        return None if self.rank else whole.view(*x.shape[:-2], scale * width, x.shape[-1])
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, proj_l: nn.Linear | None, heads: int, tokens: int

@@ -12,7 +12,9 @@ from typing import Protocol, TypeVar, cast
 from turbodiff.models.attention import ResolvedAttention, resolve_attention
 from turbodiff.plan.calibration import PROVENANCE, provenance
 from turbodiff.plan.hardware import Machine
+from turbodiff.plan.shared_clip import possible_ranks
 from turbodiff.runtime.model_cache import ModelCache
+from turbodiff.runtime.ranks import Ranks, RanksLostError
 from turbodiff.runtime.replan import budget_now, replan, with_levers
 from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.clips import Measured, MeasuredOn
@@ -71,6 +73,8 @@ class Attempt:
     seconds: dict[str, float] = field(default_factory=dict)
     peaks_bytes: dict[str, int] = field(default_factory=dict)
     reserved_bytes: dict[str, int] = field(default_factory=dict)
+    cards: tuple[str, ...] = ()  # CUDA_VISIBLE_DEVICES of each process that may share the clip, see runtime/ranks.py
+    ranks: Ranks | None = None  # the group of those that do
     outside_bytes: int | None = None  # of the allocator, see replan.outside_bytes
 
     @property
@@ -143,6 +147,39 @@ class Attempt:
                     raise
             self.models.leave_device()  # only now: the traceback holds tensors
             self.send(repeated_notice(self.plan, name, ran_out))
+
+    def share(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns, which shares it with `ranks` where there are cards for it; where one of these processes
+        is lost, `work` begins again with those that are left. Any other error ends the group, and is raised."""
+        while True:
+            try:
+                self._open_ranks()
+                return work()
+            except RanksLostError as lost:
+                self.close_ranks()
+                self.send(ranks_notice(lost, 1 + len(self.cards)))
+            except BaseException:
+                self.close_ranks()
+                raise
+
+    def _open_ranks(self) -> None:
+        """Start the processes that may share this clip, unless they are there."""
+        shape = self.request.shape.latent
+        sizes = possible_ranks(self.request.spec.dit.num_heads, shape.tokens, 1 + len(self.cards))
+        if self.ranks is not None or not sizes:
+            return
+        cards = self.cards[: sizes[0] - 1]
+        self.ranks = Ranks(self.models.device, cards)
+        self.ranks.open()
+
+    def close_ranks(self) -> None:
+        """End the processes that share the clip; the card of one that was lost is not used again."""
+        if self.ranks is not None:
+            self.ranks.close()
+            if self.ranks.lost_rank is not None:
+                index = self.ranks.lost_rank - 1
+                self.cards = self.cards[:index] + self.cards[index + 1 :]
+            self.ranks = None
 
     def _pull_next_lever(self, name: PhaseName) -> bool:
         """Change the plan to the next smaller way through a phase that changes no pixel; False where there is none."""
@@ -225,6 +262,12 @@ def repeated_notice(plan: Plan, phase: PhaseName, ran_out: str) -> NoticeEvent:
     text = f"{phase} ran out of memory and begins again in smaller pieces: {ran_out}"
     facts = {"phase": phase, "peak_bytes": peak_of(plan, phase), "budget_bytes": plan.budget_bytes}
     return NoticeEvent(key="phase_repeated", text=text, numbers=facts)
+
+
+def ranks_notice(lost: RanksLostError, left: int) -> NoticeEvent:
+    """The notice that a process which shared the clip is gone, and how many begin again."""
+    text = f"a process that shared the clip is gone ({lost.got}): the clip goes on with {left}"
+    return NoticeEvent(key="ranks_lost", text=text, numbers={"why": lost.got, "left": left})
 
 
 def left_notice(left_bytes: int, phase: PhaseName) -> NoticeEvent:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from turbodiff.models.attention import DENSE, AttentionPlan, rope_tables
+from turbodiff.models.parallel import SequenceParallel
 from turbodiff.models.patches import PATCH
 from turbodiff.models.wan_dit import BlockInputs, CrossAttentionCache
 from turbodiff.runtime import offload, preview
@@ -48,10 +49,15 @@ def denoise(
     attention = AttentionPlan(attempt.attention().kind, request.topk)
     noise = Noise(request.seed or 0, (1, *request.shape.latent), request.noise_device)
     network: Network | None = None
+    ranks = attempt.ranks
 
     def velocity(latents: Tensor, t: float) -> Tensor:
         assert network is not None
-        return network(latents.float(), offload.to_device(network_timesteps(t, 1), device))
+        evaluate = partial(network, latents.float(), offload.to_device(network_timesteps(t, 1), device))
+        if ranks is None:
+            return evaluate()
+        ranks.tell("evaluate", evaluate.args)
+        return ranks.run(evaluate)
 
     def draw() -> Tensor:
         return offload.to_device(noise(), device)
@@ -65,8 +71,16 @@ def denoise(
             levers = attempt.plan.levers
             guidance = request.guidance_of(expert)
             against = negative if guidance > 1 else None
-            elastic = Elastic(attempt, expert.phase, placed) if models.device.is_cuda else None
-            network = Network(placed, device, text, condition, against, guidance, attention, levers, features, elastic)
+            elastic = Elastic(attempt, expert.phase, placed) if models.device.is_cuda and ranks is None else None
+            if ranks is not None:  # a block that is computed again would exchange again: no elastic blocks
+                negatives = (None, None) if against is None else (against.rows, against.bias)
+                tensors = (text.rows, text.bias, *negatives, condition, features)
+                how = {"expert": expert, "attention": attention.kind, "guidance": guidance}
+                ranks.tell("denoise", tensors, plan=attempt.plan.model_dump(mode="json"), **how)
+            network = Network(
+                placed, device, text, condition, against, guidance, attention, levers, features, elastic,
+                parallel=None if ranks is None else ranks.parallel,
+            )  # fmt: skip
             for _ in turns:
                 step = next(steps)
                 done, now_s = step.index + 1, time.monotonic()
@@ -83,6 +97,8 @@ def denoise(
                 attempt.check_cancelled()
                 if decode_now := attempt.id in attempt.commands.decode_now:
                     break
+            if ranks is not None:
+                ranks.tell("done")
             network = None  # its text cache must leave the device before the next expert comes
         if decode_now:
             break
@@ -99,14 +115,16 @@ class Network:
         levers: chunks of the feed-forward, and whether blocks keep the keys and values of the text.
         features: of the picture, [1, tokens, image_dim], where the network attends to it.
         elastic: repeats what ran out of memory, with fewer blocks on the device.
+        parallel: this process' place among those that share the clip; all of them make the same calls.
     """
 
     def __init__(
         self, placed: PlacedDit, device: torch.device, text: TextRows, condition: Tensor | None = None,
         negative: TextRows | None = None, guidance: float = 1.0, attention: AttentionPlan = DENSE,
         levers: Levers = LEVERS, features: Tensor | None = None, elastic: Elastic | None = None,
+        parallel: SequenceParallel | None = None,
     ) -> None:  # fmt: skip
-        self._elastic = elastic
+        self._elastic, self._parallel = elastic, parallel
         self._dit, self._blocks = placed.dit, placed.blocks
         self._device, self._guidance, self._attention, self._ffn_chunks = device, guidance, attention, levers.ffn_chunks
         keep = levers.text_keys == "kept"
@@ -137,7 +155,7 @@ class Network:
         for context, bias in self._texts:
             prepare = partial(
                 dit.prepare, latents, timesteps, context, self._condition, self._picture, attention=self._attention,
-                context_bias=bias, rope=self._rope, time=time_embedding,
+                context_bias=bias, rope=self._rope, time=time_embedding, parallel=self._parallel,
             )  # fmt: skip
             x, inputs = self._run(prepare)
             for index in range(len(self._blocks)):

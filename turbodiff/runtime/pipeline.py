@@ -71,7 +71,7 @@ def make_latents(attempt: Attempt) -> Tensor:
         features = attempt.run_phase("image_embed", lambda: embed_image(attempt))
     if attempt.request.kind == "i2v":
         condition = attempt.run_phase("image_encode", lambda: encode_image(attempt))
-    return denoise(attempt, text, condition, negative, features)
+    return attempt.share(lambda: denoise(attempt, text, condition, negative, features))
 
 
 @torch.inference_mode()
@@ -133,8 +133,15 @@ def decode(attempt: Attempt, latents: Tensor) -> Iterator[Bytes]:
     """Latents [1, 16, T, H, W] -> chunks of frames uint8 [t, H, W, 3], in order."""
     with attempt.models.on_device("vae", attempt.plan) as vae:
         latents = offload.to_device(latents, attempt.models.device.torch_device)
-        for chunk in vae_driver.decode_stream(vae, latents, tile=attempt.plan.levers.tile):
-            yield vae_driver.frames_to_uint8(chunk)[0].cpu().numpy()
+        ranks, width, columns = attempt.ranks, latents.shape[-1], None
+        if ranks is not None:
+            ranks.tell("decode", [latents], plan=attempt.plan.model_dump(mode="json"))
+            columns = ranks.parallel.columns(width)
+        for chunk in vae_driver.decode_stream(vae, latents, tile=attempt.plan.levers.tile, columns=columns):
+            frames = vae_driver.frames_to_uint8(chunk)
+            if ranks is not None:
+                frames = ranks.collect_frames(frames, width)
+            yield frames[0].cpu().numpy()
 
 
 def decode_to(partial: Path, attempt: Attempt, latents: Tensor) -> Written:
@@ -159,7 +166,7 @@ def write_clip(attempt: Attempt, latents: Tensor) -> tuple[Path, Sidecar]:
     request, outputs, output = attempt.request, attempt.outputs, attempt.output
     partial = clips.partial_path(outputs, attempt.id, attempt.number, output)
     final = output or clips.clip_path(outputs, request.kind, request.seed or 0, request.model, attempt.created)
-    written = attempt.run_phase("vae_decode", lambda: decode_to(partial, attempt, latents))
+    written = attempt.run_phase("vae_decode", lambda: attempt.share(lambda: decode_to(partial, attempt, latents)))
     try:
         with attempt.phase("write"):
             start = None  # the picture that the first frame should look like

@@ -153,6 +153,7 @@ def run(fields: dict[str, object], models: "ModelCache", events: EventWriter, co
             output=command.output,
             machine=machine,
             calibration=command.calibration,
+            cards=command.cards,
         )
         events.send(ResultEvent(**generate(attempt).model_dump()))
     except WaitForMemory as waits:

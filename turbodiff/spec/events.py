@@ -218,6 +218,7 @@ class RunCommand(BaseModel):
         plan: as it was shown; None: the worker plans. After an out-of-memory (`cap_bytes`) it is not used.
         cap_bytes: what the new plan stays below.
         output: a file name of the person's own; None: the library names the clip.
+        cards: what else may work at this clip: CUDA_VISIBLE_DEVICES for a process each, "" for the CPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -231,6 +232,7 @@ class RunCommand(BaseModel):
     state: Path
     output: Path | None = None
     calibration: Calibration | None = None
+    cards: tuple[str, ...] = ()
 
     @property
     def given_plan(self) -> Plan | None:

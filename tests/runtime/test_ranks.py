@@ -1,0 +1,109 @@
+"""A clip that several processes share is the clip of one, and losing one of them costs time and nothing else."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+
+import psutil
+import pytest
+import torch
+
+from tests.test_tiny import EventList, NoCommands, attempt
+from turbodiff.media.ffmpeg import ffmpeg_path
+from turbodiff.runtime import ranks as ranks_module
+from turbodiff.runtime.device import Device
+from turbodiff.runtime.model_cache import ModelCache
+from turbodiff.runtime.pipeline import generate
+
+
+@pytest.fixture(scope="module")
+def models():
+    torch.set_flush_denormal(True)  # as in workers
+    yield ModelCache(Device.pick("cpu"))
+    torch.set_flush_denormal(False)
+
+
+def clip(folder, models, cards, events=None):
+    """The video stream of a demo clip, without the tags, which name the job and its time."""
+    made = attempt(folder, models, events, NoCommands, num_frames=17)
+    made.cards = cards
+    result = generate(made)
+    assert made.ranks is None or made.ranks.close() is None
+    path = folder / "outputs" / result.path
+    bare = ["-map_metadata", "-1", "-fflags", "+bitexact", "-c", "copy", "-f", "mp4"]
+    whole = subprocess.run([ffmpeg_path(), "-v", "error", "-i", path, *bare, folder / "bare.mp4"], check=True)
+    assert whole.returncode == 0
+    return (folder / "bare.mp4").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, models):
+    return clip(tmp_path_factory.mktemp("alone"), models, ())
+
+
+def followers():
+    return [child for child in psutil.Process().children() if "turbodiff.runtime.follower" in child.cmdline()]
+
+
+def test_the_demo_clip_of_two_processes_is_that_of_one_bit_for_bit(tmp_path, models, alone):
+    events = EventList()
+    assert clip(tmp_path, models, ("",), events) == alone
+    assert not [event for event in events.of("notice") if event.key == "ranks_lost"]
+    assert not followers()
+
+
+class Disturbing(EventList):
+    """Sends a signal to the followers when the n-th event of a kind comes."""
+
+    def __init__(self, number, kind="step", index=1):
+        super().__init__()
+        self.number, self.kind, self.index = number, kind, index
+
+    def __call__(self, event):
+        super().__call__(event)
+        if len(self.of(self.kind)) == self.index and event.type == self.kind:
+            for child in followers():
+                os.kill(child.pid, self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_follower_that_dies_or_hangs_costs_time_and_not_the_clip(tmp_path, models, alone, number, monkeypatch):
+    monkeypatch.setattr(ranks_module, "SILENT_S", 5.0)
+    events = Disturbing(number)
+    assert clip(tmp_path, models, ("",), events) == alone
+    (lost,) = [event for event in events.of("notice") if event.key == "ranks_lost"]
+    assert lost.numbers["left"] == 1
+    assert not followers() and not list((tmp_path / "outputs" / ".partial").iterdir())
+
+
+def test_a_follower_that_is_another_program_is_not_used(tmp_path, models, alone, monkeypatch):
+    monkeypatch.setattr(ranks_module, "made_of", lambda device: {"torch": "0.0"})
+    events = EventList()
+    assert clip(tmp_path, models, ("",), events) == alone
+    (lost,) = [event for event in events.of("notice") if event.key == "ranks_lost"]
+    assert "another program" in lost.text and not followers()
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+def test_signals_at_fifty_random_moments_never_lose_a_clip(tmp_path, models, alone, monkeypatch):
+    monkeypatch.setattr(ranks_module, "SILENT_S", 4.0)
+    draw = torch.Generator().manual_seed(0)
+    for turn in range(50):
+        number = (signal.SIGKILL, signal.SIGSTOP)[turn % 2]
+        wait_s = float(torch.rand(1, generator=draw)) * 9
+
+        def disturb(number=number, wait_s=wait_s):
+            time.sleep(wait_s)
+            for child in followers():
+                child.send_signal(number)
+
+        thread = threading.Thread(target=disturb)
+        thread.start()
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        assert clip(folder, models, ("",)) == alone, (turn, number, wait_s)
+        thread.join()
+        assert not followers() and not list((folder / "outputs" / ".partial").iterdir())

@@ -11,18 +11,17 @@ is another product. In 16 bits a product of fewer rows may round otherwise; so m
 which one process takes from sums before they are rounded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from turbodiff_kernels.sage import sage_attention
-from turbodiff_kernels.sla import sla_attention
+from torch import Tensor
 
-from turbodiff.models.attention import AttentionPlan, attention
 from turbodiff.spec.shapes import token_shares
 
+Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 SCALE_BYTES = 4  # one float32 per token and head travels behind its INT8 values
 
 
@@ -71,12 +70,11 @@ class SequenceParallel:
         whole = self._receive(exchange, len(rows))
         return None if self.rank else whole.view(*x.shape[:-2], scale * width, x.shape[-1])
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, proj_l: nn.Linear | None, heads: int, tokens: int
-    ) -> Tensor:
-        """Attention of this rank's tokens to all: q, k, normed and rotated, v and out [B, n, heads * D] of N tokens.
+    def attend(self, attention: Attend, q: Tensor, k: Tensor, v: Tensor, heads: int, tokens: int) -> Tensor:
+        """`attention` of this rank's tokens to all: q, k, normed and rotated, v and out [B, n, heads * D] of N tokens.
 
-        `proj_l`: projection of the linear branch, for the sparse kinds.
+        Args:
+            attention: of q, k, v, out [B, N, h, D] with some of the heads.
         """
         assert heads % self.ranks == 0, f"{heads} heads do not divide by {self.ranks}"
         counts = token_shares(tokens, self.ranks)
@@ -90,7 +88,7 @@ class SequenceParallel:
         back = []
         for exchanges in sent:
             q_heads, k_heads, v_heads = (self._unpacked(self._receive(one, len(q)), q.dtype) for one in exchanges)
-            y = _attend(q_heads, k_heads, v_heads, plan, proj_l)
+            y = attention(q_heads, k_heads, v_heads)
             back.append(self._send(self._packed(y.split(counts, dim=1)), mine))
         out = torch.empty_like(q)
         into = out.unflatten(-1, (self.ranks, own, -1))
@@ -141,16 +139,6 @@ class _Exchange:
     outgoing: Tensor
     counts: tuple[int, ...]
     rest: tuple[int, ...]
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, proj_l: nn.Linear | None) -> Tensor:
-    """Attention of normed and rotated q, k, v [B, N, h, D] with some of the heads."""
-    if plan.kind == "dense":
-        return attention(q, k, v)
-    if plan.kind == "sage":
-        return sage_attention(q, k, v)
-    assert proj_l is not None
-    return sla_attention(q, k, v, proj_l.weight, proj_l.bias, plan.topk, int8=plan.kind == "sagesla")
 
 
 def _to_int8(x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ Without gradients the residual stream is updated in place.
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import torch
@@ -25,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from turbodiff_kernels import norm
 from turbodiff_kernels.norm import layer_norm, rms_norm_, rms_norm_rope_
-from turbodiff_kernels.sage import normed_sage_attention_
-from turbodiff_kernels.sla import normed_sla_attention_
+from turbodiff_kernels.sage import normed_sage_attention_, sage_attention
+from turbodiff_kernels.sla import normed_sla_attention_, sla_attention
 
 from turbodiff.models.attention import DENSE, AttentionPlan, attention, rope_tables
 from turbodiff.models.image_encoder import PictureEmbedding
@@ -322,13 +323,22 @@ class SelfAttention(Projections):
         if plan.kind == "dense" or inputs.parallel is not None:
             q, k = (rms_norm_rope_(t, weight, *norms[2:]) for t, weight in ((q, norms[0]), (k, norms[1])))
             if inputs.parallel is not None:
-                proj_l = self.proj_l if plan.kind in SPARSE_ATTENTION else None
-                return inputs.parallel.attend(q, k, v, plan, proj_l, self.num_heads, math.prod(inputs.grid))
+                attend = partial(self.attend_normed, plan)
+                return inputs.parallel.attend(attend, q, k, v, self.num_heads, math.prod(inputs.grid))
             return attention(*(t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))).flatten(2)
         if plan.kind == "sage":
             return normed_sage_attention_(q, k, v, *norms)
         proj_l, int8 = self.proj_l, plan.kind == "sagesla"
         return normed_sla_attention_(q, k, v, *norms, proj_l.weight, proj_l.bias, plan.topk, int8=int8)
+
+    def attend_normed(self, plan: AttentionPlan, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of q and k that are normed and rotated, with some of the heads: q, k, v, out [B, N, h, D]."""
+        if plan.kind == "dense":
+            return attention(q, k, v)
+        if plan.kind == "sage":
+            return sage_attention(q, k, v)
+        proj_l = self.proj_l
+        return sla_attention(q, k, v, proj_l.weight, proj_l.bias, plan.topk, int8=plan.kind == "sagesla")
 
 
 class CrossAttention(Projections):

@@ -17,13 +17,16 @@ from turbodiff.runtime import offload, preview
 from turbodiff.runtime.attempt import Attempt
 from turbodiff.runtime.elastic import Elastic
 from turbodiff.runtime.model_cache import PlacedDit
+from turbodiff.runtime.ranks import Ranks
 from turbodiff.runtime.text import TextRows
 from turbodiff.sampling import samplers, unipc
 from turbodiff.sampling.conditioning import Noise
 from turbodiff.sampling.rcm import network_timesteps
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.events import NoticeEvent, StepEvent
-from turbodiff.spec.plan import Levers
+from turbodiff.spec.experts import Expert
+from turbodiff.spec.plan import Levers, Plan
+from turbodiff.spec.request import Request
 
 Result = TypeVar("Result")
 LEVERS = Levers()
@@ -53,11 +56,8 @@ def denoise(
 
     def velocity(latents: Tensor, t: float) -> Tensor:
         assert network is not None
-        evaluate = partial(network, latents.float(), offload.to_device(network_timesteps(t, 1), device))
-        if ranks is None:
-            return evaluate()
-        ranks.tell("evaluate", evaluate.args)
-        return ranks.run(evaluate)
+        at = latents.float(), offload.to_device(network_timesteps(t, 1), device)
+        return network(*at) if ranks is None else ranks.evaluate(network, *at)
 
     def draw() -> Tensor:
         return offload.to_device(noise(), device)
@@ -72,23 +72,15 @@ def denoise(
             guidance = request.guidance_of(expert)
             against = negative if guidance > 1 else None
             elastic = Elastic(attempt, expert.phase, placed) if models.device.is_cuda and ranks is None else None
-            if ranks is not None:  # a block that is computed again would exchange again: no elastic blocks
-                negatives = (None, None) if against is None else (against.rows, against.bias)
-                tensors = (text.rows, text.bias, *negatives, condition, features)
-                how = {"expert": expert, "attention": attention.kind, "guidance": guidance}
-                ranks.tell("denoise", tensors, plan=attempt.plan.model_dump(mode="json"), **how)
-            network = Network(
-                placed, device, text, condition, against, guidance, attention, levers, features, elastic,
-                parallel=None if ranks is None else ranks.parallel,
-            )  # fmt: skip
+            given = text, condition, against, guidance, attention, levers, features
+            if ranks is not None:
+                begin_shared(ranks, attempt.plan, expert, *given)
+            network = Network(placed, device, *given, elastic, None if ranks is None else ranks.parallel)
             for _ in turns:
                 step = next(steps)
                 done, now_s = step.index + 1, time.monotonic()
                 if not bool(torch.isfinite(step.latents).all()):
-                    what = f"the latents are not numbers any more after step {done} of {request.steps}"
-                    advice = "--attention dense; if it stays, turbodiff models verify"
-                    options = {"got": request.attention, "expected": "finite latents", "try_instead": advice}
-                    raise TurbodiffError(what, code="nan_latents", field="attention", **options)
+                    raise not_finite(request, done)
                 took_s, last_s = now_s - last_s, now_s
                 times = {"t": step.t, "dt_s": took_s, "eta_s": took_s * (request.steps - done)}
                 attempt.send(StepEvent(i=done, n=request.steps, expert=expert, **times))
@@ -97,12 +89,30 @@ def denoise(
                 attempt.check_cancelled()
                 if decode_now := attempt.id in attempt.commands.decode_now:
                     break
-            if ranks is not None:
-                ranks.tell("done")
             network = None  # its text cache must leave the device before the next expert comes
         if decode_now:
             break
     return (step.clean if decode_now else step.latents).float().cpu()
+
+
+def not_finite(request: Request, step: int) -> TurbodiffError:
+    """The error for latents that are no longer numbers."""
+    what = f"the latents are not numbers any more after step {step} of {request.steps}"
+    advice = "--attention dense; if it stays, turbodiff models verify"
+    options = {"got": request.attention, "expected": "finite latents", "try_instead": advice}
+    return TurbodiffError(what, code="nan_latents", field="attention", **options)
+
+
+def begin_shared(
+    ranks: Ranks, plan: Plan, expert: Expert, text: TextRows, condition: Tensor | None, against: TextRows | None,
+    guidance: float, attention: AttentionPlan, levers: Levers, features: Tensor | None,
+) -> None:  # fmt: skip
+    """Have the followers make the network that this process makes; see runtime/follower.py."""
+    negatives = (None, None) if against is None else (against.rows, against.bias)
+    tensors = (text.rows, text.bias, *negatives, condition, features)
+    plan = plan.model_copy(update={"levers": levers})
+    how = {"expert": expert, "attention": attention.kind, "guidance": guidance}
+    ranks.tell("denoise", tensors, plan=plan.model_dump(mode="json"), **how)
 
 
 class Network:

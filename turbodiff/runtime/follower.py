@@ -76,15 +76,16 @@ def read(stream: BinaryIO, commands: "queue.SimpleQueue[Command]") -> None:
 @torch.inference_mode()
 def follow(models: ModelCache, parallel: SequenceParallel, commands: "queue.SimpleQueue[Command]") -> None:
     """Do every command in turn."""
+    following: Command | None = None
     while True:
-        command = commands.get()
+        command = following or commands.get()
         tensors = [receive(facts, models.device) for facts in command["tensors"]]
         plan = Plan.model_validate(command["plan"])
         models.open(plan.request)
         if command["do"] == "denoise":
-            denoise(models, parallel, commands, plan, command, tensors)
+            following = denoise(models, parallel, commands, plan, command, tensors)
         else:
-            (latents,) = tensors
+            (latents,), following = tensors, None
             assert latents is not None
             decode(models, parallel, plan, latents)
 
@@ -92,8 +93,9 @@ def follow(models: ModelCache, parallel: SequenceParallel, commands: "queue.Simp
 def denoise(
     models: ModelCache, parallel: SequenceParallel, commands: "queue.SimpleQueue[Command]", plan: Plan,
     command: Command, tensors: list[Tensor | None],
-) -> None:  # fmt: skip
-    """Evaluate one expert as often as the first rank says, each time at the latents and the timestep that it sends."""
+) -> Command:  # fmt: skip
+    """Evaluate one expert as often as the first rank says, each time at the latents and the timestep that it sends;
+    returns the command that is another."""
     rows, bias, against, against_bias, condition, features = tensors
     assert rows is not None
     text = TextRows(rows, rows.shape[1], bias)
@@ -109,6 +111,7 @@ def denoise(
             latents, timesteps = (receive(facts, models.device) for facts in following["tensors"])
             assert latents is not None and timesteps is not None
             network(latents, timesteps)
+    return following
 
 
 def decode(models: ModelCache, parallel: SequenceParallel, plan: Plan, latents: Tensor) -> None:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -34,8 +33,6 @@ LOOK_S = 0.2
 START_S = 180.0  # until a follower has imported torch and joined; minutes from a cold disk
 WAIT_S = 3600.0  # of one exchange: a lost process is noticed by its silence, long before
 GRACE_S = 10.0  # from the death of a follower until the first rank must have noticed: NCCL may wait for it for ever
-
-Result = TypeVar("Result")
 
 
 class RanksLostError(TurbodiffError):
@@ -99,14 +96,15 @@ class Ranks:
                 if tensor is not None:
                     dist.broadcast(tensor.to(self.device.torch_device).contiguous(), 0)
 
-    def run(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns, which exchanges tensors with the followers.
+    def evaluate(self, network: Callable[[Tensor, Tensor], Tensor], latents: Tensor, timesteps: Tensor) -> Tensor:
+        """Velocity of `network`, which all ranks evaluate together.
 
         Raises:
             RanksLostError: one is gone.
         """
+        self.tell("evaluate", (latents, timesteps))
         with self._heard():
-            return work()
+            return network(latents, timesteps)
 
     def collect_frames(self, frames: Tensor, width: int) -> Tensor:
         """Whole frames of this rank's strip of them and the followers', see `SequenceParallel.collect_frames`.

@@ -29,6 +29,7 @@ from turbodiff.spec.wording import shell_language
 from turbodiff.studio import Studio
 from webui import events, page
 from webui.app import check, read_password
+from webui.connections import limited
 from webui.listening import listening_sockets, reachable_at, url_of
 from webui.markup import ROOT_PATH, link
 from webui.panels import jobs
@@ -240,8 +241,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"[INFO] the page is at {url_of(reachable_at(args.listen), args.port)}\n")
         # who the client is and what it asked for is ProxyMiddleware's business, not that of uvicorn's own defaults
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=2, proxy_headers=False, workers=1
-        )
+            app, http=limited(args.proxy), ws="none", log_level="warning", access_log=False, proxy_headers=False,
+            timeout_graceful_shutdown=2, workers=1,
+        )  # fmt: skip
         logging.getLogger("uvicorn.error").addFilter(OnceAMinute())
         server = uvicorn.Server(config)
         server.run(sockets=sockets)

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from supervisor.bench import Bench, scripted
+from supervisor.bench import Bench, request, scripted
 
 from turbodiff.archive import seeds
 from turbodiff.archive.seed_table import HEADER, MAX_TABLE_BYTES, RULE, Row, decode_table, read_table, write_table
 from turbodiff.jobs.store import Store
+from turbodiff.spec.clips import Sidecar
 from turbodiff.spec.errors import FileError, OutputError, RequestError
 
 GUIDE = """\
@@ -66,6 +67,7 @@ def test_every_finished_clip_is_archived_with_its_recipe(bench: Bench) -> None:
     [seed] = seeds.list_seeds(bench.store)
     assert (seed.row.seed, seed.job) == ("42", job.id)
     assert seed.recipe is not None and seed.recipe.request.steps == job.request.steps and seed.recipe.sha256
+    bench.turn_until((bench.outputs / "seeds.md").exists)
     assert (bench.outputs / "seeds.md").read_text("utf-8").startswith(HEADER)
 
 
@@ -288,3 +290,34 @@ def test_fault_41_a_rating_is_kept_when_the_table_cannot_be_written(store: Store
     with pytest.raises(OutputError):
         seeds.rate(store, blocked, 1, rating="★★★★★")
     assert seeds.list_seeds(store)[-1].row.rating == "★★★★★"
+
+
+def test_the_table_is_written_every_few_seconds_however_many_clips_come(store: Store, tmp_path: Path) -> None:
+    clock = [1000.0]
+    store.now = lambda: clock[0]
+    assert not seeds.write_if_due(store, tmp_path), "nothing came"
+    written = 0
+    for number in range(40):
+        seeds.add_clip(store, tmp_path / f"{number}.mp4", Sidecar(request=request(seed=number)))
+        written += seeds.write_if_due(store, tmp_path)
+        clock[0] += 0.5
+    assert 6 <= written <= 8
+    clock[0] += 3
+    assert seeds.write_if_due(store, tmp_path) and not seeds.write_if_due(store, tmp_path)
+    assert len(read_table((tmp_path / "seeds.md").read_text("utf-8"))) == 40
+
+
+def test_others_write_to_the_queue_while_the_table_is_written(store: Store, tmp_path: Path, monkeypatch) -> None:
+    seeds.add_clip(store, tmp_path / "1.mp4", Sidecar(request=request(seed=1)))
+    real, jobs = seeds.write_table, []
+    other = Store(tmp_path)
+    other.rows("PRAGMA busy_timeout = 10")
+
+    def write_table(rows: list[Row]) -> str:
+        jobs.append(other.submit(request()))
+        return real(rows)
+
+    monkeypatch.setattr(seeds, "write_table", write_table)
+    seeds.write_file(store, tmp_path)
+    other.close()
+    assert jobs == [1]

@@ -6,9 +6,12 @@ keeps the clip's whole record. Ratings go three ways at once: the store, the cli
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import secrets
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +29,11 @@ if TYPE_CHECKING:
     from turbodiff.jobs.store import Store
 
 SEEDS_FILE = "seeds.md"
+LOCK_FILE = "seeds.lock"  # in the state folder
+WRITE_EVERY_S, AGAIN_S = 3.0, 60.0  # the second after it could not be read or written
+DUE = (  # the table is behind the archive; each time another value
+    "INSERT INTO fact VALUES ('seeds_due', ?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+)
 MAX_NOTE_CHARS = 500
 ALL_ROWS = "SELECT prompt, seed, model, resolution, rating, note, raw FROM seed ORDER BY id"
 KEPT = ("request", "ran", "versions", "sha256", "created")  # of a clip's sidecar
@@ -53,12 +61,8 @@ def list_seeds(store: "Store", search: str = "", limit: int = 200) -> list[Seed]
     return [_seed(row) for row in found]
 
 
-def archive_clip(store: "Store", outputs: Path, job: int) -> None:
-    """Add the clip of a finished job, and bring seeds.md up to date.
-
-    Raises:
-        FileError: the row is added, but seeds.md cannot be read or written; the next call tries again.
-    """
+def archive_clip(store: "Store", job: int) -> None:
+    """Add the clip of a finished job; `write_if_due` brings seeds.md up to date."""
     done = store.job(job)
     clip = Path(done.result.path if done.result else "")
     try:
@@ -66,7 +70,6 @@ def archive_clip(store: "Store", outputs: Path, job: int) -> None:
     except FileError:
         sidecar = Sidecar(request=done.request)
     add_clip(store, clip, sidecar, job)
-    write_file(store, outputs)
 
 
 def add_clip(store: "Store", clip: Path, sidecar: Sidecar, job: int | None = None) -> None:
@@ -88,6 +91,7 @@ def add_clip(store: "Store", clip: Path, sidecar: Sidecar, job: int | None = Non
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO NOTHING",
             (job, str(clip), *cells, sidecar.model_dump_json(include=set(KEPT)), store.now()),
         )
+        db.execute(DUE, (json.dumps(secrets.token_hex(8)), store.now()))
 
 
 def rate(store: "Store", outputs: Path, seed: int, rating: str | None = None, note: str | None = None) -> Seed:
@@ -145,31 +149,63 @@ def import_file(store: "Store", outputs: Path, path: Path) -> int:
     return len(rows)
 
 
+def write_if_due(store: "Store", outputs: Path) -> bool:
+    """Rewrite seeds.md where clips were added since, at most every few seconds; whether it was.
+
+    Raises:
+        FileError: see `write_file`; the next try is in a minute.
+    """
+    before_s = store.fact("seeds_not_before") or 0.0
+    if not store.fact("seeds_due") or store.now() < before_s <= store.now() + AGAIN_S:
+        return False
+    wait_s = AGAIN_S
+    try:
+        write_file(store, outputs)
+        wait_s = WRITE_EVERY_S
+    finally:
+        store.put("seeds_not_before", store.now() + wait_s)
+    return True
+
+
 def write_file(store: "Store", outputs: Path) -> Path:
     """Rewrite outputs/seeds.md in its own encoding; what a person changed in it is taken over first.
+
+    The queue is not locked meanwhile: thousands of rows take a third of a second. A lock of the file's own sees to it
+    that no older table replaces a newer one.
 
     Raises:
         FileError: the file cannot be read without loss, and stays as it is; the archive itself is safe in the store.
         OutputError: the folder cannot be written.
     """
     path = outputs / SEEDS_FILE
-    with store.write() as db:  # one writer at a time, so that no older table replaces a newer one
+    with _one_writer(store.path.with_name(LOCK_FILE)):
+        due = store.rows("SELECT value FROM fact WHERE name = 'seeds_due'")
         before = _read(path) if path.is_file() else b""
         encoding = Encoding()
-        fact = db.execute("SELECT value FROM fact WHERE name = 'seeds_md'").fetchone()
         if before:
             text, encoding = decode_table(before, path.name)
-            if fact is None or parsed(fact["value"]) != _digest(before):
-                _take_over(db, read_table(text), store.now())
+            if store.fact("seeds_md") != _digest(before):
+                with store.write() as db:
+                    _take_over(db, read_table(text), store.now())
                 _replace(path.with_name(f"{SEEDS_FILE}.bak"), before)
-        after = encoding.encode(write_table([Row(*row) for row in db.execute(ALL_ROWS)]))
+        after = encoding.encode(export_text(store))
         if after != before:
             _replace(path, after)
-        db.execute(
-            "INSERT INTO fact VALUES ('seeds_md', ?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-            (json.dumps(_digest(after)), store.now()),
-        )
+        store.put("seeds_md", _digest(after))
+        if due:  # unless another clip came meanwhile
+            with store.write() as db:
+                db.execute("DELETE FROM fact WHERE name = 'seeds_due' AND value = ?", (due[0]["value"],))
     return path
+
+
+@contextlib.contextmanager
+def _one_writer(lock: Path) -> Iterator[None]:
+    """Hold a lock between processes; a folder that takes no file, or has no locks, does without."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            file = stack.enter_context(lock.open("ab"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _take_over(db: sqlite3.Connection, rows: list[Row], now_s: float) -> None:

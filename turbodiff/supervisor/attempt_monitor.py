@@ -186,10 +186,7 @@ class AttemptMonitor:
         if abs(self._others_grew_bytes()) > NEIGHBOUR_BYTES:
             measurements.forget_samples(store, job.id, job.attempt)
         if finish_job(store, job.id, job.attempt, result):
-            try:
-                archive_clip(store, self.context.outputs, job.id)
-            except FileError as error:  # the archive has the clip; its file waits until it can be read and written
-                self.log(str(error), "WARNING")
+            archive_clip(store, job.id)
             self.log(f"done: {result.path}")
         self.over = True
 

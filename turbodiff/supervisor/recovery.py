@@ -92,8 +92,7 @@ def settle(store: Store, outputs: Path, report: Report) -> None:
     for job in store.jobs(limit=ALL, states=("running", "verifying")):
         clip = find_clip(outputs, job.nonce)
         if clip is not None and finish_job(store, job.id, job.attempt, clip):
-            with contextlib.suppress(FileError):  # the archive has the clip; its file is written again with the next
-                seeds.archive_clip(store, outputs, job.id)
+            seeds.archive_clip(store, job.id)
             report.adopted += 1
         elif job.ask == "cancel":
             move_job(store, job.id, job.attempt, "cancelled")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import cast
 
 from turbodiff.archive.disk import check_place
+from turbodiff.archive.seeds import write_if_due
 from turbodiff.diagnostics.logs import RUN_LOG, LogFile, startup_log
 from turbodiff.gpu.probe import Probe, Sample, machine_from, take_sample
 from turbodiff.jobs.attempts import claim, move_job
@@ -149,7 +150,7 @@ class Supervisor:
 
     def tick(self, timeout_s: float = TICK_S) -> None:
         """One turn of the loop, at most `timeout_s` long when nothing happens. Never raises."""
-        parts: dict[str, Callable[[], None]] = {"wait": partial(self._wait, timeout_s)}
+        parts: dict[str, Callable[[], object]] = {"wait": partial(self._wait, timeout_s)}
         for slot in self.slots:
             parts[f"slot {slot.index}"] = partial(self._turn_of, slot)
         parts |= {"page": self._turn_of_page, "controls": self._controls}
@@ -158,11 +159,12 @@ class Supervisor:
             parts[f"queue for slot {slot.index}"] = partial(self._next_job, slot)
         if self.context.now() - self._slow_s >= SLOW_TICK_S:
             parts["housekeeping"] = self._housekeeping
+            parts["seeds.md"] = partial(write_if_due, self.store, self.outputs)
         failed = [part for part, step in parts.items() if not self._try(part, step)]
         if failed:
             time.sleep(timeout_s)
 
-    def _try(self, part: str, step: Callable[[], None]) -> bool:
+    def _try(self, part: str, step: Callable[[], object]) -> bool:
         """Do one part of a turn; False where it failed: a disk, a mistake of ours. That is said every ten seconds."""
         now = self.context.now()
         if self._beat_fd >= 0 and now - self._beat_s >= SLOW_TICK_S:
@@ -360,6 +362,7 @@ class Supervisor:
             self.web.stop(max(0.5, end_s - self.context.now()))
         if self._probe is not None:
             self._probe.stop()
+        self._try("seeds.md", partial(write_if_due, self.store, self.outputs))
         self.store.close()
         self.log.close()
         self.context.run_log.close()

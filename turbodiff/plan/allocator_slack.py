@@ -29,7 +29,7 @@ class Slack(NamedTuple):
 SLACK: dict[Allocator, Slack] = {
     "expandable": Slack(text=0.05, denoise=0.06, vae=0.16, weights=0.0, picture_weights=0.0),
     "limited": Slack(text=0.15, denoise=0.1, vae=0.14, weights=0.04, picture_weights=0.1),
-    "native": Slack(text=0.2, denoise=0.6, vae=0.27, weights=0.05, picture_weights=0.1),
+    "native": Slack(text=0.2, denoise=0.6, vae=0.3, weights=0.05, picture_weights=0.1),
 }
 
 

@@ -35,6 +35,7 @@ from turbodiff.spec.shapes import (
 
 CPU_PROCESS_BYTES = 600 * MIB  # Python with torch loaded, measured on Linux
 PROCESS_BYTES = int(1.5 * GIB)  # the worker with torch and CUDA loaded, before any weights
+LORA_SLACK = 0.03  # share of the activations that the allocator loses more where INT8 layers have a LoRA (replayed)
 CONV_SCRATCH = 0.06  # share of the VAE's activations that cuDNN's convolutions ask for as scratch
 ATTENTION_UNITS = 5.0  # copies of N alive while q, k and v are made: the stream, its norm, q, k, v
 QUANTISED_UNITS = 4.5  # the same where INT8 layers read the norm; dense attention needs the other half for its result
@@ -219,6 +220,7 @@ def step_work(inputs: CostInputs, chunks: int, text_keys: TextKeys = "kept") -> 
     saved = text_keys_bytes(inputs) if again else 0
     activations = denoise_activations(inputs, chunks) - saved
     extra = workspace(inputs) + max(0, inputs.attention_bytes - saved - activations)
+    extra += math.ceil(LORA_SLACK * activations) if inputs.lora else 0
     keys_s, seconds = text_keys_s(inputs), inputs.forward_s * (1 + 0.01 * (chunks - 1))
     once_s = 0.0 if again else keys_s * inputs.forwards
     return StepWork(chunks, text_keys, activations, extra, seconds + again * keys_s, once_s)

@@ -29,7 +29,7 @@ P = ParamSpec("P")
 Updates = list[object]  # one per output: a value, gr.update or gr.skip
 Filling = tuple[FormValues | None, str]  # the form's new values, None to leave it; markup to show or ""
 # what the fitted picture and its proposal depend on
-PICTURE_FIELDS = ("kind", *form.I2V_ONLY, "continues", "model", "resolution", "aspect", "size", "boundary", "sampler")
+PICTURE_FIELDS = ("kind", *form.I2V_ONLY, "model", "resolution", "aspect", "size", "boundary", "sampler")
 MAX_SEARCH_CHARS = 200
 
 

@@ -63,7 +63,7 @@ FIELDS = tuple(name for name in FormValues.__annotations__ if name not in ("coun
 CARDS = ("6", "8", "12", "16", "24", "32", "48", "80")  # GiB of usual cards
 COMMON_FRAMES = (5, 9, 17, 33, 49, 81, 117, 161)
 SHORT = 17  # shorter clips are for models that make no longer ones
-I2V_ONLY = ("image", "fit", "adaptive_resolution")
+I2V_ONLY = ("image", "continues", "fit", "adaptive_resolution")
 MAX_LORAS = 16  # a file with a strength of its own for each expert is two
 _ADAPTER: TypeAdapter[FormValues] = TypeAdapter(FormValues)
 

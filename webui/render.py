@@ -273,6 +273,8 @@ def look(reader: StudioReader, values: FormValues, words: Words) -> Html:
     if clip := reader.clip(str(values.get("continues") or "-")):
         frames = clip.sidecar.frames or clip.request.num_frames
         return storyboard.draw_continued(clip.id, clip.request, frames, stage.poster_url(clip), words)
+    if values.get("continues"):
+        return storyboard.draw_gone(words)
     if not values.get("image"):
         of_kind = [spec for spec in all_models() if spec.kind == "i2v" and not spec.bundled]
         named, turbo = (", ".join(spec.display_name for spec in of_kind if spec.turbo or one) for one in (True, False))

@@ -129,3 +129,9 @@ def test_rows_of_the_storyboard_that_say_nothing_are_no_segments():
     ]
     for nonsense in ("", None, "{", "7", '"a"', "[[1]]", "[[]]", "[" * 9999):
         assert form.segments({**values, "storyboard": nonsense}) == []
+
+
+def test_a_form_that_went_back_to_text_continues_no_clip():
+    held = {"kind": "i2v", "model": "demo-i2v", "prompt": "-", "continues": "t2v_1_demo"}
+    assert form.request_fields(held)["continues"] == "t2v_1_demo"
+    assert "continues" not in form.request_fields({**held, "kind": "t2v", "model": "demo"})

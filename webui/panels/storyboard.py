@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
-from webui.markup import Html, action, el, join, local, poster, void
+from webui.markup import Html, action, el, join, local, note, poster, void
 from webui.wording import Words
 
 
@@ -29,10 +29,19 @@ def draw_rows(rows: Sequence[Sequence[str]], words: Words) -> Html:
 def draw_continued(clip: str, request: Request, frames: int, picture: str, words: Words) -> Html:
     """The clip that is continued, and a button that lets go of it."""
     told = words("storyboard.continues", prompt=request.prompt, time=words.seconds(frames / request.fps))
-    free = action("fill", '{"continues": ""}', words("storyboard.let_go"), form=True, cls="plain")
+    free = _let_go(words)
     lines = el("div", el("b", told), el("p", words("storyboard.continues_how"), cls="td-quiet td-small"), free)
     shown = poster(picture)
     return el("div", shown, lines, cls="td-card td-line td-html", id="continued", data_clip=clip)
+
+
+def draw_gone(words: Words) -> Html:
+    """That the clip to continue is no longer there, and the same button."""
+    return el("div", note(words("error.clip_unknown"), "warn"), _let_go(words), id="continued")
+
+
+def _let_go(words: Words) -> Html:
+    return action("fill", '{"continues": ""}', words("storyboard.let_go"), form=True, cls="plain")
 
 
 def draw_sum(plans: Sequence[Plan], before: int, error: str, words: Words) -> Html:

@@ -50,6 +50,7 @@ ONLY: dict[str, str] = {
     "unrated": "batch = '' AND rating = ''", "t2v": "batch = '' AND kind = 't2v'",
     "i2v": "batch = '' AND kind = 'i2v'", "trash": "batch != ''",
 }  # fmt: skip
+IN_LIBRARY, IN_TRASH = "+batch = ''", "+batch != ''"  # "+": SQLite shall look up the few names, not all of a batch
 SHOWN = (
     "path, name, batch, created_s, bytes, poster, kind, prompt, model, seed, width, height, num_frames, fps, rating,"
     " note, starred, tags"
@@ -62,7 +63,6 @@ SETTLED_NS = 2_000_000_000  # a folder that changed within two seconds may chang
 BATCH = 100  # sidecars that are read between two writes
 WHOLE_S = 60.0  # between two looks at every file
 MAX_TERMS, MAX_PROMPT, MAX_WORDS = 16, 2000, 8000  # characters that the index keeps of a prompt, and of all words
-KEPT_ANSWERS = 8
 MAX_TAGS, MAX_TAG_CHARS, MAX_NOTE_CHARS = 20, 40, 500
 
 
@@ -142,19 +142,19 @@ class ClipIndex:
             rows = db.execute(f"{query} LIMIT ? OFFSET ?", (*terms, limit, max(0, offset))).fetchall()
             entries = tuple(self._entry(row) for row in rows)
             answer = Found(entries, total, clips, size_bytes, trashed, trash_bytes, version[2])
-            self._answers = {key: answer, **dict(list(self._answers.items())[:KEPT_ANSWERS])}
+            self._answers = {key: answer, **dict(list(self._answers.items())[:8])}
             return answer
 
         return self._run(ask)
 
     def entry(self, name: str) -> Entry | None:
         """The clip of the library of that name."""
-        return next(iter(self._entries([name], "batch = ''")), None)
+        return next(iter(self._entries([name], IN_LIBRARY)), None)
 
     def same_but_seed(self, name: str) -> list[Entry]:
         """Clips that differ from one in nothing but the seed, that one first, each seed once."""
-        asked = f"SELECT {SHOWN} FROM clip WHERE batch = '' AND family = ? ORDER BY name != ?, created_s DESC"
-        family = "SELECT family FROM clip WHERE batch = '' AND name = ?"
+        asked = f"SELECT {SHOWN} FROM clip WHERE {IN_LIBRARY} AND family = ? ORDER BY name != ?, created_s DESC"
+        family = f"SELECT family FROM clip WHERE {IN_LIBRARY} AND name = ?"
 
         def ask(db: sqlite3.Connection) -> list[Entry]:
             own = db.execute(family, (name,)).fetchone()
@@ -181,7 +181,7 @@ class ClipIndex:
         written: dict[str, JsonValue] = {
             name: list(value) if isinstance(value, tuple) else value for name, value in cells.items()
         }
-        found = self._entries(names, "batch = ''")
+        found = self._entries(names, IN_LIBRARY)
         for entry in found:
             edit_sidecar(entry.path, written)
         self.refresh()
@@ -193,7 +193,7 @@ class ClipIndex:
         Raises:
             OutputError: the disk refused; the others are in the trash.
         """
-        found = self._entries(names, "batch = ''")
+        found = self._entries(names, IN_LIBRARY)
         try:
             paths = [entry.path for entry in found if entry.path.is_file()]
             return trash.move_to_trash(self.outputs, paths, datetime.now(UTC)) if paths else ""
@@ -226,12 +226,12 @@ class ClipIndex:
 
     def _in_trash(self, names: Collection[str], batch: str) -> list[Entry]:
         if not batch:
-            return self._entries(names, "batch != ''")
+            return self._entries(names, IN_TRASH)
         query = f"SELECT {SHOWN} FROM clip WHERE batch != '' AND batch = ?"
         return self._run(lambda db: [self._entry(row) for row in db.execute(query, (batch,))])
 
     def _entries(self, names: Collection[str], where: str) -> list[Entry]:
-        query = f"SELECT {SHOWN} FROM clip WHERE {where} AND name IN (SELECT value FROM json_each(?))"
+        query = f"SELECT {SHOWN} FROM clip WHERE name IN (SELECT value FROM json_each(?)) AND {where}"
         return self._run(lambda db: [self._entry(row) for row in db.execute(query, (json.dumps(list(names)),))])
 
     def _entry(self, row: sqlite3.Row) -> Entry:

@@ -66,7 +66,7 @@ def draw_exports(found: Iterable[Exporting], words: Words) -> Html:
         ending = f"{one.name.partition('.')[0][:40]}… .{one.name.split('.', 2)[-1]}"
         match one.state:
             case "done":
-                size = words.gib(one.size_bytes)
+                size = words.gib(one.size_bytes) if one.size_bytes >> 20 else f"{max(1, one.size_bytes >> 10)} KiB"
                 shown: object = download(export_url(one.name), words("export.save", size=size), cls="td-btn")
             case "running":
                 shown = el("span", words("export.running", n=int(100 * one.share)), cls="td-num", role="status")

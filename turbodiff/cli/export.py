@@ -27,8 +27,10 @@ def export(
     """Write a clip as WebM, WebP, GIF, ProRes, PNG frames, H.265 or one picture."""
     from turbodiff.media.export import export as write
 
-    by_ending = (name for name, found in FORMATS.items() if output and output.name.lower().endswith(found.suffix))
-    named = kind or next(by_ending, "png" if output and output.suffix == ".png" else "mp4")
+    longest_first = sorted(FORMATS, key=lambda name: -len(FORMATS[name].suffix))  # .h265.mp4 before .mp4
+    ending = output.name.lower() if output else ""
+    by_ending = next((name for name in longest_first if ending.endswith(FORMATS[name].suffix)), "mp4")
+    named = kind or ("first" if by_ending == "mp4" and ending.endswith(".png") else by_ending)
     asked = make_export({"format": named, "quality": quality, "fps": fps, "start_s": start_s, "end_s": end_s})
     source = expand(clip)
     if not source.is_file():

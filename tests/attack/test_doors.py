@@ -46,7 +46,7 @@ from webui.snapshot import Snapshot, clip_view
 from webui.wording import Words
 
 CORPUS = Path(__file__).with_name("corpus")
-FACTOR = int(os.environ.get("TURBODIFF_ATTACKS", "300" if os.environ.get("TURBODIFF_SOAK") else "1"))
+FACTOR = int(os.environ.get("TURBODIFF_ATTACKS", "60" if os.environ.get("TURBODIFF_SOAK") else "1"))
 WORDS = (Words("en"), Words("zh"))
 
 

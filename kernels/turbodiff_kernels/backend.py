@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, wraps
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -129,6 +130,8 @@ def checked(op: str, device: torch.device, machine: str, file: Path) -> str:
     """The verdict of the self-check from `file`, or a new one; "" is good. Verdicts of other machines are kept.
 
     The file says CHECKING while the check runs: where a kernel takes the process down, the next one does not try again.
+    A verdict is about numbers: what else goes wrong (no C compiler, a full disk, a failing launch) is told, holds for
+    this process and is tried again by the next one.
     """
     verdicts = _read(file)
     known = verdicts.get(machine, {}).get(op)
@@ -137,13 +140,24 @@ def checked(op: str, device: torch.device, machine: str, file: Path) -> str:
     _write(file, verdicts, machine, op, CHECKING)
     start = time.monotonic()
     try:
-        verdict = selfcheck.difference(op, device)
+        with current(device):
+            verdict = selfcheck.difference(op, device)
     except torch.OutOfMemoryError:
         _write(file, verdicts, machine, op, None)
         raise
+    except Exception as error:  # noqa: BLE001 - a compiler or a launch may fail in any way; the reference goes on
+        _write(file, _read(file), machine, op, None)
+        words = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        log.warning("cannot check kernel %s on %s, its reference runs until the next start: %s", op, machine, words)
+        return f"could not be checked, will be at the next start: {words}"
     log.info("checked kernel %s on %s in %.1f s: %s", op, machine, time.monotonic() - start, verdict or "ok")
     _write(file, _read(file), machine, op, verdict)
     return verdict
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """While it lasts `device` is the one that Triton launches on: it takes the current one, not that of the tensors."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def fingerprint(capability: int) -> str:
@@ -216,8 +230,10 @@ def operator(
 
         def run(*args: P.args, **kwargs: P.kwargs) -> R | None:
             op = kernel(*args, **kwargs) if callable(kernel) else kernel
-            module = op and kernel_module(op, args[0].device)  # type: ignore[attr-defined]
-            result = (getattr(module, name) if module else reference)(*args, **kwargs)
+            device: torch.device = args[0].device  # type: ignore[attr-defined]
+            module = op and kernel_module(op, device)
+            with current(device):
+                result = (getattr(module, name) if module else reference)(*args, **kwargs)
             return None if in_place else result
 
         torch.library.define(f"turbodiff::{name}", schema)

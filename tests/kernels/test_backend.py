@@ -1,11 +1,13 @@
 """A kernel runs only where it proved itself; the verdict is kept, and so is a check that took the program down."""
 
 import json
+from contextlib import contextmanager
 
 import pytest
 import torch
 from turbodiff_kernels import backend, selfcheck
 from turbodiff_kernels.norm import kernel as norm_kernel
+from turbodiff_kernels.norm import norm_modulate
 from turbodiff_kernels.norm.reference import rms_norm_rope
 from turbodiff_kernels.sla import kernel as sla_kernel
 from turbodiff_kernels.sla.reference import _block_means
@@ -60,12 +62,46 @@ def test_memory_that_a_kernel_forgets_to_write_is_a_failure(monkeypatch):
     assert "nan" in selfcheck.difference("sla", CARD, torch.float16)
 
 
-def test_a_kernel_that_does_not_compile_is_refused_with_its_error(monkeypatch):
-    def broken(*args):
-        raise RuntimeError("ptxas fatal: unsupported")
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("Failed to find C compiler."), OSError(28, "No space left on device"), FileNotFoundError("ptxas")],
+    ids=["no compiler", "full disk", "no ptxas"],
+)
+def test_a_fault_of_the_machine_is_told_and_no_verdict(error, monkeypatch, tmp_path, caplog):
+    """It was stored for ever as a bad kernel: a compiler that was installed later changed nothing."""
 
-    monkeypatch.setattr(sla_kernel, "sla_attention", broken)
-    assert selfcheck.difference("sagesla", CARD, torch.float16) == "RuntimeError: ptxas fatal: unsupported"
+    def broken(op, device):
+        raise error
+
+    file = tmp_path / "kernels.json"
+    with monkeypatch.context() as now:
+        now.setattr(selfcheck, "difference", broken)
+        told = backend.checked("sagesla", CARD, "sm_90", file)
+    assert str(error) in told and str(error) in caplog.text
+    assert "sagesla" not in json.loads(file.read_text())["sm_90"]
+    monkeypatch.setattr(selfcheck, "difference", lambda op, device: "")
+    assert backend.checked("sagesla", CARD, "sm_90", file) == ""
+
+
+def test_checks_and_operators_run_with_their_card_as_the_current_one(monkeypatch, tmp_path):
+    """Triton launches on the current device: on cuda:1 every kernel failed, and the verdict was kept for cuda:0 too."""
+    entered: list[torch.device] = []
+
+    @contextmanager
+    def enter(device):
+        entered.append(device)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", enter)
+    monkeypatch.setattr(selfcheck, "difference", lambda op, device: "" if entered else "no CUDA context")
+    second = torch.device("cuda:1")
+    assert backend.checked("norm", second, "sm_90", tmp_path / "kernels.json") == ""
+    assert entered == [second]
+    monkeypatch.setattr(backend, "current", enter)
+    x = torch.ones(1, 2, 64)
+    with torch.no_grad():
+        norm_modulate(x, x[:, :1], x[:, :1], 1e-6)
+    assert entered[1:] == [x.device]
 
 
 def test_a_check_runs_once_per_machine(monkeypatch, tmp_path):

@@ -143,6 +143,19 @@ def steps(measured: dict[int, list[Measured]], names: list[str] | None) -> Itera
     yield "published peers:  " + "   ".join(
         f"{p.card} {step_model.peer_tflops(p):.0f} of {p.published_tflops:.0f} TFLOP/s" for p in step_model.PEERS
     )
+    yield "predicted ms of a step, top-k 0.1; gain of the attention operation over torch's dense attention"
+    for name, card in CARDS.items():
+        if card.arch not in measured or (names and name not in names):
+            continue
+        rows = {row.name: row for row in measured[card.arch]}
+        for size, shape in step_model.SHAPES.items():
+            times = [
+                f"{kind} {linear} {step_model.step_ms(rows, card, shape, kind, linear):.0f}"
+                for kind in ("sla", "sagesla")
+                for linear in step_model.LINEARS
+            ]
+            gains = [f"{kind} {step_model.sparse_gain(rows, card, shape, kind):.1f}x" for kind in ("sla", "sagesla")]
+            yield f"{name:>5} {size:>9}:  " + "  ".join(times + gains)
 
 
 if __name__ == "__main__":

@@ -152,3 +152,81 @@ def attention_ms(row: Measured, card: Card, heads: int, length: int, key_blocks:
     waves = heads * ceil(length / row.constants["ROWS"]) / card.multiprocessors  # type: ignore[operator]
     iterations = ceil(key_blocks * 64 / row.constants["COLUMNS"])  # type: ignore[operator]
     return waves * block_cycles(row, card, iterations) / card.ghz / 1e6
+
+
+class Shape(NamedTuple):
+    """A model at a length: L tokens, d channels, f hidden channels, heads, blocks of the network."""
+
+    tokens: int
+    dim: int
+    hidden: int
+    heads: int
+    layers: int
+
+
+SHAPES = {
+    "1.3B 480p": Shape(32760, 1536, 8960, 12, 30),
+    "14B 480p": Shape(32760, 5120, 13824, 40, 40),
+    "14B 720p": Shape(75600, 5120, 13824, 40, 40),
+}
+TEXT_TOKENS = 512
+LINEARS = ("bf16", "tiles", "tokens")
+
+
+def step_ms(rows: dict[str, Measured], card: Card, shape: Shape, kind: str, linear: str, topk: float = 0.1) -> float:
+    """A step of `kind` (sla, sagesla) with linears in bf16 or in one of the INT8 modes: the sum of its kernels.
+
+    Left out: patches, head, time, block choice and host (1-2 % together). Passes over the tokens in units of one 16-bit
+    copy of them, N = 2 L d bytes.
+    """
+    length, dim, hidden, heads, _ = shape
+    unit_ms = 2 * length * dim / card.copy_tb_s / 1e9
+    narrow, rho = " 1536" if dim == 1536 else "", hidden / dim
+    int8, sage = linear != "bf16", kind == "sagesla"
+
+    def passes(units: float, name: str) -> float:
+        return units * unit_ms / copy_share(rows[name], card)
+
+    def product(m: int, n: int, k: int, after: str = "") -> float:
+        if not int8:
+            return 2 * m * n * k / (card.cublas * card.bf16 * card.multiprocessors * card.ghz) / 1e6
+        return gemm_ms(rows[f"int8 {linear}{after}: _int8_linear_kernel"], card, m, n, k)
+
+    quantize = passes(1.5, f"quantize_{linear}: _quantize_{linear}_kernel") if int8 else 0.0
+    fused = linear == "tokens"
+    norm = f"norm_modulate{'_quantize' if fused else ''}{narrow}: _layer_norm_kernel"
+    blocks = max(1, int(topk * ceil(length / 64)))
+    total = 2 * (passes(1.5 if fused else 2, norm) + (0 if fused else quantize))
+    total += passes(2, f"layer_norm{narrow}: _layer_norm_kernel") + 3 * quantize  # inputs of cross q, o and cross o
+    total += 5 * product(length, dim, dim) + product(length, dim, dim, " gate add" if int8 else "")
+    sums = "normed sagesla 1536" if narrow else "normed sla"
+    total += passes(4, f"{sums}: _rms_norm_rope_kernel") + passes(2, "sla: _state_kernel")
+    if sage:
+        total += passes(3, "sage: _quantize_pool_kernel")
+        if card.fp8:
+            total += unit_ms + passes(1.5, "sage: _quantize_values_kernel")
+    total += attention_ms(rows[f"{kind}: _attend_kernel"], card, heads, length, blocks)
+    total += passes(2, "rms_norm: _rms_norm_rope_kernel")
+    total += 4 * length * TEXT_TOKENS * dim / card.sdpa_tflops / 1e9
+    add = passes(3, "residual_add: _residual_add_kernel")
+    if int8:
+        total += product(length, hidden, dim, " gelu quant" if linear == "tiles" else " gelu")
+        total += 0 if linear == "tiles" else passes(1.5 * rho, "quantize_tokens 13824: _quantize_tokens_kernel")
+        total += product(length, dim, hidden, " gate add")
+    else:
+        total += product(length, hidden, dim) + 2 * rho * unit_ms + product(length, dim, hidden) + 3 * add
+    return total * shape.layers
+
+
+def sparse_gain(rows: dict[str, Measured], card: Card, shape: Shape, kind: str, topk: float = 0.1) -> float:
+    """How much faster the whole operation of `kind` is than torch's dense attention: cuDNN where it is the faster."""
+    unit_ms = 2 * shape.tokens * shape.dim / card.copy_tb_s / 1e9
+    dense = 4 * shape.tokens**2 * shape.dim / card.cudnn_tflops / 1e9
+    units = {"sla: _state_kernel": 2.0, "sla: _quantize_pool_kernel": 2.0}
+    if kind == "sagesla":
+        units |= {"sage: _quantize_pool_kernel": 3.0, "sage: _quantize_values_kernel": 2.5 if card.fp8 else 0.0}
+    op = sum(count * unit_ms / copy_share(rows[name], card) for name, count in units.items())
+    op += attention_ms(
+        rows[f"{kind}: _attend_kernel"], card, shape.heads, shape.tokens, int(topk * ceil(shape.tokens / 64))
+    )
+    return dense / op

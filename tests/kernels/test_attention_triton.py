@@ -46,12 +46,14 @@ def test_sage_reads_a_packed_projection_of_two_clips_in_float16(dim):
 
 
 @pytest.mark.parametrize("block", [64, 128])
-def test_rows_are_quantised_bit_by_bit_as_the_reference_does(block):
+def test_rows_are_quantised_as_the_reference_does_but_for_ties(block):
     _, k, _ = qkv(130, batch=2, heads=2)
     smooth = k - k.mean(dim=1, keepdim=True)
     got, means = sage.quantize_pool(k, k.mean(dim=1), block, int8=True)
     rows, scale = sage_reference.quantize_rows(smooth, block)
-    assert torch.equal(got.rows, rows)
+    # one reciprocal a block instead of a division an element: where x / scale is half a step, it may fall either way
+    assert (got.rows.int() - rows.int()).abs().max() <= 1
+    assert got.rows.ne(rows).float().mean() < 1e-4
     assert torch.equal(got.scale.transpose(1, 2), scale)
     assert relative_l2(means, sla_reference._block_means(smooth, block)) < 1e-5
 

@@ -42,6 +42,14 @@ def test_tokens_are_quantised_bit_by_bit_also_from_a_view(columns):
         assert torch.equal(got, expected)
 
 
+def test_tokens_are_quantised_into_rows_of_a_larger_result():
+    x, values, scale = randn(65, 1000), torch.full((200, 1000), 99, dtype=torch.int8), torch.full((200,), 7.0)
+    quant_kernel.quantize_tokens_into_(values[100:165], scale[100:165], x)
+    expected, step = quant_reference.quantize_tokens(x)
+    assert torch.equal(values[100:165], expected) and torch.equal(scale[100:165], step)
+    assert values[:100].eq(99).all() and values[165:].eq(99).all() and scale[165:].eq(7).all()
+
+
 @pytest.mark.parametrize("tiled", [True, False], ids=["tiles", "tokens"])
 @pytest.mark.parametrize("rows", LENGTHS)
 def test_the_product_equals_its_reference(rows, tiled):

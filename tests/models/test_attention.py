@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 from turbodiff_kernels import backend
 
-from turbodiff.models.attention import resolve_attention
+from turbodiff.models.attention import _order_of_backends, resolve_attention
 
 CARD, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -43,3 +44,15 @@ def test_a_cpu_and_a_person_who_wants_references_get_those_of_what_was_asked(kin
     monkeypatch.setenv("TURBODIFF_KERNELS", "reference")
     failing |= {kind}
     assert resolve_attention(kind, CARD) == (kind, "reference")
+
+
+@pytest.mark.parametrize(("device", "capability", "first"), [
+    ("cuda", (9, 0), SDPBackend.CUDNN_ATTENTION), ("cuda", (8, 9), None), ("cuda", (12, 0), None), ("cpu", None, None),
+])  # fmt: skip
+def test_torchs_dense_attention_tries_cudnn_first_on_hopper_only(device, capability, first, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    with _order_of_backends(torch.device(device)):
+        order = [SDPBackend(number) for number in torch._C._get_sdp_priority_order()]
+    usual = [SDPBackend(number) for number in torch._C._get_sdp_priority_order()]
+    assert order[0] == (first or usual[0]) != SDPBackend.ERROR
+    assert len(order) == len(usual), "what cuDNN cannot do the others still do"

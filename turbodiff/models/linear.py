@@ -15,12 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from turbodiff_kernels import norm
 from turbodiff_kernels.gemm import int8_linear, int8_linear_add_, int8_linear_quantize
-from turbodiff_kernels.quant import TILE, dequantize_tiles, quantize_tiles, quantize_tokens, tiles
+from turbodiff_kernels.quant import (
+    TILE,
+    dequantize_tiles,
+    quantize_tiles,
+    quantize_tokens,
+    quantize_tokens_into_,
+    tiles,
+)
 
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.shapes import INT8_PART_TOKENS
 
 INT8_VARIABLE = "TURBODIFF_INT8"
+HIDDEN_PART_TOKENS = 16 * TILE  # whose hidden values in 16 bits (37-57 MB) stay in the L2 cache of a 4090 (72 MB)
 BAND_ROWS = TILE  # of a weight that are wide at a time while it is quantised
 
 Int8Mode = Literal["tiles", "tokens"]
@@ -141,10 +149,10 @@ def linear_gelu(x: Tensor | Int8Rows, layer: BlockLinear) -> Tensor | Int8Rows:
         )
     values = rows.values.new_empty(len(rows.values), layer.out_features)
     scale = rows.scale.new_empty(len(rows.values))
-    for first in range(0, len(values), INT8_PART_TOKENS):
-        part = slice(first, first + INT8_PART_TOKENS)
+    for first in range(0, len(values), HIDDEN_PART_TOKENS):
+        part = slice(first, first + HIDDEN_PART_TOKENS)
         wide = int8_linear(rows.values[part], rows.scale[part], *layer.weights, rows.dtype, True)
-        values[part], scale[part] = quantize_tokens(wide)
+        quantize_tokens_into_(values[part], scale[part], wide)
     return Int8Rows(values, scale, rows.batch, rows.dtype)
 
 

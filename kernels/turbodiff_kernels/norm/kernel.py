@@ -1,7 +1,8 @@
 """The norms in Triton: one reading and one writing of the tokens, float32 in registers only.
 
-One program per token, or per group of tokens where sums over tokens are wanted too. C channels are padded to a power
-of two and masked; rows are addressed in int64, because batch * tokens * channels passes 2^31 at three clips of Wan 14B.
+One program per token, or per group of tokens where sums over tokens are wanted too. C channels are covered by two
+powers of two, masked where they reach further; rows are addressed in int64, because batch * tokens * channels passes
+2^31 at three clips of Wan 14B.
 """
 
 import torch
@@ -11,8 +12,6 @@ from torch import Tensor
 
 from turbodiff_kernels.norm.reference import GROUP, groups
 from turbodiff_kernels.quant.kernel import block_warps, round_half_even
-
-TILE_VALUES = 16384  # values of a group that one program holds at a time
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -102,11 +101,12 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor
     batch, length, channels = x.shape
     if modulate:
         weight, bias = (t.expand(batch, 1, channels) for t in (weight, bias))
-    block = triton.next_power_of_2(channels)
+    main, rest = pieces(channels)
     _layer_norm_kernel[(batch * length,)](
-        x, weight, bias, out, out_scale, length, channels, x.stride(0), x.stride(1),
+        x, weight, bias, out, out_scale, length, x.stride(0), x.stride(1),
         weight.stride(0) if modulate else 0, bias.stride(0) if modulate else 0, eps,
-        MODULATE=modulate, QUANTIZE=out_scale is not None, BLOCK=block, num_warps=block_warps(block),
+        MODULATE=modulate, QUANTIZE=out_scale is not None, CHANNELS=channels, MAIN=main, REST=rest,
+        num_warps=block_warps(main),
     )  # fmt: skip
 
 
@@ -118,15 +118,20 @@ def _rms_norm_rope_(
     assert x.stride(-1) == 1, "channels must be contiguous to be overwritten"
     batch, length, channels = x.shape
     cos, sin = (None if t is None else t.contiguous() for t in (cos, sin))
-    block = triton.next_power_of_2(channels)
-    rows = 1 if sums is None else max(1, min(GROUP, TILE_VALUES // block))
-    group = 1 if sums is None else GROUP
+    main, rest = pieces(channels)
     _rms_norm_rope_kernel[(length if sums is None else sums.shape[1], batch)](
-        x, weight, cos, sin, factor, sums, length, channels, x.stride(0), x.stride(1), eps,
+        x, weight, cos, sin, factor, sums, length, x.stride(0), x.stride(1), eps,
         WRITE=out is not None, ROTATE=cos is not None, FACTOR=factor is not None, SUM=sums is not None,
-        HALF=1 if cos is None else cos.shape[-1], GROUP=group, ROWS=rows, BLOCK=block,
-        num_warps=block_warps(rows * block),
+        HALF=1 if cos is None else cos.shape[-1], GROUP=1 if sums is None else GROUP,
+        CHANNELS=channels, MAIN=main, REST=rest, num_warps=block_warps(main),
     )  # fmt: skip
+
+
+def pieces(channels: int) -> tuple[int, int]:
+    """Two powers of two that cover the channels, 4096 + 1024 for 5120; (one, 0) where two save nothing."""
+    main = 1 << (channels.bit_length() - 1)
+    rest = triton.next_power_of_2(channels - main) if channels > main else 0
+    return (2 * main, 0) if rest == main else (main, rest)
 
 
 @triton.jit
@@ -136,64 +141,130 @@ def rotate_pairs(y, cosine, sine, ROWS: tl.constexpr, SIZE: tl.constexpr):
     return tl.reshape(tl.join(even * cosine - odd * sine, even * sine + odd * cosine), (ROWS, SIZE))
 
 
+@triton.jit
+def _read(at, FIRST: tl.constexpr, SIZE: tl.constexpr, CHANNELS: tl.constexpr):
+    """Channels FIRST to FIRST + SIZE of a row in float32, zeros behind the last channel; masked only where needed."""
+    c = FIRST + tl.arange(0, SIZE)
+    if FIRST + SIZE > CHANNELS:
+        return tl.load(at + c, mask=c < CHANNELS, other=0.0).to(tl.float32)
+    return tl.load(at + c).to(tl.float32)
+
+
+@triton.jit
+def _write(at, y, FIRST: tl.constexpr, SIZE: tl.constexpr, CHANNELS: tl.constexpr):
+    c = FIRST + tl.arange(0, SIZE)
+    if FIRST + SIZE > CHANNELS:
+        tl.store(at + c, y.to(at.dtype.element_ty), mask=c < CHANNELS)
+    else:
+        tl.store(at + c, y.to(at.dtype.element_ty))
+
+
+@triton.jit
+def _centre(y, mean, FIRST: tl.constexpr, SIZE: tl.constexpr, CHANNELS: tl.constexpr):
+    """y - mean, zeros behind the last channel."""
+    if FIRST + SIZE > CHANNELS:
+        return tl.where(FIRST + tl.arange(0, SIZE) < CHANNELS, y - mean, 0.0)
+    return y - mean
+
+
+@triton.jit
+def _affine(
+    y, by, weight, bias, MODULATE: tl.constexpr, FIRST: tl.constexpr, SIZE: tl.constexpr, CHANNELS: tl.constexpr
+):
+    w, b = _read(weight, FIRST, SIZE, CHANNELS), _read(bias, FIRST, SIZE, CHANNELS)
+    return y * by * (w + 1.0 if MODULATE else w) + b
+
+
 @triton.jit(do_not_specialize=["length"])
 def _layer_norm_kernel(
-    x, weight, bias, out, out_scale, length, channels, x_batch, x_row, weight_batch, bias_batch, eps,
-    MODULATE: tl.constexpr, QUANTIZE: tl.constexpr, BLOCK: tl.constexpr,
+    x, weight, bias, out, out_scale, length, x_batch, x_row, weight_batch, bias_batch, eps,
+    MODULATE: tl.constexpr, QUANTIZE: tl.constexpr, CHANNELS: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     batch, token = row // length, row % length
-    c = tl.arange(0, BLOCK)
-    inside = c < channels
-    values = tl.load(x + batch * x_batch + token * x_row + c, mask=inside, other=0.0).to(tl.float32)
-    w = tl.load(weight + batch * weight_batch + c, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(bias + batch * bias_batch + c, mask=inside, other=0.0).to(tl.float32)
-    centred = tl.where(inside, values - tl.sum(values, 0) / channels, 0.0)
-    y = centred * tl.rsqrt(tl.sum(centred * centred, 0) / channels + eps)
-    if MODULATE:
-        w += 1.0
-    y = y * w + b
+    line, to = x + batch * x_batch + token * x_row, out + row * CHANNELS
+    weight += batch * weight_batch
+    bias += batch * bias_batch
+    y = _read(line, 0, MAIN, CHANNELS)
+    total = tl.sum(y, 0)
+    if REST:
+        z = _read(line, MAIN, REST, CHANNELS)
+        total += tl.sum(z, 0)
+    y = _centre(y, total / CHANNELS, 0, MAIN, CHANNELS)
+    square = tl.sum(y * y, 0)
+    if REST:
+        z = _centre(z, total / CHANNELS, MAIN, REST, CHANNELS)
+        square += tl.sum(z * z, 0)
+    by = tl.rsqrt(square / CHANNELS + eps)
+    y = _affine(y, by, weight, bias, MODULATE, 0, MAIN, CHANNELS)
+    if REST:
+        z = _affine(z, by, weight, bias, MODULATE, MAIN, REST, CHANNELS)
     if QUANTIZE:
-        scale = tl.maximum(tl.max(tl.abs(y), 0), 1e-8) / 127.0
-        tl.store(out_scale + row, scale)
-        y = round_half_even(y / scale)
-    tl.store(out + row * channels + c, y.to(out.dtype.element_ty), mask=inside)
+        largest = tl.max(tl.abs(y), 0)
+        if REST:
+            largest = tl.maximum(largest, tl.max(tl.abs(z), 0))
+        largest = tl.maximum(largest, 1e-8)
+        tl.store(out_scale + row, largest / 127.0)
+        y = round_half_even(y * (127.0 / largest))
+        if REST:
+            z = round_half_even(z * (127.0 / largest))
+    _write(to, y, 0, MAIN, CHANNELS)
+    if REST:
+        _write(to, z, MAIN, REST, CHANNELS)
+
+
+@triton.jit
+def _rotated(
+    y, by, x, weight, cos, sin, row, ROTATE: tl.constexpr, HALF: tl.constexpr,
+    FIRST: tl.constexpr, SIZE: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Channels of one row after norm, weight and rotation, in the dtype of the tokens x."""
+    y = y * by * _read(weight, FIRST, SIZE, CHANNELS)
+    if ROTATE:
+        at = row * HALF + (FIRST // 2 + tl.arange(0, SIZE // 2)) % HALF
+        cosine, sine = tl.load(cos + at), tl.load(sin + at)
+        even, odd = tl.split(tl.reshape(y, (SIZE // 2, 2)))
+        y = tl.reshape(tl.join(even * cosine - odd * sine, even * sine + odd * cosine), (SIZE,))
+    return y.to(x.dtype.element_ty)
 
 
 @triton.jit(do_not_specialize=["length"])
 def _rms_norm_rope_kernel(
-    x, weight, cos, sin, factor, sums, length, channels, x_batch, x_row, eps,
+    x, weight, cos, sin, factor, sums, length, x_batch, x_row, eps,
     WRITE: tl.constexpr, ROTATE: tl.constexpr, FACTOR: tl.constexpr, SUM: tl.constexpr,
-    HALF: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    HALF: tl.constexpr, GROUP: tl.constexpr, CHANNELS: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    batch, c, pair = tl.program_id(1).to(tl.int64), tl.arange(0, BLOCK), tl.arange(0, BLOCK // 2)
-    inside = c < channels
-    total = tl.zeros((BLOCK,), tl.float32)
-    for first in range(0, GROUP, ROWS):
-        row = tl.program_id(0) * GROUP + first + tl.arange(0, ROWS)
-        here = (row < length)[:, None] & inside[None, :]
-        line = x + batch * x_batch + row.to(tl.int64)[:, None] * x_row + c[None, :]
-        y = tl.load(line, mask=here, other=0.0).to(tl.float32)
-        by = tl.rsqrt(tl.sum(y * y, 1) / channels + eps)
+    batch = tl.program_id(1).to(tl.int64)
+    total, rest_total = tl.zeros((MAIN,), tl.float32), tl.zeros((REST or 1,), tl.float32)
+    first = tl.program_id(0) * GROUP
+    for step in range(0, tl.minimum(GROUP, length - first) if SUM else 1):
+        row = first + step
+        line = x + batch * x_batch + row.to(tl.int64) * x_row
+        y = _read(line, 0, MAIN, CHANNELS)
+        square = tl.sum(y * y, 0)
+        if REST:
+            z = _read(line, MAIN, REST, CHANNELS)
+            square += tl.sum(z * z, 0)
+        by = tl.rsqrt(square / CHANNELS + eps)
         if FACTOR:
-            tl.store(factor + batch * length + row, by, mask=row < length)
+            tl.store(factor + batch * length + row, by)
         if WRITE or SUM:
-            w = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
-            y = y * by[:, None] * w[None, :]
-            if ROTATE:
-                at = row[:, None] * HALF + (pair % HALF)[None, :]
-                there = (row < length)[:, None] & (pair < channels // 2)[None, :]
-                cosine = tl.load(cos + at, mask=there, other=0.0)
-                sine = tl.load(sin + at, mask=there, other=0.0)
-                y = rotate_pairs(y, cosine, sine, ROWS, BLOCK)
-            y = y.to(x.dtype.element_ty)
+            y = _rotated(y, by, x, weight, cos, sin, row, ROTATE, HALF, 0, MAIN, CHANNELS)
+            if REST:
+                z = _rotated(z, by, x, weight, cos, sin, row, ROTATE, HALF, MAIN, REST, CHANNELS)
             if WRITE:
-                tl.store(line, y, mask=here)
+                _write(line, y, 0, MAIN, CHANNELS)
+                if REST:
+                    _write(line, z, MAIN, REST, CHANNELS)
             if SUM:
-                total += tl.sum(y.to(tl.float32), 0)
+                total += y.to(tl.float32)
+                if REST:
+                    rest_total += z.to(tl.float32)
     if SUM:
-        to = batch * tl.num_programs(0) + tl.program_id(0)
-        tl.store(sums + to * channels + c, total, mask=inside)
+        to = sums + (batch * tl.num_programs(0) + tl.program_id(0)) * CHANNELS
+        _write(to, total, 0, MAIN, CHANNELS)
+        if REST:
+            _write(to, rest_total, MAIN, REST, CHANNELS)
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -222,5 +293,6 @@ def _rms_norm_silu_kernel(x, gamma, out, count, channels, root, ROWS: tl.constex
     g = tl.load(gamma + c, mask=c < channels, other=0.0).to(tl.float32)
     length = tl.sqrt(tl.sum(y * y, 1))
     y = y * (root / tl.maximum(length, 1e-12))[:, None] * g[None, :]
-    y = y / (1.0 + tl.exp(-y))
+    half = tl.rsqrt(1.0 + tl.exp(-y))  # root of the sigmoid: one instruction where a division takes ten
+    y = y * half * half
     tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)

@@ -7,7 +7,7 @@ from turbodiff_kernels.backend import operator
 from turbodiff_kernels.quant import reference
 from turbodiff_kernels.quant.reference import TILE, dequantize_tiles, tiles
 
-__all__ = ["TILE", "dequantize_tiles", "quantize_tiles", "quantize_tokens", "tiles"]
+__all__ = ["TILE", "dequantize_tiles", "quantize_tiles", "quantize_tokens", "quantize_tokens_into_", "tiles"]
 
 
 @operator(reference.quantize_tiles, "quant", differentiable=False)
@@ -21,3 +21,9 @@ def quantize_tiles(x: Tensor) -> tuple[Tensor, Tensor]:
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [M, K] -> int8 [M, K] and scale float32 [M]: rows of activations, or of weights for the fast product."""
     return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[0], dtype=torch.float32)
+
+
+@operator(reference.quantize_tokens_into_, "quant", mutates=("values", "scale"), differentiable=False)
+def quantize_tokens_into_(values: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+    """The same into rows of what exists, int8 [M, K] and float32 [M], both contiguous; returns the values."""
+    return values

@@ -22,14 +22,19 @@ def quantize_tiles(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     """INT8 and one scale per row, as the operator declares."""
+    out, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[0], dtype=torch.float32)
+    quantize_tokens_into_(out, scale, x)
+    return out, scale
+
+
+def quantize_tokens_into_(out: Tensor, scale: Tensor, x: Tensor) -> None:
+    """The same into rows of what exists, as the operator declares."""
     rows, columns = x.shape
     x = x if x.stride(1) == 1 else x.contiguous()
-    out, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(rows, dtype=torch.float32)
     block = triton.next_power_of_2(columns)
     _quantize_tokens_kernel[(rows,)](
         x, out, scale, columns, x.stride(0), BLOCK=block, num_warps=block_warps(block), enable_fp_fusion=False
     )
-    return out, scale
 
 
 def block_warps(block: int) -> int:

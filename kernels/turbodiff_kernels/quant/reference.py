@@ -56,9 +56,14 @@ def dequantize_tiles(x: Tensor, scale: Tensor) -> Tensor:
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [M, K] -> int8 [M, K], scale float32 [M] = max|row| / 127; half to even."""
     values, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[0], dtype=torch.float32)
+    return quantize_tokens_into_(values, scale, x), scale
+
+
+def quantize_tokens_into_(values: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+    """The same into `values` and `scale`."""
     size = part_rows(x.shape[1])
     for part, into, scales in zip(x.split(size), values.split(size), scale.split(size), strict=True):
         amax = part.float().abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST_AMAX)
         into.copy_((part.float() * (127 / amax)).round_())
         scales.copy_((amax / 127)[:, 0])
-    return values, scale
+    return values

@@ -19,6 +19,7 @@ from turbodiff_kernels.sage.reference import BLOCK_K, BLOCK_Q
 FP8_MAX = 448.0  # largest float8_e4m3
 # largest value where 64 products with weights up to 448 are summed in float16: 64 * 448 * 2.25 < 65504 (SpargeAttn)
 FP16_SUM_MAX = 2.25
+SUMS_FP8_IN_FP16 = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)  # 3.4 cannot compile that product
 FP8_BITS = tl.constexpr(math.log2(FP8_MAX))
 # INT32 sums of 128 products of INT8 are below 2^21: added to these bits, their own bits are those of the float32
 # OFFSET + sum, so that no conversion is needed
@@ -76,7 +77,7 @@ def settings(capability: int, int8: bool, linear: bool) -> Settings:
     """
     crowded = capability >= 120 and int8 and linear  # a third stage or four constants more spill registers
     pair = capability == 90  # elsewhere two blocks spill or gain nothing
-    bits, half = int8 and not pair and not crowded, int8 and capability in (89, 120, 121)
+    bits, half = int8 and not pair and not crowded, int8 and capability in (89, 120, 121) and SUMS_FP8_IN_FP16
     return Settings(8, 2 if crowded else 3, int8 and capability >= 89, pair, bits, half)
 
 
@@ -217,7 +218,7 @@ def _quantize_pool_kernel(
         tl.store(means + slot * DIM + d, average.to(means.dtype.element_ty))
     if INT8:  # half away from zero (SpargeAttn)
         step = tl.div_rn(tl.max(tl.max(tl.abs(y), 1), 0), 127.0) + 1e-7
-        y = tl.div_rn(y, tl.zeros((ROWS, DIM), tl.float32) + step)
+        y *= tl.div_rn(1.0, step)  # one division a block; ties may fall to the other side
         to = (head // heads * length + row)[:, None] * heads * DIM + head % heads * DIM + d[None, :]
         tl.store(rows + to, (y + tl.where(y < 0, -0.5, 0.5)).to(tl.int8), mask=inside)
         tl.store(scale + slot, step)

@@ -1,6 +1,7 @@
 """How long people wait: a cold clip, the help text, a plan, a submit. Run it on an idle machine.
 
     python scripts/bench_app.py [--runs 3]
+    python scripts/bench_app.py --load          the page with 5,000 clips, 500 waiting jobs, 50 clients, ten tabs
 
 Prints a table; the last line is JSON, which is also kept, dated, under scripts/results/.
 """
@@ -82,24 +83,32 @@ def main() -> None:
     """Measure everything once."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
-    runs = parser.parse_args().runs
-    with tempfile.TemporaryDirectory() as folder:
-        help_s = statistics.median(seconds_of([*TURBODIFF, "--help"], folder) for _ in range(runs + 2))
-    figures = {"help_s": help_s, **cold_clip(runs), **planning(50)}
+    parser.add_argument("--load", action="store_true")
+    args = parser.parse_args()
+    runs = args.runs
+    if args.load:
+        from bench_load import load
+
+        figures = load()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            help_s = statistics.median(seconds_of([*TURBODIFF, "--help"], folder) for _ in range(runs + 2))
+        figures = {"help_s": help_s, **cold_clip(runs), **planning(50)}
     for name, value in figures.items():
         print(f"{name:24} {value:10.3f}")
     now = datetime.now(UTC)
     result = {
         "utc": now.isoformat(timespec="seconds"),
         "cpus": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
         "machine": platform.machine(),
         "python": platform.python_version(),
         **{name: round(value, 4) for name, value in figures.items()},
     }
     line = json.dumps(result)
-    folder = ROOT / "scripts" / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{now:%Y-%m-%d}-app.json").write_text(line + "\n")
+    results = ROOT / "scripts" / "results"
+    results.mkdir(exist_ok=True)
+    (results / f"{now:%Y-%m-%d}-{'load' if args.load else 'app'}.json").write_text(line + "\n")
     print(line)
 
 

@@ -64,9 +64,7 @@ class Endpoints:
     def submit(self, fields: Json) -> Json:
         """Queue a request; the same nonce gives the same job."""
         fields = {"nonce": secrets.token_hex(16), **self._checked_fields(fields)}
-        job = self.reader.studio.submit(fields, client=ASKING.get())
-        self.reader.changed()
-        return {"job": job}
+        return {"job": self.reader.studio.submit(fields, client=ASKING.get())}  # the tabs see it with their next look
 
     @endpoint
     def status(self, number: float = 0) -> Json:
@@ -78,9 +76,7 @@ class Endpoints:
     @endpoint
     def cancel(self, number: float = 0) -> Json:
         """Cancel a job."""
-        state = self.reader.studio.cancel(_checked_number(number))
-        self.reader.changed()
-        return {"state": state}
+        return {"state": self.reader.studio.cancel(_checked_number(number))}
 
     @endpoint
     def list_jobs(self, number: float = 0) -> Json:

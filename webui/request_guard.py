@@ -13,6 +13,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
+from gradio.blocks import BlocksConfig
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,8 +37,32 @@ class BadRequest(gr.Error):
         super().__init__(what, print_exception=False)
 
 
+class SessionConfig(BlocksConfig):
+    """What Gradio keeps of the page for one session, and for each call that names none, as curl's: without a
+    description of every component, which took 20 ms a call and is for deep links alone (6.31, state_holder.py), which
+    are not served here."""
+
+    @staticmethod
+    def config_for_block(*args: object, **kwargs: object) -> dict[str, Any]:
+        """Nothing: no session's page is described again."""
+        return {}
+
+
+class PageConfig(BlocksConfig):
+    """The page as it was built; its copies are the sessions'."""
+
+    def __copy__(self) -> SessionConfig:
+        copied = SessionConfig(self.root_block)
+        vars(copied).update(vars(super().__copy__()))  # type: ignore[no-untyped-call]
+        return copied
+
+
 class GuardedBlocks(gr.Blocks):
     """Blocks that raise `BadRequest` for an input that its component cannot read, instead of printing a traceback."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.default_config = PageConfig(self)
 
     async def preprocess_data(self, *args: Any, **kwargs: Any) -> Any:
         """The inputs as the handlers get them.

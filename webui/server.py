@@ -39,7 +39,7 @@ from webui.security import SecurityMiddleware
 from webui.sessions import FILE as SESSIONS
 from webui.sessions import Sessions
 from webui.snapshot import StudioReader
-from webui.uploads import UploadQuota, make_room
+from webui.uploads import UploadQuota, make_room, sweep_until
 from webui.wording import Words, language_of
 
 LANGUAGE_COOKIE = "turbodiff_lang"
@@ -237,7 +237,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         check(args)
         args.root_path = os.environ[ROOT_PATH] = args.root_path.rstrip("/")
         sockets = listening_sockets(args.listen, args.port)
-        app = make_app(Studio(args.state_dir, args.outputs), args)
+        app = make_app(studio := Studio(args.state_dir, args.outputs), args)
+        sweeping = (threading.Event(), studio.state / "uploads")
+        threading.Thread(target=sweep_until, args=sweeping, daemon=True).start()
         sys.stderr.write(f"[INFO] the page is at {url_of(reachable_at(args.listen), args.port)}\n")
         # who the client is and what it asked for is ProxyMiddleware's business, not that of uvicorn's own defaults
         config = uvicorn.Config(

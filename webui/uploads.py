@@ -1,12 +1,12 @@
 """Uploads take a bounded place: what no form needs any more goes, and beyond the bound none is taken.
 
 Gradio keeps what a browser sends below the state folder and forgets after a restart what it kept. A picture that a job
-uses was copied away when the job was queued (snapshot.py), so that everything here may go: after a day, and where room
-is needed after an hour.
+uses was copied away when the job was queued (snapshot.py), so that everything here may go an hour after its last use.
 """
 
 import contextlib
 import os
+import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from webui.wording import Words, language_of
 MAX_BYTES = 1 << 30
 MAX_FILES = 2000
 NEEDED_S = 3600.0  # a form that stands open for longer asks for its picture again
-KEPT_S = 24 * 3600.0
+SWEEP_S = 600.0
 RESERVED_BYTES = 25 << 20  # of an upload that tells no length
 
 
@@ -45,18 +45,24 @@ def kept_files(folder: Path) -> list[Kept]:
 
 
 def make_room(folder: Path, wanted_bytes: int = 0) -> bool:
-    """Remove what is old, and as much of what is an hour old as the bound asks for; whether there is room then."""
+    """Remove what nobody used for an hour; whether there is room then."""
     now_s, files = time.time(), kept_files(folder)
     n_files, total_bytes = len(files), wanted_bytes + sum(file.nbytes for file in files)
     for file in files:
-        full = n_files >= MAX_FILES or total_bytes > MAX_BYTES
-        if now_s - file.used_s < (NEEDED_S if full else KEPT_S):
+        if now_s - file.used_s < NEEDED_S:
             break
         with contextlib.suppress(OSError):
             file.path.unlink(missing_ok=True)
             n_files, total_bytes = n_files - 1, total_bytes - file.nbytes
             file.path.parent.rmdir()  # Gradio makes one for each file; any other is not empty
     return n_files < MAX_FILES and total_bytes <= MAX_BYTES
+
+
+def sweep_until(stopped: threading.Event, folder: Path) -> None:
+    """Every ten minutes remove what nobody used for an hour, also where nobody uploads anything."""
+    while not stopped.wait(SWEEP_S):
+        with contextlib.suppress(OSError):
+            make_room(folder)
 
 
 class UploadQuota:

@@ -1,6 +1,9 @@
 """Rows 40 and 41 of the fault table: a clip without a place is known before the work, not after it."""
 
+import os
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,21 @@ from turbodiff.spec.errors import OutputError
 from turbodiff.studio import Studio
 
 MIB = 1 << 20
+
+
+def test_a_killed_runs_temporary_files_go_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "0"]) as gone:
+        gone.wait()
+    old = [tmp_path / ".partial" / f"7.1.{pid}.mp4{more}" for pid in (gone.pid, os.getpid()) for more in ("", ".json")]
+    fresh, other = tmp_path / ".partial" / f"8.1.{gone.pid}.mp4", tmp_path / ".partial" / "mine.mp4"
+    fresh.parent.mkdir()
+    for path in (*old, fresh, other):
+        path.touch()
+    for path in (*old, other):
+        os.utime(path, (time.time() - 120,) * 2)
+    disk.remove_left(tmp_path)
+    assert [path.exists() for path in (*old, fresh, other)] == [False, False, True, True, True, True]
+    disk.remove_left(tmp_path / "nothing here")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,21 +23,24 @@ def put(folder: Path, name: str, age_s: float, nbytes: int = 100) -> Path:
     return path
 
 
-def test_what_is_a_day_old_goes_and_what_is_younger_stays(tmp_path: Path) -> None:
-    old, young = put(tmp_path, "a", 25 * 3600), put(tmp_path, "b", 23 * 3600)
+def test_what_nobody_used_for_an_hour_goes_and_what_is_younger_stays(tmp_path: Path) -> None:
+    old, young = put(tmp_path, "a", 3700), put(tmp_path, "b", 3000)
     assert make_room(tmp_path)
     assert not old.parent.exists() and young.exists()
     assert make_room(tmp_path / "nothing here")
 
 
-@pytest.mark.parametrize("bound", ["MAX_BYTES", "MAX_FILES"])
-def test_where_room_is_needed_the_longest_unused_goes_after_an_hour(
-    bound: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(uploads, bound, 250 if bound == "MAX_BYTES" else 3)
-    files = [put(tmp_path, str(hours), hours * 3600) for hours in (5, 3, 2)]
-    assert make_room(tmp_path, 50)
-    assert [file.exists() for file in files] == [False, True, True]
+def test_old_uploads_go_also_where_nobody_uploads_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "SWEEP_S", 0.01)
+    old, young, stopped = put(tmp_path, "a", 3700), put(tmp_path, "b", 60), threading.Event()
+    sweeping = threading.Thread(target=uploads.sweep_until, args=(stopped, tmp_path))
+    sweeping.start()
+    end_s = time.monotonic() + 60
+    while old.exists() and time.monotonic() < end_s:
+        time.sleep(0.01)
+    stopped.set()
+    sweeping.join(60)
+    assert not old.exists() and young.exists() and not sweeping.is_alive()
 
 
 def test_what_is_younger_than_an_hour_is_never_taken_from_an_open_form(

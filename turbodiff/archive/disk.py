@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from turbodiff.archive.clips import PARTIAL, partial_path, sidecar_path
+from turbodiff.archive.clips import PARTIAL, files_of, partial_path, sidecar_path
 from turbodiff.gpu.process_identity import process_mark, start_ticks
 from turbodiff.media.ffmpeg import h264_encoder
 from turbodiff.spec.errors import OutputError
@@ -35,6 +35,17 @@ def check_place(outputs: Path, state: Path, width: int, height: int, num_frames:
     _check_room(outputs, width * height * num_frames, "output")
     _check_takes_a_file(outputs, outputs / PARTIAL)
     _check_room(state, width * height * num_frames, "state")
+
+
+def remove_left(outputs: Path) -> None:
+    """Remove what killed runs left among the temporary files of a library; what another container's run may be writing
+    is younger than a minute."""
+    for path in files_of(outputs / PARTIAL):
+        parts = path.name.split(".")
+        with contextlib.suppress(OSError):
+            gone = len(parts) > 3 and parts[2].isdecimal() and not psutil.pid_exists(int(parts[2]))
+            if gone and time.time() - path.stat().st_mtime > STALE_S:
+                path.unlink()
 
 
 def check_output(output: Path, width: int, height: int, num_frames: int) -> None:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
@@ -338,6 +339,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.returncode = -9  # in D state; the kernel ends it when the driver answers, and nobody waits for that
 
 
+@lru_cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

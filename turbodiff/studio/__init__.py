@@ -156,7 +156,11 @@ class Studio:
         inventory = with_loras(find_weights(), request.loras)
         resolve_files(request.model, inventory, request.loras)
         size = (request.width, request.height, request.num_frames)
-        disk.check_output(output, *size) if output else disk.check_place(self.outputs, self.state, *size)
+        if output:
+            disk.check_output(output, *size)
+        else:
+            disk.check_place(self.outputs, self.state, *size)
+            disk.remove_left(self.outputs)
         machine = only(probe.machine_now(), device)
         plan = plan_request(request, machine, inventory, history=self.history())
         number = uuid.uuid4().int % 2**31  # not in the queue; it names the temporary files

@@ -84,7 +84,7 @@ def generate(reader: StudioReader, values: FormValues, ui_state: UiState, words:
     if rows:
         many = storyboard_requests(many[0], rows, reader.estimate(many[0], reader.studio.policy))
     made = _queue_all(reader, many, anyway)
-    reader.studio.recipes.remember([str(fields.get("prompt", ""))])
+    reader.studio.recipes.remember([str(fields.get("prompt", "")), *(row.prompt for row in rows)])
     said = words("storyboard.done", n=len(made)) if rows else ""
     return {**ui_state, "at": f"job:{made[-1] if rows else made[0]}", "agreed": ""}, said
 

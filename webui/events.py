@@ -55,9 +55,7 @@ def action_handler(method: Callable[Concatenate["PageEvents", UiState, P], Answe
             sentence, kind = self.words.error(error.fields()), "warn"
         self.reader.changed()
         note = sentence if isinstance(sentence, Html) else markup.note(sentence, kind)
-        # stamped: the same words once more are drawn once more, also where the browser has put the last ones away
-        stamped = markup.el("div", note, data_at=time.time_ns()) if note else ""
-        return [*self.renderer.changed(ui_state), dict(ui_state), stamped]
+        return [*self.renderer.changed(ui_state), dict(ui_state), stamped(note)]
 
     return redrawn
 
@@ -73,9 +71,14 @@ def form_handler(method: Callable[Concatenate["PageEvents", P], Filling]) -> Cal
         except TurbodiffError as error:
             values, note = None, markup.note(self.words.error(error.fields()), "warn")
         whole = [gr.skip()] * (len(self.fields) + len(self.boxes)) if values is None else self.refilled(values)
-        return [*whole, note]
+        return [*whole, stamped(note)]
 
     return refilled
+
+
+def stamped(note: Html | str) -> Html | str:
+    """The same words once more are drawn once more, also where the browser has put the last ones away."""
+    return markup.el("div", note, data_at=time.time_ns()) if note else ""
 
 
 class PageEvents:

@@ -148,8 +148,7 @@ def segments(values: Mapping[str, Any]) -> list[Segment]:
         told = seconds.replace(",", ".")
         said = float(told) if SECONDS.fullmatch(told) else 0.0
         if not is_blank(prompt):
-            number = int(seed) if seed.isdecimal() and len(seed) < 17 else None
-            found.append(Segment(prompt, said if told else long, number))
+            found.append(Segment(prompt, said if told else long, seed))
     return found
 
 

@@ -240,7 +240,7 @@ def _storyboard(reader: StudioReader, values: FormValues, first: Plan | None, wo
             number += 1
             plans.append(reader.estimate(fields, reader.studio.policy))
         before = reader.clip(str(values.get("continues") or "-"))
-        return storyboard.draw_sum(plans, before.sidecar.frames if before else 0, "", words)
+        return storyboard.draw_sum(plans, before.sidecar.whole_frames if before else 0, "", words)
     except TurbodiffError as error:
         told = words.error(error.fields())
         if error.field != "storyboard":
@@ -271,7 +271,7 @@ def look(reader: StudioReader, values: FormValues, words: Words) -> Html:
     if values.get("kind") != "i2v":
         return Html("")
     if clip := reader.clip(str(values.get("continues") or "-")):
-        frames = clip.sidecar.frames or clip.request.num_frames
+        frames = clip.sidecar.whole_frames
         return storyboard.draw_continued(clip.id, clip.request, frames, stage.poster_url(clip), words)
     if values.get("continues"):
         return storyboard.draw_gone(words)

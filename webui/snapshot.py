@@ -367,7 +367,7 @@ class StudioReader:
         Raises:
             FileError: the clip cannot be read.
         """
-        number = clip.request.num_frames - 1
+        number = clip.sidecar.whole_frames - 1
         if re.fullmatch(r"\d{1,4}(\.\d{1,9})?", at):
             number = min(number, int(float(at) * clip.request.fps))
         return pictures.frame(clip.path, number, self.studio.state / "uploads" / "frames")

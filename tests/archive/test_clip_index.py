@@ -49,7 +49,9 @@ def seeds(library: ClipIndex, *args: str) -> list[int | None]:
         ("cat", [3, 0]), ("猫", [1]), ("DOG", [2]), ("cat runs", [0]), ('"cat runs"', [0]), ("runs cat", [0]),
         ("100%", [3]), ("a_cat", [3]), ("seed:2", [2]), ("rating:2", [3, 2]), ("rating:★★", [3, 2]), ("keep", [2]),
         ("note:keep", [2]), ("wan2.1", [3, 2, 1, 0]), ("model:14b", []), ("demo", [3, 2, 1, 0]), ("no such word", []),
-        ("seed:x", []), ("'; DROP TABLE clip; --", []), ("%", [3]), ("_", [3, 2, 1, 0]), ("128x128", [3, 2, 1, 0]),
+        ("seed:x", []),
+        ("种子：2", [2]), ("Seed:2", [2]), ("评分:2", [3, 2]), ("“cat runs”", [0]), ("备注：keep", [2]),
+        ("'; DROP TABLE clip; --", []), ("%", [3]), ("_", [3, 2, 1, 0]), ("128x128", [3, 2, 1, 0]),
     ],
 )  # fmt: skip
 def test_every_word_of_a_search_must_occur_somewhere_in_the_sidecar(library, text, found):

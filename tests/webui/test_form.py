@@ -123,9 +123,9 @@ def test_rows_of_the_storyboard_that_say_nothing_are_no_segments():
     )
     values = {"num_frames": 17, "fps": 16, "storyboard": text}
     assert form.segments(values) == [
-        ("a red circle", 1.5, 7),
-        ("it grows", 17 / 16, None),
-        ("it stops", 0.0, None),  # which the sum under the button says
+        ("a red circle", 1.5, "7"),
+        ("it grows", 17 / 16, "x"),  # no seed, which is said there, too
+        ("it stops", 0.0, ""),  # which the sum under the button says
     ]
     for nonsense in ("", None, "{", "7", '"a"', "[[1]]", "[[]]", "[" * 9999):
         assert form.segments({**values, "storyboard": nonsense}) == []

@@ -1,6 +1,7 @@
 """What the stage, the queue, the log and compare say of jobs and clips, from plain data."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace as Some
 
@@ -15,7 +16,7 @@ from turbodiff.spec.plan import Fit
 from turbodiff.spec.request import make_request
 from turbodiff.studio import Studio
 from webui import snapshot as snapshots
-from webui.panels import compare, jobs, models, stage, tabs
+from webui.panels import compare, export, jobs, models, stage, tabs
 from webui.render import _progress, looked_at
 from webui.snapshot import ClipView, Snapshot, StudioReader
 
@@ -53,6 +54,14 @@ def test_a_waiting_job_says_when_it_starts_from_the_plans_before_it():
     }
     assert "starts in about" in jobs.draw_queue(jobs.queue(seen, EN), False, EN)
     assert not any(row.starts for row in jobs.queue(Snapshot(jobs=seen.jobs, paused=True), EN))
+    assert {row.job: "down" in row.acts for row in jobs.queue(seen, EN)} == {1: False, 2: True, 3: False}
+
+
+def test_the_handles_of_a_trim_reach_over_all_of_a_continued_clip():
+    alone = clip("one")
+    joined = replace(alone, sidecar=alone.sidecar.model_copy(update={"frames": 49}))
+    assert f"0.00 – {alone.request.num_frames / 16:.2f} s" in export.draw_form(alone, EN)
+    assert "0.00 – 3.06 s" in export.draw_form(joined, EN)
 
 
 def test_to_stop_what_runs_is_asked_about_and_to_cancel_what_waits_is_not():

@@ -50,6 +50,14 @@ def test_an_old_clip_is_found_by_words_and_shown(shelf, chromium):
         find(page, "seed:149", 1)
         page.click(f"{TILE} .pic")
         page.wait_for_selector(f"#side [data-clip='{shelf.names[149]}'] video")
+        page.fill("#tags-side", "of this clip")
+        page.fill("#note-side", "not saved")
+        page.press("#tags-side", "Enter")
+        page.wait_for_selector(f"{TILE} small:has-text('#clip')")
+        find(page, "seed：148", 1)
+        page.click(f"{TILE} .pic")
+        page.wait_for_selector(f"#side .td-card[data-clip='{shelf.names[148]}']")
+        assert [page.input_value(field) for field in ("#tags-side", "#note-side")] == ["", ""]
         find(page, "猫 take", CLIPS // 4)
         find(page, "no such words", 0)
 

@@ -68,7 +68,9 @@ def test_what_comes_after_a_failed_segment_waits_and_says_so(app, chromium):
         write_row(page, 1, "a red circle moves down", "0")
         page.wait_for_selector("#storyboard-sum:has-text('Segment 3')")  # no length
         before = newest(app).id if app.store.jobs(1) else 0
-        write_row(page, 1, "a red circle moves down", "1")
+        write_row(page, 1, "a red circle moves down", "1", "1e9")
+        page.wait_for_selector("#storyboard-sum:has-text('Segment 3: 1e9 is not a seed')")
+        write_row(page, 1, "a red circle moves down", "1", "7")
         page.wait_for_selector("#storyboard-sum:has-text('3 segments · 49 frames')")
         page.click("#go")
         app.wait(

@@ -58,7 +58,8 @@ SHOWN = (
 ROW = f"INSERT OR REPLACE INTO clip VALUES ({', '.join('?' * 23)})"
 NEEDED = ("request", "created", "rating", "note", "starred", "tags", "ran", "versions")  # of a sidecar: not its plan
 CLIP_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,160}\.mp4")  # what the page can ask for by its name
-TERM = re.compile(r'(?:(seed|model|tag|rating|note):)?(?:"([^"]*)"|(\S+))')
+TERM = re.compile(r'(?:(seed|model|tag|rating|note|种子|模型|标签|评分|备注)[:：])?(?:["“”]([^"“”]*)["“”]|(\S+))', re.I)
+COLUMNS = {"种子": "seed", "模型": "model", "标签": "tag", "评分": "rating", "备注": "note"}
 SETTLED_NS = 2_000_000_000  # a folder that changed within two seconds may change again within one tick of its clock
 BATCH = 100  # sidecars that are read between two writes
 WHOLE_S = 60.0  # between two looks at every file
@@ -345,7 +346,7 @@ def _condition(text: str, only: str) -> tuple[str, list[str | int]]:
     where, terms = ONLY.get(only, ONLY["all"]), list[str | int]()
     for column, phrase, word in TERM.findall(text)[:MAX_TERMS]:
         said = (phrase or word).casefold()
-        match column:
+        match column := COLUMNS.get(column, column.casefold()):
             case "seed" if said.isdecimal():
                 clause, value = "seed = CAST(? AS INTEGER)", said[:18]
             case "rating" if said.strip("★").isdecimal() or not said.strip("★"):

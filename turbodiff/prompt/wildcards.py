@@ -42,7 +42,7 @@ def choose(prompt: str, lists: Mapping[str, Sequence[str]], seed: int) -> str:
         elif not (words := lists.get(found[1], ())):
             raise RequestError(
                 "no list of wildcards of that name", code="wildcard_missing", field="prompt", got=found[0],
-                expected=", ".join(f"__{name}__" for name in sorted(lists)) or "a file in the folder wildcards",
+                expected=", ".join(f"__{name}__" for name in sorted(lists)) or "0",
                 try_instead=f"a file {found[1]}.txt with one choice a line, in the folder wildcards",
             )  # fmt: skip
         prompt = f"{prompt[: found.start()]}{chance.choice(words).strip()}{prompt[found.end() :]}"

@@ -142,6 +142,11 @@ class Sidecar(Record):
     starred: bool = False
     tags: tuple[str, ...] = ()
 
+    @property
+    def whole_frames(self) -> int:
+        """Frames of the file, with those of the clip that it continues; an old record has only what was asked."""
+        return self.frames or self.request.num_frames
+
     def result(self, clip: Path) -> ClipResult:
         """The result that this sidecar of `clip` stands for."""
         facts = self.model_dump(include={"sha256", "frames", "width", "height", "fps", "warnings", "ran"})

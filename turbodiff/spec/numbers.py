@@ -6,7 +6,9 @@ GB = 10**9
 
 
 def gib(n_bytes: float) -> str:
-    """Bytes as "11.2 GiB", small ones as MiB."""
+    """Bytes as "11.2 GiB", small ones as MiB or KiB."""
+    if 0 < n_bytes < MIB:
+        return f"{max(1, round(n_bytes / 1024))} KiB"
     return f"{n_bytes / GIB:.1f} GiB" if n_bytes >= GIB / 10 else f"{n_bytes / MIB:.0f} MiB"
 
 

@@ -52,11 +52,11 @@ class Lora(Frozen):
 
 
 class Segment(NamedTuple):
-    """A row of a storyboard: what goes on from the clip before it. `seed` None: a random one."""
+    """A row of a storyboard: what goes on from the clip before it. `seed` as typed, "" a random one."""
 
     prompt: str
     seconds: float
-    seed: int | None = None
+    seed: str = ""
 
 
 class Request(Frozen):

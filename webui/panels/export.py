@@ -28,7 +28,7 @@ def draw_form(clip: ClipView | None, words: Words) -> Html:
     """Format, quality, frames per second and the two handles of a clip."""
     if clip is None:
         return Html("")
-    length_s = clip.request.num_frames / max(1, clip.request.fps)
+    length_s = clip.sidecar.whole_frames / max(1, clip.request.fps)
     step = round(1 / max(1, clip.request.fps), 6)
     chosen = (
         ("format", [(name, words(f"export.format_{name}")) for name in FORMATS], "gif"),
@@ -66,8 +66,8 @@ def draw_exports(found: Iterable[Exporting], words: Words) -> Html:
         ending = f"{one.name.partition('.')[0][:40]}… .{one.name.split('.', 2)[-1]}"
         match one.state:
             case "done":
-                size = words.gib(one.size_bytes) if one.size_bytes >> 20 else f"{max(1, one.size_bytes >> 10)} KiB"
-                shown: object = download(export_url(one.name), words("export.save", size=size), cls="td-btn")
+                label = words("export.save", size=words.gib(one.size_bytes))
+                shown: object = download(export_url(one.name), label, cls="td-btn")
             case "running":
                 shown = el("span", words("export.running", n=int(100 * one.share)), cls="td-num", role="status")
             case _:

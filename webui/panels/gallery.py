@@ -30,6 +30,7 @@ class Tile:
     name: str
     prompt: str
     about: str
+    tags: str
     poster: str
     starred: bool
     picked: bool
@@ -65,12 +66,12 @@ def gallery(
         parts = (
             clip.rating, short_model(clip.model) if clip.model else "?", f"{clip.width}x{clip.height}",
             "?" if clip.seed is None else str(clip.seed), words.ago(max(0, now_s - clip.created_s)),
-            *(f"#{tag}" for tag in clip.tags),
         )  # fmt: skip
         source = media_url(clip.name, poster=True) if clip.poster and not clip.batch else ""
         about = " · ".join(filter(None, parts))
+        tags = " ".join(f"#{tag}" for tag in clip.tags)
         state = (clip.starred, clip.name in picked, clip.name == shown, bool(clip.batch))
-        tiles.append(Tile(clip.name, clip.prompt or clip.name, about, source, *state))
+        tiles.append(Tile(clip.name, clip.prompt or clip.name, about, tags, source, *state))
     pages = max(1, math.ceil(found.total / PER_PAGE))
     in_trash = any(tile.trashed for tile in tiles)
     return Gallery(tuple(tiles), found.total, page, pages, len(picked), in_trash, searched, " · ".join(disk))
@@ -103,7 +104,8 @@ def _draw_tile(tile: Tile, words: Words) -> Html:
         tabindex="-1",
     )  # fmt: skip
     state = " on" * tile.shown + " picked" * tile.picked
-    caption = (el("span", tile.prompt, cls="cap"), el("small", tile.about))
+    tags = el("small", tile.tags, title=tile.tags) if tile.tags else None
+    caption = (el("span", tile.prompt, cls="cap"), el("small", tile.about, title=tile.about), tags)
     corner = (box, None if tile.trashed else star)
     return el("div", el("div", picture, corner, cls="frame"), caption, cls=f"td-tile{state}", data_clip=tile.name)
 
@@ -185,6 +187,7 @@ def draw_side(card: Card | None, entry: Entry | None, comparing: bool, same: int
         ),
         action("tags", clip, words("gallery.tags_save"), data_from="tags-side", cls="plain"),
         cls="td-line",
+        data_clip=clip,
     )  # fmt: skip
     player = draw_player(card, "", words, autoplay=False)
     head = el("div", buttons, cls="td-acts")

@@ -106,8 +106,10 @@ def queue(snapshot: Snapshot, words: Words) -> list[Row]:
     """Every job that is not done: running, then waiting in order, then what failed lately; [] if one just runs."""
     found: list[tuple[QueuedJob, tuple[str, ...]]]
     found = [(job, ("cancel",)) for job in snapshot.jobs if job.state in ACTIVE]
+    last = len(snapshot.waiting) - 1
     for place, job in enumerate(snapshot.waiting):
-        found.append((job, (*(("top", "up") if place else ()), "down", "duplicate", "cancel")))
+        moves = (*(("top", "up") if place else ()), *(("down",) if place < last else ()))
+        found.append((job, (*moves, "duplicate", "cancel")))
     stopped = [job for job in snapshot.jobs if job.state in STOPPED]
     found += [(job, ("show", "retry")) for job in stopped[:STOPPED_ROWS]]
     if len(found) == 1 and found[0][0].state in ACTIVE:

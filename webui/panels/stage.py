@@ -125,7 +125,7 @@ def _prompt_words(prompt: str) -> list[str]:
 
 def _facts(clip: ClipView, words: Words) -> Iterable[tuple[str, str]]:
     request, ran, measured = clip.request, clip.sidecar.ran, clip.sidecar.measured
-    frames = clip.sidecar.frames or request.num_frames  # with those of the clip that it continues
+    frames = clip.sidecar.whole_frames
     yield words("clip.model"), f"{model_name(request)} · {request.width}x{request.height}"
     yield words("clip.length"), f"{words('unit.frames', n=frames)} · {words.seconds(frames / request.fps)}"
     yield words("clip.seed"), str(request.seed)
@@ -257,6 +257,6 @@ def draw_strip(snapshot: Snapshot, limit: int, chosen: str, words: Words) -> Htm
             el("small", " ".join(filter(None, (clip.sidecar.rating, about)))),
         )
         click = {"type": "button", "cls": "td-tile on" if clip.id == chosen else "td-tile", "data_act": "choose"}
-        said = {"data_arg": clip.id, "title": request.prompt}
+        said = {"data_arg": clip.id, "title": f"{request.prompt} · {about}"}
         shown.append(el("button", parts, **click, **said))
     return el("div", el("div", words("clip.recent"), cls="td-sec"), el("div", shown, cls="td-strip"), cls="td-html")

@@ -56,6 +56,12 @@
     else if (/^[1-5]$/.test(event.key)) act("rate", `${name} ${event.key}`);
   });
 
+  // the panels draw another clip into the same fields: what was typed for the one before is not said of this one
+  new MutationObserver((changes) => changes.forEach(({ target }) => target.querySelectorAll("input, textarea, select").forEach((field) => {
+    if (field.options) [...field.options].forEach((option) => { option.selected = option.defaultSelected; });
+    else field.value = field.defaultValue;
+  }))).observe(document.documentElement, { subtree: true, attributeFilter: ["data-clip"] });
+
   // the two handles of a trim: the one pushes the other, and the player shows the frame
   document.addEventListener("input", (event) => {
     if (!event.target.matches?.("[data-handle]")) return;

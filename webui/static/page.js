@@ -7,6 +7,8 @@
   document.addEventListener("DOMContentLoaded", paint);
   window.addEventListener("load", () => {
     document.body.classList.toggle("gotit", localStorage.getItem("turbodiff.gotit") === "1"); paint(); setTimeout(paint, 300); });
+  const REFILLS = ["example", "preset", "reuse", "edit", "animate", "continue", "use_seed"]; // another prompt: it is shown
+  const COMPARES = ["compare", "versus", "seeds"]; // what they open is above the clips
   const STARTS = ["knob", "neighbour", "retry", "retry_smaller"]; // what they start is shown on the first tab
   const word = (name) => (document.getElementById("words") || {dataset: {}}).dataset[name] || "";
 
@@ -133,6 +135,17 @@
     (act ? window.tdAct : window.tdForm)?.(act || form, value);
     if (button.dataset.tab) actions.tab(button.dataset.tab);
     if ((form || STARTS.includes(act)) && !button.closest("#create")) actions.tab(0);
+    if (REFILLS.includes(form) && !button.closest(".td-examples") || form && button.closest("#card")) {
+      scrollTo({ top: 0 });
+      // after the tab has changed; on a phone its keyboard would cover what was filled in
+      if (!isNarrow()) setTimeout(() => document.querySelector("#prompt textarea")?.focus({ preventScroll: true }), 200);
+    }
+    if (COMPARES.includes(act)) scrollTo({ top: 0 });
+  });
+
+  // what a note objects to may be gone with the next change of the form
+  document.addEventListener("input", (event) => {
+    if (event.target.closest?.("#form")) document.querySelectorAll("#note .td-note.warn").forEach((old) => { old.hidden = true; });
   });
 
   // a list that Escape has closed opens again at a click: Gradio's opens on focus, which it still has
@@ -165,7 +178,9 @@
 
   document.addEventListener("keydown", (event) => {
     const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName);
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); document.getElementById("go")?.click(); }
+    const save = event.key === "Enter" && !event.isComposing && event.target.matches?.("input.td-input[id]") && event.target.parentElement.querySelector(`:scope > button[data-from="${event.target.id}"]`);
+    if (save) { event.preventDefault(); save.click(); }
+    else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); document.getElementById("go")?.click(); }
     else if (event.key === "?" && !typing) actions.help();
     else if (event.key === "Escape" && document.getElementById("help")?.hidden === false) actions.help();
     else if (event.key === "/" && !typing) { event.preventDefault(); document.querySelector("#prompt textarea")?.focus(); }

@@ -54,6 +54,8 @@ def test_a_waiting_job_says_when_it_starts_from_the_plans_before_it():
     }
     assert "starts in about" in jobs.draw_queue(jobs.queue(seen, EN), False, EN)
     assert not any(row.starts for row in jobs.queue(Snapshot(jobs=seen.jobs, paused=True), EN))
+    lost = job(4, request=make_request({"prompt": "a cat", "model": "demo-i2v", "after": "0" * 32}))
+    assert [row.starts for row in jobs.queue(Snapshot(jobs=(lost,)), EN)] == [""]  # the segment before it was stopped
     assert {row.job: "down" in row.acts for row in jobs.queue(seen, EN)} == {1: False, 2: True, 3: False}
 
 

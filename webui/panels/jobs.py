@@ -133,7 +133,10 @@ def starts_in(job: QueuedJob, snapshot: Snapshot, words: Words) -> str:
     before = [other for other in snapshot.waiting if (other.place, other.id) < (job.place, job.id)]
     running = snapshot.active
     left_s = running.progress.eta_s if running and running.progress else 0.0 if running is None else None
+    coming = {other.request.nonce for other in (*before, running) if other}
     if snapshot.paused or job.hold_bytes or left_s is None or not all(other.plan for other in before):
+        return ""
+    if job.request.after and job.request.after not in coming:  # the segment before it failed or was stopped
         return ""
     total_s = left_s + sum(other.plan.seconds for other in before if other.plan)
     return words("run.starts_in", time=words.seconds(max(1.0, total_s)))

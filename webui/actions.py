@@ -126,18 +126,21 @@ def batch_text(path: Path) -> str:
     return text
 
 
-def save_preset(reader: StudioReader, name: str, values: Mapping[str, object]) -> None:
-    """Keep all fields of the form under a name, but the picture and the pretended card.
+def save_presets(reader: StudioReader, many: Mapping[str, Mapping[str, object]]) -> None:
+    """Keep all fields of forms under their names, all or none, but the picture and the pretended card.
 
     Raises:
         TurbodiffError: not a name, or the disk refused.
     """
-    kept = {field: value for field, value in values.items() if field not in ("image", "card")}
-    reader.studio.recipes.save(name, cast(Mapping[str, JsonValue], kept))
+    kept = {
+        name: {field: value for field, value in values.items() if field not in ("image", "card")}
+        for name, values in many.items()
+    }
+    reader.studio.recipes.save(cast(Mapping[str, Mapping[str, JsonValue]], kept))
 
 
 def import_presets(reader: StudioReader, path: Path) -> int:
-    """Take over the presets of an exported file, what no form holds left out; returns how many.
+    """Take over the presets of an exported file, all or none, what no form holds left out; returns how many.
 
     Raises:
         TurbodiffError: no presets in it, or one cannot be kept.
@@ -150,8 +153,7 @@ def import_presets(reader: StudioReader, path: Path) -> int:
     many = {str(name): fields for name, fields in listed if isinstance(fields, dict)}
     if not many:
         raise RequestError("no presets in this file", code="preset_file", field="preset", got=path.name[:80])
-    for name, fields in many.items():
-        save_preset(reader, name, form.sanitize(fields))
+    save_presets(reader, {name: form.sanitize(fields) for name, fields in many.items()})
     return len(many)
 
 
@@ -187,7 +189,9 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
     else:
         match name:
             case "choose" | "show":
-                ui_state = {**ui_state, "at": argument if name == "choose" else f"job:{argument}"}
+                job = argument if name == "show" else argument.removeprefix("job:")
+                is_job = name == "show" or argument.startswith("job:")
+                ui_state = {**ui_state, "at": f"job:{number_of(job)}" if is_job else argument}
             case "log" if argument in (STARTUP_LOG, RUN_LOG):
                 ui_state = {**ui_state, "log": argument}
             case "rescan":

@@ -15,6 +15,7 @@ from gradio.components import Component
 
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.models import find_model
+from turbodiff.spec.text import whole
 from webui import actions, api, form, form_actions, gallery_actions, markup, render
 from webui.actions import Answer, UiState
 from webui.form import FormValues
@@ -224,7 +225,7 @@ class PageEvents:
         name, argument = button_of(event)
         values = self.values_of(row)
         if name == "save_preset":
-            actions.save_preset(self.reader, argument, values)
+            actions.save_presets(self.reader, {argument: values})
             return None, markup.note(self.words("recipes.saved", name=argument.strip()), "good")
         return form_actions.fill(self.reader, name, argument, values, ui_state), ""
 
@@ -269,12 +270,12 @@ class PageEvents:
     @action_handler
     def search(self, ui_state: UiState, text: object) -> Answer:
         """Search the archive."""
-        return {**ui_state, "search": str(text or "")[:MAX_SEARCH_CHARS]}, ""
+        return {**ui_state, "search": _searched(text)}, ""
 
     @action_handler
     def recall(self, ui_state: UiState, text: object) -> Answer:
         """Search the prompts that were used."""
-        return {**ui_state, "recall": str(text or "")[:MAX_SEARCH_CHARS]}, ""
+        return {**ui_state, "recall": _searched(text)}, ""
 
     @action_handler
     def load_presets(self, ui_state: UiState, path: object) -> Answer:
@@ -285,7 +286,7 @@ class PageEvents:
     @action_handler
     def look_for(self, ui_state: UiState, text: object, only: object, order: object) -> Answer:
         """Find clips in the gallery: from its first page on, with none chosen."""
-        asked = {"find": str(text or "")[:MAX_SEARCH_CHARS], "only": str(only), "order": str(order)}
+        asked = {"find": _searched(text), "only": str(only), "order": str(order)}
         return {**ui_state, **asked, "page": "0", "picked": ""}, ""
 
     @action_handler
@@ -293,6 +294,10 @@ class PageEvents:
         """Take over a table of seeds."""
         count = self.reader.studio.import_seeds(uploaded(path))
         return ui_state, self.words("seeds.imported", n=count)
+
+
+def _searched(text: object) -> str:
+    return whole(str(text or "")[:MAX_SEARCH_CHARS])
 
 
 def uploaded(path: object) -> Path:

@@ -9,6 +9,7 @@ from turbodiff.spec.exports import make_export
 from turbodiff.studio import tags_of
 from webui.actions import Answer, UiState, number_of, object_of, wished_request
 from webui.panels import gallery
+from webui.proxies import ASKING
 from webui.wording import Words
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _compared_seeds(reader: StudioReader, name: str) -> tuple[list[str], int]:
         used = {entry.seed for entry in found} | {seed}
         fresh = [seed + step for step in range(1, 2 * gallery.SEEDS_COMPARED) if seed + step not in used]
         many = [{**request, "seed": one, "nonce": secrets.token_hex(16)} for one in fresh[:missing]]
-        reader.studio.submit_all(many)
+        reader.studio.submit_all(many, client=ASKING.get())
     return [entry.name for entry in found[1 : gallery.SEEDS_COMPARED]], missing
 
 
@@ -110,5 +111,5 @@ def _turned(reader: StudioReader, name: str, argument: str, ui_state: UiState) -
         case "wipe":
             return {"wipe": "1" if argument else ""}
         case "compare":
-            return {"left": argument}
+            return {"left": " ".join(argument.split()[: gallery.SEEDS_COMPARED - 1])}
     return {"left": "", "wipe": ""}

@@ -4,6 +4,8 @@ import html
 import os
 from collections.abc import Iterable, Iterator
 
+from turbodiff.spec.text import whole
+
 
 class Html(str):
     """Markup that we made; every other string is text and gets escaped."""
@@ -19,7 +21,7 @@ _PLAIN_LINK = "text-decoration:none"
 
 def text(value: object) -> Html:
     """Any value as text that is safe between tags and inside a quoted attribute."""
-    return value if isinstance(value, Html) else Html(html.escape(str(value)).translate(_TEMPLATE))
+    return value if isinstance(value, Html) else Html(html.escape(whole(str(value))).translate(_TEMPLATE))
 
 
 def el(tag: str, *children: object, **attributes: object) -> Html:

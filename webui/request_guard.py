@@ -17,6 +17,8 @@ from gradio.blocks import BlocksConfig
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from turbodiff.spec.text import whole
+
 GRADIO = "/gradio_api/"
 READ = ("GET", "HEAD")
 # the first word of a path below /gradio_api/: events, uploads and what gradio_client asks first
@@ -118,7 +120,7 @@ def button_of(event: gr.EventData) -> tuple[str, str]:
         BadRequest: not from page.js.
     """
     try:
-        return str(event.act), str(event.arg)
+        return whole(str(event.act)), whole(str(event.arg))
     except (AttributeError, TypeError):
         raise BadRequest("not a button of this page") from None
 

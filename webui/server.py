@@ -6,6 +6,7 @@ Gradio serves no file of ours (`allowed_paths=[]`): clips are looked up by id in
 """
 
 import argparse
+import json
 import logging
 import math
 import os
@@ -179,8 +180,9 @@ def _add_downloads(app: FastAPI, reader: StudioReader) -> None:
         return FileResponse(path, media_type=found.media_type, filename=name)
 
     @app.api_route("/presets.json", methods=list(READ))
-    def presets() -> JSONResponse:
-        return JSONResponse(reader.studio.recipes.presets())
+    def presets() -> Response:
+        text = json.dumps(reader.studio.recipes.presets())  # in ASCII: half a surrogate pair is no UTF-8
+        return Response(text, media_type="application/json")
 
     @app.api_route("/seeds.md", methods=list(READ))
     def seeds() -> Response:

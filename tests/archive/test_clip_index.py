@@ -13,7 +13,7 @@ from turbodiff.archive import trash
 from turbodiff.archive.clip_index import INDEX, ORDERS, ClipIndex, tags_of
 from turbodiff.archive.clips import clip_path, partial_path, publish, read_sidecar, sidecar_path, sweep
 from turbodiff.spec.clips import Sidecar
-from turbodiff.spec.errors import RequestError
+from turbodiff.spec.errors import OutputError, RequestError
 from turbodiff.spec.request import make_request
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -214,3 +214,38 @@ def test_a_state_folder_that_takes_no_file_has_its_index_in_memory(library, tmp_
     other.refresh()
     assert seeds(other) == [3, 2, 1, 0]
     assert replace(other.find(), entries=()) == replace(library.find(), entries=())
+
+
+def test_an_undo_takes_no_name_that_something_else_has(library, tmp_path):
+    """A link to nowhere, a foreign sidecar and a folder are nobody's clip, and still not free."""
+    clips = [library.find("seed:1").entries[0].path, library.find("seed:2").entries[0].path]
+    batch = library.delete([clip.stem for clip in clips])
+    clips[0].symlink_to("/nonexistent")
+    sidecar_path(clips[1]).write_text("{}")
+    assert library.restore(batch=batch) == 2 and library.find("", "trash").total == 0
+    assert clips[0].is_symlink() and sidecar_path(clips[1]).read_text() == "{}"
+    for seed, clip in enumerate(clips, 1):
+        home = clip.with_name(f"{clip.stem}_2.mp4")
+        assert home.read_bytes() == b"clip" * (seed + 1) and read_sidecar(home).rating == "★" * seed
+
+
+def test_an_undo_stays_inside_the_library_and_two_at_once_are_one(library, tmp_path):
+    clip = library.find("seed:1").entries[0].path
+    batch = library.delete([clip.stem])
+    (tmp_path / "elsewhere").mkdir()
+    clip.parent.rmdir()
+    clip.parent.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError):
+        library.restore(batch=batch)
+    assert not list((tmp_path / "elsewhere").iterdir()) and library.find("", "trash").total == 1
+    clip.parent.unlink()
+    paths = [entry.path for entry in library.find("", "trash").entries]
+    assert trash.restore(library.outputs, paths) == [clip] and trash.restore(library.outputs, paths) == []
+
+
+def test_a_folder_beside_a_clip_keeps_none_from_the_trash(library):
+    clips = [library.find(f"seed:{seed}").entries[0].path for seed in (1, 2)]
+    sidecar_path(clips[0]).unlink()
+    sidecar_path(clips[0]).mkdir()
+    library.delete([clip.stem for clip in clips])
+    assert not any(clip.exists() for clip in clips) and library.find("", "trash").total == 2

@@ -10,6 +10,7 @@ import pytest
 from turbodiff.archive.seed_table import Row, decode_table, read_table, write_table
 from turbodiff.diagnostics.logs import log_line
 from turbodiff.prompt.weights import clean, parse
+from turbodiff.prompt.wildcards import choose, has_wildcards
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.events import read_event
 from turbodiff.spec.request import make_request
@@ -46,6 +47,10 @@ PARSERS: dict[str, tuple[int, Text, Callable[[Any], object]]] = {
     "prompt: blank entities": (20_000, lambda n: "&#32;" * n, is_blank),
     "prompt: blank weights": (20_000, lambda n: "(" * n + ":1)" * n, is_blank),
     "prompt: an open blank": (100_000, lambda n: "( " + " " * n, is_blank),
+    "prompt: open braces with bars": (8_000, lambda n: "{" + "|" * n, has_wildcards),
+    "prompt: braces in a list": (
+        40_000, lambda n: {"a": ["{" + "|" * n]}, lambda lists: choose("__a__", lists, 1),
+    ),
     "request: prompt": (4_000, lambda n: {"prompt": "(" * n}, make_request),
     "request: size of digits": (1_000_000, lambda n: {"prompt": "x", "size": "9" * n + "x1"}, make_request),
     "request: size of x": (500_000, lambda n: {"prompt": "x", "size": "x" * n}, make_request),

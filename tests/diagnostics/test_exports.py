@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,41 @@ def test_four_at_once_are_enough(tmp_path: Path, monkeypatch):
     finally:
         for path in (tmp_path / "exports").glob("*.pid"):
             os.kill(int(path.read_text().split()[0]), signal.SIGKILL)
+
+
+def test_many_who_ask_at_once_begin_four(tmp_path: Path):
+    clip, exports = write(tmp_path / "t2v_1.mp4", shapes(33)).path, Exports(tmp_path / "exports")
+    asked = [make_export({"format": "gif", "fps": 60, "end_s": 1 + number / 10}) for number in range(12)]
+
+    def start(one) -> str:
+        try:
+            return exports.start(clip, one)
+        except RequestError as error:
+            assert error.code == "export_busy"
+            return ""
+
+    with ThreadPoolExecutor(12) as pool:
+        begun = [name for name in pool.map(start, asked) if name]
+    for name in begun:
+        wait(exports, name)
+    assert len(begun) == MAX_AT_ONCE
+
+
+def test_what_stands_where_a_process_id_should_be_holds_nobody_up(tmp_path: Path):
+    (tmp_path / "big.gif.pid").write_text(f"{10**30} 5")
+    (tmp_path / "bytes.gif.pid").write_bytes(b"\xff")
+    (tmp_path / "folder.gif.pid").mkdir()
+    os.mkfifo(tmp_path / "pipe.gif.pid")
+    assert all(one.state == "failed" for one in Exports(tmp_path).newest())
+
+
+def test_the_oldest_files_go_where_all_take_too_much(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("turbodiff.diagnostics.exports.MAX_BYTES", 250)
+    for age_s, name in enumerate(("new.gif", "older.gif", "oldest.gif")):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (time.time() - 60 * age_s,) * 2)
+    (tmp_path / "clip").mkdir()
+    clip = write(tmp_path / "clip" / "t2v_1.mp4", shapes(5)).path
+    exports = Exports(tmp_path)
+    wait(exports, exports.start(clip, make_export({"format": "first"})))
+    assert {path.name for path in tmp_path.glob("*.gif")} == {"new.gif", "older.gif"}

@@ -12,6 +12,8 @@ from PIL import Image
 from tests.media.clips import shapes, write
 from turbodiff.media import export as exporting
 from turbodiff.media.ffmpeg import ffmpeg_path
+from turbodiff.media.joining import clip_format
+from turbodiff.media.pictures import frame
 from turbodiff.spec.errors import FileError, OutputError, RequestError
 from turbodiff.spec.exports import FORMATS, make_export
 
@@ -115,3 +117,21 @@ def test_an_export_that_fails_leaves_the_older_file_as_it_was(clip, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         exporting.export(clip, make_export({}), tmp_path / "new.mp4", stopped)
     assert [path.name for path in tmp_path.iterdir()] == [old.name]
+
+
+def test_a_clip_that_names_other_files_is_refused_at_every_door(clip, tmp_path):
+    """ffmpeg would take a playlist for what it lists, whatever the name of the file that it is in."""
+    (tmp_path / "other.mp4").write_bytes(clip.read_bytes())
+    listed = tmp_path / "listed.mp4"
+    listed.write_text("ffconcat version 1.0\nfile other.mp4\n")
+    doors = (lambda: made(listed, tmp_path), lambda: clip_format(listed), lambda: frame(listed, 0, tmp_path / "frames"))
+    for door in doors:
+        with pytest.raises(FileError):
+            door()
+
+
+def test_a_pipe_or_a_device_is_never_replaced_by_a_file(clip, tmp_path):
+    os.mkfifo(tmp_path / "out.gif")
+    with pytest.raises(OutputError):
+        made(clip, tmp_path, format="gif")
+    assert (tmp_path / "out.gif").is_fifo()

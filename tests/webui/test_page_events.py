@@ -12,6 +12,7 @@ from turbodiff.spec.numbers import GIB
 from turbodiff.studio import Studio
 from webui import app, form
 from webui.events import PageEvents
+from webui.markup import text
 from webui.page import INITIAL_UI_STATE, layout
 from webui.render import PANELS
 from webui.request_guard import BadRequest
@@ -109,3 +110,18 @@ def test_the_log_tab_shows_the_start_up_log_or_the_run_log(events):
     assert "the page is up" in log and "480p" not in log
     for name in ("../../etc/passwd", "studio.sqlite3", ""):
         assert shown(ui_state, name)[0]["log"] == STARTUP_LOG
+
+
+@pytest.mark.parametrize("argument", ["job:x", "job:" + "9" * 5000, "\ud800", " ".join("abcdefgh"), ""])
+def test_no_button_blanks_the_page(events, argument):
+    for name in ("choose", "show", "compare", "undo_trash", "note"):
+        event = gr.EventData(None, {"act": name, "arg": argument})
+        *_, ui_state, note = events.act(UI_STATE, event)
+        drawn = "".join(str(part) for part in events.renderer.changed(ui_state))
+        assert (drawn + str(note)).encode() and len(ui_state["left"].split()) <= 3
+
+
+def test_half_a_surrogate_pair_in_a_search_or_a_name_is_drawn_as_a_question_mark(events):
+    for answer in (events.look_for(UI_STATE, "\udcff", "all", "newest"), events.recall(UI_STATE, "\udcff")):
+        assert "".join(str(part) for part in answer).encode()
+    assert text("\udcff.safetensors") == "?.safetensors"

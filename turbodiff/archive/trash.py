@@ -7,6 +7,8 @@ the clip first of all: a process killed anywhere leaves each clip in the library
 """
 
 import contextlib
+import errno
+import os
 import re
 import secrets
 from collections.abc import Iterable, Sequence
@@ -43,12 +45,15 @@ def restore(outputs: Path, clips: Iterable[Path]) -> list[Path]:
     found = []
     for clip in clips:
         home = outputs / clip.parent.name / clip.name
+        if home.parent.is_symlink():
+            raise output_error(home.parent, "it is a link")
         number = 1
-        while home.exists() and not home.samefile(clip):
+        while not _is_free(clip, home):
             number += 1
             home = home.with_name(f"{clip.stem}_{number}{clip.suffix}")
-        _move(clip, home)
-        found.append(home)
+        if clip.is_file():  # else somebody else restored it just now
+            _move(clip, home)
+            found.append(home)
         _remove_empty(clip.parent)
     return found
 
@@ -90,12 +95,27 @@ def purge(outputs: Path, now: datetime) -> None:
                 erase(path for path in files_of(folder) if path.suffix == ".mp4")
 
 
+def _pairs(clip: Path, target: Path) -> list[tuple[Path, Path]]:
+    """The files of a clip with their names at `target`. What else stands beside it, such as a folder, stays there."""
+    names = (lambda path: path, sidecar_path, poster_path)
+    return [(name(clip), name(target)) for name in names if name(clip).is_file()]
+
+
+def _is_free(clip: Path, target: Path) -> bool:
+    """Whether every file of a clip can have its name at `target`: nothing has it, not even a link to nowhere, or it is
+    this file's other name, from a move that was cut off."""
+    return not any(
+        os.path.lexists(goal) and not (goal.exists() and source.exists() and goal.samefile(source))
+        for source, goal in _pairs(clip, target)
+    )
+
+
 def _move(clip: Path, target: Path) -> None:
-    pairs = [(clip, target), (sidecar_path(clip), sidecar_path(target)), (poster_path(clip), poster_path(target))]
+    pairs = _pairs(clip, target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # a target that is there is this file's other name, from a move that was cut off
-        link_all([(source, goal) for source, goal in pairs if source.is_file() and not goal.exists()])
+        if not link_all([(source, goal) for source, goal in pairs if not goal.exists()]):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
         sync(target.parent)
         for source, _ in pairs:
             source.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """`turbodiff export`: a clip in another format, trimmed, at another rate."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from turbodiff.cli.flags import OUTPUTS, Json, Outputs, open_studio
 from turbodiff.spec.environment import expand
 from turbodiff.spec.errors import FileError, TurbodiffError
 from turbodiff.spec.exports import FORMATS, make_export
+from turbodiff.spec.text import printable
 
 
 def export(
@@ -32,14 +34,19 @@ def export(
     by_ending = next((name for name in longest_first if ending.endswith(FORMATS[name].suffix)), "mp4")
     named = kind or ("first" if by_ending == "mp4" and ending.endswith(".png") else by_ending)
     asked = make_export({"format": named, "quality": quality, "fps": fps, "start_s": start_s, "end_s": end_s})
-    source = expand(clip)
-    if not source.is_file():
+    source, is_file = expand(clip), False
+    with contextlib.suppress(OSError):  # longer than any name
+        is_file = source.is_file()
+    if not is_file:
         found = open_studio(None, outputs).clip(Path(clip).name.removesuffix(".mp4"))
         if found is None:
             raise FileError("no such clip", code="clip_unknown", field="clip", got=clip[:200])
         source = found.path
     target = output or Path(source.stem + FORMATS[asked.format].suffix)
-    if target.exists() and target.samefile(source):
+    is_same = False
+    with contextlib.suppress(OSError):
+        is_same = target.samefile(source)
+    if is_same:
         raise FileError("the clip would be replaced", code="export_same", field="output", got=target.name)
 
     shown = [-1]
@@ -59,4 +66,4 @@ def export(
             raise
         sys.stdout.write(json.dumps({"error": error.fields()}) + "\n")
         raise typer.Exit(error.exit_code) from None
-    sys.stdout.write(json.dumps({"path": str(target)}) + "\n" if as_json else f"{target}\n")
+    sys.stdout.write(json.dumps({"path": str(target)}) + "\n" if as_json else f"{printable(str(target))}\n")

@@ -17,11 +17,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from turbodiff.gpu.process_identity import is_running, start_ticks
 from turbodiff.spec.environment import child_environment, with_network
 from turbodiff.spec.errors import not_started
+from turbodiff.spec.files import open_file
 
 PULL = (sys.executable, "-P", "-m", "turbodiff.cli", "models", "pull")
 MOVE = (sys.executable, "-P", "-m", "turbodiff.cli", "models", "move")
 SELFTEST = (sys.executable, "-P", "-m", "turbodiff.cli", "selftest", "--json")
 TAIL_BYTES = 8192
+MAX_PID = 1 << 31
 
 
 class BackgroundTask(NamedTuple):
@@ -79,13 +81,14 @@ def start_task(folder: Path, name: str, argv: Sequence[str]) -> None:
 def background_task(folder: Path, name: str) -> BackgroundTask:
     """How a task is doing; one that was never started has printed nothing."""
     try:
-        pid, ticks = (folder / f"{name}.pid").read_text().split()
-        with (folder / f"{name}.log").open("rb") as log:
+        with open_file(folder / f"{name}.pid") as file:
+            pid, ticks = file.read(100).decode().split()
+        with open_file(folder / f"{name}.log") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL_BYTES))
             text = log.read(TAIL_BYTES).decode("utf-8", "replace")
     except (OSError, ValueError):
         return BackgroundTask(False, ())
-    running = ticks.isdecimal() and is_running(int(pid), int(ticks))
+    running = pid.isdecimal() and ticks.isdecimal() and int(pid) < MAX_PID and is_running(int(pid), int(ticks))
     return BackgroundTask(running, tuple(text.replace("\r", "\n").strip().splitlines()))
 
 

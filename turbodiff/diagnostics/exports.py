@@ -1,13 +1,16 @@
 """Exports that the page asked for: one process each, its file in <state>/exports under a name that says what was asked.
 
-The same question finds the same file. What is a day old is removed when the next one is asked for.
+The same question finds the same file. What is a day old is removed when the next one is asked for, and the oldest
+where all of them take more than 8 GiB.
 """
 
 import contextlib
 import hashlib
 import json
+import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +25,7 @@ EXPORT = (sys.executable, "-P", "-m", "turbodiff.cli", "export")
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 KEPT_S = 86_400.0
 MAX_AT_ONCE = 4
+MAX_BYTES = 8 << 30  # of all exports that wait to be fetched
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Exports:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._lock = threading.Lock()
 
     def start(self, clip: Path, asked: Export) -> str:
         """Begin an export, or find it begun or done; returns the name of its file.
@@ -50,20 +55,21 @@ class Exports:
         """
         digest = hashlib.blake2b(f"{clip}{clip.stat().st_mtime_ns}{asked}".encode(), digest_size=4).hexdigest()
         name = f"{clip.stem}.{digest}{FORMATS[asked.format].suffix}"
-        self._sweep()
-        target = self._folder / name
-        if not target.exists():
-            if sum(one.state == "running" for one in self.newest(20)) >= MAX_AT_ONCE:
-                raise RequestError(
-                    "too many exports run already", code="export_busy", field="export", got=MAX_AT_ONCE,
-                    try_instead="wait until one is done",
-                )  # fmt: skip
-            flags = {
-                "--format": asked.format, "--quality": asked.quality, "--fps": asked.fps, "--from": asked.start_s,
-                "--to": asked.end_s, "--output": target,
-            }  # fmt: skip
-            told = [str(part) for pair in flags.items() for part in pair]
-            start_task(self._folder, name, (*EXPORT, str(clip), *told, "--json"))
+        with self._lock:  # of many who ask at once four begin, too
+            self._sweep()
+            target = self._folder / name
+            if not target.exists():
+                if sum(one.state == "running" for one in self.newest(20)) >= MAX_AT_ONCE:
+                    raise RequestError(
+                        "too many exports run already", code="export_busy", field="export", got=MAX_AT_ONCE,
+                        try_instead="wait until one is done",
+                    )  # fmt: skip
+                flags = {
+                    "--format": asked.format, "--quality": asked.quality, "--fps": asked.fps, "--from": asked.start_s,
+                    "--to": asked.end_s, "--output": target,
+                }  # fmt: skip
+                told = [str(part) for pair in flags.items() for part in pair]
+                start_task(self._folder, name, (*EXPORT, str(clip), *told, "--json"))
         return name
 
     def of(self, name: str) -> Exporting | None:
@@ -82,7 +88,11 @@ class Exports:
             with contextlib.suppress(ValueError):
                 said = json.loads(line)
                 if isinstance(said, dict):
-                    share, error = float(said.get("done", share)), said.get("error", error)
+                    done, refused = said.get("done"), said.get("error")
+                    share = done if isinstance(done, float) and 0 <= done <= 1 else share
+                    error = (
+                        {str(key): str(value) for key, value in refused.items()} if isinstance(refused, dict) else error
+                    )
         return Exporting(name, "running" if task.running else "failed", share, error)
 
     def file(self, name: str) -> Path | None:
@@ -98,7 +108,14 @@ class Exports:
         return []
 
     def _sweep(self) -> None:
+        """Remove what is a day old, and the oldest files beyond `MAX_BYTES`: anybody may ask for ever another piece."""
+        total_bytes, endings = 0, tuple(kind.suffix for kind in FORMATS.values())
+        found = list[tuple[os.stat_result, Path]]()
         with contextlib.suppress(OSError):
-            for path in self._folder.iterdir():
-                if time.time() - path.stat().st_mtime > KEPT_S:
+            found = [(path.lstat(), path) for path in self._folder.iterdir()]
+        for stat, path in sorted(found, key=lambda pair: -pair[0].st_mtime):
+            made = path.name.endswith(endings) and not path.name.startswith(".")
+            total_bytes += stat.st_size if made else 0
+            if time.time() - stat.st_mtime > KEPT_S or (made and total_bytes > MAX_BYTES):
+                with contextlib.suppress(OSError):
                     path.unlink()

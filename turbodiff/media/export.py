@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from turbodiff.media.ffmpeg import Ffmpeg
+from turbodiff.media.ffmpeg import Ffmpeg, source
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.exports import FORMATS, Export
 from turbodiff.spec.files import atomic_write, check_file, output_error
@@ -29,6 +29,10 @@ def export(clip: Path, asked: Export, target: Path, on_progress: Progress = lamb
         FileError: the clip cannot be read, or has no frame within the limits.
         OutputError: the target cannot be written, field `output`.
     """
+    try:
+        check_file(target)  # a pipe or a device would be replaced by a file, /dev/null as well
+    except OSError as error:
+        raise output_error(target, error.strerror or str(error)) from None
     frames, fps = _measure(clip)
     first, end = round(asked.start_s * fps), min(frames, round(asked.end_s * fps) or frames)
     if first >= end:
@@ -122,7 +126,7 @@ def _codec(asked: Export) -> tuple[str, ...]:
 def _run(clip: Path, filters: str, codec: tuple[str, ...], goal: Path, frames: float, on_progress: Progress) -> None:
     graph = ("-filter_complex", f"[0:v:0]{filters}[out]", "-map", "[out]", "-an")
     out = (*graph, "-progress", "pipe:1", *codec, f"file:{goal.absolute()}")
-    ffmpeg = Ffmpeg(("-nostdin", "-y", *_source(clip), *out), feed=False)
+    ffmpeg = Ffmpeg(("-nostdin", "-y", *source(clip), *out), feed=False)
     try:
         for line in ffmpeg.stdout:
             if done := re.fullmatch(rb"frame=\s*(\d+)\s*", line):
@@ -135,11 +139,6 @@ def _run(clip: Path, filters: str, codec: tuple[str, ...], goal: Path, frames: f
         raise output_error(goal.parent, errors)
 
 
-def _source(clip: Path) -> tuple[str, ...]:
-    """A clip as ffmpeg's input: a file by its name, whatever that looks like, that may name no other."""
-    return ("-protocol_whitelist", "file,pipe", "-i", f"file:{clip.absolute()}")
-
-
 def _measure(clip: Path) -> tuple[int, float]:
     """(frames, frames per second) of a clip, counted: what an index says proves nothing.
 
@@ -150,7 +149,7 @@ def _measure(clip: Path) -> tuple[int, float]:
     try:
         check_file(clip)
         clip.stat()
-        reader = Ffmpeg(("-nostdin", *_source(clip), "-map", "0:v:0", "-f", "framecrc", "pipe:1"), feed=False)
+        reader = Ffmpeg(("-nostdin", *source(clip), "-map", "0:v:0", "-f", "framecrc", "pipe:1"), feed=False)
         for line in reader.stdout:  # "#tb 0: 1/16", then a line a frame
             rate = re.match(rb"#tb 0: (\d+)/(\d+)", line) or rate
             frames += not line.startswith(b"#")

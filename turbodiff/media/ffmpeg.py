@@ -5,6 +5,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import IO
 
 from turbodiff.spec.errors import FileError
@@ -21,6 +22,9 @@ ENCODERS = {
     ),
     "h264_nvenc": ("-c:v", "h264_nvenc", "-preset", "p5", "-rc", "constqp", "-qp", "14", "-pix_fmt", "yuv420p"),
 }  # fmt: skip
+
+# Demuxers of files that hold their frames themselves
+CONTAINERS = "mov,matroska,avi,gif,mpegts,ogg"
 
 
 def ffmpeg_path() -> str:
@@ -63,6 +67,12 @@ def h264_encoder() -> str:
         expected="an ffmpeg with " + ", ".join(ENCODERS),
         try_instead="unset IMAGEIO_FFMPEG_EXE, or pip install --force-reinstall imageio-ffmpeg",
     )  # fmt: skip
+
+
+def source(clip: Path) -> tuple[str, ...]:
+    """A clip as ffmpeg's input: a file by its name, whatever that looks like, that may name no other file and no host.
+    A playlist under the name of a clip is refused."""
+    return ("-protocol_whitelist", "file,pipe", "-format_whitelist", CONTAINERS, "-i", f"file:{clip.absolute()}")
 
 
 class Ffmpeg:

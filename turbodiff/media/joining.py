@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from turbodiff.media.ffmpeg import Ffmpeg
+from turbodiff.media.ffmpeg import Ffmpeg, source
 from turbodiff.media.pictures import until_changed
 from turbodiff.spec.errors import FileError, RequestError
 from turbodiff.spec.request import Request
@@ -53,7 +53,7 @@ def clip_format(clip: Path) -> ClipFormat:
         FileError: field `continues`: there is no such clip, or nothing of it can be decoded.
     """
     out = ("-map", "0:v:0", "-frames:v", "1", "-f", "yuv4mpegpipe", "-pix_fmt", "yuv420p", "pipe:1")
-    reader = Ffmpeg(("-nostdin", "-i", str(clip.absolute()), *out), feed=False)
+    reader = Ffmpeg(("-nostdin", *source(clip), *out), feed=False)
     head = reader.stdout.readline(200).decode("ascii", "replace").split()
     reader.kill()
     told = {word[0]: word[1:] for word in head[1:]}
@@ -93,7 +93,7 @@ def read_frames(clip: Path) -> Iterator["Bytes"]:
 
     width, height, _ = clip_format(clip)
     out = ("-map", "0:v:0", "-fps_mode", "passthrough", "-vf", FROM_BT709, "-pix_fmt", "rgb24", "-f", "rawvideo")
-    reader = Ffmpeg(("-nostdin", "-i", str(clip.absolute()), *out, "pipe:1"), feed=False)
+    reader = Ffmpeg(("-nostdin", *source(clip), *out, "pipe:1"), feed=False)
     try:
         while len(data := reader.stdout.read(width * height * 3)) == width * height * 3:
             yield np.frombuffer(data, np.uint8).reshape(1, height, width, 3)

@@ -14,7 +14,7 @@ from functools import lru_cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast
 
-from turbodiff.media.ffmpeg import Ffmpeg
+from turbodiff.media.ffmpeg import Ffmpeg, source
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.files import open_file
 from turbodiff.spec.request import Fit, Request
@@ -213,7 +213,7 @@ def frame(clip: Path, number: int, into: Path) -> Path:
     """
     choice = f"select=eq(n\\,{number})"  # the comma is ffmpeg's separator of filters: it is escaped within one
     out = ("-frames:v", "1", "-c:v", "png", "-f", "image2pipe", "-")
-    reader = Ffmpeg(("-i", str(clip), "-vf", choice, *out), feed=False)
+    reader = Ffmpeg(("-nostdin", *source(clip), "-vf", choice, *out), feed=False)
     png = reader.stdout.read()
     status, words = reader.finish()
     if status or not png:

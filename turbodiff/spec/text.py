@@ -29,6 +29,11 @@ def printable(text: str) -> str:
     return "".join(letter.encode("unicode_escape").decode() if escape else letter for letter, escape in pairs)
 
 
+def whole(text: str) -> str:
+    """The text with "?" for half a surrogate pair: what JSON and names of files can hold, and no encoding has."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def unescaped(text: str) -> str:
     """The text with its HTML entities undone; numbers beyond Unicode become U+FFFD, as `html.unescape` does."""
     return html.unescape(_LONG_ENTITY.sub("\N{REPLACEMENT CHARACTER}", text))

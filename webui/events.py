@@ -119,7 +119,7 @@ class PageEvents:
         picture = partial(gr.on, [fields[name].change for name in PICTURE_FIELDS], trigger_mode="always_last")
         search = partial(page.search.change, trigger_mode="always_last")
         recall = partial(page.recall.change, trigger_mode="always_last")
-        look_for = partial(gr.on, [part.change for part in page.shelf], trigger_mode="always_last")
+        look_for = partial(gr.on, [part.change for part in page.gallery_filters], trigger_mode="always_last")
         # one event for every button of the lists: a press must not be lost while the answer to another is awaited
         act, fill = (
             partial(page.act_bus.act, trigger_mode="multiple"),
@@ -144,7 +144,7 @@ class PageEvents:
             (search, self.search, [page.ui_state, page.search], out),
             (recall, self.recall, [page.ui_state, page.recall], out),
             (page.preset_file.upload, self.load_presets, [page.ui_state, page.preset_file], out),
-            (look_for, self.look_for, [page.ui_state, *page.shelf], out),
+            (look_for, self.look_for, [page.ui_state, *page.gallery_filters], out),
             (page.seed_file.upload, self.import_seeds, [page.ui_state, page.seed_file], out),
         )
         for listen, answer, inputs, outputs in events:

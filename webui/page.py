@@ -36,7 +36,7 @@ INITIAL_UI_STATE = {
 }  # fmt: skip
 
 
-Shelf = tuple[gr.Textbox, gr.Dropdown, gr.Dropdown]  # of the gallery: what to find, which clips, in which order
+GalleryFilters = tuple[gr.Textbox, gr.Dropdown, gr.Dropdown]  # what to find, which clips, in which order
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Page:
     batch: gr.Textbox
     batch_file: gr.UploadButton
     batch_go: gr.Button
-    shelf: Shelf
+    gallery_filters: GalleryFilters
     recall: gr.Textbox
     preset_file: gr.UploadButton
 
@@ -80,7 +80,7 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
                 with gr.Accordion(words("log.tail", name=STARTUP_LOG), open=False, elem_id="tail"):
                     stage["tail"] = gr.HTML(max_height=220, autoscroll=True)
         with gr.Tab(words("gallery.tab"), id="gallery"):
-            shelf, video_file = _gallery(stage, words)
+            filters, video_file = _gallery(stage, words)
         with gr.Tab(words("seeds.tab"), id="seeds"):
             with gr.Row(equal_height=True, elem_id="seed-tools"):
                 hint = words("seeds.search")
@@ -108,7 +108,7 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
     ui_state, seen = gr.State(dict(INITIAL_UI_STATE)), gr.State({})
     draft = gr.BrowserState(None, storage_key=DRAFT_KEY, secret=DRAFT_SECRET)
     shown = (made, stage, ui_state, seen, draft, act_bus, form_bus, note, gr.Timer(TICK_S))
-    return Page(*shown, box, seed_file, video_file, *batch, shelf, *recalled)
+    return Page(*shown, box, seed_file, video_file, *batch, filters, *recalled)
 
 
 def _batch(words: Words) -> tuple[gr.Textbox, gr.UploadButton, gr.Button]:
@@ -129,7 +129,7 @@ def _recipes(stage: dict[str, gr.HTML], words: Words) -> tuple[gr.Textbox, gr.Up
         return recall, _upload(words("recipes.load"), ".json", elem_id="preset-file")
 
 
-def _gallery(stage: dict[str, gr.HTML], words: Words) -> tuple[Shelf, gr.UploadButton]:
+def _gallery(stage: dict[str, gr.HTML], words: Words) -> tuple[GalleryFilters, gr.UploadButton]:
     """The gallery's tab: what to find, the clips, the chosen one beside them."""
     with gr.Row(equal_height=True, elem_id="shelf"):
         hint, kinds = words("gallery.find"), [(words(f"gallery.only_{name}"), name) for name in ONLY]

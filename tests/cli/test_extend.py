@@ -12,6 +12,7 @@ from turbodiff.plan.planner import plan_request
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.models import Inventory, find_model
 from turbodiff.spec.request import Segment, make_request
+from turbodiff.studio import Studio
 from turbodiff.studio.longer_clips import continuing_fields, continuing_model, storyboard_requests
 
 HERE = Inventory()
@@ -82,3 +83,15 @@ def test_extend_names_what_is_wrong_with_its_clip(tmp_path: Path) -> None:
         argv = [sys.executable, "-m", "turbodiff", "extend", str(tmp_path / name), "it moves on", "--model", "demo"]
         ran = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
         assert ran.returncode == 2 and "continue" in ran.stderr and "Traceback" not in ran.stderr, ran.stderr
+
+
+@pytest.mark.parametrize("after", ["own", "nobody"])
+def test_a_job_that_would_wait_for_itself_or_for_nobody_is_refused(tmp_path: Path, after: str) -> None:
+    studio = Studio(tmp_path / "state", tmp_path / "outputs")
+    with pytest.raises(RequestError) as refused:
+        studio.submit({"prompt": "on", "model": "demo-i2v", "nonce": "own", "after": after})
+    assert (refused.value.code, refused.value.field) == ("after_unknown", "after")
+    first, second = studio.submit_all(
+        [{**DEMO, "nonce": "own"}, {"prompt": "on", "model": "demo-i2v", "nonce": "next", "after": "own"}]
+    )
+    assert studio.job(second).request.after == studio.job(first).request.nonce

@@ -182,15 +182,11 @@ def web_process(app):
 
 
 def test_sixty_jobs_from_six_clients_are_all_kept_apart(app):
-    times = []
-
     def client(who):
         made = []
         for number in range(10):
             prompt = json.dumps({"steps": 1, "dt_s": 0.0, "print": f"{who}-{number}"})
-            start_s = time.monotonic()
             made.append((prompt, api(app, "submit", {"prompt": prompt, "model": "demo"})["job"]))
-            times.append(time.monotonic() - start_s)
         return made
 
     with ThreadPoolExecutor(6) as pool:
@@ -198,7 +194,6 @@ def test_sixty_jobs_from_six_clients_are_all_kept_apart(app):
     assert len({job for _, job in made}) == 60
     app.wait(lambda: all(app.store.job(job).state == "done" for _, job in made), 120)
     assert all(app.store.job(job).request.prompt == prompt for prompt, job in made)
-    assert sorted(times)[56] < 3.0  # p95; the goal is 0.3 s, CI's machines get ten times that
     assert web_process(app).memory_info().rss < 400e6
 
 

@@ -183,8 +183,18 @@ class Studio:
         """
         policy: Policy = "anyway" if anyway else self.policy
         found, machine, history, asked = find_weights(), self.machine(), self.history(), []
+        earlier: set[str] = set()
         for fields in many:
             request = self._worded(_request_of(fields, found).seeded())
+            if request.after not in ("", *earlier) and not self._store.rows(
+                "SELECT 1 FROM job WHERE nonce = ?", request.after
+            ):
+                raise RequestError(
+                    "no earlier job has that nonce, so this one would wait for ever", code="after_unknown",
+                    field="after", got=request.after, expected="the nonce of a job that was submitted before",
+                    try_instead="--continues with a clip",
+                )  # fmt: skip
+            earlier.add(request.nonce)
             inventory = with_loras(found, request.loras)
             resolve_files(request.model, inventory, request.loras)
             disk.check_place(self.outputs, self.state, request.width, request.height, request.num_frames)

@@ -40,7 +40,13 @@ exec(sys.argv[2] if first else sys.argv[3])
 
 def keep(tmp_path, first, later="sys.exit(0)"):
     command = [sys.executable, "-c", KEEP, CHILD, str(tmp_path / "starts"), first, later]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_signals)
+
+
+def hear_signals():
+    """A shell starts what it runs in the background with these two ignored, and children inherit that."""
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def starts(tmp_path):

@@ -6,6 +6,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ class App:
 
     def __init__(self, folder: Path, worker: str) -> None:
         self.folder, self.worker, self.starts = folder, worker, 0
+        folder.mkdir(exist_ok=True)
         self.token = f"{random.getrandbits(64):x}"
         self.store = Store(folder / "state")
         self.start()
@@ -179,3 +181,28 @@ def test_a_storyboard_survives_kills_at_random_moments_of_all_its_segments(tmp_p
         app.process.kill()
         app.process.wait()
         app.store.close()
+
+
+def test_two_apps_on_copies_of_one_state_finish_their_own_queues_and_leave_each_other_alone(tmp_path: Path) -> None:
+    first = App(tmp_path / "first", "scripted")
+    second: App | None = None
+    try:
+        jobs = [first.store.submit(scripted({"steps": 20, "dt_s": 0.1, "name": number})) for number in range(4)]
+        wait_for(lambda: first.store.job(jobs[0]).state == "running", 60.0, first)
+        worker = first.child("worker")
+        with first.store.write():  # nobody writes while it is copied, as a person copies it
+            shutil.copytree(tmp_path / "first" / "state", tmp_path / "second" / "state")
+        second = App(tmp_path / "second", "scripted")
+        for app in (first, second):
+            wait_for(lambda app=app: all(app.store.job(job).over for job in jobs), 120.0, app)  # type: ignore[misc]
+        hold_the_books(first, jobs)
+        assert (first.starts, second.starts, first.child("worker")) == (1, 1, worker)
+        assert [first.store.job(job).attempt for job in jobs] == [1] * len(jobs)
+        assert [second.store.job(job).state for job in jobs] == ["done"] * len(jobs)
+        paths = [Path(job.result.path) for job in map(second.store.job, jobs) if job.result]
+        assert all(path.is_file() and path.is_relative_to(tmp_path / "second") for path in paths)
+    finally:
+        for app in filter(None, (first, second)):
+            app.process.kill()
+            app.process.wait()
+            app.store.close()

@@ -1,8 +1,10 @@
 """A clip that several processes share is the clip of one, and losing one of them costs time and nothing else."""
 
+import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -84,6 +86,19 @@ def test_a_follower_that_is_another_program_is_not_used(tmp_path, models, alone,
     assert clip(tmp_path, models, ("",), events) == alone
     (lost,) = [event for event in events.of("notice") if event.key == "ranks_lost"]
     assert "another program" in lost.text and not followers()
+
+
+def test_a_follower_that_dies_while_they_meet_is_not_waited_for(tmp_path, models, alone, monkeypatch):
+    """It has said what it is made of, so that the first rank goes to meet it."""
+    said = json.dumps(ranks_module.made_of(models.device))
+    monkeypatch.setattr(
+        ranks_module, "FOLLOWER", (sys.executable, "-c", f"import time; print({said!r}, flush=True); time.sleep(1)")
+    )
+    monkeypatch.setattr(ranks_module, "JOIN_S", 5.0)
+    events = EventList()
+    assert clip(tmp_path, models, ("",), events) == alone
+    (lost,) = [event for event in events.of("notice") if event.key == "ranks_lost"]
+    assert lost.numbers["left"] == 1 and not followers()
 
 
 @pytest.mark.chaos

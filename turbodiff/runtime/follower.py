@@ -46,8 +46,8 @@ def main(rank: int, ranks: int, store: Path, parent: int) -> None:
     threading.Thread(target=read, args=(sys.stdin.buffer, commands), daemon=True).start()
     device = Device.pick()
     torch.set_flush_denormal(True)  # as the worker: the same numbers
-    join(device, store, rank, ranks)
     say(made_of(device))
+    join(device, store, rank, ranks)
     follow(ModelCache(device), SequenceParallel(rank, ranks), commands)
 
 

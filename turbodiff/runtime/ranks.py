@@ -30,7 +30,8 @@ from turbodiff.spec.errors import TurbodiffError
 FOLLOWER = (sys.executable, "-P", "-m", "turbodiff.runtime.follower")
 SILENT_S = 10.0  # without a word, of which there is one a second: the process is stopped or its machine hangs
 LOOK_S = 0.2
-START_S = 180.0  # until a follower has imported torch and joined; minutes from a cold disk
+START_S = 180.0  # until a follower has imported torch; minutes from a cold disk
+JOIN_S = 30.0  # to meet once all have: one that dies meanwhile is waited for that long, whatever is heard of it
 WAIT_S = 3600.0  # of one exchange: a lost process is noticed by its silence, long before
 GRACE_S = 10.0  # from the death of a follower until the first rank must have noticed: NCCL may wait for it for ever
 
@@ -69,9 +70,9 @@ class Ranks:
         Raises:
             RanksLostError: one did not, or is another program than this.
         """
+        self._agree(made_of(self.device))
         with self._heard():
             join(self.device, self._store, 0, self.parallel.ranks)
-        self._agree(made_of(self.device))
 
     def _start(self, rank: int, visible: str) -> subprocess.Popen[bytes]:
         arguments = [str(rank), str(self.parallel.ranks), str(self._store), str(os.getpid())]
@@ -206,9 +207,10 @@ def join(device: Device, store: Path, rank: int, ranks: int) -> None:
     """Make this process one of a group on this machine: sockets on the loopback interface, met through a file."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     meeting = dist.FileStore(str(store), ranks)
-    meeting.set_timeout(timedelta(seconds=START_S))
+    meeting.set_timeout(timedelta(seconds=JOIN_S))
     how = "nccl" if device.is_cuda else "gloo"
-    dist.init_process_group(how, store=meeting, rank=rank, world_size=ranks, timeout=timedelta(seconds=WAIT_S))
+    dist.init_process_group(how, store=meeting, rank=rank, world_size=ranks, timeout=timedelta(seconds=JOIN_S))
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=WAIT_S))  # that of the exchanges has no public name
 
 
 def made_of(device: Device) -> dict[str, str]:

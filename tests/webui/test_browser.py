@@ -201,7 +201,8 @@ def test_no_word_of_the_other_language_on_any_tab(app, chromium, path, stray):
 
 # what we say; not what people wrote (prompts, notes), file names, versions, log lines
 WORDS_OF_THE_PAGE = """() => {
-  const skip = '.td-log, kbd, h3, .cap, .what, textarea, input, code, .td-table td, dd, script, style, [hidden], #strip';
+  const skip = '.td-log, kbd, h3, .cap, .what, textarea, input, code, .td-table td, dd, script, style, [hidden],' +
+    ' #strip';
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
   while (walker.nextNode()) {
     const parent = walker.currentNode.parentElement, text = walker.currentNode.textContent.trim();

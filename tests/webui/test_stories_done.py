@@ -33,7 +33,7 @@ def test_the_title_tells_the_percent_and_that_it_is_done(app, chromium):
 def test_sound_and_notification_come_only_when_asked_for_also_while_hidden(app, chromium):
     with tab(chromium, app) as page:
         page.evaluate(f"() => {{ {SPY} }}")
-        write_prompt(page, json.dumps({"steps": 2, "dt_s": 0.6}))
+        write_prompt(page, json.dumps({"steps": 4, "dt_s": 1.0}))  # the page looks once a second
         submit(page, app)
         page.wait_for_function("document.title.startsWith('✓')")
         assert page.evaluate("window.told") == []

@@ -36,6 +36,13 @@ def find(page, words, total):
     page.wait_for_selector(f"#gallery-grid [data-total='{total}']" if total else "#gallery-grid .td-blank")
 
 
+def show_first(page):
+    """Show the first clip of the grid beside it; until then the one before is there, and its buttons."""
+    name = page.get_attribute(f"{TILE} >> nth=0", "data-clip")
+    page.click(f"{TILE} .pic")
+    page.wait_for_selector(f"#side [data-clip='{name}']")
+
+
 def shot(page, name):
     if folder := os.environ.get("TURBODIFF_SHOTS"):
         page.screenshot(path=f"{folder}/{name}.png")
@@ -97,7 +104,7 @@ def test_the_trash_is_looked_at_and_emptied_by_hand(shelf, chromium):
         page.on("dialog", lambda dialog: dialog.accept())
         open_gallery(page)
         find(page, "seed:7", 1)
-        page.click(f"{TILE} .pic")
+        show_first(page)
         page.wait_for_function("document.querySelector('#side video')?.readyState >= 2")
         page.click("#side [data-act=trash]")
         page.wait_for_selector("#undo")
@@ -163,7 +170,7 @@ def test_four_seeds_of_one_prompt_are_made_and_compared(shelf, chromium):
     with tab(chromium, shelf, "/zh/") as page:
         open_gallery(page)
         find(page, "seed:12", 1)
-        page.click(f"{TILE} .pic")
+        show_first(page)
         page.click("#side [data-act=seeds]")
         page.wait_for_selector("#note :text('另外 3 个种子')")
         jobs = shelf.store.jobs(3)

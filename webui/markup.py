@@ -21,7 +21,10 @@ _PLAIN_LINK = "text-decoration:none"
 
 def text(value: object) -> Html:
     """Any value as text that is safe between tags and inside a quoted attribute."""
-    return value if isinstance(value, Html) else Html(html.escape(whole(str(value))).translate(_TEMPLATE))
+    if isinstance(value, Html):
+        return value
+    said = html.escape(str(value))
+    return Html((said if said.isascii() else whole(said)).translate(_TEMPLATE))
 
 
 def el(tag: str, *children: object, **attributes: object) -> Html:

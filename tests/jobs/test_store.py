@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -247,26 +248,33 @@ def test_controls_are_handed_out_once_and_answered(store: Store) -> None:
     assert store.outcome(asked) == Outcome(ok=True)
 
 
-def test_submit_takes_20_ms_at_10_000_jobs_and_a_job_8_kb(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_submit_and_a_look_at_the_queue_cost_no_more_at_10_000_jobs_and_a_job_8_kb(tmp_path: Path) -> None:
+    """Beside a store of fifty jobs in the same run: three times, for the noise of the disk, is far below 200."""
+    (tmp_path / "few").mkdir()
+    few, store = Store(tmp_path / "few"), Store(tmp_path)
+    few.submit_all([(request(), None)] * 50)
     row = request(prompt="a red circle moves right, " * 8).model_dump_json()
     with store.write() as db:
         db.executemany(
             "INSERT INTO job (nonce, state, place, request, plan, created_s) VALUES (?, ?, ?, ?, ?, 0)",
             ((f"n{i}", "done" if i % 2 else "queued", i, row, json.dumps({"plan": row * 4})) for i in range(10_000)),
         )
-    taken = []
-    for _ in range(20):
-        start = time.perf_counter()
-        store.submit(request())
-        taken.append(time.perf_counter() - start)
-    assert min(taken) < 0.020  # what it takes, not what others on this machine take
+
+    def least_s(work: Callable[[], object]) -> float:
+        taken = []
+        for _ in range(20):
+            start_s = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - start_s)
+        return min(taken)
+
+    assert least_s(lambda: store.submit(request())) < 3 * least_s(lambda: few.submit(request()))
+    assert least_s(lambda: store.jobs(50)) < 3 * least_s(lambda: few.jobs(50))
     store.rows("PRAGMA wal_checkpoint(TRUNCATE)")
     assert store.path.stat().st_size / 10_000 < 8192
-    start = time.perf_counter()
     assert len(store.jobs(50)) == 50
-    assert time.perf_counter() - start < 0.05
     store.close()
+    few.close()
 
 
 def test_what_was_acknowledged_survives_sigkill(tmp_path: Path) -> None:

@@ -18,11 +18,6 @@ def claimed(store: Store) -> int | None:
     return job.id if job else None
 
 
-def before(store: Store, nonce: str) -> str:
-    with store.write() as db:
-        return clip_before(db, nonce)
-
-
 def test_a_job_that_continues_a_clip_waits_for_it_and_others_pass(store: Store) -> None:
     first = store.submit(request(nonce="a"))
     second = store.submit(continuation("a", nonce="b"))
@@ -36,7 +31,7 @@ def test_a_job_that_continues_a_clip_waits_for_it_and_others_pass(store: Store) 
     assert claimed(store) == again
     finish_job(store, again, 1, ClipResult(path="two.mp4"))
     assert claimed(store) == third
-    assert [before(store, nonce) for nonce in ("a", "b", "none")] == ["one.mp4", "two.mp4", ""]
+    assert [clip_before(store, nonce) for nonce in ("a", "b", "none")] == ["one.mp4", "two.mp4", ""]
 
 
 def test_a_long_request_is_packed_and_waits_all_the_same(store: Store) -> None:
@@ -50,4 +45,4 @@ def test_the_clip_of_the_job_itself_goes_before_those_of_its_copies(store: Store
     store.duplicate(store.submit(request(nonce="a")))
     for path in ("one.mp4", "copy.mp4"):
         finish_job(store, claimed(store) or 0, 1, ClipResult(path=path))
-    assert before(store, "a") == "one.mp4"
+    assert clip_before(store, "a") == "one.mp4"

@@ -34,7 +34,7 @@ def claim(store: Store, slot: int = 0, free_bytes: int | None = None, chosen: in
             " ORDER BY place, id",
             {"free": free_bytes, "now": store.now(), "rest": HOLD_REST_S, "chosen": chosen},
         )
-        row = next((row for row in rows if not (after := _after(row)) or clip_before(db, after)), None)
+        row = next((row for row in rows if not (after := _after(row)) or clip_before(store, after)), None)
         if row is None:
             return None
         db.execute(
@@ -55,17 +55,17 @@ def _after(row: sqlite3.Row) -> str:
     return str(asked.get("after") or "") if isinstance(asked, dict) else ""
 
 
-def clip_before(db: sqlite3.Connection, nonce: str) -> str:
+def clip_before(store: Store, nonce: str) -> str:
     """The clip of the job of that nonce; where it failed and was run again, of the newest that is done. "" while none
     is."""
-    row = db.execute(
+    rows = store.rows(
         "WITH RECURSIVE family (id, first) AS (SELECT id, 1 FROM job WHERE nonce = ? UNION"
         " SELECT job.id, 0 FROM job JOIN family ON job.parent = family.id)"
         " SELECT job.result FROM job JOIN family ON job.id = family.id WHERE job.state = 'done'"
         " ORDER BY family.first DESC, job.id DESC LIMIT 1",
-        (nonce,),
-    ).fetchone()
-    result = record_of(ClipResult, row["result"]) if row else None
+        nonce,
+    )
+    result = record_of(ClipResult, rows[0]["result"]) if rows else None
     return result.path if result else ""
 
 

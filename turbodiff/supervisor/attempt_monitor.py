@@ -69,8 +69,7 @@ class AttemptMonitor:
             return False
         plan = job.plan
         if request.after:
-            with context.store.write(durable=False) as db:
-                place = {"continues": clip_before(db, request.after)}
+            place = {"continues": clip_before(context.store, request.after)}
             request = request.model_copy(update=place)
             plan = plan and plan.model_copy(update={"request": plan.request.model_copy(update=place)})
         self.worker.send(

@@ -60,10 +60,7 @@ class Placement:
         store = self.context.store
         if job.hold_bytes and job.started_s and abs(store.now() - job.started_s) < HOLD_REST_S:
             return False
-        if not job.request.after:
-            return True
-        with store.write(durable=False) as db:
-            return bool(clip_before(db, job.request.after))
+        return not job.request.after or bool(clip_before(store, job.request.after))
 
     def _card(self, slot: GpuSlot) -> Card:
         """A slot as `dispatch` sees it."""

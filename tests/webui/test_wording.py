@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from literals import LITERAL
 from turbodiff_kernels import backend
 
 from tests.sources import syntax_tree
@@ -20,18 +21,6 @@ from webui.wording import Words, catalogue, language_of
 
 ROOT = Path(__file__).resolve().parents[2]
 HAN = re.compile("[\u4e00-\u9fff]")
-# what stays as it is in Chinese: literal labels of the product, names, units, code
-LITERAL = re.compile(
-    r"\{[^}]*\}|turbodiff models pull|"
-    r"FastWan|MultiTalk|InfiniteTalk|UMT5|T5|FLUX|Stable Diffusion|Fun-Control|FLF2V|7z|CLIP|open-clip|"
-    r"ViT-H/14|ControlNet|Hunyuan|Git LFS|PDF|RAR|U-Net|pickle|gzip|TAEHV|LightVAE|Transformer|TI2V-5B|"
-    r"quant_linear|Adaptive Resolution|num_frames|Boundary|SLA TopK|ODE/SDE|SDE|ODE|UniPC|TopK|"
-    r"Turbo\w*|turbodiff|bitsandbytes|NF4|"
-    r"Wan[\d.]*|A14B|14B|1\.3B|480p|720p|int8|VAE|RAM|GPU|CPU|VRAM|NVIDIA|Python|UTF-8|Markdown|torch(?:vision)?|cuDNN|CUDA|conv3d|Shift|"
-    r"SageAttention|SpargeAttn|flash-attn|sparselinear|GB|GiB|KiB|token|Ctrl\+Enter|mp4|English|EN|t\b|and\b|x\b|H\b|L\b|HF_\w+|"
-    r"txt|WebM|MP4|ProRes|HQ|VP9|zip|seed:|tag:|rating:|JSON|\.safetensors|LoRA|DoRA|LoHa|LoKr|alpha|NaN|loras|install|mcp|TURBODIFF_\w+|dense|sage|NVIDIA|auto|on|off|--[a-z-]+|https?://\S+|\.pth|PNG|JPEG|WebP|GIF|pip|state|outputs|webui_\w+\.log|nvidia-smi|Triton|NVML|nvidia-ml-py|pynvml|"
-    r"MIG|SHA-256|SLA|calibrate|nonce"
-)
 
 
 def names_in(sentence):

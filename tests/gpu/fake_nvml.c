@@ -17,6 +17,7 @@ static unsigned long long gib(double x) { return (unsigned long long)(x * (1ull 
 int nvmlInitWithFlags(unsigned flags) {
     static int calls;
     if (is("hang") || (is("hang_later") && calls++)) for (;;) pause();
+    if (is("slow_two") && !calls++) sleep(3); /* eight cards without persistence mode */
     if (is("floods")) for (;;) puts("garbage of a library");
     if (is("talks")) { printf("half a line"); fflush(stdout); fprintf(stderr, "nvml: a warning\n"); }
     if (is("leaves")) { puts("no licence for this"); puts("second line"); exit(0); }
@@ -26,7 +27,7 @@ int nvmlInitWithFlags(unsigned flags) {
 int nvmlShutdown(void) { return 0; }
 const char *nvmlErrorString(int code) { return code == 18 ? "Driver/library version mismatch" : "fake error"; }
 int nvmlSystemGetDriverVersion(char *out, unsigned n) { strncpy(out, "580.82.07", n); return 0; }
-int nvmlDeviceGetCount_v2(unsigned *out) { *out = is("two") || is("two_no_list") ? 2 : 1; return 0; }
+int nvmlDeviceGetCount_v2(unsigned *out) { *out = is("two") || is("two_no_list") || is("slow_two") ? 2 : 1; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **out) { *out = (void *)(long)(i + 1); return is("lost") ? 15 : 0; }
 int nvmlDeviceGetMigMode(void *d, unsigned *now, unsigned *next) { *now = *next = is_mig(); return is_mig() ? 0 : 3; }
 int nvmlDeviceGetMaxMigDeviceCount(void *d, unsigned *out) { *out = 7; return 0; }

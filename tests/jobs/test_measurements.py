@@ -1,6 +1,8 @@
+import pytest
 from supervisor.bench import request
 
-from tests.plan.machines import ask, card, disk
+from tests.plan.machines import ask, card, disk, gpu, machine
+from turbodiff.jobs import measurements
 from turbodiff.jobs.attempts import claim
 from turbodiff.jobs.measurements import record, samples, usual_seconds
 from turbodiff.jobs.store import Store
@@ -53,3 +55,57 @@ def test_a_clip_on_a_cpu_teaches_seconds_and_no_bytes(store: Store) -> None:
     assert lessons and all(lesson.samples == 0 and lesson.timed == 1 for lesson in lessons)
     again = plan_request(request(), here, disk(), history=history)
     assert again.seconds > 5 * plan.seconds and again.peak_bytes == plan.peak_bytes
+
+
+def test_what_one_card_takes_says_nothing_of_another(store: Store) -> None:
+    fast, slow = gpu(24, capability=(8, 9)), gpu(12, name="NVIDIA GeForce RTX 3060", capability=(8, 6))
+    here = machine(fast, slow)
+    plan = plan_request(ask("wan2.1-1.3b", num_frames=17), machine(fast), disk())
+    store.submit(plan.request, plan)
+    job = claim(store)
+    assert job is not None
+    for slot, seconds in ((0, 20.0), (1, 90.0), (0, 22.0), (0, 24.0)):
+        record(store, job, PhaseEvent(name="vae_decode", state="done", seconds=seconds, peak_bytes=6 * GIB), here, slot)
+    assert usual_seconds(store, job, here, 0) == {"vae_decode": 22.0}
+    assert usual_seconds(store, job, here, 1) == {"vae_decode": 90.0}
+    assert usual_seconds(store, job, machine(gpu(16)), 0) == {}
+    history = History(samples(store))
+    runs = [[one.timed for one in history.calibration(provenance(card, here)).lessons] for card in here.gpus]
+    assert runs == [[3], [1]]
+
+
+def test_a_busy_card_does_not_push_out_what_a_quiet_one_taught(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measurements, "HISTORY", 2)
+    here = machine(gpu(24, capability=(8, 9)), gpu(12, name="NVIDIA GeForce RTX 3060", capability=(8, 6)))
+    plan = plan_request(ask("wan2.1-1.3b", num_frames=17), here, disk())
+    store.submit(plan.request, plan)
+    job = claim(store)
+    assert job is not None
+    for slot in (1, 0, 0, 0):
+        record(store, job, PhaseEvent(name="vae_decode", state="done", seconds=9.0, peak_bytes=6 * GIB), here, slot)
+    assert [sample.kind.total_bytes for sample in samples(store)] == [12 * GIB, 24 * GIB, 24 * GIB]
+
+
+def test_rows_of_version_1_know_their_card_by_their_sample(store: Store) -> None:
+    here = card(24, capability=(8, 9))
+    plan = plan_request(ask("wan2.1-1.3b", num_frames=17), here, disk())
+    store.submit(plan.request, plan)
+    job = claim(store)
+    assert job is not None
+    record(store, job, PhaseEvent(name="vae_decode", state="done", seconds=9.0, peak_bytes=6 * GIB), here)
+    with store.write() as db:  # as version 1 left it: a row with its sample and one of which it was forgotten
+        for sql in ("ALTER TABLE peak DROP COLUMN gpu", "ALTER TABLE peak DROP COLUMN gpu_bytes"):
+            db.execute(sql)
+        db.execute("ALTER TABLE job DROP COLUMN overtaken")
+        rest = "at_s, job, attempt, model, width, height, num_frames, phase, measured_bytes, measured_s"
+        db.execute(f"INSERT INTO peak ({rest}) SELECT {rest} FROM peak")
+        db.execute("UPDATE peak SET measured_s = 50 WHERE sample IS NULL")
+        db.execute("PRAGMA user_version = 1")
+    state = store.path.parent
+    store.close()
+    store = Store(state)
+    assert store.damage() == "" and store.job(job.id).overtaken == 0
+    assert usual_seconds(store, job, here) == {"vae_decode": 9.0}
+    assert usual_seconds(store, job, None) == {"vae_decode": 50.0}  # measured nobody knows where
+    assert len(samples(store)) == 1
+    store.close()

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from supervisor.bench import Bench, scripted
+from tests.gpu.conftest import fake_nvml, fake_nvml_folder  # noqa: F401  the fixtures of that room
 from tests.plan.machines import disk
 from turbodiff.gpu import probe
 from turbodiff.gpu.probe import CardSample, Sample
+from turbodiff.jobs.dispatch import MOST_OVERTAKEN
 from turbodiff.plan.hardware import only
 from turbodiff.plan.planner import plan_request
 from turbodiff.supervisor import placement
@@ -61,6 +63,20 @@ def test_a_driver_that_answers_late_gets_a_worker_for_each_card_all_the_same(mak
     assert b"CUDA_VISIBLE_DEVICES=GPU-b\0" in environment
     bench.turn_until(lambda: bench.store.job(job).over)
     assert bench.store.job(job).attempt == 1
+
+
+def test_two_cards_whose_driver_needs_three_seconds_for_its_first_answer_get_a_worker_each(
+    make_bench: Make,
+    fake_nvml: Callable[[str], None],  # noqa: F811
+) -> None:
+    fake_nvml("slow_two")
+    bench = make_bench(sample=None)  # a probe of its own, and the driver's library behind it
+    assert devices(bench) == [""]
+    bench.turn_until(lambda: len(bench.supervisor.slots) == 2 and all(slot.free for slot in bench.supervisor.slots))
+    assert devices(bench) == ["GPU-aaaa", "GPU-bbbb"]
+    jobs = [bench.store.submit(scripted({"steps": 3, "dt_s": 0.5})) for _ in range(2)]
+    bench.turn_until(lambda: all(bench.store.job(job).state == "running" for job in jobs))
+    assert {bench.store.job(job).slot for job in jobs} == {0, 1}
 
 
 def test_the_job_of_a_card_that_is_gone_moves_to_another(make_bench: Make) -> None:
@@ -120,3 +136,27 @@ def test_a_job_that_the_fast_card_ends_sooner_waits_for_it_and_the_next_one_take
     small = bench.store.submit(scripted({"steps": 1}))
     bench.turn_until(lambda: bench.store.job(small).state == "done")
     assert bench.store.job(small).slot == 0
+
+
+def test_how_often_a_job_was_overtaken_outlives_a_restart(
+    make_bench: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Three jobs pass one that waits for the fast card; after a restart none passes it any more."""
+    monkeypatch.setattr(probe, "_version", lambda name: "2.11.0+cu130" if name == "torch" else "")
+    monkeypatch.setattr(placement, "inventory", disk)
+    bench = make_bench(sample=Driver("GPU-16", "GPU-24"))
+    machine = bench.supervisor.context.memory.machine()
+    assert machine is not None
+    asked = scripted(SLOW, model="Wan2.1-14B", num_frames=81)
+    plan = plan_request(asked, only(machine, "cuda:1"), disk())
+    first, waits = (bench.store.submit(asked, plan) for _ in range(2))
+    bench.turn_until(lambda: bench.store.job(first).state == "running")
+    small = [bench.store.submit(scripted({"steps": 1})) for _ in range(5)]
+    bench.turn_until(lambda: all(bench.store.job(job).state == "done" for job in small[:3]))
+    assert bench.store.job(waits).overtaken == MOST_OVERTAKEN
+    bench.supervisor.close()
+    again = make_bench(sample=Driver("GPU-16", "GPU-24"))
+    again.turn_until(lambda: again.store.job(first).state == "running" and again.supervisor.slots[0].free)
+    for _ in range(60):
+        again.supervisor.tick(0.02)
+    assert [again.store.job(job).state for job in (waits, *small[3:])] == ["queued"] * 3

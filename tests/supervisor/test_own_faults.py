@@ -43,7 +43,7 @@ def test_a_job_that_fails_between_its_row_and_its_slot_is_parked_at_once(
 ) -> None:
     real = measurements.usual_seconds
 
-    def usual_seconds(store: Any, job: Any) -> Any:
+    def usual_seconds(store: Any, job: Any, *where: Any) -> Any:
         if job.id == 1:
             raise OwnFault("of a row")
         return real(store, job)

@@ -27,6 +27,7 @@ from turbodiff.gpu.kernel_verdicts import kernels_of
 from turbodiff.plan.hardware import GpuFacts, GpuState, Machine, pretend
 
 DEADLINE_S = 2.0
+FIRST_ANSWER_S = 30.0  # a driver without persistence mode starts each card for it: 3 s with two of them, 10 with eight
 REAP_S = 0.2  # of it, for the end of a sampler that is stuck
 LAST_BYTES = 4096  # of what a sampler that died wrote
 SHOWN_BYTES = 200  # of a line of it
@@ -267,7 +268,8 @@ def _is_named(card: CardSample, name: str) -> bool:
 
 
 class Probe:
-    """A sampler kept running at `interval_s`; `latest` never blocks. A sampler that falls silent is replaced."""
+    """A sampler kept running at `interval_s`; `latest` never blocks. A sampler that falls silent is replaced; until its
+    first answer it is left to it for half a minute."""
 
     def __init__(self, interval_s: float = 1.0, deadline_s: float = DEADLINE_S) -> None:
         self.interval_s, self.deadline_s = interval_s, deadline_s
@@ -296,7 +298,9 @@ class Probe:
         silent_s = time.monotonic() - max(self._received_s, self._started_s)
         if self._output is not None and silent_s > self.interval_s + self.deadline_s:
             self._sample = self._output.silence(silent_s)
-            self.stop()
+            starts = self._received_s < self._started_s and self._sample.state == "hang"
+            if not starts or silent_s > FIRST_ANSWER_S:
+                self.stop()
         if self._sample is None:
             return _failed("hang", "gpu_no_sample_yet", "").model_copy(update={"age_s": silent_s})
         return self._sample.model_copy(update={"age_s": time.monotonic() - self._received_s})

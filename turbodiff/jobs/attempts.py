@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
+from turbodiff.jobs.dispatch import Choice
 from turbodiff.jobs.journal import remove_entry
 from turbodiff.jobs.rows import UNREADABLE, JobColumns, SqlValue, as_column, parsed, record_of
 from turbodiff.jobs.store import Store
@@ -17,24 +18,20 @@ NOT_KEPT = {"hello", "beat", "result"}  # of the worker, or with a column of the
 HOLD_REST_S = 5.0
 
 
-def claim(store: Store, slot: int = 0, free_bytes: int | None = None, chosen: int | None = None) -> QueuedJob | None:
-    """Start the next attempt of the next waiting job, or None: queue empty, paused, or held for memory. With `chosen`
-    that job alone is meant.
-
-    A job that continues the clip of another waits until that one is done. A job on hold is passed over until
-    `free_bytes` (None: unknown, which holds nothing back) covers it, and for five seconds at least: a worker that
-    counts otherwise must not be asked ten times a second.
+def claim(store: Store, slot: int = 0, free_bytes: int | None = None, chosen: Choice | None = None) -> QueuedJob | None:
+    """Start the next attempt of the next waiting job that `may_start`, or None: queue empty, paused, or held back. With
+    `chosen` that job alone is meant, and those that it passes by are counted with it.
     """
     if store.paused or not store.rows("SELECT 1 FROM job WHERE state = 'queued' LIMIT 1"):
         return None
     with store.write() as db:
         rows = db.execute(
-            "SELECT id, request FROM job WHERE state = 'queued' AND id = coalesce(:chosen, id) AND (hold_bytes IS NULL"
-            " OR ((:free IS NULL OR hold_bytes <= :free) AND abs(:now - started_s) >= :rest))"
-            " ORDER BY place, id",
-            {"free": free_bytes, "now": store.now(), "rest": HOLD_REST_S, "chosen": chosen},
+            "SELECT id, request, CAST(hold_bytes AS INTEGER) AS hold_bytes, CAST(started_s AS REAL) AS started_s"
+            " FROM job WHERE state = 'queued' AND id = coalesce(?, id) ORDER BY place, id",
+            (chosen and chosen.job,),
         )
-        row = next((row for row in rows if not (after := _after(row)) or clip_before(store, after)), None)
+        held = ((row, (row["hold_bytes"], row["started_s"], _after(row))) for row in rows)
+        row = next((row for row, hold in held if may_start(store, *hold, free_bytes)), None)
         if row is None:
             return None
         db.execute(
@@ -42,11 +39,30 @@ def claim(store: Store, slot: int = 0, free_bytes: int | None = None, chosen: in
             " hold_bytes = NULL, progress = NULL WHERE id = ?",
             (slot, store.now(), row["id"]),
         )
+        passed = [(job,) for job in chosen.passes] if chosen else []
+        db.executemany("UPDATE job SET overtaken = overtaken + 1 WHERE id = ? AND state = 'queued'", passed)
     job = store.job(row["id"])
     if job.error is UNREADABLE:
         move_job(store, job.id, job.attempt, "parked", error=UNREADABLE)
         return claim(store, slot, free_bytes, chosen)
     return job
+
+
+def may_start(
+    store: Store, hold_bytes: int | None, started_s: float | None, after: str, free_bytes: int | None
+) -> bool:
+    """Whether a waiting job waits for nothing but a worker.
+
+    A job that continues the clip of another (`after`, a nonce) waits until that one is done. A job on hold is passed
+    over until `free_bytes` (None: unknown, which holds nothing back) covers it, and for five seconds at least: a worker
+    that counts otherwise must not be asked ten times a second.
+    """
+    if hold_bytes is not None:
+        if free_bytes is not None and hold_bytes > free_bytes:
+            return False
+        if started_s is not None and abs(store.now() - started_s) < HOLD_REST_S:
+            return False
+    return not after or bool(clip_before(store, after))
 
 
 def _after(row: sqlite3.Row) -> str:

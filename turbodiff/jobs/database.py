@@ -19,7 +19,7 @@ PATIENCE_S = 5.0  # with another program that holds the database
 NO_SHARED_MEMORY = {"9p", "drvfs", "nfs", "nfs4", "cifs", "smb3", "fuse.sshfs"}
 
 # one script per schema version; `PRAGMA user_version` says how many have run
-MIGRATIONS = tuple(Path(__file__).with_name(f"schema_{version}.sql").read_text("utf-8") for version in (1,))
+MIGRATIONS = tuple(Path(__file__).with_name(f"schema_{version}.sql").read_text("utf-8") for version in (1, 2))
 
 
 def open_database(path: Path) -> sqlite3.Connection:

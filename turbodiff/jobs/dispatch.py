@@ -61,6 +61,13 @@ class Start(NamedTuple):
     end_s: float
 
 
+class Choice(NamedTuple):
+    """A job that starts now, and the earlier ones that could have used its card."""
+
+    job: int
+    passes: tuple[int, ...] = ()
+
+
 class _Later(NamedTuple):
     """A job that will start later: when, the cards that it could use, and how many jobs may still pass it there."""
 

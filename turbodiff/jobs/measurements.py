@@ -1,5 +1,7 @@
 """Measured peaks and seconds per phase: what corrects the next plan (plan/calibration.py) and the stuck deadlines.
 
+Each row says on which kind of card it was measured, by name and memory: what one card takes says nothing of another.
+
 Only the supervisor records what jobs took, each phase once; `turbodiff calibrate` adds what it measured itself.
 """
 
@@ -38,6 +40,7 @@ def record(store: Store, job: QueuedJob, event: Event, machine: Machine | None, 
         return
     plan, phase, sample = job.plan, planned_phase(job.plan, name), None
     on_card = plan is not None and plan.device.startswith("cuda")
+    gpu, gpu_bytes = measured_on(job, machine, slot)
     if plan and phase and machine and (slot < len(machine.gpus) or not on_card):
         predicted_bytes = work_bytes(plan, phase)
         sample = Sample(
@@ -66,10 +69,22 @@ def record(store: Store, job: QueuedJob, event: Event, machine: Machine | None, 
     with store.write(durable=False) as db:
         row = db.execute(
             "INSERT INTO peak (at_s, job, attempt, model, width, height, num_frames, phase, measured_bytes, measured_s,"
-            " sample) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (store.now(), job.id, job.attempt, *shape, name, peak_bytes, took_s, learned),
+            " sample, gpu, gpu_bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (store.now(), job.id, job.attempt, *shape, name, peak_bytes, took_s, learned, gpu, gpu_bytes),
         )
         db.execute("DELETE FROM peak WHERE id <= ?", ((row.lastrowid or 0) - KEEP_ROWS,))
+
+
+def measured_on(job: QueuedJob, machine: Machine | None, slot: int) -> tuple[str, int]:
+    """Name and memory of the card of a slot as rows are filed under; of a CPU its cores and 0; ("", 0) where it cannot
+    be seen, and of rows of an older version that named none."""
+    if machine is None:
+        return "", 0
+    on_card = job.plan.device.startswith("cuda") if job.plan else slot < len(machine.gpus)
+    if on_card and slot >= len(machine.gpus):
+        return "", 0
+    name, total_bytes, *_ = provenance(machine.gpus[slot] if on_card else None, machine)
+    return str(name), int(str(total_bytes))
 
 
 def keep_sample(store: Store, sample: Sample) -> None:
@@ -77,9 +92,16 @@ def keep_sample(store: Store, sample: Sample) -> None:
     shape = sample.kind.model_dump(include=set(SHAPE))
     with store.write() as db:
         db.execute(
-            "INSERT INTO peak (at_s, job, attempt, model, width, height, num_frames, phase, sample)"
-            " VALUES (?, 0, 0, ?, ?, ?, ?, ?, ?)",
-            (store.now(), *(shape[name] for name in SHAPE), sample.phase, sample.model_dump_json()),
+            "INSERT INTO peak (at_s, job, attempt, model, width, height, num_frames, phase, sample, gpu, gpu_bytes)"
+            " VALUES (?, 0, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                store.now(),
+                *(shape[name] for name in SHAPE),
+                sample.phase,
+                sample.model_dump_json(),
+                sample.kind.gpu,
+                sample.kind.total_bytes,
+            ),
         )
 
 
@@ -96,10 +118,16 @@ def forget_samples(store: Store, job: int, attempt: int) -> None:
 
 
 def samples(store: Store) -> list[Sample]:
-    """The newest samples, oldest first; rows of another version of the formula are left out by `calibrate`."""
-    rows = store.rows("SELECT sample FROM peak WHERE sample IS NOT NULL ORDER BY id DESC LIMIT ?", HISTORY)
+    """The newest samples of each card, oldest first; rows of another version of the formula are left out by
+    `calibrate`."""
+    newest = "row_number() OVER (PARTITION BY gpu, gpu_bytes ORDER BY id DESC)"
+    rows = store.rows(
+        f"SELECT sample FROM (SELECT id, sample, {newest} AS nth FROM peak WHERE sample IS NOT NULL)"
+        " WHERE nth <= ? ORDER BY id",
+        HISTORY,
+    )
     found = []
-    for row in reversed(rows):
+    for row in rows:
         try:
             found.append(Sample.model_validate_json(row["sample"]))
         except ValidationError:  # written by an older version
@@ -120,12 +148,13 @@ def calibration_of(store: Store, job: QueuedJob, machine: Machine | None, slot: 
     return found._replace(lessons=here) if here else None
 
 
-def usual_seconds(store: Store, job: QueuedJob) -> dict[str, float]:
-    """Phase -> median seconds of earlier runs of the same model and size: the watchdog's deadlines."""
+def usual_seconds(store: Store, job: QueuedJob, machine: Machine | None = None, slot: int = 0) -> dict[str, float]:
+    """Phase -> median seconds of earlier runs of the same model and size on such a card: the watchdog's deadlines."""
     rows = store.rows(
         "SELECT phase, measured_s FROM peak WHERE model = ? AND width = ? AND height = ? AND num_frames = ?"
-        " AND measured_s IS NOT NULL ORDER BY id DESC LIMIT ?",
+        " AND gpu = ? AND gpu_bytes = ? AND measured_s IS NOT NULL ORDER BY id DESC LIMIT ?",
         *(getattr(job.planned_request, field) for field in SHAPE),
+        *measured_on(job, machine, slot),
         HISTORY,
     )
     by_phase: dict[str, list[float]] = {}

@@ -388,9 +388,9 @@ def as_job(row: sqlite3.Row) -> QueuedJob:
         number = values[name]
         if not isinstance(number, int | float) or not abs(number) < LARGEST:
             values[name] = None if name in ("started_s", "ended_s") else 0.0
-    for name in ("attempt", "slot", "cap_bytes", "hold_bytes", "parent"):
+    for name in ("attempt", "slot", "overtaken", "cap_bytes", "hold_bytes", "parent"):
         if not isinstance(values[name], int):
-            values[name] = 0 if name in ("attempt", "slot") else None
+            values[name] = 0 if name in ("attempt", "slot", "overtaken") else None
     values |= {name: str(values[name]) for name in ("nonce", "client", "ask")}
     values["request"], values["plan"] = read.request, read.plan
     return QueuedJob(**values)

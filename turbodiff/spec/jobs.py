@@ -80,6 +80,7 @@ class QueuedJob:
     created_s: float
     started_s: float | None
     ended_s: float | None
+    overtaken: int = 0  # how many later jobs started on a card that it could have used
 
     @property
     def over(self) -> bool:

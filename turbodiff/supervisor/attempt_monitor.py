@@ -47,7 +47,7 @@ class AttemptMonitor:
     ) -> None:  # fmt: skip
         self.context, self.card, self.job, self.worker, self.log = context, card, job, worker, log
         self.over = self.end_worker = False
-        usual_s = measurements.usual_seconds(context.store, job)
+        usual_s = measurements.usual_seconds(context.store, job, context.memory.machine(), card())
         self.watchdog = Watchdog(context.now(), usual_s)
         self._host_ooms, self._others_bytes = context.memory.host_ooms(), context.memory.others_bytes(card())
         self.run_monitor = RunMonitor(self._others_bytes, expected_steps_s(job.plan, usual_s))

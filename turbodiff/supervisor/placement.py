@@ -1,10 +1,9 @@
 """What each waiting job costs on each card as it is now, for `dispatch` to choose by (jobs/dispatch.py)."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from turbodiff.jobs.attempts import HOLD_REST_S, clip_before
-from turbodiff.jobs.dispatch import Card, Price, WaitingJob, dispatch, overtaken_by
+from turbodiff.jobs.attempts import may_start
+from turbodiff.jobs.dispatch import Card, Choice, Price, WaitingJob, dispatch, overtaken_by
 from turbodiff.jobs.store import as_job
 from turbodiff.plan.candidates import network_files
 from turbodiff.plan.hardware import GpuFacts, Machine
@@ -20,19 +19,19 @@ WINDOW = 64  # waiting jobs that are looked at
 EVERY_S = 0.5
 UNKNOWN_S = 300.0  # of a job without a plan, alike on every card
 STARTING_S = 5.0  # of a worker
+Chosen = Mapping[int, Choice]  # by the slot's number
 SAME_BYTES = 1 << 28  # by which a card's free memory must change to be priced anew
 
 
 class Placement:
-    """Chooses the jobs that start on several cards; remembers prices, and how often a job was passed by."""
+    """Chooses the jobs that start on several cards; remembers prices."""
 
     def __init__(self, context: SupervisorContext) -> None:
         self.context = context
         self._prices: dict[tuple[object, ...], Price | None] = {}
-        self._overtaken: Counter[int] = Counter()
         self._chosen_s = -EVERY_S
 
-    def choose(self, slots: Sequence[GpuSlot]) -> Mapping[int, int] | None:
+    def choose(self, slots: Sequence[GpuSlot]) -> Chosen | None:
         """The job that each slot starts now, by the slot's number; None: each takes the next one, for there is one card
         alone, or nothing is known of the cards."""
         machine = self.context.memory.machine()
@@ -44,23 +43,20 @@ class Placement:
         self._chosen_s = now_s
         rows = store.rows("SELECT * FROM job WHERE state = 'queued' ORDER BY place, id LIMIT ?", WINDOW)
         cards = [card for slot in slots if not slot.broken and (card := self._card(slot))]
-        waiting = [self._waiting(job, slots, machine) for job in map(as_job, rows) if self._may_start(job)]
+        jobs = [
+            job for job in map(as_job, rows)
+            if may_start(store, job.hold_bytes, job.started_s, job.request.after, free_bytes=None)
+        ]  # fmt: skip
+        waiting = [self._waiting(job, slots, machine) for job in jobs]
         known = {job.job for job in waiting}
         self._prices = {key: price for key, price in self._prices.items() if key[0] in known}
         free = {slot.index for slot in slots if slot.free}
         starts = [start for start in dispatch(waiting, cards) if start.start_s == 0 and start.slot in free]
-        left = waiting
+        left, chosen = waiting, dict[int, Choice]()
         for start in starts:
-            self._overtaken.update(overtaken_by(start, left))
+            chosen[start.slot] = Choice(start.job, tuple(overtaken_by(start, left)))
             left = [job for job in left if job.job != start.job]
-        return {start.slot: start.job for start in starts}
-
-    def _may_start(self, job: QueuedJob) -> bool:
-        """Whether a job waits for nothing but a card."""
-        store = self.context.store
-        if job.hold_bytes and job.started_s and abs(store.now() - job.started_s) < HOLD_REST_S:
-            return False
-        return not job.request.after or bool(clip_before(store, job.request.after))
+        return chosen
 
     def _card(self, slot: GpuSlot) -> Card:
         """A slot as `dispatch` sees it."""
@@ -84,9 +80,9 @@ class Placement:
                 found = found or with_loras(inventory(), job.request.loras)
                 self._prices[key] = price_of(job, gpu, machine, found)
             price = self._prices[key]
-            if price and not (job.hold_bytes and free_bytes is not None and job.hold_bytes > free_bytes):
+            if price and may_start(self.context.store, job.hold_bytes, None, "", free_bytes):
                 prices[slot.index] = price
-        return WaitingJob(job.id, weights_of(job), prices, self._overtaken[job.id])
+        return WaitingJob(job.id, weights_of(job), prices, job.overtaken)
 
 
 def weights_of(job: QueuedJob) -> str:

@@ -34,7 +34,7 @@ from turbodiff.supervisor.attempt_monitor import fault_of
 from turbodiff.supervisor.cards import follow_cards, visible_devices
 from turbodiff.supervisor.context import Memory, SupervisorContext
 from turbodiff.supervisor.ownership import StateLock
-from turbodiff.supervisor.placement import Placement, weights_of
+from turbodiff.supervisor.placement import Chosen, Placement, weights_of
 from turbodiff.supervisor.recovery import backup, recover
 from turbodiff.supervisor.slots import GpuSlot
 from turbodiff.supervisor.web_process import WebProcess
@@ -102,7 +102,7 @@ class Supervisor:
             self._follow = devices is None  # the cards come and go
             devices = visible_devices(sample() if sample else take_sample()) if devices is None else devices
             self.slots = [GpuSlot(self.context, index, device) for index, device in enumerate(devices)]
-            self._placement, self._chosen = Placement(self.context), cast("Mapping[int, int] | None", None)
+            self._placement, self._chosen = Placement(self.context), cast("Chosen | None", None)
             self.web: WebProcess | None = None
             self.exit_code: int | None = None
             self._slow_s = self._beat_s = 0.0

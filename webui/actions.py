@@ -230,18 +230,19 @@ def _start_job(reader: StudioReader, name: str, argument: str) -> int:
         return reader.studio.retry(number_of(argument))
     if name == "retry_smaller":
         stored = reader.studio.job(number_of(argument)).request
+        reader.studio.check_files(stored)
         request, change = stored.model_dump(mode="json"), first_aid.smaller(stored.model, stored.num_frames)
         spec = find_model(str(change.get("model") or stored.model))
         values = form.fitted_to(spec, {**form.from_request(request), **change, "pinned": []})
         loras = {"loras": request["loras"]} if stored.loras else {}  # with their paths, which the form drops
         return _queue(reader, {**form.request_fields(values), **loras})
     if name == "neighbour":
-        request = wished_request(reader.clip_called(argument))
+        request = wished_again(reader, argument)
         return _queue(reader, {**request, "seed": int(request.get("seed") or 0) + 1})
     asked = object_of(argument)
     fields = asked.get("fields")
     knobs = {knob: value for knob, value in fields.items() if knob in KNOBS} if isinstance(fields, dict) else {}
-    request = wished_request(reader.clip_called(str(asked.get("clip"))))
+    request = wished_again(reader, str(asked.get("clip")))
     return _queue(reader, {**request, **form.sanitize(knobs)})
 
 
@@ -269,6 +270,17 @@ def object_of(argument: str) -> dict[str, object]:
     if not isinstance(found, dict):
         raise RequestError("unknown action", code="unknown_action", field="act", got=argument[:40])
     return found
+
+
+def wished_again(reader: StudioReader, name: str) -> dict[str, Any]:
+    """What was wished of the clip of that id, to be queued as it is.
+
+    Raises:
+        RequestError: there is no such clip, or it names a file that nobody chose here.
+    """
+    clip = reader.clip_called(name)
+    reader.studio.check_files(clip.request)
+    return wished_request(clip)
 
 
 def wished_request(clip: ClipView) -> dict[str, Any]:

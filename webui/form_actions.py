@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 FILLABLE = set(form.FIELDS) - {"image", "prompt", "negative_prompt", "loras"}  # what an alternative may change
 MAX_ARGUMENT_CHARS = 20_000
-MAX_SEEDS = 10_000
 
 
 def initial_values(reader: StudioReader, kind: str | None = None) -> FormValues:
@@ -123,7 +122,7 @@ def _values_of_round(reader: StudioReader, argument: str, values: FormValues, ui
 
 def _values_of_seed(reader: StudioReader, row: int, values: FormValues) -> FormValues | None:
     """A row of the archive fills the form: with its clip's whole request, else with what the table says."""
-    found = next((seed for seed in reader.studio.seeds(limit=MAX_SEEDS) if seed.id == row), None)
+    found = reader.studio.seed(row)
     if found is None:
         return None
     if found.recipe is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from turbodiff.spec.exports import make_export
 from turbodiff.studio import tags_of
-from webui.actions import Answer, UiState, number_of, object_of, wished_request
+from webui.actions import Answer, UiState, number_of, object_of, wished_again
 from webui.panels import gallery
 from webui.proxies import ASKING
 from webui.wording import Words
@@ -80,7 +80,7 @@ def _compared_seeds(reader: StudioReader, name: str) -> tuple[list[str], int]:
     clip, found = reader.clip_called(name), reader.studio.clip_index.same_but_seed(name)
     missing = gallery.SEEDS_COMPARED - max(1, min(gallery.SEEDS_COMPARED, len(found)))
     if missing:
-        request, seed = wished_request(clip), int(clip.request.seed or 0)
+        request, seed = wished_again(reader, name), int(clip.request.seed or 0)
         used = {entry.seed for entry in found} | {seed}
         fresh = [seed + step for step in range(1, 2 * gallery.SEEDS_COMPARED) if seed + step not in used]
         many = [{**request, "seed": one, "nonce": secrets.token_hex(16)} for one in fresh[:missing]]

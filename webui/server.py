@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from turbodiff.spec import stdio
 from turbodiff.spec.environment import PASSWORD
 from turbodiff.spec.errors import TurbodiffError
+from turbodiff.spec.files import make_folder
 from turbodiff.spec.page_flags import page_parser
 from turbodiff.spec.wording import shell_language
 from turbodiff.studio import Studio
@@ -55,6 +56,7 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
     """The whole site over one studio."""
     reader = StudioReader(studio)
     uploads = studio.state / "uploads"
+    make_folder(uploads, 0o700, ours=True, link=False)  # what it holds may be shown, and is swept
     make_room(uploads)
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from turbodiff.spec.clips import UNKNOWN_REQUEST, Sidecar, read_record
+from turbodiff.spec.clips import CLIP_NAME, UNKNOWN_REQUEST, Sidecar, read_record
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.files import atomic_write
 from turbodiff.spec.jobs import ACTIVE, Outcome, QueuedJob, Recovered
@@ -51,8 +51,7 @@ QUIET_S = 1.0
 CLIPS_FRESH_S = 3.0
 REPORT_FRESH_S = 3600.0
 RESTART_NEWS_S = 30.0  # as long as what a restart brought back is shown
-MAX_JOBS, MAX_CLIPS, MAX_SEEDS, LOG_LINES = 40, 200, 10_000, 300  # read at most
-CLIP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,160}")
+MAX_JOBS, MAX_CLIPS, LOG_LINES = 40, 200, 300  # read at most
 
 
 @dataclass(frozen=True)
@@ -389,8 +388,7 @@ class StudioReader:
         Raises:
             TurbodiffError: too long, or it cannot be written.
         """
-        rows = (seed for seed in self.studio.seeds(limit=MAX_SEEDS) if seed.path and Path(seed.path).stem == clip)
-        row = next(rows, None)
+        row = self.studio.seed(clip=clip)
         if row is not None:
             self.studio.rate(row.id, **cells)
         elif not self.studio.clip_index.edit([clip], **cells):

@@ -34,9 +34,9 @@ class Kept(NamedTuple):
 
 
 def kept_files(folder: Path) -> list[Kept]:
-    """Every file below a folder, the longest unused first."""
+    """Every file below a folder, the longest unused first; none where a link leads elsewhere."""
     found = []
-    for place, _, names in os.walk(folder):
+    for place, _, names in () if folder.is_symlink() else os.walk(folder):
         for path in (Path(place, name) for name in names):
             with contextlib.suppress(OSError):
                 stat = path.lstat()

@@ -15,7 +15,8 @@ from turbodiff.spec.errors import RequestError
 from turbodiff.spec.models import find_model
 from turbodiff.spec.request import make_request
 from turbodiff.studio import Studio
-from webui import actions, form, form_actions
+from turbodiff.supervisor import recovery
+from webui import actions, form, form_actions, gallery_actions
 from webui.panels import stage
 from webui.snapshot import CachedValue, StudioReader
 from webui.wording import Words
@@ -199,6 +200,60 @@ def test_a_clip_is_found_however_many_newer_ones_there_are(reader, monkeypatch):
     found = reader.clip(CLIP)
     assert found is not None and found.request.seed == 5
     assert reader.clip("linked") is None and reader.clip("t2v_404") is None and reader.clip("../2026-11-23/x") is None
+
+
+def test_a_row_of_the_archive_is_rated_and_used_however_many_newer_ones_there_are(archived):
+    store = Store(archived.studio.state)
+    with store.write() as db:
+        row = "INSERT INTO seed (path, prompt, seed, model, resolution, created_s) VALUES (?, 'x', '1', 'm', 'r', 0)"
+        db.executemany(row, [(f"/elsewhere/{number}.mp4",) for number in range(10_050)])
+    store.close()
+    archived.rate(CLIP, {"rating": "★★★", "note": "old"})
+    first = archived.studio.seed(clip=CLIP)
+    assert first == archived.studio.seed(row=1) and (first.row.rating, first.row.note) == ("★★★", "old")
+    assert "| ★★★ | old |" in (archived.studio.outputs / "seeds.md").read_text("utf-8")
+    assert fill(archived, "use_seed", "1")["prompt"] == "a red circle moves right"
+    assert archived.studio.seed(clip="%") is None and archived.studio.seed(row=99_999) is None
+
+
+def foreign_clip(reader, **changed):
+    """The reader's clip, with a sidecar that somebody else wrote."""
+    (clip,) = reader.studio.clips()
+    asked = {**clip.sidecar.request.model_dump(mode="json"), **changed}
+    clips.sidecar_path(clip.path).write_text(json.dumps({"request": asked, "sha256": "0" * 64}), "utf-8")
+    reader.changed(clips=True)
+    return clip.path
+
+
+@pytest.mark.parametrize("field", ["image", "continues", "loras"])
+def test_nobody_reads_a_file_that_only_a_foreign_sidecar_names(reader, tmp_path, field):
+    mine = tmp_path / "mine" / f"{CLIP}.mp4"
+    mine.parent.mkdir()
+    mine.write_bytes((reader.studio.outputs / "2026-11-23" / f"{CLIP}.mp4").read_bytes())
+    spec = {} if field == "loras" else {"model": "demo-i2v", "kind": "i2v"}
+    clip = foreign_clip(reader, **spec, **{field: [{"path": str(mine)}] if field == "loras" else str(mine)})
+    store = Store(reader.studio.state)
+    recovery.rebuild(store, reader.studio.outputs)  # a start after the database was lost
+    (taken,) = store.jobs()
+    store.close()
+    knob = json.dumps({"clip": clip.stem, "fields": {"steps": 2}})
+    asks = [("neighbour", clip.stem), ("knob", knob), *((name, str(taken.id)) for name in ("retry", "duplicate"))]
+    for name, argument in (*asks, ("retry_smaller", str(taken.id))):
+        with pytest.raises(RequestError) as refused:
+            actions.act(reader, name, argument, INITIAL_UI_STATE, Words("en"))
+        assert refused.value.code == "file_elsewhere" and str(mine) in Words("zh").error(refused.value.fields())
+    with pytest.raises(RequestError):
+        gallery_actions.act(reader, "seeds", clip.stem, INITIAL_UI_STATE, Words("en"))
+    assert [job.id for job in reader.studio.jobs()] == [taken.id]
+
+
+def test_another_seed_of_a_clip_with_a_picture_that_was_chosen_here_is_queued(reader):
+    kept = reader.studio.state / "pictures" / "0a1b.png"
+    kept.parent.mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(kept)
+    clip = foreign_clip(reader, model="demo-i2v", kind="i2v", image=str(kept))
+    actions.act(reader, "neighbour", clip.stem, INITIAL_UI_STATE, Words("en"))
+    assert [(job.request.image, job.request.seed) for job in reader.studio.jobs()] == [(str(kept), 6)]
 
 
 def test_a_change_that_cannot_be_shown_is_still_done(reader, monkeypatch):

@@ -23,12 +23,11 @@ from pydantic import JsonValue
 
 from turbodiff.archive import trash
 from turbodiff.archive.clips import created_at, day_folders, edit_sidecar, read_sidecar, sidecar_path, sidecar_text
-from turbodiff.spec.clips import Sidecar, rating_parts, read_record
+from turbodiff.spec.clips import CLIP_NAME, Sidecar, rating_parts, read_record
 from turbodiff.spec.errors import FileError, RequestError
 
 T = TypeVar("T")
-INDEX = "clips.db"
-VERSION = 1
+INDEX, VERSION = "clips.db", 1
 SCHEMA = """
 CREATE TABLE clip (
   path TEXT PRIMARY KEY, folder TEXT, name TEXT, batch TEXT, state TEXT, created_s REAL, bytes INTEGER, poster INTEGER,
@@ -57,7 +56,6 @@ SHOWN = (
 )
 ROW = f"INSERT OR REPLACE INTO clip VALUES ({', '.join('?' * 23)})"
 NEEDED = ("request", "created", "rating", "note", "starred", "tags", "ran", "versions")  # of a sidecar: not its plan
-CLIP_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,160}\.mp4")  # what the page can ask for by its name
 TERM = re.compile(r'(?:(seed|model|tag|rating|note|种子|模型|标签|评分|备注)[:：])?(?:["“”]([^"“”]*)["“”]|(\S+))', re.I)
 COLUMNS = {"种子": "seed", "模型": "model", "标签": "tag", "评分": "rating", "备注": "note"}
 SETTLED_NS = 2_000_000_000  # a folder that changed within two seconds may change again within one tick of its clock
@@ -179,12 +177,10 @@ class ClipIndex:
         for name, value in cells.items():
             if isinstance(value, str) and len(value) > MAX_NOTE_CHARS:
                 raise RequestError("too long", code="note_long", field=name, got=len(value), expected=MAX_NOTE_CHARS)
-        written: dict[str, JsonValue] = {
-            name: list(value) if isinstance(value, tuple) else value for name, value in cells.items()
-        }
+        said: dict[str, JsonValue] = {name: list(one) if isinstance(one, tuple) else one for name, one in cells.items()}
         found = self._entries(names, IN_LIBRARY)
         for entry in found:
-            edit_sidecar(entry.path, written)
+            edit_sidecar(entry.path, said)
         self.refresh()
         return len(found)
 
@@ -228,12 +224,18 @@ class ClipIndex:
     def _in_trash(self, names: Collection[str], batch: str) -> list[Entry]:
         if not batch:
             return self._entries(names, IN_TRASH)
-        query = f"SELECT {SHOWN} FROM clip WHERE batch != '' AND batch = ?"
-        return self._run(lambda db: [self._entry(row) for row in db.execute(query, (batch,))])
+        return self._real("batch != '' AND batch = ?", batch)
 
     def _entries(self, names: Collection[str], where: str) -> list[Entry]:
-        query = f"SELECT {SHOWN} FROM clip WHERE name IN (SELECT value FROM json_each(?)) AND {where}"
-        return self._run(lambda db: [self._entry(row) for row in db.execute(query, (json.dumps(list(names)),))])
+        return self._real(f"name IN (SELECT value FROM json_each(?)) AND {where}", json.dumps(list(names)))
+
+    def _real(self, where: str, value: str) -> list[Entry]:
+        """The clips of an answer that lie where the index says; a folder that a link replaced leads elsewhere."""
+        query = f"SELECT {SHOWN} FROM clip WHERE {where}"
+        found = self._run(lambda db: [self._entry(row) for row in db.execute(query, (value,))])
+        outputs, folders = self.outputs.resolve(), {entry.path.parent for entry in found}
+        real = {folder for folder in folders if folder.resolve() == outputs / folder.relative_to(self.outputs)}
+        return [entry for entry in found if entry.path.parent in real]
 
     def _entry(self, row: sqlite3.Row) -> Entry:
         facts = {name: row[name] for name in row.keys() if name not in ("path", "bytes", "tags")}  # noqa: SIM118
@@ -272,15 +274,13 @@ class ClipIndex:
 
     def _read_folder(self, folder: Path, key: str) -> None:
         with os.scandir(folder) as listed:
-            files = {
-                entry.name: entry.stat(follow_symlinks=False)
-                for entry in listed
-                if entry.is_file(follow_symlinks=False)
-            }
+            plain = (entry for entry in listed if entry.is_file(follow_symlinks=False))
+            files = {entry.name: entry.stat(follow_symlinks=False) for entry in plain}
         query = "SELECT name || '.mp4' AS file, state FROM clip WHERE folder = ?"
         known = self._run(lambda db: {row["file"]: row["state"] for row in db.execute(query, (key,))})
         changed = []
-        for name in sorted(filter(CLIP_FILE.fullmatch, files), reverse=True):
+        shown = (name for name in files if name.endswith(".mp4") and CLIP_NAME.fullmatch(name.removesuffix(".mp4")))
+        for name in sorted(shown, reverse=True):
             parts = [files.get(name + end) for end in ("", ".json", ".jpg")]
             state = " ".join(f"{part.st_size}.{part.st_mtime_ns}" if part else "-" for part in parts)
             if known.pop(name, None) != state:

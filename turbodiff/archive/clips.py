@@ -29,12 +29,22 @@ from pydantic import JsonValue
 
 from turbodiff.gpu.process_identity import process_mark
 from turbodiff.media.tags import read_settings_tag
-from turbodiff.spec.clips import ClipResult, Sidecar, read_record
+from turbodiff.spec.clips import MAX_CLIP_NAME_BYTES, ClipResult, Sidecar, read_record
 from turbodiff.spec.errors import FileError, VerifyError
-from turbodiff.spec.files import atomic_write, open_file, output_error, sha256_of, sync, write_synced
+from turbodiff.spec.files import (
+    STEM_BYTES,
+    atomic_write,
+    cut_name,
+    files_of,
+    make_folder,
+    open_file,
+    output_error,
+    sha256_of,
+    sync,
+    write_synced,
+)  # fmt: skip
 
 PARTIAL = ".partial"
-STEM_BYTES = 180  # of 255 that a name may have on Linux; the rest of a temporary name and ".json" take at most 60
 MAX_SIDECAR_BYTES = 4 << 20
 _STAMP = re.compile(r"_(\d{8}_\d{6})(?:_(\d+))?\.mp4$")
 
@@ -62,8 +72,7 @@ def partial_path(outputs: Path, job: int, attempt: int, output: Path | None = No
     there, too, so the process is named for ever.
     """
     if output is not None:
-        stem = output.stem.encode()[:STEM_BYTES].decode("utf-8", "ignore")
-        return output.parent / f".{stem}.{process_mark(os.getpid())}.partial.mp4"
+        return output.parent / f".{cut_name(output.stem, STEM_BYTES)}.{process_mark(os.getpid())}.partial.mp4"
     return outputs / PARTIAL / f"{job}.{attempt}.{os.getpid()}.mp4"
 
 
@@ -75,6 +84,14 @@ def sidecar_path(clip: Path) -> Path:
 def poster_path(clip: Path) -> Path:
     """The poster of a clip."""
     return clip.with_name(clip.name + ".jpg")
+
+
+def numbered(clip: Path, number: int) -> Path:
+    """The name of a clip whose own is taken, number 2 and on; a stem that would be too long for it is cut."""
+    if number == 1:
+        return clip
+    end = f"_{number}"
+    return clip.with_name(f"{cut_name(clip.stem, MAX_CLIP_NAME_BYTES - len(end))}{end}{clip.suffix}")
 
 
 def publish(partial: Path, final: Path, sidecar: Sidecar, poster: bytes = b"", replace: bool = False) -> Path:
@@ -97,6 +114,8 @@ def publish(partial: Path, final: Path, sidecar: Sidecar, poster: bytes = b"", r
     target = final
     try:
         sync(partial)
+        if final.parent.is_symlink() and not replace:  # the folder of a day is ours: clips shall not leave the library
+            make_folder(final.parent, link=False)
         final.parent.mkdir(parents=True, exist_ok=True)
         write_synced(sidecar_partial, sidecar.model_dump_json(indent=1).encode())
         if poster:
@@ -107,7 +126,7 @@ def publish(partial: Path, final: Path, sidecar: Sidecar, poster: bytes = b"", r
                 name(partial).replace(name(final))
         else:
             for number in itertools.count(1):
-                target = final if number == 1 else final.with_name(f"{final.stem}_{number}{final.suffix}")
+                target = numbered(final, number)
                 taken = any(name(target).exists() for name in parts)
                 if not taken and link_all([(name(partial), name(target)) for name in parts]):
                     break
@@ -291,7 +310,7 @@ def check_clip(outputs: Path, result: ClipResult) -> None:
         aside = outputs / PARTIAL
         for path in (clip, sidecar_path(clip), poster_path(clip)) if clip.name else ():
             with contextlib.suppress(OSError):
-                aside.mkdir(parents=True, exist_ok=True)
+                make_folder(aside, ours=True, link=False)
                 path.rename(aside / path.name)
         if isinstance(error, VerifyError):
             raise
@@ -323,11 +342,4 @@ def day_folders(outputs: Path) -> list[Path]:
     with contextlib.suppress(OSError):
         found = [path for path in outputs.iterdir() if re.fullmatch(r"\d{4}-\d\d-\d\d", path.name)]
         return [path for path in found if path.is_dir() and not path.is_symlink()]
-    return []
-
-
-def files_of(folder: Path) -> list[Path]:
-    """The files of a folder, [] where it cannot be read; a link may lead anywhere and is left out."""
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        return [Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
     return []

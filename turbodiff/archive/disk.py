@@ -9,11 +9,11 @@ from pathlib import Path
 
 import psutil
 
-from turbodiff.archive.clips import PARTIAL, files_of, partial_path, sidecar_path
+from turbodiff.archive.clips import PARTIAL, partial_path, sidecar_path
 from turbodiff.gpu.process_identity import process_mark, start_ticks
 from turbodiff.media.ffmpeg import h264_encoder
 from turbodiff.spec.errors import OutputError
-from turbodiff.spec.files import make_folder, output_error, write_synced
+from turbodiff.spec.files import files_of, make_folder, output_error, write_synced
 from turbodiff.spec.numbers import gib
 
 FOLDER_ERRORS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EACCES)  # not the name's fault
@@ -141,7 +141,7 @@ def _check_takes_a_file(told: Path, folder: Path) -> None:
     """Fail where a file cannot be written to `folder`, which is made; the error names the folder `told`."""
     probe = folder / f".turbodiff-{os.getpid()}"
     try:
-        make_folder(folder, ours=folder.name == PARTIAL)
+        make_folder(folder, ours=folder.name == PARTIAL, link=folder.name != PARTIAL)
         try:
             write_synced(probe, b"?")
         finally:

@@ -8,6 +8,7 @@ the clip first of all: a process killed anywhere leaves each clip in the library
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import secrets
@@ -15,9 +16,9 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from turbodiff.archive.clips import day_folders, files_of, link_all, poster_path, sidecar_path
+from turbodiff.archive.clips import day_folders, link_all, numbered, poster_path, sidecar_path
 from turbodiff.spec.errors import FileError
-from turbodiff.spec.files import output_error, sync
+from turbodiff.spec.files import files_of, make_folder, output_error, sync
 
 TRASH = ".trash"
 TRASH_DAYS = 30
@@ -30,6 +31,10 @@ def move_to_trash(outputs: Path, clips: Sequence[Path], now: datetime) -> str:
     Raises:
         OutputError: the disk refused; what was not moved is still in the library.
     """
+    try:
+        make_folder(outputs / TRASH, ours=True, link=False)
+    except OSError as error:
+        raise output_error(outputs / TRASH, error.strerror or str(error)) from None
     batch = f"{now.astimezone(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     for clip in clips:
         _move(clip, outputs / TRASH / batch / clip.parent.name / clip.name)
@@ -47,10 +52,8 @@ def restore(outputs: Path, clips: Iterable[Path]) -> list[Path]:
         home = outputs / clip.parent.name / clip.name
         if home.parent.is_symlink():
             raise output_error(home.parent, "it is a link")
-        number = 1
-        while not _is_free(clip, home):
-            number += 1
-            home = home.with_name(f"{clip.stem}_{number}{clip.suffix}")
+        free = (name for number in itertools.count(1) if _is_free(clip, name := numbered(home, number)))
+        home = next(free)
         if clip.is_file():  # else somebody else restored it just now
             _move(clip, home)
             found.append(home)
@@ -80,7 +83,7 @@ def trash_folders(outputs: Path) -> list[Path]:
     """The folders of clips in the trash, one a batch and day."""
     found = []
     with contextlib.suppress(OSError):
-        for batch in (outputs / TRASH).iterdir():
+        for batch in () if (outputs / TRASH).is_symlink() else (outputs / TRASH).iterdir():
             if _BATCH.fullmatch(batch.name) and batch.is_dir() and not batch.is_symlink():
                 found += day_folders(batch)
     return found

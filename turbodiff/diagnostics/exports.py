@@ -20,9 +20,10 @@ from typing import Literal
 from turbodiff.diagnostics.background_tasks import background_task, start_task
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.exports import FORMATS, Export
+from turbodiff.spec.files import STEM_BYTES, cut_name, files_of
 
 EXPORT = (sys.executable, "-P", "-m", "turbodiff.cli", "export")
-KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+KEY = re.compile(r"\w[\w.-]{0,200}")
 KEPT_S = 86_400.0
 MAX_AT_ONCE = 4
 MAX_BYTES = 8 << 30  # of all exports that wait to be fetched
@@ -54,7 +55,7 @@ class Exports:
             TurbodiffError: four run already, or no process could be started.
         """
         digest = hashlib.blake2b(f"{clip}{clip.stat().st_mtime_ns}{asked}".encode(), digest_size=4).hexdigest()
-        name = f"{clip.stem}.{digest}{FORMATS[asked.format].suffix}"
+        name = f"{cut_name(clip.stem, STEM_BYTES)}.{digest}{FORMATS[asked.format].suffix}"
         with self._lock:  # of many who ask at once four begin, too
             self._sweep()
             target = self._folder / name
@@ -112,7 +113,7 @@ class Exports:
         total_bytes, endings = 0, tuple(kind.suffix for kind in FORMATS.values())
         found = list[tuple[os.stat_result, Path]]()
         with contextlib.suppress(OSError):
-            found = [(path.lstat(), path) for path in self._folder.iterdir()]
+            found = [(path.lstat(), path) for path in files_of(self._folder)]
         for stat, path in sorted(found, key=lambda pair: -pair[0].st_mtime):
             made = path.name.endswith(endings) and not path.name.startswith(".")
             total_bytes += stat.st_size if made else 0

@@ -15,7 +15,7 @@ from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
 
-from turbodiff.spec.files import check_file, open_file
+from turbodiff.spec.files import check_file, files_of, open_file
 from turbodiff.spec.text import printable
 
 STARTUP_LOG = "webui_startup_latest.log"
@@ -125,7 +125,8 @@ class LogFile:
             if archive is not None and os.fstat(self._fd).st_size:
                 archive.mkdir(parents=True, exist_ok=True)
                 (archive / f"{name}.log").write_bytes(self.path.read_bytes())
-                for old in sorted(archive.glob("*.log"), key=lambda file: file.stat().st_mtime)[:-KEEP_ARCHIVES]:
+                kept = (file for file in files_of(archive) if file.suffix == ".log")
+                for old in sorted(kept, key=lambda file: file.stat().st_mtime)[:-KEEP_ARCHIVES]:
                     old.unlink(missing_ok=True)
             os.ftruncate(self._fd, 0)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast
 
 from turbodiff.media.ffmpeg import Ffmpeg, source
 from turbodiff.spec.errors import FileError
-from turbodiff.spec.files import open_file
+from turbodiff.spec.files import STEM_BYTES, cut_name, open_file
 from turbodiff.spec.request import Fit, Request
 from turbodiff.spec.shapes import adaptive_size, table_size
 
@@ -222,7 +222,7 @@ def frame(clip: Path, number: int, into: Path) -> Path:
             expected="a frame of the clip", try_instead="another frame",
         )  # fmt: skip
     into.mkdir(parents=True, exist_ok=True)
-    made = into / f"{clip.stem}-frame{number}.png"
+    made = into / f"{cut_name(clip.stem, STEM_BYTES)}-frame{number}.png"
     made.write_bytes(png)
     return made
 

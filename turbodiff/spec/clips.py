@@ -4,6 +4,7 @@ Both are JSON. `read_record` opens what another version wrote, or a person damag
 mistyped takes its default.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -17,6 +18,8 @@ from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 
 SIDECAR_VERSION = 1
+MAX_CLIP_NAME_BYTES = 255 - len(".mp4.json")  # a clip's name without its ending; its sidecar's is the longest
+CLIP_NAME = re.compile(rf"\w[\w.-]{{0,{MAX_CLIP_NAME_BYTES - 1}}}")  # what the page can ask for: letters of any script
 
 # stands for what a Request requires and a recorded one lacks; "?", "" and 0: not known
 UNKNOWN_REQUEST: Mapping[str, JsonValue] = {

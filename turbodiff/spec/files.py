@@ -15,6 +15,7 @@ from typing import BinaryIO
 from turbodiff.spec.environment import home_folder
 from turbodiff.spec.errors import OutputError
 
+STEM_BYTES = 180  # of 255 that a name may have on Linux; what temporary names add takes at most 60
 DISK_FULL = ("No space left", "Disk quota exceeded", "File too large")
 
 
@@ -82,7 +83,7 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
         OSError: the disk refused.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.part")
+    part = path.with_name(f".{cut_name(path.name, STEM_BYTES)}.{os.getpid()}.{threading.get_native_id()}.part")
     try:
         yield part
         if durable:
@@ -93,11 +94,12 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-def make_folder(path: Path, mode: int = 0o777, ours: bool = False) -> None:
+def make_folder(path: Path, mode: int = 0o777, ours: bool = False, link: bool = True) -> None:
     """Make a folder where there is none. What else stands under its name, a dangling link included, is kept beside it.
 
     Args:
         ours: the name is one of our own, not a person's: a folder there that is closed to us is kept beside it, too.
+        link: a link to a folder will do; False where files are moved: they shall not end up elsewhere.
 
     Raises:
         OSError: the disk refused.
@@ -105,7 +107,7 @@ def make_folder(path: Path, mode: int = 0o777, ours: bool = False) -> None:
     try:
         path.mkdir(mode, parents=True, exist_ok=True)
         rights = os.W_OK | os.X_OK
-        if not ours or path.is_symlink() or os.access(path, rights, effective_ids=True):
+        if link if path.is_symlink() else not ours or os.access(path, rights, effective_ids=True):
             return
         if not os.access(path.parent, rights, effective_ids=True):  # a disk that can only be read, too
             return
@@ -113,6 +115,23 @@ def make_folder(path: Path, mode: int = 0o777, ours: bool = False) -> None:
         pass
     path.rename(path.with_name(f"{path.name}-replaced-{secrets.token_hex(4)}"))
     path.mkdir(mode)
+
+
+def cut_name(name: str, most_bytes: int) -> str:
+    """The start of a name, in at most so many bytes: file systems count them, and a Chinese character takes three."""
+    return name.encode("utf-8", "surrogateescape")[:most_bytes].decode("utf-8", "ignore")
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a folder of ours that may be moved or removed, [] where it cannot be read.
+
+    A link may lead anywhere and is left out; behind a folder that is itself one nothing is ours.
+    """
+    with contextlib.suppress(OSError):
+        if not folder.is_symlink():
+            with os.scandir(folder) as entries:
+                return [Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
+    return []
 
 
 def sync(path: Path) -> None:

@@ -53,7 +53,7 @@ from turbodiff.weights.lora_facts import LoraFacts
 from turbodiff.weights.storage import Storage, StoredFile
 
 POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
-TASKS = "tasks"  # folder in the state folder
+TASKS, PICTURES = "tasks", "pictures"  # folders in the state folder
 MAX_JOBS = 10_000  # looked at for the models that they need
 _history = lru_cache(4)(History)  # the same samples are the same history, so what was planned with it is remembered
 OnEvent = Callable[[Event], None]
@@ -76,12 +76,12 @@ class Studio:
         self.exports = Exports(self.state / "exports")
         self.recipes = Recipes(self.state)
         self.storage = Storage(self._models_in_jobs)
-        library = Library(self.outputs, lambda: self._store)
+        library = self._library = Library(self.outputs, lambda: self._store)
         self.clips, self.clip, self.sidecar_of = library.clips, library.clip, library.sidecar_of
-        self.seeds, self.rate = library.seeds, library.rate
+        self.seeds, self.seed, self.rate = library.seeds, library.seed, library.rate
         self.clip_index = ClipIndex(self.outputs, self.state)
         self.seeds_text, self.import_seeds = library.seeds_text, library.import_seeds
-        weights = Weights(self.state / "pictures")
+        weights = Weights(self.state / PICTURES)
         self.models, self.inventory, self.count_tokens = weights.models, weights.inventory, weights.count_tokens
         self.loras, self.lora_folder = weights.loras, weights.lora_folder
         self.lora_facts, self.lora_picture = weights.lora_facts, weights.lora_picture
@@ -249,11 +249,18 @@ class Studio:
 
     def retry(self, job: int) -> int:
         """Run a job again that is over or parked; returns the id of the job that will run."""
+        self.check_files(self._store.job(job).request)
         return self._store.retry(job)
 
     def duplicate(self, job: int) -> int:
         """Queue the request of a job once more; returns the id of the new job."""
+        self.check_files(self._store.job(job).request)
         return self._store.duplicate(job)
+
+    def check_files(self, request: Request) -> None:
+        """Refuse a stored request that names files which nobody chose here; see `Library.check_files`."""
+        loras = self.loras() if request.loras else ()
+        self._library.check_files(request, self.state / PICTURES, {str(lora.path) for lora in loras})
 
     def move(self, job: int, where: Where) -> None:
         """Move a waiting job in the queue; any other job stays where it is."""

@@ -1,12 +1,14 @@
 """The library as page, shell and API ask for it: the clips, what made them, the seed archive."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turbodiff.archive.clips import Clip, clip_named, clips, read_sidecar
-from turbodiff.archive.seeds import Seed, export_text, import_file, list_seeds, rate
+from turbodiff.archive.seeds import Seed, export_text, find_seed, import_file, list_seeds, rate
 from turbodiff.spec.clips import Sidecar
+from turbodiff.spec.errors import RequestError
+from turbodiff.spec.request import Request
 
 if TYPE_CHECKING:
     from turbodiff.jobs.store import Store
@@ -38,6 +40,35 @@ class Library:
     def seeds(self, search: str = "", limit: int = 200) -> list[Seed]:
         """The seed archive, the newest rows first; `search` looks in prompt, note, rating, model and seed."""
         return list_seeds(self._store(), search, limit)
+
+    def check_files(self, request: Request, pictures: Path, loras: Collection[str]) -> None:
+        """Refuse a stored request that names files which nobody chose for the queue: a sidecar may come from anywhere.
+
+        Args:
+            pictures: the folder of the pictures that jobs were queued with.
+            loras: the paths of the LoRAs on this disk.
+
+        Raises:
+            RequestError: a picture that was not copied there, another LoRA, a clip elsewhere.
+        """
+        image, continues = Path(request.image), Path(request.continues)
+        clip = self.clip(continues.stem) if request.continues else None
+        foreign = {
+            "image": [request.image] if request.image and image.parent != pictures else [],
+            "continues": [request.continues] if request.continues and not (clip and clip.path == continues) else [],
+            "loras": [lora.path for lora in request.loras if lora.path not in loras],
+        }
+        for field, paths in foreign.items():
+            for path in paths:
+                raise RequestError(
+                    "this names a file that nobody chose here", code="file_elsewhere", field=field, got=path[-200:],
+                    expected="a picture, a LoRA or a clip that was chosen on this page",
+                    try_instead="fill the form with these settings and choose the file again",
+                )  # fmt: skip
+
+    def seed(self, row: int = 0, clip: str = "") -> Seed | None:
+        """The row of that number or of that clip, however old; None where there is none."""
+        return find_seed(self._store(), row, clip)
 
     def rate(self, row: int, rating: str | None = None, note: str | None = None) -> Seed:
         """Rate a row of the archive, also in the clip's sidecar and in seeds.md."""

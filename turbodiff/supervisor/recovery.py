@@ -24,7 +24,7 @@ from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import Sidecar
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.events import JobError
-from turbodiff.spec.files import atomic_write, make_folder, open_file, sha256_of
+from turbodiff.spec.files import atomic_write, files_of, make_folder, open_file, sha256_of
 from turbodiff.spec.jobs import Recovered, State
 from turbodiff.supervisor.ownership import end_leftover_workers
 
@@ -273,6 +273,6 @@ def backup(store: Store, state: Path, every_s: float = BACKUP_EVERY_S) -> Path |
     path = folder / f"{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}.db"
     with atomic_write(path) as part:
         store.rows("VACUUM INTO ?", str(part))
-    for old in sorted(folder.glob("*.db"))[:-KEEP_BACKUPS]:
+    for old in sorted(one for one in files_of(folder) if one.suffix == ".db")[:-KEEP_BACKUPS]:
         old.unlink(missing_ok=True)
     return path

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from turbodiff.spec.exports import FORMATS, RATES
 from webui.markup import Html, download, el, link, void
@@ -21,7 +22,7 @@ QUALITIES = (("best", 95), ("good", 80), ("small", 50))
 
 def export_url(name: str) -> str:
     """Where our own route serves a finished export."""
-    return link(f"/exports/{name}")
+    return link(f"/exports/{quote(name)}")
 
 
 def draw_form(clip: ClipView | None, words: Words) -> Html:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from turbodiff.spec.clips import rating_parts
 from turbodiff.spec.events import Event, PreviewEvent
@@ -58,7 +59,7 @@ class Card:
 
 def media_url(clip: str, poster: bool = False) -> str:
     """Where our own route serves a clip or its poster."""
-    return link(f"/media/{clip}" + ("/poster" if poster else ""))
+    return link(f"/media/{quote(clip)}" + ("/poster" if poster else ""))
 
 
 def poster_url(clip: ClipView) -> str:

@@ -5,12 +5,12 @@ The worker itself is the slot's (slots.py); this room only asks for its end.
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
-from turbodiff.archive.clips import check_clip, find_clip
+from turbodiff.archive.clips import find_clip
 from turbodiff.archive.disk import check_place
 from turbodiff.archive.seeds import archive_clip
 from turbodiff.diagnostics.run_log import request_line, run_lines
-from turbodiff.gpu.host_memory import host_memory
 from turbodiff.jobs import measurements
 from turbodiff.jobs.attempts import clip_before, finish_job, move_job, record_event
 from turbodiff.jobs.retry_policy import NEIGHBOUR_BYTES, Decision, Ending, decide
@@ -20,8 +20,9 @@ from turbodiff.spec.events import Event, JobCommand, JobError, Notice, NoticeEve
 from turbodiff.spec.jobs import Progress, QueuedJob
 from turbodiff.spec.out_of_memory import aborted_in_an_allocation
 from turbodiff.supervisor.context import SupervisorContext
-from turbodiff.supervisor.watchdog import Evidence, RunMonitor, Watchdog, expected_steps_s
-from turbodiff.supervisor.worker_process import Worker, describe_exit
+from turbodiff.supervisor.ports import Port
+from turbodiff.supervisor.watchdog import RunMonitor, Watchdog, expected_steps_s
+from turbodiff.supervisor.worker_process import describe_exit
 
 CANCEL_GRACE_S = 30.0  # a step of a large clip may take this long before the worker sees the cancel
 CHECK_EVERY_S = 1.0
@@ -42,7 +43,7 @@ class AttemptMonitor:
     """
 
     def __init__(
-        self, context: SupervisorContext, card: Callable[[], int], job: QueuedJob, worker: Worker,
+        self, context: SupervisorContext, card: Callable[[], int], job: QueuedJob, worker: Port,
         log: Callable[..., None],
     ) -> None:  # fmt: skip
         self.context, self.card, self.job, self.worker, self.log = context, card, job, worker, log
@@ -119,11 +120,11 @@ class AttemptMonitor:
         if event.type == "result":
             move_job(store, job.id, job.attempt, "verifying", out_of=("running",))
             try:
-                check_clip(self.context.outputs, event)
+                clip = self.worker.bring(event)
             except VerifyError as error:
                 self.end(Ending("unverified", JobError(**error.fields())))
                 return
-            self._finish(event)
+            self._finish(clip)
         elif event.type == "error":
             self.end(Ending("error", event, others_grew_bytes=self._others_grew_bytes()))
         elif event.type == "wait":
@@ -147,12 +148,9 @@ class AttemptMonitor:
 
     def _check_worker(self, now: float, output_lines: int) -> None:
         watchdog, gpu = self.watchdog, self.context.memory.gpu(self.card())
-        bytes_read, cpu_s, state = self.worker.usage()
-        seen = Evidence(
-            bytes_read=bytes_read,
-            cpu_s=cpu_s,
-            state=state,
-            ram_available_bytes=host_memory().available_bytes,
+        seen = replace(
+            self.worker.look(),
+            ram_available_bytes=self.context.memory.ram_available_bytes(),
             vram_free_bytes=gpu.free_bytes,
             own_bytes=gpu.reclaimable_bytes or None,
             others_bytes=self.context.memory.others_bytes(self.card()),

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from turbodiff.diagnostics.logs import LogFile
+from turbodiff.gpu.host_memory import host_memory
 from turbodiff.gpu.probe import Sample, machine_from
 from turbodiff.jobs.store import Store
 from turbodiff.plan.hardware import GpuFacts, Machine
+from turbodiff.supervisor.ports import LocalPort, Port
 from turbodiff.supervisor.worker_process import WORKER
 
 CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
@@ -101,6 +103,10 @@ class Memory:
         gpu = self.gpu(index)
         return None if gpu.used_bytes is None else max(0, gpu.used_bytes - gpu.reclaimable_bytes)
 
+    def ram_available_bytes(self) -> int | None:
+        """RAM that can be had now."""
+        return host_memory().available_bytes
+
     def host_ooms(self) -> int:
         """How often the kernel has ended a process for want of RAM, in our cgroup, else on this machine."""
         for path in (CGROUP_EVENTS, VMSTAT):
@@ -115,7 +121,7 @@ class Memory:
 
 @dataclass
 class SupervisorContext:
-    """What every slot shares."""
+    """What the slots of one machine share."""
 
     store: Store
     log: LogFile
@@ -126,3 +132,15 @@ class SupervisorContext:
     memory: Memory
     worker_argv: Sequence[str] = WORKER
     now: Callable[[], float] = time.monotonic
+
+    def open_port(self, slot: int, device: str) -> Port:
+        """Start a worker for a slot on its card.
+
+        Raises:
+            TurbodiffError, OSError: it cannot be started.
+        """
+        machine = self.memory.machine()
+        allocator = machine.allocator if machine else None
+        return LocalPort(
+            self.worker_argv, self.run_id, device, allocator, slot=slot, state=self.state, outputs=self.outputs
+        )

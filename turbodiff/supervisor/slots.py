@@ -1,6 +1,8 @@
-"""The worker of one GPU: started, listened to, ended, replaced. The job on it is attempt_monitor.py's."""
+"""The worker of one GPU: started, listened to, ended, replaced. The job on it is attempt_monitor.py's.
 
-import contextlib
+Where it runs is its port's (ports.py).
+"""
+
 import signal
 from collections import deque
 from dataclasses import dataclass, field
@@ -8,13 +10,14 @@ from dataclasses import dataclass, field
 import psutil
 
 from turbodiff.jobs.retry_policy import Ending
+from turbodiff.plan.hardware import GpuFacts
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.events import Event, ExitCommand, HelloEvent
 from turbodiff.spec.jobs import QueuedJob
 from turbodiff.supervisor.attempt_monitor import AttemptMonitor
 from turbodiff.supervisor.context import SupervisorContext
-from turbodiff.supervisor.ownership import remember_worker, worker_file
-from turbodiff.supervisor.worker_process import BACKOFF_S, MAX_FAILED_STARTS, TERM_S, Worker, describe_exit
+from turbodiff.supervisor.ports import Port
+from turbodiff.supervisor.worker_process import BACKOFF_S, MAX_FAILED_STARTS, TERM_S, describe_exit
 
 SETTLED_S = 10.0  # a worker that dies this early without having had a job has a problem of its own
 HELLO_S = 300.0  # importing torch from a cold network disk takes minutes
@@ -33,7 +36,7 @@ class GpuSlot:
     context: SupervisorContext
     index: int = 0
     device: str = ""
-    worker: Worker | None = None
+    worker: Port | None = None
     monitor: AttemptMonitor | None = None
     hello: HelloEvent | None = None
     failed_starts: int = 0
@@ -63,6 +66,11 @@ class GpuSlot:
         return self.context.memory.place(self.index, self.device)
 
     @property
+    def gpu(self) -> GpuFacts:
+        """What is known of its card now."""
+        return self.context.memory.gpu(self.card)
+
+    @property
     def broken(self) -> bool:
         """The worker died at its start too often; a restart by a person tries again."""
         return self.failed_starts >= MAX_FAILED_STARTS
@@ -76,9 +84,7 @@ class GpuSlot:
     @property
     def is_stopped(self) -> bool:
         """Whether the worker is stopped (SIGSTOP): it would take a job and do nothing."""
-        with contextlib.suppress(psutil.Error):
-            return self.worker is not None and psutil.Process(self.worker.pid).status() == psutil.STATUS_STOPPED
-        return False
+        return self.worker is not None and self.worker.look().state == psutil.STATUS_STOPPED
 
     def log(self, text: str, level: str = "INFO") -> None:
         """Write a line about the worker ("worker", or "worker1" beside another GPU's)."""
@@ -92,13 +98,10 @@ class GpuSlot:
         if self.worker is not None or self.broken or now < self.start_after_s:
             return
         try:
-            machine = context.memory.machine()
-            allocator = machine.allocator if machine else None
-            self.worker = Worker(context.worker_argv, context.run_id, self.device, allocator)
+            self.worker = context.open_port(self.index, self.device)
         except (OSError, TurbodiffError) as error:
             self._start_failed(f"cannot start: {error}")
             return
-        remember_worker(context.state, self.index, self.worker.pid, context.run_id)
         self.weights, self.hello, self.jobs_run, self.first_rss_bytes, self.output_lines, self.held_bytes = (
             "",
             None,
@@ -140,8 +143,6 @@ class GpuSlot:
             self.log("does not end even by SIGKILL: the driver is not answering, a reboot is needed", "CRITICAL")
         self.worker.close()
         self.worker = None
-        with contextlib.suppress(OSError):
-            worker_file(self.context.state, self.index).unlink(missing_ok=True)
         self._publish("broken" if self.broken else "none")
         return status is not None
 

@@ -231,7 +231,7 @@ class Supervisor:
             slot.log(f"a fresh worker follows: it {why}")
             slot.stop("recycled")
             return
-        gpu = self.context.memory.gpu(slot.card)
+        gpu = slot.gpu
         free_bytes = None if gpu.free_bytes is None else gpu.free_bytes + gpu.reclaimable_bytes
         if (chosen := self._chosen) is not None and slot.index not in chosen:
             return
@@ -256,9 +256,9 @@ class Supervisor:
         256 MiB. Otherwise the other holders are to be looked at; nobody else's process is signalled.
         """
         self.log.say("restart asked for by a person")
-        memory, now = self.context.memory, self.context.now
+        now = self.context.now
         start_s = now()
-        before = [memory.gpu(slot.card) for slot in self.slots]
+        before = [(slot.index, slot.gpu) for slot in self.slots]
         ran = [slot.job.id for slot in self.slots if slot.job]
         ended = [slot.stop("restart by a person") for slot in self.slots]
         for slot, gone in zip(self.slots, ended, strict=True):
@@ -268,13 +268,13 @@ class Supervisor:
             text = "the driver does not let the worker go: a reboot is needed"
             outcome = Outcome(ok=False, freed_bytes=None, seconds=now() - start_s, text=text)
         else:
-            held = {gpu.index: (gpu.free_bytes, gpu.reclaimable_bytes) for gpu in before if gpu.free_bytes is not None}
+            held = {n: (gpu.free_bytes, gpu.reclaimable_bytes) for n, gpu in before if gpu.free_bytes is not None}
             freed = dict.fromkeys(held, 0)
             while held:
                 self.sample()  # the probe takes in its newest sample
                 if self.web is not None:
                     self.web.tick()
-                free_now = {index: memory.gpu(index).free_bytes for index in held}
+                free_now = {slot.index: slot.gpu.free_bytes for slot in self.slots if slot.index in held}
                 freed = {index: (free_now[index] or free) - free for index, (free, _) in held.items()}
                 back = all(freed[index] >= ours - SLACK_BYTES for index, (_, ours) in held.items())
                 if back or now() - start_s > PROOF_S:
@@ -314,7 +314,7 @@ class Supervisor:
         for slot in self.slots:
             if not slot.free or not slot.jobs_run:
                 continue
-            free_bytes = self.context.memory.gpu(slot.card).free_bytes
+            free_bytes = slot.gpu.free_bytes
             tight = free_bytes is not None and free_bytes < NEIGHBOUR_FREE_BYTES
             if tight or self.context.now() - slot.idle_since_s > IDLE_RELEASE_S:
                 slot.log("idle models released" + (": a neighbour needs the memory" if tight else ""))
@@ -386,7 +386,7 @@ def _stopped(fates: Mapping[int, str], waiting: int, words: Words) -> str:
 
 
 def _restarted(held: dict[int, tuple[int, int]], freed: dict[int, int], took_s: float) -> Outcome:
-    """The outcome of a restart from free bytes before, bytes our worker held, and bytes that came back, by card."""
+    """The outcome of a restart from free bytes before, bytes our worker held, and bytes that came back, by slot."""
     if not held:
         text = f"worker replaced in {seconds(took_s)}; no GPU driver to ask about memory"
         return Outcome(ok=True, freed_bytes=None, seconds=took_s, text=text)

@@ -23,6 +23,7 @@ from turbodiff.jobs.retry_policy import NEIGHBOUR_BYTES
 from turbodiff.spec.events import Event, Notice
 from turbodiff.spec.numbers import gib, seconds
 from turbodiff.spec.plan import Plan
+from turbodiff.supervisor.ports import Evidence
 
 Verdict = Literal["ok", "quiet", "slow", "dump", "end"]
 
@@ -42,22 +43,6 @@ CAP_BYTES = 512 << 20
 AGAIN_S = 120.0  # the same notice of one attempt
 FAR = 3.0  # times the expected seconds of a step
 SLOWED = 2.0  # times the fastest step of this attempt: with a full card, memory spills into the computer's
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What can be seen of a worker and its machine from outside; None is unknown."""
-
-    bytes_read: int = 0
-    cpu_s: float = 0.0
-    state: str = psutil.STATUS_SLEEPING
-    ram_available_bytes: int | None = None
-    vram_free_bytes: int | None = None
-    own_bytes: int | None = None  # of the card, held by our worker
-    others_bytes: int | None = None  # of the card, held by other programs
-    utilisation: float | None = None
-    power_w: float | None = None
-    output_lines: int = 0
 
 
 @dataclass

@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
 from turbodiff.gpu.allocator import allocator_mode, allocator_settings
 from turbodiff.plan.hardware import Allocator
 from turbodiff.spec.environment import PASSWORD, RUN_ID, child_environment
@@ -212,16 +210,6 @@ class Worker:
             masks = [int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")]
             if masks and masks[0] >> (signal.SIGUSR1 - 1) & 1:
                 self.signal(signal.SIGUSR1)
-
-    def usage(self) -> tuple[int, float, str]:
-        """Bytes read so far, files in the page cache included, CPU seconds, psutil's status; (0, 0.0, "") when gone."""
-        try:
-            process = psutil.Process(self.pid)
-            with process.oneshot():
-                times = process.cpu_times()
-                return process.io_counters().read_chars, times.user + times.system, process.status()
-        except psutil.Error:
-            return 0, 0.0, ""
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for its end without reaping it; True if it ended."""

@@ -3,8 +3,8 @@
     scripts/bench_guard.py                                  every model and budget, within nine minutes
     scripts/bench_guard.py --model wan2.1-14b --gib 12 16
     scripts/bench_guard.py --dry                            the same without a device: counted on meta tensors
-    scripts/bench_guard.py --replay --resume replay.jsonl   planned peaks against torch's allocator, without a device;
-                                                            what is in the file is not counted again
+    scripts/bench_guard.py --replay                         planned peaks against torch's allocator, without a device;
+                                                            caps of scripts/results/*replay.jsonl are not sought again
 
 For each model and budget: plan, cap torch's allocator at the budget, run every phase with the plan's levers, and
 compare the measured peak of each phase with the planned one; and once per model a step streamed beside a step resident.
@@ -19,9 +19,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +32,27 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 from turbodiff.gpu.probe import machine_now  # noqa: E402
 from turbodiff.memory_lab.dry_run import Ledger, unmasked  # noqa: E402
 from turbodiff.memory_lab.measure import DummyModels, rows_of, run_phase  # noqa: E402
-from turbodiff.memory_lab.replay import Cell, network_cells, vae_cells, words_cells  # noqa: E402
-from turbodiff.plan.allocator_slack import SLACK  # noqa: E402
-from turbodiff.plan.candidates import candidates  # noqa: E402
-from turbodiff.plan.hardware import ALL_REFERENCE, CONTEXT_BYTES, Allocator, Kernels, Machine, pretend  # noqa: E402
-from turbodiff.plan.offload_search import cost_inputs, plan_context  # noqa: E402
-from turbodiff.plan.phase_costs import CostInputs  # noqa: E402
+from turbodiff.memory_lab.replay import (  # noqa: E402
+    REPLAYED,
+    Margin,
+    caps_line,
+    caps_path,
+    find_caps,
+    margins,
+    matrix,
+    read_caps,
+)
+from turbodiff.plan.hardware import CONTEXT_BYTES, Machine, pretend  # noqa: E402
 from turbodiff.plan.planner import plan_request  # noqa: E402
 from turbodiff.runtime import offload  # noqa: E402
 from turbodiff.runtime.device import Device  # noqa: E402
-from turbodiff.spec.attention import SPARSE_ATTENTION  # noqa: E402
 from turbodiff.spec.errors import DoesNotFitError  # noqa: E402
 from turbodiff.spec.models import Inventory, find_model  # noqa: E402
-from turbodiff.spec.numbers import GIB  # noqa: E402
+from turbodiff.spec.numbers import GIB, MIB  # noqa: E402
 from turbodiff.spec.plan import Plan  # noqa: E402
 from turbodiff.spec.request import Request, make_request  # noqa: E402
 
 MODELS = ("wan2.1-1.3b", "wan2.1-14b", "wan2.2-a14b")
-REPLAYED = (*MODELS, "wan2.2-t2v-a14b", "wan2.1-i2v-14b")
-ALL_FUSED, REFERENCE_KERNELS = Kernels(), ALL_REFERENCE.model_copy(update={"wish": "reference"})
 BUDGETS_GIB = (8.0, 12.0, 16.0, 24.0, 32.0)
 CLOSE = 0.10
 MINUTES = 9.0
@@ -74,7 +75,8 @@ def main() -> int:
     """Run what the flags ask for; 1 if any plan broke its word."""
     flags = arguments()
     if flags.replay:
-        return replay(flags.model if flags.model != MODELS else REPLAYED, flags.resume)
+        part, parts = map(int, flags.part.split("/"))
+        return replay(flags.model if flags.model != MODELS else REPLAYED, flags.resume or caps_path(), part, parts)
     ledger = Ledger("meta") if flags.dry else None
     device = Dry(torch.device("meta"), "meta tensors", torch.bfloat16, ledger) if ledger else Device.pick()
     if not device.is_cuda and not flags.dry:
@@ -105,74 +107,41 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=MINUTES, help="begin nothing after that")
     parser.add_argument("--dry", action="store_true", help="count on meta tensors, without a device")
     parser.add_argument("--replay", action="store_true", help="margin of every lever under each kind of allocator")
-    parser.add_argument("--resume", type=Path, help="margins of an earlier replay of this very code; more are added")
+    parser.add_argument("--resume", type=Path, help="where caps are kept, if not in scripts/results/")
+    parser.add_argument("--part", default="1/1", help="which rows to seek caps for: 1/2 and 2/2 in two processes")
     return parser.parse_args()
 
 
-def replay(models: tuple[str, ...], kept: Path | None) -> int:
-    """Every lever's planned peak less the smallest cap under which torch's allocator still holds the phase: by lever
-    the least over models, sizes, frames, attention kinds, INT8 and the VAE's convolutions. 1 if any is below 0."""
-    margins: dict[str, dict[str, int]] = {}
-    if kept is not None and kept.exists():
-        for line in kept.read_text("utf-8").splitlines():
-            margins |= json.loads(line)
-    for key, mode, found in replayed(models):
-        name = f"{mode} {key}"
-        if name in margins:
-            continue
-        margins[name] = {f"{cell.cost.name.partition('_')[0]} {cell.levers}": cell.margin_bytes for cell in found}
-        if kept is not None:
-            with kept.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({name: margins[name]}) + "\n")
-    least: dict[tuple[str, str, str], tuple[int, str]] = {}
-    for name, cells in margins.items():
-        mode, _, key = name.partition(" ")
-        for cell, margin in cells.items():
-            phase, _, levers = cell.partition(" ")
-            lever = (mode, phase, re.sub(r"streamed [1-9]\d*", "streamed half", levers.split(",")[0]))
-            least[lever] = min(least.get(lever, (1 << 60, "")), (margin, f"{key}: {levers}"))
-    for (mode, phase, lever), (margin, where) in sorted(least.items()):
-        print(f"{mode:10} {phase:8} {lever:14} {margin / 2**20:+7.0f} MiB   {where}")
-    below = [cell for cells in margins.values() for cell, margin in cells.items() if margin < 0]
-    print(json.dumps({"cells": sum(map(len, margins.values())), "below": len(below)}))
+def replay(models: tuple[str, ...], path: Path, part: int, parts: int) -> int:
+    """Find the caps that are not known yet and keep them; then every lever's planned peak less the smallest cap under
+    which torch's allocator still holds the phase, by lever the least of all rows. 1 if any is below 0."""
+    kept = read_caps(path)
+    for row in sorted(matrix(models), key=lambda row: "references" in row.name)[part - 1 :: parts]:
+        before, start_s = kept.get(row.name, {}), time.process_time()
+        kept[row.name] = find_caps(row, before)
+        if kept[row.name] != before:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(caps_line(row.name, kept[row.name]))
+            print(f"{row.name}: {time.process_time() - start_s:.0f} s", flush=True)
+    kept = read_caps(path)
+    order = [row.name for row in matrix() if row.name in kept]
+    if parts == 1:
+        path.write_text("".join(caps_line(name, kept[name]) for name in order), "utf-8")
+    found = list(margins(matrix(models), kept))
+    least = dict[tuple[str, str], Margin]()
+    for margin in found:
+        lever = re.sub(r"streamed [1-9]\d*", "streamed half", margin.cell.split(",")[0])
+        key = margin.mode, lever
+        least[key] = min(least.get(key, margin), margin, key=lambda each: each.n_bytes)
+    for (mode, lever), margin in sorted(least.items()):
+        print(f"{mode:10} {lever:24} {margin.n_bytes / MIB:+7.0f} MiB   {margin.row}: {margin.cell}")
+    below = [margin for margin in found if margin.n_bytes < 0]
+    for margin in sorted(below):
+        print(f"below: {margin.mode} {margin.row}: {margin.cell} {margin.n_bytes / MIB:+.0f} MiB")
+    rows = len({margin.row for margin in found})
+    counts = {"rows": rows, "of": len(list(matrix(models))), "cells": len(found), "below": len(below)}
+    print(json.dumps({**counts, "stale": sum(margin.stale for margin in found)}))
     return int(bool(below))
-
-
-def replayed(models: tuple[str, ...]) -> Iterator[tuple[str, Allocator, Iterator[Cell]]]:
-    """(what runs, kind of allocator, its cells) of the matrix. All models of Wan have one text encoder and one VAE."""
-    card = pretend(Machine(torch="2.11.0"), 80.0)
-    context = plan_context(card, Inventory())
-
-    def inputs_of(mode: Allocator, kernels: Kernels = ALL_FUSED, **fields: Any) -> CostInputs:
-        request = make_request({"prompt": "a cat", **fields})
-        choice = next(candidates(request, card, Inventory(), context.total_bytes, frozenset()))
-        here = card.model_copy(update={"allocator": mode, "kernels": kernels})
-        return cost_inputs(request, choice, plan_context(here, Inventory()))
-
-    for model, size, frames, int8 in product(models, ("480p", "720p"), (17, 81), ("off", "on")):
-        spec = find_model(model)
-        picture = {"image": "cat.jpg"} if spec.kind == "i2v" else {}
-        clip = {"model": model, "resolution": size, "num_frames": frames, "quant_linear": int8, **picture}
-        for attention in ("dense", "sage", "sla", "sagesla") if spec.turbo else ("dense", "sage"):
-            for mode in SLACK:
-                inputs = inputs_of(mode, attention=attention, **clip)
-                yield f"{model} {size} {frames} {int8} {attention}", mode, network_cells(inputs)
-            if model not in MODELS:
-                continue
-            for mode in SLACK:
-                name = f"{model} {size} {frames} {int8} {attention}"
-                if frames == 17 or attention not in SPARSE_ATTENTION:  # whose references take a step per 128 queries
-                    plain = inputs_of(mode, REFERENCE_KERNELS, attention=attention, **clip)
-                    yield f"{name} references", mode, network_cells(plain, 2)
-                if int8 == "on":
-                    lora = {"loras": [{"path": "any.safetensors"}]}
-                    yield f"{name} LoRA", mode, network_cells(inputs_of(mode, attention=attention, **lora, **clip), 4)
-    for size, frames, mode in product(("480p", "720p"), (17, 81, 161), SLACK):
-        clip = {"resolution": size, "num_frames": frames, "image": "cat.jpg"}
-        for conv2d in (False, True):
-            inputs = replace(inputs_of(mode, model="wan2.2-a14b", **clip), conv2d=conv2d)
-            yield f"vae {size} {frames} {'conv2d' if conv2d else 'conv3d'}", mode, vae_cells(inputs)
-        yield f"words {size} {frames}", mode, words_cells(inputs_of(mode, model="wan2.1-i2v-14b", **clip))
 
 
 def all_rows(

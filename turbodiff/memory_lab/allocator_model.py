@@ -40,7 +40,7 @@ class OutOfCap(Exception):
     """A request found no place below the cap."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Block:
     """A piece of a segment: in use, free, or (expandable only) without memory behind it; its neighbours in address."""
 
@@ -273,7 +273,7 @@ def _segment_bytes(size: int) -> int:
     return -(-size // ROUND_BYTES) * ROUND_BYTES
 
 
-def works(events: Sequence[Allocation], mode: Allocator, cap_bytes: int, max_split_bytes: int = NO_LIMIT_BYTES) -> bool:
+def works(events: Sequence[Allocation], mode: Allocator, cap_bytes: int) -> bool:
     """Whether a stream runs under a cap."""
     try:
         CachingAllocator(mode, cap_bytes).run(events)
@@ -282,18 +282,29 @@ def works(events: Sequence[Allocation], mode: Allocator, cap_bytes: int, max_spl
     return True
 
 
-def smallest_cap(
-    events: Sequence[Allocation], mode: Allocator, guess_bytes: int = NO_LIMIT_BYTES, tolerance_bytes: int = 4 * MIB
-) -> int:
-    """The smallest cap under which a stream still runs, to `tolerance_bytes`; quickest where the guess is near it."""
+def smallest_cap(events: Sequence[Allocation], mode: Allocator, near_bytes: int = 0) -> int:
+    """The smallest cap under which a stream still runs, in whole steps of what is taken from the driver; larger ones
+    are taken to work, too. Quickest where it is `near_bytes` above the live bytes at their worst."""
+    low = -(-live_peak_bytes(events) // ROUND_BYTES) - 1
+    high, step = low + 1 + near_bytes // ROUND_BYTES, 1
+    if works(events, mode, high * ROUND_BYTES):
+        while high - step > low and works(events, mode, (high - step) * ROUND_BYTES):
+            high, step = high - step, 2 * step
+        low = max(low, high - step)
+    else:
+        while not works(events, mode, (high + step) * ROUND_BYTES):
+            high, step = high + step, 2 * step
+        low, high = high, high + step
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if works(events, mode, middle * ROUND_BYTES) else (middle, high)
+    return high * ROUND_BYTES
+
+
+def live_peak_bytes(events: Sequence[Allocation]) -> int:
+    """The most that is live at once."""
     live = peak = 0
     for _, n_bytes in events:
         live += n_bytes
         peak = max(peak, live)
-    low, high = peak - 1, 2 * peak + LARGE_SEGMENT_BYTES
-    if low < guess_bytes < high:
-        low, high = (low, guess_bytes) if works(events, mode, guess_bytes) else (guess_bytes, high)
-    while high - low > tolerance_bytes:
-        middle = (low + high) // 2
-        low, high = (low, middle) if works(events, mode, middle) else (middle, high)
-    return high
+    return peak

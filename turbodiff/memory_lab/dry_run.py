@@ -51,7 +51,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.device_type, self.cap_bytes, self._inside = device_type, cap_bytes, inside or {}
         self.live_bytes = self.peak_bytes = 0
-        self.events: list[Allocation] = []  # everything in order, for a replay (memory_lab/replay.py)
+        self.events: list[Allocation] = []  # everything in order, for a replay (memory_lab/streams.py)
+        self.passes: list[list[int]] = []  # of each pass of a network how many there were before its blocks and after
         self._numbers = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
@@ -186,8 +187,11 @@ def denoise_ledger(
                 x, inputs = dit.prepare(
                     state[0].float(), torch.empty(1, 1), text, condition, picture, attention=how, rope=rope
                 )
+                marks = [len(ledger.events)]
                 for index, block in enumerate(dit.blocks):
                     x = block(x, inputs, index, chunks)
+                    marks.append(len(ledger.events))
+                ledger.passes.append(marks)
                 velocities.append(dit.finish(x, inputs))
                 del x, inputs
             del velocities

@@ -1,133 +1,237 @@
 """Does a plan's memory suffice for torch's allocator? Each phase's allocations, replayed under the cap that it gives.
 
-The allocations are those of the real modules on meta tensors, weights placed as the levers say. Every phase begins with
-an empty allocator, as runtime/offload.py leaves it. cuDNN's scratch is not in a stream: its share of a phase's
-workspace is taken off the cap, so that it remains for cuDNN.
+The smallest cap under which a phase runs depends on what it allocates (memory_lab/streams.py) and on the allocator, not
+on the plan: it is kept (`scripts/bench_guard.py --replay`), and the plan of the day is held to what is kept. Every
+phase begins with an empty allocator, as runtime/offload.py leaves it. cuDNN's scratch is not in a stream: its share of
+a phase's workspace is taken off the cap, so that it remains for cuDNN.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator
-from functools import lru_cache
-from itertools import count
-from typing import Literal, NamedTuple, cast
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-import torch
-from torch import nn
-from turbodiff_kernels.gemm import reference as gemm
-from turbodiff_kernels.norm import reference as norm
-from turbodiff_kernels.quant import reference as quant
-from turbodiff_kernels.sage import reference as sage
-from turbodiff_kernels.sla import reference as sla
-
-from turbodiff.memory_lab.allocator_model import Allocation, smallest_cap, works
-from turbodiff.memory_lab.dry_run import META, counted, denoise_ledger, unmasked, vae_ledger
-from turbodiff.models import vae as vae_driver
-from turbodiff.models.image_encoder import make_image_encoder, picture_features
-from turbodiff.models.linear import Int8Linear
-from turbodiff.models.text_encoder import make_text_encoder
-from turbodiff.models.wan_dit import WanDiT
+from turbodiff.memory_lab import allocator_model, streams
+from turbodiff.memory_lab.allocator_model import live_peak_bytes, smallest_cap, works
+from turbodiff.memory_lab.streams import Stream
 from turbodiff.plan import phase_costs
-from turbodiff.plan.hardware import Allocator
-from turbodiff.plan.kernel_costs import KernelsHere
+from turbodiff.plan.allocator_slack import SLACK
+from turbodiff.plan.candidates import candidates
+from turbodiff.plan.hardware import ALL_REFERENCE, Allocator, Kernels, Machine, pretend
+from turbodiff.plan.offload_search import cost_inputs, plan_context
 from turbodiff.plan.phase_costs import CostInputs, PhaseCost
-from turbodiff.plan.weight_sizes import LORA_RANK
-from turbodiff.runtime.model_cache import dit_config
-from turbodiff.spec.attention import AttentionKind
-from turbodiff.spec.models import ImageEncoderFacts, ModelSpec, TextFacts, VaeFacts
+from turbodiff.spec.attention import SPARSE_ATTENTION
+from turbodiff.spec.models import Inventory, find_model
+from turbodiff.spec.numbers import MIB
 from turbodiff.spec.plan import Levers
-from turbodiff.spec.request import TextDtype
-from turbodiff.spec.shapes import VAE_TILES, VideoShape
+from turbodiff.spec.request import TextDtype, make_request
+from turbodiff.spec.shapes import VAE_TILES
 
-ATTENTION_KERNELS = ("turbodiff::normed_sage_attention_", "turbodiff::normed_sla_attention_")
-REFERENCES: dict[
-    str, tuple[Callable[..., object], ...]
-] = {  # what runs where a kernel does not, by KernelsHere's names
-    "norm": (norm.norm_modulate, norm.layer_norm, norm.rms_norm_, norm.rms_norm_rope_, norm.residual_add_),
-    "quant": (quant.quantize_tiles,),
-    "gemm": (gemm.int8_linear, gemm.int8_linear_quantize, gemm.int8_linear_add_),
-    "attention": (sage.normed_sage_attention_, sla.normed_sla_attention_),
-}
-BLAS_BYTES = 32 << 20  # cuBLAS's workspace on Hopper, in the allocator from the first product on; 8 MiB elsewhere
-Events = tuple[Allocation, ...]
+RESULTS = Path(__file__).resolve().parents[2] / "scripts" / "results"
+TURBO = ("wan2.1-1.3b", "wan2.1-14b", "wan2.2-a14b")
+REPLAYED = (*TURBO, "wan2.2-t2v-a14b", "wan2.1-i2v-14b")
+REFERENCE_KERNELS = ALL_REFERENCE.model_copy(update={"wish": "reference"})
 
 
 class Cell(NamedTuple):
     """One phase with its levers: what the plan says, what it leaves for the allocator, and the allocations."""
 
-    levers: str
+    name: str
     cost: PhaseCost
     cap_bytes: int
-    events: Events
-
+    stream: Stream
     mode: Allocator
 
     @property
     def works(self) -> bool:
         """Whether the allocations find a place under what was planned."""
-        return works(self.events, self.mode, self.cap_bytes)
+        return works(self.stream.events(), self.mode, self.cap_bytes)
 
     @property
     def margin_bytes(self) -> int:
         """What was planned beyond the smallest cap that works; negative where it is too low."""
-        return self.cap_bytes - smallest_cap(self.events, self.mode, self.cap_bytes)
+        return self.cap_bytes - smallest_cap(self.stream.events(), self.mode)
+
+
+class Row(NamedTuple):
+    """What runs, and its phases under each choice of levers."""
+
+    name: str
+    inputs: CostInputs
+    cells: Callable[[CostInputs], Iterator[Cell]]
+
+    def under(self, mode: Allocator) -> dict[str, Cell]:
+        """The cells where torch's allocator works that way, by name; their streams are the same in all modes."""
+        return {cell.name: cell for cell in self.cells(replace(self.inputs, allocator=mode))}
+
+
+class Known(NamedTuple):
+    """The smallest caps that work, in MiB by kind of allocator, of a stream with that digest and fingerprint."""
+
+    digest: str
+    fingerprint: str
+    allocator: str
+    caps_mib: dict[Allocator, int]
+
+
+class Margin(NamedTuple):
+    """What was planned beyond the smallest cap that works; `stale`: another code made the stream of that cap."""
+
+    row: str
+    cell: str
+    mode: Allocator
+    n_bytes: int
+    stale: bool
+
+
+def caps_path() -> Path:
+    """The newest file of caps in the repository, whose name begins with the day when it was begun."""
+    kept = sorted(RESULTS.glob("*-replay.jsonl"))
+    return kept[-1] if kept else RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-replay.jsonl"
+
+
+def read_caps(path: Path) -> dict[str, dict[str, Known]]:
+    """What a file keeps, by row and cell; of a row that it has twice the later."""
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    return {line["row"]: {name: Known(*found) for name, found in line["cells"].items()} for line in lines}
+
+
+def caps_line(row: str, cells: dict[str, Known]) -> str:
+    """A row for such a file."""
+    return json.dumps({"row": row, "cells": cells}, separators=(",", ":")) + "\n"
+
+
+def _allocator() -> str:
+    """Tells the model of torch's allocator from another."""
+    model = allocator_model
+    sizes = (
+        model.GRAIN_BYTES, model.SMALL_BYTES, model.SMALL_SEGMENT_BYTES, model.LARGE_SEGMENT_BYTES,
+        model.LARGE_REQUEST_BYTES, model.ROUND_BYTES, model.MAX_SPLIT_BYTES,
+    )  # fmt: skip
+    return streams.code_digest(model.CachingAllocator, model.Pool, model._could_be, model._segment_bytes, sizes)
+
+
+def find_caps(row: Row, before: dict[str, Known]) -> dict[str, Known]:
+    """The smallest caps of a row's cells; what is known of a stream that did not change is not sought again."""
+    found, near, allocator = dict[str, Known](), dict[Allocator, int](), _allocator()
+    for name, cell in row.under("native").items():
+        digest, old = cell.stream.digest(), before.get(name)
+        if old is not None and (old.digest, old.allocator) == (digest, allocator):
+            found[name] = old
+            continue
+        events = cell.stream.events()
+        fingerprint = streams.fingerprint(events)
+        if old is not None and (old.fingerprint, old.allocator) == (fingerprint, allocator):
+            found[name] = old._replace(digest=digest)
+            continue
+        caps = {mode: smallest_cap(events, mode, near.get(mode, 0)) for mode in SLACK}
+        near = {mode: cap - live_peak_bytes(events) for mode, cap in caps.items()}  # alike in the cells of a row
+        found[name] = Known(digest, fingerprint, allocator, {mode: cap // MIB for mode, cap in caps.items()})
+    return found
+
+
+def margins(rows: Iterator[Row], kept: dict[str, dict[str, Known]]) -> Iterator[Margin]:
+    """The plan of today beside the caps that are known."""
+    allocator = _allocator()
+    for row in rows:
+        known, stale = kept.get(row.name, {}), dict[str, bool]()
+        for mode in SLACK:
+            for name, cell in row.under(mode).items():
+                if name in known:
+                    if name not in stale:
+                        stale[name] = (known[name].digest, known[name].allocator) != (cell.stream.digest(), allocator)
+                    n_bytes = cell.cap_bytes - known[name].caps_mib[mode] * MIB
+                    yield Margin(row.name, name, mode, n_bytes, stale[name])
+
+
+def matrix(models: tuple[str, ...] = REPLAYED) -> Iterator[Row]:
+    """Models, sizes, frames, attention kinds, INT8, LoRAs and references; all models of Wan have one text encoder and
+    one VAE, whose two kinds of convolutions are there."""
+    card = pretend(Machine(torch="2.11.0"), 80.0)
+    context = plan_context(card, Inventory())
+
+    def inputs_of(kernels: Kernels | None = None, **fields: Any) -> CostInputs:
+        request = make_request({"prompt": "a cat", **fields})
+        choice = next(candidates(request, card, Inventory(), context.total_bytes, frozenset()))
+        here = card.model_copy(update={"kernels": kernels or Kernels()})
+        return cost_inputs(request, choice, plan_context(here, Inventory()))
+
+    for model, size, frames, int8 in product(models, ("480p", "720p"), (17, 81), ("off", "on")):
+        spec = find_model(model)
+        picture = {"image": "cat.jpg"} if spec.kind == "i2v" else {}
+        clip: dict[str, Any] = {
+            "model": model,
+            "resolution": size,
+            "num_frames": frames,
+            "quant_linear": int8,
+            **picture,
+        }
+        for attention in ("dense", "sage", "sla", "sagesla") if spec.turbo else ("dense", "sage"):
+            name = f"{model} {size} {frames} {int8} {attention}"
+            yield Row(name, inputs_of(attention=attention, **clip), network_cells)
+            if model in TURBO and (frames == 17 or attention not in SPARSE_ATTENTION):
+                # sparse references take a step per 128 queries
+                plain = inputs_of(REFERENCE_KERNELS, attention=attention, **clip)
+                yield Row(f"{name} references", plain, partial(network_cells, blocks=2))
+            if model in TURBO and int8 == "on":
+                lora = inputs_of(attention=attention, loras=[{"path": "any.safetensors"}], **clip)
+                yield Row(f"{name} LoRA", lora, network_cells)
+    for size, frames in product(("480p", "720p"), (17, 81, 161)):
+        clip = {"resolution": size, "num_frames": frames, "image": "cat.jpg"}
+        for conv2d in (False, True):
+            inputs = replace(inputs_of(model="wan2.2-a14b", **clip), conv2d=conv2d)
+            yield Row(f"vae {size} {frames} {'conv2d' if conv2d else 'conv3d'}", inputs, vae_cells)
+        yield Row(f"words {size} {frames}", inputs_of(model="wan2.1-i2v-14b", **clip), words_cells)
 
 
 def denoise_cell(inputs: CostInputs, levers: Levers, blocks: int | None = None) -> Cell:
     """All steps of one expert; `blocks` of its blocks run (None: all), of the others text and weights are there."""
-    expert, facts = inputs.experts[0], inputs.spec.dit
-    run = min(facts.num_layers, blocks or facts.num_layers)
-    work, keep_text = phase_costs.step_work(inputs, levers.ffn_chunks, levers.text_keys), levers.text_keys == "kept"
-    block, rest = _dit_tensors(inputs.spec, inputs.int8, inputs.lora > 0)
+    expert, many = inputs.experts[0], inputs.spec.dit.num_layers
+    work, streamed = phase_costs.step_work(inputs, levers.ffn_chunks, levers.text_keys), levers.experts == "streamed"
     cost = phase_costs.denoise(inputs, expert, levers.experts, levers.blocks_resident, work)
-    if levers.experts == "streamed":
-        weights = phase_costs.STREAM_BUFFERS * block + rest + levers.blocks_resident * block
-    else:
-        weights = (rest + facts.num_layers * block) * (len(set(inputs.experts)) if levers.experts == "resident" else 1)
-    rows = [inputs.spec.text_encoder.text_len, *([clip.tokens] if (clip := inputs.spec.image_encoder) else [])]
-    left = (facts.num_layers - run) * keep_text
-    kept = [inputs.element_bytes * count * facts.dim for count in rows for _ in range(2 * left)]
     inside = inputs.attention_bytes - math.ceil(phase_costs.ATTENDING_UNITS * inputs.unit) - inputs.state_bytes
     half = inputs.unit // 2  # INT8 rows of q and of k: half a copy of the stream each
-    pieces = (*(inside // half * (half,)), inside % half)
-    steps = _steps(
-        inputs.spec, inputs.shape, inputs.int8, levers.ffn_chunks, inputs.attention, pieces, run, inputs.forwards,
-        keep_text, inputs.lora > 0, inputs.kernels,
+    networks = len(set(inputs.experts)) if levers.experts == "resident" else 1
+    run = streams.NetworkRun(
+        inputs.int8, inputs.lora > 0, inputs.attention, levers.ffn_chunks, levers.text_keys == "kept", inputs.forwards,
+        (*(inside // half * (half,)), inside % half), inputs.kernels, min(many, blocks or many),
+        passing=phase_costs.STREAM_BUFFERS if streamed else 0, networks=0 if streamed else networks,
+        resident=levers.blocks_resident,
     )  # fmt: skip
-    events = (*_placed((BLAS_BYTES, *weights, *kept)), *steps)
-    said = f"{levers.experts} {levers.blocks_resident}" if levers.experts == "streamed" else levers.experts
-    said = f"{said}, chunks {levers.ffn_chunks}, text keys {levers.text_keys}"
-    said = f"{said}, {inputs.attention}, {'int8' if inputs.int8 else 'bf16'}{', LoRA' if inputs.lora else ''}"
-    return Cell(said, cost, cost.peak_bytes - inputs.context_bytes, events, inputs.allocator)
+    said = f"{levers.experts} {levers.blocks_resident}" if streamed else levers.experts
+    said = f"denoise {said}, chunks {levers.ffn_chunks}, text keys {levers.text_keys}"
+    stream = Stream(streams.network, (inputs.spec, inputs.shape, run))
+    return Cell(said, cost, cost.peak_bytes - inputs.context_bytes, stream, inputs.allocator)
 
 
 def vae_cell(inputs: CostInputs, name: Literal["vae_decode", "image_encode"], tile: int | None) -> Cell:
     """Decoding a clip, or encoding a picture and the empty frames after it."""
     cost = phase_costs.vae(inputs, name, tile)
     scratch = cost.workspace_bytes - cost.slack_bytes - phase_costs.workspace(inputs)
-    sizes, moves = _vae_moves(inputs.spec.vae, inputs.shape, tile, name == "vae_decode", inputs.conv2d)
-    return Cell(
-        f"tiles of {tile}" if tile else "whole", cost, cost.peak_bytes - inputs.context_bytes - scratch,
-        (*_placed((BLAS_BYTES, *sizes)), *moves), inputs.allocator,
-    )  # fmt: skip
+    stream = Stream(streams.vae, (inputs.spec.vae, inputs.shape, tile, name == "vae_decode", inputs.conv2d))
+    said = f"{name.partition('_')[0]} {f'tiles of {tile}' if tile else 'whole'}"
+    return Cell(said, cost, cost.peak_bytes - inputs.context_bytes - scratch, stream, inputs.allocator)
 
 
 def text_cell(inputs: CostInputs, lever: Literal["resident", "streamed"], dtype: TextDtype = "bf16") -> Cell:
     """The text encoder over a prompt of 512 tokens: all of it on the device, or a layer at a time."""
     cost = phase_costs.text_encode(inputs, lever, dtype)
-    layer, rest, moves = _text_moves(inputs.spec.text_encoder, lever == "streamed", dtype)
-    weights = (*rest, *inputs.spec.text_encoder.num_layers * layer) if lever == "resident" else ()
-    events = (*_placed((BLAS_BYTES, *weights)), *moves)
-    said = lever if dtype == "bf16" else dtype
-    return Cell(said, cost, cost.peak_bytes - inputs.context_bytes, events, inputs.allocator)
+    stream = Stream(streams.text, (inputs.spec.text_encoder, lever == "streamed", dtype))
+    said = f"text {lever if dtype == 'bf16' else dtype}"
+    return Cell(said, cost, cost.peak_bytes - inputs.context_bytes, stream, inputs.allocator)
 
 
 def picture_cell(inputs: CostInputs) -> Cell:
     """CLIP's encoder over the picture of an I2V clip."""
     assert inputs.spec.image_encoder is not None
     cost = phase_costs.image_embed(inputs)
-    sizes, moves = _picture_moves(inputs.spec.image_encoder, inputs.shape)
-    events = (*_placed((BLAS_BYTES, *sizes)), *moves)
-    return Cell("resident", cost, cost.peak_bytes - inputs.context_bytes, events, inputs.allocator)
+    stream = Stream(streams.picture, (inputs.spec.image_encoder, inputs.shape))
+    return Cell("picture resident", cost, cost.peak_bytes - inputs.context_bytes, stream, inputs.allocator)
 
 
 def vae_cells(inputs: CostInputs) -> Iterator[Cell]:
@@ -156,124 +260,3 @@ def words_cells(inputs: CostInputs) -> Iterator[Cell]:
     yield text_cell(inputs, "resident", "nf4")
     if inputs.spec.image_encoder:
         yield picture_cell(inputs)
-
-
-def _placed(sizes: tuple[int, ...]) -> Events:
-    """Tensors that come first and stay, under numbers that no ledger gives."""
-    return tuple(Allocation(-number, size) for number, size in zip(count(1), sizes, strict=False))
-
-
-def _sizes(module: nn.Module) -> tuple[int, ...]:
-    """Bytes of parameters and buffers, in the order in which they are copied."""
-    return tuple(x.numel() * x.element_size() for x in (*module.parameters(), *module.buffers()))
-
-
-def _add_branches(dit: nn.Module) -> None:
-    """Give every INT8 linear the branch of a LoRA."""
-    with META:
-        for layer in [layer for layer in dit.modules() if isinstance(layer, Int8Linear)]:
-            layer.add_low_rank(torch.empty(LORA_RANK, layer.in_features), torch.empty(layer.out_features, LORA_RANK))
-
-
-@lru_cache(16)
-def _dit_tensors(spec: ModelSpec, int8: bool, lora: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Bytes of the tensors of one block, and of those outside the blocks."""
-    with META:
-        dit = WanDiT(dit_config(spec.model_copy(update={"dit": spec.dit.model_copy(update={"num_layers": 1})}),
-                                quant_linear=int8, sla=spec.turbo)).to(torch.bfloat16)  # fmt: skip
-    if lora:
-        _add_branches(dit)
-    rest = [child for name, child in dit.named_children() if name != "blocks"]
-    return _sizes(dit.blocks[0]), _sizes(nn.ModuleList(rest))
-
-
-@lru_cache(16)
-def _steps(
-    spec: ModelSpec, shape: VideoShape, int8: bool, chunks: int, attention: str, inside: tuple[int, ...], blocks: int,
-    forwards: int, keep_text: bool, lora: bool, kernels: KernelsHere,
-) -> Events:  # fmt: skip
-    """Two steps of so many forward passes through so many blocks, with the state of the sampler."""
-    references = [call for name, fused in kernels._asdict().items() if not fused for call in REFERENCES[name]]
-    within = {f"turbodiff::{call.__name__}": call for call in references}
-    ledger = denoise_ledger(
-        spec, shape, torch.bfloat16, int8=int8, chunks=chunks, attention=cast("AttentionKind", attention),
-        inside={**dict.fromkeys(ATTENTION_KERNELS, inside), **within}, change=_add_branches if lora else None,
-        blocks=blocks, forwards=forwards, keep_text=keep_text,
-    )  # fmt: skip
-    return tuple(ledger.events)
-
-
-@lru_cache(8)
-def _text_moves(facts: TextFacts, streamed: bool, dtype: TextDtype) -> tuple[tuple[int, ...], tuple[int, ...], Events]:
-    """(bytes of the tensors of one layer, of those outside the layers, what reading a prompt allocates).
-
-    Streamed, a layer comes before its turn and leaves after it, as runtime/text.py has it; two layers stand for all.
-    bitsandbytes 0.50 runs on a card alone, so what its linears hold beside their results is put in by hand.
-    """
-    with META:
-        encoder = make_text_encoder(facts.model_copy(update={"num_layers": 2})).bfloat16()
-    blocks, visits = encoder.encoder.block, list[tuple[int, int]]()
-    layer = _sizes(blocks[0])
-    small = [child for name, child in blocks.named_modules() if isinstance(child, nn.Linear) and name[-2:] != "wo"]
-    if dtype != "bf16":
-        of_one = {id(child.weight): child for child in small[: len(small) // 2]}
-        layer = tuple(
-            size for x in blocks[0].parameters()
-            for size in (_fewer_bits(of_one[id(x)], dtype) if id(x) in of_one else (x.numel() * x.element_size(),))
-        )  # fmt: skip
-
-    def comes(*sizes: int) -> None:
-        visits.extend((ledger.take(size), size) for size in sizes)
-
-    def goes(*call: object) -> None:
-        while visits:
-            ledger.give_back(*visits.pop())
-
-    with unmasked(), counted(encoder) as ledger:
-        if streamed:
-            for block in blocks:
-                block.register_forward_pre_hook(lambda *call: comes(*layer))
-                block.register_forward_hook(goes)
-        for child in small if dtype != "bf16" else ():
-            held = _inside_linear(child, dtype, facts.text_len)
-            child.register_forward_pre_hook(lambda *call, held=held: comes(*held))
-            child.register_forward_hook(goes)
-        ids = torch.zeros(1, facts.text_len, dtype=torch.long)
-        encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
-    return layer, _sizes(nn.ModuleList([encoder.shared, encoder.encoder.final_layer_norm])), tuple(ledger.events)
-
-
-def _fewer_bits(linear: nn.Linear, dtype: TextDtype) -> tuple[int, ...]:
-    """Bytes of a linear's tensors in int8 or NF4: values and scales, of NF4 those of the scales, too."""
-    count = linear.weight.numel()
-    return (count, 4 * linear.out_features) if dtype == "int8" else (count // 2, count // 64, 4 * count // (64 * 256))
-
-
-def _inside_linear(linear: nn.Linear, dtype: TextDtype, rows: int) -> tuple[int, ...]:
-    """What a product of that many rows holds: in int8 the rows as float16 and as integers, their scales, the int32
-    sums; in NF4 the weight in 16 bits."""
-    inputs, sums = rows * linear.in_features, rows * linear.out_features
-    return (2 * inputs, inputs, 4 * rows, 4 * sums) if dtype == "int8" else (2 * linear.weight.numel(),)
-
-
-@lru_cache(8)
-def _picture_moves(facts: ImageEncoderFacts, shape: VideoShape) -> tuple[tuple[int, ...], Events]:
-    """(bytes of the tensors of the picture's encoder, what looking at a picture allocates)."""
-    with META:
-        encoder = make_image_encoder(facts).to(torch.bfloat16)
-    encoder.get_submodule("embeddings").register_buffer("position_ids", torch.arange(facts.tokens)[None])
-    with counted(encoder) as ledger:
-        picture_features(encoder, torch.empty(1, 3, shape.height, shape.width), facts)
-    return _sizes(encoder), tuple(ledger.events)
-
-
-@lru_cache(16)
-def _vae_moves(
-    facts: VaeFacts, shape: VideoShape, tile: int | None, decode: bool, conv2d: bool
-) -> tuple[tuple[int, ...], Events]:
-    """(bytes of the VAE's tensors, what it allocates)."""
-    with META:
-        vae = vae_driver.make_vae(**facts.model_dump()).to(torch.bfloat16)
-    method = "conv2d" if conv2d else "conv3d"
-    ledger = vae_ledger(facts, shape, torch.bfloat16, tile, cast("vae_driver.ConvMethod", method), decode=decode)
-    return _sizes(vae), tuple(ledger.events)

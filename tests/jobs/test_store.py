@@ -15,15 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from supervisor.bench import request
 
-from turbodiff.jobs import attempts, database
-from turbodiff.jobs import store as stores
+from turbodiff.jobs import acceptance, attempts, database
 from turbodiff.jobs.attempts import claim, finish_job, move_job, record_event
 from turbodiff.jobs.journal import entries, entry_path, waiting_jobs
 from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.errors import FileError, OutputError, RequestError
 from turbodiff.spec.events import JobError, PreviewEvent, StepEvent
-from turbodiff.spec.files import file_system
 from turbodiff.spec.jobs import Outcome, Progress
 
 RESULT = ClipResult(path="/clips/a.mp4", sha256="0" * 64, frames=17)
@@ -50,7 +48,7 @@ def test_fault_67_two_tabs_that_submit_at_once_make_one_job(store: Store) -> Non
 def test_fault_68_fifty_submits_at_once_are_all_kept_and_a_client_has_its_share(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "MAX_QUEUED_PER_CLIENT", 20)
+    monkeypatch.setattr(acceptance, "MAX_QUEUED_PER_CLIENT", 20)
 
     def browser(name: str) -> None:
         for _ in range(10):
@@ -343,12 +341,12 @@ def test_fault_42_where_wal_cannot_work_the_journal_is_delete(tmp_path: Path) ->
 
 def test_fault_42_network_file_systems_are_recognised_by_their_mount() -> None:
     mounts = "/dev/sda / ext4 rw 0 0\nC: /mnt/c 9p rw 0 0\nnas:/x /home/me/my\\040files nfs4 rw 0 0\n"
-    assert file_system(Path("/home/me/state/a.db"), mounts) == "ext4"
-    assert file_system(Path("/mnt/c/Users/me/a.db"), mounts) == "9p"
-    assert file_system(Path("/home/me/my files/a.db"), mounts) == "nfs4"
+    assert database.file_system(Path("/home/me/state/a.db"), mounts) == "ext4"
+    assert database.file_system(Path("/mnt/c/Users/me/a.db"), mounts) == "9p"
+    assert database.file_system(Path("/home/me/my files/a.db"), mounts) == "nfs4"
     odd = mounts + " /no/source tmpfs rw 0 0\nhalf /line\nnas:/y /home/\udcff\\011\xa0 nfs rw 0 0\n"
-    assert file_system(Path("/home/\udcff\t\xa0/a.db"), odd) == "nfs"
-    assert file_system(Path("/no/source/a.db"), odd) == "tmpfs"
+    assert database.file_system(Path("/home/\udcff\t\xa0/a.db"), odd) == "nfs"
+    assert database.file_system(Path("/no/source/a.db"), odd) == "tmpfs"
     db = sqlite3.connect(":memory:", isolation_level=None)
     assert database.set_journal_mode(db, "9p") != "wal"
     db.close()
@@ -434,7 +432,7 @@ def held(store: Store) -> sqlite3.Connection:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(acceptance, "PATIENCE_S", 0.1)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -460,7 +458,7 @@ def test_a_job_of_a_minute_in_which_another_program_holds_the_store_is_accepted_
 def test_jobs_that_wait_for_the_store_survive_a_kill_and_a_refused_batch_leaves_none(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "MAX_QUEUED_PER_CLIENT", 3)
+    monkeypatch.setattr(acceptance, "MAX_QUEUED_PER_CLIENT", 3)
     other = held(store)
     with pytest.raises(RequestError, match="too many jobs"):
         store.submit_all([(request(), None)] * 4, client="10.0.0.9")

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
+from turbodiff.jobs.database import SqlValue, as_column
 from turbodiff.jobs.dispatch import Choice
 from turbodiff.jobs.journal import remove_entry
-from turbodiff.jobs.rows import UNREADABLE, JobColumns, SqlValue, as_column, parsed, record_of
+from turbodiff.jobs.rows import UNREADABLE, JobColumns, parsed, record_of
 from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.events import Event

@@ -2,24 +2,41 @@
 
 import contextlib
 import errno
+import json
 import os
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from turbodiff.spec.errors import FileError, OutputError
-from turbodiff.spec.files import NotAFileError, check_file, file_system
+from turbodiff.spec.files import NotAFileError, check_file, mount_fields, proc_lines
 
 DATABASE = "turbodiff.db"
 LOCKED = "store_locked"  # code of the error
 PATIENCE_S = 5.0  # with another program that holds the database
+PACK_CHARS = 400
+SqlValue = str | bytes | int | float | None
 # file systems whose shared memory maps or locks WAL cannot rely on (sqlite.org/wal.html; WSL's /mnt/c is 9p or drvfs)
 NO_SHARED_MEMORY = {"9p", "drvfs", "nfs", "nfs4", "cifs", "smb3", "fuse.sshfs"}
 
 # one script per schema version; `PRAGMA user_version` says how many have run
 MIGRATIONS = tuple(Path(__file__).with_name(f"schema_{version}.sql").read_text("utf-8") for version in (1, 2))
+
+
+def as_column(value: BaseModel | dict[str, int] | dict[str, str] | SqlValue) -> SqlValue:
+    """A value as a column of a job holds it: models and dicts as JSON, compressed where it is long.
+
+    That keeps a job below 8 KB.
+    """
+    if not isinstance(value, BaseModel | dict):
+        return value
+    text = value.model_dump_json() if isinstance(value, BaseModel) else json.dumps(value)
+    return zlib.compress(text.encode()) if len(text) > PACK_CHARS else text
 
 
 def open_database(path: Path) -> sqlite3.Connection:
@@ -117,6 +134,19 @@ def set_journal_mode(db: sqlite3.Connection, system: str = "") -> str:
     if mode != "wal":
         mode = str(db.execute("PRAGMA journal_mode = DELETE").fetchone()[0])
     return mode
+
+
+def file_system(path: Path, mounts: str | None = None) -> str:
+    """The type of the file system below a path ("ext4", "9p", ...), "" if the kernel does not say (proc(5))."""
+    try:
+        lines = proc_lines(Path("/proc/self/mounts")) if mounts is None else mounts.split("\n")
+    except OSError:
+        return ""
+    best, found = -1, ""
+    for _, point, kind, *_ in filter(lambda fields: len(fields) > 2, map(mount_fields, lines)):
+        if path.is_relative_to(point) and len(point) > best:
+            best, found = len(point), kind
+    return found
 
 
 def damaged(path: Path, error: Exception) -> FileError:

@@ -1,7 +1,8 @@
 """The journal: one small file for each accepted job until it has ended, beside the database and readable without it.
 
     STATE/accepted/journal.id     random text; the database that belongs to the folder holds the same
-    STATE/accepted/HASH.job       64 hex digits of a SHA-256, a line end, the job as JSON; HASH is that of the nonce
+    STATE/accepted/HASH.job       for each job that came with it two lines: SHA-256 of the second and HASH, in hex; the
+                                  job as JSON. HASH is that of the nonce, and says which of them is meant
     STATE/accepted/waiting/HASH   empty: another program held the database when this job was accepted
 
 The file of a job is on disk before its row is committed, and goes after the row says how the job ended. Whoever finds
@@ -16,7 +17,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,14 +72,45 @@ def write_entry(state: Path, job: Accepted) -> None:
     Raises:
         OutputError: the folder takes no file.
     """
-    path, data = entry_path(state, job.nonce), job.model_dump_json().encode()
+    write_entries(state, [job])
+
+
+def write_entries(state: Path, jobs: Sequence[Accepted]) -> None:
+    """Put the files of jobs on disk, also through a power cut; those that come together are one file under a name for
+    each. 40 of them take 7 ms so, and 29 ms as files of their own that are synced at once (ext4 on a virtio disk).
+
+    Raises:
+        OutputError: the folder takes one of the files not; others may be there.
+    """
+    folder, together, held_bytes = state / JOURNAL, list[tuple[Path, bytes]](), 0
     try:
-        make_folder(path.parent, 0o700, ours=True)
-        with atomic_write(path, durable=True) as part:
-            part.write_bytes(hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
-        sync(path.parent)
+        make_folder(folder, 0o700, ours=True)
+        for job in jobs:
+            path, data = entry_path(state, job.nonce), job.model_dump_json().encode()
+            record = f"{hashlib.sha256(data).hexdigest()} {path.stem}\n".encode() + data + b"\n"
+            if held_bytes + len(record) > MAX_BYTES:
+                _write(together)
+                together, held_bytes = [], 0
+            together.append((path, record))
+            held_bytes += len(record)
+        _write(together)
+        sync(folder)
     except OSError as error:
-        raise write_error(path, error) from error
+        raise write_error(folder, error) from error
+
+
+def _write(records: Sequence[tuple[Path, bytes]]) -> None:
+    """Write records to a file under the name of each."""
+    if not records:
+        return
+    (first, _), *others = records
+    with atomic_write(first, durable=True) as part:
+        part.write_bytes(b"".join(record for _, record in records))
+    for path, record in others:
+        try:
+            os.link(first, path)
+        except OSError:  # a file system without such links, or the name is taken
+            _write([(path, record)])
 
 
 def remove_entry(state: Path, nonce: str) -> None:
@@ -150,9 +182,13 @@ def entries(state: Path) -> Iterator[tuple[Path, Accepted | None, bool]]:
 def _read_entry(path: Path) -> tuple[Accepted | None, bool]:
     try:
         with open_file(path) as file:
-            digest, _, data = file.read(MAX_BYTES).partition(b"\n")
+            content = file.read(MAX_BYTES)
     except OSError:
         return None, False
+    digest, _, data = content.partition(b"\n")  # as version 0.1 wrote it, and where the name is damaged
+    name = f" {path.stem}\n".encode()
+    if (at := content.find(name)) >= 0:
+        digest, data = content[:at][-64:], content[at + len(name) :].partition(b"\n")[0]
     whole = hashlib.sha256(data).hexdigest().encode() == digest
     try:
         return Accepted.model_validate_json(data), whole

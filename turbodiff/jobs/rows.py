@@ -6,13 +6,10 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, TypedDict, TypeVar
 
-from pydantic import BaseModel
-
+from turbodiff.jobs.database import SqlValue
 from turbodiff.spec.clips import Record, Sidecar, read_record
 from turbodiff.spec.events import JobError
 
-SqlValue = str | bytes | int | float | None
-PACK_CHARS = 400
 LARGEST = 1e11  # seconds since 1970, places in the queue
 # of a row whose request does not unpack or parse
 UNREADABLE = JobError(
@@ -36,17 +33,6 @@ class JobColumns(TypedDict, total=False):
     plan: None
     cap_bytes: int | None
     hold_bytes: int | None
-
-
-def as_column(value: BaseModel | dict[str, int] | dict[str, str] | SqlValue) -> SqlValue:
-    """A value as a column of a job holds it: models and dicts as JSON, compressed where it is long.
-
-    That keeps a job below 8 KB.
-    """
-    if not isinstance(value, BaseModel | dict):
-        return value
-    text = value.model_dump_json() if isinstance(value, BaseModel) else json.dumps(value)
-    return zlib.compress(text.encode()) if len(text) > PACK_CHARS else text
 
 
 def parsed(value: SqlValue) -> Any:

@@ -10,29 +10,35 @@ never by the clock.
 """
 
 import json
-import secrets
 import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from turbodiff.jobs import journal
-from turbodiff.jobs.database import LOCKED, PATIENCE_S, Database
+from turbodiff.jobs.acceptance import Acceptance, insert_job
+from turbodiff.jobs.database import Database, as_column
 from turbodiff.jobs.journal import Accepted, remove_entry, write_entry
-from turbodiff.jobs.rows import LARGEST, UNREADABLE, as_column, asked_of, parsed, record_of
+from turbodiff.jobs.rows import LARGEST, UNREADABLE, asked_of, parsed, record_of
 from turbodiff.spec.clips import UNKNOWN_REQUEST, ClipResult, Sidecar, read_record
-from turbodiff.spec.errors import OutputError, RequestError
+from turbodiff.spec.errors import RequestError
 from turbodiff.spec.events import Event, JobError, make_event
 from turbodiff.spec.jobs import Outcome, Progress, QueuedJob, State, Where
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 
-MAX_QUEUED_PER_CLIENT = 500  # another machine's script that went wild cannot fill the queue, nor the disk
-HELD_PATIENCE_S = 0.2  # with one that is known to hold it: each submit of that minute would wait as long
-
 
 class Store(Database):
     """The jobs of one state folder, and what people ask of the supervisor."""
+
+    _acceptance: Acceptance | None = None
+
+    def close(self) -> None:
+        """Close the connections; the store object is of no use afterwards."""
+        with self._lock:
+            if self._acceptance is not None:
+                self._acceptance.close()
+        super().close()
 
     # --- people: submit, look, cancel, reorder -------------------------------------------------------------------
 
@@ -46,103 +52,27 @@ class Store(Database):
         """Put jobs in the queue, all or none, and return their ids; a nonce that is known returns the job it made.
 
         Where another program holds the database, they are accepted into the journal alone, under the ids that the
-        database will give them; see `take_in`.
+        database will give them; see `take_in`. Threads that ask at the same time share one wait for the disk.
 
         Raises:
-            RequestError: this client already has `MAX_QUEUED_PER_CLIENT` jobs waiting.
+            RequestError: this client already has `acceptance.MAX_QUEUED_PER_CLIENT` jobs waiting.
             OutputError: the disk refused; nothing is queued.
         """
-        asked = [(request.model_copy(update={"nonce": request.nonce or secrets.token_hex(16)}), plan)
-                 for request, plan in asked]  # fmt: skip
-        with self._lock, journal.numbering(self.path.parent):
-            patience_s = HELD_PATIENCE_S if journal.waiting_jobs(self.path.parent) else PATIENCE_S
-            try:
-                self.take_in(patience_s)
-                return self._insert(asked, client, parent, patience_s)
-            except OutputError as error:
-                if error.code != LOCKED:
-                    raise
-            return self._put_off(asked, client, parent)
+        return self._accepting().submit_all(asked, client, parent)
 
-    def _insert(
-        self, asked: Sequence[tuple[Request, Plan | None]], client: str, parent: int | None, patience_s: float
-    ) -> list[int]:
-        made: list[int] = []
-        written: list[str] = []
-        try:
-            with self.write(patience_s=patience_s) as db:
-                for request, plan in asked:
-                    known = db.execute("SELECT id FROM job WHERE nonce = ?", (request.nonce,)).fetchone()
-                    if known:
-                        made.append(int(known["id"]))
-                        continue
-                    if client:  # this machine has no share, and need not count 10,000 jobs at each submit
-                        mine = "SELECT count(*) FROM job WHERE client = ? AND state = 'queued'"
-                        check_share(client, db.execute(mine, (client,)).fetchone()[0])
-                    cursor = db.execute(
-                        "INSERT INTO job (nonce, client, state, place, request, plan, parent, created_s)"
-                        " VALUES (?, ?, 'queued', 0, ?, ?, ?, ?)",
-                        (request.nonce, client, as_column(request), as_column(plan), parent, self.now()),
-                    )
-                    made.append(cursor.lastrowid or 0)
-                    db.execute("UPDATE job SET place = id WHERE id = ?", (made[-1],))
-                    row = db.execute("SELECT * FROM job WHERE id = ?", (made[-1],)).fetchone()
-                    written.append(request.nonce)
-                    write_entry(self.path.parent, Accepted.of(as_job(row)))
-        except BaseException:  # else the next start would queue what was refused
-            for nonce in written:
-                remove_entry(self.path.parent, nonce)
-            raise
-        return made
-
-    def _put_off(self, asked: Sequence[tuple[Request, Plan | None]], client: str, parent: int | None) -> list[int]:
-        """Accept jobs into the journal alone. The marks are read before the database's last number: what gets its row
-        in between is counted twice, not never."""
-        state, made, written = self.path.parent, list[int](), list[str]()
-        entries = journal.waiting_jobs(state)
-        waiting = {entry.nonce: entry.id for entry in entries}
-        mine = sum(entry.client == client for entry in entries)
-        mine += self.rows("SELECT count(*) AS n FROM job WHERE client = ? AND state = 'queued'", client)[0]["n"]
-        last = self.rows("SELECT max(seq) AS id FROM sqlite_sequence WHERE name = 'job'")[0]["id"] or 0
-        number = max([last, *waiting.values()])
-        try:
-            for request, plan in asked:
-                row = self.rows("SELECT id FROM job WHERE nonce = ?", request.nonce)
-                known = row[0]["id"] if row else waiting.get(request.nonce)
-                if known is None:
-                    check_share(client, mine)
-                    number, mine = number + 1, mine + 1
-                    entry = Accepted(
-                        id=number, nonce=request.nonce, client=client, parent=parent, created_s=self.now(),
-                        request=request, plan=plan,
-                    )  # fmt: skip
-                    written.append(request.nonce)
-                    waiting[request.nonce] = number
-                    journal.write_waiting(state, entry)
-                made.append(number if known is None else known)
-        except BaseException:
-            for nonce in written:
-                journal.forget_waiting(state, nonce)
-                remove_entry(state, nonce)
-            raise
-        return made
-
-    def take_in(self, patience_s: float = PATIENCE_S) -> list[int]:
+    def take_in(self) -> list[int]:
         """Give rows to the jobs that were accepted while another program held the database; returns their ids."""
-        if not (waiting := journal.waiting_jobs(self.path.parent)):
-            return []
-        with self.write(patience_s=patience_s) as db:
-            known = {entry.nonce for entry in waiting
-                     if db.execute("SELECT 1 FROM job WHERE nonce = ?", (entry.nonce,)).fetchone()}  # fmt: skip
-            made = [_restore(db, entry) for entry in waiting if entry.nonce not in known]
-        for entry in waiting:
-            journal.forget_waiting(self.path.parent, entry.nonce)
-        return made
+        return self._accepting().take_in()
+
+    def _accepting(self) -> Acceptance:
+        with self._lock:
+            self._acceptance = self._acceptance or Acceptance(self.path.parent, self.now)
+            return self._acceptance
 
     def restore(self, entry: Accepted) -> None:
         """Put an accepted job that this database lacks back into the queue, under its number if that is free."""
         with self.write() as db:
-            _restore(db, entry)
+            insert_job(db, entry)
 
     def job(self, job: int) -> QueuedJob:
         """One job.
@@ -338,31 +268,6 @@ class Store(Database):
         """The fact of that name, or None."""
         found = self.rows("SELECT value FROM fact WHERE name = ?", name)
         return parsed(found[0]["value"]) if found else None
-
-
-def check_share(client: str, waiting: int) -> None:
-    """Refuse a job of a client who has too many waiting; "": the person's own.
-
-    Raises:
-        RequestError: code queue_full.
-    """
-    if client and waiting >= MAX_QUEUED_PER_CLIENT:
-        raise RequestError(
-            "too many jobs of yours are waiting", code="queue_full", field="job", got=waiting,
-            expected=f"at most {MAX_QUEUED_PER_CLIENT}", try_instead="wait for one to finish, or cancel one",
-        )  # fmt: skip
-
-
-def _restore(db: sqlite3.Connection, entry: Accepted) -> int:
-    values = (entry.id, entry.nonce, entry.client, as_column(entry.request), as_column(entry.plan))
-    cursor = db.execute(
-        "INSERT INTO job (id, nonce, client, state, place, request, plan, parent, created_s) VALUES"
-        " (CASE WHEN ?1 > 0 AND NOT EXISTS (SELECT 1 FROM job WHERE id = ?1) THEN ?1 END,"
-        " ?2, ?3, 'queued', 0, ?4, ?5, ?6, ?7)",
-        (*values, entry.parent, entry.created_s),
-    )
-    db.execute("UPDATE job SET place = id WHERE id = ?", (cursor.lastrowid,))
-    return cursor.lastrowid or 0
 
 
 def as_job(row: sqlite3.Row) -> QueuedJob:

@@ -17,9 +17,9 @@ from turbodiff.archive import seeds
 from turbodiff.archive.clips import find_clip, sidecars, sweep
 from turbodiff.jobs import journal
 from turbodiff.jobs.attempts import add_artifact, finish_job, move_job
-from turbodiff.jobs.database import DATABASE
+from turbodiff.jobs.database import DATABASE, as_column
 from turbodiff.jobs.journal import Accepted, remove_entry
-from turbodiff.jobs.rows import UNREADABLE, as_column
+from turbodiff.jobs.rows import UNREADABLE
 from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import Sidecar
 from turbodiff.spec.errors import FileError

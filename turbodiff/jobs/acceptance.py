@@ -1,0 +1,212 @@
+"""How jobs come into the queue: those who ask at the same time share one transaction and one wait for the disk.
+
+    submit_all -> waits with the others -> rows, then their files in the journal, then the commit -> ids
+
+Every one is answered after its own file, the folder and its row are on disk. A submission is all or nothing; what is
+refused of one, or fails with it, is refused to it alone.
+"""
+
+import secrets
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from turbodiff.jobs import journal
+from turbodiff.jobs.database import LOCKED, PATIENCE_S, Database, as_column
+from turbodiff.jobs.journal import Accepted, remove_entry
+from turbodiff.spec.errors import OutputError, RequestError
+from turbodiff.spec.plan import Plan
+from turbodiff.spec.request import Request
+
+MAX_QUEUED_PER_CLIENT = 500  # another machine's script that went wild cannot fill the queue, nor the disk
+HELD_PATIENCE_S = 0.2  # with one that is known to hold it: each group of that minute would wait as long
+Asked = Sequence[tuple[Request, Plan | None]]
+
+
+class Submission(NamedTuple):
+    """Jobs that somebody asks for, all or none; `ids` is what is told, or the error."""
+
+    asked: Asked
+    client: str
+    parent: int | None
+    ids: Future[list[int]]
+
+
+class Acceptance(Database):
+    """Takes jobs in. It has a connection of its own: what others read meanwhile waits for no disk, and sees no row
+    before it is committed."""
+
+    def __init__(self, state: Path, now: Callable[[], float]) -> None:
+        super().__init__(state, now)
+        self._waiting: deque[Submission] = deque()
+        self._committer = ThreadPoolExecutor(1, "accept")  # one group at a time; the next gathers meanwhile
+
+    def close(self) -> None:
+        """Answer who waits, then close the connection."""
+        self._committer.shutdown()
+        super().close()
+
+    def submit_all(self, asked: Asked, client: str, parent: int | None) -> list[int]:
+        """The ids of jobs that are now in the queue; see `Store.submit_all`."""
+        named = [(request.model_copy(update={"nonce": request.nonce or secrets.token_hex(16)}), plan)
+                 for request, plan in asked]  # fmt: skip
+        mine = Submission(named, client, parent, Future())
+        self._waiting.append(mine)
+        self._committer.submit(self._accept_waiting)
+        return mine.ids.result()
+
+    def _accept_waiting(self) -> None:
+        """Accept all who wait by now, together."""
+        group = list[Submission]()
+        with suppress(IndexError):
+            while True:
+                group.append(self._waiting.popleft())
+        left = [group] if group else []
+        while left:
+            group = left.pop()
+            try:
+                told = self._accept(group)
+            except BaseException as error:  # noqa: BLE001  whatever it is, it is told to the one it belongs to
+                if len(group) == 1:
+                    group[0].ids.set_exception(error)
+                else:
+                    left += [[one] for one in reversed(group)]
+                continue
+            for one, ids in zip(group, told, strict=True):
+                if isinstance(ids, RequestError):
+                    one.ids.set_exception(ids)
+                else:
+                    one.ids.set_result(ids)
+
+    def _accept(self, group: list[Submission]) -> list[list[int] | RequestError]:
+        """What is told to each of a group.
+
+        Raises:
+            OutputError: the disk refused; nothing of the group is queued.
+        """
+        with journal.numbering(self.path.parent):
+            patience_s = HELD_PATIENCE_S if journal.waiting_jobs(self.path.parent) else PATIENCE_S
+            try:
+                self.take_in(patience_s)
+                return self._insert(group, patience_s)
+            except OutputError as error:
+                if error.code != LOCKED:
+                    raise
+            return [self._put_off(one) for one in group]
+
+    def _insert(self, group: list[Submission], patience_s: float) -> list[list[int] | RequestError]:
+        told: list[list[int] | RequestError] = []
+        entries: list[Accepted] = []
+        try:
+            with self.write(patience_s=patience_s) as db:
+                for one in group:
+                    db.execute("SAVEPOINT submission")
+                    try:
+                        ids, new = self._rows_of(db, one)
+                        told.append(ids)
+                        entries += new
+                    except RequestError as error:
+                        db.execute("ROLLBACK TO submission")
+                        told.append(error)
+                    db.execute("RELEASE submission")
+                journal.write_entries(self.path.parent, entries)
+        except BaseException:  # else the next start would queue what was refused
+            for entry in entries:
+                remove_entry(self.path.parent, entry.nonce)
+            raise
+        return told
+
+    def _rows_of(self, db: sqlite3.Connection, one: Submission) -> tuple[list[int], list[Accepted]]:
+        """The ids of a submission's jobs, and those of them that had no row before; a nonce that is known has one."""
+        ids, new = list[int](), list[Accepted]()
+        for request, plan in one.asked:
+            known = db.execute("SELECT id FROM job WHERE nonce = ?", (request.nonce,)).fetchone()
+            if known:
+                ids.append(int(known["id"]))
+                continue
+            if one.client:  # this machine has no share, and need not count 10,000 jobs at each submit
+                mine = "SELECT count(*) FROM job WHERE client = ? AND state = 'queued'"
+                check_share(one.client, db.execute(mine, (one.client,)).fetchone()[0])
+            asked = Accepted(
+                id=0, nonce=request.nonce, client=one.client, parent=one.parent, created_s=self.now(),
+                request=request, plan=plan,
+            )  # fmt: skip
+            ids.append(insert_job(db, asked))
+            new.append(asked.model_copy(update={"id": ids[-1]}))
+        return ids, new
+
+    def _put_off(self, one: Submission) -> list[int] | RequestError:
+        """Accept jobs into the journal alone. The marks are read before the database's last number: what gets its row
+        in between is counted twice, not never."""
+        state, ids, written = self.path.parent, list[int](), list[str]()
+        entries = journal.waiting_jobs(state)
+        waiting = {entry.nonce: entry.id for entry in entries}
+        mine = sum(entry.client == one.client for entry in entries)
+        mine += self.rows("SELECT count(*) AS n FROM job WHERE client = ? AND state = 'queued'", one.client)[0]["n"]
+        last = self.rows("SELECT max(seq) AS id FROM sqlite_sequence WHERE name = 'job'")[0]["id"] or 0
+        number = max([last, *waiting.values()])
+        try:
+            for request, plan in one.asked:
+                row = self.rows("SELECT id FROM job WHERE nonce = ?", request.nonce)
+                known = row[0]["id"] if row else waiting.get(request.nonce)
+                if known is None:
+                    check_share(one.client, mine)
+                    number, mine = number + 1, mine + 1
+                    entry = Accepted(
+                        id=number, nonce=request.nonce, client=one.client, parent=one.parent, created_s=self.now(),
+                        request=request, plan=plan,
+                    )  # fmt: skip
+                    written.append(request.nonce)
+                    waiting[request.nonce] = number
+                    journal.write_waiting(state, entry)
+                ids.append(number if known is None else known)
+        except BaseException as error:
+            for nonce in written:
+                journal.forget_waiting(state, nonce)
+                remove_entry(state, nonce)
+            if isinstance(error, RequestError):
+                return error
+            raise
+        return ids
+
+    def take_in(self, patience_s: float = PATIENCE_S) -> list[int]:
+        """Give rows to the jobs that were accepted while another program held the database; returns their ids."""
+        if not (waiting := journal.waiting_jobs(self.path.parent)):
+            return []
+        with self.write(patience_s=patience_s) as db:
+            known = {entry.nonce for entry in waiting
+                     if db.execute("SELECT 1 FROM job WHERE nonce = ?", (entry.nonce,)).fetchone()}  # fmt: skip
+            made = [insert_job(db, entry) for entry in waiting if entry.nonce not in known]
+        for entry in waiting:
+            journal.forget_waiting(self.path.parent, entry.nonce)
+        return made
+
+
+def insert_job(db: sqlite3.Connection, entry: Accepted) -> int:
+    """The id of the row that an accepted job gets: its own where that is free, the next one where it is 0."""
+    values = (entry.id, entry.nonce, entry.client, as_column(entry.request), as_column(entry.plan))
+    cursor = db.execute(
+        "INSERT INTO job (id, nonce, client, state, place, request, plan, parent, created_s) VALUES"
+        " (CASE WHEN ?1 > 0 AND NOT EXISTS (SELECT 1 FROM job WHERE id = ?1) THEN ?1 END,"
+        " ?2, ?3, 'queued', 0, ?4, ?5, ?6, ?7)",
+        (*values, entry.parent, entry.created_s),
+    )
+    db.execute("UPDATE job SET place = id WHERE id = ?", (cursor.lastrowid,))
+    return cursor.lastrowid or 0
+
+
+def check_share(client: str, waiting: int) -> None:
+    """Refuse a job of a client who has too many waiting; "": the person's own.
+
+    Raises:
+        RequestError: code queue_full.
+    """
+    if client and waiting >= MAX_QUEUED_PER_CLIENT:
+        raise RequestError(
+            "too many jobs of yours are waiting", code="queue_full", field="job", got=waiting,
+            expected=f"at most {MAX_QUEUED_PER_CLIENT}", try_instead="wait for one to finish, or cancel one",
+        )  # fmt: skip

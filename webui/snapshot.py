@@ -6,13 +6,14 @@ import math
 import os
 import re
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
+from turbodiff.spec.cached import CachedValue
 from turbodiff.spec.clips import CLIP_NAME, UNKNOWN_REQUEST, Sidecar, read_record
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.files import atomic_write
@@ -44,11 +45,9 @@ from turbodiff.studio import (
 )
 from webui import form
 
-T = TypeVar("T")
-
 FRESH_S = 0.5
-QUIET_S = 1.0
 CLIPS_FRESH_S = 3.0
+HOLDERS_FRESH_S = 5.0  # without NVML's list it looks at what every program has open
 REPORT_FRESH_S = 3600.0
 RESTART_NEWS_S = 30.0  # as long as what a restart brought back is shown
 MAX_JOBS, MAX_CLIPS, LOG_LINES = 40, 200, 300  # read at most
@@ -119,7 +118,7 @@ class Snapshot:
         """The job that is running."""
         return next((job for job in self.jobs if job.state in ACTIVE), None)
 
-    @property
+    @cached_property
     def waiting(self) -> list[QueuedJob]:
         """Jobs in the queue, the next one first."""
         return sorted((job for job in self.jobs if job.state == "queued"), key=lambda job: (job.place, job.id))
@@ -127,55 +126,6 @@ class Snapshot:
     def holder_rows(self, uuid: str | None = None) -> Iterator[Holder]:
         """Who holds memory of the card of that id, by default of any."""
         return (row for card in self.holders if uuid in (None, card.uuid) for row in card.rows)
-
-
-class CachedValue(Generic[T]):
-    """A value that is read again when it is older than `fresh_s`: later readers take the old one while one thread reads
-    the new one. The first reader waits, and so does one who comes after a long quiet time: nobody sees old news."""
-
-    value: T
-
-    def __init__(self, read: Callable[[], T], fresh_s: float) -> None:
-        self._read, self._fresh_s = read, fresh_s
-        self._at_s = -math.inf
-        self._lock = threading.Lock()
-
-    def __call__(self) -> T:
-        age_s = time.monotonic() - self._at_s
-        if age_s > QUIET_S + 2 * self._fresh_s:
-            self._lock.acquire()
-            if time.monotonic() - self._at_s > self._fresh_s:
-                self._refresh()
-            else:  # another thread read it while this one waited
-                self._lock.release()
-        elif age_s > self._fresh_s:
-            self._refresh_in_thread()
-        return self.value
-
-    def now(self) -> T:
-        """The value as it is now, read in this thread."""
-        self._lock.acquire()
-        self._refresh()
-        return self.value
-
-    def or_none(self) -> T | None:
-        """The value, None while it is read for the first time, by a thread: for what takes seconds."""
-        if self._at_s > -math.inf:
-            return self.value
-        self._refresh_in_thread()
-        return None
-
-    def _refresh_in_thread(self) -> None:
-        if self._lock.acquire(blocking=False):
-            threading.Thread(target=self._refresh, daemon=True).start()
-
-    def _refresh(self) -> None:
-        """Read the value and release the lock, which the caller holds."""
-        try:
-            self.value = self._read()
-            self._at_s = time.monotonic()
-        finally:
-            self._lock.release()
 
 
 class StudioReader:
@@ -195,7 +145,7 @@ class StudioReader:
         self._installed = CachedValue(studio.installed, 10.0)
         self._stored = CachedValue(studio.storage.stored, 10.0)
         self._history = CachedValue(studio.history, 5.0)
-        self._holders = CachedValue(lambda: (studio.holders(), tuple(studio.leftovers())), 2.0)
+        self._holders = CachedValue(lambda: (studio.holders(), tuple(studio.leftovers())), HOLDERS_FRESH_S)
         self._restart: int | None = None
         self._restart_seen_s = math.inf  # when its outcome was first read
         self._done: tuple[int, int] | None = None

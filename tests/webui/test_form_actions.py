@@ -11,6 +11,7 @@ from PIL import Image
 from tests.media.clips import shapes, write
 from turbodiff.archive import clips, seeds
 from turbodiff.jobs.store import Store
+from turbodiff.spec.cached import CachedValue
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.models import find_model
 from turbodiff.spec.request import make_request
@@ -18,7 +19,7 @@ from turbodiff.studio import Studio
 from turbodiff.supervisor import recovery
 from webui import actions, form, form_actions, gallery_actions
 from webui.panels import stage
-from webui.snapshot import CachedValue, StudioReader
+from webui.snapshot import StudioReader
 from webui.wording import Words
 
 INITIAL_UI_STATE = {"at": "", "search": "", "left": "", "agreed": ""}

@@ -11,11 +11,12 @@ from tests.webui import hollow
 from turbodiff.plan import planner
 from turbodiff.plan.hardware import Machine, pretend
 from turbodiff.plan.tiers import downloaded, tier_here
+from turbodiff.spec.cached import CachedValue
 from turbodiff.spec.numbers import GIB
 from turbodiff.studio import Studio
 from webui import form, render
 from webui.form_actions import initial_values
-from webui.snapshot import CachedValue, StudioReader
+from webui.snapshot import StudioReader
 from webui.wording import Words
 
 MOST_PLANS, MOST_CALLS = 4, 8000

@@ -7,6 +7,7 @@ import pytest
 
 from turbodiff.diagnostics.logs import RUN_LOG, STARTUP_LOG, LogFile
 from turbodiff.plan.hardware import Machine, pretend
+from turbodiff.spec.cached import CachedValue
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.studio import Studio
@@ -16,7 +17,7 @@ from webui.markup import text
 from webui.page import INITIAL_UI_STATE, layout
 from webui.render import PANELS
 from webui.request_guard import BadRequest
-from webui.snapshot import CachedValue, StudioReader
+from webui.snapshot import StudioReader
 from webui.wording import Words
 
 UI_STATE = dict(INITIAL_UI_STATE)

@@ -8,12 +8,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from turbodiff.plan.hardware import Machine, pretend
+from turbodiff.spec.cached import CachedValue
 from turbodiff.spec.models import all_models, find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.studio import Studio
 from turbodiff.weights.locate import bundled_root
 from webui import form, render
-from webui.snapshot import CachedValue, StudioReader
+from webui.snapshot import StudioReader
 from webui.wording import Words
 
 GOAL_S = 0.15

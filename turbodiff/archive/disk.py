@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import psutil
@@ -33,7 +34,7 @@ def check_place(outputs: Path, state: Path, width: int, height: int, num_frames:
     """
     h264_encoder()
     _check_room(outputs, width * height * num_frames, "output")
-    _check_takes_a_file(outputs, outputs / PARTIAL)
+    _check_library(outputs, int(time.monotonic()))
     _check_room(state, width * height * num_frames, "state")
 
 
@@ -135,6 +136,13 @@ def _check_room(folder: Path, pixels: int, field: str) -> None:
             expected=f"at least {gib(needed_bytes)}",
             try_instead="free some space, or another " + ("--outputs" if field == "output" else "--state-dir"),
         )
+
+
+@lru_cache(4)
+def _check_library(outputs: Path, second: int) -> None:
+    """Fail where a library takes no file; one that did is not asked again within the same second: each time costs the
+    disk two writes, and 50 clients may submit at once."""
+    _check_takes_a_file(outputs, outputs / PARTIAL)
 
 
 def _check_takes_a_file(told: Path, folder: Path) -> None:

@@ -5,6 +5,9 @@ Each row says on which kind of card it was measured, by name and memory: what on
 Only the supervisor records what jobs took, each phase once; `turbodiff calibrate` adds what it measured itself.
 """
 
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import lru_cache
 from statistics import median
 
 from pydantic import ValidationError
@@ -120,19 +123,36 @@ def forget_samples(store: Store, job: int, attempt: int) -> None:
 def samples(store: Store) -> list[Sample]:
     """The newest samples of each card, oldest first; rows of another version of the formula are left out by
     `calibrate`."""
+    return _read(_texts(store))
+
+
+def history(store: Store) -> History:
+    """What the newest samples teach. The same samples are the same history, so what was planned with it is remembered;
+    they are read once: 50 clients may submit at once."""
+    return _history_of(tuple(_texts(store)))
+
+
+def _texts(store: Store) -> list[str]:
     newest = "row_number() OVER (PARTITION BY gpu, gpu_bytes ORDER BY id DESC)"
     rows = store.rows(
         f"SELECT sample FROM (SELECT id, sample, {newest} AS nth FROM peak WHERE sample IS NOT NULL)"
         " WHERE nth <= ? ORDER BY id",
         HISTORY,
     )
+    return [row["sample"] for row in rows]
+
+
+def _read(texts: Iterable[str]) -> list[Sample]:
     found = []
-    for row in rows:
-        try:
-            found.append(Sample.model_validate_json(row["sample"]))
-        except ValidationError:  # written by an older version
-            continue
+    for text in texts:
+        with suppress(ValidationError):  # written by an older version
+            found.append(Sample.model_validate_json(text))
     return found
+
+
+@lru_cache(4)
+def _history_of(texts: tuple[str, ...]) -> History:
+    return History(_read(texts))
 
 
 def calibration_of(store: Store, job: QueuedJob, machine: Machine | None, slot: int) -> Calibration | None:
@@ -143,7 +163,7 @@ def calibration_of(store: Store, job: QueuedJob, machine: Machine | None, slot: 
     plan = job.plan
     if machine is None or slot >= len(machine.gpus) or plan is None or not plan.device.startswith("cuda"):
         return None
-    found = History(samples(store)).calibration(provenance(machine.gpus[slot], machine))
+    found = history(store).calibration(provenance(machine.gpus[slot], machine))
     here = tuple([lesson for lesson in found.lessons if lesson.model == plan.request.model])
     return found._replace(lessons=here) if here else None
 

@@ -8,7 +8,7 @@ slower than the same clip in unlimited memory is "slow": it yields to the next o
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import lru_cache
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from turbodiff.plan import explain
 from turbodiff.plan.calibration import History, provenance
@@ -38,8 +38,10 @@ LOSSY_FIELDS = ("text_dtype", "quant_linear", "num_frames", "resolution", "model
 SCHEDULE_FIELDS = ("sampler", "steps", "shift", "guidance", "guidance_low", "negative_prompt", "boundary")
 SIZE_FIELDS = ("resolution", "aspect", "width", "height", "num_frames")
 CHANGED_FIELDS = ("model", *SIZE_FIELDS, "quant_linear", "text_dtype", "attention", *SCHEDULE_FIELDS)
+# what nothing of a plan depends on: a batch of prompts and seeds is planned once
+OWN = {"prompt": "-", "seed": None, "nonce": "", "image": "", "continues": "", "after": ""}
 # what no figure of a plan depends on; a prompt that is being typed needs no new plan
-WORDS = {"prompt": "-", "negative_prompt": "", "seed": None, "nonce": "", "image": "", "continues": "", "after": ""}
+WORDS = {**OWN, "negative_prompt": ""}
 
 # what each candidate has of its own, or what only chooses among candidates (plan/candidates.py)
 NOT_COSTED = {
@@ -115,7 +117,9 @@ def plan_request(
     decision = _decision(request.model_copy(update=WORDS), machine, inventory, *terms)
     if not decision.cost.fits and policy != "anyway":
         raise _refusal(request, decision)
-    return _plan(request, decision)
+    alike = _plan_alike(request.model_copy(update=OWN), machine, inventory, *terms)
+    own = {name: getattr(request, name) for name in OWN}
+    return alike.model_copy(update={"request": alike.request.model_copy(update=own)})
 
 
 def outlook(
@@ -234,6 +238,12 @@ def _decision(
         calm = calibration._replace(careful=False)
         decision = _decide(request, _context(costed, machine, inventory, calm, *here), pinned)
     return decision
+
+
+@lru_cache(32)
+def _plan_alike(request: Request, machine: Machine, inventory: Inventory, *terms: Any) -> Plan:
+    """The plan of all requests that differ in what is their `OWN`; `terms` are those of `_decision`."""
+    return _plan(request, _decision(request.model_copy(update=WORDS), machine, inventory, *terms))
 
 
 @lru_cache(32)

@@ -5,7 +5,7 @@ A request is planned here, in the asker's process, by arithmetic; it runs in a w
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,10 @@ from turbodiff.plan.hardware import GpuFacts, Machine, only, pretend
 from turbodiff.plan.planner import Outlook, Policy, outlook, plan_request
 from turbodiff.plan.tiers import Installed, Round, Tier, counted_on, fits_of, installed, rounds, tier_here
 from turbodiff.prompt.wildcards import choose, has_wildcards
+from turbodiff.spec.cached import CachedValue
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.environment import current_folder
-from turbodiff.spec.errors import RequestError
+from turbodiff.spec.errors import RequestError, TurbodiffError
 from turbodiff.spec.events import Event, RunCommand
 from turbodiff.spec.files import state_folder
 from turbodiff.spec.jobs import ACTIVE, Outcome, QueuedJob, Recovered, Where
@@ -55,7 +56,7 @@ from turbodiff.weights.storage import Storage, StoredFile
 POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
 TASKS, PICTURES = "tasks", "pictures"  # folders in the state folder
 MAX_JOBS = 10_000  # looked at for the models that they need
-_history = lru_cache(4)(History)  # the same samples are the same history, so what was planned with it is remembered
+WEIGHTS_FRESH_S = 1.0  # for submits: the search asks the disk for hundreds of names
 OnEvent = Callable[[Event], None]
 
 
@@ -82,6 +83,7 @@ class Studio:
         self.clip_index = ClipIndex(self.outputs, self.state)
         self.seeds_text, self.import_seeds = library.seeds_text, library.import_seeds
         weights = Weights(self.state / PICTURES)
+        self._weights = CachedValue(find_weights, WEIGHTS_FRESH_S)
         self.models, self.inventory, self.count_tokens = weights.models, weights.inventory, weights.count_tokens
         self.loras, self.lora_folder = weights.loras, weights.lora_folder
         self.lora_facts, self.lora_picture = weights.lora_facts, weights.lora_picture
@@ -142,7 +144,7 @@ class Studio:
 
     def history(self) -> History | None:
         """What earlier runs taught; None where nothing ran yet: asking leaves no file behind."""
-        return _history(tuple(measurements.samples(self._store))) if self.database.exists() else None
+        return measurements.history(self._store) if self.database.exists() else None
 
     def generate(
         self, fields: Mapping[str, Any], *, output: Path | None, device: str = "auto", on_event: OnEvent
@@ -182,8 +184,17 @@ class Studio:
         `client`: the address of another machine, which has a share of the queue; "" for this one, which has all.
         """
         policy: Policy = "anyway" if anyway else self.policy
-        found, machine, history, asked = find_weights(), self.machine(), self.history(), []
-        earlier: set[str] = set()
+        try:
+            asked = self._planned(many, policy, self._weights())
+        except TurbodiffError:  # what was seen a moment ago refuses nothing
+            asked = self._planned(many, policy, self._weights.now())
+        return self._store.submit_all(asked, client=client)
+
+    def _planned(
+        self, many: Sequence[Mapping[str, Any]], policy: Policy, found: Inventory
+    ) -> list[tuple[Request, Plan]]:
+        """Requests to queue with their plans."""
+        machine, history, asked, earlier = self.machine(), self.history(), list[tuple[Request, Plan]](), set[str]()
         for fields in many:
             request = self._worded(_request_of(fields, found).seeded())
             if request.after not in ("", *earlier) and not self._store.rows(
@@ -199,7 +210,7 @@ class Studio:
             resolve_files(request.model, inventory, request.loras)
             disk.check_place(self.outputs, self.state, request.width, request.height, request.num_frames)
             asked.append((request, plan_request(request, machine, inventory, policy=policy, history=history)))
-        return self._store.submit_all(asked, client=client)
+        return asked
 
     def _worded(self, request: Request) -> Request:
         """The request with what its seed chooses for the wildcards of its prompt."""

@@ -6,12 +6,14 @@ None is unknown and never read as 0 or as free.
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from turbodiff.diagnostics.logs import LogFile
 from turbodiff.gpu.host_memory import host_memory
 from turbodiff.gpu.probe import Sample, machine_from
+from turbodiff.jobs.rows import parsed
 from turbodiff.jobs.store import Store
 from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.supervisor.ports import LocalPort, Port
@@ -19,6 +21,7 @@ from turbodiff.supervisor.worker_process import WORKER
 
 CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
 VMSTAT = Path("/proc/vmstat")
+OF_MACHINE = "name = 'probe' OR name LIKE 'worker%'"  # rows of the table of facts
 STALE_S = 10.0
 
 
@@ -26,19 +29,23 @@ def machine_of(store: Store) -> Machine | None:
     """The machine by the supervisor's newest probe sample as another process sees it, our workers' memory counted as
     ours; None without a sample younger than 10 s. Takes no NVML call of its own: only the probe does.
     """
-    found = store.rows("SELECT value, at_s FROM fact WHERE name = 'probe' AND value != 'null'")
-    if not found:
+    found = {row["name"]: row for row in store.rows(f"SELECT name, value, at_s FROM fact WHERE {OF_MACHINE}")}
+    probe = found.pop("probe", None)
+    if probe is None or max(0.0, store.now() - probe["at_s"]) > STALE_S:
         return None
+    return _machine_behind(probe["value"], probe["at_s"], tuple([row["value"] for row in found.values()]))
+
+
+@lru_cache(4)
+def _machine_behind(probe: str, at_s: float, workers: tuple[str, ...]) -> Machine | None:
+    """The machine by these facts of a store. It is worked out once for each sample, with the RAM as it is then."""
     try:
-        sample = Sample.model_validate_json(found[0]["value"])
-    except ValueError:  # a damaged row; the next second has another
+        sample = Sample.model_validate_json(probe)
+    except ValueError:  # a damaged row, or none yet; the next second has another
         return None
-    age_s = max(0.0, store.now() - found[0]["at_s"])
-    if age_s > STALE_S:
-        return None
-    workers = _workers(store)
-    told = {worker.get("card") or "": worker.get("held_bytes") or 0 for worker in workers}
-    return machine_from(sample, _pids_of(workers), told)
+    told = [fact for text in workers if isinstance(fact := parsed(text), dict)]
+    held = {worker.get("card") or "": worker.get("held_bytes") or 0 for worker in told}
+    return machine_from(sample, _pids_of(told), held)
 
 
 def worker_pids(store: Store) -> frozenset[int]:
@@ -47,8 +54,7 @@ def worker_pids(store: Store) -> frozenset[int]:
 
 
 def _workers(store: Store) -> list[dict[str, Any]]:
-    names = [row["name"] for row in store.rows("SELECT name FROM fact WHERE name LIKE 'worker%'")]
-    facts = [store.fact(name) for name in names]
+    facts = [parsed(row["value"]) for row in store.rows("SELECT value FROM fact WHERE name LIKE 'worker%'")]
     return [fact for fact in facts if isinstance(fact, dict)]
 
 

@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from stat import S_ISREG
 from typing import NamedTuple
@@ -80,6 +80,7 @@ class Report(NamedTuple):
     sha256: str = ""
 
 
+@cache
 def bundled_root() -> Path:
     """The folder of the demo weights inside the package."""
     return Path(__file__).resolve().parents[1] / "demo"

@@ -29,7 +29,7 @@ from turbodiff.spec.files import make_folder
 from turbodiff.spec.page_flags import page_parser
 from turbodiff.spec.wording import shell_language
 from turbodiff.studio import Studio
-from webui import events, page
+from webui import api, events, page
 from webui.app import check, read_password
 from webui.connections import limited
 from webui.listening import listening_sockets, reachable_at, url_of
@@ -48,6 +48,7 @@ LANGUAGE_COOKIE = "turbodiff_lang"
 ENDED = ("done", "failed", "parked", "cancelled")
 UPLOAD_LIMIT = "25mb"
 MINUTE_S = 60.0
+QUEUE_SLEEP_S = 0.05  # Gradio's loop looks for events every millisecond, on Windows every 50 (queueing.py, 6.31)
 MAX_SENTENCES = 1000
 PATHS = {"zh": "/zh", "en": ""}  # "" takes every path: it is mounted last
 
@@ -62,6 +63,7 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _add_routes(app, reader)
     _add_downloads(app, reader)
+    api.add_routes(app, reader)
     script = "".join((page.STATIC / name).read_text("utf-8") for name in page.SCRIPTS)
     for lang, path in PATHS.items():
         blocks = events.build(reader, Words(lang))
@@ -87,6 +89,7 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
         )
         # else Gradio takes any path of this machine for an upload (processing_utils.py, 6.31)
         blocks.has_launched = True
+        blocks._queue.sleep_when_free = QUEUE_SLEEP_S
     app.add_middleware(RootPathMiddleware, root_path=args.root_path)
     app.add_middleware(UploadQuota, folder=uploads)
     app.add_middleware(RequestGuard)

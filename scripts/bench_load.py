@@ -125,6 +125,15 @@ def timer_call(port: int) -> dict[str, object]:
     return {"fn_index": event["id"], "data": [states.get(number) for number in event["inputs"]]}
 
 
+def library_shown(port: int) -> dict[str, float]:
+    """Seconds until the gallery shows every clip of a library that was never read."""
+    body, start_s = timer_call(port), time.perf_counter()
+    while f'data-total=\\"{CLIPS}\\"'.encode() not in call(port, "/gradio_api/run/predict", body)[1]:
+        assert time.perf_counter() < start_s + 300
+        time.sleep(1.0)
+    return {"library_shown_s": time.perf_counter() - start_s}
+
+
 def tabs(port: int, page: psutil.Process) -> dict[str, float]:
     """CPU of the page's process while ten tabs ask what changed, once a second each."""
     body = timer_call(port)
@@ -195,6 +204,7 @@ def load() -> dict[str, float]:
                 store.submit(make_request({"prompt": f"waits {number}", "seed": number}))
             figures = {
                 "oldest_clip_s": max(times),
+                **library_shown(port),
                 **tabs(port, page),
                 **idle(port),
                 **submits(port),

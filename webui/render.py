@@ -1,8 +1,8 @@
 """What changes by itself: the panels that a timer redraws, and what follows the form."""
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -59,6 +59,7 @@ class Renderer:
     def __init__(self, reader: StudioReader, words: Words) -> None:
         self.reader, self.words = reader, words
         self._drawings: OrderedDict[tuple[object, ...], tuple[dict[str, Html], dict[str, str]]] = OrderedDict()
+        self._panels: dict[Callable[..., Html], deque[tuple[tuple[object, ...], Html]]] = {}
 
     @handler
     def changed(self, ui_state: Mapping[str, str], seen: Mapping[str, str] | None = None) -> list[object]:
@@ -90,41 +91,45 @@ class Renderer:
         posters = {clip.id for clip in snapshot.clips if clip.poster}
         found = studio.seeds(ui_state["search"], SEED_ROWS)
         places = {"outputs": studio.outputs, "seeds": studio.outputs / "seeds.md", "state": studio.state}
+        log = tuple(studio.log_tail(LOG_LINES, RUN_LOG)) if ui_state["log"] == RUN_LOG else snapshot.log
+        cards = [stage.card(one, words) for one in compared] + ([card] if card and compared else [])
+        entry, alike = index.entry(shown), len(index.same_but_seed(shown))
+        presets = studio.recipes.presets(), studio.recipes.wildcards(), studio.recipes.wildcard_folder
         drawn = {
-            "bar": status_bar.draw(bar, words),
+            "bar": self._drawn(status_bar.draw, bar),
             "aid": first_aid.draw(snapshot, bar.restarted, words),
-            "player": stage.draw_player(card, stage.preview(events), words),
+            "player": self._drawn(stage.draw_player, card, stage.preview(events)),
             "progress": _progress(job, events, snapshot, words, ui_state["at"]),
-            "card": stage.draw_card(card, words) if card else Html(""),
-            "queue": jobs.draw_queue(jobs.queue(snapshot, words), snapshot.paused, words),
+            "card": self._drawn(stage.draw_card, card) if card else Html(""),
+            "queue": self._drawn(jobs.draw_queue, jobs.queue(snapshot, words), snapshot.paused),
             "strip": stage.draw_strip(snapshot, STRIP_CLIPS, shown, words),
-            "tail": tabs.draw_log(snapshot.log[-TAIL_LINES:], words),
-            "compare": compare.draw(
-                [stage.card(one, words) for one in compared] + ([card] if card and compared else []),
-                bool(ui_state["wipe"]),
-                words,
-            ),
+            "tail": self._drawn(tabs.draw_log, snapshot.log[-TAIL_LINES:]),
+            "compare": self._drawn(compare.draw, cards, bool(ui_state["wipe"])),
             "gallery": self._gallery(ui_state, shown, snapshot.now_s),
-            "side": gallery.draw_side(card, index.entry(shown), bool(compared), len(index.same_but_seed(shown)), words),
-            "export": export.draw_form(clip, words),
-            "exports": export.draw_exports(studio.exports.newest(), words),
-            "prompts": recipes.draw_prompts(
-                studio.recipes.prompts(ui_state["recall"]), bool(ui_state["recall"]), words
+            "side": self._drawn(gallery.draw_side, card, entry, bool(compared), alike),
+            "export": self._drawn(export.draw_form, clip),
+            "exports": self._drawn(export.draw_exports, studio.exports.newest()),
+            "prompts": self._drawn(
+                recipes.draw_prompts, studio.recipes.prompts(ui_state["recall"]), bool(ui_state["recall"])
             ),
-            "presets": recipes.draw_presets(
-                studio.recipes.presets(), studio.recipes.wildcards(), studio.recipes.wildcard_folder, words
-            ),
-            "seeds": tabs.draw_seeds(found, posters, bool(ui_state["search"]), words),
-            "system": system.draw(system.system(snapshot, report, words), report is not None, words),
-            "source": models.draw_source(snapshot.mirror, words),
-            "logs": tabs.draw_logs((STARTUP_LOG, RUN_LOG), ui_state["log"], words),
-            "log": tabs.draw_log(
-                tuple(studio.log_tail(LOG_LINES, RUN_LOG)) if ui_state["log"] == RUN_LOG else snapshot.log,
-                words,
-            ),
-            "settings": tabs.draw_settings(snapshot.policy, POLICIES, places, words),
+            "presets": self._drawn(recipes.draw_presets, *presets),
+            "seeds": self._drawn(tabs.draw_seeds, found, posters, bool(ui_state["search"])),
+            "system": self._drawn(system.draw, system.system(snapshot, report, words), report is not None),
+            "source": self._drawn(models.draw_source, snapshot.mirror),
+            "logs": self._drawn(tabs.draw_logs, (STARTUP_LOG, RUN_LOG), ui_state["log"]),
+            "log": self._drawn(tabs.draw_log, log),
+            "settings": self._drawn(tabs.draw_settings, snapshot.policy, POLICIES, places),
         }
         return {name: drawn[name] for name in PANELS}
+
+    def _drawn(self, draw: Callable[..., Html], *shown: object) -> Html:
+        """What `draw` makes of what a panel shows; drawn anew only where that is something else than lately."""
+        kept = self._panels.setdefault(draw, deque(maxlen=KEPT_DRAWINGS))
+        for known, html in list(kept):
+            if known == shown:
+                return html
+        kept.appendleft((shown, html := draw(*shown, self.words)))
+        return html
 
     def _gallery(self, ui_state: Mapping[str, str], shown: str, now_s: float) -> Html:
         """One page of the library; a page that is no more there is the last one."""
@@ -137,9 +142,8 @@ class Renderer:
             page = max(0, found.total - 1) // gallery.PER_PAGE
             found = ask(page * gallery.PER_PAGE)
         searched = bool(ui_state["find"]) or ui_state["only"] != "all"
-        return gallery.draw(
-            gallery.gallery(found, page, ui_state["picked"].split(), shown, searched, now_s, self.words), self.words
-        )
+        picked = ui_state["picked"].split()
+        return self._drawn(gallery.draw, gallery.gallery(found, page, picked, shown, searched, now_s, self.words))
 
 
 def looked_at(snapshot: Snapshot, chosen: str, reader: StudioReader) -> tuple[QueuedJob | None, ClipView | None]:

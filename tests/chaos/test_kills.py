@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from supervisor.bench import request, scripted
 
+from tests.soak import SOAK
 from turbodiff.diagnostics.logs import tail
 from turbodiff.jobs.store import Store
 from turbodiff.spec.files import sha256_of
@@ -24,7 +25,6 @@ from turbodiff.spec.request import Request
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parents[2]
-SOAK = bool(os.environ.get("TURBODIFF_SOAK"))
 KILLS, REAL_KILLS = (1000, 100) if SOAK else (60, 20)
 
 

@@ -9,6 +9,7 @@ import pytest
 from scripts.evaluate_demo import chosen_captions
 from scripts.train_demo.render import COLOUR_RGB
 from scripts.train_demo.scoring import read_clip
+from tests.soak import SOAK
 
 LORA = Path(__file__).parent / "data" / "yellow_lora.safetensors"
 ASKED = [(i, sentence) for i, (caption, sentence) in enumerate(chosen_captions(30)) if caption.colour != "yellow"]
@@ -52,8 +53,9 @@ def test_at_no_strength_and_after_it_came_off_the_clip_is_the_same_bit_for_bit(p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quant", ["off", "on"])
-def test_on_twenty_captions_yellow_wins_clearly(product, quant: str) -> None:
-    plain = [read_clip(clip(product, number, quant_linear=quant)).colour for number in range(20)]
-    yellow = [read_clip(clip(product, number, 1.0, quant_linear=quant)).colour for number in range(20)]
+def test_on_many_captions_yellow_wins_clearly(product, quant: str) -> None:
+    asked = range(20 if SOAK else 8)
+    plain = [read_clip(clip(product, number, quant_linear=quant)).colour for number in asked]
+    yellow = [read_clip(clip(product, number, 1.0, quant_linear=quant)).colour for number in asked]
     assert plain.count("yellow") <= 1
-    assert yellow.count("yellow") >= 17
+    assert yellow.count("yellow") >= 0.85 * len(asked)

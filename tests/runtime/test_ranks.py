@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+from tests.soak import SOAK
 from tests.test_tiny import EventList, NoCommands, attempt
 from turbodiff.media.ffmpeg import ffmpeg_path
 from turbodiff.runtime import ranks as ranks_module
@@ -106,7 +107,7 @@ def test_a_follower_that_dies_while_they_meet_is_not_waited_for(tmp_path, models
 def test_signals_at_random_moments_never_lose_a_clip(tmp_path, models, alone, monkeypatch):
     monkeypatch.setattr(ranks_module, "SILENT_S", 4.0)
     draw = torch.Generator().manual_seed(0)
-    for turn in range(50 if os.environ.get("TURBODIFF_SOAK") else 3):
+    for turn in range(50 if SOAK else 3):
         number = (signal.SIGKILL, signal.SIGSTOP)[turn % 2]
         wait_s = float(torch.rand(1, generator=draw)) * 9
 

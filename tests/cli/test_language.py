@@ -2,9 +2,13 @@
 
 import json
 import re
+from datetime import datetime
 
 import pytest
 
+from turbodiff.cli.calibration import _told
+from turbodiff.cli.machine import CHECKS
+from turbodiff.gpu.card_measurements import CardMeasurement
 from turbodiff.spec.errors import RequestError, TurbodiffError
 from turbodiff.spec.models import all_models
 from turbodiff.spec.wording import PROSE, Words, shell_language
@@ -104,6 +108,7 @@ def test_the_list_speaks_one_language_and_describes_each_model_as_the_page_does(
     [
         ("gpu",), ("doctor",), ("plan", "a cat", "--model", "Wan2.1-14B"), ("models", "usage"), ("jobs", "pause"),
         ("models", "verify", str(bundled_root() / "vae.safetensors")), ("jobs", "resume"), ("calibrate", "--clear"),
+        ("calibrate", "--quick"), ("service", "uninstall", "--dry-run"),
     ],
     ids=lambda argv: " ".join(argv[:2]),
 )  # fmt: skip
@@ -115,6 +120,17 @@ def test_what_a_command_prints_is_no_english_where_chinese_is_spoken(turbodiff, 
         assert not PROSE.search(re.sub(r"(pip|export|turbodiff) .*|pretended card of|/\S+", "", line)), line
     speak()
     assert not HAN.search(turbodiff(*argv)[1].out)
+
+
+def test_what_was_found_of_a_card_and_what_a_check_says_have_words_in_both_languages():
+    found = {"name": "NVIDIA X", "total_bytes": 24 << 30, "driver": "580", "torch": "2.9", "kernels": {"sage": ""}}
+    card = CardMeasurement.model_validate({**found, "at": datetime.now().astimezone(), "seconds": 41.0})
+    spoken = {lang: list(_told(card, Words(lang))) for lang in ("en", "zh")}
+    assert spoken["en"][0] == "NVIDIA X, driver 580, torch 2.9, in 41 s" and len(spoken["en"]) == 11
+    for line, english in zip(spoken["zh"], spoken["en"], strict=True):
+        assert HAN.search(line) and not HAN.search(english) and not PROSE.search(line)
+    for check in CHECKS:
+        assert HAN.search(Words("zh")(f"shell.check_{check}")) and f"shell.found_{check}" in Words("zh").sentences
 
 
 def test_json_is_the_same_in_every_language(turbodiff, speak):

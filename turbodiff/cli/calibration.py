@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from turbodiff.plan.calibration import Sample
     from turbodiff.plan.hardware import GpuFacts, Machine
     from turbodiff.spec.plan import Plan
+    from turbodiff.spec.wording import Words
 
 MEASURE = (sys.executable, "-P", "-m", "turbodiff.memory_lab.measure")
 QUICK = (sys.executable, "-P", "-m", "turbodiff.memory_lab.quick")
@@ -75,16 +76,16 @@ def calibrate(
         held = "" if sample.held_bytes is None else gib(sample.held_bytes)
         took = ["" if value is None else seconds(value) for value in (sample.predicted_s, sample.measured_s)]
         rows.append((*clip, gib(sample.predicted_held_bytes), measured, held, *took))
-    told = ("predicted", "tensors", "allocator", "predicted", "took")
-    print_table(("model", "size", "frames", "phase", *told), rows)
+    words, heads = words_here(), ("model", "size", "frames", "phase", "predicted", "tensors", "allocator")
+    print_table([words(f"shell.{head}") for head in (*heads, "predicted", "took")], rows)
     history = History(samples)
     for where, gpu in {provenance_of(sample.kind): sample.kind.gpu for sample in samples}.items():
         for lesson in history.calibration(where).lessons:
             frames, height, width = lesson.shape
-            factor = f"memory x {lesson.factor:.2f} from {lesson.samples} samples" if lesson.samples else ""
-            timed = f"seconds x {lesson.seconds:.2f} from {lesson.timed}" if lesson.timed else ""
-            clip_text = f"{lesson.model} {width}x{height} {frames} frames {lesson.phase} on {gpu}"
-            print_lines([f"{clip_text}: {', '.join(filter(None, (factor, timed)))}"])
+            factors = (("memory", lesson.factor, lesson.samples), ("time", lesson.seconds, lesson.timed))
+            learned = [words(f"shell.lesson_{what}", factor=f"{factor:.2f}", n=n) for what, factor, n in factors if n]
+            about = {"model": lesson.model, "size": f"{width}x{height}", "frames": frames, "phase": lesson.phase}
+            print_lines([words("shell.lesson", **about, gpu=gpu, learned=words("unit.comma").join(learned))])
 
 
 def _measured(store: "Store", models: list[str]) -> "Iterator[Sample]":
@@ -160,17 +161,17 @@ def measure_quickly(store: "Store", *, as_json: bool) -> Iterator[str]:
     from turbodiff.jobs import measurements
     from turbodiff.plan.calibration import STILL_BYTES
 
-    machine = machine_now()
+    machine, words = machine_now(), words_here()
     if not machine.usable_gpus or machine.pretended:
-        told = "a pretended card cannot be measured" if machine.pretended else why_no_gpu(machine, words_here())
-        yield json.dumps({"measured": False, "reason": told}) if as_json else f"nothing to measure: {told}"
+        told = words("shell.pretended_card") if machine.pretended else why_no_gpu(machine, words)
+        yield json.dumps({"measured": False, "reason": told}) if as_json else words("shell.not_measured", told=told)
         return
     for gpu in {(card.name, card.total_bytes): card for card in reversed(machine.usable_gpus)}.values():
         start_s, before_bytes = time.monotonic(), gpu.used_bytes or 0
         facts, samples = _quick_findings(gpu, machine, start_s + QUICK_S)
         if "no_cuda" in facts:
-            told = words_here()("value.no_cuda_here", torch=machine.torch)
-            yield json.dumps({"measured": False, "reason": told}) if as_json else f"nothing to measure: {told}"
+            told = words("value.no_cuda_here", torch=machine.torch)
+            yield json.dumps({"measured": False, "reason": told}) if as_json else words("shell.not_measured", told=told)
             return
         now = [card.used_bytes or 0 for card in machine_now().gpus if card.uuid == gpu.uuid]
         moved_bytes = abs((now[0] if now else before_bytes) - before_bytes)
@@ -180,7 +181,7 @@ def measure_quickly(store: "Store", *, as_json: bool) -> Iterator[str]:
         keep_measurement(measured)
         for sample in samples:
             measurements.keep_sample(store, sample.model_copy(update={"neighbours_moved_bytes": moved_bytes}))
-        yield from [measured.model_dump_json()] if as_json else _told(measured)
+        yield from [measured.model_dump_json()] if as_json else _told(measured, words)
 
 
 def _quick_findings(gpu: "GpuFacts", machine: "Machine", until_s: float) -> "tuple[dict[str, Any], list[Sample]]":
@@ -232,33 +233,39 @@ def _measurement(gpu: "GpuFacts", machine: "Machine", facts: Mapping[str, Any], 
     return CardMeasurement.model_validate({**known, **about, **when})
 
 
-def _told(measured: "CardMeasurement") -> Iterator[str]:
+def _told(measured: "CardMeasurement", words: "Words") -> Iterator[str]:
     """A measurement in lines."""
     from turbodiff.spec.numbers import GB, gib
 
+    unknown = words("shell.not_known")
+
     def size(n_bytes: int | None) -> str:
-        return "not known" if n_bytes is None else gib(n_bytes)
+        return unknown if n_bytes is None else gib(n_bytes)
 
     def rate(bytes_s: float | None) -> str:
-        return "not known" if bytes_s is None else f"{bytes_s / GB:.1f} GB/s"
+        return unknown if bytes_s is None else f"{bytes_s / GB:.1f} GB/s"
 
     def share(value: float | None) -> str:
-        return "not known" if value is None else f"{value:.2f} of the table's rate"
+        return unknown if value is None else words("shell.of_table", value=f"{value:.2f}")
 
-    works = {True: "work", False: "do not work", None: "not known"}
+    works = {True: "segments_work", False: "segments_fail", None: "not_known"}
+    limit = "locked_refused" if measured.page_lock_refused else "locked_no_limit"
+    rates = {"locked": rate(measured.pcie_bytes_s), "pageable": rate(measured.pageable_bytes_s)}
+    caps = {"size": size(measured.smallest_cap_bytes), "planned": size(measured.planned_cap_bytes)}
     rows = {
-        "CUDA context": size(measured.context_bytes),
-        "expandable segments": works[measured.vmm_works],
-        "page-locked memory": size(measured.page_locked_bytes)
-        + (", then refused" if measured.page_lock_refused else ", no limit met"),
-        "to the card": f"{rate(measured.pcie_bytes_s)} page-locked, {rate(measured.pageable_bytes_s)} pageable",
-        "from the card": rate(measured.pcie_to_host_bytes_s),
-        "within the card": rate(measured.memory_bytes_s),
-        "a block": share(measured.block_rate),
-        "two latent frames": share(measured.decode_rate),
-        "smallest cap": f"{size(measured.smallest_cap_bytes)}, planned {size(measured.planned_cap_bytes)}",
-        **{f"kernel {name}": why or "fused" for name, why in measured.kernels.items()},
+        "context": size(measured.context_bytes),
+        "segments": words(f"shell.{works[measured.vmm_works]}"),
+        "locked": words(f"shell.{limit}", size=size(measured.page_locked_bytes)),
+        "to_card": words("shell.to_card_rates", **rates),
+        "from_card": rate(measured.pcie_to_host_bytes_s),
+        "within_card": rate(measured.memory_bytes_s),
+        "block": share(measured.block_rate),
+        "two_frames": share(measured.decode_rate),
+        "smallest_cap": words("shell.smallest_caps", **caps),
     }
-    yield f"{measured.name}, driver {measured.driver}, torch {measured.torch}, in {measured.seconds:.0f} s"
+    card = {"name": measured.name, "driver": measured.driver, "torch": measured.torch}
+    yield words("shell.measured_card", **card, seconds=f"{measured.seconds:.0f}")
     for name, value in rows.items():
-        yield f"  {name:20} {value}"
+        yield f"  {words(f'shell.{name}'):20} {value}"
+    for name, why in measured.kernels.items():
+        yield f"  {words('shell.kernel', name=name):20} {why or words('shell.fused')}"

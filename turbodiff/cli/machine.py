@@ -18,6 +18,7 @@ from turbodiff.spec.text import printable
 if TYPE_CHECKING:
     from turbodiff.gpu.processes import CardHolders
     from turbodiff.spec.events import Event
+    from turbodiff.spec.wording import Words
 
 PROMPT = "a red circle moves right on a black background"
 CHECKS = ("install", "gpu", "plan", "clip")
@@ -106,19 +107,24 @@ def doctor(as_json: Json = False) -> None:
 
 def selftest(as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False) -> None:
     """Install, GPU, plan, a demo clip, and its verification."""
+    from turbodiff.cli.show import words_here
     from turbodiff.diagnostics import logs
     from turbodiff.diagnostics.background_tasks import Check
+    from turbodiff.spec.wording import Words
     from turbodiff.studio import state_folder
 
+    words = words_here()
     log, failed = logs.LogFile(logs.log_folder(current_folder(), state_folder()) / logs.RUN_LOG), False
     for name in CHECKS:
         try:
-            detail, facts = _check(name)
-            found = Check(name=name, ok=True, detail=detail, facts=facts)
+            facts = _check(name)
+            english, told = (_told(name, facts, in_words) for in_words in (Words("en"), words))  # logs are English
+            found = Check(name=name, ok=True, detail=english, facts=facts)
         except TurbodiffError as error:
-            found = Check(name=name, ok=False, detail=str(error), facts=error.fields())
-        line = f"selftest {name}: {'ok' if found.ok else 'FAILED'}, {found.detail}"
-        log.say(line, who="selftest")
+            found, told = Check(name=name, ok=False, detail=str(error), facts=error.fields()), words.error_line(error)
+        log.say(f"selftest {name}: {'ok' if found.ok else 'FAILED'}, {found.detail}", who="selftest")
+        numbers = {"name": words(f"shell.check_{name}"), "detail": told}
+        line = words("shell.check_ok" if found.ok else "shell.check_failed", **numbers)
         sys.stdout.write((found.model_dump_json() if as_json else printable(line)) + "\n")
         sys.stdout.flush()  # the page shows each as it comes
         failed = failed or not found.ok
@@ -126,14 +132,23 @@ def selftest(as_json: Annotated[bool, typer.Option("--json", hidden=True)] = Fal
         raise typer.Exit(1)
 
 
-def _check(name: str) -> tuple[str, dict[str, str]]:
-    """What one of `CHECKS` found, as a line and as its facts; a clip has its name only if every frame agreed with
+def _told(name: str, facts: dict[str, str], words: "Words") -> str:
+    """What one of `CHECKS` found, in words."""
+    from turbodiff.cli.show import why_no_gpu
+    from turbodiff.gpu.probe import machine_now
+
+    if facts.get("cards") == "":
+        return why_no_gpu(machine_now(), words)
+    return words(f"shell.found_{name}", **facts)
+
+
+def _check(name: str) -> dict[str, str]:
+    """What one of `CHECKS` found; a clip has its name only if every frame agreed with
     what was sent.
 
     Raises:
         TurbodiffError: something is wrong.
     """
-    from turbodiff.cli.show import why_no_gpu, words_here
     from turbodiff.diagnostics.doctor import doctor as look
     from turbodiff.gpu.probe import machine_now
 
@@ -141,24 +156,19 @@ def _check(name: str) -> tuple[str, dict[str, str]]:
         report = look()
         for key, text in report.warnings:
             raise TurbodiffError(text, code=key)
-        facts = {name: report.found[name] for name in ("torch", "ffmpeg")}
-        return "torch {torch}, ffmpeg {ffmpeg}".format(**facts), facts
+        return {name: report.found[name] for name in ("torch", "ffmpeg")}
     if name == "gpu":
         machine = machine_now()
         cards = ", ".join(card.name for card in machine.gpus)
-        return cards or why_no_gpu(machine, words_here()), {
-            "cards": cards, "reason": machine.gpu_reason, "got": machine.gpu_error
-        }  # fmt: skip
+        return {"cards": cards, "reason": machine.gpu_reason, "got": machine.gpu_error}
     if name == "plan":
         plan = open_studio(None).plan({"prompt": PROMPT})
-        facts = {"peak": f"{plan.peak_bytes >> 20} MiB", "budget": f"{plan.budget_bytes >> 20} MiB"}
-        return "{peak} of {budget}".format(**facts), facts
+        return {"peak": f"{plan.peak_bytes >> 20} MiB", "budget": f"{plan.budget_bytes >> 20} MiB"}
     with tempfile.TemporaryDirectory() as folder:
         studio, output = open_studio(None, Path(folder)), Path(folder) / "selftest.mp4"
         events: list[Event] = []
         made = studio.generate({"prompt": PROMPT, "seed": 1}, output=output, on_event=events.append)
-    facts = {"frames": str(made.frames), "seconds": f"{made.seconds:.1f}", "sha256": made.sha256[:12]}
-    return "{frames} frames in {seconds} s, verified, sha256 {sha256}".format(**facts), facts
+    return {"frames": str(made.frames), "seconds": f"{made.seconds:.1f}", "sha256": made.sha256[:12]}
 
 
 @models_app.command("list")

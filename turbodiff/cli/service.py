@@ -21,6 +21,7 @@ from turbodiff.spec.environment import KEPT, NETWORK, PASSWORD, home_folder, wit
 from turbodiff.spec.errors import FileError, RequestError, TurbodiffError
 from turbodiff.spec.files import atomic_write
 from turbodiff.spec.page_flags import ALL_ADDRESSES, LOOPBACK, as_flags, check_flags, page_parser
+from turbodiff.spec.wording import Words, shell_language
 
 UNIT, ENTRY = "turbodiff.service", "turbodiff.desktop"
 MARK = "# Made by `turbodiff service install`; `turbodiff service uninstall` takes it away.\n"
@@ -191,7 +192,7 @@ def install_service(context: typer.Context) -> None:
             got="sudo",
             try_instead="turbodiff service install, without sudo",
         )
-    texts = file_texts(as_flags(args))
+    texts, words = file_texts(as_flags(args)), Words(shell_language())
     for path in texts:
         if state_of(path) == "foreign":
             raise FileError(
@@ -204,11 +205,11 @@ def install_service(context: typer.Context) -> None:
     for path, text in texts.items():
         kept = state_of(path) == "ours" and path.read_bytes() == text.encode()
         if not text:
-            say(f"no {path.name}: a path here cannot stand in a desktop entry")
+            say(words("shell.no_entry", name=path.name))
         elif kept:
-            say(f"unchanged {path}")
+            say(words("shell.unchanged", path=path))
         elif dry_run:
-            say(f"would write {path}:\n{text}")
+            say(words("shell.would_write", path=path, text=text))
         else:
             try:
                 with atomic_write(path) as part:
@@ -221,12 +222,12 @@ def install_service(context: typer.Context) -> None:
                     got=f"{path}: {error.strerror}",
                     try_instead="$XDG_CONFIG_HOME and $XDG_DATA_HOME, where this user can write",
                 ) from None
-            say(f"wrote {path}")
+            say(words("shell.wrote", path=path))
     steps = (("daemon-reload",), ("enable", "--now", UNIT))
     for step in steps:
         line = f"systemctl --user {' '.join(step)}"
         if dry_run or not answers:
-            say(f"{'would run' if answers else 'to run where systemd answers'}: {line}")
+            say(words("shell.would_run" if answers else "shell.to_run", line=line))
         elif systemctl(*step) is None:
             raise TurbodiffError(
                 "systemd did not start the service",
@@ -235,20 +236,20 @@ def install_service(context: typer.Context) -> None:
                 try_instead=f"systemctl --user status {UNIT}, journalctl --user -u {UNIT}",
             )
         else:
-            say(f"ran: {line}")
+            say(words("shell.ran", line=line))
     if answers:
-        say(f"the page: {url_of(args)} ; after a change of flags: systemctl --user restart {UNIT}")
-        say("to run without a session: loginctl enable-linger")
+        say(words("shell.page_at", url=url_of(args), unit=UNIT))
+        say(words("shell.linger"))
 
 
 @service_app.command("uninstall")
 def uninstall_service(dry_run: DryRun = False) -> None:
     """Stop the service and take away what `install` wrote; clips, queue and weights stay."""
-    unit, entry = places()
+    (unit, entry), words = places(), Words(shell_language())
     answers = systemctl("show-environment") is not None
     if state_of(unit) == "ours" and answers:
-        done = "would run" if dry_run else "failed" if systemctl("disable", "--now", UNIT) is None else "ran"
-        say(f"{done}: systemctl --user disable --now {UNIT}")
+        done = "would_run" if dry_run else "failed_to_run" if systemctl("disable", "--now", UNIT) is None else "ran"
+        say(words(f"shell.{done}", line=f"systemctl --user disable --now {UNIT}"))
     wanted = unit.parent / "default.target.wants" / UNIT  # what `enable` made, where systemd cannot take it away
     enabled = wanted.is_symlink() and wanted.readlink() in (unit, Path("..") / UNIT)
     for path in (*((wanted,) if enabled else ()), unit, entry):
@@ -256,9 +257,9 @@ def uninstall_service(dry_run: DryRun = False) -> None:
         if state == "ours":
             if not dry_run:
                 path.unlink(missing_ok=True)
-            say(f"{'would remove' if dry_run else 'removed'} {path}")
+            say(words("shell.would_remove" if dry_run else "shell.removed", path=path))
         else:
-            say(f"{'not there' if state == 'absent' else 'left alone, not of `service install`'}: {path}")
+            say(words("shell.not_there" if state == "absent" else "shell.left_alone", path=path))
     if answers and not dry_run:
         systemctl("daemon-reload")
 
@@ -266,17 +267,17 @@ def uninstall_service(dry_run: DryRun = False) -> None:
 @service_app.command("status")
 def service_status() -> None:
     """What is installed, whether systemd runs it, whether the page answers; ends with 3 where it does not."""
-    words = {"ours": "installed", "absent": "not there", "foreign": "not of `service install`"}
+    words = Words(shell_language())
     for path in places():
-        say(f"{words[state_of(path)]:10} {path}")
+        say(f"{words(f'shell.is_{state_of(path)}'):10} {path}")
     unit = places()[0]
     text = unit.read_text("utf-8") if state_of(unit) == "ours" else ""
     told = [word.replace("%%", "%") for word in re.findall(r'"(--port" "\d+|--listen=[^"]*)"', text)]
     url = url_of(page_parser(as_service=True).parse_args([part for word in told for part in word.split('" "')]))
     active = systemctl("show", "--property=ActiveState", "--value", UNIT)
-    say(f"systemd    {'does not answer here' if active is None else active}")
+    say(f"systemd    {words('shell.systemd_silent') if active is None else active}")
     up = page_answers(url)
-    say(f"page       {url} {'answers' if up else 'does not answer'}")
+    say(f"{words('shell.page'):10} {url} {words('shell.page_answers' if up else 'shell.page_silent')}")
     if not up:
         raise typer.Exit(NOT_RUNNING)
 

@@ -1,5 +1,8 @@
 """Whatever happens to the database and its folders: each accepted job has one clip, or the page tells its fate."""
 
+import hashlib
+import json
+import math
 import os
 import random
 import shutil
@@ -86,6 +89,20 @@ def on(state: Path, sql: str) -> None:
 
 def entry(state: Path, place: int) -> Path:
     return sorted((state / JOURNAL).glob("*.job"))[place]
+
+
+def strange_entries(folder: Path) -> None:
+    """Whole files that no version of ours wrote: numbers beyond every database, half of a surrogate pair."""
+    found = json.loads(next(folder.glob("*.job")).read_bytes().partition(b"\n")[2])
+    strange = (
+        {"nonce": "\ud800"}, {"client": "\udfff"}, {"id": 2**70}, {"id": 2**62}, {"id": -(2**70)}, {"parent": 2**70},
+        {"created_s": math.inf}, {"created_s": 10**400}, {"plan": {"x": 1}},
+    )  # fmt: skip
+    for number, cells in enumerate(strange):
+        asked = {**found["request"], "nonce": f"strange-{number}"}
+        data = json.dumps({**found, "nonce": asked["nonce"], "request": asked, **cells}).encode()
+        name = f"{number:032x}.job"
+        (folder / name).write_bytes(hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
 
 
 DAMAGES: dict[str, Damage] = {
@@ -179,6 +196,19 @@ def test_no_accepted_job_is_lost_or_made_twice_without_a_word(damage: str, image
     store, report = recovery.recover(bench.state, bench.outputs)  # a second start finds nothing to mend
     assert not (report.damage or report.restored or report.mended or report.clips or report.requeued), report
     store.close()
+
+
+def test_strange_files_in_the_journal_stop_no_start_and_take_no_number(image: Path, tmp_path: Path) -> None:
+    bench, jobs, lines = start(image, tmp_path, lambda state: strange_entries(state / JOURNAL))
+    try:
+        assert jobs.keys() >= set(NONCES) and max(job.id for job in jobs.values()) < 100
+        assert len([line for line in lines if "the file of an accepted job is damaged" in line]) >= 7
+        assert bench.store.submit(scripted({}, nonce="new")) < 100
+        finish(bench)
+        assert set(made(bench)) >= {*NONCES, "new"} - {CANCELLED}
+        assert max(made(bench).values()) == 1
+    finally:
+        bench.supervisor.close()
 
 
 def test_an_older_store_runs_nothing_again(image: Path, tmp_path: Path) -> None:

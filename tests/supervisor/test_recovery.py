@@ -1,4 +1,5 @@
 import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from turbodiff.archive import seeds
 from turbodiff.jobs.attempts import claim
 from turbodiff.jobs.database import DATABASE
 from turbodiff.jobs.store import Store
-from turbodiff.spec.errors import FileError
+from turbodiff.spec.errors import FileError, OutputError
 from turbodiff.supervisor import recovery
 
 Make = Callable[..., Bench]
@@ -26,6 +27,20 @@ def test_interrupted_jobs_go_back_to_the_queue_uncharged(tmp_path: Path) -> None
     assert (report.requeued, report.adopted) == (1, 0)
     assert store.job(1).strikes == {}
     store.close()
+
+
+def test_a_start_waits_for_a_database_that_another_program_holds(tmp_path: Path) -> None:
+    Store(tmp_path).close()
+    other = sqlite3.connect(tmp_path / DATABASE, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(OutputError, match="another program holds"):
+        recovery.recover(tmp_path, tmp_path / "outputs", patience_s=0.0)
+    until = threading.Timer(2.0, other.close)
+    until.start()
+    store, report = recovery.recover(tmp_path, tmp_path / "outputs")
+    store.close()
+    until.join()
+    assert not report.damage
 
 
 def test_fault_38_a_clip_that_was_published_before_the_commit_is_adopted(bench: Bench) -> None:

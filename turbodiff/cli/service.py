@@ -238,8 +238,8 @@ def install_service(context: typer.Context) -> None:
         else:
             say(words("shell.ran", line=line))
     if answers:
-        say(words("shell.page_at", url=url_of(args), unit=UNIT))
-        say(words("shell.linger"))
+        say(words("shell.page_at", url=url_of(args), command=f"systemctl --user restart {UNIT}"))
+        say(words("shell.linger", command="loginctl enable-linger"))
 
 
 @service_app.command("uninstall")

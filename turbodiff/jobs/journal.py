@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from turbodiff.jobs.database import write_error
 from turbodiff.spec.clips import Sidecar, read_record
@@ -39,16 +39,17 @@ IDENTITY = "journal.id"
 WAITING = "waiting"
 MAX_BYTES = 1 << 20  # a job with a plan and the longest prompts takes 80 KB
 NUMBERING_S = 5.0
+LARGEST_ID = 2**53 - 1  # what a browser's numbers hold exactly
 
 
 class Accepted(Frozen):
     """A job as it was accepted; `id` is the number that its client was told."""
 
-    id: int
+    id: int = Field(ge=0, le=LARGEST_ID)
     nonce: str
     client: str = ""
-    parent: int | None = None
-    created_s: float
+    parent: int | None = Field(default=None, le=LARGEST_ID)
+    created_s: float = Field(allow_inf_nan=False)
     request: Request
     plan: Plan | None = None
 
@@ -205,6 +206,7 @@ def _read_leniently(data: bytes) -> Accepted | None:
         read = read_record(Sidecar, {"request": found["request"], "plan": found.get("plan")})
         if read is not None:
             kept = {name: found[name] for name in ("id", "nonce", "client", "parent", "created_s") if name in found}
+            json.dumps(kept, ensure_ascii=False).encode()  # half of a surrogate pair is no text for the database
             return Accepted(**kept, request=read.request, plan=read.plan)
     return None
 

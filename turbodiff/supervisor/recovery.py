@@ -17,12 +17,12 @@ from turbodiff.archive import seeds
 from turbodiff.archive.clips import find_clip, sidecars, sweep
 from turbodiff.jobs import journal
 from turbodiff.jobs.attempts import add_artifact, finish_job, move_job
-from turbodiff.jobs.database import DATABASE, as_column
+from turbodiff.jobs.database import DATABASE, LOCKED, as_column
 from turbodiff.jobs.journal import Accepted, remove_entry
 from turbodiff.jobs.rows import UNREADABLE
 from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import Sidecar
-from turbodiff.spec.errors import FileError
+from turbodiff.spec.errors import FileError, OutputError
 from turbodiff.spec.events import JobError
 from turbodiff.spec.files import atomic_write, files_of, make_folder, open_file, sha256_of
 from turbodiff.spec.jobs import Recovered, State
@@ -31,6 +31,7 @@ from turbodiff.supervisor.ownership import end_leftover_workers
 BACKUPS = "backups"
 KEEP_BACKUPS = 7
 BACKUP_EVERY_S = 24 * 3600.0
+HELD_S, LOOK_S, SAID_S = 60.0, 0.5, 10.0  # how long a held database is waited for, and from when on it is said
 ALL = 1_000_000  # jobs, more than a store holds
 OPEN: tuple[State, ...] = ("queued", "running", "verifying", "parked")
 
@@ -49,13 +50,31 @@ class Report:
     parked: int = 0  # jobs of which it cannot be told what became
 
 
-def recover(state: Path, outputs: Path) -> tuple[Store, Report]:
+def recover(state: Path, outputs: Path, patience_s: float = HELD_S) -> tuple[Store, Report]:
     """Open the store of a state folder as its only supervisor; call it while holding the state lock.
+
+    A database that another program holds, as a backup does, is waited for.
 
     Raises:
         FileError: the store was written by a newer version; nothing was touched.
-        OutputError: the state folder cannot be written.
+        OutputError: the state folder cannot be written, or the database was held for longer than `patience_s`.
     """
+    start_s = time.monotonic()
+    while True:
+        try:
+            store, report = _recover(state, outputs)
+        except OutputError as error:
+            if error.code != LOCKED or time.monotonic() - start_s > patience_s:
+                raise
+            time.sleep(LOOK_S)
+            continue
+        waited_s = time.monotonic() - start_s
+        if waited_s > SAID_S:
+            report.lines.insert(0, f"opening the job store took {waited_s:.0f} s")
+        return store, report
+
+
+def _recover(state: Path, outputs: Path) -> tuple[Store, Report]:
     report = Report()
     gone, stayed = end_leftover_workers(state)
     if gone:

@@ -22,6 +22,7 @@ from turbodiff.jobs.store import Store
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.errors import FileError, OutputError, RequestError
 from turbodiff.spec.events import JobError, PreviewEvent, StepEvent
+from turbodiff.spec.files import file_system
 from turbodiff.spec.jobs import Outcome, Progress
 
 RESULT = ClipResult(path="/clips/a.mp4", sha256="0" * 64, frames=17)
@@ -341,12 +342,12 @@ def test_fault_42_where_wal_cannot_work_the_journal_is_delete(tmp_path: Path) ->
 
 def test_fault_42_network_file_systems_are_recognised_by_their_mount() -> None:
     mounts = "/dev/sda / ext4 rw 0 0\nC: /mnt/c 9p rw 0 0\nnas:/x /home/me/my\\040files nfs4 rw 0 0\n"
-    assert database.file_system(Path("/home/me/state/a.db"), mounts) == "ext4"
-    assert database.file_system(Path("/mnt/c/Users/me/a.db"), mounts) == "9p"
-    assert database.file_system(Path("/home/me/my files/a.db"), mounts) == "nfs4"
+    assert file_system(Path("/home/me/state/a.db"), mounts) == "ext4"
+    assert file_system(Path("/mnt/c/Users/me/a.db"), mounts) == "9p"
+    assert file_system(Path("/home/me/my files/a.db"), mounts) == "nfs4"
     odd = mounts + " /no/source tmpfs rw 0 0\nhalf /line\nnas:/y /home/\udcff\\011\xa0 nfs rw 0 0\n"
-    assert database.file_system(Path("/home/\udcff\t\xa0/a.db"), odd) == "nfs"
-    assert database.file_system(Path("/no/source/a.db"), odd) == "tmpfs"
+    assert file_system(Path("/home/\udcff\t\xa0/a.db"), odd) == "nfs"
+    assert file_system(Path("/no/source/a.db"), odd) == "tmpfs"
     db = sqlite3.connect(":memory:", isolation_level=None)
     assert database.set_journal_mode(db, "9p") != "wal"
     db.close()

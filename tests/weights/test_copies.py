@@ -1,11 +1,14 @@
 """What is made of a file at load time, as a copy on disk: the same numbers, a layer of memory, made once."""
 
+import errno
 import json
 import mmap
 import os
+import resource
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,9 +19,10 @@ from tests.weights.test_load_memory import FORMS, MEASURE, saved
 from turbodiff.models.linear import int8_layers
 from turbodiff.models.wan_dit import WanDiT
 from turbodiff.spec.errors import FileError
+from turbodiff.spec.files import file_system
 from turbodiff.spec.models import FoundFile, Inventory, find_model
 from turbodiff.spec.numbers import GIB
-from turbodiff.weights import copies, load
+from turbodiff.weights import converted, copies, load
 from turbodiff.weights.converted import ConvertedCopy
 from turbodiff.weights.detect import open_checkpoint
 from turbodiff.weights.folders import CONVERTED, walk
@@ -137,6 +141,70 @@ def test_copies_make_room_for_each_other_and_a_full_disk_is_said(source, tmp_pat
         loaded(files[0])
     assert refused.value.code == "copy_full"
     assert copies.room_bytes(tmp_path / "nowhere") == 0
+
+
+def made_copy(source):
+    """The copy that `loaded` makes."""
+    return copies.copy_of(source.parent, source, open_checkpoint(source).header.files, "bf16 ")
+
+
+def test_who_comes_while_a_copy_is_made_waits_and_takes_it(source):
+    """Each wrote one once, on room that was counted for one; in two containers with the same process number both wrote
+    into the same file, and what was left of a container's was removed while it was written."""
+    copy, results = made_copy(source), []
+    with ConvertedCopy(copy, source.parent, 1 << 26):
+        waiting = threading.Thread(target=lambda: results.append(loaded(source)[0]))
+        waiting.start()
+        copies.make_room(source.parent, copies.copy_of(source.parent, source, (), "another"), 1 << 20)
+        waiting.join(1)
+        assert waiting.is_alive() and len(list((source.parent / CONVERTED).glob(".*"))) == 1
+    waiting.join()  # the first one failed: it is taken over
+    plain, _ = loaded(source, copied=False)
+    with ConvertedCopy(copy, source.parent, 1 << 26) as kept:
+        assert kept._map is not None and same(plain, results[0])
+    copies.discard(copy)
+    part, file = copies.open_part(copy)
+    assert copies.open_part(copy, 0)[0] != part, "nobody waits for ever"
+    file.close()
+    assert same(plain, loaded(source)[0])
+    assert {path.suffix for path in (source.parent / CONVERTED).iterdir()} == {".weights", ".json"}
+
+
+def full(path):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("when", ["writing", "syncing"])
+def test_a_disk_that_becomes_full_leaves_nothing_behind(source, when, monkeypatch):
+    """A network disk tells only when it is asked to keep what was written."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if when == "writing":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    else:
+        monkeypatch.setattr(converted, "sync", full)
+    try:
+        with pytest.raises(FileError) as refused:
+            loaded(source)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refused.value.code == "copy_full"
+    assert not list((source.parent / CONVERTED).iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_said(source, tmp_path):
+    """A file in its place: rights would not stop root."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / CONVERTED).touch()
+    with pytest.raises(FileError) as refused:
+        loaded(source, root=tmp_path / "elsewhere")
+    assert refused.value.code == "copy_refused" and CONVERTED in str(refused.value.field)
+
+
+def test_no_copy_is_planned_where_the_disk_is_memory(tmp_path):
+    memory = Path("/dev/shm")
+    if file_system(memory) == "tmpfs":
+        assert copies.room_bytes(memory) is None
+    assert (copies.room_bytes(tmp_path) is None) == (file_system(tmp_path.resolve()) in copies.IN_MEMORY)
 
 
 def test_loading_by_way_of_a_copy_holds_a_layer(tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from turbodiff.spec.errors import FileError, OutputError
-from turbodiff.spec.files import NotAFileError, check_file, mount_fields, proc_lines
+from turbodiff.spec.files import NotAFileError, check_file, file_system
 
 DATABASE = "turbodiff.db"
 LOCKED = "store_locked"  # code of the error
@@ -134,19 +134,6 @@ def set_journal_mode(db: sqlite3.Connection, system: str = "") -> str:
     if mode != "wal":
         mode = str(db.execute("PRAGMA journal_mode = DELETE").fetchone()[0])
     return mode
-
-
-def file_system(path: Path, mounts: str | None = None) -> str:
-    """The type of the file system below a path ("ext4", "9p", ...), "" if the kernel does not say (proc(5))."""
-    try:
-        lines = proc_lines(Path("/proc/self/mounts")) if mounts is None else mounts.split("\n")
-    except OSError:
-        return ""
-    best, found = -1, ""
-    for _, point, kind, *_ in filter(lambda fields: len(fields) > 2, map(mount_fields, lines)):
-        if path.is_relative_to(point) and len(point) > best:
-            best, found = len(point), kind
-    return found
 
 
 def damaged(path: Path, error: Exception) -> FileError:

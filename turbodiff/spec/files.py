@@ -70,6 +70,19 @@ def mount_fields(line: str) -> list[str]:
     return [re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field) for field in line.split(" ")]
 
 
+def file_system(path: Path, mounts: str | None = None) -> str:
+    """The type of the file system below a path ("ext4", "9p", ...), "" if the kernel does not say (proc(5))."""
+    try:
+        lines = proc_lines(Path("/proc/self/mounts")) if mounts is None else mounts.split("\n")
+    except OSError:
+        return ""
+    best, found = -1, ""
+    for _, point, kind, *_ in filter(lambda fields: len(fields) > 2, map(mount_fields, lines)):
+        if path.is_relative_to(point) and len(point) > best:
+            best, found = len(point), kind
+    return found
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`, to be written in the block; rename it to `path` when the block succeeds.

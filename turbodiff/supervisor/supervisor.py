@@ -24,9 +24,9 @@ from turbodiff.archive.seeds import write_if_due
 from turbodiff.diagnostics.logs import RUN_LOG, LogFile, startup_log
 from turbodiff.gpu.probe import Probe, Sample, machine_from, take_sample
 from turbodiff.jobs.attempts import claim, move_job
-from turbodiff.jobs.database import file_system
 from turbodiff.spec.environment import BEAT_FD, LAST_END, current_folder
 from turbodiff.spec.errors import FileError, OutputError, TurbodiffError
+from turbodiff.spec.files import file_system
 from turbodiff.spec.jobs import Outcome
 from turbodiff.spec.numbers import gib, seconds
 from turbodiff.spec.wording import Words, shell_language

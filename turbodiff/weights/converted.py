@@ -9,6 +9,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
+from turbodiff.spec.errors import FileError
 from turbodiff.spec.files import atomic_write, sync
 from turbodiff.weights import copies
 from turbodiff.weights.copies import Copy
@@ -31,26 +32,44 @@ class ConvertedCopy:
 
     def __init__(self, copy: Copy, root: Path, need_bytes: int) -> None:
         self._copy, self._root, self._need_bytes = copy, root, need_bytes
-        self._part = copies.part_of(copy)
+        self._part = copy.path
         self._layers: dict[str, dict[str, Place]] = {}
         self._map: torch.UntypedStorage | None = None
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> "ConvertedCopy":
+        if self._is_whole():
+            return self
+        try:
+            self._part, self._file = copies.open_part(self._copy)
+            if self._is_whole():  # another process made it while we waited
+                self.__exit__()
+            else:
+                copies.make_room(self._root, self._copy, self._need_bytes)
+        except OSError as error:
+            self.__exit__()
+            raise copies.refused(self._copy, error, self._need_bytes) from None
+        except FileError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            if copies.is_at(self._file, self._part):  # not when it has its name: the next one is another process's
+                self._part.unlink(missing_ok=True)
+            self._file.close()
+            self._file = None
+
+    def _is_whole(self) -> bool:
+        """Whether the copy is there, which is then mapped."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self._layers = _places(copies.read_index(self._copy.index_path), self._copy.path.stat().st_size)
             self._map = map_file(self._copy.path)
             self._copy.path.touch()
         if self._map is None:
             self._layers = {}
-            copies.make_room(self._root, self._copy, self._need_bytes)
-            self._file = self._part.open("w+b")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._part.unlink(missing_ok=True)
+        return self._map is not None
 
     def layer(self, path: str) -> dict[str, Tensor]:
         """The tensors of a layer, mapped; {} where it is not there."""
@@ -63,7 +82,7 @@ class ConvertedCopy:
         tensors in it.
 
         Raises:
-            FileError: the disk is full.
+            FileError: the disk is full, or refuses.
         """
         if kept:
             put(layer, kept)
@@ -80,27 +99,28 @@ class ConvertedCopy:
                 places[leaf] = (str(tensor.dtype), tuple(tensor.shape), offset)
             self._file.flush()
         except OSError as error:
-            if error.errno in copies.FULL:
-                raise copies.no_room(self._copy, 0, self._need_bytes) from None
-            raise
+            raise copies.refused(self._copy, error, self._need_bytes) from None
         put(layer, {leaf: tensor.detach().to("meta") for leaf, tensor in tensors.items()})
 
     def finish(self, module: nn.Module) -> None:
-        """Give every layer that was kept its tensors, mapped, and the copy its name.
+        """Give every layer that was kept its tensors, mapped, and the copy its name, which makes it one.
 
         Raises:
-            OSError: the disk refuses.
+            FileError: the disk is full, or refuses.
         """
         if self._file is None or not self._layers:
             return
-        sync(self._part)
-        self._part.replace(self._copy.path)
-        self._map = map_file(self._copy.path)
+        told = {"source": str(self._copy.source), "layers": self._layers}
+        try:
+            sync(self._part)  # a network disk may say only now that it is full
+            with atomic_write(self._copy.index_path, durable=True) as index:
+                index.write_text(json.dumps(told), "utf-8")
+            self._part.replace(self._copy.path)
+            self._map = map_file(self._copy.path)
+        except OSError as error:
+            raise copies.refused(self._copy, error, self._need_bytes) from None
         for path in self._layers:
             put(module.get_submodule(path), self.layer(path))
-        told = {"source": str(self._copy.source), "layers": self._layers}
-        with atomic_write(self._copy.index_path, durable=True) as index:
-            index.write_text(json.dumps(told), "utf-8")
 
 
 def put(layer: nn.Module, tensors: dict[str, Tensor]) -> None:

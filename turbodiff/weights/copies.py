@@ -4,22 +4,25 @@ A file that holds the numbers of its network is mapped, and takes no memory of i
 that becomes INT8, is made anew. Where that is too much (`Levers.converted`), every layer goes into a copy as soon as it
 is made and is mapped from there (weights/converted.py), by later clips too, while its file is what it was. Copies lie
 in one folder below that of the downloads. They are listed, deleted and moved with their models (weights/storage.py),
-and make room for each other.
+and make room for each other. One process writes a copy, others wait and take it: a lock of the kernel, which also holds
+between containers and computers that share the disk, and which nobody holds who was killed.
 """
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import psutil
+from typing import BinaryIO, NamedTuple
 
 from turbodiff.spec.errors import FileError
+from turbodiff.spec.files import file_system
 from turbodiff.spec.numbers import GIB, gib
 from turbodiff.weights.folders import CONVERTED
 
@@ -27,6 +30,10 @@ RESERVE_BYTES = GIB  # left free on the disk
 DATA, INDEX, PART = ".weights", ".json", ".part"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_INDEX_BYTES = 16 << 20
+IN_MEMORY = ("tmpfs", "ramfs", "rootfs")  # file systems on which a copy takes the very memory that it is to save
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
+WAIT_S = 240.0  # for another process; then one of one's own is made, before the watchdog ends who reads nothing
+LOOK_S = 0.2
 FORMAT = 1  # of a copy; another one is made where it changes
 
 
@@ -82,11 +89,11 @@ def read_index(path: Path) -> dict[str, object]:
 
 def room_bytes(root: Path) -> int | None:
     """Bytes that copies may take, in whole GiB, those that are there included: they make room. None where the folder
-    cannot be written."""
+    cannot be written, or is memory."""
     folder = root.absolute() / CONVERTED
     try:
         here = next(path for path in (folder, *folder.parents) if path.exists())
-        if not os.access(here, os.W_OK):
+        if not os.access(here, os.W_OK) or file_system(here.resolve()) in IN_MEMORY:
             return None
         there = sum(path.stat().st_size for path in folder.iterdir()) if here == folder else 0
         room = shutil.disk_usage(here).free + there - RESERVE_BYTES
@@ -95,17 +102,55 @@ def room_bytes(root: Path) -> int | None:
     return max(0, room) // GIB * GIB
 
 
+def open_part(copy: Copy, wait_s: float = WAIT_S) -> tuple[Path, BinaryIO]:
+    """The empty file into which this process alone writes a copy, locked until it is closed; where another process
+    writes that copy, after it has ended.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    copy.path.parent.mkdir(parents=True, exist_ok=True)
+    path, end_s = copy.path.with_name(f".{copy.path.name}{PART}"), time.monotonic() + wait_s
+    own = copy.path.with_name(f".{copy.path.name}.{secrets.token_hex(4)}{PART}")
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            if error.errno not in HELD:  # a disk without locks
+                return own, own.open("w+b")
+            if time.monotonic() > end_s:
+                path = own
+            else:
+                time.sleep(LOOK_S)
+            continue
+        if is_at(file, path):
+            file.truncate()
+            return path, file
+        file.close()  # while we waited it got its name, or was removed
+
+
+def is_at(file: BinaryIO, path: Path) -> bool:
+    """Whether an open file is the one under that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def make_room(root: Path, copy: Copy, need_bytes: int) -> None:
-    """Delete copies whose files are gone, and of the others those that were not used for longest until there is room
-    for a new one.
+    """Delete what is left of copies that nobody writes, copies whose files are gone, and of the others those that were
+    not used for longest until there is room for a new one.
 
     Raises:
         FileError: all of that is not enough.
+        OSError: the folder cannot be written.
     """
-    copy.path.parent.mkdir(parents=True, exist_ok=True)
-    for part in copy.path.parent.glob(f".*{PART}"):  # of a process that was killed
-        if not psutil.pid_exists(int(part.name.split(".")[-2]) if part.name.split(".")[-2].isdecimal() else 0):
-            part.unlink(missing_ok=True)
+    for left in copy.path.parent.glob(f".*{PART}"):
+        with contextlib.suppress(OSError), left.open("r+b") as file:  # ours is locked, as are those of others
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink(missing_ok=True)
     discard(copy)
     for other in sorted(copies(root), key=lambda other: other.source.exists()):
         short = shutil.disk_usage(copy.path.parent).free < need_bytes + RESERVE_BYTES
@@ -115,15 +160,25 @@ def make_room(root: Path, copy: Copy, need_bytes: int) -> None:
         raise no_room(copy, free, need_bytes)
 
 
-def part_of(copy: Copy) -> Path:
-    """Where this process writes a copy before it is whole."""
-    return copy.path.with_name(f".{copy.path.name}.{os.getpid()}{PART}")
-
-
 def discard(copy: Copy) -> None:
-    """Remove a copy; one that is mapped stays readable for who has it."""
-    for path in (copy.index_path, copy.path):
+    """Remove a copy; one that is mapped stays readable for who has it. The data go first: without them an index is
+    nothing, and what is left of a copy is found by its index."""
+    for path in (copy.path, copy.index_path):
         path.unlink(missing_ok=True)
+
+
+def refused(copy: Copy, error: OSError, need_bytes: int) -> FileError:
+    """The error of a disk that takes no copy: it is full, or may not be written."""
+    if error.errno in FULL:
+        free_bytes = 0
+        with contextlib.suppress(OSError):
+            free_bytes = shutil.disk_usage(copy.path.parent).free
+        return no_room(copy, free_bytes, need_bytes)
+    return FileError(
+        "a copy of weights that are converted while they are read cannot be written", code="copy_refused",
+        field=str(copy.path.parent), got=error.strerror or str(error), expected="a folder that this user may write to",
+        try_instead="get the right to write there, or set TURBODIFF_MODELS to another folder",
+    )  # fmt: skip
 
 
 def no_room(copy: Copy, free_bytes: int, need_bytes: int) -> FileError:

@@ -1,15 +1,15 @@
 """Every planned peak holds the allocations of its phase in every mode of torch's allocator; the model by its rules."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
 from tests.plan.traced import job
 from turbodiff.memory_lab import streams
 from turbodiff.memory_lab.allocator_model import Allocation, CachingAllocator, OutOfCap, smallest_cap, works
-from turbodiff.memory_lab.replay import network_cells, vae_cell, vae_cells, words_cells
+from turbodiff.memory_lab.replay import denoise_cell, network_cells, vae_cell, vae_cells, words_cells
 from turbodiff.spec.numbers import MIB
+from turbodiff.spec.plan import Levers
 
 MODES = ("expandable", "limited", "native")
 
@@ -96,10 +96,11 @@ def test_what_is_planned_of_a_network_is_never_below_the_smallest_cap_that_works
 
 
 def test_loras_beside_int8_weights_cost_the_allocator_more():
-    """Pieces of float32 rows at full width lie where a block's rows were: 4 to 24 MiB were missing of A14B."""
+    """Pieces of float32 rows at full width lie where a block's rows were: without 3 % more 33 MiB are missing here."""
     loras = [{"path": "any.safetensors"}]
-    here = job("wan2.2-a14b", resolution="480p", num_frames=17, quant_linear="on", attention="sage", loras=loras)
-    assert not list(below(here, partial(network_cells, blocks=4)))
+    here = job("wan2.2-a14b", resolution="480p", num_frames=81, quant_linear="on", attention="sage", loras=loras)
+    half = Levers(experts="streamed", blocks_resident=19, ffn_chunks=4)
+    assert not list(below(here, lambda inputs: [denoise_cell(inputs, half)]))
 
 
 def test_blocks_that_are_repeated_allocate_what_blocks_that_run_do(monkeypatch):
@@ -125,6 +126,6 @@ def test_what_is_planned_of_the_vae_is_never_below_the_smallest_cap_that_works()
 
 
 def test_tiles_of_64_cost_the_native_allocator_more_than_whole_pictures():
-    """Tiles of two sizes take pieces of each other's blocks: 21 MiB were missing."""
+    """Tiles of two sizes take pieces of each other's blocks: with a slack of 26 % 37 MiB are missing here."""
     here = job("wan2.1-i2v-14b", resolution="480p", num_frames=17)
     assert not list(below(here, lambda inputs: [vae_cell(inputs, "vae_decode", 64)]))

@@ -95,6 +95,28 @@ def test_a_damaged_copy_is_made_anew(source, harm):
     assert same(plain, loaded(source)[0]) and same(plain, loaded(source)[0])
 
 
+@pytest.mark.parametrize("int8", ["", "tiles", "tokens"])
+def test_a_copy_of_other_sizes_is_removed_and_said(source, int8):
+    """Every job of that model failed in a product of two matrices, again and again."""
+    plain, copy = loaded(source, int8=int8)
+    told = json.loads(copy.index_path.read_text())
+    told["layers"]["blocks.0.ffn.0"] = {"bias": ["torch.bfloat16", [1], 0]}
+    copy.index_path.write_text(json.dumps(told))
+    with pytest.raises(FileError) as refused:
+        loaded(source, int8=int8)
+    assert refused.value.code == "copy_damaged" and not copy.path.exists()
+    assert same(plain, loaded(source, int8=int8)[0])
+
+
+def test_a_link_in_the_place_of_a_part_is_not_followed(source, tmp_path):
+    part = made_copy(source).path.with_name(f".{made_copy(source).path.name}.part")
+    part.parent.mkdir()
+    part.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileError) as refused:
+        loaded(source)
+    assert refused.value.code == "copy_refused" and not (tmp_path / "elsewhere").exists()
+
+
 def test_a_file_that_changed_is_another_one_and_a_failure_leaves_nothing(source, monkeypatch):
     _, copy = loaded(source)
     os.utime(source, ns=(1, 1))

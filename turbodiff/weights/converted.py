@@ -82,12 +82,15 @@ class ConvertedCopy:
         tensors in it.
 
         Raises:
-            FileError: the disk is full, or refuses.
+            FileError: the disk is full, or refuses; or what is kept has other sizes.
         """
+        own = {**layer._parameters, **layer._buffers}
         if kept:
+            sizes = {leaf: tensor.shape for leaf, tensor in own.items() if tensor is not None}
+            if any(sizes.get(leaf) != tensor.shape for leaf, tensor in kept.items()):
+                raise copies.damaged(self._copy, path)
             put(layer, kept)
             return
-        own = {**layer._parameters, **layer._buffers}
         tensors = {leaf: tensor for leaf, tensor in own.items() if tensor is not None}
         if self._file is None or not any(tensor.untyped_storage().resizable() for tensor in tensors.values()):
             return

@@ -113,7 +113,7 @@ def open_part(copy: Copy, wait_s: float = WAIT_S) -> tuple[Path, BinaryIO]:
     path, end_s = copy.path.with_name(f".{copy.path.name}{PART}"), time.monotonic() + wait_s
     own = copy.path.with_name(f".{copy.path.name}.{secrets.token_hex(4)}{PART}")
     while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666), "r+b")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -178,6 +178,16 @@ def refused(copy: Copy, error: OSError, need_bytes: int) -> FileError:
         "a copy of weights that are converted while they are read cannot be written", code="copy_refused",
         field=str(copy.path.parent), got=error.strerror or str(error), expected="a folder that this user may write to",
         try_instead="get the right to write there, or set TURBODIFF_MODELS to another folder",
+    )  # fmt: skip
+
+
+def damaged(copy: Copy, layer: str) -> FileError:
+    """The error of a copy whose index does not fit the network, after it was removed."""
+    discard(copy)
+    return FileError(
+        "a copy of converted weights is damaged, and was removed", code="copy_damaged", field=str(copy.path),
+        got=f"other sizes of {layer}", expected="those of the network",
+        try_instead="run this again: the copy is made anew",
     )  # fmt: skip
 
 

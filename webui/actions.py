@@ -6,6 +6,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +16,7 @@ from pydantic import JsonValue
 from turbodiff.spec.clips import rating_parts
 from turbodiff.spec.encodings import UnknownEncodingError, decode
 from turbodiff.spec.errors import RequestError
+from turbodiff.spec.jobs import QueuedJob
 from turbodiff.spec.models import find_model
 from turbodiff.spec.request import FROM_WEIGHTS
 from turbodiff.spec.text import is_blank
@@ -48,9 +50,6 @@ JOB_ACTIONS: Mapping[str, Callable[[Studio, int], object]] = {
     "cancel": Studio.cancel,
     "stop_and_decode": Studio.stop_and_decode,
     "duplicate": Studio.duplicate,
-    "top": partial(Studio.move, where="first"),
-    "up": partial(Studio.move, where="up"),
-    "down": partial(Studio.move, where="down"),
 }
 MODEL_ACTIONS: Mapping[str, Callable[..., object]] = {  # of a model, "download" with a variant
     "download": Downloads.start,
@@ -69,12 +68,18 @@ def generate(reader: StudioReader, values: FormValues, ui_state: UiState, words:
     Raises:
         TurbodiffError: not a legal request, or nothing fits.
     """
+    editing = _edited(reader, values)
     digest = hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
     if reader.studio.policy == "ask" and not anyway and ui_state.get("agreed") != digest:
-        lowered = meter.diffs(reader.estimate(reader.asked(values)).changes, words, lossy_only=True)
+        asked = {**reader.asked(values), **({"after": editing.request.after} if editing else {})}
+        lowered = meter.diffs(reader.estimate(asked).changes, words, lossy_only=True)
         if lowered:
             return {**ui_state, "agreed": digest}, meter.draw_question(lowered, words)
     fields = reader.asked(values, keep=True)
+    if editing is not None:
+        if reader.studio.waiting.replace(editing, fields, anyway):
+            return {**ui_state, "agreed": "", "edited": "1"}, words("run.edited", job=editing.id)
+        fields = {**fields, **({"after": editing.request.after} if editing.request.after else {})}
     seed = str(fields.get("seed", "")).strip()
     many = []
     for number in range(max(1, min(MAX_CLIPS, int(values.get("count") or 1)))):
@@ -86,7 +91,17 @@ def generate(reader: StudioReader, values: FormValues, ui_state: UiState, words:
     made = _queue_all(reader, many, anyway)
     reader.studio.recipes.remember([str(fields.get("prompt", "")), *(row.prompt for row in rows)])
     said = words("storyboard.done", n=len(made)) if rows else ""
-    return {**ui_state, "at": f"job:{made[-1] if rows else made[0]}", "agreed": ""}, said
+    ui_state = {**ui_state, "at": f"job:{made[-1] if rows else made[0]}", "agreed": ""}
+    if values.get("edits"):
+        ui_state, said = {**ui_state, "edited": "1"}, words("run.edit_late", job=str(values["edits"]), new=made[0])
+    return ui_state, said
+
+
+def _edited(reader: StudioReader, values: FormValues) -> QueuedJob | None:
+    """The job that the form changes; None for none, or for one that is not there."""
+    with suppress(RequestError):
+        return reader.studio.job(number_of(str(values.get("edits") or "")))
+    return None
 
 
 def generate_batch(reader: StudioReader, values: FormValues, lines: str, ui_state: UiState, words: Words) -> Answer:

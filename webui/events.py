@@ -16,7 +16,7 @@ from gradio.components import Component
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.models import find_model
 from turbodiff.spec.text import whole
-from webui import actions, api, form, form_actions, gallery_actions, markup, render
+from webui import actions, api, form, form_actions, gallery_actions, markup, queue_actions, render
 from webui.actions import Answer, UiState
 from webui.form import FormValues
 from webui.markup import Html
@@ -75,6 +75,13 @@ def form_handler(method: Callable[Concatenate["PageEvents", P], Filling]) -> Cal
         return [*whole, stamped(note)]
 
     return refilled
+
+
+def let_go(answer: Updates) -> Updates:
+    """The same answer, before it whether the form lets go of the waiting job that it changed."""
+    ui_state = answer[-2]
+    edited = isinstance(ui_state, dict) and ui_state.pop("edited", "")
+    return ["" if edited else gr.skip(), *answer]
 
 
 def stamped(note: Html | str) -> Html | str:
@@ -136,8 +143,8 @@ class PageEvents:
             (fields["model"].input, self.new_model, row, [*whole, *self.estimated]),
             (fill, self.fill, clicked, filled),
             (page.video_file.upload, self.load_video, [page.video_file, *row], filled),
-            (made.go.click, self.go, clicked, out),
-            (made.anyway.click, self.go_anyway, clicked, out),
+            (made.go.click, self.go, clicked, [fields["edits"], *out]),
+            (made.anyway.click, self.go_anyway, clicked, [fields["edits"], *out]),
             (page.batch_file.upload, self.load_batch, [page.batch_file], [page.batch, page.note]),
             (page.batch_go.click, self.go_batch, [page.ui_state, page.batch, *row], out),
             (act, self.act, [page.ui_state], out),
@@ -237,15 +244,19 @@ class PageEvents:
         to_form = markup.local("tab", "0", self.words("create.tab"), cls="plain")
         return values, markup.note(markup.join(self.words("gallery.loaded"), " ", to_form), "good")
 
-    @action_handler
-    def go(self, ui_state: UiState, *row: object) -> Answer:
+    @handler
+    def go(self, ui_state: UiState, *row: object) -> Updates:
         """Generate."""
-        return actions.generate(self.reader, self.values_of(row), ui_state, self.words)
+        return let_go(self._generated(ui_state, False, *row))
+
+    @handler
+    def go_anyway(self, ui_state: UiState, *row: object) -> Updates:
+        """Generate exactly as asked."""
+        return let_go(self._generated(ui_state, True, *row))
 
     @action_handler
-    def go_anyway(self, ui_state: UiState, *row: object) -> Answer:
-        """Generate exactly as asked."""
-        return actions.generate(self.reader, self.values_of(row), ui_state, self.words, anyway=True)
+    def _generated(self, ui_state: UiState, anyway: bool, *row: object) -> Answer:
+        return actions.generate(self.reader, self.values_of(row), ui_state, self.words, anyway)
 
     @handler
     def load_batch(self, path: object) -> Updates:
@@ -264,8 +275,8 @@ class PageEvents:
     def act(self, ui_state: UiState, event: gr.EventData) -> Answer:
         """A button of a panel."""
         name, argument = button_of(event)
-        answer = gallery_actions.act(self.reader, name, argument, ui_state, self.words)
-        return answer or actions.act(self.reader, name, argument, ui_state, self.words)
+        asked = self.reader, name, argument, ui_state, self.words
+        return gallery_actions.act(*asked) or queue_actions.act(*asked) or actions.act(*asked)
 
     @action_handler
     def search(self, ui_state: UiState, text: object) -> Answer:

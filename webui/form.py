@@ -56,10 +56,12 @@ class FormValues(TypedDict, total=False):
     count: Number  # how many clips, with seeds of their own; not part of a request
     continues: str | None  # id of the clip that this one goes on from
     storyboard: str | None  # JSON, see `rows`; not part of a request
+    edits: str | None  # number of the waiting job that this changes; not part of a request
     card: str | None  # GiB of a pretended card that the meter shows, as digits; not part of a request
 
 
-FIELDS = tuple(name for name in FormValues.__annotations__ if name not in ("count", "storyboard", "card"))
+NOT_ASKED = ("count", "storyboard", "edits", "card")
+FIELDS = tuple(name for name in FormValues.__annotations__ if name not in NOT_ASKED)
 CARDS = ("6", "8", "12", "16", "24", "32", "48", "80")  # GiB of usual cards
 COMMON_FRAMES = (5, 9, 17, 33, 49, 81, 117, 161)
 SHORT = 17  # shorter clips are for models that make no longer ones

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from turbodiff.spec.errors import RequestError
 from turbodiff.spec.models import all_models, find_model
 from turbodiff.studio import continuing_model
 from webui import form
@@ -16,7 +17,7 @@ from webui.panels.form_help import round_fields
 if TYPE_CHECKING:
     from webui.snapshot import StudioReader
 
-FILLABLE = set(form.FIELDS) - {"image", "prompt", "negative_prompt", "loras"}  # what an alternative may change
+FILLABLE = {*form.FIELDS, "edits"} - {"image", "prompt", "negative_prompt", "loras"}  # what an alternative may change
 MAX_ARGUMENT_CHARS = 20_000
 
 
@@ -75,8 +76,9 @@ def fill(reader: StudioReader, name: str, argument: str, values: FormValues, ui_
             return from_request(reader, wished_request(reader.clip_called(argument)), values)
         case "animate" | "continue":
             return _values_from_clip(reader, name, argument, values)
-        case "use_seed":
-            return _values_of_seed(reader, number_of(argument), values)
+        case "use_seed" | "edit_job":
+            values_of = _values_of_seed if name == "use_seed" else _values_of_job
+            return values_of(reader, number_of(argument), values)
     return None
 
 
@@ -130,3 +132,12 @@ def _values_of_seed(reader: StudioReader, row: int, values: FormValues) -> FormV
     spec = form.model_called(found.row.model, find_model(str(values["model"])))
     asked = {"prompt": found.row.prompt, "seed": found.row.seed, "resolution": found.row.resolution}
     return form.fitted_to(spec, {**values, **form.defaults(spec), **asked})
+
+
+def _values_of_job(reader: StudioReader, number: int, values: FormValues) -> FormValues:
+    """The settings of a waiting job, which stays in the queue as it is until they are saved."""
+    job = reader.studio.job(number)
+    if job.state != "queued":
+        raise RequestError(f"job {number} does not wait", code="job_not_waiting", field="job", got=job.state)
+    held = from_request(reader, job.request.model_dump(mode="json"), values)
+    return {**held, "edits": str(number), "count": 1, "storyboard": ""}

@@ -14,7 +14,7 @@ from turbodiff.spec.models import ModelSpec
 from turbodiff.studio import ONLY, ORDERS
 from webui import markup
 from webui.app import PASSWORD, STARTUP_LOG
-from webui.panels import create, form_help, gallery, status_bar, tabs
+from webui.panels import create, form_help, gallery, jobs, status_bar, tabs
 from webui.wording import Words
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 STATIC = Path(__file__).parent / "static"
 SIDE = ("side", "export", "exports")  # panels beside the gallery
-SCRIPTS = ("page.js", "gallery.js", "notify.js")
+SCRIPTS = ("page.js", "gallery.js", "queue.js", "notify.js")
 TICK_S = 1.0
 DRAFT_KEY, DRAFT_SECRET = "turbodiff.draft", "turbodiff"  # fixed: a restart must find what the browser kept
 BUS = """window.{hook} = (act, arg) => trigger('{event}', {{act, arg}});"""
@@ -76,7 +76,9 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
                 made = create.build(words, spec, reader.here(), form_help.draw_examples(spec, words))
                 batch, recalled = _batch(words), _recipes(stage, words)
             with gr.Column(scale=58, min_width=320, elem_id="stage"):
-                stage |= {name: gr.HTML(elem_id=name) for name in ("player", "progress", "card", "queue", "strip")}
+                stage |= {name: gr.HTML(elem_id=name) for name in ("player", "progress", "card", "queue")}
+                gr.HTML(jobs.draw_night(words), elem_id="night")
+                stage["strip"] = gr.HTML(elem_id="strip")
                 with gr.Accordion(words("log.tail", name=STARTUP_LOG), open=False, elem_id="tail"):
                     stage["tail"] = gr.HTML(max_height=220, autoscroll=True)
         with gr.Tab(words("gallery.tab"), id="gallery"):

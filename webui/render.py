@@ -94,6 +94,7 @@ class Renderer:
         log = tuple(studio.log_tail(LOG_LINES, RUN_LOG)) if ui_state["log"] == RUN_LOG else snapshot.log
         cards = [stage.card(one, words) for one in compared] + ([card] if card and compared else [])
         entry, alike = index.entry(shown), len(index.same_but_seed(shown))
+        hook = (studio.webhook.host, studio.webhook.last) if studio.webhook else None
         presets = studio.recipes.presets(), studio.recipes.wildcards(), studio.recipes.wildcard_folder
         drawn = {
             "bar": self._drawn(status_bar.draw, bar),
@@ -101,7 +102,10 @@ class Renderer:
             "player": self._drawn(stage.draw_player, card, stage.preview(events)),
             "progress": _progress(job, events, snapshot, words, ui_state["at"]),
             "card": self._drawn(stage.draw_card, card) if card else Html(""),
-            "queue": self._drawn(jobs.draw_queue, jobs.queue(snapshot, words), snapshot.paused),
+            "queue": self._drawn(
+                jobs.draw_queue, jobs.queue(snapshot, words), snapshot.paused, words.clock(snapshot.held_until_s),
+                jobs.total(snapshot, words),
+            ),
             "strip": stage.draw_strip(snapshot, STRIP_CLIPS, shown, words),
             "tail": self._drawn(tabs.draw_log, snapshot.log[-TAIL_LINES:]),
             "compare": self._drawn(compare.draw, cards, bool(ui_state["wipe"])),
@@ -118,7 +122,7 @@ class Renderer:
             "source": self._drawn(models.draw_source, snapshot.mirror),
             "logs": self._drawn(tabs.draw_logs, (STARTUP_LOG, RUN_LOG), ui_state["log"]),
             "log": self._drawn(tabs.draw_log, log),
-            "settings": self._drawn(tabs.draw_settings, snapshot.policy, POLICIES, places),
+            "settings": self._drawn(tabs.draw_settings, snapshot.policy, POLICIES, places, hook),
         }
         return {name: drawn[name] for name in PANELS}
 
@@ -191,6 +195,12 @@ def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[obj
         asked = reader.asked(values)
     plan, shown = _planned(reader, values, spec, words)
     button, verdict = meter.button(plan, words), meter.draw_verdict(shown, words)
+    label = button.label
+    if rows := form.segments(values):  # Generate queues them all
+        label = words("storyboard.go", n=len(rows) + 1, what=label.removeprefix(words("create.go")).lstrip(" ·"))
+    if editing := str(values.get("edits") or ""):
+        label = words("run.edit_go", job=editing, what=button.label.removeprefix(words("create.go")).lstrip(" ·"))
+        verdict = join(jobs.draw_editing(editing, words), verdict)
     card = str(values.get("card") or "")
     if card:  # a pretended one is for the meter only: the button says what will run here
         _, shown = _planned(reader, values, spec, words, card)
@@ -217,7 +227,7 @@ def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[obj
     return [
         meter.draw(shown, words, card) + fit_marks(reader, asked, spec, card),
         verdict,
-        gr.update(value=button.label),
+        gr.update(value=label),
         gr.update(visible=bool(button.anyway)),
         form_help.draw_prompt_help(form_help.prompt_help(prompt, tokens, spec, words), words),
         meter.draw_experts(meter.experts(plan), boundary, words) if spec.two_experts else "",

@@ -245,6 +245,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.root_path = os.environ[ROOT_PATH] = args.root_path.rstrip("/")
         sockets = listening_sockets(args.listen, args.port)
         app = make_app(studio := Studio(args.state_dir, args.outputs), args)
+        if args.webhook:
+            studio.tell(args.webhook, lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
         sweeping = (threading.Event(), studio.state / "uploads")
         threading.Thread(target=sweep_until, args=sweeping, daemon=True).start()
         sys.stderr.write(f"[INFO] the page is at {url_of(reachable_at(args.listen), args.port)}\n")

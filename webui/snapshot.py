@@ -102,6 +102,7 @@ class Snapshot:
     host_command: str = HOST_COMMAND  # lists the holders where they cannot be seen from here
     leftovers: tuple[Identity, ...] = ()
     paused: bool = False
+    held_until_s: float = 0.0  # no job starts before it
     policy: Policy = "auto"
     selftest: SelfTest | None = None
     tier: Tier | None = None  # of this machine's card
@@ -176,6 +177,7 @@ class StudioReader:
             holders=holders,
             leftovers=leftovers,
             paused=studio.paused,
+            held_until_s=studio.waiting.held_until_s,
             policy=studio.policy,
             selftest=studio.selftest(),
             tier=self.tier(),

@@ -19,6 +19,7 @@ from turbodiff.jobs import acceptance, attempts, database
 from turbodiff.jobs.attempts import claim, finish_job, move_job, record_event
 from turbodiff.jobs.journal import entries, entry_path, waiting_jobs
 from turbodiff.jobs.store import Store
+from turbodiff.jobs.waiting import move
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.errors import FileError, OutputError, RequestError
 from turbodiff.spec.events import JobError, PreviewEvent, StepEvent
@@ -70,11 +71,11 @@ def test_fault_68_fifty_submits_at_once_are_all_kept_and_a_client_has_its_share(
 def test_jobs_run_in_order_of_id_and_a_move_changes_it(store: Store) -> None:
     for _ in range(4):
         store.submit(request())
-    store.move(4, "first")
-    store.move(1, "down")
-    store.move(2, "last")
+    move(store, 4, "first")
+    move(store, 1, "down")
+    move(store, 2, "last")
     assert [job.id for job in store.queue()] == [4, 1, 3, 2]
-    store.move(99, "first")
+    move(store, 99, "first")
     assert [claimed.id for _ in range(4) if (claimed := claim(store))] == [4, 1, 3, 2]
 
 
@@ -406,7 +407,7 @@ def test_what_runs_is_seen_however_many_jobs_wait(store: Store) -> None:
     running = claim(store)
     assert running is not None and running.id == jobs[0]
     store.cancel(jobs[1])
-    store.move(jobs[-1], "first")
+    move(store, jobs[-1], "first")
     seen, waiting = store.overview(10)
     assert waiting == 58 and [job.id for job in seen] == [60, *range(11, 0, -1)]
     assert [job.state for job in seen if job.id in jobs[:2]] == ["cancelled", "running"]

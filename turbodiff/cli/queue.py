@@ -18,7 +18,9 @@ from turbodiff.spec.page_flags import page_parser
 RESTART_WAIT_S = 60.0
 POLL_S = 0.2
 
-jobs_app = typer.Typer(help="The queue: list, show, watch, cancel, retry, move, pause, resume.", no_args_is_help=True)
+jobs_app = typer.Typer(
+    help="The queue: list, show, watch, cancel, retry, move, clear, pause, resume, hold.", no_args_is_help=True
+)
 seeds_app = typer.Typer(help="The seed archive: list, rate, export, import.", no_args_is_help=True)
 JobId = Annotated[int, typer.Argument(help="number of the job")]
 
@@ -110,7 +112,7 @@ def move_job(job: JobId, where: Literal["first", "up", "down", "last"], state_di
             f"job {job} does not wait", code="job_not_waiting", field="job", got=state,
             try_instead="turbodiff jobs list",
         )  # fmt: skip
-    studio.move(job, where)
+    studio.waiting.move(job, where)
     words = words_here()
     print_lines([words("shell.job_state", job=job, state=words(f"shell.{where}"))])
 
@@ -131,6 +133,29 @@ def resume_queue(state_dir: StateDir = None) -> None:
 
     open_studio(state_dir).resume()
     print_lines([words_here()("shell.resumed")])
+
+
+@jobs_app.command("clear")
+def clear_queue(state_dir: StateDir = None) -> None:
+    """Cancel every job that waits; the one that runs goes on."""
+    from turbodiff.cli.show import print_lines, words_here
+
+    print_lines([words_here()("shell.cleared", n=open_studio(state_dir).waiting.clear())])
+
+
+@jobs_app.command("hold")
+def hold_queue(
+    clock: Annotated[
+        str, typer.Argument(help="start no job before this time of the day; left out: start them now")
+    ] = "",
+    state_dir: StateDir = None,
+) -> None:
+    """Start no job before a time of the day, say 23:00; also over a restart."""
+    from turbodiff.cli.show import print_lines, words_here
+
+    until_s = open_studio(state_dir).waiting.hold(clock)
+    told = time.strftime("%Y-%m-%d %H:%M", time.localtime(until_s))
+    print_lines([words_here()("shell.held", time=told) if until_s else words_here()("shell.resumed")])
 
 
 @seeds_app.command("list")

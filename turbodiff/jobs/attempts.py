@@ -10,6 +10,7 @@ from turbodiff.jobs.dispatch import Choice
 from turbodiff.jobs.journal import remove_entry
 from turbodiff.jobs.rows import UNREADABLE, JobColumns, parsed, record_of
 from turbodiff.jobs.store import Store
+from turbodiff.jobs.waiting import held_until
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.events import Event
 from turbodiff.spec.jobs import OVER, Progress, QueuedJob, State
@@ -23,7 +24,7 @@ def claim(store: Store, slot: int = 0, free_bytes: int | None = None, chosen: Ch
     """Start the next attempt of the next waiting job that `may_start`, or None: queue empty, paused, or held back. With
     `chosen` that job alone is meant, and those that it passes by are counted with it.
     """
-    if store.paused or not store.rows("SELECT 1 FROM job WHERE state = 'queued' LIMIT 1"):
+    if store.paused or held_until(store) or not store.rows("SELECT 1 FROM job WHERE state = 'queued' LIMIT 1"):
         return None
     with store.write() as db:
         rows = db.execute(

@@ -23,7 +23,7 @@ from turbodiff.jobs.rows import LARGEST, UNREADABLE, asked_of, parsed, record_of
 from turbodiff.spec.clips import UNKNOWN_REQUEST, ClipResult, Sidecar, read_record
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.events import Event, JobError, make_event
-from turbodiff.spec.jobs import Outcome, Progress, QueuedJob, State, Where
+from turbodiff.spec.jobs import Outcome, Progress, QueuedJob, State
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 
@@ -40,7 +40,7 @@ class Store(Database):
                 self._acceptance.close()
         super().close()
 
-    # --- people: submit, look, cancel, reorder -------------------------------------------------------------------
+    # --- people: submit, look, cancel; more in waiting.py -------------------------------------------------------------
 
     def submit(self, request: Request, plan: Plan | None = None, *, client: str = "", parent: int | None = None) -> int:
         """Put a job in the queue and return its id; see `submit_all`."""
@@ -195,20 +195,6 @@ class Store(Database):
         if old.error is UNREADABLE:
             raise RequestError(**UNREADABLE.model_dump(exclude={"exit_code"}))
         return self.submit(old.request.model_copy(update={"nonce": ""}), client=old.client, parent=job)
-
-    def move(self, job: int, where: Where) -> None:
-        """Move a waiting job in the queue; any other job stays as it is."""
-        order = [row["id"] for row in self.rows("SELECT id FROM job WHERE state = 'queued' ORDER BY place, id")]
-        if job not in order:
-            return
-        at = order.index(job)
-        to = {"first": 0, "up": max(at - 1, 0), "down": at + 1, "last": len(order)}[where]
-        order.remove(job)
-        order.insert(to, job)
-        with self.write() as db:
-            places = sorted(row["place"] for row in db.execute("SELECT place FROM job WHERE state = 'queued'"))
-            for place, moved in zip(places, order, strict=False):
-                db.execute("UPDATE job SET place = ? WHERE id = ? AND state = 'queued'", (place, moved))
 
     @property
     def paused(self) -> bool:

@@ -4,12 +4,14 @@ serve, turbodiff service), of the standard library alone, because the launcher r
 
 import argparse
 import ipaddress
+import os
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from turbodiff.spec.environment import PASSWORD, expand
+from turbodiff.spec.environment import PASSWORD, WEBHOOK, expand
 from turbodiff.spec.errors import RequestError
 
 PORT = 7860
@@ -56,6 +58,12 @@ def page_parser(prog: str = "webui/app.py", *, as_service: bool = False) -> argp
     add("--outputs", type=Path, default=Path("outputs"), help="where clips go; default: %(default)s")
     add("--lang", choices=("auto", "en", "zh"), default="auto", help="default: as the browser asks")
     add("--mcp", action="store_true", help="offer the API's calls to agents at /gradio_api/mcp/; needs the mcp package")
+    add(
+        "--webhook",
+        default=os.environ.get(WEBHOOK, ""),
+        metavar="URL",
+        help=f"told with a POST when a job is done or failed (its number, model, size, seed; no prompt); or ${WEBHOOK}",
+    )
     add("--no-browser", action="store_true", help="do not open a browser")
     if as_service:
         add("--dry-run", action="store_true", help="show what would be written and run; change nothing")
@@ -75,6 +83,7 @@ def as_flags(args: argparse.Namespace) -> list[str]:
         ("--proxy", args.proxy),
         ("--root-path", [args.root_path] if args.root_path else []),
         ("--lang", [args.lang] if args.lang != "auto" else []),
+        ("--webhook", [args.webhook] if args.webhook else []),
     )
     flags += [f"{name}={value}" for name, values in given for value in values]  # with "=": a value may begin with "-"
     return flags + (["--mcp"] if args.mcp else [])
@@ -93,7 +102,7 @@ def check_flags(args: argparse.Namespace) -> None:
     """Check what can be told without the network and the disk.
 
     Raises:
-        RequestError: a port, a proxy, a host name or a root path that is none; `--mcp` without its package.
+        RequestError: a port, a proxy, a host name, a root path or an address that is none; `--mcp` without its package.
     """
     if args.mcp and find_spec("mcp") is None:
         raise RequestError(
@@ -131,3 +140,19 @@ def check_flags(args: argparse.Namespace) -> None:
             try_instead="--root-path /video",
         )
     check_port(args.port)
+    if args.webhook and not is_web_address(args.webhook):
+        raise RequestError(
+            "an address begins with http:// or https://", code="bad_address", field="--webhook", got=args.webhook,
+            expected="http:// | https://",
+            try_instead="--webhook http://127.0.0.1:8080/turbodiff",
+        )  # fmt: skip
+
+
+def is_web_address(url: str) -> bool:
+    """Whether a text is an http or https address with a host, and nothing but visible ASCII."""
+    try:
+        found = urlsplit(url)
+        named = found.scheme in ("http", "https") and bool(found.hostname) and found.port != 0
+    except ValueError:
+        return False
+    return named and re.fullmatch(r"[!-~]+", url) is not None

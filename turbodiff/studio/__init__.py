@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from turbodiff.archive import disk
 from turbodiff.archive.clip_index import ONLY, ORDERS, ClipIndex, Entry, Found, tags_of
@@ -37,12 +37,13 @@ from turbodiff.spec.environment import current_folder
 from turbodiff.spec.errors import RequestError, TurbodiffError
 from turbodiff.spec.events import Event, RunCommand
 from turbodiff.spec.files import state_folder
-from turbodiff.spec.jobs import ACTIVE, Outcome, QueuedJob, Recovered, Where
+from turbodiff.spec.jobs import ACTIVE, Outcome, QueuedJob, Recovered
 from turbodiff.spec.models import Inventory, all_models
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, make_request
 from turbodiff.studio.library import Library
 from turbodiff.studio.longer_clips import continuing_fields, continuing_model, storyboard_requests
+from turbodiff.studio.waiting import Waiting
 from turbodiff.studio.weights import Weights
 from turbodiff.supervisor import ownership, worker_process
 from turbodiff.supervisor.context import machine_of, worker_pids
@@ -52,6 +53,9 @@ from turbodiff.weights.locate import LoraFile, resolve_files, with_loras
 from turbodiff.weights.locate import inventory as find_weights
 from turbodiff.weights.lora_facts import LoraFacts
 from turbodiff.weights.storage import Storage, StoredFile
+
+if TYPE_CHECKING:
+    from turbodiff.diagnostics.webhook import Webhook as Webhook
 
 POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
 TASKS, PICTURES = "tasks", "pictures"  # folders in the state folder
@@ -77,6 +81,7 @@ class Studio:
         self.exports = Exports(self.state / "exports")
         self.recipes = Recipes(self.state)
         self.storage = Storage(self._models_in_jobs)
+        self.webhook: Webhook | None = None
         library = self._library = Library(self.outputs, lambda: self._store)
         self.clips, self.clip, self.sidecar_of = library.clips, library.clip, library.sidecar_of
         self.seeds, self.seed, self.rate = library.seeds, library.seed, library.rate
@@ -86,11 +91,18 @@ class Studio:
         self._weights = CachedValue(find_weights, WEIGHTS_FRESH_S)
         self.models, self.inventory, self.count_tokens = weights.models, weights.inventory, weights.count_tokens
         self.loras, self.lora_folder = weights.loras, weights.lora_folder
+        self.waiting = Waiting(lambda: self._store, lambda fields, anyway: self._asked([fields], anyway)[0])
         self.lora_facts, self.lora_picture = weights.lora_facts, weights.lora_picture
 
     @cached_property
     def _store(self) -> Store:
         return Store(self.state)
+
+    def tell(self, url: str, say: Callable[[str], None]) -> None:
+        """Tell an address from now on when a job ends; see diagnostics/webhook.py."""
+        from turbodiff.diagnostics.webhook import Webhook  # httpx: a shell command need not wait for it
+
+        self.webhook = Webhook(self.state, url, say)
 
     def close(self) -> None:
         """Close the connection to the queue; the object is of no use afterwards."""
@@ -183,12 +195,15 @@ class Studio:
         `anyway` lowers nothing of the picture, also where it does not fit; the policy "never" refuses instead.
         `client`: the address of another machine, which has a share of the queue; "" for this one, which has all.
         """
+        return self._store.submit_all(self._asked(many, anyway), client=client)
+
+    def _asked(self, many: Sequence[Mapping[str, Any]], anyway: bool) -> list[tuple[Request, Plan]]:
+        """The requests that these fields mean, each with its plan."""
         policy: Policy = "anyway" if anyway else self.policy
         try:
-            asked = self._planned(many, policy, self._weights())
+            return self._planned(many, policy, self._weights())
         except TurbodiffError:  # what was seen a moment ago refuses nothing
-            asked = self._planned(many, policy, self._weights.now())
-        return self._store.submit_all(asked, client=client)
+            return self._planned(many, policy, self._weights.now())
 
     def _planned(
         self, many: Sequence[Mapping[str, Any]], policy: Policy, found: Inventory
@@ -272,10 +287,6 @@ class Studio:
         """Refuse a stored request that names files which nobody chose here; see `Library.check_files`."""
         loras = self.loras() if request.loras else ()
         self._library.check_files(request, self.state / PICTURES, {str(lora.path) for lora in loras})
-
-    def move(self, job: int, where: Where) -> None:
-        """Move a waiting job in the queue; any other job stays where it is."""
-        self._store.move(job, where)
 
     def pause(self) -> None:
         """Start no further job; what runs goes on."""

@@ -89,7 +89,8 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
         gr.HTML(el("p", words("storyboard.info"), cls="td-quiet td-small"))
         segments = gr.HTML(storyboard.draw_rows((), words), elem_id="storyboard-rows")
         fields["storyboard"] = gr.Textbox("", visible="hidden", elem_id="storyboard", label="storyboard")
-        fields["continues"] = gr.Textbox("", visible="hidden", elem_id="continues-field", label="continues")
+        for name in ("continues", "edits"):
+            fields[name] = gr.Textbox("", visible="hidden", elem_id=f"{name}-field", label=name)
     with gr.Accordion(words("create.advanced"), open=False, elem_id="advanced"):
         experts, boundary_box = _advanced(fields, spec, words)
         residency = gr.HTML(elem_id="residency")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from turbodiff.spec.events import Event, NoticeEvent, PhaseEvent
 from turbodiff.spec.jobs import ACTIVE, STOPPED, QueuedJob
 from turbodiff.spec.request import Request
-from webui.markup import Html, action, el, note
+from webui.markup import Html, action, el, note, void
 from webui.panels.stage import model_name, size_name
 from webui.wording import Words
 
@@ -56,6 +56,7 @@ class Row:
     note: str
     acts: tuple[str, ...]
     starts: str = ""  # when it will, of a job that waits
+    before: int = 0  # the job that it goes on from and that will make no clip, see `lost_segment`
 
 
 def title(request: Request, words: Words) -> str:
@@ -104,14 +105,15 @@ def progress(job: QueuedJob, events: Iterable[Event], words: Words) -> JobProgre
 
 def queue(snapshot: Snapshot, words: Words) -> list[Row]:
     """Every job that is not done: running, then waiting in order, then what failed lately; [] if one just runs."""
-    found: list[tuple[QueuedJob, tuple[str, ...]]]
-    found = [(job, ("cancel",)) for job in snapshot.jobs if job.state in ACTIVE]
+    found: list[tuple[QueuedJob, tuple[str, ...], int]]
+    found = [(job, ("cancel",), 0) for job in snapshot.jobs if job.state in ACTIVE]
     last = len(snapshot.waiting) - 1
     for place, job in enumerate(snapshot.waiting):
-        moves = (*(("top", "up") if place else ()), *(("down",) if place < last else ()))
-        found.append((job, (*moves, "duplicate", "cancel")))
+        lost = lost_segment(job, snapshot)
+        moves = (*(("top", "up") if place else ()), *(("down",) if place < last else ()), "edit_job", "duplicate")
+        found.append((job, ("retry_before", "drop") if lost else (*moves, "cancel"), lost))
     stopped = [job for job in snapshot.jobs if job.state in STOPPED]
-    found += [(job, ("show", "retry")) for job in stopped[:STOPPED_ROWS]]
+    found += [(job, ("show", "retry"), 0) for job in stopped[:STOPPED_ROWS]]
     if len(found) == 1 and found[0][0].state in ACTIVE:
         return []
     return [
@@ -119,17 +121,31 @@ def queue(snapshot: Snapshot, words: Words) -> list[Row]:
             job.id,
             title(job.request, words),
             job.state,
-            waits_for_memory(job, words) or job.request.prompt,
+            words("storyboard.lost", job=lost) if lost else waits_for_memory(job, words) or job.request.prompt,
             acts,
             starts_in(job, snapshot, words) if job.state == "queued" else "",
+            lost,
         )
-        for job, acts in found
+        for job, acts, lost in found
     ]
 
 
+def lost_segment(job: QueuedJob, snapshot: Snapshot) -> int:
+    """The job whose clip a waiting one goes on from, its newest attempt to be run again, where none of these will make
+    a clip unless a person asks for it; 0 where one will, or made it."""
+    if job.state != "queued" or not job.request.after:
+        return 0
+    family: dict[int, QueuedJob] = {}
+    for other in reversed(snapshot.jobs):  # the oldest first
+        if other.nonce == job.request.after or other.parent in family:
+            family[other.id] = other
+    hopeless = family and all(other.state in ("failed", "cancelled", "parked") for other in family.values())
+    return max(family) if hopeless else 0
+
+
 def starts_in(job: QueuedJob, snapshot: Snapshot, words: Words) -> str:
-    """When a waiting job will start: what is left of the running one and the plans of those before it; "" where a part
-    of that is not known, or nothing starts."""
+    """When a waiting job will start: what is left of the running one and the plans of those before it, and not before
+    the time that a person chose; "" where a part of that is not known, or nothing starts."""
     before = [other for other in snapshot.waiting if (other.place, other.id) < (job.place, job.id)]
     running = snapshot.active
     left_s = running.progress.eta_s if running and running.progress else 0.0 if running is None else None
@@ -138,8 +154,22 @@ def starts_in(job: QueuedJob, snapshot: Snapshot, words: Words) -> str:
         return ""
     if job.request.after and job.request.after not in coming:  # the segment before it failed or was stopped
         return ""
+    left_s = max(left_s, snapshot.held_until_s - snapshot.now_s)
     total_s = left_s + sum(other.plan.seconds for other in before if other.plan)
     return words("run.starts_in", time=words.seconds(max(1.0, total_s)))
+
+
+def total(snapshot: Snapshot, words: Words) -> str:
+    """How long the queue takes: what is left of the running job and the plans of those that wait, shared by the cards;
+    "" where nothing waits."""
+    waiting, running = snapshot.waiting, snapshot.active
+    known = [job.plan.seconds for job in waiting if job.plan]
+    if not waiting:
+        return ""
+    left_s = running.progress.eta_s or 0.0 if running and running.progress else 0.0
+    cards = max(1, len(snapshot.machine.gpus)) if snapshot.machine else 1
+    time, count = words.predicted((left_s + sum(known)) / cards), max(snapshot.queued, len(waiting))
+    return words("run.total" if len(known) == count else "run.total_least", n=count, time=time)
 
 
 def waits_for_memory(job: QueuedJob, words: Words) -> str:
@@ -187,17 +217,36 @@ def draw_progress(shown: JobProgress, words: Words) -> Html:
 def _act(row: Row, act: str, words: Words) -> Html:
     """A button of a row; to stop what runs is asked about, for it keeps nothing of the clip."""
     ask = words("run.stop_ask") if act == "cancel" and row.state in ACTIVE else None
-    return action(act, row.job, words(f"run.{act}"), cls="plain", data_ask=ask)
+    label, number = words(f"run.{act}", job=row.before), row.before if act == "retry_before" else row.job
+    name = {"retry_before": "retry", "drop": "drop_chain"}.get(act, act)
+    return action(name, number, label, cls="plain", form=act == "edit_job", data_ask=ask)
 
 
-def draw_queue(rows: list[Row], paused: bool, words: Words) -> Html:
-    """The queue with its buttons; nothing at all when there is nothing to say."""
-    if not rows and not paused:
+def draw_queue(rows: list[Row], paused: bool, words: Words, held: str = "", total: str = "") -> Html:
+    """The queue with its buttons; nothing at all when there is nothing to say.
+
+    Args:
+        held: the time before which nothing starts, as a person reads it; "" for none.
+        total: see `total`.
+    """
+    if not rows and not paused and not held:
         return Html("")
     switch = action("resume", "", words("run.resume"))
     if not paused:
         switch = action("pause", "", words("run.pause"), cls="plain")
-    head = el("div", words("run.queue"), el("span", switch, cls="td-acts"), cls="td-sec")
+    waiting = [row for row in rows if row.state == "queued"]
+    clear = action("clear", "", words("run.clear"), cls="plain", data_ask=words("run.clear_ask"))
+    head = el(
+        "div",
+        words("run.queue"),
+        el("span", total, cls="td-quiet td-num") if total else None,
+        el("span", clear if waiting else None, switch, cls="td-acts"),
+        cls="td-sec",
+    )
+    hold = el(
+        "div", words("run.held", time=held), action("hold", "", words("run.hold_end"), cls="plain"),
+        cls="td-note td-line", id="held", role="status",
+    )  # fmt: skip
     listed = []
     for row in rows:
         parts = (
@@ -205,8 +254,26 @@ def draw_queue(rows: list[Row], paused: bool, words: Words) -> Html:
             el("span", row.note, cls="what", title=f"{row.note} · {row.title}"),
             el("span", row.starts, cls="td-num starts") if row.starts else None,
             el("span", row.title, cls="td-quiet wide"),
-            [_act(row, act, words) for act in row.acts],
+            el("span", [_act(row, act, words) for act in row.acts], cls="td-acts"),
         )
-        listed.append(el("div", parts, data_job=row.job, data_state=row.state))
+        drag = {"draggable": "true"} if row.state == "queued" else {}
+        listed.append(el("div", parts, data_job=row.job, data_state=row.state, **drag))
     body = el("div", listed, cls="td-list") if rows else el("p", words("run.queue_empty"), cls="td-quiet")
-    return el("div", head, body, cls="td-html", id="queue-list")
+    return el("div", head, hold if held else None, body, cls="td-html", id="queue-list")
+
+
+def draw_editing(number: str, words: Words) -> Html:
+    """That the form holds a waiting job, and a button that lets go of it."""
+    leave = action("fill", '{"edits": ""}', words("run.edit_end"), form=True, cls="plain")
+    return el("div", words("run.editing", job=number), leave, cls="td-note td-line", id="editing", role="status")
+
+
+def draw_night(words: Words) -> Html:
+    """A time before which no job starts: apart from the queue, whose redrawing would take away what is being typed."""
+    hint, field = words("run.night_time"), "night-time"
+    clock = void("input", type="time", id=field, value="23:00", aria_label=hint, title=hint, cls="td-input")
+    button = action("hold", "", words("run.hold"), data_from=field)
+    said = el("p", words("run.night_info"), cls="td-quiet td-small")
+    return el(
+        "details", el("summary", words("run.night")), said, el("div", clock, button, cls="td-line"), cls="td-html"
+    )

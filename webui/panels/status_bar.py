@@ -58,6 +58,7 @@ def status_bar(snapshot: Snapshot, words: Words) -> StatusBar:
     waiting = max(snapshot.queued, len(snapshot.waiting))
     busy = snapshot.active is not None
     queue = "paused" if snapshot.paused else "running" if busy else "waiting" if waiting else "idle"
+    queue = "held" if queue in ("waiting", "idle") and snapshot.held_until_s else queue
     leftovers = []
     for left in snapshot.leftovers:
         held_bytes = sum(row.bytes or 0 for row in snapshot.holder_rows() if row.pid == left.pid)
@@ -74,7 +75,7 @@ def status_bar(snapshot: Snapshot, words: Words) -> StatusBar:
         card,
         note,
         tuple(_gauges(snapshot, words)),
-        words(f"bar.{queue}", n=waiting),
+        words(f"bar.{queue}", n=waiting, time=words.clock(snapshot.held_until_s)),
         busy,
         tuple(leftovers),
         restarted,

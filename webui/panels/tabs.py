@@ -13,7 +13,7 @@ from webui.panels.stage import media_url
 from webui.wording import Words
 
 if TYPE_CHECKING:
-    from turbodiff.studio import Seed
+    from turbodiff.studio import Seed, Webhook
 
 COLUMNS = ("prompt", "seed", "model", "resolution", "rating", "note")  # in the guide's order
 LEVELS = ("CRITICAL", "ERROR", "WARNING", "DEBUG")  # every other line is INFO
@@ -65,7 +65,9 @@ def draw_logs(names: Collection[str], chosen: str, words: Words) -> Html:
     return el("div", group, about, cls="td-toolbar td-html")
 
 
-def draw_settings(policy: str, policies: Iterable[str], places: Mapping[str, Path], words: Words) -> Html:
+def draw_settings(
+    policy: str, policies: Iterable[str], places: Mapping[str, Path], webhook: Webhook | None, words: Words
+) -> Html:
     """What happens to a wish that does not fit, as buttons with one on; `places` are paths by the key of their name."""
     buttons = []
     for name in policies:
@@ -84,5 +86,11 @@ def draw_settings(policy: str, policies: Iterable[str], places: Mapping[str, Pat
         )
         for name in ("sound", "notify")
     ]  # fmt: skip
-    done = el("section", el("div", words("settings.done"), cls="td-sec"), el("div", wishes, cls="td-alts td-wishes"))
+    hook = el("p", words("settings.webhook_none"), cls="td-quiet", id="webhook")
+    if webhook is not None:
+        last = webhook.last or words("settings.webhook_quiet")
+        told = words("settings.webhook", host=webhook.host, last=last)
+        hook = el("div", told, cls="td-note", id="webhook")
+    head_done = el("div", words("settings.done"), cls="td-sec")
+    done = el("section", head_done, el("div", wishes, cls="td-alts td-wishes"), hook)
     return el("div", el("section", head, chosen, note), done, where, cls="td-stack td-html td-narrow")

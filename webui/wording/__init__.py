@@ -4,6 +4,7 @@ Contents: words. What the command line says, too, is in turbodiff/spec/wording. 
 Used by: webui.
 """
 
+import time
 from functools import cache
 from pathlib import Path
 
@@ -26,6 +27,10 @@ class Words(shared.Words):
     def sentences(self) -> shared.Sentences:
         """Where the keys are looked up: the page's own words beside those about plans."""
         return catalogue()
+
+    def clock(self, at_s: float) -> str:
+        """Unix seconds as the time of the day here, "" for 0."""
+        return time.strftime("%H:%M", time.localtime(at_s)) if at_s else ""
 
     def ago(self, value_s: float) -> str:
         """How long ago, coarsely."""

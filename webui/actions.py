@@ -244,13 +244,21 @@ def _start_job(reader: StudioReader, name: str, argument: str) -> int:
     if name == "retry":
         return reader.studio.retry(number_of(argument))
     if name == "retry_smaller":
-        stored = reader.studio.job(number_of(argument)).request
-        reader.studio.check_files(stored)
+        job = reader.studio.job(number_of(argument))
+        stored, ran = job.request, job.planned_request
         request, change = stored.model_dump(mode="json"), first_aid.smaller(stored.model, stored.num_frames)
+        chained = stored.continued or any(other.request.after == job.nonce for other in reader.snapshot().jobs)
+        if chained:  # its clip becomes a part of another: the size stays
+            change = {name: value for name, value in change.items() if name not in ("model", "resolution")}
         spec = find_model(str(change.get("model") or stored.model))
         values = form.fitted_to(spec, {**form.from_request(request), **change, "pinned": []})
-        loras = {"loras": request["loras"]} if stored.loras else {}  # with their paths, which the form drops
-        return _queue(reader, {**form.request_fields(values), **loras})
+        less = form.request_fields(values)
+        if chained:
+            less = {name: value for name, value in less.items() if name not in ("resolution", "aspect")}
+            less |= {"size": f"{ran.width}x{ran.height}", "fps": ran.fps}
+        # with their paths, which the form drops
+        kept = {name: request[name] for name in ("loras", "continues", "after") if request.get(name)}
+        return reader.studio.retry(job.id, {**less, **kept})
     if name == "neighbour":
         request = wished_again(reader, argument)
         return _queue(reader, {**request, "seed": int(request.get("seed") or 0) + 1})

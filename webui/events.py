@@ -15,13 +15,14 @@ from gradio.components import Component
 
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.models import find_model
-from turbodiff.spec.text import whole
+from turbodiff.spec.request import MAX_PROMPT_CHARS
+from turbodiff.spec.text import is_blank, whole
 from webui import actions, api, form, form_actions, gallery_actions, markup, queue_actions, render
 from webui.actions import Answer, UiState
 from webui.form import FormValues
 from webui.markup import Html
 from webui.page import Page, layout
-from webui.panels import create, form_help, storyboard
+from webui.panels import create, form_help, recipes, storyboard
 from webui.request_guard import BadRequest, GuardedBlocks, button_of, handler
 from webui.snapshot import StudioReader
 from webui.wording import Words
@@ -62,7 +63,8 @@ def action_handler(method: Callable[Concatenate["PageEvents", UiState, P], Answe
 
 
 def form_handler(method: Callable[Concatenate["PageEvents", P], Filling]) -> Callable[..., Updates]:
-    """A handler that fills the form: every field with the boxes that come and go, and what there is to say."""
+    """A handler that fills the form: every field with the boxes that come and go, what it held (the row of fields
+    is the last of the arguments) with the button that brings that back, and what there is to say."""
 
     @handler
     @wraps(method)
@@ -71,8 +73,10 @@ def form_handler(method: Callable[Concatenate["PageEvents", P], Filling]) -> Cal
             values, note = method(self, *args, **kwargs)
         except TurbodiffError as error:
             values, note = None, markup.note(self.words.error(error.fields()), "warn")
-        whole = [gr.skip()] * (len(self.fields) + len(self.boxes)) if values is None else self.refilled(values)
-        return [*whole, stamped(note)]
+        if values is None:
+            return [*[gr.skip()] * (len(self.fields) + len(self.boxes) + 2), stamped(note)]
+        before = self.values_of(args[-len(self.names) :])
+        return [*self.refilled(values), before, recipes.draw_undo(self.words), stamped(note)]
 
     return refilled
 
@@ -119,7 +123,8 @@ class PageEvents:
             api.add(self.reader)
         page, fields, made, draw = self.page, self.page.create.fields, self.page.create, self.renderer
         drawn, whole = [*self.panels, page.seen], [*self.fields, *self.boxes]
-        filled, out = [*whole, page.note], [*drawn, page.ui_state, page.note]
+        past, out = [page.past, made.undo], [*drawn, page.ui_state, page.note]
+        filled, chosen = [*whole, *past, page.note], [*whole, *past, *self.estimated]
         # one event for all fields: the last change wins, and it sees every field as it is then
         changed = partial(gr.on, [part.change for part in self.fields], trigger_mode="always_last")
         # apart from the meter: decoding a picture takes a process and part of a second
@@ -133,15 +138,16 @@ class PageEvents:
             partial(page.form_bus.fill, trigger_mode="multiple"),
         )
         row, clicked = self.fields, [page.ui_state, *self.fields]
+        quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         events: tuple[tuple[Callable[..., object], Callable[..., object], list[Component], list[Component]], ...] = (
             (page.timer.tick, draw.changed, [page.ui_state, page.seen], drawn),
             (blocks.load, draw.changed, [page.ui_state], drawn),
             (blocks.load, self.restore, [page.draft], [*whole, *self.estimated]),
             (changed, self.estimate, row, [*self.estimated, page.draft]),
             (picture, self.look, row, [made.picture_note]),
-            (fields["kind"].input, self.new_kind, row, [*whole, *self.estimated]),
-            (fields["model"].input, self.new_model, row, [*whole, *self.estimated]),
-            (fill, self.fill, clicked, filled),
+            (fields["kind"].input, self.new_kind, row, chosen),
+            (fields["model"].input, self.new_model, row, chosen),
+            (fill, self.fill, [page.ui_state, page.past, *row], filled),
             (page.video_file.upload, self.load_video, [page.video_file, *row], filled),
             (made.go.click, self.go, clicked, [fields["edits"], *out]),
             (made.anyway.click, self.go_anyway, clicked, [fields["edits"], *out]),
@@ -155,8 +161,29 @@ class PageEvents:
             (page.seed_file.upload, self.import_seeds, [page.ui_state, page.seed_file], out),
         )
         for listen, answer, inputs, outputs in events:
-            quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
             listen(answer, inputs=inputs, outputs=outputs, **quiet)
+        told = made.longer_note
+        waits = made.longer.click(
+            self.asking, None, told, queue=False, show_progress="hidden", api_visibility="private"
+        )
+        waits.then(self.longer, fields["prompt"], told, queue=False, show_progress="hidden", api_visibility="private")
+
+    @handler
+    def asking(self) -> str:
+        """That a longer prompt is awaited, and from where."""
+        enhancer = self.reader.studio.enhancer
+        return markup.note(self.words("longer.asking", host=enhancer.host), "calm") if enhancer else ""
+
+    @handler
+    def longer(self, prompt: object) -> str:
+        """A longer prompt beside the person's own, or why there is none; nothing waits for it."""
+        asked, enhancer = whole(str(prompt or "")[:MAX_PROMPT_CHARS]), self.reader.studio.enhancer
+        if enhancer is None or is_blank(asked):
+            return markup.note(self.words("longer.empty"), "calm")
+        try:
+            return recipes.draw_longer(asked, enhancer.longer(asked), self.words)
+        except TurbodiffError as error:
+            return markup.note(self.words.error(error.fields()), "warn")
 
     def values_of(self, row: tuple[object, ...]) -> FormValues:
         """The form's values by field name.
@@ -185,6 +212,12 @@ class PageEvents:
         segments = gr.skip() if held_rows else storyboard.draw_rows(form.rows(values.get("storyboard")), self.words)
         return [*updates.values(), *boxes, form_help.draw_examples(spec, self.words), segments]
 
+    def with_picture(self, values: FormValues, picture: str | None) -> FormValues:
+        """The same values with that upload; one that is no longer there is asked for again."""
+        with suppress(TurbodiffError, ValueError):
+            return {**values, "image": str(self.reader.own(Path(picture or "")))}
+        return {**values, "image": None}
+
     @handler
     def estimate(self, *row: object) -> Updates:
         """The meter and what goes with it, and the draft that the browser keeps."""
@@ -207,9 +240,7 @@ class PageEvents:
         first = form_actions.initial_values(self.reader)
         spec = form.model_called(kept.get("model"), find_model(str(first["model"])))
         values = form.fitted_to(spec, {**(form.defaults(spec) if kept else first), **kept})
-        with suppress(TurbodiffError, ValueError):  # one that is no longer there is asked for again
-            values["image"] = str(self.reader.own(Path(picture)))
-        return [*self.refilled(values), *render.estimate(self.reader, values, self.words)]
+        return [*self.refilled(self.with_picture(values, picture)), *render.estimate(self.reader, values, self.words)]
 
     @handler
     def new_kind(self, *row: object) -> Updates:
@@ -217,20 +248,24 @@ class PageEvents:
         before = self.values_of(row)
         fresh = form_actions.initial_values(self.reader, str(before["kind"]))
         values = form.fitted_to(find_model(str(fresh["model"])), {**before, **fresh})
-        return [*self.refilled(values, before), *render.estimate(self.reader, values, self.words)]
+        past = [before, recipes.draw_undo(self.words)]
+        return [*self.refilled(values, before), *past, *render.estimate(self.reader, values, self.words)]
 
     @handler
     def new_model(self, *row: object) -> Updates:
         """Another model: what it cannot take becomes its default."""
         before = self.values_of(row)
         values = form.fitted_to(form.model_called(before["model"]), before)
-        return [*self.refilled(values, before), *render.estimate(self.reader, values, self.words)]
+        past = [before, recipes.draw_undo(self.words)]
+        return [*self.refilled(values, before), *past, *render.estimate(self.reader, values, self.words)]
 
     @form_handler
-    def fill(self, event: gr.EventData, ui_state: UiState, *row: object) -> Filling:
+    def fill(self, event: gr.EventData, ui_state: UiState, past: FormValues | None, *row: object) -> Filling:
         """A button that fills the form."""
         name, argument = button_of(event)
         values = self.values_of(row)
+        if name == "undo":
+            return self.with_picture(past, past.get("image")) if past else None, ""
         if name == "save_preset":
             actions.save_presets(self.reader, {argument: values})
             return None, markup.note(self.words("recipes.saved", name=argument.strip()), "good")

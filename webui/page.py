@@ -47,6 +47,7 @@ class Page:
     stage: dict[str, gr.HTML]  # by panel name of render.PANELS
     ui_state: gr.State  # what this browser looks at: INITIAL_UI_STATE
     seen: gr.State  # panel -> digest of what this browser was sent
+    past: gr.State  # what the form held before a button filled it last; None for nothing
     draft: gr.BrowserState
     act_bus: gr.HTML
     form_bus: gr.HTML
@@ -73,7 +74,8 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
     with gr.Tabs(elem_id="tabs"):
         with gr.Tab(words("create.tab"), id="create"), gr.Row(elem_id="create", equal_height=False):
             with gr.Column(scale=42, min_width=320, elem_id="form"):
-                made = create.build(words, spec, reader.here(), form_help.draw_examples(spec, words))
+                enhancer = reader.studio.enhancer.host if reader.studio.enhancer else ""
+                made = create.build(words, spec, reader.here(), form_help.draw_examples(spec, words), enhancer)
                 batch, recalled = _batch(words), _recipes(stage, words)
             with gr.Column(scale=58, min_width=320, elem_id="stage"):
                 stage |= {name: gr.HTML(elem_id=name) for name in ("player", "progress", "card", "queue")}
@@ -109,7 +111,7 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
                 gr.HTML(markup.el("form", button, method="post", action=leave, cls=narrow, id="log-out"))
     ui_state, seen = gr.State(dict(INITIAL_UI_STATE)), gr.State({})
     draft = gr.BrowserState(None, storage_key=DRAFT_KEY, secret=DRAFT_SECRET)
-    shown = (made, stage, ui_state, seen, draft, act_bus, form_bus, note, gr.Timer(TICK_S))
+    shown = (made, stage, ui_state, seen, gr.State(None), draft, act_bus, form_bus, note, gr.Timer(TICK_S))
     return Page(*shown, box, seed_file, video_file, *batch, filters, *recalled)
 
 

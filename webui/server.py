@@ -22,8 +22,9 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Resp
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from turbodiff.prompt.enhancer import Enhancer
 from turbodiff.spec import stdio
-from turbodiff.spec.environment import PASSWORD
+from turbodiff.spec.environment import ENHANCER_KEY, PASSWORD
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.files import make_folder
 from turbodiff.spec.page_flags import page_parser
@@ -244,7 +245,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         check(args)
         args.root_path = os.environ[ROOT_PATH] = args.root_path.rstrip("/")
         sockets = listening_sockets(args.listen, args.port)
-        app = make_app(studio := Studio(args.state_dir, args.outputs), args)
+        studio = Studio(args.state_dir, args.outputs)
+        if args.enhancer:
+            studio.enhancer = Enhancer(args.enhancer, args.enhancer_model, os.environ.get(ENHANCER_KEY, ""))
+        app = make_app(studio, args)
         if args.webhook:
             studio.tell(args.webhook, lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
         sweeping = (threading.Event(), studio.state / "uploads")

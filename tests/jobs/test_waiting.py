@@ -103,3 +103,15 @@ def test_clearing_cancels_what_waits_and_leaves_what_runs(store: Store) -> None:
     assert running and clear(store) == 2 and order(store) == []
     assert finish_job(store, running.id, running.attempt, ClipResult(path="one.mp4"))
     assert not list(entries(store.path.parent))  # a next start brings none back
+
+
+def test_a_segment_run_again_with_other_fields_stays_in_its_chain(studio: Studio) -> None:
+    first, second, _ = chain(studio)
+    studio.cancel(first.id)
+    again = studio.job(studio.retry(first.id, {**CIRCLE, "steps": 2}))
+    assert (again.parent, again.request.steps) == (first.id, 2)
+    store = Store(studio.state)
+    assert (started := claim(store)) and started.id == again.id
+    assert finish_job(store, again.id, 1, ClipResult(path="one.mp4"))
+    assert (started := claim(store)) and started.id == second.id
+    store.close()

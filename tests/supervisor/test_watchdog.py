@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbodiff.spec.events import BeatEvent, PhaseEvent, StepEvent
+from turbodiff.spec.wording import Words
 from turbodiff.supervisor.watchdog import Evidence, Watchdog
 
 
@@ -131,3 +132,6 @@ def test_the_reason_names_what_the_evidence_says() -> None:
             watchdog.check(float(now), evidence)
         assert words in watchdog.reason()
         assert watchdog.reason().startswith("denoise silent for 14 s")
+        for lang, told in (("en", "Denoise has made no progress for 14 s: "), ("zh", "去噪已有 14 秒没有进展：")):
+            assert Words(lang).notice(watchdog.silence()).startswith(told)  # no name of a phase or a cause as it is
+            assert "_" not in Words(lang).notice(watchdog.silence())

@@ -275,3 +275,17 @@ def test_a_batch_or_a_count_is_queued_as_a_whole_or_not_at_all(reader):
     assert reader.studio.jobs() == []
     actions.generate(reader, {**values, "seed": str(2**53 - 3), "count": 2}, INITIAL_UI_STATE, words)
     assert [job.request.seed for job in reader.studio.jobs()] == [2**53 - 2, 2**53 - 3]
+
+
+def test_a_segment_that_is_run_again_smaller_stays_in_its_chain_and_size(reader):
+    asked = {"prompt": "a red circle", "model": "demo", "num_frames": 17, "steps": 4, "nonce": "a"}
+    first, second = reader.studio.submit_all([asked, {**asked, "nonce": "b", "after": "a"}])
+    reader.studio.cancel(first)
+    reader.studio.cancel(second)
+    before = reader.studio.job(second)
+    ui_state, _ = actions.act(reader, "retry_smaller", str(second), INITIAL_UI_STATE, Words("en"))
+    again = reader.studio.job(int(ui_state["at"].removeprefix("job:")))
+    assert (again.request.after, again.parent, again.request.num_frames) == ("a", second, 9)
+    assert again.planned_request.width == before.planned_request.width
+    ui_state, _ = actions.act(reader, "retry_smaller", str(first), INITIAL_UI_STATE, Words("en"))
+    assert reader.studio.job(int(ui_state["at"].removeprefix("job:"))).parent == first

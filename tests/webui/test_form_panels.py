@@ -34,10 +34,11 @@ def test_the_empty_prompt_invites_to_what_the_model_can_show(words):
 
 def test_a_change_of_model_brings_its_hint_and_its_meter_in_one_step(events):
     answer = events.new_model(*demo_row(events, model="wan2.1-1.3b"))
-    assert len(answer) == len(events.fields) + len(events.boxes) + len(events.estimated)
+    assert len(answer) == len(events.fields) + len(events.boxes) + 2 + len(events.estimated)
     assert answer[events.names.index("prompt")]["placeholder"] == EN("create.prompt_hint")
     assert "value" not in answer[events.names.index("prompt")]  # a person may be writing on
-    meter = answer[len(events.fields) + len(events.boxes)]
+    before, undo, meter = answer[len(events.fields) + len(events.boxes) :][:3]
+    assert before["model"] == "wan2.1-1.3b" and 'data-form="undo"' in undo
     assert "data-band" in meter and "no resolution" not in meter
 
 

@@ -67,6 +67,33 @@ def test_the_handles_of_a_trim_reach_over_all_of_a_continued_clip():
     assert "0.00 – 3.06 s" in export.draw_form(joined, EN)
 
 
+def test_a_queue_says_how_long_it_takes_and_waits_for_the_night():
+    plan = plan_on(80, model="wan2.1-1.3b")
+    seen = Snapshot(machine=BARE, jobs=(job(3, plan=plan), job(2, plan=plan), RUNNING), queued=2)
+    assert jobs.total(seen, EN) == EN("run.total", n=2, time=EN.predicted(60 + 2 * plan.seconds))
+    assert "more than" in jobs.total(replace(seen, queued=5), EN)  # three are not listed
+    assert jobs.total(Snapshot(jobs=(RUNNING,)), EN) == ""
+    night = replace(seen, now_s=1e9, held_until_s=1e9 + 7200)
+    assert {row.job: row.starts for row in jobs.queue(night, EN)}[2] == EN("run.starts_in", time=EN.seconds(7200))
+    assert 'id="held"' in jobs.draw_queue([], False, ZH, "23:00")
+
+
+def test_a_segment_that_waits_for_nobody_offers_to_retry_or_to_drop():
+    segment = job(3, request=make_request({"prompt": "a cat", "model": "demo-i2v", "after": "a"}))
+    for state, again, acts in (
+        ("cancelled", (), ("retry_before", "drop")),
+        ("failed", (job(4, "cancelled", parent=2),), ("retry_before", "drop")),
+        ("failed", (job(4, parent=2),), ("edit_job", "duplicate", "cancel")),  # it is being made again
+        ("done", (), ("edit_job", "duplicate", "cancel")),
+    ):
+        seen = Snapshot(jobs=(*again, segment, job(2, state, nonce="a")))
+        row = next(row for row in jobs.queue(seen, EN) if row.job == 3)
+        assert set(acts) <= set(row.acts)
+        assert row.before == (max(one.id for one in seen.jobs if one is not segment) if "drop" in acts else 0)
+    seen = Snapshot(jobs=(job(4, "failed", nonce="a"), segment))
+    assert "Retry job 4" in jobs.draw_queue(jobs.queue(seen, EN), False, EN)
+
+
 def test_to_stop_what_runs_is_asked_about_and_to_cancel_what_waits_is_not():
     drawn = jobs.draw_progress(jobs.progress(RUNNING, [], ZH), ZH)
     assert 'data-ask="停止这个视频' in drawn

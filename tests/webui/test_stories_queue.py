@@ -20,6 +20,7 @@ def order(app):
 def test_a_queue_is_held_ordered_edited_and_cleared(app, chromium):
     with tab(chromium, app) as page:
         page.on("dialog", lambda dialog: dialog.accept())
+        app.store.put("held_until_s", 0)
         page.click("#night summary")
         page.fill("#night-time", time.strftime("%H:%M", time.localtime(time.time() + 7200)))
         page.click("#night [data-act=hold]")
@@ -51,6 +52,7 @@ def test_a_queue_is_held_ordered_edited_and_cleared(app, chromium):
         page.click("#go")
         app.wait(lambda: order(app) == ["one", "better", "three"])
         page.wait_for_selector("#editing", state="detached")
+        page.wait_for_selector("#go:has-text('Generate')")
         assert newest(app).id == made["three"]
 
         page.click(f"#queue-list [data-job='{made['two']}'] [data-form=edit_job]")

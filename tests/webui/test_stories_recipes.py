@@ -1,9 +1,11 @@
-"""Stories of prompts: an earlier one found again, a preset of all fields saved, applied and taken along, wildcards."""
+"""Stories of prompts: one lengthened, an earlier one found again, a preset saved, applied and exported, wildcards."""
 
 import json
 
 import pytest
 from stories import begin, tab, wait_done, write_prompt
+
+from tests.prompt.test_enhancer import Server
 
 pytestmark = pytest.mark.browser
 
@@ -15,9 +17,14 @@ def desk(start_app, tmp_path_factory):
     lists = folder / "state" / "wildcards"
     lists.mkdir(parents=True)
     (lists / "shape.txt").write_text("circle\nsquare\n", "utf-8")
-    made = start_app(folder)
+    server = Server()  # answers prompts, slowly
+    server.says("A red circle glides slowly to the right across a deep black background. <b>{now|then}</b>")
+    server.every_s = 0.4
+    made = start_app(folder, "--enhancer", f"http://127.0.0.1:{server.server_port}/v1")
     yield made
     made.stop()
+    server.shutdown()
+    server.server_close()
 
 
 def test_wildcards_are_chosen_and_the_prompt_as_it_was_written_is_found_again(desk, chromium):
@@ -61,3 +68,26 @@ def test_a_preset_is_saved_applied_taken_along_and_deleted(desk, chromium, tmp_p
             page.click("#preset-file")
         chooser.value.set_files(tmp_path / "presets.json")
         page.wait_for_selector("#presets [data-preset='夜 1']")
+
+
+def test_a_prompt_is_lengthened_beside_the_persons_own_while_generate_works_and_one_click_undoes(desk, chromium):
+    mine, box = "a red circle moves right", "#prompt textarea"
+    with tab(chromium, desk) as page:
+        page.fill("#seed textarea, #seed input", "41")
+        write_prompt(page, mine)
+        page.click("#longer-go")
+        page.wait_for_selector("#longer:has-text('Generate works meanwhile')")
+        assert wait_done(desk, begin(page, desk)).request.prompt == mine  # it was not waited for
+        page.wait_for_selector("#longer ins:has-text('slowly')")
+        assert page.input_value(box) == mine and not page.locator("#longer b b").count()
+        page.click("#longer .main")
+        page.wait_for_function("document.querySelector('#prompt textarea').value.startsWith('A red circle glides')")
+        assert not set(page.input_value(box)) & set("{}|<>")
+        assert page.input_value("#seed textarea, #seed input") == "41"
+        page.click("#longer button:has-text('Back to mine')")
+        page.wait_for_function(f"document.querySelector('#prompt textarea').value === {json.dumps(mine)}")
+        page.click("#frames label >> nth=0")
+        page.click(".td-examples .td-btn >> nth=1")
+        page.wait_for_function(f"document.querySelector('#prompt textarea').value !== {json.dumps(mine)}")
+        page.click("#undo-form button")
+        page.wait_for_function(f"document.querySelector('#prompt textarea').value === {json.dumps(mine)}")

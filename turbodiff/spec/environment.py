@@ -22,6 +22,7 @@ NETWORK = (*PROXIES, *(name.upper() for name in PROXIES), *CERTIFICATES)
 KEPT = "TURBODIFF_NETWORK"  # those variables as one JSON object, for a download that a child starts
 PASSWORD = "TURBODIFF_PASSWORD"
 WEBHOOK = "TURBODIFF_WEBHOOK"
+ENHANCER_KEY = "TURBODIFF_ENHANCER_KEY"
 RUN_ID = "TURBODIFF_RUN_ID"  # of the supervisor's run, in the environment of every child of it
 BEAT_FD = "TURBODIFF_BEAT_FD"  # a pipe on which the supervisor says that it turns (webui/keeper.py)
 LAST_END = "TURBODIFF_LAST_END"  # how the supervisor before this one ended

@@ -64,6 +64,13 @@ def page_parser(prog: str = "webui/app.py", *, as_service: bool = False) -> argp
         metavar="URL",
         help=f"told with a POST when a job is done or failed (its number, model, size, seed; no prompt); or ${WEBHOOK}",
     )
+    add(
+        "--enhancer",
+        default="",
+        metavar="URL",
+        help="an OpenAI-compatible server that may lengthen a prompt when asked to: http://127.0.0.1:11434/v1 (Ollama)",
+    )
+    add("--enhancer-model", default="", metavar="NAME", help="its model; default: the first that it lists")
     add("--no-browser", action="store_true", help="do not open a browser")
     if as_service:
         add("--dry-run", action="store_true", help="show what would be written and run; change nothing")
@@ -84,6 +91,8 @@ def as_flags(args: argparse.Namespace) -> list[str]:
         ("--root-path", [args.root_path] if args.root_path else []),
         ("--lang", [args.lang] if args.lang != "auto" else []),
         ("--webhook", [args.webhook] if args.webhook else []),
+        ("--enhancer", [args.enhancer] if args.enhancer else []),
+        ("--enhancer-model", [args.enhancer_model] if args.enhancer_model else []),
     )
     flags += [f"{name}={value}" for name, values in given for value in values]  # with "=": a value may begin with "-"
     return flags + (["--mcp"] if args.mcp else [])
@@ -140,12 +149,15 @@ def check_flags(args: argparse.Namespace) -> None:
             try_instead="--root-path /video",
         )
     check_port(args.port)
-    if args.webhook and not is_web_address(args.webhook):
-        raise RequestError(
-            "an address begins with http:// or https://", code="bad_address", field="--webhook", got=args.webhook,
-            expected="http:// | https://",
-            try_instead="--webhook http://127.0.0.1:8080/turbodiff",
-        )  # fmt: skip
+    for flag, url, example in (
+        ("--webhook", args.webhook, "http://127.0.0.1:8080/turbodiff"),
+        ("--enhancer", args.enhancer, "http://127.0.0.1:11434/v1"),
+    ):
+        if url and not is_web_address(url):
+            raise RequestError(
+                "an address begins with http:// or https://", code="bad_address", field=flag, got=url,
+                expected="http:// | https://", try_instead=f"{flag} {example}",
+            )  # fmt: skip
 
 
 def is_web_address(url: str) -> bool:

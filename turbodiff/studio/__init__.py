@@ -56,6 +56,7 @@ from turbodiff.weights.storage import Storage, StoredFile
 
 if TYPE_CHECKING:
     from turbodiff.diagnostics.webhook import Webhook as Webhook
+    from turbodiff.prompt.enhancer import Enhancer
 
 POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
 TASKS, PICTURES = "tasks", "pictures"  # folders in the state folder
@@ -82,6 +83,7 @@ class Studio:
         self.recipes = Recipes(self.state)
         self.storage = Storage(self._models_in_jobs)
         self.webhook: Webhook | None = None
+        self.enhancer: Enhancer | None = None  # set by who starts the page
         library = self._library = Library(self.outputs, lambda: self._store)
         self.clips, self.clip, self.sidecar_of = library.clips, library.clip, library.sidecar_of
         self.seeds, self.seed, self.rate = library.seeds, library.seed, library.rate
@@ -273,10 +275,11 @@ class Studio:
         """Ask a running job to stop stepping and turn what it has into a clip."""
         self._store.stop_and_decode(job)
 
-    def retry(self, job: int) -> int:
-        """Run a job again that is over or parked; returns the id of the job that will run."""
+    def retry(self, job: int, fields: Mapping[str, Any] | None = None) -> int:
+        """Run a job again that is over or parked, perhaps with other fields; what waits for its clip goes on waiting.
+        Returns the id of the job that will run."""
         self.check_files(self._store.job(job).request)
-        return self._store.retry(job)
+        return self._store.retry(job, *(self._planned([fields], False)[0] if fields else ()))
 
     def duplicate(self, job: int) -> int:
         """Queue the request of a job once more; returns the id of the new job."""

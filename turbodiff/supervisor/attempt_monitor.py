@@ -162,8 +162,7 @@ class AttemptMonitor:
         for notice in self.run_monitor.check(now, seen, watchdog.cold_and_busy()):
             self._notify(notice)
         if verdict in ("quiet", "slow"):
-            silent = Notice(key="silent", text=watchdog.reason(), numbers={})
-            self._notify(silent, "slow, still alive: " if verdict == "slow" else "")
+            self._notify(watchdog.silence(), "slow, still alive: " if verdict == "slow" else "")
         elif verdict == "dump":
             self.log("stacks of all threads follow: " + watchdog.reason(), "ERROR")
             self.worker.dump_stacks()

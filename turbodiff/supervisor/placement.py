@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from turbodiff.jobs.attempts import may_start
 from turbodiff.jobs.dispatch import Card, Choice, Price, WaitingJob, dispatch, overtaken_by
 from turbodiff.jobs.store import as_job
-from turbodiff.jobs.waiting import held_until
 from turbodiff.plan.candidates import network_files
 from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.plan.planner import outlook
@@ -40,8 +39,6 @@ class Placement:
             return None
         store, now_s = self.context.store, self.context.now()
         if now_s - self._chosen_s < EVERY_S or not any(slot.free for slot in slots):
-            return {}
-        if store.paused or held_until(store):  # nobody is passed by while nothing starts
             return {}
         self._chosen_s = now_s
         rows = store.rows("SELECT * FROM job WHERE state = 'queued' ORDER BY place, id LIMIT ?", WINDOW)

@@ -118,27 +118,36 @@ class Watchdog:
         return self._last.utilisation > 0.95 and self._last.power_w < COLD_POWER * max(self._power_w)
 
     def reason(self) -> str:
-        """What the evidence says about the silence, in one line."""
+        """What the evidence says about the silence, in one line of English for the logs."""
+        notice = self.silence()
+        return notice.text
+
+    def silence(self) -> Notice:
+        """What the evidence says about the silence, as a notice: phase, seconds, and the key of its cause."""
         now, first = self._last, self._first
         silent_s = self._checked_s - self._progress_s
-        said = f"{self.phase or 'loading'} silent for {silent_s:.0f} s: "
-        if now.state == psutil.STATUS_STOPPED:
-            return said + "the worker is stopped (SIGSTOP); kill -CONT lets it go on"
-        if now.state == psutil.STATUS_DISK_SLEEP:
-            return said + "the worker waits in the kernel (disk or driver)"
         read_bytes, busy = now.bytes_read - first.bytes_read, now.cpu_s > first.cpu_s + 0.5 * silent_s
-        if read_bytes > DISK_BYTES_S * silent_s or (read_bytes > (1 << 20) and not busy):
-            return said + f"bytes still rising, {gib(read_bytes)} read meanwhile: a slow disk"
-        if now.ram_available_bytes is not None and now.ram_available_bytes < LOW_RAM_BYTES:
-            return said + f"RAM low, {gib(now.ram_available_bytes)} left: the computer swaps"
-        if now.vram_free_bytes is not None and now.vram_free_bytes < CAP_BYTES:
-            return said + f"VRAM at the cap, {gib(now.vram_free_bytes)} free"
-        if self.cold_and_busy():
-            return said + "the GPU says it is busy but draws little power: it waits for memory"
-        if busy:
-            cold = now.utilisation is not None and now.utilisation < IDLE_GPU
-            return said + ("CPU busy while the GPU is idle, no progress" if cold else "CPU busy, no progress")
-        return said + "nothing moves"
+        cause, said = "nothing_moves", "nothing moves"
+        if now.state == psutil.STATUS_STOPPED:
+            cause, said = "stopped", "the worker is stopped (SIGSTOP); kill -CONT lets it go on"
+        elif now.state == psutil.STATUS_DISK_SLEEP:
+            cause, said = "kernel", "the worker waits in the kernel (disk or driver)"
+        elif read_bytes > DISK_BYTES_S * silent_s or (read_bytes > (1 << 20) and not busy):
+            cause, said = "slow_disk", f"bytes still rising, {gib(read_bytes)} read meanwhile: a slow disk"
+        elif now.ram_available_bytes is not None and now.ram_available_bytes < LOW_RAM_BYTES:
+            cause, said = "host_ram_low", f"RAM low, {gib(now.ram_available_bytes)} left: the computer swaps"
+        elif now.vram_free_bytes is not None and now.vram_free_bytes < CAP_BYTES:
+            cause, said = "card_full", f"VRAM at the cap, {gib(now.vram_free_bytes)} free"
+        elif self.cold_and_busy():
+            cause, said = "cold", "the GPU says it is busy but draws little power: it waits for memory"
+        elif busy:
+            idle = now.utilisation is not None and now.utilisation < IDLE_GPU
+            cause = "gpu_idle" if idle else "computing"
+            said = "CPU busy while the GPU is idle, no progress" if idle else "CPU busy, no progress"
+        text = f"{self.phase or 'loading'} silent for {silent_s:.0f} s: {said}"
+        return Notice(
+            key="silent", text=text, numbers={"phase": self.phase or "load", "silent_s": silent_s, "cause": cause}
+        )
 
 
 @dataclass

@@ -42,14 +42,18 @@ class Create:
     loras: gr.HTML
     storyboard: gr.HTML
     segments: gr.HTML
+    longer: gr.Button
+    longer_note: gr.HTML
+    undo: gr.HTML
 
 
-def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str) -> Create:
+def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str, enhancer: str = "") -> Create:
     """The form for a model, with its defaults filled in.
 
     Args:
         here: model name -> its files are on this disk.
         examples: markup of the example prompts.
+        enhancer: the server that may lengthen prompts, "" for none: then no button offers it.
     """
     start = form.defaults(spec)
     fields: dict[str, Any] = {}
@@ -63,6 +67,11 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
         label=label, placeholder=hint, lines=3, max_lines=10, elem_id="prompt", show_label=False
     )
     lint = gr.HTML(elem_id="lint")
+    with gr.Row(elem_id="prompt-tools"):
+        label = words("longer.go", host=enhancer)
+        longer = gr.Button(label, size="sm", visible=bool(enhancer), elem_id="longer-go", scale=0, min_width=240)
+        undo = gr.HTML(elem_id="undo-form")
+    longer_note = gr.HTML(elem_id="longer")
     samples = gr.HTML(examples, elem_id="examples")
     with gr.Row(equal_height=False):
         label, choices = words("field.model"), model_choices(here, words)
@@ -97,7 +106,7 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
         fields["loras"] = gr.Textbox("", visible="hidden", elem_id="loras", label="LoRA")
         fields["card"] = gr.Textbox("", visible="hidden", elem_id="card-field", label="VRAM")
     boxes = (lint, samples, picture_note, picture_box, meter, verdict, experts, boundary_box)
-    return Create(fields, *boxes, go, anyway, rounds, residency, loras, whole, segments)
+    return Create(fields, *boxes, go, anyway, rounds, residency, loras, whole, segments, longer, longer_note, undo)
 
 
 def prompt_hint(spec: ModelSpec, words: Words) -> str:

@@ -4,7 +4,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from webui.markup import Html, action, download, el, link, void
+from webui.panels.stage import DIFF_TAGS, prompt_diff
 from webui.wording import Words
+
+
+def draw_longer(before: str, after: str, words: Words) -> Html:
+    """A prompt that was written at length, what changed, and buttons that take it or go back to the person's own."""
+    pieces = [el(DIFF_TAGS[word.how], word.text) if word.how in DIFF_TAGS else word.text
+              for word in prompt_diff(before, after)]  # fmt: skip
+    use = action("example", after, words("longer.use"), form=True, cls="main")
+    back = action("example", before, words("longer.back"), form=True)
+    shown = el("div", pieces or words("longer.same"), cls="td-diff td-words")
+    return el("div", el("b", words("longer.title")), shown, el("div", use, back, cls="td-acts"), cls="td-card td-html")
+
+
+def draw_undo(words: Words) -> Html:
+    """A button that brings back what the form held before it was filled; once more, and the filled form is back."""
+    return el("div", action("undo", "", words("longer.undo"), form=True, cls="plain"), cls="td-html td-acts")
 
 
 def draw_prompts(found: Iterable[str], searched: bool, words: Words) -> Html:

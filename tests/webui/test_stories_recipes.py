@@ -86,7 +86,6 @@ def test_a_prompt_is_lengthened_beside_the_persons_own_while_generate_works_and_
         assert page.input_value("#seed textarea, #seed input") == "41"
         page.click("#longer button:has-text('Back to mine')")
         page.wait_for_function(f"document.querySelector('#prompt textarea').value === {json.dumps(mine)}")
-        page.click("#frames label >> nth=0")
         page.click(".td-examples .td-btn >> nth=1")
         page.wait_for_function(f"document.querySelector('#prompt textarea').value !== {json.dumps(mine)}")
         page.click("#undo-form button")

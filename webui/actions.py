@@ -42,8 +42,8 @@ STARS = 5
 
 # buttons that need nothing but the studio, and those that need the number of a job
 STUDIO_ACTIONS: Mapping[str, Callable[[Studio], object]] = {
-    "pause": Studio.pause,
-    "resume": Studio.resume,
+    "pause": lambda studio: studio.pause(),
+    "resume": lambda studio: studio.resume(),
     "selftest": Studio.start_selftest,
 }
 JOB_ACTIONS: Mapping[str, Callable[[Studio, int], object]] = {

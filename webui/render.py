@@ -103,7 +103,10 @@ class Renderer:
             "progress": _progress(job, events, snapshot, words, ui_state["at"]),
             "card": self._drawn(stage.draw_card, card) if card else Html(""),
             "queue": self._drawn(
-                jobs.draw_queue, jobs.queue(snapshot, words), snapshot.paused, words.clock(snapshot.held_until_s),
+                jobs.draw_queue,
+                jobs.queue(snapshot, words),
+                snapshot.paused,
+                words.clock(snapshot.held_until_s),
                 jobs.total(snapshot, words),
             ),
             "strip": stage.draw_strip(snapshot, STRIP_CLIPS, shown, words),

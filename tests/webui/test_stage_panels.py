@@ -53,7 +53,7 @@ def test_a_waiting_job_says_when_it_starts_from_the_plans_before_it():
         2: EN("run.starts_in", time=EN.seconds(60)),
         3: EN("run.starts_in", time=EN.seconds(60 + plan.seconds)),
     }
-    assert "starts in about" in jobs.draw_queue(jobs.queue(seen, EN), False, EN)
+    assert "starts in about" in jobs.draw_queue(jobs.queue(seen, EN), False, "", "", EN)
     assert not any(row.starts for row in jobs.queue(Snapshot(jobs=seen.jobs, paused=True), EN))
     lost = job(4, request=make_request({"prompt": "a cat", "model": "demo-i2v", "after": "0" * 32}))
     assert [row.starts for row in jobs.queue(Snapshot(jobs=(lost,)), EN)] == [""]  # the segment before it was stopped
@@ -75,7 +75,7 @@ def test_a_queue_says_how_long_it_takes_and_waits_for_the_night():
     assert jobs.total(Snapshot(jobs=(RUNNING,)), EN) == ""
     night = replace(seen, now_s=1e9, held_until_s=1e9 + 7200)
     assert {row.job: row.starts for row in jobs.queue(night, EN)}[2] == EN("run.starts_in", time=EN.seconds(7200))
-    assert 'id="held"' in jobs.draw_queue([], False, ZH, "23:00")
+    assert 'id="held"' in jobs.draw_queue([], False, "23:00", "", ZH)
 
 
 def test_a_segment_that_waits_for_nobody_offers_to_retry_or_to_drop():
@@ -91,13 +91,13 @@ def test_a_segment_that_waits_for_nobody_offers_to_retry_or_to_drop():
         assert set(acts) <= set(row.acts)
         assert row.before == (max(one.id for one in seen.jobs if one is not segment) if "drop" in acts else 0)
     seen = Snapshot(jobs=(job(4, "failed", nonce="a"), segment))
-    assert "Retry job 4" in jobs.draw_queue(jobs.queue(seen, EN), False, EN)
+    assert "Retry job 4" in jobs.draw_queue(jobs.queue(seen, EN), False, "", "", EN)
 
 
 def test_to_stop_what_runs_is_asked_about_and_to_cancel_what_waits_is_not():
     drawn = jobs.draw_progress(jobs.progress(RUNNING, [], ZH), ZH)
     assert 'data-ask="停止这个视频' in drawn
-    rows = jobs.draw_queue(jobs.queue(Snapshot(jobs=(job(2), RUNNING)), EN), False, EN)
+    rows = jobs.draw_queue(jobs.queue(Snapshot(jobs=(job(2), RUNNING)), EN), False, "", "", EN)
     assert re.findall(r'data-act="(\w+)" data-ask=', rows) == ["clear", "cancel"]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from turbodiff.jobs.database import as_column
 from turbodiff.jobs.journal import Accepted, remove_entry, write_entry
-from turbodiff.jobs.rows import as_column
 
 if TYPE_CHECKING:
     from turbodiff.jobs.store import Store

@@ -55,7 +55,7 @@ from turbodiff.weights.lora_facts import LoraFacts
 from turbodiff.weights.storage import Storage, StoredFile
 
 if TYPE_CHECKING:
-    from turbodiff.diagnostics.webhook import Webhook as Webhook
+    from turbodiff.diagnostics.webhook import Webhook
     from turbodiff.prompt.enhancer import Enhancer
 
 POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
@@ -94,6 +94,7 @@ class Studio:
         self.models, self.inventory, self.count_tokens = weights.models, weights.inventory, weights.count_tokens
         self.loras, self.lora_folder = weights.loras, weights.lora_folder
         self.waiting = Waiting(lambda: self._store, lambda fields, anyway: self._asked([fields], anyway)[0])
+        self.pause, self.resume = self.waiting.pause, self.waiting.resume
         self.lora_facts, self.lora_picture = weights.lora_facts, weights.lora_picture
 
     @cached_property
@@ -279,7 +280,7 @@ class Studio:
         """Run a job again that is over or parked, perhaps with other fields; what waits for its clip goes on waiting.
         Returns the id of the job that will run."""
         self.check_files(self._store.job(job).request)
-        return self._store.retry(job, *(self._planned([fields], False)[0] if fields else ()))
+        return self._store.retry(job, *(self._asked([fields], False)[0] if fields else ()))
 
     def duplicate(self, job: int) -> int:
         """Queue the request of a job once more; returns the id of the new job."""
@@ -290,14 +291,6 @@ class Studio:
         """Refuse a stored request that names files which nobody chose here; see `Library.check_files`."""
         loras = self.loras() if request.loras else ()
         self._library.check_files(request, self.state / PICTURES, {str(lora.path) for lora in loras})
-
-    def pause(self) -> None:
-        """Start no further job; what runs goes on."""
-        self._store.put("paused", True)
-
-    def resume(self) -> None:
-        """Start jobs again."""
-        self._store.put("paused", False)
 
     @property
     def paused(self) -> bool:

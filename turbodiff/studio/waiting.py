@@ -61,6 +61,14 @@ class Waiting:
         """Cancel a waiting job and those that wait to go on from its clip; returns how many."""
         return waiting.drop(self._store(), job)
 
+    def pause(self) -> None:
+        """Start no further job; what runs goes on."""
+        self._store().put("paused", True)
+
+    def resume(self) -> None:
+        """Start jobs again."""
+        self._store().put("paused", False)
+
     def clear(self) -> int:
         """Cancel every job that waits; returns how many."""
         return waiting.clear(self._store())

@@ -222,7 +222,7 @@ def _act(row: Row, act: str, words: Words) -> Html:
     return action(name, number, label, cls="plain", form=act == "edit_job", data_ask=ask)
 
 
-def draw_queue(rows: list[Row], paused: bool, words: Words, held: str = "", total: str = "") -> Html:
+def draw_queue(rows: list[Row], paused: bool, held: str, total: str, words: Words) -> Html:
     """The queue with its buttons; nothing at all when there is nothing to say.
 
     Args:

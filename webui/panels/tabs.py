@@ -13,7 +13,7 @@ from webui.panels.stage import media_url
 from webui.wording import Words
 
 if TYPE_CHECKING:
-    from turbodiff.studio import Seed, Webhook
+    from turbodiff.studio import Seed
 
 COLUMNS = ("prompt", "seed", "model", "resolution", "rating", "note")  # in the guide's order
 LEVELS = ("CRITICAL", "ERROR", "WARNING", "DEBUG")  # every other line is INFO
@@ -66,9 +66,10 @@ def draw_logs(names: Collection[str], chosen: str, words: Words) -> Html:
 
 
 def draw_settings(
-    policy: str, policies: Iterable[str], places: Mapping[str, Path], webhook: Webhook | None, words: Words
+    policy: str, policies: Iterable[str], places: Mapping[str, Path], webhook: tuple[str, str] | None, words: Words
 ) -> Html:
-    """What happens to a wish that does not fit, as buttons with one on; `places` are paths by the key of their name."""
+    """What happens to a wish that does not fit, as buttons with one on; `places` are paths by the key of their name,
+    `webhook` is whom it tells and what came of the newest delivery."""
     buttons = []
     for name in policies:
         label = (el("b", words(f"settings.policy_{name}")), el("span", words(f"settings.policy_{name}_text")))
@@ -88,8 +89,8 @@ def draw_settings(
     ]  # fmt: skip
     hook = el("p", words("settings.webhook_none"), cls="td-quiet", id="webhook")
     if webhook is not None:
-        last = webhook.last or words("settings.webhook_quiet")
-        told = words("settings.webhook", host=webhook.host, last=last)
+        host, last = webhook
+        told = words("settings.webhook", host=host, last=last or words("settings.webhook_quiet"))
         hook = el("div", told, cls="td-note", id="webhook")
     head_done = el("div", words("settings.done"), cls="td-sec")
     done = el("section", head_done, el("div", wishes, cls="td-alts td-wishes"), hook)

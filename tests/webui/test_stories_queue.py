@@ -50,6 +50,8 @@ def test_a_queue_is_held_ordered_edited_and_cleared(app, chromium):
         page.wait_for_selector(f"#queue-list [data-job='{made['one']}'] + [data-job='{made['two']}']")
         page.drag_and_drop(f"[data-job='{made['three']}'] .what", f"[data-job='{made['two']}'] .what")
         app.wait(lambda: order(app) == ["one", "two", "three"])
+        # drawn, too: until then a button may turn into that of another job under the pointer
+        page.wait_for_selector(f"#queue-list [data-job='{made['two']}'] + [data-job='{made['three']}']")
 
         page.click(f"#queue-list [data-job='{made['two']}'] [data-form=edit_job]")
         page.wait_for_selector("#editing")

@@ -15,7 +15,7 @@ last one repeats). Keys, all optional:
     late                 true: sends words of attempt 0 first
     odd                  true: sends a step without its number
     print                a line for stderr
-    seconds              what the phases report
+    seconds              what the phases report; seconds_on: by the UUID of the card
 """
 
 import argparse
@@ -168,7 +168,7 @@ def run(order, voice, orders):
         voice.say(PlanEvent(plan=order["plan"]))
     voice.say(PhaseEvent(name="text_encode", state="start"))
     load(script)
-    took_s = script.get("seconds", 0.1)
+    took_s = script.get("seconds_on", {}).get(os.environ.get("CUDA_VISIBLE_DEVICES"), script.get("seconds", 0.1))
     voice.say(PhaseEvent(name="text_encode", state="done", seconds=took_s, peak_bytes=1 << 30))
     voice.say(PhaseEvent(name="denoise", state="start"))
     if "error" in script:

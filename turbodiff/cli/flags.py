@@ -76,6 +76,7 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
         "--adaptive-resolution/--no-adaptive-resolution", "--adaptive_resolution", "keep the picture's aspect",
     ),
     "loras": ("--lora", "a LoRA, strength -4 to 4, 1; may be given repeatedly"),
+    "gpu": ("--gpu", "the card to run on: its name, number or UUID, as `turbodiff gpu` lists them"),
     "noise_device": ("--noise-device", "cpu; cuda reproduces TurboDiffusion's noise"),
     "auto": ("--auto", "fields that follow the weights under a --sampler of one's own: steps,guidance,shift,..."),
     "pinned": ("--pin", "fields the guard must not lower: model,resolution,num_frames,..."),

@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 from turbodiff.jobs.database import SqlValue, as_column
 from turbodiff.jobs.dispatch import Choice
@@ -20,9 +20,25 @@ NOT_KEPT = {"hello", "beat", "result"}  # of the worker, or with a column of the
 HOLD_REST_S = 5.0
 
 
-def claim(store: Store, slot: int = 0, free_bytes: int | None = None, chosen: Choice | None = None) -> QueuedJob | None:
+class Hold(NamedTuple):
+    """What a waiting job may wait for: device memory (since when), the clip of another job, by its nonce, a card."""
+
+    bytes: int | None = None
+    since_s: float | None = None
+    after: str = ""
+    gpu: str = ""
+
+    @classmethod
+    def of(cls, job: QueuedJob) -> "Hold":
+        """The hold of a job of the queue."""
+        return cls(job.hold_bytes, job.started_s, job.request.after, job.request.gpu)
+
+
+def claim(
+    store: Store, slot: int = 0, free_bytes: int | None = None, chosen: Choice | None = None, gpu: str = ""
+) -> QueuedJob | None:
     """Start the next attempt of the next waiting job that `may_start`, or None: queue empty, paused, or held back. With
-    `chosen` that job alone is meant, and those that it passes by are counted with it.
+    `chosen` that job alone is meant, and those that it passes by are counted with it. `gpu`: the UUID of the card.
     """
     if store.paused or held_until(store) or not store.rows("SELECT 1 FROM job WHERE state = 'queued' LIMIT 1"):
         return None
@@ -32,8 +48,7 @@ def claim(store: Store, slot: int = 0, free_bytes: int | None = None, chosen: Ch
             " FROM job WHERE state = 'queued' AND id = coalesce(?, id) ORDER BY place, id",
             (chosen and chosen.job,),
         )
-        held = ((row, (row["hold_bytes"], row["started_s"], _after(row))) for row in rows)
-        row = next((row for row, hold in held if may_start(store, *hold, free_bytes)), None)
+        row = next((row for row in rows if may_start(store, _hold(row), free_bytes, gpu)), None)
         if row is None:
             return None
         db.execute(
@@ -46,31 +61,32 @@ def claim(store: Store, slot: int = 0, free_bytes: int | None = None, chosen: Ch
     job = store.job(row["id"])
     if job.error is UNREADABLE:
         move_job(store, job.id, job.attempt, "parked", error=UNREADABLE)
-        return claim(store, slot, free_bytes, chosen)
+        return claim(store, slot, free_bytes, chosen, gpu)
     return job
 
 
-def may_start(
-    store: Store, hold_bytes: int | None, started_s: float | None, after: str, free_bytes: int | None
-) -> bool:
-    """Whether a waiting job waits for nothing but a worker.
+def may_start(store: Store, hold: Hold, free_bytes: int | None, gpu: str) -> bool:
+    """Whether a waiting job waits for nothing but the worker of a card: the rule of `claim` and of dispatch.
 
     A job that continues the clip of another (`after`, a nonce) waits until that one is done. A job on hold is passed
     over until `free_bytes` (None: unknown, which holds nothing back) covers it, and for five seconds at least: a worker
-    that counts otherwise must not be asked ten times a second.
+    that counts otherwise must not be asked ten times a second. One that is for a card alone starts on no other.
     """
-    if hold_bytes is not None:
-        if free_bytes is not None and hold_bytes > free_bytes:
+    if hold.gpu not in ("", gpu):
+        return False
+    if hold.bytes is not None:
+        if free_bytes is not None and hold.bytes > free_bytes:
             return False
-        if started_s is not None and abs(store.now() - started_s) < HOLD_REST_S:
+        if hold.since_s is not None and abs(store.now() - hold.since_s) < HOLD_REST_S:
             return False
-    return not after or bool(clip_before(store, after))
+    return not hold.after or bool(clip_before(store, hold.after))
 
 
-def _after(row: sqlite3.Row) -> str:
-    """The nonce of the job that a row waits for, "" for none; what cannot be read waits for nobody."""
+def _hold(row: sqlite3.Row) -> Hold:
+    """The hold of a row; what cannot be read waits for nobody."""
     asked = parsed(row["request"])
-    return str(asked.get("after") or "") if isinstance(asked, dict) else ""
+    after, gpu = (str(asked.get(name) or "") if isinstance(asked, dict) else "" for name in ("after", "gpu"))
+    return Hold(row["hold_bytes"], row["started_s"], after, gpu)
 
 
 def clip_before(store: Store, nonce: str) -> str:

@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from turbodiff.plan import explain
 from turbodiff.plan.calibration import History, provenance
-from turbodiff.plan.candidates import SIZE_PINS, Candidate, as_wished
-from turbodiff.plan.hardware import Machine
+from turbodiff.plan.candidates import SIZE_PINS, Candidate, as_wished, network_files
+from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.plan.memory_limits import FITS_SHARE
 from turbodiff.plan.offload_search import (
     CandidateCost,
@@ -24,6 +24,7 @@ from turbodiff.plan.offload_search import (
     settled,
 )
 from turbodiff.plan.phase_costs import PhaseCost
+from turbodiff.plan.roofline import DISK_BYTES_S
 from turbodiff.plan.schedule import scheduled
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.models import Inventory
@@ -34,6 +35,7 @@ from turbodiff.spec.request import Request, TextDtype
 Policy = Literal["auto", "ask", "never", "anyway"]
 
 SLOW = 3.0
+LEAST_WARM = 0.1  # of the seconds: what reading is said to take is a guess
 LOSSY_FIELDS = ("text_dtype", "quant_linear", "num_frames", "resolution", "model")  # in the order of sacrifice
 SCHEDULE_FIELDS = ("sampler", "steps", "shift", "guidance", "guidance_low", "negative_prompt", "boundary")
 SIZE_FIELDS = ("resolution", "aspect", "width", "height", "num_frames")
@@ -41,7 +43,7 @@ CHANGED_FIELDS = ("model", *SIZE_FIELDS, "quant_linear", "text_dtype", "attentio
 # what nothing of a plan depends on: a batch of prompts and seeds is planned once
 OWN = {"prompt": "-", "seed": None, "nonce": "", "image": "", "continues": "", "after": ""}
 # what no figure of a plan depends on; a prompt that is being typed needs no new plan
-WORDS = {**OWN, "negative_prompt": ""}
+WORDS = {**OWN, "negative_prompt": "", "gpu": ""}
 
 # what each candidate has of its own, or what only chooses among candidates (plan/candidates.py)
 NOT_COSTED = {
@@ -117,7 +119,7 @@ def plan_request(
     decision = _decision(request.model_copy(update=WORDS), machine, inventory, *terms)
     if not decision.cost.fits and policy != "anyway":
         raise _refusal(request, decision)
-    alike = _plan_alike(request.model_copy(update=OWN), machine, inventory, *terms)
+    alike = _plan_alike(request.model_copy(update={**OWN, "gpu": ""}), machine, inventory, *terms)
     own = {name: getattr(request, name) for name in OWN}
     return alike.model_copy(update={"request": alike.request.model_copy(update=own)})
 
@@ -129,6 +131,16 @@ def outlook(
     decision = _decision(request.model_copy(update=WORDS), machine, inventory, policy, history)
     seconds = sum(explain.seconds_shown(decision.choice, decision.cost))
     return Outlook(_band(decision), seconds, scheduled(request, decision.choice, decision.context.inventory).steps)
+
+
+def seconds_on(plan: Plan, gpu: GpuFacts, machine: Machine, inventory: Inventory) -> tuple[float, float] | None:
+    """Seconds of a clip on a card by the plan for that card, with its weights still to read and with them in memory;
+    None where the card cannot hold it as it was shown."""
+    told = outlook(plan.request, machine.model_copy(update={"gpus": (gpu,)}), inventory, policy="never")
+    if told.band == "no":
+        return None
+    read_s = sum([file.bytes for file in network_files(plan.request, inventory)]) / DISK_BYTES_S
+    return told.seconds, max(LEAST_WARM * told.seconds, told.seconds - read_s)
 
 
 def replan(
@@ -286,7 +298,9 @@ def _as_run(request: Request, decision: Decision) -> Request:
     dtype: str = decision.cost.levers.text_dtype
     if (dtype, request.text_dtype) == ("bf16", "auto"):
         dtype = "auto"  # nothing that a person would want to know
-    return request.model_copy(update={**decision.choice.fields(), "attention": attention, "text_dtype": dtype})
+    return request.model_copy(
+        update={**decision.choice.fields(), "attention": attention, "text_dtype": dtype, "gpu": ""}
+    )
 
 
 def _band(decision: Decision) -> Band:

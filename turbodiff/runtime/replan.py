@@ -36,6 +36,9 @@ def machine_for(command: RunCommand, device: Device) -> Machine | None:
     if not device.is_cuda and command.given_plan:
         return None
     machine = machine_now(own_pids=frozenset({os.getpid()}))
+    if command.promised_ram_bytes and machine.ram_available_bytes is not None:
+        ram_bytes = max(0, machine.ram_available_bytes - command.promised_ram_bytes)
+        machine = machine.model_copy(update={"ram_available_bytes": ram_bytes})
     if not device.is_cuda:
         return machine
     machine, held_bytes = only(machine, f"cuda:{device.torch_device.index or 0}"), device.held_bytes()

@@ -218,6 +218,7 @@ class RunCommand(BaseModel):
         plan: as it was shown; None: the worker plans. After an out-of-memory (`cap_bytes`) it is not used.
         cap_bytes: what the new plan stays below.
         output: a file name of the person's own; None: the library names the clip.
+        promised_ram_bytes: of what is free, what jobs of other workers will still take.
         cards: what else may work at this clip: CUDA_VISIBLE_DEVICES for a process each, "" for the CPU.
     """
 
@@ -232,6 +233,7 @@ class RunCommand(BaseModel):
     state: Path
     output: Path | None = None
     calibration: Calibration | None = None
+    promised_ram_bytes: int = 0
     cards: tuple[str, ...] = ()
 
     @property

@@ -98,6 +98,7 @@ class Request(Frozen):
     fit: Fit = "crop"
     adaptive_resolution: bool = True
     loras: tuple[Lora, ...] = Field(default=(), max_length=MAX_LORAS)
+    gpu: str = Field(default="", max_length=64)  # UUID of the card that it waits for, "": any
     noise_device: Literal["cpu", "cuda"] = "cpu"  # "cuda" reproduces TurboDiffusion's noise stream
     pinned: frozenset[str] = frozenset()
     nonce: str = Field(default="", max_length=64)

@@ -41,8 +41,9 @@ from turbodiff.spec.jobs import ACTIVE, Outcome, QueuedJob, Recovered
 from turbodiff.spec.models import Inventory, all_models
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, make_request
+from turbodiff.studio.cards import Begin, Cards, Fleet
 from turbodiff.studio.library import Library
-from turbodiff.studio.longer_clips import continuing_fields, continuing_model, storyboard_requests
+from turbodiff.studio.longer_clips import after_unknown, continuing_fields, continuing_model, storyboard_requests
 from turbodiff.studio.waiting import Waiting
 from turbodiff.studio.weights import Weights
 from turbodiff.supervisor import ownership, worker_process
@@ -89,6 +90,7 @@ class Studio:
         self.seeds, self.seed, self.rate = library.seeds, library.seed, library.rate
         self.clip_index = ClipIndex(self.outputs, self.state)
         self.seeds_text, self.import_seeds = library.seeds_text, library.import_seeds
+        self.cards = Cards(lambda: self._store if self.database.exists() else None)
         weights = Weights(self.state / PICTURES)
         self._weights = CachedValue(find_weights, WEIGHTS_FRESH_S)
         self.models, self.inventory, self.count_tokens = weights.models, weights.inventory, weights.count_tokens
@@ -142,11 +144,8 @@ class Studio:
             RequestError: a field cannot be honoured.
             DoesNotFitError: nothing that the pins allow fits.
         """
-        request, history, machine = (
-            _request_of(fields, inventory),
-            history or self.history(),
-            machine or probe.machine_now(),
-        )
+        request, history = _request_of(fields, inventory), history or self.history()
+        machine = self.cards.planned_on(machine or probe.machine_now(), request.gpu)
         found = counted_on(request, machine, history, inventory or find_weights())
         return plan_request(request, machine, with_loras(found, request.loras), policy=policy, history=history)
 
@@ -155,7 +154,8 @@ class Studio:
     ) -> Outlook:
         """The band, seconds and steps of a plan, for many at once. Raises RequestError: a field cannot be honoured."""
         found = counted_on(request := _request_of(fields, inventory), machine, history, inventory)
-        return outlook(request, machine, with_loras(found, request.loras), history=history)
+        here = self.cards.planned_on(machine, request.gpu)
+        return outlook(request, here, with_loras(found, request.loras), history=history)
 
     def history(self) -> History | None:
         """What earlier runs taught; None where nothing ran yet: asking leaves no file behind."""
@@ -178,7 +178,9 @@ class Studio:
         else:
             disk.check_place(self.outputs, self.state, *size)
             disk.remove_left(self.outputs)
-        machine = only(probe.machine_now(), device)
+        machine = probe.machine_now()
+        device = self.cards.device_of(request.gpu, machine) if request.gpu else device
+        machine = only(machine, device)
         plan = plan_request(request, machine, inventory, history=self.history())
         number = uuid.uuid4().int % 2**31  # not in the queue; it names the temporary files
         command = RunCommand(
@@ -215,19 +217,17 @@ class Studio:
         machine, history, asked, earlier = self.machine(), self.history(), list[tuple[Request, Plan]](), set[str]()
         for fields in many:
             request = self._worded(_request_of(fields, found).seeded())
+            request = request.model_copy(update={"gpu": self.cards.uuid_of(request.gpu, machine)})
             if request.after not in ("", *earlier) and not self._store.rows(
                 "SELECT 1 FROM job WHERE nonce = ?", request.after
             ):
-                raise RequestError(
-                    "no earlier job has that nonce, so this one would wait for ever", code="after_unknown",
-                    field="after", got=request.after, expected="the nonce of a job that was submitted before",
-                    try_instead="--continues with a clip",
-                )  # fmt: skip
+                raise after_unknown(request)
             earlier.add(request.nonce)
             inventory = with_loras(found, request.loras)
             resolve_files(request.model, inventory, request.loras)
             disk.check_place(self.outputs, self.state, request.width, request.height, request.num_frames)
-            asked.append((request, plan_request(request, machine, inventory, policy=policy, history=history)))
+            here = self.cards.planned_on(machine, request.gpu)
+            asked.append((request, plan_request(request, here, inventory, policy=policy, history=history)))
         return asked
 
     def _worded(self, request: Request) -> Request:
@@ -391,9 +391,9 @@ def _request_of(fields: Mapping[str, Any], here: Inventory | None = None) -> Req
 
 
 __all__ = [
-    "HOST_COMMAND", "ONLY", "ORDERS", "POLICIES", "CardHolders", "Clip", "DoctorReport", "Download", "Downloads",
-    "Entry", "Exporting", "Found", "GpuFacts", "Holder", "Identity", "Installed", "Look", "LoraFacts", "LoraFile",
-    "Machine", "Move", "Offer", "Outlook", "Policy", "Round", "Seed", "SelfTest", "Storage", "StoredFile",
-    "Studio", "Tier", "continuing_model", "doctor", "pictures", "pretend", "state_folder", "storyboard_requests",
-    "tags_of",
+    "HOST_COMMAND", "ONLY", "ORDERS", "POLICIES", "Begin", "CardHolders", "Clip", "DoctorReport", "Download",
+    "Downloads", "Entry", "Exporting", "Fleet", "Found", "GpuFacts", "Holder", "Identity", "Installed", "Look",
+    "LoraFacts", "LoraFile", "Machine", "Move", "Offer", "Outlook", "Policy", "Round", "Seed", "SelfTest", "Storage",
+    "StoredFile", "Studio", "Tier", "continuing_model", "doctor", "pictures", "pretend", "state_folder",
+    "storyboard_requests", "tags_of",
 ]  # fmt: skip

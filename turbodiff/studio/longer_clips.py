@@ -10,7 +10,7 @@ from turbodiff.media.joining import clip_format
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.models import Inventory, ModelSpec, all_models, find_model
 from turbodiff.spec.plan import Plan
-from turbodiff.spec.request import Segment
+from turbodiff.spec.request import Request, Segment
 from turbodiff.spec.shapes import nearest_frame_counts
 
 MAX_SEGMENTS = 20  # of a storyboard, as many as one browser may queue
@@ -19,6 +19,7 @@ SIZE_FIELDS = ("size", "resolution", "aspect", "width", "height", "fps")
 # what means the same to a text-to-video model and the picture-to-video model that continues its clip
 SHARED_FIELDS = (
     "prompt", "seed", "num_frames", "nonce", "after", "continues", "attention", "quant_linear", "text_dtype", "pinned",
+    "gpu",
 )  # fmt: skip
 
 
@@ -87,3 +88,12 @@ def frames_of(seconds: float, fps: int) -> int:
     wanted = seconds * fps + 1
     below, above = nearest_frame_counts(int(wanted))
     return below if wanted - below <= above - wanted and below > 1 else above
+
+
+def after_unknown(request: Request) -> RequestError:
+    """The error for a request that would wait for ever: no job has the nonce of the one that it continues."""
+    return RequestError(
+        "no earlier job has that nonce, so this one would wait for ever", code="after_unknown",
+        field="after", got=request.after, expected="the nonce of a job that was submitted before",
+        try_instead="--continues with a clip",
+    )  # fmt: skip

@@ -61,7 +61,7 @@ class AttemptMonitor:
     def start(self) -> bool:
         """Give the job to the worker; False where its clip would have no place, which ends the attempt."""
         job, context = self.job, self.context
-        request = job.request.model_copy(update=job.overrides)
+        request = job.request.model_copy(update={**job.overrides, "gpu": ""})  # no id of a card in a clip
         context.run_log.say(request_line(request, job.attempt), "job", job.id)
         try:
             check_place(context.outputs, context.state, request.width, request.height, request.num_frames)
@@ -80,6 +80,7 @@ class AttemptMonitor:
                 request=request,
                 plan=plan,
                 cap_bytes=job.cap_bytes,
+                promised_ram_bytes=context.promised_bytes(job.slot),
                 outputs=context.outputs,
                 state=context.state,
                 calibration=measurements.calibration_of(context.store, job, context.memory.machine(), self.card()),

@@ -138,6 +138,7 @@ class SupervisorContext:
     memory: Memory
     worker_argv: Sequence[str] = WORKER
     now: Callable[[], float] = time.monotonic
+    promised_bytes: Callable[[int], int] = lambda slot: 0  # RAM that the jobs on the other slots will still take
 
     def open_port(self, slot: int, device: str) -> Port:
         """Start a worker for a slot on its card.

@@ -1,14 +1,23 @@
 """What each waiting job costs on each card as it is now, for `dispatch` to choose by (jobs/dispatch.py)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from turbodiff.jobs.attempts import may_start
+from turbodiff.gpu.host_memory import private_bytes
+from turbodiff.jobs.attempts import Hold, may_start
+from turbodiff.jobs.cards import (
+    FLEET,
+    NAMES,
+    CardState,
+    Fleet,
+    FleetCard,
+    labels,
+    switches,
+    weights_of,
+)
 from turbodiff.jobs.dispatch import Card, Choice, Price, WaitingJob, dispatch, overtaken_by
 from turbodiff.jobs.store import as_job
-from turbodiff.plan.candidates import network_files
-from turbodiff.plan.hardware import GpuFacts, Machine
-from turbodiff.plan.planner import outlook
-from turbodiff.plan.roofline import DISK_BYTES_S
+from turbodiff.plan.hardware import Machine
+from turbodiff.plan.planner import seconds_on
 from turbodiff.spec.jobs import QueuedJob
 from turbodiff.spec.models import Inventory
 from turbodiff.supervisor.context import SupervisorContext
@@ -17,89 +26,145 @@ from turbodiff.weights.locate import inventory, with_loras
 
 WINDOW = 64  # waiting jobs that are looked at
 EVERY_S = 0.5
+QUIET_S = 4.0  # between two times that the same is written down
 UNKNOWN_S = 300.0  # of a job without a plan, alike on every card
 STARTING_S = 5.0  # of a worker
 Chosen = Mapping[int, Choice]  # by the slot's number
-SAME_BYTES = 1 << 28  # by which a card's free memory must change to be priced anew
+SAME_BYTES, SAME_RAM_BYTES = 1 << 28, 1 << 30  # by which free memory must change for a job to be priced anew
 
 
 class Placement:
-    """Chooses the jobs that start on several cards; remembers prices."""
+    """Chooses the jobs that start on several cards, and writes down what it goes by; remembers prices."""
 
-    def __init__(self, context: SupervisorContext) -> None:
+    def __init__(self, context: SupervisorContext, slots: Callable[[], Sequence[GpuSlot]]) -> None:
         self.context = context
+        context.promised_bytes = lambda slot: promised_bytes(slots(), slot)
         self._prices: dict[tuple[object, ...], Price | None] = {}
-        self._chosen_s = -EVERY_S
+        self._states: dict[str, CardState] = {}
+        self._names: dict[str, str] = {}
+        self._fleet: Fleet | None = None
+        self._chosen_s, self._written_s = -EVERY_S, -QUIET_S
 
     def choose(self, slots: Sequence[GpuSlot]) -> Chosen | None:
         """The job that each slot starts now, by the slot's number; None: each takes the next one, for there is one card
         alone, or nothing is known of the cards."""
         machine = self.context.memory.machine()
-        if len(slots) < 2 or machine is None or any(slot.card >= len(machine.gpus) for slot in slots):
-            return None
-        store, now_s = self.context.store, self.context.now()
-        if now_s - self._chosen_s < EVERY_S or not any(slot.free for slot in slots):
+        seen = machine is not None and all(slot.card < len(machine.gpus) for slot in slots)
+        due = self.context.now() - self._chosen_s >= EVERY_S
+        if due:
+            self._chosen_s = self.context.now()
+            self._states = switches(self.context.store)
+        waiting = self._look(slots, machine if seen else None) if due else []
+        if len(slots) < 2 or not seen:
+            return {} if any(self._state(slot) != "on" for slot in slots) else None
+        free = {slot.index for slot in slots if slot.free}
+        if not due or not free or self._fleet is None:
             return {}
-        self._chosen_s = now_s
+        starts = [
+            start for start in dispatch(waiting, self._fleet.workers) if start.start_s == 0 and start.slot in free
+        ]
+        if len(starts) > 1:  # one at a time: what the first will take of the RAM counts for the next, a tenth later
+            self._chosen_s -= EVERY_S
+        return {start.slot: Choice(start.job, tuple(overtaken_by(start, waiting))) for start in starts[:1]}
+
+    def start(self, slot: GpuSlot) -> None:
+        """Start the worker of a slot if it has none; of an excluded card it is ended once it has no job."""
+        if self._state(slot) != "excluded":
+            slot.start()
+        elif slot.free:
+            slot.log("its card is not to be used")
+            slot.stop("its card is not to be used")
+
+    def _state(self, slot: GpuSlot) -> CardState:
+        return self._states.get(self.context.memory.gpu(slot.card).uuid, "on")
+
+    def _look(self, slots: Sequence[GpuSlot], machine: Machine | None) -> list[WaitingJob]:
+        """What waits, priced for each card that takes jobs; it is written down for page and shell."""
+        store, several = self.context.store, len(slots) > 1
         rows = store.rows("SELECT * FROM job WHERE state = 'queued' ORDER BY place, id LIMIT ?", WINDOW)
-        cards = [card for slot in slots if not slot.broken and (card := self._card(slot))]
-        jobs = [
-            job for job in map(as_job, rows)
-            if may_start(store, job.hold_bytes, job.started_s, job.request.after, free_bytes=None)
-        ]  # fmt: skip
-        waiting = [self._waiting(job, slots, machine) for job in jobs]
+        queued = [as_job(row) for row in rows]
+        running = {slot.index: store.job(slot.job.id) for slot in slots if slot.job}
+        coming = {job.nonce for job in (*running.values(), *queued)}
+        jobs = []
+        for job in queued:
+            hold = Hold.of(job)
+            if not several and hold.after in coming:  # one card runs a storyboard in the order of the queue
+                hold = hold._replace(after="")
+            if may_start(store, hold._replace(gpu=""), None, ""):
+                jobs.append(job)
+        on = [slot for slot in slots if self._state(slot) == "on" and not slot.broken]
+        waiting = [self._waiting(job, on, slots, machine) for job in jobs]
         known = {job.job for job in waiting}
         self._prices = {key: price for key, price in self._prices.items() if key[0] in known}
-        free = {slot.index for slot in slots if slot.free}
-        starts = [start for start in dispatch(waiting, cards) if start.start_s == 0 and start.slot in free]
-        left, chosen = waiting, dict[int, Choice]()
-        for start in starts:
-            chosen[start.slot] = Choice(start.job, tuple(overtaken_by(start, left)))
-            left = [job for job in left if job.job != start.job]
-        return chosen
+        workers = [self._worker(slot, running.get(slot.index)) for slot in on]
+        names = dict(zip((gpu.uuid for gpu in machine.gpus), labels(machine.gpus), strict=True)) if machine else {}
+        cards = []
+        for slot in slots:
+            uuid = self.context.memory.gpu(slot.card).uuid
+            cards.append(FleetCard(slot=slot.index, uuid=uuid, name=names.get(uuid, ""), state=self._state(slot)))
+        ends = [job.plan or (job.progress and job.progress.eta_s is not None) for job in running.values()]
+        self._names = self._names or store.fact(NAMES) or {}
+        if self._names | names != self._names:
+            self._names = self._names | names
+            store.put(NAMES, self._names)
+        told = all(ends) and all(job.plan for job in jobs)
+        fleet = Fleet(cards=tuple(cards), workers=tuple(workers), waiting=tuple(waiting), told=told, names=self._names)
+        if fleet != self._fleet or self.context.now() - self._written_s > QUIET_S:
+            self._fleet, self._written_s = fleet, self.context.now()
+            store.put(FLEET, fleet.model_dump(mode="json"), durable=False)
+        return waiting
 
-    def _card(self, slot: GpuSlot) -> Card:
+    def _worker(self, slot: GpuSlot, job: QueuedJob | None) -> Card:
         """A slot as `dispatch` sees it."""
-        if slot.job is None:
+        if job is None:
             return Card(slot.index, 0.0 if slot.free else STARTING_S, slot.weights)
-        job = self.context.store.job(slot.job.id)
         planned_s = job.plan.seconds if job.plan else UNKNOWN_S
         left_s = planned_s - (self.context.store.now() - (job.started_s or 0.0))
         if job.progress and job.progress.eta_s is not None:
             left_s = job.progress.eta_s
-        return Card(slot.index, max(1.0, left_s), weights_of(job))
+        return Card(slot.index, max(1.0, left_s), weights_of(job.plan) if job.plan else "")
 
-    def _waiting(self, job: QueuedJob, slots: Sequence[GpuSlot], machine: Machine) -> WaitingJob:
+    def _waiting(
+        self, job: QueuedJob, on: Sequence[GpuSlot], slots: Sequence[GpuSlot], machine: Machine | None
+    ) -> WaitingJob:
         found: Inventory | None = None
         prices: dict[int, Price] = {}
-        for slot in slots:
-            gpu = machine.gpus[slot.card]
+        for slot in on:
+            gpu = self.context.memory.gpu(slot.card)
             free_bytes = gpu.free_bytes and gpu.free_bytes + gpu.reclaimable_bytes
-            key = (job.id, job.attempt, slot.device, (free_bytes or 0) // SAME_BYTES)
-            if key not in self._prices:
-                found = found or with_loras(inventory(), job.request.loras)
-                self._prices[key] = price_of(job, gpu, machine, found)
-            price = self._prices[key]
-            if price and may_start(self.context.store, job.hold_bytes, None, "", free_bytes):
+            if not may_start(self.context.store, Hold(job.hold_bytes, None, "", job.request.gpu), free_bytes, gpu.uuid):
+                continue
+            planned_s = job.plan.seconds if job.plan else UNKNOWN_S
+            price: Price | None = Price(planned_s, planned_s)  # the plan was made for the one card that there is
+            if machine is not None and len(slots) > 1:
+                ram_bytes = machine.ram_available_bytes
+                if ram_bytes is not None:
+                    ram_bytes = max(0, ram_bytes - promised_bytes(slots, slot.index))
+                own_bytes = private_bytes(slot.worker.pid) if slot.worker else 0
+                room = (ram_bytes or 0) + own_bytes
+                key = (job.id, job.attempt, slot.device, (free_bytes or 0) // SAME_BYTES, room // SAME_RAM_BYTES)
+                if key not in self._prices:
+                    found = found or with_loras(inventory(), job.request.loras)
+                    here = machine.model_copy(
+                        update={"ram_available_bytes": ram_bytes, "ram_reclaimable_bytes": own_bytes}
+                    )
+                    if job.plan is None or job.plan.band == "no":  # "Run anyway", and what its worker plans
+                        self._prices[key] = Price(UNKNOWN_S, UNKNOWN_S)
+                    else:
+                        on_card = seconds_on(job.plan, gpu, here, found)
+                        self._prices[key] = on_card and Price(*on_card)
+                price = self._prices[key]
+            if price:
                 prices[slot.index] = price
-        return WaitingJob(job.id, weights_of(job), prices, job.overtaken)
+        return WaitingJob(job.id, weights_of(job.plan) if job.plan else "", prices, job.overtaken)
 
 
-def weights_of(job: QueuedJob) -> str:
-    """What a worker holds after a job."""
-    request = job.planned_request
-    return f"{request.model} {request.quant_linear} {[(lora.path, lora.strength) for lora in request.loras]}"
-
-
-def price_of(job: QueuedJob, gpu: GpuFacts, machine: Machine, found: Inventory) -> Price | None:
-    """Seconds of a job on a card by the plan for that card; None where the card cannot hold it as it was shown.
-
-    "Run anyway" may run everywhere, and so may a job without a plan: its worker makes one.
-    """
-    if job.plan is None or job.plan.band == "no":
-        return Price(UNKNOWN_S, UNKNOWN_S)
-    told = outlook(job.plan.request, machine.model_copy(update={"gpus": (gpu,)}), found, policy="never")
-    if told.band == "no":
-        return None
-    read_s = sum(file.bytes for file in network_files(job.plan.request, found)) / DISK_BYTES_S
-    return Price(told.seconds, max(0.1 * told.seconds, told.seconds - read_s))
+def promised_bytes(slots: Sequence[GpuSlot], but: int) -> int:
+    """RAM that the jobs on all slots but one will still take: the most that their plans say, less what their workers
+    hold already, which is no longer free."""
+    total_bytes = 0
+    for slot in slots:
+        if slot.index != but and slot.job and slot.job.plan and slot.worker:
+            most_bytes = max(phase.host_ram_bytes for phase in slot.job.plan.phases)
+            total_bytes += max(0, most_bytes - private_bytes(slot.worker.pid))
+    return total_bytes

@@ -24,6 +24,7 @@ from turbodiff.archive.seeds import write_if_due
 from turbodiff.diagnostics.logs import RUN_LOG, LogFile, startup_log
 from turbodiff.gpu.probe import Probe, Sample, machine_from, take_sample
 from turbodiff.jobs.attempts import claim, move_job
+from turbodiff.jobs.cards import weights_of
 from turbodiff.spec.environment import BEAT_FD, LAST_END, current_folder
 from turbodiff.spec.errors import FileError, OutputError, TurbodiffError
 from turbodiff.spec.files import file_system
@@ -34,7 +35,7 @@ from turbodiff.supervisor.attempt_monitor import fault_of
 from turbodiff.supervisor.cards import follow_cards, visible_devices
 from turbodiff.supervisor.context import Memory, SupervisorContext
 from turbodiff.supervisor.ownership import StateLock
-from turbodiff.supervisor.placement import Chosen, Placement, weights_of
+from turbodiff.supervisor.placement import Chosen, Placement
 from turbodiff.supervisor.recovery import backup, recover
 from turbodiff.supervisor.slots import GpuSlot
 from turbodiff.supervisor.web_process import WebProcess
@@ -102,7 +103,7 @@ class Supervisor:
             self._follow = devices is None  # the cards come and go
             devices = visible_devices(sample() if sample else take_sample()) if devices is None else devices
             self.slots = [GpuSlot(self.context, index, device) for index, device in enumerate(devices)]
-            self._placement, self._chosen = Placement(self.context), cast("Chosen | None", None)
+            self._placement, self._chosen = Placement(self.context, lambda: self.slots), cast("Chosen | None", None)
             self.web: WebProcess | None = None
             self.exit_code: int | None = None
             self._slow_s = self._beat_s = 0.0
@@ -193,7 +194,7 @@ class Supervisor:
 
     def _turn_of(self, slot: GpuSlot) -> None:
         try:
-            slot.start()
+            self._placement.start(slot)
             slot.tick()
         except OutputError:  # the disk is full or the store is locked: no doing of the job
             raise
@@ -235,10 +236,10 @@ class Supervisor:
         free_bytes = None if gpu.free_bytes is None else gpu.free_bytes + gpu.reclaimable_bytes
         if (chosen := self._chosen) is not None and slot.index not in chosen:
             return
-        job = claim(self.store, slot.index, free_bytes, chosen[slot.index] if chosen else None)
+        job = claim(self.store, slot.index, free_bytes, chosen[slot.index] if chosen else None, gpu.uuid)
         if job is None:
             return
-        slot.weights = weights_of(job)
+        slot.weights = weights_of(job.plan) if job.plan else ""
         try:
             started = slot.run(job)
         except Exception as error:

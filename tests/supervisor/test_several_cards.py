@@ -1,0 +1,207 @@
+"""Several cards: which of them a person lets take jobs, what their jobs share, and that a promise is kept."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from supervisor.bench import Bench, scripted
+from supervisor.test_cards import SLOW, Driver, no_selected_cards  # noqa: F401  its cards
+from tests.plan.machines import disk, gpu
+from tests.plan.machines import machine as machine_of
+from turbodiff.gpu import probe
+from turbodiff.gpu.host_memory import HostMemory
+from turbodiff.jobs import cards
+from turbodiff.jobs.measurements import usual_seconds
+from turbodiff.plan.hardware import Machine, only
+from turbodiff.plan.planner import plan_request, seconds_on
+from turbodiff.runtime import replan
+from turbodiff.spec.errors import RequestError
+from turbodiff.spec.events import RunCommand
+from turbodiff.studio.cards import Cards
+from turbodiff.supervisor import placement
+
+Make = Callable[..., Bench]
+GIB = 1 << 30
+
+
+@pytest.fixture
+def make(make_bench: Make, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """A supervisor on two cards whose weights are all here; 64 GiB of RAM unless told otherwise."""
+
+    def made(*ids: str, ram_gib: int = 64) -> Bench:
+        monkeypatch.setattr(probe, "host_memory", lambda pids=(): HostMemory(ram_gib * GIB, (ram_gib - 2) * GIB, 0))
+        monkeypatch.setattr(probe, "_version", lambda name: "2.11.0+cu130" if name == "torch" else "")
+        monkeypatch.setattr(placement, "inventory", disk)
+        return make_bench(sample=Driver(*(ids or ("GPU-a", "GPU-b"))))
+
+    return made
+
+
+def machine_here(bench: Bench) -> Machine:
+    found = bench.supervisor.context.memory.machine()
+    assert found is not None
+    return found
+
+
+def turn(bench: Bench, looks: int = 2) -> None:
+    """Until the supervisor has looked at queue and switches so many times more."""
+    end_s = time.monotonic() + looks * placement.EVERY_S + 0.1
+    bench.turn_until(lambda: time.monotonic() > end_s)
+
+
+def states(bench: Bench, *jobs: int) -> list[str]:
+    return [bench.store.job(job).state for job in jobs]
+
+
+def free(bench: Bench) -> bool:
+    return all(slot.free for slot in bench.supervisor.slots)
+
+
+def test_a_paused_card_ends_its_job_and_takes_no_more_also_after_a_restart(make: Make) -> None:
+    bench = make()
+    first, second = (bench.store.submit(scripted({"steps": 8, "dt_s": 0.2})) for _ in range(2))
+    bench.turn_until(lambda: states(bench, first, second) == ["running"] * 2)
+    held = next(slot.device for slot in bench.supervisor.slots if slot.job and slot.job.id == first)
+    bench.store.put(cards.SWITCH + held, "paused")
+    bench.turn_until(lambda: states(bench, first, second) == ["done"] * 2)
+    later = [bench.store.submit(scripted({"steps": 1})) for _ in range(3)]
+    bench.turn_until(lambda: states(bench, *later) == ["done"] * 3)
+    paused = next(slot for slot in bench.supervisor.slots if slot.device == held)
+    assert paused.index not in {bench.store.job(job).slot for job in later} and paused.worker is not None
+    bench.supervisor.close()
+    again = make()
+    again.turn_until(lambda: free(again))
+    later = [again.store.submit(scripted({"steps": 1})) for _ in range(3)]
+    again.turn_until(lambda: states(again, *later) == ["done"] * 3)
+    paused = next(slot for slot in again.supervisor.slots if slot.device == held)
+    assert paused.index not in {again.store.job(job).slot for job in later}
+    again.store.put(cards.SWITCH + held, "on")
+    both = [again.store.submit(scripted({"steps": 20, "dt_s": 0.1})) for _ in range(2)]
+    again.turn_until(lambda: states(again, *both) == ["running"] * 2)
+
+
+def test_an_excluded_card_holds_no_worker_once_its_job_is_done(make: Make) -> None:
+    bench = make()
+    jobs = [bench.store.submit(scripted({"steps": 8, "dt_s": 0.2})) for _ in range(2)]
+    bench.turn_until(lambda: states(bench, *jobs) == ["running"] * 2)
+    bench.store.put(cards.SWITCH + "GPU-b", "excluded")
+    slot = bench.supervisor.slots[1]
+    bench.turn_until(lambda: states(bench, *jobs) == ["done"] * 2 and slot.worker is None)
+    turn(bench)
+    assert slot.worker is None and bench.store.job(jobs[0]).attempt == bench.store.job(jobs[1]).attempt == 1
+    bench.store.put(cards.SWITCH + "GPU-b", "on")
+    bench.turn_until(lambda: free(bench))
+
+
+def test_the_only_card_can_be_paused(make: Make) -> None:
+    bench = make("GPU-a")
+    bench.turn_until(lambda: free(bench))
+    bench.store.put(cards.SWITCH + "GPU-a", "paused")
+    turn(bench)
+    job = bench.store.submit(scripted({"steps": 1}))
+    turn(bench)
+    assert states(bench, job) == ["queued"]
+    bench.store.put(cards.SWITCH + "GPU-a", "on")
+    bench.turn_until(lambda: states(bench, job) == ["done"])
+
+
+def test_a_job_for_one_card_waits_for_it_holds_up_nobody_and_can_be_let_go(make: Make) -> None:
+    bench = make()
+    bench.turn_until(lambda: free(bench))
+    bench.store.put(cards.SWITCH + "GPU-b", "paused")
+    turn(bench)
+    mine = bench.store.submit(scripted({"steps": 1}, gpu="GPU-b"))
+    gone = bench.store.submit(scripted({"steps": 1}, gpu="GPU-gone"))
+    others = [bench.store.submit(scripted({"steps": 1})) for _ in range(4)]
+    bench.turn_until(lambda: states(bench, *others) == ["done"] * 4)
+    assert states(bench, mine, gone) == ["queued"] * 2
+    fleet = cards.fleet(bench.store)
+    assert fleet is not None
+    assert [fleet.blocked(uuid) for uuid in ("GPU-b", "GPU-gone", "GPU-a", "")] == ["paused", "gone", "", ""]
+    assert {mine, gone}.isdisjoint(fleet.starts())
+    bench.store.put(cards.SWITCH + "GPU-b", "on")
+    Cards(lambda: bench.store).release(gone)
+    bench.turn_until(lambda: states(bench, mine, gone) == ["done"] * 2)
+    assert bench.supervisor.slots[bench.store.job(mine).slot].device == "GPU-b"
+    clip = bench.store.job(mine).result
+    assert clip is not None and "GPU-b" not in Path(clip.sidecar).read_text()  # it tells nobody which card made it
+
+
+def test_a_card_is_named_by_number_name_or_uuid_and_two_of_a_kind_are_told_apart() -> None:
+    third = gpu(12, uuid="GPU-c", index=2, name="NVIDIA GeForce RTX 3060")
+    here = machine_of(gpu(24, uuid="GPU-aaaa1111"), gpu(24, uuid="GPU-bbbb2222", index=1), third)
+    assert cards.labels(here.gpus) == ["RTX 4090 #1", "RTX 4090 #2", "RTX 3060"]
+    named = Cards(lambda: None)
+    found = [named.uuid_of(card, here) for card in ("rtx 3060", "1", "GPU-aaaa1", "RTX 4090 #2", "")]
+    assert found == ["GPU-c", "GPU-bbbb2222", "GPU-aaaa1111", "GPU-bbbb2222", ""]
+    for wrong in ("NVIDIA GeForce RTX 4090", "RTX 5090", "GPU-", "7"):
+        with pytest.raises(RequestError, match="RTX 4090 #2"):
+            named.uuid_of(wrong, here)
+
+
+def test_two_workers_do_not_count_the_same_free_ram(make: Make) -> None:
+    """A14B keeps one expert's weights in RAM: on a PC of 40 GiB beside a second one of its kind that is too much."""
+    bench = make(ram_gib=40)
+    machine = machine_here(bench)
+    asked = scripted(SLOW, model="Wan2.2-T2V-A14B", num_frames=81)
+    plan = plan_request(asked, only(machine, "cuda:0"), disk())
+    most_bytes = max(phase.host_ram_bytes for phase in plan.phases)
+    assert most_bytes < 38 * GIB < 2 * most_bytes, most_bytes / GIB
+    first, second = (bench.store.submit(asked, plan) for _ in range(2))
+    bench.turn_until(lambda: states(bench, first) == ["running"] and free_slots(bench) == 1)
+    turn(bench)
+    assert states(bench, second) == ["queued"]
+    (runs,) = [slot for slot in bench.supervisor.slots if slot.job]
+    promised = bench.supervisor.context.promised_bytes
+    assert promised(runs.index) == 0 and most_bytes - GIB < promised(1 - runs.index) <= most_bytes
+    small = bench.store.submit(scripted({"steps": 1}))
+    bench.turn_until(lambda: states(bench, small) == ["done"])  # beside it there is room for a small one
+    bench.store.cancel(first)
+    bench.turn_until(lambda: states(bench, second) == ["running"])
+
+
+def free_slots(bench: Bench) -> int:
+    return sum(slot.free for slot in bench.supervisor.slots)
+
+
+def test_a_worker_leaves_alone_what_jobs_of_others_will_still_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine_of(gpu(24), ram_gib=30, ram_reclaimable_bytes=4 * GIB)
+    monkeypatch.setattr(replan, "machine_now", lambda own_pids: here)
+    device: Any = SimpleNamespace(is_cuda=True, torch_device=SimpleNamespace(index=0), held_bytes=lambda: 0)
+    for promised_gib, left_gib in ((0, 33), (20, 13), (50, 3)):  # its own warm memory and 1 GiB for others beside it
+        command = RunCommand(request=scripted(), outputs=Path(), state=Path(), promised_ram_bytes=promised_gib * GIB)
+        seen = replan.machine_for(command, device)
+        assert seen is not None and seen.host_budget_bytes == left_gib * GIB
+
+
+def test_what_is_promised_is_what_the_run_takes_on_unlike_cards(make: Make) -> None:
+    """16 and 24 GB: 90 s were promised and 390 s ran, for the plan was the large card's and any free card took it."""
+    bench = make("GPU-16", "GPU-24")
+    bench.turn_until(lambda: free(bench))
+    machine = machine_here(bench)
+    asked = scripted(model="Wan2.1-14B", num_frames=81)
+    plan = plan_request(asked, machine, disk())
+    on = {card.uuid: seconds_on(plan, card, machine, disk()) for card in machine.gpus}
+    seconds = {uuid: price[0] for uuid, price in on.items() if price}
+    assert seconds["GPU-16"] > 2 * seconds["GPU-24"]
+    promises, jobs = [], []
+    bench.store.put("paused", True)
+    for _ in range(3):
+        turn(bench)
+        begin = Cards(lambda: bench.store).begin(plan, machine, disk())
+        assert begin is not None
+        promises.append(begin)
+        asked = scripted({"seconds_on": seconds}, model="Wan2.1-14B", num_frames=81)
+        jobs.append(bench.store.submit(asked, plan))
+    assert [begin.card for begin in promises] == ["RTX 4090"] * 3
+    assert promises[0].start_s == 0 and promises[0].seconds == pytest.approx(plan.seconds)
+    assert promises[1].start_s == pytest.approx(plan.seconds) and promises[2].start_s > 1.5 * plan.seconds
+    bench.store.put("paused", False)
+    bench.turn_until(lambda: states(bench, *jobs) == ["done"] * 3)
+    for job in map(bench.store.job, jobs):
+        took = usual_seconds(bench.store, job, machine, bench.supervisor.slots[job.slot].card)
+        assert took["denoise"] == pytest.approx(promises[0].seconds)

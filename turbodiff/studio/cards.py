@@ -1,0 +1,137 @@
+"""The cards as page, shell and API ask for them: a person's switches, which card a job is for, and when it starts."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, get_args
+
+from turbodiff.jobs import cards
+from turbodiff.jobs.cards import CardState, Fleet, labels, weights_of
+from turbodiff.jobs.database import as_column
+from turbodiff.jobs.dispatch import Price, WaitingJob
+from turbodiff.jobs.journal import Accepted, write_entry
+from turbodiff.jobs.store import Store
+from turbodiff.plan.hardware import GpuFacts, Machine
+from turbodiff.plan.planner import seconds_on
+from turbodiff.spec.errors import RequestError
+from turbodiff.spec.models import Inventory
+from turbodiff.spec.plan import Plan
+
+LEAST_OF_UUID = 8  # characters that name a card
+
+
+class Begin(NamedTuple):
+    """When a job would start, how long it takes on its card, and the card's name, "" where there is one alone."""
+
+    start_s: float
+    seconds: float
+    card: str
+
+
+class Cards:
+    """The cards of this machine.
+
+    Args:
+        store: the queue, None where there is none yet: asking leaves no file behind.
+    """
+
+    def __init__(self, store: Callable[[], Store | None]) -> None:
+        self._store = store
+
+    def fleet(self) -> Fleet | None:
+        """What the supervisor dispatches by; None without a supervisor."""
+        store = self._store()
+        return cards.fleet(store) if store else None
+
+    def switches(self) -> Mapping[str, CardState]:
+        """The cards that a person paused or excluded, by UUID."""
+        store = self._store()
+        return cards.switches(store) if store else {}
+
+    def switch(self, card: str, state: str, machine: Machine) -> str:
+        """Pause, exclude or use a card, kept over restarts; returns its name.
+
+        Raises:
+            RequestError: no such card, or no such state.
+        """
+        gpu, store = self._find(card, machine), self._store()
+        if state not in get_args(CardState) or store is None:
+            raise RequestError("no such state of a card", code="bad_card_state", field="card", got=state[:40],
+                               expected=" | ".join(get_args(CardState)))  # fmt: skip
+        store.put(cards.SWITCH + gpu.uuid, state)
+        return dict(zip(machine.gpus, labels(machine.gpus), strict=True))[gpu]
+
+    def release(self, job: int) -> None:
+        """Let a waiting job that is for one card alone run on any."""
+        store = self._store()
+        waits = store.job(job) if store else None
+        if store and waits and waits.state == "queued" and waits.request.gpu:
+            request = as_column(waits.request.model_copy(update={"gpu": ""}))
+            with store.write() as db:
+                db.execute("UPDATE job SET request = ? WHERE id = ? AND state = 'queued'", (request, job))
+            write_entry(store.path.parent, Accepted.of(store.job(job)))
+
+    def device_of(self, card: str, machine: Machine) -> str:
+        """The device of the card that a person names, "cuda:1".
+
+        Raises:
+            RequestError: none here goes by that, or more than one.
+        """
+        return f"cuda:{self._find(card, machine).index}"
+
+    def uuid_of(self, card: str, machine: Machine) -> str:
+        """The UUID of the card that a person names: by it or its first characters, by number, or by its name.
+
+        Raises:
+            RequestError: none here goes by that, or more than one.
+        """
+        return self._find(card, machine).uuid if card else ""
+
+    def planned_on(self, machine: Machine, card: str) -> Machine:
+        """The machine with the cards that a job for `card` ("": any) may start on; all of them where that leaves none.
+
+        Raises:
+            RequestError: no such card.
+        """
+        if machine.pretended or (not card and len(machine.gpus) < 2):
+            return machine
+        said, uuid = self.switches(), self.uuid_of(card, machine)
+        gpus = tuple([gpu for gpu in machine.gpus if gpu.uuid == uuid or (not uuid and gpu.uuid not in said)])
+        return machine if not gpus or len(gpus) == len(machine.gpus) else machine.model_copy(update={"gpus": gpus})
+
+    def begin(self, plan: Plan, machine: Machine, found: Inventory, card: str = "") -> Begin | None:
+        """When and where a job that is queued now would start, dispatched behind all that wait; None where that is not
+        known."""
+        fleet = self.fleet()
+        if fleet is None or not fleet.told:
+            return None
+        here, prices = {gpu.uuid: gpu for gpu in machine.gpus}, dict[int, Price]()
+        for worker in fleet.workers:
+            at = fleet.card(worker.slot)
+            if at is None or card not in ("", at.uuid):
+                continue
+            price: tuple[float, float] | None = (plan.seconds, plan.seconds)
+            if len(fleet.cards) > 1 and plan.band != "no":
+                price = seconds_on(plan, here[at.uuid], machine, found) if at.uuid in here else None
+            if price:
+                prices[worker.slot] = Price(*price)
+        start = fleet.starts([WaitingJob(0, weights_of(plan), prices)]).get(0)
+        at = fleet.card(start.slot) if start else None
+        if start is None or at is None:
+            return None
+        return Begin(start.start_s, start.end_s - start.start_s, at.name if len(fleet.cards) > 1 else "")
+
+    def _find(self, card: str, machine: Machine) -> GpuFacts:
+        names = labels(machine.gpus)
+        found = [
+            gpu for gpu, name in zip(machine.gpus, names, strict=True)
+            if card.lower() in (gpu.uuid.lower(), str(gpu.index), name.lower(), gpu.name.lower())
+            or (len(card) >= LEAST_OF_UUID and gpu.uuid.startswith(card))
+        ]  # fmt: skip
+        if len(found) != 1 or not found[0].uuid:
+            raise RequestError(
+                "no such card here", code="card_unknown", field="gpu", got=card[:60],
+                expected=" | ".join(names) or "no card is seen", try_instead="turbodiff gpu",
+            )  # fmt: skip
+        return found[0]
+
+
+__all__ = ["Begin", "Cards", "Fleet"]

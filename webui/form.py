@@ -217,6 +217,7 @@ def from_request(fields: Mapping[str, Any]) -> FormValues:
     chosen = [
         {"name": PurePath(str(row["path"])).name, "strength": row["strength"], "expert": row["expert"]}
         for row in fields.get("loras") or ()
+        if isinstance(row, Mapping)
     ]
     values["loras"] = json.dumps(chosen, ensure_ascii=False) if chosen else ""
     values["continues"] = PurePath(str(fields.get("continues") or "")).stem

@@ -103,6 +103,7 @@ def test_what_no_button_carries_is_one_clear_error(reader, name, argument):
 
 
 def test_what_a_form_cannot_hold_is_left_out():
+    assert form.from_request({"loras": "0"})["loras"] == form.from_request({"loras": ["x"]})["loras"] == ""
     odd = {"steps": "4", "topk": float("inf"), "pinned": "model", "fit": ["crop"], "seed": None, "prompt": "x"}
     assert form.sanitize(odd) == {"seed": None, "prompt": "x"}
 

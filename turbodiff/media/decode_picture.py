@@ -25,6 +25,7 @@ from turbodiff.media.picture_colours import CannotConvert, colours_of, icc_profi
 
 MEGAPIXELS = 64
 MIN_SIDE = 16
+LARGE, SUMMED = 16_000_000, ("RGB", "RGBA", "L", "LA", "CMYK")  # pixels; modes whose values may be averaged
 MEMORY_BYTES = 2 << 30  # 64 megapixels as RGBA and as RGB, turned once, and the interpreter
 CPU_S = 20
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
@@ -34,6 +35,11 @@ MAX_METADATA_BYTES = 1 << 20  # a chunk of a PNG when decompressed; printers' IC
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
 PNG_HELPFUL = (b"iCCP", b"eXIf")  # colours and which way is up
 PNG_COLOURS = {b"cICP": 4, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}  # and their bytes
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type (PNG, 3rd edition, 11.2.1)
+DEFLATE = 1040  # at most so many bytes from one: 258 from two bits (RFC 1951), and some
+VP8_PIXELS = (
+    700  # at most of one byte: a macroblock of 256 has 3.4 bits of modes, whose odds are fixed (RFC 6386, 11.2)
+)
 PNG_TEXTS = (b"Raw profile type ", b"XML:com.adobe.xmp\0")  # ImageMagick and Adobe keep the orientation in these
 JPEG_SCAN, JPEG_END, JPEG_ADOBE = 0xDA, b"\xff\xd9", 0xEE
 JPEG_HELPFUL = (0xE1, 0xE2, JPEG_ADOBE)  # EXIF and XMP, ICC, which colours the four or three planes are
@@ -119,9 +125,15 @@ def decode_pixels(data: bytes, wanted: Wanted) -> tuple[dict[str, int], bytes]:
     if wanted["want"] == "size":
         return head, b""
     long_side = 2 * max(wanted["width"], wanted["height"])
+    if is_short(data, picture.format, width * height):
+        raise OSError("image file is truncated")
     picture.draft("RGB", (long_side, long_side))  # decodes a large JPEG at 1/2 to 1/8, still twice what is asked
     if picture.format == "JPEG" and data.rfind(JPEG_END) < data.rfind(bytes((0xFF, JPEG_SCAN))):
         picture = without_end(data, (long_side, long_side))
+    factor = min(picture.size) // long_side
+    if factor > 1 and width * height > LARGE and picture.mode in SUMMED and "transparency" not in picture.info:
+        reduced = picture.reduce(factor)  # of 48 megapixels each further copy would take 183 MiB
+        reduced.info, picture = picture.info, reduced
     turned = picture.transpose(turn) if turn is not None else picture
     if turned.mode.startswith("I"):  # 16 bits of grey
         turned = turned.convert("I").point(lambda level: level * (1 / 257)).convert("L")
@@ -141,6 +153,17 @@ def decode_pixels(data: bytes, wanted: Wanted) -> tuple[dict[str, int], bytes]:
     else:
         rgb = ImageOps.fit(rgb, size, Image.Resampling.BILINEAR)
     return head, rgb.tobytes()
+
+
+def is_short(data: bytes, kind: str | None, pixels: int) -> bool:
+    """Whether a PNG or a lossy WebP has fewer bytes than so many pixels take under the strongest compression; a decoder
+    would allocate all of them before it says so."""
+    if kind == "PNG":
+        bits, colour = struct.unpack_from(">BB", data, 24)
+        packed = sum(len(chunk) - 12 for chunk in png_chunks(data, False) if chunk[4:8] == b"IDAT")
+        return bool(pixels * bits * PNG_CHANNELS.get(colour, 1) > 8 * DEFLATE * packed)
+    lossy = [len(chunk) - 8 for chunk in webp_chunks(data, False) if chunk[:4] == b"VP8 "] if kind == "WEBP" else []
+    return bool(lossy) and pixels > VP8_PIXELS * sum(lossy)
 
 
 def without_end(data: bytes, draft_size: tuple[int, int]) -> Image.Image:

@@ -6,6 +6,7 @@ Gradio serves no file of ours (`allowed_paths=[]`): clips are looked up by id in
 """
 
 import argparse
+import gc
 import json
 import logging
 import math
@@ -261,6 +262,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # fmt: skip
         logging.getLogger("uvicorn.error").addFilter(OnceAMinute())
         server = uvicorn.Server(config)
+        gc.collect()
+        gc.freeze()  # else each full collection goes through all that Gradio made, and holds every answer for 0.4 s
         server.run(sockets=sockets)
     except TurbodiffError as error:
         sys.stderr.write(f"[ERROR] {Words(shell_language()).error_line(error)}\n")

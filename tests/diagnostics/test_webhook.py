@@ -88,8 +88,9 @@ def test_each_end_is_told_once_signed_and_without_prompt_or_path(store: Store, e
     done, failed = end(store, "done"), end(store, "failed")
     cancelled = store.submit(request())
     store.cancel(cancelled)
-    assert wait_until(lambda: len(endpoint.heard) == 2, 10)
+    assert wait_until(lambda: len(store.fact(webhook.TOLD)) == 3, 10)
     hook.close()
+    assert len(endpoint.heard) == 2
     key = (store.path.parent / KEY).read_text().strip().encode()
     assert (store.path.parent / KEY).stat().st_mode & 0o077 == 0
     told = {}

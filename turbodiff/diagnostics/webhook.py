@@ -74,16 +74,16 @@ class Webhook:
             store.put(TOLD, list(fresh))
             return
         told = [name for name in known if name in fresh]
-        for name in fresh.keys() - set(told):
+        for name in [name for name in fresh if name not in set(told)]:
             job = store.job(fresh[name])
-            if f"{job.id}.{job.attempt}.{job.state}" == name:  # else a person has started it again
-                self._deliver(job, name)
-            if self._stop.is_set():
+            current = f"{job.id}.{job.attempt}.{job.state}" == name  # else a person has started it again
+            if self._stop.is_set() or (current and not self._deliver(job, name)):
                 return
             told.append(name)
             store.put(TOLD, told)
 
-    def _deliver(self, job: QueuedJob, name: str) -> None:
+    def _deliver(self, job: QueuedJob, name: str) -> bool:
+        """False where the end of this webhook came between: the next one tells it."""
         body = json.dumps(_body(job)).encode()
         signed = hmac.new(signing_key(self._state).encode(), body, hashlib.sha256).hexdigest()
         headers = {
@@ -92,7 +92,7 @@ class Webhook:
         }  # fmt: skip
         for wait_s in (0.0, *RETRY_S):
             if self._stop.wait(wait_s):
-                return
+                return False
             status, came = 0, ""
             try:
                 # what an answer says is not read, and where it points to is not asked
@@ -106,7 +106,8 @@ class Webhook:
             self.last = f"{job.id} {job.state} {status or came}"
             self._say(f"[{'INFO' if 200 <= status < 300 else 'WARNING'}] webhook: job {self.last}")
             if 0 < status < 500 and status not in PASSING:
-                return
+                break
+        return True
 
 
 def _body(job: QueuedJob) -> dict[str, str | int | float | None]:

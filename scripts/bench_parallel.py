@@ -14,7 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from turbodiff.plan.shared_clip import INT8_BYTES, possible_ranks, shared
+from turbodiff.plan.links import possible_ranks
+from turbodiff.plan.shared_clip import INT8_BYTES, shared
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import GB
 

@@ -15,7 +15,8 @@ from turbodiff.memory_lab.quick import Measured, bisect_cap, fixed, measure_clip
 from turbodiff.plan import phase_costs
 from turbodiff.plan.calibration import History, Sample, provenance_of
 from turbodiff.plan.candidates import as_wished
-from turbodiff.plan.offload_search import cost_inputs, plan_context
+from turbodiff.plan.context import plan_context
+from turbodiff.plan.offload_search import cost_inputs
 from turbodiff.plan.planner import plan_request
 from turbodiff.runtime.device import Device
 from turbodiff.spec.models import Inventory

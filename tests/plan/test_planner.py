@@ -9,9 +9,10 @@ import pytest
 from tests.plan.machines import ask, card, disk, gpu, machine
 from turbodiff.plan import planner
 from turbodiff.plan.candidates import Candidate
+from turbodiff.plan.context import plan_context
 from turbodiff.plan.explain import REASON_KEYS
 from turbodiff.plan.hardware import GpuFacts, Machine, pretend
-from turbodiff.plan.offload_search import evaluate, plan_context
+from turbodiff.plan.offload_search import evaluate
 from turbodiff.plan.planner import Shortage, plan_request, replan
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.models import FoundFile, FoundLora, Inventory, find_model

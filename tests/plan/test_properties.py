@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from tests.plan.machines import ask, converted, disk, gpu, machine
 from turbodiff.plan.candidates import SIZE_PINS, WORTHWHILE_FRAMES, as_wished, candidates, smaller_models
+from turbodiff.plan.context import plan_context
 from turbodiff.plan.memory_limits import NEARLY
-from turbodiff.plan.offload_search import evaluate, plan_context, settled
+from turbodiff.plan.offload_search import evaluate, settled
 from turbodiff.plan.planner import LOSSY_FIELDS, SLOW, plan_request
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.models import all_models

@@ -1,15 +1,28 @@
 """What several cards gain on one clip, against what others published and against what it must never say."""
 
-import pytest
+from dataclasses import replace
 
-from turbodiff.plan.shared_clip import (
-    INT8_BYTES,
-    NVLINK_SHARE,
-    possible_ranks,
-    sent_bytes,
-    shared,
-    strip_factor,
-)
+import pytest
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from tests.plan.machines import ask, card, disk, gpu, machine
+from turbodiff.memory_lab.dry_run import counted
+from turbodiff.models import vae as vae_driver
+from turbodiff.models.attention import AttentionPlan, rope_tables
+from turbodiff.models.parallel import SequenceParallel
+from turbodiff.models.wan_dit import CrossAttentionCache, WanDiT
+from turbodiff.plan import phase_costs
+from turbodiff.plan.candidates import as_wished
+from turbodiff.plan.context import plan_context
+from turbodiff.plan.links import NVLINK_SHARE, link_of, possible_ranks, sharing_cards
+from turbodiff.plan.offload_search import cost_inputs
+from turbodiff.plan.planner import outlook, plan_request, replan, with_levers
+from turbodiff.plan.roofline import sent_bytes
+from turbodiff.plan.shared_clip import INT8_BYTES, shared
+from turbodiff.plan.vae_costs import strip_factor
+from turbodiff.runtime.model_cache import dit_config
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import GB
 
@@ -73,3 +86,136 @@ def test_processes_divide_the_heads_and_have_a_tile_each():
     assert possible_ranks(40, 75600, 8) == [8, 5, 4, 2]
     assert possible_ranks(12, 32760, 8) == [6, 4, 3, 2]
     assert possible_ranks(2, 128, 2) == [] and possible_ranks(2, 129, 4) == [2]
+
+
+H100 = "NVIDIA H100 80GB HBM3"
+TWO_12 = machine(gpu(12, name="NVIDIA GeForce RTX 4070"), gpu(11.5, index=1, name="NVIDIA GeForce RTX 4070"))
+TWO_24 = machine(gpu(24, uuid="GPU-a"), gpu(24, index=1, uuid="GPU-b"))
+EIGHT_H100 = machine(*[gpu(80, index=index, name=H100) for index in range(8)], ram_gib=1000)
+
+
+def planned(here, cards, model="wan2.1-14b", **fields):
+    return plan_request(ask(model, cards=cards, resolution="720p", **fields), here, disk(), policy="never")
+
+
+def told(plan, key):
+    return next((reason.numbers for reason in plan.reasons if reason.key == key), None)
+
+
+@pytest.mark.parametrize("here, cards", [(TWO_12, 2), (TWO_24, 2), (EIGHT_H100, 8)], ids=["2x12", "2x24", "8xH100"])
+def test_a_shared_clip_is_faster_and_within_the_budget_of_each_card(here, cards):
+    alone, plan = planned(here, 1), planned(here, cards)
+    assert alone.levers.cards == 1 and not alone.shares and alone.followers == ()
+    assert plan.levers.cards == cards == len(plan.shares) == 1 + len(plan.followers)
+    budgets = {f"cuda:{card.index}": here.card_budget_bytes(card) for card in here.gpus}
+    assert {share.device: share.budget_bytes for share in plan.shares} == budgets
+    assert plan.budget_bytes == min(budgets.values()) and plan.band == "fits"
+    assert all(share.peak_bytes <= plan.budget_bytes for share in plan.shares)
+    assert plan.shares[0].peak_bytes == plan.peak_bytes
+    faster = told(plan, "shared_clip")
+    assert plan.seconds == pytest.approx(faster["seconds"], abs=0.1) and plan.seconds < alone.seconds
+    assert told(plan, "side_by_side")["clips"] > 1 and told(plan, "sharing_does_not_pay") is None
+    assert plan.request.quant_linear == alone.request.quant_linear, "the same seed, the same clip"
+
+
+def test_automatic_is_one_card_and_says_what_more_would_gain():
+    for here, cards in ((TWO_12, 2), (TWO_24, 2), (EIGHT_H100, 8)):
+        plan = planned(here, "auto")
+        helps = told(plan, "cards_would_help")
+        assert plan.levers.cards == 1 and helps["cards"] == cards
+        assert helps["seconds"] * 1.2 <= plan.seconds and helps["clips"] > 1
+    assert told(planned(card(24), "auto"), "cards_would_help") is None
+    slow = machine(*[gpu(24, index=index, link_bytes_s=1e9) for index in range(2)])
+    assert told(planned(slow, "auto"), "cards_would_help") is None
+    assert told(planned(slow, 2), "sharing_does_not_pay")["times"] < 1.2, "said where it is asked for all the same"
+
+
+def test_as_many_cards_take_part_as_are_alike_and_divide_the_heads():
+    assert planned(EIGHT_H100, 3).levers.cards == 2 and told(planned(EIGHT_H100, 3), "fewer_cards")["asked"] == 3
+    assert {cards: planned(EIGHT_H100, cards, "wan2.1-1.3b").levers.cards for cards in (2, 3, 4, 6, 8)} == {
+        2: 2, 3: 3, 4: 4, 6: 6, 8: 6,
+    }  # fmt: skip
+    mixed = machine(gpu(24), gpu(80, index=1, name=H100), gpu(24, index=2))
+    assert [one.index for one in sharing_cards(mixed)] == [0, 2]
+    assert planned(machine(gpu(24), gpu(80, index=1, name=H100)), 2).levers.cards == 1
+
+
+def test_a_link_is_measured_or_assumed_of_its_kind():
+    kinds = {
+        "NVIDIA H100 80GB HBM3": "nvlink", "NVIDIA A100-SXM4-80GB": "nvlink", "NVIDIA A100 80GB PCIe": "peer",
+        "NVIDIA RTX 6000 Ada Generation": "peer", "NVIDIA GeForce RTX 4090": "host",
+    }  # fmt: skip
+    assert {name: link_of(gpu(24, name=name), 2).kind for name in kinds} == kinds
+    assert link_of(gpu(24, link_bytes_s=5e9), 4) == (5e9, "measured")
+    assert link_of(gpu(24), 8).bytes_s < link_of(gpu(24), 2).bytes_s < link_of(gpu(80, name=H100), 2).bytes_s
+
+
+def test_one_of_several_plans_again_for_its_own_card_within_what_the_others_have():
+    plan = planned(TWO_12, 2)
+    mine = machine(gpu(12, name="NVIDIA GeForce RTX 4070"))
+    again = replan(plan, mine, disk)
+    assert again.levers == plan.levers and again.budget_bytes == plan.budget_bytes and len(again.shares) == 2
+    assert again.seconds == pytest.approx(plan.seconds) and again.followers == plan.followers
+    left = with_levers(plan, plan.levers.model_copy(update={"cards": 1}), mine, disk())
+    assert left.levers.cards == 1 and left.seconds > plan.seconds
+
+
+def test_processes_on_a_cpu_share_its_memory_and_gain_nothing():
+    here = machine(ram_gib=16)
+    plan = plan_request(ask("demo", cards=2), here, disk())
+    assert plan.levers.cards == 2 and plan.followers == ("",) and plan.budget_bytes == here.host_budget_bytes // 2
+    assert told(plan, "sharing_does_not_pay") and told(plan_request(ask("demo"), here, disk()), "fewer_cards") is None
+    assert outlook(ask("demo", cards=2), here, disk()).seconds == pytest.approx(plan.seconds, abs=0.1)
+
+
+def costs_of(model, ranks, size="480p", **fields):
+    request = ask(model, resolution=size, **fields)
+    context = plan_context(machine(*[gpu(80, index=index) for index in range(8)]), disk(), ranks=ranks)
+    return cost_inputs(request, as_wished(request, False), context)
+
+
+@pytest.mark.parametrize("attention", ["dense", "sla"])
+@pytest.mark.parametrize("model, ranks", [("wan2.1-14b", 2), ("wan2.1-14b", 8), ("wan2.1-1.3b", 4)])
+def test_a_step_of_one_of_several_needs_what_the_formula_says(model, ranks, attention):
+    """On meta tensors, with torch's process group that sends nothing."""
+    costs = costs_of(model, ranks, attention=attention)
+    spec, dit = costs.spec, costs.spec.dit
+    with torch.device("meta"):
+        network = WanDiT(replace(dit_config(spec, quant_linear=False, sla=spec.turbo), num_layers=2)).bfloat16()
+    dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+    try:
+        with counted(network) as ledger:
+            state = [torch.empty(1, *costs.latent, dtype=torch.float64) for _ in range(3)]
+            text = CrossAttentionCache(torch.empty(1, spec.text_encoder.text_len, dit.dim, dtype=torch.bfloat16), True)
+            rope = rope_tables(*costs.latent.patch_grid, dit.head_dim)
+            for _ in range(2):
+                ledger.reset_peak()
+                x, inputs = network.prepare(
+                    state[0].float(), torch.empty(1, 1), text, None, None, attention=AttentionPlan(attention),
+                    rope=rope, parallel=SequenceParallel(0, ranks),
+                )  # fmt: skip
+                for index, block in enumerate(network.blocks):
+                    x = block(x, inputs, index, 1)
+                velocity = network.finish(x, inputs)
+                del x, inputs, velocity
+    finally:
+        dist.destroy_process_group()
+    kept_per_block = 2 * spec.text_encoder.text_len * dit.dim * 2
+    traced = ledger.peak_bytes + (dit.num_layers - 2) * kept_per_block
+    work = phase_costs.step_work(costs, 1)
+    formula = work.activations + work.workspace - phase_costs.workspace(costs)
+    assert -0.02 <= formula / traced - 1 <= 0.05, (formula, traced)
+
+
+def test_a_strip_of_the_vae_needs_no_more_than_the_formula_says():
+    ranks = 4
+    costs = costs_of("wan2.1-14b", ranks, num_frames=5)
+    with torch.device("meta"):
+        vae = vae_driver.make_vae(**costs.spec.vae.model_dump()).bfloat16()
+    with counted(vae) as ledger:
+        columns = SequenceParallel(1, ranks).columns(costs.latent.width)
+        latents = torch.empty(1, *costs.latent)
+        for chunk in vae_driver.decode_stream(vae, latents, conv="conv3d", columns=columns):
+            vae_driver.frames_to_uint8(chunk)
+    formula = phase_costs.vae(costs, "vae_decode", None).activations_bytes
+    assert -0.02 <= formula / ledger.peak_bytes - 1 <= 0.30, (formula, ledger.peak_bytes)

@@ -14,8 +14,9 @@ from turbodiff.models.linear import Int8Linear
 from turbodiff.models.text_encoder import encode, make_text_encoder
 from turbodiff.plan import phase_costs
 from turbodiff.plan.candidates import as_wished, candidates
+from turbodiff.plan.context import plan_context
 from turbodiff.plan.hardware import Kernels
-from turbodiff.plan.offload_search import cost_inputs, plan_context
+from turbodiff.plan.offload_search import cost_inputs
 
 UNDER, OVER = -0.02, 0.05
 KERNELS = ("turbodiff::normed_sage_attention_", "turbodiff::normed_sla_attention_")

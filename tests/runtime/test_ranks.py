@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from tests.soak import SOAK
-from tests.test_tiny import EventList, NoCommands, attempt
+from tests.test_tiny import PROMPT, EventList, NoCommands, attempt
 from turbodiff.media.ffmpeg import ffmpeg_path
 from turbodiff.runtime import ranks as ranks_module
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.runtime.pipeline import generate
+from turbodiff.studio import Studio
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +30,18 @@ def models():
 
 
 def clip(folder, models, cards, events=None):
-    """The video stream of a demo clip, without the tags, which name the job and its time."""
+    """The video stream of a demo clip of so many processes, without the tags, which name the job and its time."""
     made = attempt(folder, models, events, NoCommands, num_frames=17)
     made.cards = cards
     result = generate(made)
     assert made.ranks is None or made.ranks.close() is None
-    path = folder / "outputs" / result.path
-    bare = ["-map_metadata", "-1", "-fflags", "+bitexact", "-c", "copy", "-f", "mp4"]
-    whole = subprocess.run([ffmpeg_path(), "-v", "error", "-i", path, *bare, folder / "bare.mp4"], check=True)
+    return bare(folder / "outputs" / result.path, folder)
+
+
+def bare(path, folder):
+    """The video stream of a clip."""
+    how = ["-map_metadata", "-1", "-fflags", "+bitexact", "-c", "copy", "-f", "mp4"]
+    whole = subprocess.run([ffmpeg_path(), "-v", "error", "-i", path, *how, folder / "bare.mp4"], check=True)
     assert whole.returncode == 0
     return (folder / "bare.mp4").read_bytes()
 
@@ -55,6 +60,16 @@ def test_the_demo_clip_of_two_processes_is_that_of_one_bit_for_bit(tmp_path, mod
     assert clip(tmp_path, models, ("",), events) == alone
     assert not [event for event in events.of("notice") if event.key == "ranks_lost"]
     assert not followers()
+
+
+def test_a_shell_gets_the_same_clip_from_two_processes(tmp_path, alone):
+    studio, events = Studio(tmp_path / "state", tmp_path / "outputs"), EventList()
+    fields = {"prompt": PROMPT, "seed": 7, "steps": 2, "num_frames": 17, "cards": "2"}
+    made = studio.generate(fields, output=None, on_event=events)
+    assert bare(tmp_path / "outputs" / made.path, tmp_path) == alone
+    (first,) = events.of("plan")
+    assert first.plan.levers.cards == 2 and first.plan.followers == ("",)
+    assert not [event for event in events.of("notice") if event.key == "ranks_lost"] and not followers()
 
 
 class Disturbing(EventList):

@@ -4,7 +4,7 @@ import re
 
 LITERAL = re.compile(
     r"\{[^}]*\}|turbodiff models pull|"
-    r"FastWan|MultiTalk|InfiniteTalk|UMT5|T5|FLUX|Stable Diffusion|Fun-Control|FLF2V|7z|CLIP|open-clip|"
+    r"NVLink|PCIe|FastWan|MultiTalk|InfiniteTalk|UMT5|T5|FLUX|Stable Diffusion|Fun-Control|FLF2V|7z|CLIP|open-clip|"
     r"ViT-H/14|ControlNet|Hunyuan|Git LFS|PDF|RAR|U-Net|pickle|gzip|TAEHV|LightVAE|Transformer|TI2V-5B|"
     r"quant_linear|Adaptive Resolution|num_frames|Boundary|SLA TopK|ODE/SDE|SDE|ODE|UniPC|TopK|"
     r"Turbo\w*|turbodiff|bitsandbytes|NF4|"

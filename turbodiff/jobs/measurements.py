@@ -42,6 +42,8 @@ def record(store: Store, job: QueuedJob, event: Event, machine: Machine | None, 
     else:
         return
     plan, phase, sample = job.plan, planned_phase(job.plan, name), None
+    if plan and plan.levers.cards > 1:  # what one of several cards took says nothing of one alone
+        return
     on_card = plan is not None and plan.device.startswith("cuda")
     gpu, gpu_bytes = measured_on(job, machine, slot)
     if plan and phase and machine and (slot < len(machine.gpus) or not on_card):

@@ -23,8 +23,9 @@ from turbodiff.memory_lab.measure import DummyModels, run_phase, synchronize
 from turbodiff.plan import phase_costs
 from turbodiff.plan.calibration import Sample, kind_of, work_bytes
 from turbodiff.plan.candidates import as_wished
+from turbodiff.plan.context import plan_context
 from turbodiff.plan.hardware import Machine
-from turbodiff.plan.offload_search import cost_inputs, plan_context
+from turbodiff.plan.offload_search import cost_inputs
 from turbodiff.plan.phase_costs import CostInputs, PhaseCost
 from turbodiff.plan.planner import plan_request
 from turbodiff.plan.tiers import first_request, tier_here

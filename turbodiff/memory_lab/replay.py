@@ -22,8 +22,9 @@ from turbodiff.memory_lab.streams import Stream
 from turbodiff.plan import phase_costs
 from turbodiff.plan.allocator_slack import SLACK
 from turbodiff.plan.candidates import candidates
+from turbodiff.plan.context import plan_context
 from turbodiff.plan.hardware import ALL_REFERENCE, Allocator, Kernels, Machine, pretend
-from turbodiff.plan.offload_search import cost_inputs, plan_context
+from turbodiff.plan.offload_search import cost_inputs
 from turbodiff.plan.phase_costs import CostInputs, PhaseCost
 from turbodiff.spec.attention import SPARSE_ATTENTION
 from turbodiff.spec.models import Inventory, find_model

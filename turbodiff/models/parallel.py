@@ -79,21 +79,20 @@ class SequenceParallel:
         assert heads % self.ranks == 0, f"{heads} heads do not divide by {self.ranks}"
         counts = token_shares(tokens, self.ranks)
         mine, own = [counts[self.rank]] * self.ranks, heads // self.ranks
-        parts = torch.arange(own).tensor_split(min(self.head_groups, own))
+        groups = min(self.head_groups, own)
+        parts = [slice(own * group // groups, own * (group + 1) // groups) for group in range(groups)]
         sent = []
-        for part in parts:
-            local = slice(int(part[0]), int(part[-1]) + 1)
+        for local in parts:
             by_rank = [t.unflatten(-1, (self.ranks, own, -1))[:, :, :, local].unbind(2) for t in (q, k, v)]
             sent.append([self._send(self._packed(t), counts) for t in by_rank])
         back = []
-        for exchanges in sent:
-            q_heads, k_heads, v_heads = (self._unpacked(self._receive(one, len(q)), q.dtype) for one in exchanges)
-            y = attention(q_heads, k_heads, v_heads)
+        while sent:  # what travelled is freed as soon as it is of no use
+            y = attention(*(self._unpacked(self._receive(one, len(q)), q.dtype) for one in sent.pop(0)))
             back.append(self._send(self._packed(y.split(counts, dim=1)), mine))
+            del y
         out = torch.empty_like(q)
         into = out.unflatten(-1, (self.ranks, own, -1))
-        for part, exchange in zip(parts, back, strict=True):
-            local = slice(int(part[0]), int(part[-1]) + 1)
+        for local, exchange in zip(parts, back, strict=True):
             for rank, y in enumerate(self._wait(exchange, len(q))):
                 into[:, :, rank, local] = self._unpacked(y, q.dtype)
         return out
@@ -109,9 +108,10 @@ class SequenceParallel:
         """Start sending to each rank its part [B, n, ...], of which each sends back so many tokens."""
         batch, _, *rest = parts[0].shape
         per_token = batch * torch.Size(rest).numel()
-        outgoing = torch.cat([part.flatten() for part in parts])
-        incoming = outgoing.new_empty(per_token * sum(counts))
         sizes = [per_token * n for n in counts], [part.numel() for part in parts]
+        outgoing, incoming = (parts[0].new_empty(sum(numels)) for numels in reversed(sizes))
+        for place, part in zip(outgoing.split(sizes[1]), parts, strict=True):
+            place.view(part.shape).copy_(part)
         work = dist.all_to_all_single(incoming, outgoing, *sizes, group=self.group, async_op=True)
         return _Exchange(work, incoming, outgoing, tuple(counts), tuple(rest))
 

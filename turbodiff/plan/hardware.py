@@ -58,6 +58,8 @@ class GpuFacts(Frozen):
         sm_count, clock_mhz: streaming multiprocessors (of the slice) and their highest clock.
         memory_bus_bits, memory_clock_mhz: width and highest clock of the card's memory, as NVML gives them.
         memory_bytes_s: bandwidth of the card's memory.
+        link_bytes_s: what it sends a second in an all-to-all with its likes here, None for that of its kind
+            (plan/shared_clip.py).
         block_rate, decode_rate: how fast a transformer block, and the decoder, are over what plan/cards.toml says.
         vmm_works: whether CUDA's virtual memory management, so expandable segments, was seen to work or to fail.
         vgpu: a virtual GPU of a hypervisor.
@@ -89,6 +91,7 @@ class GpuFacts(Frozen):
     memory_bus_bits: int | None = None
     memory_clock_mhz: float | None = None
     memory_bytes_s: float | None = None
+    link_bytes_s: float | None = None
     block_rate: float | None = None
     decode_rate: float | None = None
     vmm_works: bool | None = None

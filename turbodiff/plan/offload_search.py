@@ -5,25 +5,24 @@ phase fit, or by wish. Phases run one after the other, so each phase gets its ow
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
-from typing import NamedTuple, cast, get_args
+from typing import NamedTuple, cast
 
 from turbodiff.plan import phase_costs
 from turbodiff.plan.allocator_slack import slack_bytes
 from turbodiff.plan.candidates import Candidate, candidates
-from turbodiff.plan.hardware import GpuFacts, Machine
+from turbodiff.plan.context import PlanContext
+from turbodiff.plan.links import link_of, possible_ranks
 from turbodiff.plan.memory_limits import FITS_SHARE, NEARLY, NO_LIMIT_BYTES, MemoryLimits, Option, best_of, rate
 from turbodiff.plan.phase_costs import CostInputs, PhaseCost
-from turbodiff.plan.roofline import Speed, kernels_here, speed_of
+from turbodiff.plan.roofline import kernels_here
 from turbodiff.plan.schedule import dit_files, network_file, scheduled
-from turbodiff.plan.torch_compat import conv3d_is_broken, cudnn_number
-from turbodiff.plan.weight_sizes import Weights, lora_bytes, weights_of
+from turbodiff.plan.weight_sizes import lora_bytes
 from turbodiff.spec.attention import AttentionKind
-from turbodiff.spec.models import Inventory, ModelSpec
-from turbodiff.spec.plan import Calibration, Lesson, Levers, lessons_of
-from turbodiff.spec.request import Request, TextDtype
+from turbodiff.spec.plan import Lesson, Levers, lessons_of
+from turbodiff.spec.request import Request
 from turbodiff.spec.shapes import VAE_TILES
 
 FFN_CHUNKS = (1, 2, 4, 8)
@@ -47,79 +46,6 @@ class CandidateCost(NamedTuple):
     def fits(self) -> bool:
         """Whether every phase fits."""
         return self.short <= 0
-
-
-EvaluationKey = tuple[str, int, int, int, bool, int, bool]
-
-
-@dataclass(frozen=True, slots=True)
-class PlanContext:
-    """The machine, the chosen card (None: the CPU), what a job may use there, and what is at hand.
-
-    It remembers what was worked out here, since a refusal and the marks of a form look at each candidate again and
-    again: for requests that differ in nothing but steps and what a candidate replaces (planner.NOT_COSTED).
-    """
-
-    machine: Machine
-    gpu: GpuFacts | None
-    limits: MemoryLimits
-    speed: Speed
-    inventory: Inventory
-    calibration: Calibration | None = None
-    loaded: frozenset[str] = frozenset()
-    text_cached: bool = False
-    text_dtypes: tuple[TextDtype, ...] = ("bf16",)  # of the text encoder, those that may be taken, in this order
-    evaluated: dict[EvaluationKey, CandidateCost] = field(default_factory=dict, compare=False, repr=False)
-    schedules: dict[tuple[str, bool, int, int], Request] = field(default_factory=dict, compare=False, repr=False)
-    text_options: dict[tuple[str, bool, bool, bool], Option] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def total_bytes(self) -> int | None:
-        """Memory of the card; None on a CPU."""
-        return None if self.gpu is None else self.gpu.total_bytes or self.limits.device
-
-    @property
-    def conv3d_is_broken(self) -> bool:
-        """Whether this torch takes many times the memory for the VAE."""
-        return conv3d_is_broken(self.machine.torch or "2.11", cudnn_number(self.machine.cudnn))
-
-    def weights(self, spec: ModelSpec, int8: bool) -> Weights:
-        """A model's weights as they sit here: bf16 on a card, float32 on a CPU."""
-        return weights_of(spec, int8, 4 if self.gpu is None else 2)
-
-
-def plan_context(
-    machine: Machine,
-    inventory: Inventory,
-    calibration: Calibration | None = None,
-    loaded: frozenset[str] = frozenset(),
-    text_cached: bool = False,
-    limit_bytes: int | None = None,
-    asked: Request | None = None,
-) -> PlanContext:
-    """The freest card that this torch can use, else the CPU. `limit_bytes` lowers the budget below what is free.
-
-    asked: says which precision of the text encoder is wished or pinned; without it, and where bitsandbytes or the card
-    is missing, that is bf16. A wish that does not fit makes room for bf16 that passes through, then for fewer bits.
-    """
-    host = machine.host_budget_bytes
-    cpu_torch = not machine.pretended and (machine.torch or "").endswith("+cpu")
-    gpu, device = None, NO_LIMIT_BYTES if host is None else host
-    budgets = (
-        [] if cpu_torch else [(machine.card_budget_bytes(card), -card.index, card) for card in machine.usable_gpus]
-    )
-    if budgets:
-        device, _, gpu = max(budgets, key=lambda budget: budget[:2])
-    one_pool = gpu is not None and machine.unified_memory
-    device = min(device, NO_LIMIT_BYTES if limit_bytes is None else limit_bytes)
-    limits = MemoryLimits(device if host is None or not one_pool else min(device, host), host, one_pool)
-    speed = speed_of(gpu, machine.cpu_count)
-    dtypes: tuple[TextDtype, ...] = ("bf16",)
-    if asked is not None and gpu is not None and machine.bitsandbytes:
-        wish: TextDtype = "bf16" if asked.text_dtype == "auto" else asked.text_dtype
-        others = () if "text_dtype" in asked.pinned else get_args(TextDtype)
-        dtypes = tuple(dict.fromkeys((wish, *others)))
-    return PlanContext(machine, gpu, limits, speed, inventory, calibration, loaded, text_cached, dtypes)
 
 
 def attention_for(request: Request, candidate: Candidate, context: PlanContext) -> str:
@@ -159,6 +85,8 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
     whole = {found.path for found in context.inventory.loras if found.dense} if loras else set()
     merged = any(one.path in whole for one in request.loras if one.strength) if candidate.int8 else lora > 0
     wished = cast("AttentionKind", attention_for(request, candidate, context))
+    page_lock_bytes = machine.pinned_limit_bytes and machine.pinned_limit_bytes // context.ranks
+    ranks = next(iter(possible_ranks(spec.dit.num_heads, tokens, context.ranks)), 1)
     attention, kernels = kernels_here(wished, machine, gpu)
     return CostInputs(
         spec=spec,
@@ -186,15 +114,17 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
         conv2d=gpu is None or context.conv3d_is_broken,
         allocator=machine.allocator or "expandable",
         host_bytes=context.limits.host,
-        page_lock_bytes=0 if machine.unified_memory else machine.pinned_limit_bytes,
-        lessons=lessons_of(context.calibration, spec.name, candidate.int8, wished),
+        page_lock_bytes=0 if machine.unified_memory else page_lock_bytes,
+        ranks=ranks,
+        link_bytes_s=link_of(gpu, ranks).bytes_s,
+        lessons=lessons_of(context.calibration if ranks == 1 else None, spec.name, candidate.int8, wished),
     )
 
 
 def settled(request: Request, context: PlanContext, pinned: frozenset[str]) -> Iterator[Candidate]:
-    """`candidates` with "auto" for INT8 settled."""
+    """`candidates` with "auto" for INT8 settled; for cards that share a clip as for one, so that it is the same."""
     for alike in look_alikes(request, context, pinned):
-        yield faster(request, context, alike)
+        yield faster(request, context.alone or context, alike)
 
 
 def look_alikes(request: Request, context: PlanContext, pinned: frozenset[str]) -> Iterator[list[Candidate]]:
@@ -262,8 +192,9 @@ def _cost(inputs: CostInputs, limits: MemoryLimits, context: PlanContext, like: 
         text_fields, text = by_text[text_key]
         denoise_fields, denoise = best_of(_denoise_options(inputs, limits), limits)
         vae_fields, vae = _vae_options(inputs, limits)
-        made_fields = {"made_experts": "dropped"} if inputs.drops else {}
+        made_fields: dict[str, str | int] = {"made_experts": "dropped"} if inputs.drops else {}
         made_fields |= {"converted": "on_disk"} if inputs.copied else {}
+        made_fields |= {"cards": inputs.ranks} if inputs.ranks > 1 else {}
         levers = Levers.model_validate({**text_fields, **denoise_fields, **vae_fields, **made_fields})
     if inputs.spec.image_encoder:
         text = (*text, phase_costs.image_embed(inputs))

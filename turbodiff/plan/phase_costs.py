@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from turbodiff.plan import kernel_costs, roofline
 from turbodiff.plan.allocator_slack import Kind, slack_bytes
 from turbodiff.plan.hardware import WORKSPACE_BYTES, Allocator
-from turbodiff.plan.vae_costs import RGB, decode_bytes, encode_bytes, tile_work
+from turbodiff.plan.vae_costs import RGB, decode_bytes, encode_bytes, strip_factor, tile_work
 from turbodiff.plan.weight_sizes import Weights, encoder_bytes
 from turbodiff.spec.attention import SPARSE_ATTENTION
 from turbodiff.spec.experts import Expert
@@ -31,6 +31,7 @@ from turbodiff.spec.shapes import (
     LatentShape,
     VideoShape,
     ffn_chunk_tokens,
+    token_shares,
 )
 
 CPU_PROCESS_BYTES = 600 * MIB  # Python with torch loaded, measured on Linux
@@ -40,6 +41,7 @@ CONV_SCRATCH = 0.06  # share of the VAE's activations that cuDNN's convolutions 
 ATTENTION_UNITS = 5.0  # copies of N alive while q, k and v are made: the stream, its norm, q, k, v
 QUANTISED_UNITS = 4.5  # the same where INT8 layers read the norm; dense attention needs the other half for its result
 ATTENDING_UNITS = 4.0  # while self-attention runs: the stream, q, k, v
+EXCHANGING_UNITS, RECEIVED_UNITS = 10.0, 3.0  # q, k, v twice more while they travel, once what came (parallel.py)
 STAGED_BLOCKS = 2  # in host memory, between a file and the device
 # Blocks in flight beside the resident ones: one computing, one arriving. Halves would save one (0.33 GiB of Wan 14B in
 # INT8), which decides nothing from 8 GB on, where 81 frames at 720p fit, nor on a card of 6 GB, which lacks 0.7 GiB
@@ -99,23 +101,40 @@ class CostInputs:
     host_bytes: int | None = None  # of host memory that a job may use; None: unknown, not limited
     page_lock_bytes: int | None = None  # of it that may be page-locked; None: no limit known
     lessons: tuple[Lesson, ...] = ()  # what runs of this model taught here (plan/calibration.py)
+    ranks: int = 1  # processes that share the clip; what follows is what one of them needs
+    link_bytes_s: float = 1.0  # that each of them sends in an all-to-all
+    own_tokens: int = field(init=False)  # of one process
+    own_unit: int = field(init=False)
     state_bytes: int = field(init=False)  # lives through all steps
     attention_bytes: int = field(init=False)  # while self-attention runs, its kernel included
     forward_s: float = field(init=False)  # one forward pass with all weights on the device and the text's keys kept
 
     def __post_init__(self) -> None:
         text_rows = self.spec.text_encoder.text_len
-        state_bytes = _denoise_state(self)
+        state_bytes, dit, ranks = _denoise_state(self), self.spec.dit, self.ranks
+        own_tokens = self.tokens if ranks == 1 else max(token_shares(self.tokens, ranks))
+        own_unit = self.unit * own_tokens // self.tokens
+        heads = dit.model_copy(update={"dim": dit.dim // ranks, "num_heads": dit.num_heads // ranks})
         inside = kernel_costs.attention_inside(
-            self.attention, self.spec.dit, self.tokens, self.unit, self.topk,
+            self.attention, dit if ranks == 1 else heads, self.tokens, self.unit // ranks, self.topk,
             on_cpu=self.on_cpu, fused=self.kernels.attention,
         )  # fmt: skip
-        widest = math.ceil(ATTENDING_UNITS * self.unit + inside + state_bytes)
+        widest = math.ceil(ATTENDING_UNITS * own_unit + inside + state_bytes)
+        if ranks > 1:
+            exchanging = math.ceil(EXCHANGING_UNITS * own_unit) + state_bytes
+            widest = max(exchanging, widest + math.ceil(RECEIVED_UNITS * own_unit))
         topk = self.topk if self.attention in SPARSE_ATTENTION else None
         forward_s = roofline.dit_seconds(
-            self.spec.dit, self.speed, self.tokens, topk, self.int8, text_rows, None if self.on_cpu else self.kernels
+            dit, self.speed, self.tokens, topk, self.int8, text_rows, None if self.on_cpu else self.kernels
         )
-        for name, value in (("state_bytes", state_bytes), ("attention_bytes", widest), ("forward_s", forward_s)):
+        if ranks > 1:  # processes on one CPU share its cores
+            exchange_s = roofline.sent_bytes(dit, self.tokens, ranks, self.element_bytes) / self.link_bytes_s
+            forward_s = forward_s * (1 if self.on_cpu else own_tokens / self.tokens) + exchange_s
+        worked_out = {
+            "own_tokens": own_tokens, "own_unit": own_unit, "state_bytes": state_bytes, "attention_bytes": widest,
+            "forward_s": forward_s,
+        }  # fmt: skip
+        for name, value in worked_out.items():
             object.__setattr__(self, name, value)
 
 
@@ -310,26 +329,26 @@ def denoise_activations(inputs: CostInputs, chunks: int) -> int:
     INT8 layers with a LoRA (models/linear.py) hold its change at full width beside the product, and two float32 copies
     of some of the rows that it reads.
     """
-    facts, n, tokens = inputs.spec.dit, inputs.unit, inputs.tokens
+    facts, n, tokens = inputs.spec.dit, inputs.own_unit, inputs.own_tokens
     rho = facts.ffn_dim / facts.dim
     wide = max(1.5, 0.5 + 0.5 * rho) if inputs.int8 else 1 + rho
     if chunks > 1:  # whole INT8 tiles (models/wan_dit.py)
         tokens = ffn_chunk_tokens(tokens, chunks)
-    part = tokens * n // inputs.tokens
+    part = tokens * n // inputs.own_tokens
     rows = QUANTISED_UNITS if inputs.int8 and inputs.attention != "dense" else ATTENTION_UNITS
     attention, feed_forward = n * rows, n + wide * part
     if inputs.lora:
-        floats = 8 * min(inputs.tokens, INT8_PART_TOKENS) * facts.dim
+        floats = 8 * min(inputs.own_tokens, INT8_PART_TOKENS) * facts.dim
         wide_floats = 8 * min(tokens, INT8_PART_TOKENS) * facts.ffn_dim
         attention = max(attention, n + max(4.5 * n, 3.5 * n + floats))
         feed_forward = max(feed_forward, n + max((0.5 + 2 * rho) * part, 1.5 * rho * part + wide_floats))
     single = inputs.element_bytes != 4
     patches = inputs.element_bytes * facts.in_dim * PATCH * PATCH * inputs.tokens
     embedding = n + patches + (24 * facts.dim * (facts.dim + 1) if single else 0)
-    head = n + 4 * (1 + single) * min(inputs.tokens, HEAD_TOKENS) * facts.dim + 256 * inputs.tokens
+    head = n + 4 * (1 + single) * min(inputs.own_tokens, HEAD_TOKENS) * facts.dim + 256 * inputs.tokens
     reference = 0
     if not inputs.on_cpu:
-        reference = kernel_costs.widest_reference(facts, inputs.tokens, tokens, inputs.int8, inputs.kernels)
+        reference = kernel_costs.widest_reference(facts, inputs.own_tokens, tokens, inputs.int8, inputs.kernels)
     return math.ceil(max(attention, feed_forward, embedding, head, reference)) + inputs.state_bytes
 
 
@@ -351,16 +370,21 @@ def vae(inputs: CostInputs, name: Literal["vae_decode", "image_encode"], tile: i
     """vae_decode: latents to frames, one latent frame at a time; with the side of a tile in latent pixels one tile at a
     time into a canvas of the whole clip. image_encode: the picture and empty frames after it to the I2V condition."""
     latent, base = inputs.latent, inputs.spec.vae.base_dim
-    count, margin = (decode_bytes, DECODER_MARGINS[0]) if name == "vae_decode" else (encode_bytes, ENCODER_MARGIN)
-    activations = count(latent, base, inputs.element_bytes, tile, conv2d=inputs.conv2d)
-    extra_work = tile_work(latent, margin, tile) if tile else 1.0
+    decodes = name == "vae_decode"
+    extra_work = tile_work(latent, DECODER_MARGINS[0] if decodes else ENCODER_MARGIN, tile) if tile else 1.0
+    given = latent, base, inputs.element_bytes, tile
+    if decodes:
+        activations = decode_bytes(*given, conv2d=inputs.conv2d, ranks=inputs.ranks)
+        extra_work *= strip_factor(latent.width, inputs.ranks)
+    else:
+        activations = encode_bytes(*given, conv2d=inputs.conv2d)
     scratch = 0 if inputs.on_cpu or not inputs.context_bytes else math.ceil(CONV_SCRATCH * activations)
     width_factor = (base / 96) ** 2
     seconds = _reading_s(inputs, "vae", inputs.weights.vae)
     seconds += extra_work * width_factor * roofline.VAE_FLOPS_PER_PIXEL * inputs.pixels / inputs.speed.conv_flops
     extra = workspace(inputs) + scratch
     host = PROCESS_BYTES + 3 * inputs.pixels
-    if name == "vae_decode":
+    if decodes:
         host += made_bytes(inputs)
     return _phase(
         inputs, name, inputs.weights.vae, activations, extra, host, seconds, "vae", "tiled" if tile else "whole"

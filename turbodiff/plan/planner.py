@@ -7,25 +7,20 @@ slower than the same clip in unlimited memory is "slow": it yields to the next o
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple, get_args
 
 from turbodiff.plan import explain
 from turbodiff.plan.calibration import History, provenance
 from turbodiff.plan.candidates import SIZE_PINS, Candidate, as_wished, network_files
+from turbodiff.plan.context import PlanContext, plan_context
 from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.plan.memory_limits import FITS_SHARE
-from turbodiff.plan.offload_search import (
-    CandidateCost,
-    PlanContext,
-    attention_for,
-    evaluate,
-    plan_context,
-    settled,
-)
+from turbodiff.plan.offload_search import CandidateCost, attention_for, evaluate, settled
 from turbodiff.plan.phase_costs import PhaseCost
 from turbodiff.plan.roofline import DISK_BYTES_S
 from turbodiff.plan.schedule import scheduled
+from turbodiff.plan.shared_clip import asked_ranks, card_shares, follower_bytes
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.models import Inventory
 from turbodiff.spec.numbers import gib
@@ -100,6 +95,7 @@ def plan_request(
     loaded: Collection[str] = (),
     text_cached: bool = False,
     limit_bytes: int | None = None,
+    ranks: int | None = None,
 ) -> Plan:
     """How `request` will run on `machine`: the one way to a plan.
 
@@ -111,11 +107,13 @@ def plan_request(
         loaded: components whose weights are in memory already and need no reading ("dit", "vae", "text_encoder").
         text_cached: the embedding of this prompt is on disk.
         limit_bytes: a budget below what is free.
+        ranks: cards that share the clip, over what the request asks for; the machine may be that of one of them.
 
     Raises:
         Refusal: nothing that the pins allow fits; says by how much, and which pin to release. A DoesNotFitError.
     """
-    terms = (policy, history, calibration, frozenset(loaded), text_cached, limit_bytes)
+    ranks = ranks or asked_ranks(request, machine)
+    terms = (policy, history, calibration, frozenset(loaded), text_cached, limit_bytes, ranks)
     decision = _decision(request.model_copy(update=WORDS), machine, inventory, *terms)
     if not decision.cost.fits and policy != "anyway":
         raise _refusal(request, decision)
@@ -128,7 +126,8 @@ def outlook(
     request: Request, machine: Machine, inventory: Inventory, policy: Policy = "auto", history: History | None = None
 ) -> Outlook:
     """Band, seconds and steps of `plan_request`, without the reasons and alternatives that most of its time goes to."""
-    decision = _decision(request.model_copy(update=WORDS), machine, inventory, policy, history)
+    words = request.model_copy(update=WORDS)
+    decision = _decision(words, machine, inventory, policy, history, ranks=asked_ranks(request, machine))
     seconds = sum(explain.seconds_shown(decision.choice, decision.cost))
     return Outlook(_band(decision), seconds, scheduled(request, decision.choice, decision.context.inventory).steps)
 
@@ -162,25 +161,26 @@ def replan(
     """
     if not machine.usable_gpus or plan.band == "no":
         return plan
-    budget_bytes = machine.largest_budget_bytes
+    others = [share.budget_bytes for share in plan.shares[1:]]
+    budget_bytes = min([machine.largest_budget_bytes, *others])
+    limit_bytes = min(others, default=None)
+    again = partial(plan_request, calibration=calibration, ranks=plan.levers.cards, limit_bytes=limit_bytes)
     reserved = max([machine.reserved_bytes(gpu) for gpu in machine.usable_gpus])
     if at == "launch":
         files = inventory()
         try:
-            return told_as(plan, plan_request(plan.request, machine, files, policy="never", calibration=calibration))
+            return told_as(plan, again(plan.request, machine, files, policy="never"))
         except Refusal as refusal:
             any_ram = machine.model_copy(update={"ram_available_bytes": None})
             try:
-                plan_request(plan.request, any_ram, files, policy="never", calibration=calibration)
+                again(plan.request, any_ram, files, policy="never")
             except Refusal:
                 return Shortage(refusal.plan.peak_bytes + reserved, budget_bytes + reserved)
             raise
     if max([phase.peak_bytes for phase in from_phase(plan, at)]) <= budget_bytes:
         return plan
-    smaller = plan_request(
-        plan.request, machine, inventory(), policy="anyway", calibration=calibration,
-        text_cached=plan.levers.text == "cached",
-    )  # fmt: skip
+    cached = plan.levers.text == "cached"
+    smaller = again(plan.request, machine, inventory(), policy="anyway", text_cached=cached)
     need_bytes = max([phase.peak_bytes for phase in from_phase(smaller, at)])
     if need_bytes > budget_bytes:
         return Shortage(need_bytes + reserved, budget_bytes + reserved)
@@ -189,7 +189,7 @@ def replan(
 
 def with_levers(plan: Plan, levers: Levers, machine: Machine, inventory: Inventory) -> Plan:
     """The same clip, with the phases that it has left, with other levers; told as before."""
-    context = plan_context(machine, inventory, text_cached=levers.text == "cached")
+    context = plan_context(machine, inventory, text_cached=levers.text == "cached", ranks=levers.cards)
     costs = evaluate(plan.request, as_wished(plan.request, False), context, like=levers).phases
     names = {phase.name for phase in plan.phases}
     phases = tuple([_phase(cost, round(cost.seconds, 3)) for cost in costs if cost.name in names])
@@ -209,7 +209,11 @@ def told_as(plan: Plan, fresh: Plan) -> Plan:
     said = [reason for reason in plan.reasons if reason.key in explain.OF_THE_PICTURE]
     more = [reason for reason in fresh.reasons if reason.key not in explain.OF_THE_PICTURE]
     others = tuple([other for other in plan.alternatives if other.peak_bytes <= fresh.budget_bytes])
-    told = {"changes": plan.changes, "alternatives": others, "reasons": (*said, *more)}
+    told: dict[str, object] = {"changes": plan.changes, "alternatives": others, "reasons": (*said, *more)}
+    if plan.shares and fresh.levers.cards > 1:  # a process of several sees its own card alone
+        own = plan.shares[0].model_copy(update={"peak_bytes": fresh.peak_bytes, "budget_bytes": fresh.budget_bytes})
+        rest = [share.model_copy(update={"peak_bytes": follower_bytes(fresh.phases)}) for share in plan.shares[1:]]
+        told["shares"] = (own, *rest)
     return fresh.model_copy(update=told)
 
 
@@ -231,6 +235,7 @@ def _decision(
     loaded: frozenset[str] = frozenset(),
     text_cached: bool = False,
     limit_bytes: int | None = None,
+    ranks: int = 1,
 ) -> Decision:
     """What is taken, remembered with all that was worked out on the way: a keystroke in a prompt changes none of it.
 
@@ -238,7 +243,7 @@ def _decision(
     """
     pinned = request.pinned | (frozenset(LOSSY_FIELDS) if policy in ("never", "anyway") else frozenset())
     costed = request.model_copy(update={**NOT_COSTED, "pinned": pinned & {"steps", "text_dtype"}})
-    here = (loaded, text_cached, limit_bytes)
+    here = (loaded, text_cached, limit_bytes, ranks)
     context = _context(costed, machine, inventory, calibration, *here)
     if history is not None and calibration is None:
         found = history.calibration(provenance(context.gpu, machine))
@@ -267,10 +272,11 @@ def _context(
     loaded: frozenset[str],
     text_cached: bool,
     limit_bytes: int | None,
+    ranks: int,
 ) -> PlanContext:
     """A `plan_context` for all requests that are `costed` alike: they differ in what a candidate replaces, and what one
     mark of a form has costed the others need not cost again."""
-    return plan_context(machine, inventory, calibration, loaded, text_cached, limit_bytes, costed)
+    return plan_context(machine, inventory, calibration, loaded, text_cached, limit_bytes, costed, ranks)
 
 
 def _decide(request: Request, context: PlanContext, pinned: frozenset[str]) -> Decision:
@@ -324,6 +330,7 @@ def _plan(request: Request, decision: Decision) -> Plan:
         changes=changes,
         alternatives=explain.alternatives(request, context, choice, pinned),
         reasons=explain.reasons(request, as_run, context, choice, cost, changes),
+        shares=card_shares(cost.phases, cost.levers.cards, context.cards, context.machine, context.limits.device),
     )
 
 

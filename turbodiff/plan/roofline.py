@@ -123,5 +123,10 @@ def text_keys_seconds(dit: DitFacts, speed: Speed, rows: int, int8: bool, here: 
     return dit.num_layers * 4 * rows * dit.dim**2 / _linear_rate(speed, int8, here or FUSED)
 
 
+def sent_bytes(dit: DitFacts, tokens: int, ranks: int, element_bytes: float = 2) -> int:
+    """Bytes that one of `ranks` cards sends in one forward pass."""
+    return int(dit.num_layers * 4 * tokens * dit.dim * element_bytes * (ranks - 1) / ranks**2)
+
+
 def _linear_rate(speed: Speed, int8: bool, here: KernelsHere) -> float:
     return speed.bf16_flops if not int8 else speed.int8_flops if here.gemm else speed.fp32_flops

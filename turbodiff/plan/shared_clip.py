@@ -5,18 +5,32 @@ back: 4 L d elements, of which a rank holds 1 / R and keeps 1 / R of that (model
 done at the pace of one card (Amdahl). Checked against Wan2.2's published table: tests/plan/test_shared_clip.py.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
+from turbodiff.plan.hardware import GpuFacts, Machine
+from turbodiff.plan.links import possible_ranks, sharing_cards
+from turbodiff.plan.roofline import sent_bytes
+from turbodiff.plan.vae_costs import strip_factor
 from turbodiff.spec.models import DitFacts
-from turbodiff.spec.plan import Plan
-from turbodiff.spec.shapes import DECODER_MARGINS, INT8_TILE
+from turbodiff.spec.plan import CardShare, Phase, Plan
+from turbodiff.spec.request import Request
 
+if TYPE_CHECKING:
+    from turbodiff.plan.phase_costs import PhaseCost
+
+SHARED_PHASES = ("denoise", "denoise_high", "denoise_low", "vae_decode")
 MIN_SPEEDUP = 1.2  # below it a second card is worth more on a clip of its own, and the wait is hardly shorter
 INT8_BYTES = 1 + 4 / 128  # of an element that travels in INT8, with the scale of its token and head of 128
 
-# What an all-to-all reaches of NVLink, one way: of H100's 450 GB/s, from LightX2V's published seconds on 8 cards
-# (README, 2025-12-01)
-NVLINK_SHARE = 92 / 450
+
+def asked_ranks(request: Request, machine: Machine) -> int:
+    """Processes that a request wants for its clip, of those that the machine has cards for; a CPU has for all. "auto"
+    is one: who dispatches the clip knows whether others wait."""
+    if request.cards == "auto":
+        return 1
+    on_gpu = machine.usable_gpus and not (machine.torch or "").endswith("+cpu")
+    return min(request.cards, max(1, len(sharing_cards(machine)))) if on_gpu else request.cards
 
 
 class SharedClip(NamedTuple):
@@ -45,21 +59,28 @@ class SharedClip(NamedTuple):
         return self.speedup >= MIN_SPEEDUP
 
 
-def sent_bytes(dit: DitFacts, tokens: int, ranks: int, element_bytes: float = 2) -> int:
-    """Bytes that one of `ranks` cards sends in one forward pass."""
-    return int(dit.num_layers * 4 * tokens * dit.dim * element_bytes * (ranks - 1) / ranks**2)
+def card_shares(
+    phases: Sequence["PhaseCost"], ranks: int, cards: Sequence[GpuFacts], machine: Machine, budget_bytes: int
+) -> tuple[CardShare, ...]:
+    """Each card's part of a clip that several share, () where one makes it alone; without cards each process' of a CPU,
+    which may use `budget_bytes`."""
+    if ranks == 1:
+        return ()
+    peaks = [max(phase.peak_bytes for phase in phases), *[follower_bytes(phases)] * (ranks - 1)]
+    if not cards:
+        process = {"device": "cpu", "device_name": "CPU", "budget_bytes": max(0, budget_bytes)}
+        return tuple([CardShare.model_validate({**process, "peak_bytes": peak_bytes}) for peak_bytes in peaks])
+    return tuple([
+        CardShare(
+            device=f"cuda:{gpu.index}", device_name=gpu.name, uuid=gpu.uuid, peak_bytes=peak_bytes,
+            budget_bytes=max(0, machine.card_budget_bytes(gpu)),
+        ) for gpu, peak_bytes in zip(cards, peaks, strict=False)
+    ])  # fmt: skip
 
 
-def possible_ranks(heads: int, tokens: int, cards: int) -> list[int]:
-    """How many processes may share a clip, most first: the heads must divide, and each needs a tile of tokens."""
-    tiles = -(-tokens // INT8_TILE)
-    return [ranks for ranks in range(min(cards, tiles), 1, -1) if heads % ranks == 0]
-
-
-def strip_factor(width: int, ranks: int) -> float:
-    """Seconds of a strip of the picture over those of the whole, `width` latent pixels wide: its share and its margins,
-    those of the second block as a mean of all."""
-    return min(1.0, (width / ranks + 2 * DECODER_MARGINS[1] / 2) / width)
+def follower_bytes(phases: Sequence["PhaseCost"] | Sequence[Phase]) -> int:
+    """What those processes need that take part in the shared phases only."""
+    return max(phase.peak_bytes for phase in phases if phase.name in SHARED_PHASES)
 
 
 def shared(

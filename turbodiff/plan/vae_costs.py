@@ -37,19 +37,22 @@ SHAPES = 4096  # that are remembered: models and kinds of weights share a VAE
 
 
 @lru_cache(SHAPES)
-def decode_bytes(latent: LatentShape, base: int, element_bytes: int, tile: int | None, *, conv2d: bool) -> int:
-    """Peak beyond weights while latents become frames; `tile`: side in latent pixels, None for the whole picture.
+def decode_bytes(
+    latent: LatentShape, base: int, element_bytes: int, tile: int | None, *, conv2d: bool, ranks: int = 1
+) -> int:
+    """Peak beyond weights while latents become frames; `tile`: side in latent pixels, None for the whole picture;
+    `ranks`: so many processes have a strip of the columns each.
 
     Whole: the chunk being made, the one handed over and the one turned into bytes. Tiled: all features and a canvas of
     all frames, beside one tile; the middle block is done by then.
     """
-    area = latent.height * latent.width
-    pixels = [_tile_area(latent, tile, margin) << 2 * level for level, margin in enumerate(DECODER_MARGINS)]
+    area, strip = latent.height * latent.width, -(-latent.width // ranks)
+    pixels = [_tile_area(latent, tile, margin, strip) << 2 * level for level, margin in enumerate(DECODER_MARGINS)]
     work = 0
     for moment in range(min(latent.frames, len(DECODER_WIDTHS))):
         widths = zip(DECODER_WIDTHS[moment], SUM_OF_2D[moment], pixels, strict=True)
         work = max(work, sum([(width + conv2d * more) * size for width, more, size in widths]))
-    frames, frame = pixel_frames(latent.frames), RGB * SPACE_STRIDE**2 * area
+    frames, frame = pixel_frames(latent.frames), RGB * SPACE_STRIDE**2 * latent.height * strip
     if tile:
         held = frames * frame + latent.frames * 4 * base * area
     else:
@@ -78,11 +81,16 @@ def tile_work(latent: LatentShape, margin: int, tile: int) -> float:
     return sum(rows) * sum(columns) / (latent.height * latent.width)
 
 
-def _tile_area(latent: LatentShape, tile: int | None, margin: int) -> int:
-    """Latent pixels of the largest tile with its margin, or of the whole picture."""
-    if not tile:
-        return latent.height * latent.width
-    return max(_spans(latent.height, margin, tile)) * max(_spans(latent.width, margin, tile))
+def strip_factor(width: int, ranks: int) -> float:
+    """Seconds of a strip of the picture over those of the whole, `width` latent pixels wide: its share and its margins,
+    those of the second block as a mean of all."""
+    return min(1.0, (width / ranks + 2 * DECODER_MARGINS[1] / 2) / width)
+
+
+def _tile_area(latent: LatentShape, tile: int | None, margin: int, strip: int = 1 << 30) -> int:
+    """Latent pixels of the largest tile with its margin, or of the whole picture; of a strip so many columns wide."""
+    rows, columns = _spans(latent.height, margin, tile or latent.height), min(strip, tile or latent.width)
+    return max(rows) * max(_spans(latent.width, margin, columns))
 
 
 def _spans(size: int, margin: int, tile: int) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar, cast
 from turbodiff.models.attention import ResolvedAttention, resolve_attention
 from turbodiff.plan.calibration import PROVENANCE, provenance
 from turbodiff.plan.hardware import Machine
-from turbodiff.plan.shared_clip import possible_ranks
+from turbodiff.plan.links import possible_ranks
 from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.runtime.ranks import Ranks, RanksLostError
 from turbodiff.runtime.replan import budget_now, replan, with_levers
@@ -157,7 +157,11 @@ class Attempt:
                 return work()
             except RanksLostError as lost:
                 self.close_ranks()
-                self.send(ranks_notice(lost, 1 + len(self.cards)))
+                left = 1 + len(self.cards)
+                self.send(ranks_notice(lost, left))
+                fewer = self.plan.levers.model_copy(update={"cards": left})
+                self.plan = with_levers(self.plan, fewer, self.machine)
+                self.send(PlanEvent(plan=self.plan))
             except BaseException:
                 self.close_ranks()
                 raise

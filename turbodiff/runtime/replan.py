@@ -70,14 +70,16 @@ def first_plan(command: RunCommand, machine: Machine | None, device: Device) -> 
         WaitForMemory: another program holds what even the smallest way to run needs.
         DoesNotFitError: nothing that the pins allow is below the cap, or host memory is short.
     """
-    plan = command.given_plan
+    plan, ranks = command.given_plan, 1 + len(command.cards)
+    if plan is not None and plan.levers.cards != ranks:  # it was shown for more or fewer cards than there are now
+        plan = with_levers(plan, plan.levers.model_copy(update={"cards": ranks}), machine)
     if plan is not None:
         return plan if machine is None else replan(plan, machine, device, command.calibration, at="launch")
     assert machine is not None
     cap_bytes = command.cap_bytes
     earlier = LatentsCache(command.state, command.job).load_plan(command.request)
     if earlier is not None:
-        fresh = plan_request(earlier.request, machine, inventory(), policy="anyway", limit_bytes=cap_bytes)
+        fresh = plan_request(earlier.request, machine, inventory(), policy="anyway", limit_bytes=cap_bytes, ranks=ranks)
         phases = from_phase(fresh, "vae_decode")
         peak_bytes = max(phase.peak_bytes for phase in phases)
         band = band_of(peak_bytes, fresh.budget_bytes)
@@ -86,7 +88,9 @@ def first_plan(command: RunCommand, machine: Machine | None, device: Device) -> 
     if plan is None:
         calibration = command.calibration
         found = with_loras(inventory(), command.request.loras)
-        plan = plan_request(command.request, machine, found, limit_bytes=cap_bytes, calibration=calibration)
+        plan = plan_request(
+            command.request, machine, found, limit_bytes=cap_bytes, calibration=calibration, ranks=ranks
+        )
     _cap_allocator(plan, machine, device)
     return plan
 
@@ -147,6 +151,7 @@ def budget_now(plan: Plan, machine: Machine, device: Device) -> int | None:
 
 def with_levers(plan: Plan, levers: Levers, machine: Machine | None) -> Plan:
     """The same clip with other levers; its figures stay as they were where the machine is not known."""
+    plan = plan.model_copy(update={"shares": plan.shares[: levers.cards] if levers.cards > 1 else ()})
     if machine is None:
         return plan.model_copy(update={"levers": levers})
     return planner.with_levers(plan, levers, machine, inventory())

@@ -35,6 +35,7 @@ class Levers(Frozen):
     text_keys: Literal["kept", "recomputed"] = "kept"  # keys and values that the blocks make of the text
     made_experts: Literal["kept", "dropped"] = "kept"  # in host memory, once another runs; of weights made at load time
     converted: Literal["in_memory", "on_disk"] = "in_memory"  # where those lie: on disk as a copy that is mapped
+    cards: int = 1  # that share the clip (plan/shared_clip.py); on a CPU processes
 
     @property
     def tile(self) -> int | None:
@@ -181,8 +182,23 @@ def learned_seconds(
     return formula_s * factor, sum([lesson.timed for lesson in timed])
 
 
+class CardShare(Frozen):
+    """One of several cards that share a clip, the first being the plan's own: what its process needs there at most, and
+    what it may use."""
+
+    device: str
+    device_name: str
+    uuid: str = ""
+    peak_bytes: int
+    budget_bytes: int
+
+
 class Plan(Frozen):
-    """The request as it will run, with the arithmetic that says it fits."""
+    """The request as it will run, with the arithmetic that says it fits.
+
+    Args:
+        shares: of each card where several share the clip; `budget_bytes` is the smallest of theirs.
+    """
 
     request: Request
     device: str  # "cuda:0" or "cpu"
@@ -195,6 +211,12 @@ class Plan(Frozen):
     changes: tuple[Change, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
     reasons: tuple[Reason, ...] = ()
+    shares: tuple[CardShare, ...] = ()
+
+    @property
+    def followers(self) -> tuple[str, ...]:
+        """CUDA_VISIBLE_DEVICES of every process but the first that shares the clip, "" for one on a CPU."""
+        return tuple([share.uuid or share.device.partition(":")[2] for share in self.shares[1:]])
 
     @property
     def binding_phase(self) -> Phase:

@@ -4,7 +4,7 @@ import math
 import secrets
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError
 
@@ -25,6 +25,7 @@ MAX_SEED = 2**53 - 1  # what a browser's numbers hold exactly
 MAX_SIZE_CHARS = 20  # of a side in a size, blanks included
 MAX_NAMES = 500  # of fields in a list
 MAX_LORAS = 64  # far beyond what fits or helps; a file with a strength of its own for each expert is two
+MAX_CARDS = 8  # of one machine
 MAX_PROMPT_CHARS = 8000  # far beyond 512 tokens; a wall of text is a mistake, not a prompt
 # what a plan fills in from the weights where a person says nothing, or "auto"
 FROM_WEIGHTS = frozenset(("steps", "shift", "guidance", "guidance_low", "negative_prompt", "boundary"))
@@ -99,6 +100,7 @@ class Request(Frozen):
     adaptive_resolution: bool = True
     loras: tuple[Lora, ...] = Field(default=(), max_length=MAX_LORAS)
     gpu: str = Field(default="", max_length=64)  # UUID of the card that it waits for, "": any
+    cards: Literal["auto"] | Annotated[int, Field(ge=1, le=MAX_CARDS)] = "auto"  # that share the clip, at most
     noise_device: Literal["cpu", "cuda"] = "cpu"  # "cuda" reproduces TurboDiffusion's noise stream
     pinned: frozenset[str] = frozenset()
     nonce: str = Field(default="", max_length=64)

@@ -185,7 +185,7 @@ class Studio:
         number = uuid.uuid4().int % 2**31  # not in the queue; it names the temporary files
         command = RunCommand(
             job=number, request=plan.request, plan=plan, outputs=self.outputs, state=self.state,
-            output=output.resolve() if output else None,
+            output=output.resolve() if output else None, cards=plan.followers,
         )  # fmt: skip
         runs_on = plan.device if device == "auto" and not machine.pretended else device
         return run_alone(command, (*worker_process.WORKER, "--device", runs_on), on_event)
@@ -227,7 +227,7 @@ class Studio:
             resolve_files(request.model, inventory, request.loras)
             disk.check_place(self.outputs, self.state, request.width, request.height, request.num_frames)
             here = self.cards.planned_on(machine, request.gpu)
-            asked.append((request, plan_request(request, here, inventory, policy=policy, history=history)))
+            asked.append((request, plan_request(request, here, inventory, policy=policy, history=history, ranks=1)))
         return asked
 
     def _worded(self, request: Request) -> Request:

@@ -194,6 +194,7 @@ def main(argv: Sequence[str]) -> int:
         faulthandler.register(signal.SIGUSR1)
         check(args)
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+        from turbodiff.spec.page_flags import UsedCards
         from turbodiff.studio import Studio
         from webui.listening import reachable_at, url_of
 
@@ -206,7 +207,10 @@ def main(argv: Sequence[str]) -> int:
         studio = Studio(args.state_dir, args.outputs)
         # the last one counts; the folder that this is started in may be gone when the page starts again
         places = ["--outputs", str(studio.outputs), "--state-dir", str(studio.state.absolute())]
-        code = studio.serve([sys.executable, "-P", "-m", "webui.server", *argv, *places], address)
+        code = studio.serve(
+            [sys.executable, "-P", "-m", "webui.server", *argv, *places], address,
+            UsedCards(args.cluster, args.cluster_gpus, not args.no_local_gpus),
+        )  # fmt: skip
         if code not in (0, 130, 131):  # 128 and the number of a signal from the keyboard
             sys.stderr.write(f"[ERROR] ended with {code}: {STARTUP_LOG} says why\n")
         return code

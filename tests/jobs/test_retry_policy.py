@@ -132,3 +132,10 @@ def test_every_strike_has_a_limit_so_no_job_runs_for_ever() -> None:
     for strike, limit in LIMITS.items():
         assert 1 <= limit <= 19, strike
     assert decide(job(strikes={"nan": 1}), nan).to == "failed"
+
+
+def test_a_lost_machine_is_charged_apart_and_parks_the_job_after_the_sixth() -> None:
+    first = decide(job(), Ending("lost", JobError(got="far")))
+    assert (first.to, first.columns["strikes"]) == ("queued", {"node": 1})
+    sixth = decide(job(strikes={"node": 5}), Ending("lost", JobError(got="far")))
+    assert sixth.to == "parked" and sixth.columns["error"].code == "node_lost"

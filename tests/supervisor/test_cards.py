@@ -13,7 +13,7 @@ from turbodiff.gpu.probe import CardSample, Sample
 from turbodiff.jobs.dispatch import MOST_OVERTAKEN
 from turbodiff.plan.hardware import only
 from turbodiff.plan.planner import plan_request, seconds_on
-from turbodiff.supervisor import placement
+from turbodiff.supervisor import context
 from turbodiff.supervisor.cards import follow_cards
 
 Make = Callable[..., Bench]
@@ -118,7 +118,7 @@ def test_a_job_that_the_fast_card_ends_sooner_waits_for_it_and_the_next_one_take
     make_bench: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probe, "_version", lambda name: "2.11.0+cu130" if name == "torch" else "")
-    monkeypatch.setattr(placement, "inventory", disk)
+    monkeypatch.setattr(context, "inventory", disk)
     driver = Driver("GPU-16", "GPU-24")
     bench = make_bench(sample=driver)
     machine = bench.supervisor.context.memory.machine()
@@ -143,7 +143,7 @@ def test_how_often_a_job_was_overtaken_outlives_a_restart(
 ) -> None:
     """Three jobs pass one that waits for the fast card; after a restart none passes it any more."""
     monkeypatch.setattr(probe, "_version", lambda name: "2.11.0+cu130" if name == "torch" else "")
-    monkeypatch.setattr(placement, "inventory", disk)
+    monkeypatch.setattr(context, "inventory", disk)
     bench = make_bench(sample=Driver("GPU-16", "GPU-24"))
     machine = bench.supervisor.context.memory.machine()
     assert machine is not None

@@ -22,7 +22,7 @@ from turbodiff.runtime import replan
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.events import RunCommand
 from turbodiff.studio.cards import Cards
-from turbodiff.supervisor import placement
+from turbodiff.supervisor import context, placement
 
 Make = Callable[..., Bench]
 GIB = 1 << 30
@@ -35,7 +35,7 @@ def make(make_bench: Make, monkeypatch: pytest.MonkeyPatch) -> Make:
     def made(*ids: str, ram_gib: int = 64) -> Bench:
         monkeypatch.setattr(probe, "host_memory", lambda pids=(): HostMemory(ram_gib * GIB, (ram_gib - 2) * GIB, 0))
         monkeypatch.setattr(probe, "_version", lambda name: "2.11.0+cu130" if name == "torch" else "")
-        monkeypatch.setattr(placement, "inventory", disk)
+        monkeypatch.setattr(context, "inventory", disk)
         return make_bench(sample=Driver(*(ids or ("GPU-a", "GPU-b"))))
 
     return made

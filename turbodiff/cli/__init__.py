@@ -27,6 +27,7 @@ import typer
 
 from turbodiff.cli import downloads  # noqa: F401  adds commands to models_app
 from turbodiff.cli.calibration import calibrate
+from turbodiff.cli.cluster import cluster_app
 from turbodiff.cli.export import export
 from turbodiff.cli.flags import PAGE_FLAGS
 from turbodiff.cli.generate import extend, generate, plan
@@ -53,6 +54,7 @@ app.add_typer(jobs_app, name="jobs")
 app.add_typer(seeds_app, name="seeds")
 app.add_typer(models_app, name="models")
 app.add_typer(service_app, name="service")
+app.add_typer(cluster_app, name="cluster")
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from turbodiff.spec.jobs import QueuedJob, State
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import Plan
 
-Strike = Literal["crash", "killed", "oom", "neighbour", "host_ram", "stuck", "nan", "verify", "device"]
+Strike = Literal["crash", "killed", "oom", "neighbour", "host_ram", "stuck", "nan", "verify", "device", "node"]
 
 # how often each ending may repeat before the job stops; the ending after that is final
 LIMITS: dict[str, int] = {
@@ -28,6 +28,7 @@ LIMITS: dict[str, int] = {
     "nan": 1,
     "verify": 1,
     "device": 1,
+    "node": 5,  # the machine that it ran on was lost
 }
 OOM_SHRINK = 0.9  # the next budget, as a share of the one that was too much
 NEIGHBOUR_BYTES = 256 << 20  # growth of others that explains an out-of-memory
@@ -44,7 +45,7 @@ class Ending:
 
     Args:
         kind: error (the worker said so), died, stuck, unverified (the clip is not sound), wait, stopped (by a person),
-            fault (the supervisor itself cannot get on with the job).
+            lost (the machine that ran it is gone), fault (the supervisor itself cannot get on with the job).
         error: the worker's error event, or what the supervisor has to say.
         need_bytes: of a `wait`.
         exit_status: of the worker that died, negative for a signal.
@@ -54,7 +55,7 @@ class Ending:
         allocation: the line by which a worker that aborted said that an allocation failed, "" where it said none.
     """
 
-    kind: Literal["error", "died", "stuck", "unverified", "wait", "stopped", "fault"]
+    kind: Literal["error", "died", "stuck", "unverified", "wait", "stopped", "lost", "fault"]
     error: JobError = NO_ERROR
     need_bytes: int = 0
     exit_status: int | None = None
@@ -86,6 +87,12 @@ def decide(job: QueuedJob, ending: Ending) -> Decision:
             return Decision("queued", need, {"hold_bytes": ending.need_bytes})
         case "fault":
             return Decision("parked", _describe(error), {"error": error}, end_worker=True)
+        case "lost":
+            what = "the machine that ran it was lost, again and again"
+            advice = "turbodiff cluster status; then retry the job"
+            return _again(
+                job, "node", "parked", JobError(got=error.got, code="node_lost", what=what, try_instead=advice)
+            )
         case "stuck":
             return _again(job, "stuck", "failed", error, end_worker=True)
         case "unverified":

@@ -255,3 +255,12 @@ class ExitCommand(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     cmd: Literal["exit"] = "exit"
+
+
+Command = Annotated[RunCommand | JobCommand | ExitCommand, Field(discriminator="cmd")]
+_COMMAND: TypeAdapter[Command] = TypeAdapter(Command)
+
+
+def read_command(fields: Mapping[str, Any]) -> Command:
+    """The command of a line. Raises ValueError: it is none."""
+    return _COMMAND.validate_python(fields)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from turbodiff.spec.environment import PASSWORD, WEBHOOK, expand
@@ -17,7 +18,20 @@ from turbodiff.spec.errors import RequestError
 PORT = 7860
 LOOPBACK = "127.0.0.1"
 ALL_ADDRESSES = "0.0.0.0"
+ALL_CARDS = 1_000_000
 ASK = "\0ask"  # `--password` without a value; no argument of a process can hold it
+
+
+class UsedCards(NamedTuple):
+    """Which cards work: those of the cluster at an address ("" for none, or "auto"), at most so many of them, and this
+    machine's own."""
+
+    cluster: str = ""
+    most: int = ALL_CARDS
+    local: bool = True
+
+
+HERE = UsedCards()
 
 
 def page_parser(prog: str = "webui/app.py", *, as_service: bool = False) -> argparse.ArgumentParser:
@@ -71,6 +85,9 @@ def page_parser(prog: str = "webui/app.py", *, as_service: bool = False) -> argp
         help="an OpenAI-compatible server that may lengthen a prompt when asked to: http://127.0.0.1:11434/v1 (Ollama)",
     )
     add("--enhancer-model", default="", metavar="NAME", help="its model; default: the first that it lists")
+    add("--cluster", default="", metavar="ADDRESS", help="cards of a Ray cluster work, too: HOST:PORT or auto")
+    add("--cluster-gpus", type=int, default=ALL_CARDS, metavar="N", help="how many of them at most; default: all")
+    add("--no-local-gpus", action="store_true", help="with --cluster: the cards of this machine do not work")
     add("--no-browser", action="store_true", help="do not open a browser")
     if as_service:
         add("--dry-run", action="store_true", help="show what would be written and run; change nothing")
@@ -93,9 +110,11 @@ def as_flags(args: argparse.Namespace) -> list[str]:
         ("--webhook", [args.webhook] if args.webhook else []),
         ("--enhancer", [args.enhancer] if args.enhancer else []),
         ("--enhancer-model", [args.enhancer_model] if args.enhancer_model else []),
+        ("--cluster", [args.cluster] if args.cluster else []),
+        ("--cluster-gpus", [str(args.cluster_gpus)] if args.cluster_gpus != ALL_CARDS else []),
     )
     flags += [f"{name}={value}" for name, values in given for value in values]  # with "=": a value may begin with "-"
-    return flags + (["--mcp"] if args.mcp else [])
+    return flags + [f"--{name}" for name in ("mcp", "no-local-gpus") if getattr(args, name.replace("-", "_"))]
 
 
 def check_port(port: int) -> None:
@@ -107,12 +126,26 @@ def check_port(port: int) -> None:
         )  # fmt: skip
 
 
+def check_cluster(address: str, field: str) -> None:
+    """Raises RequestError: it is neither the address of a cluster's head nor "auto"."""
+    if address != "auto" and not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[\w.-]+):\d+", address):
+        raise RequestError(
+            "a cluster is named by the address of its head",
+            code="bad_cluster",
+            field=field,
+            got=address,
+            try_instead="10.0.0.1:6379",
+        )
+
+
 def check_flags(args: argparse.Namespace) -> None:
     """Check what can be told without the network and the disk.
 
     Raises:
-        RequestError: a port, a proxy, a host name, a root path or an address that is none; `--mcp` without its package.
+        RequestError: a port, a proxy, a host name, a root path, an address or a cluster that is none; `--mcp` or
+            `--cluster` without its package; `--no-local-gpus` without a cluster.
     """
+    _check_cards(args)
     if args.mcp and find_spec("mcp") is None:
         raise RequestError(
             "agents are served with the mcp package",
@@ -168,3 +201,30 @@ def is_web_address(url: str) -> bool:
     except ValueError:
         return False
     return named and re.fullmatch(r"[!-~]+", url) is not None
+
+
+def _check_cards(args: argparse.Namespace) -> None:
+    if args.cluster and find_spec("ray") is None:
+        raise RequestError(
+            "the cards of other machines are reached with Ray",
+            code="cluster_missing",
+            field="--cluster",
+            try_instead='pip install "turbodiff[cluster]", or leave --cluster out',
+        )
+    if args.cluster:
+        check_cluster(args.cluster, "--cluster")
+    if args.no_local_gpus and not args.cluster:
+        raise RequestError(
+            "without the cards of this machine there is none",
+            code="no_cards_left",
+            field="--no-local-gpus",
+            try_instead="--cluster ADDRESS, or leave --no-local-gpus out",
+        )
+    if args.cluster_gpus < 1:
+        raise RequestError(
+            "a cluster works with one card at least",
+            code="bad_cluster_gpus",
+            field="--cluster-gpus",
+            got=args.cluster_gpus,
+            try_instead="--cluster-gpus 1",
+        )

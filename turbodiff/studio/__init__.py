@@ -39,6 +39,7 @@ from turbodiff.spec.events import Event, RunCommand
 from turbodiff.spec.files import state_folder
 from turbodiff.spec.jobs import ACTIVE, Outcome, QueuedJob, Recovered
 from turbodiff.spec.models import Inventory, all_models
+from turbodiff.spec.page_flags import HERE, UsedCards
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, make_request
 from turbodiff.studio.cards import Begin, Cards, Fleet
@@ -113,15 +114,15 @@ class Studio:
         """Close the connection to the queue; the object is of no use afterwards."""
         self._store.close()
 
-    def serve(self, web_argv: Sequence[str], address: tuple[str, int] | None = None) -> int:
+    def serve(self, web_argv: Sequence[str], address: tuple[str, int] | None = None, cards: UsedCards = HERE) -> int:
         """The exit code of the supervisor, run in this main thread; the page is replaced when `address` is silent.
 
         Raises:
             StateInUseError: another turbodiff holds the state folder.
         """
-        from turbodiff.supervisor.supervisor import Supervisor  # the page's process never runs its loop
+        from turbodiff.cluster.remote import supervisor_with  # the page's process never runs its loop
 
-        return Supervisor(self.state, self.outputs).serve(web_argv, address)
+        return supervisor_with(self.state, self.outputs, cards).serve(web_argv, address)
 
     @property
     def served(self) -> bool:

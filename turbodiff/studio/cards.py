@@ -1,7 +1,7 @@
 """The cards as page, shell and API ask for them: a person's switches, which card a job is for, and when it starts."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from turbodiff.jobs import cards
 from turbodiff.jobs.cards import CardState, Fleet, labels, weights_of
@@ -40,6 +40,11 @@ class Cards:
         """What the supervisor dispatches by; None without a supervisor."""
         store = self._store()
         return cards.fleet(store) if store else None
+
+    def cluster(self) -> dict[str, Any] | None:
+        """What the running app says of its cluster: address, joined, nodes; None where it works with none."""
+        store = self._store()
+        return store.fact("cluster") if store else None  # type: ignore[no-any-return]
 
     def switches(self) -> Mapping[str, CardState]:
         """The cards that a person paused or excluded, by UUID."""

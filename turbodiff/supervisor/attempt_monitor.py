@@ -204,8 +204,15 @@ class AttemptMonitor:
         """Park the job: what the supervisor itself has to do for it fails with this error."""
         self.end(Ending("fault", fault_of(error)))
 
-    def worker_died(self, status: int | None) -> None:
-        """The worker ended in the middle: its clip is adopted if it was finished, else the job's fate is decided."""
+    def worker_died(self, status: int | None, lost: str = "") -> None:
+        """The worker ended in the middle: its clip is adopted if it was finished, else the job's fate is decided.
+
+        Args:
+            lost: why the machine that it ran on is gone.
+        """
+        if lost:
+            self.end(Ending("lost", JobError(got=lost)))
+            return
         self.log(f"ended in the middle of the job: {describe_exit(status)}", "ERROR")
         clip = find_clip(self.context.outputs, self.job.nonce)
         if clip is not None:

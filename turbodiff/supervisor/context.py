@@ -16,8 +16,10 @@ from turbodiff.gpu.probe import Sample, machine_from
 from turbodiff.jobs.rows import parsed
 from turbodiff.jobs.store import Store
 from turbodiff.plan.hardware import GpuFacts, Machine
+from turbodiff.spec.models import Inventory
 from turbodiff.supervisor.ports import LocalPort, Port
 from turbodiff.supervisor.worker_process import WORKER
+from turbodiff.weights.locate import inventory
 
 CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
 VMSTAT = Path("/proc/vmstat")
@@ -43,19 +45,19 @@ def _machine_behind(probe: str, at_s: float, workers: tuple[str, ...]) -> Machin
         sample = Sample.model_validate_json(probe)
     except ValueError:  # a damaged row, or none yet; the next second has another
         return None
-    told = [fact for text in workers if isinstance(fact := parsed(text), dict)]
+    told = [fact for text in workers if isinstance(fact := parsed(text), dict) and not fact.get("node")]
     held = {worker.get("card") or "": worker.get("held_bytes") or 0 for worker in told}
     return machine_from(sample, _pids_of(told), held)
 
 
 def worker_pids(store: Store) -> frozenset[int]:
-    """Our workers, as the supervisor wrote them down."""
+    """Our workers on this machine, as the supervisor wrote them down."""
     return _pids_of(_workers(store))
 
 
 def _workers(store: Store) -> list[dict[str, Any]]:
     facts = [parsed(row["value"]) for row in store.rows("SELECT value FROM fact WHERE name LIKE 'worker%'")]
-    return [fact for fact in facts if isinstance(fact, dict)]
+    return [fact for fact in facts if isinstance(fact, dict) and not fact.get("node")]
 
 
 def _pids_of(workers: list[dict[str, Any]]) -> frozenset[int]:
@@ -139,6 +141,20 @@ class SupervisorContext:
     worker_argv: Sequence[str] = WORKER
     now: Callable[[], float] = time.monotonic
     promised_bytes: Callable[[int], int] = lambda slot: 0  # RAM that the jobs on the other slots will still take
+
+    @property
+    def node(self) -> str:
+        """The machine's id in a cluster, "" for this one."""
+        return ""
+
+    @property
+    def inventory(self) -> Inventory:
+        """The weights that this machine has."""
+        return inventory()
+
+    def has_weights(self, model: str) -> bool:
+        """Whether a model may run there; on this machine a job with missing weights says so itself."""
+        return True
 
     def open_port(self, slot: int, device: str) -> Port:
         """Start a worker for a slot on its card.

@@ -16,13 +16,12 @@ from turbodiff.jobs.cards import (
 )
 from turbodiff.jobs.dispatch import Card, Choice, Price, WaitingJob, dispatch, overtaken_by
 from turbodiff.jobs.store import as_job
-from turbodiff.plan.hardware import Machine
 from turbodiff.plan.planner import seconds_on
 from turbodiff.spec.jobs import QueuedJob
 from turbodiff.spec.models import Inventory
 from turbodiff.supervisor.context import SupervisorContext
 from turbodiff.supervisor.slots import GpuSlot
-from turbodiff.weights.locate import inventory, with_loras
+from turbodiff.weights.locate import with_loras
 
 WINDOW = 64  # waiting jobs that are looked at
 EVERY_S = 0.5
@@ -48,14 +47,14 @@ class Placement:
     def choose(self, slots: Sequence[GpuSlot]) -> Chosen | None:
         """The job that each slot starts now, by the slot's number; None: each takes the next one, for there is one card
         alone, or nothing is known of the cards."""
-        machine = self.context.memory.machine()
-        seen = machine is not None and all(slot.card < len(machine.gpus) for slot in slots)
+        far = any(slot.context.node for slot in slots)  # on another machine nothing starts that was not looked at
+        several = len(slots) > 1 and all(slot.seen or slot.context.node for slot in slots)
         due = self.context.now() - self._chosen_s >= EVERY_S
         if due:
             self._chosen_s = self.context.now()
             self._states = switches(self.context.store)
-        waiting = self._look(slots, machine if seen else None) if due else []
-        if len(slots) < 2 or not seen:
+        waiting = self._look(slots, several) if due else []
+        if not (several or far):
             return {} if any(self._state(slot) != "on" for slot in slots) else None
         free = {slot.index for slot in slots if slot.free}
         if not due or not free or self._fleet is None:
@@ -76,11 +75,11 @@ class Placement:
             slot.stop("its card is not to be used")
 
     def _state(self, slot: GpuSlot) -> CardState:
-        return self._states.get(self.context.memory.gpu(slot.card).uuid, "on")
+        return self._states.get(slot.gpu.uuid, "on")
 
-    def _look(self, slots: Sequence[GpuSlot], machine: Machine | None) -> list[WaitingJob]:
+    def _look(self, slots: Sequence[GpuSlot], several: bool) -> list[WaitingJob]:
         """What waits, priced for each card that takes jobs; it is written down for page and shell."""
-        store, several = self.context.store, len(slots) > 1
+        store = self.context.store
         rows = store.rows("SELECT * FROM job WHERE state = 'queued' ORDER BY place, id LIMIT ?", WINDOW)
         queued = [as_job(row) for row in rows]
         running = {slot.index: store.job(slot.job.id) for slot in slots if slot.job}
@@ -88,19 +87,21 @@ class Placement:
         jobs = []
         for job in queued:
             hold = Hold.of(job)
-            if not several and hold.after in coming:  # one card runs a storyboard in the order of the queue
+            if len(slots) < 2 and hold.after in coming:  # one card runs a storyboard in the order of the queue
                 hold = hold._replace(after="")
             if may_start(store, hold._replace(gpu=""), None, ""):
                 jobs.append(job)
         on = [slot for slot in slots if self._state(slot) == "on" and not slot.broken]
-        waiting = [self._waiting(job, on, slots, machine) for job in jobs]
+        waiting = [self._waiting(job, on, slots, several) for job in jobs]
         known = {job.job for job in waiting}
         self._prices = {key: price for key, price in self._prices.items() if key[0] in known}
         workers = [self._worker(slot, running.get(slot.index)) for slot in on]
-        names = dict(zip((gpu.uuid for gpu in machine.gpus), labels(machine.gpus), strict=True)) if machine else {}
+        machines = {slot.context.node: slot.context.memory.machine() for slot in slots if slot.seen}
+        gpus = [machine.gpus for machine in machines.values() if machine]
+        names = {gpu.uuid: name for here in gpus for gpu, name in zip(here, labels(here), strict=True)}
         cards = []
         for slot in slots:
-            uuid = self.context.memory.gpu(slot.card).uuid
+            uuid = slot.gpu.uuid
             cards.append(FleetCard(slot=slot.index, uuid=uuid, name=names.get(uuid, ""), state=self._state(slot)))
         ends = [job.plan or (job.progress and job.progress.eta_s is not None) for job in running.values()]
         self._names = self._names or store.fact(NAMES) or {}
@@ -124,34 +125,43 @@ class Placement:
             left_s = job.progress.eta_s
         return Card(slot.index, max(1.0, left_s), weights_of(job.plan) if job.plan else "")
 
-    def _waiting(
-        self, job: QueuedJob, on: Sequence[GpuSlot], slots: Sequence[GpuSlot], machine: Machine | None
-    ) -> WaitingJob:
-        found: Inventory | None = None
+    def _waiting(self, job: QueuedJob, on: Sequence[GpuSlot], slots: Sequence[GpuSlot], several: bool) -> WaitingJob:
+        found: dict[str, Inventory] = {}  # by machine
         prices: dict[int, Price] = {}
         for slot in on:
-            gpu = self.context.memory.gpu(slot.card)
+            gpu, context = slot.gpu, slot.context
+            if not context.has_weights(job.request.model):
+                continue
             free_bytes = gpu.free_bytes and gpu.free_bytes + gpu.reclaimable_bytes
             if not may_start(self.context.store, Hold(job.hold_bytes, None, "", job.request.gpu), free_bytes, gpu.uuid):
                 continue
             planned_s = job.plan.seconds if job.plan else UNKNOWN_S
             price: Price | None = Price(planned_s, planned_s)  # the plan was made for the one card that there is
-            if machine is not None and len(slots) > 1:
+            machine = context.memory.machine() if several and slot.seen else None
+            if machine is not None:
                 ram_bytes = machine.ram_available_bytes
                 if ram_bytes is not None:
                     ram_bytes = max(0, ram_bytes - promised_bytes(slots, slot.index))
-                own_bytes = private_bytes(slot.worker.pid) if slot.worker else 0
+                own_bytes = private_bytes(slot.worker.pid) if slot.worker and not context.node else 0
                 room = (ram_bytes or 0) + own_bytes
-                key = (job.id, job.attempt, slot.device, (free_bytes or 0) // SAME_BYTES, room // SAME_RAM_BYTES)
+                key = (
+                    job.id,
+                    job.attempt,
+                    context.node,
+                    slot.device,
+                    (free_bytes or 0) // SAME_BYTES,
+                    room // SAME_RAM_BYTES,
+                )
                 if key not in self._prices:
-                    found = found or with_loras(inventory(), job.request.loras)
+                    if context.node not in found:
+                        found[context.node] = with_loras(context.inventory, job.request.loras)
                     here = machine.model_copy(
                         update={"ram_available_bytes": ram_bytes, "ram_reclaimable_bytes": own_bytes}
                     )
                     if job.plan is None or job.plan.band == "no":  # "Run anyway", and what its worker plans
                         self._prices[key] = Price(UNKNOWN_S, UNKNOWN_S)
                     else:
-                        on_card = seconds_on(job.plan, gpu, here, found)
+                        on_card = seconds_on(job.plan, gpu, here, found[context.node])
                         self._prices[key] = on_card and Price(*on_card)
                 price = self._prices[key]
             if price:
@@ -160,11 +170,11 @@ class Placement:
 
 
 def promised_bytes(slots: Sequence[GpuSlot], but: int) -> int:
-    """RAM that the jobs on all slots but one will still take: the most that their plans say, less what their workers
-    hold already, which is no longer free."""
-    total_bytes = 0
+    """RAM that the jobs on all slots of a machine but one will still take: the most that their plans say, less what
+    their workers hold already, which is no longer free; of another machine's workers that is not known."""
+    total_bytes, here = 0, {slot.context.node for slot in slots if slot.index == but}
     for slot in slots:
-        if slot.index != but and slot.job and slot.job.plan and slot.worker:
+        if slot.index != but and slot.context.node in here and slot.job and slot.job.plan and slot.worker:
             most_bytes = max(phase.host_ram_bytes for phase in slot.job.plan.phases)
-            total_bytes += max(0, most_bytes - private_bytes(slot.worker.pid))
+            total_bytes += max(0, most_bytes - (0 if slot.context.node else private_bytes(slot.worker.pid)))
     return total_bytes

@@ -41,6 +41,14 @@ class Port(Protocol):
     def pid(self) -> int:
         """Its process id on the machine where it runs."""
 
+    @property
+    def where(self) -> str:
+        """Where it runs, for the log."""
+
+    @property
+    def lost(self) -> str:
+        """Why the machine that it ran on is gone, "" while nobody says so."""
+
     def filenos(self) -> list[int]:
         """Descriptors that are ready when there is something to hear."""
 
@@ -92,10 +100,16 @@ class LocalPort(Worker):
     slot: int = field(kw_only=True)
     state: Path = field(kw_only=True)
     outputs: Path = field(kw_only=True)
+    lost = ""  # this machine is here
 
     def __post_init__(self) -> None:
         super().__post_init__()
         remember_worker(self.state, self.slot, self.pid, self.run_id)
+
+    @property
+    def where(self) -> str:
+        """Its process."""
+        return f"pid {self.pid}"
 
     def look(self) -> Evidence:
         """Bytes read so far, files in the page cache included, CPU seconds, psutil's status, "" once it is gone."""

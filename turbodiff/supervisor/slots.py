@@ -71,6 +71,12 @@ class GpuSlot:
         return self.context.memory.gpu(self.card)
 
     @property
+    def seen(self) -> bool:
+        """Whether its card is among those that the probe sees."""
+        machine = self.context.memory.machine()
+        return machine is not None and self.card < len(machine.gpus)
+
+    @property
     def broken(self) -> bool:
         """The worker died at its start too often; a restart by a person tries again."""
         return self.failed_starts >= MAX_FAILED_STARTS
@@ -112,7 +118,7 @@ class GpuSlot:
         )
         self.ending_since_s, self.host_ooms = None, context.memory.host_ooms()
         self.started_s = self.idle_since_s = self.heard_s = now
-        self.log(f"started, pid {self.worker.pid}")
+        self.log(f"started, {self.worker.where}")
         self._publish("starting")
 
     def _start_failed(self, why: str) -> None:
@@ -166,7 +172,7 @@ class GpuSlot:
         hello = self.hello.model_dump() if self.hello else {}
         pid = self.worker.pid if self.worker else None
         facts = {**hello, "pid": pid, "state": state, "failed_starts": self.failed_starts}
-        facts |= {"card": self.device, "held_bytes": self.held_bytes}
+        facts |= {"card": self.device, "held_bytes": self.held_bytes, "node": self.context.node}
         self.context.store.put(f"worker{self.index}", facts)
 
     # --- a turn --------------------------------------------------------------------------------------------------
@@ -257,7 +263,7 @@ class GpuSlot:
         outside = status in (-signal.SIGKILL, -signal.SIGTERM) and not host_oom
         young = self.hello is None or self.context.now() - self.started_s < SETTLED_S
         if self.monitor is not None:
-            self.monitor.worker_died(status)
+            self.monitor.worker_died(status, self.worker.lost if self.worker else "")
             self._settle()
         elif young and not outside and self.ending_since_s is None and not self.jobs_run:  # of no use: the next waits
             when = "right after" if self.hello else "before"

@@ -22,7 +22,7 @@ from typing import cast
 from turbodiff.archive.disk import check_place
 from turbodiff.archive.seeds import write_if_due
 from turbodiff.diagnostics.logs import RUN_LOG, LogFile, startup_log
-from turbodiff.gpu.probe import Probe, Sample, machine_from, take_sample
+from turbodiff.gpu.probe import Probe, Sample, take_sample
 from turbodiff.jobs.attempts import claim, move_job
 from turbodiff.jobs.cards import weights_of
 from turbodiff.spec.environment import BEAT_FD, LAST_END, current_folder
@@ -32,7 +32,7 @@ from turbodiff.spec.jobs import Outcome
 from turbodiff.spec.numbers import gib, seconds
 from turbodiff.spec.wording import Words, shell_language
 from turbodiff.supervisor.attempt_monitor import fault_of
-from turbodiff.supervisor.cards import follow_cards, visible_devices
+from turbodiff.supervisor.cards import RemoteCards, card_lines, follow_cards, slots_of, visible_devices
 from turbodiff.supervisor.context import Memory, SupervisorContext
 from turbodiff.supervisor.ownership import StateLock
 from turbodiff.supervisor.placement import Chosen, Placement
@@ -64,6 +64,7 @@ class Supervisor:
         devices: one worker each, GPU UUIDs or indices; "" sees what we see. None: one worker per visible card.
         working: where the two log files go, if it can be written.
         sample: the newest probe sample; None starts a probe of our own.
+        cluster: makes the cards of other machines.
 
     Raises:
         StateInUseError: another supervisor holds the state folder; the error names it.
@@ -80,6 +81,7 @@ class Supervisor:
         working: Path | None = None,
         sample: Callable[[], Sample | None] | None = None,
         now: Callable[[], float] = time.monotonic,
+        cluster: Callable[[SupervisorContext], RemoteCards] | None = None,
     ) -> None:
         self.state, self.outputs = Path(state).resolve(), Path(outputs).resolve()
         self.lock = StateLock(self.state)
@@ -94,8 +96,8 @@ class Supervisor:
             self.sample = sample or self._probe.latest  # type: ignore[union-attr]
             memory = Memory(
                 self.sample,
-                lambda: [slot.worker.pid for slot in self.slots if slot.worker],
-                lambda: {slot.device: slot.held_bytes for slot in self.slots if slot.worker},
+                lambda: [slot.worker.pid for slot in slots_of(self.context, self.slots) if slot.worker],
+                lambda: {slot.device: slot.held_bytes for slot in slots_of(self.context, self.slots) if slot.worker},
             )
             self.context = SupervisorContext(
                 self.store, self.log, run_log, self.state, self.outputs, run_id, memory, worker_argv, now
@@ -103,6 +105,7 @@ class Supervisor:
             self._follow = devices is None  # the cards come and go
             devices = visible_devices(sample() if sample else take_sample()) if devices is None else devices
             self.slots = [GpuSlot(self.context, index, device) for index, device in enumerate(devices)]
+            self.cluster = cluster(self.context) if cluster else None
             self._placement, self._chosen = Placement(self.context, lambda: self.slots), cast("Chosen | None", None)
             self.web: WebProcess | None = None
             self.exit_code: int | None = None
@@ -114,9 +117,8 @@ class Supervisor:
             self.log.say(f"turbodiff supervisor, pid {os.getpid()}, run {run_id[:8]}")
             if how := os.environ.pop(LAST_END, ""):
                 self.log.say(f"the supervisor before this one ended ({how}); the queue goes on", level="ERROR")
-            system = file_system(self.state)
             self.log.say(f"python {platform.python_version()} on {platform.system()} {platform.release()}")
-            self.log.say(f"state {self.state} ({system}, journal {journal}), outputs {self.outputs}")
+            self.log.say(f"state {self.state} ({file_system(self.state)}, journal {journal}), outputs {self.outputs}")
             for line in report.lines:
                 self.log.say(line)
             facts = {"pid": os.getpid(), "run_id": run_id, "journal": journal, "log": str(self.log.path)}
@@ -154,7 +156,7 @@ class Supervisor:
         parts: dict[str, Callable[[], object]] = {"wait": partial(self._wait, timeout_s)}
         for slot in self.slots:
             parts[f"slot {slot.index}"] = partial(self._turn_of, slot)
-        parts |= {"page": self._turn_of_page, "controls": self._controls}
+        parts |= {"page": self._turn_of_page, "controls": self._controls, "cluster": self._turn_of_cluster}
         parts["dispatch"] = self._dispatch
         for slot in self.slots:
             parts[f"queue for slot {slot.index}"] = partial(self._next_job, slot)
@@ -189,7 +191,7 @@ class Supervisor:
 
     def _wait(self, timeout_s: float) -> None:
         fds = [fd for slot in self.slots if slot.worker for fd in slot.worker.filenos()]
-        fds += self.web.filenos() if self.web else []
+        fds += [fd for child in (self.web, self.cluster) if child for fd in child.filenos()]
         select.select(fds, [], [], timeout_s)
 
     def _turn_of(self, slot: GpuSlot) -> None:
@@ -209,6 +211,10 @@ class Supervisor:
             self.web.tick()
             if self.web.failed_code is not None:
                 self.exit_code = self.web.failed_code
+
+    def _turn_of_cluster(self) -> None:
+        if self.cluster is not None:
+            self.slots = self.cluster.tick(self.slots)
 
     def _controls(self) -> None:
         for control, what in self.store.take_controls():
@@ -259,7 +265,7 @@ class Supervisor:
         self.log.say("restart asked for by a person")
         now = self.context.now
         start_s = now()
-        before = [(slot.index, slot.gpu) for slot in self.slots]
+        before = [(slot.index, slot.gpu) for slot in slots_of(self.context, self.slots)]
         ran = [slot.job.id for slot in self.slots if slot.job]
         ended = [slot.stop("restart by a person") for slot in self.slots]
         for slot, gone in zip(self.slots, ended, strict=True):
@@ -330,16 +336,8 @@ class Supervisor:
         if self._introduced or (sample is not None and sample.state == "hang" and sample.age_s < 3.0):
             return
         self._introduced = True
-        machine = machine_from(sample) if sample else None
-        for gpu in machine.gpus if machine else ():
-            free = "unknown" if gpu.free_bytes is None else gib(gpu.free_bytes)
-            total = "unknown" if gpu.total_bytes is None else gib(gpu.total_bytes)
-            driver = sample.driver if sample else None
-            self.log.say(f"GPU {gpu.index}: {gpu.name} {gpu.uuid}, {free} free of {total}, driver {driver}")
-        if machine is None or not machine.gpus:
-            key = f"reason.{sample.reason}" if sample else ""
-            why = Words("en").or_else(key, sample.state, got=sample.error) if sample else "no probe"
-            self.log.say(f"no GPU: {why}")
+        for line in card_lines(sample):
+            self.log.say(line)
 
     def close(self) -> None:
         """Requeue what runs, end all children, let the state folder go."""
@@ -359,6 +357,8 @@ class Supervisor:
             except Exception as error:  # noqa: BLE001  the others are stopped all the same
                 self.log.say(f"{error}; the next start settles it", level="ERROR")
         self._tell_fates(ran)
+        if self.cluster is not None:
+            self.cluster.stop()
         if self.web is not None:
             self.web.stop(max(0.5, end_s - self.context.now()))
         if self._probe is not None:

@@ -1,0 +1,104 @@
+"""The supervisor's side of the cluster against a bridge without Ray: the rules are those of this machine's workers."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from supervisor.bench import Bench, scripted
+
+from turbodiff.cluster import remote
+from turbodiff.spec import page_flags
+from turbodiff.spec.errors import RequestError
+from turbodiff.supervisor.context import machine_of, worker_pids
+
+Make = Callable[..., Bench]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [
+        (["--no-local-gpus"], "no_cards_left"),
+        (["--cluster", "10.0.0.1"], "bad_cluster"),
+        (["--cluster", "auto", "--cluster-gpus", "0"], "bad_cluster_gpus"),
+    ],
+)
+def test_flags_that_mean_nothing_are_refused(monkeypatch: pytest.MonkeyPatch, flags: list[str], code: str) -> None:
+    monkeypatch.setattr(page_flags, "find_spec", lambda name: name)
+    with pytest.raises(RequestError) as caught:
+        page_flags.check_flags(page_flags.page_parser().parse_args(flags))
+    assert caught.value.code == code
+
+
+def test_a_cluster_without_the_extra_is_refused_and_nothing_but_the_bridge_imports_ray(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(page_flags, "find_spec", lambda name: None)
+    with pytest.raises(RequestError) as caught:
+        page_flags.check_flags(page_flags.page_parser().parse_args(["--cluster", "auto"]))
+    assert caught.value.code == "cluster_missing"
+    code = "import sys, turbodiff.cli, turbodiff.cluster.remote; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+@pytest.fixture
+def far(make_bench: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
+    def make(**environment: str) -> Bench:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        bridge = (sys.executable, str(Path(__file__).with_name("scripted_bridge.py")))
+        monkeypatch.setattr(remote, "BRIDGE", bridge)
+        return make_bench(devices=(), cluster=partial(remote.Cluster, address="far:6379", most_cards=4))
+
+    return make
+
+
+def test_a_clip_of_a_node_is_published_here_and_what_its_worker_says_twice_changes_nothing(
+    far: Callable[..., Bench],
+) -> None:
+    bench = far()
+    job = bench.run(scripted({"steps": 3}))
+    assert job.state == "done" and job.attempt == 1, bench.log_text()
+    assert job.result is not None
+    clip = Path(job.result.path)
+    assert clip.is_relative_to(bench.outputs) and clip.is_file()
+    assert json.loads(clip.with_name(f"{clip.name}.json").read_text())["sha256"] == job.result.sha256
+    assert not list((bench.outputs / ".partial").iterdir())
+    assert len([event for _, event in bench.store.events(job.id) if event.type == "phase"]) == 4
+    assert not worker_pids(bench.store) and machine_of(bench.store) is None  # its pid is another machine's
+
+
+def test_a_worker_of_a_node_that_is_killed_costs_an_attempt(far: Callable[..., Bench]) -> None:
+    bench = far()
+    job = bench.run(scripted({"die": "SIGKILL"}, {"steps": 1}))
+    assert (job.state, job.attempt, job.strikes) == ("done", 2, {"killed": 1}), bench.log_text()
+
+
+def test_a_clip_that_changed_on_its_way_is_refused(far: Callable[..., Bench]) -> None:
+    bench = far(DAMAGE="x")
+    job = bench.run(scripted({"steps": 1}))
+    assert job.state == "failed" and job.error is not None and job.error.code == "clip_changed", bench.log_text()
+    assert not list(bench.outputs.glob("*/*.mp4")) and not list((bench.outputs / ".partial").iterdir())
+
+
+def test_a_node_with_another_version_gets_no_job(far: Callable[..., Bench]) -> None:
+    bench = far(NODE_PROGRAM="0.0.1, protocol 1")
+    job = bench.store.submit(scripted({"steps": 1}))
+    bench.turn_until(lambda: "other_version; it runs 0.0.1" in bench.log_text())
+    for _ in range(20):
+        bench.supervisor.tick(0.01)
+    assert bench.store.job(job).state == "queued" and not bench.supervisor.slots
+    bench.turn_until(lambda: bench.store.fact("cluster") and bench.store.fact("cluster")["nodes"])
+    assert bench.store.fact("cluster")["nodes"][0]["state"] == "other_version"
+
+
+def test_a_node_without_the_weights_gets_no_job(far: Callable[..., Bench]) -> None:
+    bench = far(NO_WEIGHTS="1")
+    job = bench.store.submit(scripted({"steps": 1}))
+    bench.turn_until(lambda: bench.supervisor.slots and bench.slot.free)
+    chosen_s = bench.supervisor._placement._chosen_s
+    bench.turn_until(lambda: bench.supervisor._placement._chosen_s > chosen_s)  # it has been looked at with a free card
+    assert bench.store.job(job).state == "queued"

@@ -1,0 +1,241 @@
+"""The supervisor's side of the cluster: the bridge process kept alive, the nodes that it tells of, and the slots for
+their cards. Imports no Ray.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from turbodiff.cluster.host import program
+from turbodiff.cluster.ports import Node, NodeContext, NodeMemory, RemotePort
+from turbodiff.plan.hardware import Machine
+from turbodiff.spec.environment import RUN_ID, child_environment
+from turbodiff.spec.errors import TurbodiffError
+from turbodiff.spec.models import Inventory, all_models
+from turbodiff.spec.page_flags import UsedCards
+from turbodiff.supervisor.context import SupervisorContext
+from turbodiff.supervisor.slots import GpuSlot
+from turbodiff.supervisor.supervisor import Supervisor
+from turbodiff.supervisor.worker_process import BACKOFF_S, PIPE_BYTES, Lines, describe_exit, spawn_child
+
+BRIDGE = (sys.executable, "-P", "-m", "turbodiff.cluster.bridge")
+FIRST_SLOT = 1000  # numbers below are of this machine's cards
+IDLE_S = 900.0  # after which a card goes back to the cluster's other users
+
+
+class Cluster:
+    """The cards of a Ray cluster as slots of the supervisor.
+
+    Args:
+        context: of the supervisor.
+        address: of the cluster's head, or "auto".
+        most_cards: that are asked for at once.
+    """
+
+    def __init__(self, context: SupervisorContext, address: str, most_cards: int) -> None:
+        self.context, self.address, self.most_cards, self.now = context, address, most_cards, context.now
+        self.ports: dict[str, RemotePort] = {}
+        self.nodes: dict[str, Node] = {}
+        self._child: subprocess.Popen[bytes] | None = None
+        self._events = self._output = Lines(-1, closed=True)
+        self._commands = -1
+        self._failed_starts, self._start_after_s, self._told_s = 0, 0.0, 0.0
+        self.joined = False
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the bridge runs."""
+        return self._child is not None
+
+    def filenos(self) -> list[int]:
+        """Descriptors to wait on."""
+        return [lines.fd for lines in (self._events, self._output) if not lines.closed]
+
+    def tick(self, slots: Sequence[GpuSlot]) -> list[GpuSlot]:
+        """Hear the bridge, start it again where it ended; the slots with those of the nodes as they are now."""
+        if self._child is None and self.now() >= self._start_after_s:
+            self._start()
+        if self._child is not None:
+            self._hear()
+            if (status := self._child.poll()) is not None:
+                self._hear()
+                slots = self._bridge_ended(slots, status)
+        if self.now() - self._told_s >= 1.0:
+            self._told_s = self.now()
+            self._tell(slots)
+        return self._follow(slots)
+
+    def _start(self) -> None:
+        events_read, events_write = os.pipe()
+        commands_read, self._commands = os.pipe()
+        for fd in (events_read, self._commands):
+            with contextlib.suppress(OSError):  # over the user's pipe limit
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        for fd in (events_read, self._commands):
+            os.set_blocking(fd, False)
+        flags = ["--events-fd", str(events_write), "--commands-fd", str(commands_read), "--address", self.address]
+        flags += ["--outputs", str(self.context.outputs), "--run-id", self.context.run_id]
+        environment = {**child_environment(), RUN_ID: self.context.run_id, "PYTHONUNBUFFERED": "1"}
+        self._events = Lines(events_read)
+        try:
+            self._child = spawn_child([*BRIDGE, *flags], environment, (events_write, commands_read))
+        except TurbodiffError as error:
+            self.context.log.say(str(error), "cluster", level="ERROR")
+            self._close()
+            return
+        finally:
+            os.close(events_write)
+            os.close(commands_read)
+        assert self._child.stdout is not None
+        self._output = Lines(self._child.stdout.fileno())
+        self.context.log.say(f"joins {self.address}, pid {self._child.pid}", "cluster")
+
+    def order(self, **order: object) -> None:
+        """Write one line to the bridge. One that is gone is noticed by `tick`, one that reads no more is ended."""
+        data = json.dumps(order).encode() + b"\n"
+        try:
+            while self._commands >= 0 and data:
+                data = data[os.write(self._commands, data) :]
+        except OSError as error:
+            if isinstance(error, BlockingIOError) and self._child is not None:
+                self._child.kill()
+
+    def _hear(self) -> None:
+        for line in self._output.read():
+            self.context.log.say(line, "cluster")
+        for line in self._events.read():
+            told = json.loads(line)
+            if told["op"] == "joined":
+                self.joined, self._failed_starts = True, 0
+                self.context.log.say("joined", "cluster")
+            elif told["op"] == "node":
+                self._hear_node(told)
+            elif (port := self.ports.get(told["port"])) is not None:
+                port.hear(told)
+
+    def _hear_node(self, told: Mapping[str, Any]) -> None:
+        node = self.nodes.setdefault(told["node"], Node(told["node"]))
+        before = node.state
+        node.state, node.cards = told["state"], told["cards"]
+        if node.state == "ok":
+            node.host, node.host_ooms, node.heard_s = told["host"], told["host_ooms"], self.now()
+            node.machine = Machine.model_validate(told["machine"])
+            if "inventory" in told:
+                node.inventory = Inventory.model_validate_json(told["inventory"])
+                found = {(file.model, file.component) for file in node.inventory.files}
+                whole = [
+                    spec.name for spec in all_models()
+                    if all((spec.name, file.component) in found for file in spec.files)
+                ]  # fmt: skip
+                node.models = frozenset(whole)
+            if told["program"] != program():
+                node.state = "other_version"
+        if node.state != before or not node.heard_s:
+            here = f"; it runs {told['program']}, here is {program()}" if node.state == "other_version" else ""
+            self.context.log.say(f"node {node.host or node.id[:8]}: {node.state}{here}", "cluster")
+        if node.state == "lost":
+            self.nodes.pop(node.id)
+
+    def _bridge_ended(self, slots: Sequence[GpuSlot], status: int) -> list[GpuSlot]:
+        """Put what ran on the cluster back into the queue; this machine's own cards go on."""
+        self.context.log.say(f"left: {describe_exit(status)}; it is joined again later", "cluster", level="WARNING")
+        wait_s = BACKOFF_S[min(self._failed_starts, len(BACKOFF_S) - 1)]
+        self._failed_starts, self._start_after_s = self._failed_starts + 1, self.now() + wait_s
+        self._close()
+        self.nodes.clear()
+        return [slot for slot in slots if not self._is_ours(slot) or not self._give_back(slot, "the cluster is gone")]
+
+    def _close(self) -> None:
+        if self._commands >= 0:
+            os.close(self._commands)
+            os.close(self._events.fd)
+        if self._child is not None and self._child.stdout is not None:
+            self._child.stdout.close()
+        self._child, self._commands, self.joined = None, -1, False
+        self._events = self._output = Lines(-1, closed=True)
+
+    def _is_ours(self, slot: GpuSlot) -> bool:
+        return isinstance(slot.context, NodeContext)
+
+    def _give_back(self, slot: GpuSlot, why: str) -> bool:
+        slot.stop(why)
+        self.context.store.put(f"worker{slot.index}", None)
+        return True
+
+    def _follow(self, slots: Sequence[GpuSlot]) -> list[GpuSlot]:
+        """Give back cards of nodes that are gone and cards that are idle; ask for cards while jobs wait."""
+        waiting = bool(self.context.store.rows("SELECT 1 FROM job WHERE state = 'queued' LIMIT 1"))
+        kept = [slot for slot in slots if not self._is_ours(slot)]
+        taken = dict[str, int]()
+        ours = [slot for slot in slots if self._is_ours(slot)]
+        for slot in ours:
+            if isinstance(slot.worker, RemotePort) and slot.worker.card.isdecimal() and not slot.device:
+                slot.device = slot.context.memory.gpu(int(slot.worker.card)).uuid
+            gone = slot.context.node not in self.nodes and slot.worker is None
+            unused = slot.worker is None and not waiting
+            if gone or unused:
+                self._give_back(slot, "")
+            elif slot.free and not waiting and self.now() - slot.idle_since_s > IDLE_S:
+                slot.log("the card goes back to the cluster")
+                self._give_back(slot, "idle")
+            else:
+                taken[slot.context.node] = taken.get(slot.context.node, 0) + 1
+                kept.append(slot)
+        used = {slot.index for slot in kept}
+        for node in self.nodes.values() if waiting else ():
+            for _ in range(min(node.cards - taken.get(node.id, 0), self.most_cards - sum(taken.values()))):
+                if node.state != "ok":
+                    break
+                index = next(n for n in range(FIRST_SLOT, FIRST_SLOT + len(used) + 1) if n not in used)
+                used.add(index)
+                taken[node.id] = taken.get(node.id, 0) + 1
+                shared = {one.name: getattr(self.context, one.name) for one in fields(SupervisorContext)}
+                shared["memory"] = NodeMemory(node, self)
+                kept.append(GpuSlot(NodeContext(**shared, cluster=self, there=node), index))
+        return kept
+
+    def _tell(self, slots: Sequence[GpuSlot]) -> None:
+        """Write down the nodes for the page and the shell, and tell the scouts what our workers hold."""
+        ours = [slot for slot in slots if self._is_ours(slot)]
+        told = []
+        for node in self.nodes.values():
+            there = [slot for slot in ours if slot.context.node == node.id]
+            pids = [slot.worker.pid for slot in there if slot.worker]
+            self.order(op="held", node=node.id, pids=pids, held_bytes={slot.device: slot.held_bytes for slot in there})
+            gpus = [gpu.name for gpu in node.machine.gpus] if node.machine else []
+            jobs = [slot.job.id for slot in there if slot.job]
+            told.append(
+                {"host": node.host, "state": node.state, "cards": node.cards, "gpus": gpus, "workers": len(there)}
+                | {"jobs": jobs}
+            )
+        facts = {"address": self.address, "joined": self.joined, "nodes": told}
+        self.context.store.put("cluster", facts, durable=False)
+
+    def stop(self, patience_s: float = 1.0) -> None:
+        """Leave the cluster: all our actors end with the bridge."""
+        if self._child is None:
+            return
+        self._child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(patience_s)
+        if self._child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
+            self._child.wait()
+        self._close()
+        self.context.store.put("cluster", None)
+
+
+def supervisor_with(state: Path, outputs: Path, used: UsedCards) -> Supervisor:
+    """A supervisor of this machine's cards, of a cluster's, or of both. Raises: see `Supervisor`."""
+    cluster = partial(Cluster, address=used.cluster, most_cards=used.most) if used.cluster else None
+    return Supervisor(state, outputs, devices=None if used.local else (), cluster=cluster)

@@ -46,10 +46,15 @@ STUDIO_ACTIONS: Mapping[str, Callable[[Studio], object]] = {
     "resume": lambda studio: studio.resume(),
     "selftest": Studio.start_selftest,
 }
+NAMED_ACTIONS: Mapping[str, Callable[[Studio, str], object]] = {  # with a name, or a card and its state
+    "delete_preset": lambda studio, name: studio.recipes.delete(name),
+    "card_state": lambda studio, said: studio.cards.switch(*said.rpartition(" ")[::2], studio.machine()),
+}
 JOB_ACTIONS: Mapping[str, Callable[[Studio, int], object]] = {
     "cancel": Studio.cancel,
     "stop_and_decode": Studio.stop_and_decode,
     "duplicate": Studio.duplicate,
+    "any_card": lambda studio, job: studio.cards.release(job),
 }
 MODEL_ACTIONS: Mapping[str, Callable[..., object]] = {  # of a model, "download" with a variant
     "download": Downloads.start,
@@ -189,8 +194,8 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
         TurbodiffError: it cannot be done, in the person's words.
     """
     studio, sentence = reader.studio, ""
-    if name == "delete_preset":
-        studio.recipes.delete(argument)
+    if name in NAMED_ACTIONS:
+        NAMED_ACTIONS[name](studio, argument)
     elif name in STUDIO_ACTIONS:
         STUDIO_ACTIONS[name](studio)
     elif name in MODEL_ACTIONS:

@@ -77,6 +77,8 @@ class Endpoints:
         """State and progress of a job."""
         job = self.reader.studio.job(_checked_number(number))
         told = {"progress": to_jsonable_python(job.progress), "error": to_jsonable_python(job.error)}
+        begin = self.reader.studio.cards.begin_of(job)
+        told["starts"] = {"in_s": begin.start_s, "card": begin.card} if begin else None
         return {"job": job.id, "state": job.state, "attempt": job.attempt, **told}
 
     @endpoint

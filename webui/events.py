@@ -144,6 +144,7 @@ class PageEvents:
             (blocks.load, draw.changed, [page.ui_state], drawn),
             (blocks.load, self.restore, [page.draft], [*whole, *self.estimated]),
             (changed, self.estimate, row, [*self.estimated, page.draft]),
+            (page.slow_timer.tick, self.begins, row, [made.verdict, made.go]),
             (picture, self.look, row, [made.picture_note]),
             (fields["kind"].input, self.new_kind, row, chosen),
             (fields["model"].input, self.new_model, row, chosen),
@@ -225,6 +226,12 @@ class PageEvents:
         if not form.is_settled(values):  # a change of model is under way and tells the rest in one step
             return [gr.skip()] * (len(self.estimated) + 1)
         return [*render.estimate(self.reader, values, self.words), {**values, "card": ""}]
+
+    @handler
+    def begins(self, *row: object) -> Updates:
+        """When and where the clip of the form would start now."""
+        values = self.values_of(row)
+        return render.begins(self.reader, values, self.words) if form.is_settled(values) else [gr.skip()] * 2
 
     @handler
     def look(self, *row: object) -> str:

@@ -55,6 +55,7 @@ class FormValues(TypedDict, total=False):
     loras: str | None  # JSON, see `loras`
     count: Number  # how many clips, with seeds of their own; not part of a request
     continues: str | None  # id of the clip that this one goes on from
+    gpu: str | None  # UUID of the card that the clip is for, "": any
     storyboard: str | None  # JSON, see `rows`; not part of a request
     edits: str | None  # number of the waiting job that this changes; not part of a request
     card: str | None  # GiB of a pretended card that the meter shows, as digits; not part of a request

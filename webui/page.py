@@ -24,6 +24,7 @@ STATIC = Path(__file__).parent / "static"
 SIDE = ("side", "export", "exports")  # panels beside the gallery
 SCRIPTS = ("page.js", "gallery.js", "queue.js", "notify.js")
 TICK_S = 1.0
+SLOW_TICK_S = 10.0  # when the clip of the form would start
 DRAFT_KEY, DRAFT_SECRET = "turbodiff.draft", "turbodiff"  # fixed: a restart must find what the browser kept
 BUS = """window.{hook} = (act, arg) => trigger('{event}', {{act, arg}});"""
 
@@ -53,6 +54,7 @@ class Page:
     form_bus: gr.HTML
     note: gr.HTML
     timer: gr.Timer
+    slow_timer: gr.Timer
     search: gr.Textbox
     seed_file: gr.UploadButton
     video_file: gr.UploadButton
@@ -111,7 +113,8 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
                 gr.HTML(markup.el("form", button, method="post", action=leave, cls=narrow, id="log-out"))
     ui_state, seen = gr.State(dict(INITIAL_UI_STATE)), gr.State({})
     draft = gr.BrowserState(None, storage_key=DRAFT_KEY, secret=DRAFT_SECRET)
-    shown = (made, stage, ui_state, seen, gr.State(None), draft, act_bus, form_bus, note, gr.Timer(TICK_S))
+    timers = gr.Timer(TICK_S), gr.Timer(SLOW_TICK_S)
+    shown = (made, stage, ui_state, seen, gr.State(None), draft, act_bus, form_bus, note, *timers)
     return Page(*shown, box, seed_file, video_file, *batch, filters, *recalled)
 
 

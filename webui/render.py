@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import gradio as gr
 
@@ -178,14 +179,16 @@ def _progress(job: QueuedJob | None, events: list[Event], snapshot: Snapshot, wo
     if job.state in STOPPED:
         return first_aid.draw_failure(first_aid.failure(job, words), snapshot, words)
     if job.state in ACTIVE:
-        drawn = jobs.draw_progress(jobs.progress(job, events, words), words)
+        card = jobs.card_of(job.slot, snapshot)
+        drawn = jobs.draw_progress(jobs.progress(job, events, words, card), words)
         mine = snapshot.job(int(chosen[4:])) if chosen.startswith("job:") else None
         if mine is None or mine.state != "queued":
             return drawn
         begins = jobs.starts_in(mine, snapshot, words)
         return join(drawn, note(" ".join(filter(None, (words("run.submitted", job=mine.id), begins))), "calm"))
     if job.state == "queued":
-        return note(jobs.waits_for_memory(job, words) or words("run.submitted", job=job.id))
+        why = jobs.blocked(job, snapshot, words) or jobs.waits_for_memory(job, words)
+        return note(why or words("run.submitted", job=job.id))
     return Html("")
 
 
@@ -197,13 +200,7 @@ def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[obj
     with suppress(TurbodiffError):
         asked = reader.asked(values)
     plan, shown = _planned(reader, values, spec, words)
-    button, verdict = meter.button(plan, words), meter.draw_verdict(shown, words)
-    label = button.label
-    if rows := form.segments(values):  # Generate queues them all
-        label = words("storyboard.go", n=len(rows) + 1, what=label.removeprefix(words("create.go")).lstrip(" ·"))
-    if editing := str(values.get("edits") or ""):
-        label = words("run.edit_go", job=editing, what=button.label.removeprefix(words("create.go")).lstrip(" ·"))
-        verdict = join(jobs.draw_editing(editing, words), verdict)
+    go = _go(reader, values, plan, shown, words)
     card = str(values.get("card") or "")
     if card:  # a pretended one is for the meter only: the button says what will run here
         _, shown = _planned(reader, values, spec, words, card)
@@ -228,10 +225,12 @@ def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[obj
     rounds = reader.studio.rounds(spec.bundled)
     tiles = [form_help.round_tile(found, of_round, outlook, words) for found in rounds]
     return [
-        meter.draw(shown, words, card) + fit_marks(reader, asked, spec, card),
-        verdict,
-        gr.update(value=label),
-        gr.update(visible=bool(button.anyway)),
+        meter.draw(shown, words, card)
+        + meter.draw_cards(reader.snapshot().fleet, str(values.get("gpu") or ""), words)
+        + fit_marks(reader, asked, spec, card),
+        go.verdict,
+        gr.update(value=go.label),
+        gr.update(visible=go.anyway),
         form_help.draw_prompt_help(form_help.prompt_help(prompt, tokens, spec, words), words),
         meter.draw_experts(meter.experts(plan), boundary, words) if spec.two_experts else "",
         note(meter.residency(plan, words), "calm") if plan else "",
@@ -244,6 +243,33 @@ def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[obj
         _storyboard(reader, values, plan, words),
         form_help.draw_rounds(tiles, form_help.rounds_sum(rounds, of_round, outlook, words), spec, words),
     ]
+
+
+class Go(NamedTuple):
+    """What stands at the button: the verdict above it, what it says, and whether "Run anyway" is beside it."""
+
+    verdict: Html
+    label: str
+    anyway: bool
+
+
+def _go(reader: StudioReader, values: FormValues, plan: Plan | None, shown: meter.Meter, words: Words) -> Go:
+    machine, begin = reader.snapshot().machine, None
+    if plan is not None and machine is not None:
+        begin = reader.studio.cards.begin(plan, machine, reader.inventory(), str(values.get("gpu") or ""))
+    button, verdict = meter.button(plan, words, begin), meter.draw_verdict(shown, words, begin)
+    label, what = button.label, button.label.removeprefix(words("create.go")).lstrip(" ·")
+    if rows := form.segments(values):  # Generate queues them all
+        label = words("storyboard.go", n=len(rows) + 1, what=what)
+    if editing := str(values.get("edits") or ""):
+        label, verdict = words("run.edit_go", job=editing, what=what), join(jobs.draw_editing(editing, words), verdict)
+    return Go(verdict, label, bool(button.anyway))
+
+
+def begins(reader: StudioReader, values: FormValues, words: Words) -> list[object]:
+    """The verdict and the button again: what waits and runs has moved on, the form has not."""
+    go = _go(reader, values, *_planned(reader, values, form.model_called(values["model"]), words), words)
+    return [go.verdict, gr.update(value=go.label)]
 
 
 def _storyboard(reader: StudioReader, values: FormValues, first: Plan | None, words: Words) -> Html:

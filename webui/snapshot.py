@@ -26,6 +26,7 @@ from turbodiff.studio import (
     CardHolders,
     Clip,
     Download,
+    Fleet,
     Holder,
     Identity,
     Installed,
@@ -86,6 +87,7 @@ class Snapshot:
     """Everything the page shows at one moment, read once for all tabs; jobs and clips are the newest first."""
 
     machine: Machine | None = None
+    fleet: Fleet | None = None  # the cards, and what waits for them
     jobs: tuple[QueuedJob, ...] = ()
     queued: int = 0  # how many wait, listed or not
     clips: tuple[ClipView, ...] = ()
@@ -141,7 +143,7 @@ class StudioReader:
         self._machine = CachedValue(studio.machine, 1.0)
         self._clips = CachedValue(lambda: tuple(map(clip_view, studio.clips(MAX_CLIPS))), CLIPS_FRESH_S)
         self._models = CachedValue(lambda: tuple(studio.models()), 10.0)
-        self._inventory = CachedValue(studio.inventory, 5.0)
+        self.inventory = CachedValue(studio.inventory, 5.0)
         self._offers = CachedValue(studio.offers, 10.0)
         self._installed = CachedValue(studio.installed, 10.0)
         self._stored = CachedValue(studio.storage.stored, 10.0)
@@ -162,12 +164,13 @@ class StudioReader:
         holders, leftovers = self._holders()
         return Snapshot(
             machine=self._machine(),
+            fleet=studio.cards.fleet(),
             jobs=tuple(jobs),
             queued=queued,
             clips=self._clips(),
             log=tuple(studio.log_tail(LOG_LINES)),
             models=self._models(),
-            passed_over=self._inventory().passed_over,
+            passed_over=self.inventory().passed_over,
             installed=self._installed(),
             offers=self._offers(),
             downloads={name: studio.downloads.of(name) for name in self._offers()},
@@ -199,7 +202,7 @@ class StudioReader:
 
     def rescan(self) -> None:
         """Look for weights again."""
-        for cached in (self._inventory, self._models, self._offers, self._installed, self._stored, self.loras):
+        for cached in (self.inventory, self._models, self._offers, self._installed, self._stored, self.loras):
             cached.now()
 
     def restart(self) -> None:
@@ -229,7 +232,7 @@ class StudioReader:
         Raises:
             TurbodiffError: not a legal request, or nothing fits.
         """
-        return self.studio.plan(fields, self._machine_with(card), self._inventory(), policy, self._history())
+        return self.studio.plan(fields, self._machine_with(card), self.inventory(), policy, self._history())
 
     def outlook(self, fields: Mapping[str, object], card: str = "") -> Outlook:
         """Whether a form fits the machine as it was a moment ago, or a pretended card, and the seconds it would take.
@@ -237,11 +240,11 @@ class StudioReader:
         Raises:
             TurbodiffError: not a legal request.
         """
-        return self.studio.outlook(fields, self._machine_with(card), self._inventory(), self._history())
+        return self.studio.outlook(fields, self._machine_with(card), self.inventory(), self._history())
 
     def count_tokens(self, model: str, prompt: str) -> int | None:
         """Tokens of a prompt for a model's encoder; None while its tokenizer is not on this disk."""
-        return self.studio.count_tokens(model, prompt, self._inventory())
+        return self.studio.count_tokens(model, prompt, self.inventory())
 
     def asked(self, values: Mapping[str, Any], keep: bool = False) -> dict[str, Any]:
         """The form's values as fields of a request, with files of this machine for names.

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from supervisor.bench import request
 
+from turbodiff.jobs import cards
 from turbodiff.jobs.attempts import claim, finish_job
+from turbodiff.jobs.dispatch import Card, Price, WaitingJob
 from turbodiff.jobs.journal import entries
 from turbodiff.jobs.store import Store
 from turbodiff.jobs.waiting import LONGEST_HOLD_S, clear, held_until, move
@@ -115,3 +117,20 @@ def test_a_segment_run_again_with_other_fields_stays_in_its_chain(studio: Studio
     assert finish_job(store, again.id, 1, ClipResult(path="one.mp4"))
     assert (started := claim(store)) and started.id == second.id
     store.close()
+
+
+def test_no_start_is_told_before_the_time_that_a_person_chose_nor_while_the_queue_is_paused(store: Store) -> None:
+    waits = tuple([WaitingJob(number, "", {0: Price(90.0, 90.0)}) for number in (1, 2)])
+    shown = cards.Fleet(cards=(cards.FleetCard(slot=0),), workers=(Card(0, 60.0),), waiting=waits)
+
+    def starts_s() -> list[float]:
+        found = cards.fleet(store)
+        return [start.start_s for start in found.starts().values()] if found else []
+
+    store.now = lambda: 1e9
+    store.put(cards.FLEET, shown.model_dump(mode="json"))
+    assert starts_s() == [60.0, 150.0]
+    store.put("held_until_s", 1e9 + 7200)
+    assert starts_s() == [7200.0, 7290.0]
+    store.put("paused", True)
+    assert starts_s() == []

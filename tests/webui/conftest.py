@@ -76,7 +76,7 @@ def answers(url):
         return False
 
 
-def start(folder, *flags, worker=SCRIPTED, **environment):
+def start(folder, *flags, worker=SCRIPTED, supervise=SUPERVISE, **environment):
     port = free_port()
     state, outputs = folder / "state", folder / "outputs"
     web = [
@@ -92,7 +92,7 @@ def start(folder, *flags, worker=SCRIPTED, **environment):
     ]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     process = subprocess.Popen(
-        [sys.executable, "-c", SUPERVISE, str(state), str(outputs), str(HERE / worker), *web, *flags],
+        [sys.executable, "-c", supervise, str(state), str(outputs), str(HERE / worker), *web, *flags],
         env={**os.environ, "PYTHONPATH": paths, **environment},
         stderr=subprocess.DEVNULL,
     )

@@ -31,7 +31,7 @@ def reader(request, tmp_path):
     studio.jobs(1)  # makes the queue: what runs taught is read, too
     reader = StudioReader(studio)
     see(reader, request.param)
-    reader._inventory = CachedValue(disk, 3600.0)
+    reader.inventory = CachedValue(disk, 3600.0)
     planner._decision.cache_clear()
     render.estimate(reader, values(), Words("en"))
     yield reader
@@ -127,7 +127,7 @@ def test_the_mark_before_a_download_is_what_the_form_says_after_it(reader, model
     marks = {offer.variant: offer.fit for offer in reader.studio.offers(machine)[spec.name]}
     assert list(marks) == list(spec.variants)
     for variant, told in marks.items():
-        reader._inventory = CachedValue(lambda variant=variant: downloaded(spec, [variant]), 3600.0)
+        reader.inventory = CachedValue(lambda variant=variant: downloaded(spec, [variant]), 3600.0)
         switch = "on" if variant.quant else "off"
         # of one resolution alone: the form keeps its own
         resolution = variant.resolution if len({one.resolution for one in spec.variants}) > 1 else first["resolution"]

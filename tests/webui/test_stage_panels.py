@@ -9,18 +9,21 @@ from types import SimpleNamespace as Some
 from test_view import BARE, EN, ZH, job, plan_on
 
 from turbodiff.diagnostics import doctor
+from turbodiff.jobs.cards import FleetCard
+from turbodiff.jobs.dispatch import Card, Price, WaitingJob
 from turbodiff.spec.clips import Sidecar
 from turbodiff.spec.jobs import Outcome, Progress
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import GIB
 from turbodiff.spec.plan import Fit
 from turbodiff.spec.request import make_request
-from turbodiff.studio import Studio
+from turbodiff.studio import Begin, Fleet, Studio
 from webui import snapshot as snapshots
-from webui.panels import compare, export, jobs, models, stage, tabs
+from webui.panels import compare, export, jobs, meter, models, stage, system, tabs
 from webui.render import _progress, looked_at
 from webui.snapshot import ClipView, Snapshot, StudioReader
 
+ALONE = Fleet(cards=(FleetCard(slot=0, uuid="GPU-a", name="RTX 4090"),), workers=(Card(0, 60.0),))
 RUNNING = job(1, "running", progress=Progress(phase="denoise", step=1, of=4, eta_s=60.0), strikes={})
 QUIET = Some(clip=lambda name: None)
 
@@ -31,7 +34,8 @@ def clip(name, prompt="a cat"):
 
 
 def test_a_job_that_was_queued_beside_the_running_one_does_not_hide_it():
-    seen = Snapshot(machine=BARE, jobs=(job(2), RUNNING))
+    queued = (WaitingJob(2, "", {0: Price(90.0, 90.0)}),)
+    seen = Snapshot(machine=BARE, jobs=(job(2), RUNNING), fleet=ALONE.model_copy(update={"waiting": queued}))
     shown, _ = looked_at(seen, "job:2", QUIET)
     assert shown is RUNNING
     drawn = _progress(shown, [], seen, EN, "job:2")
@@ -43,10 +47,13 @@ def test_a_job_that_was_queued_beside_the_running_one_does_not_hide_it():
     assert looked_at(alone, "job:2", QUIET)[0].id == 2
 
 
-def test_a_waiting_job_says_when_it_starts_from_the_plans_before_it():
+def test_a_waiting_job_says_when_it_starts_as_it_is_dispatched():
     plan = plan_on(80, model="wan2.1-1.3b")
     waiting = tuple(job(number, plan=plan) for number in (3, 2))
-    seen = Snapshot(machine=BARE, jobs=(*waiting, RUNNING))
+    price = {0: Price(plan.seconds, plan.seconds)}
+    queued = tuple(WaitingJob(number, "", price) for number in (2, 3))
+    fleet = ALONE.model_copy(update={"waiting": queued})
+    seen = Snapshot(machine=BARE, jobs=(*waiting, RUNNING), fleet=fleet)
     rows = {row.job: row.starts for row in jobs.queue(seen, EN)}
     assert rows == {
         1: "",
@@ -54,10 +61,51 @@ def test_a_waiting_job_says_when_it_starts_from_the_plans_before_it():
         3: EN("run.starts_in", time=EN.seconds(60 + plan.seconds)),
     }
     assert "starts in about" in jobs.draw_queue(jobs.queue(seen, EN), False, "", "", EN)
-    assert not any(row.starts for row in jobs.queue(Snapshot(jobs=seen.jobs, paused=True), EN))
+    assert not any(row.starts for row in jobs.queue(replace(seen, paused=True), EN))
+    unknown = fleet.model_copy(update={"told": False})
+    assert not any(row.starts for row in jobs.queue(replace(seen, fleet=unknown), EN))
     lost = job(4, request=make_request({"prompt": "a cat", "model": "demo-i2v", "after": "0" * 32}))
-    assert [row.starts for row in jobs.queue(Snapshot(jobs=(lost,)), EN)] == [""]  # the segment before it was stopped
+    assert [row.starts for row in jobs.queue(Snapshot(jobs=(lost,), fleet=fleet), EN)] == [
+        ""
+    ]  # the segment before it was stopped
     assert {row.job: "down" in row.acts for row in jobs.queue(seen, EN)} == {1: False, 2: True, 3: False}
+
+
+TWO = Fleet(
+    cards=(
+        FleetCard(slot=0, uuid="GPU-a", name="RTX 4090"),
+        FleetCard(slot=1, uuid="GPU-b", name="RTX 3060", state="paused"),
+    ),
+    workers=(Card(0, 60.0),),
+    waiting=(WaitingJob(2, "", {0: Price(90.0, 90.0)}), WaitingJob(3, "", {})),
+    names={"GPU-old": "RTX 2080"},
+)
+
+
+def test_of_several_cards_each_job_names_its_own_and_one_that_cannot_start_says_what_to_try():
+    asked = {"prompt": "a cat", "model": "wan2.1-14b"}
+    held = job(3, request=make_request({**asked, "gpu": "GPU-b"}))
+    gone = job(4, request=make_request({**asked, "gpu": "GPU-old"}))
+    running = replace(RUNNING, slot=0)
+    seen = Snapshot(machine=BARE, jobs=(gone, held, job(2), running), fleet=TWO)
+    rows = {row.job: row for row in jobs.queue(seen, EN)}
+    assert rows[1].starts == "on RTX 4090" and "RTX 4090" in _progress(running, [], seen, EN)
+    assert rows[2].starts == EN("run.starts_on", time=EN.seconds(60), card="RTX 4090")
+    assert rows[3].starts == rows[4].starts == ""
+    assert rows[3].note == EN("run.card_paused", card="RTX 3060") and rows[3].acts[0] == "any_card"
+    assert rows[4].note == EN("run.card_gone", card="RTX 2080") and "any_card" not in rows[2].acts
+    plan = plan_on(24, model="wan2.1-1.3b")
+    begin = Begin(130.0, 40.0, "RTX 4090")
+    assert meter.button(plan, EN, begin).label.endswith("RTX 4090")
+    verdict = meter.draw_verdict(meter.meter(plan, EN), EN, begin)
+    assert EN("run.starts_on", time=EN.seconds(130), card="RTX 4090") in verdict and EN.seconds(40.0) in verdict
+    choice = meter.draw_cards(TWO, "GPU-old", EN)
+    assert all(name in choice for name in ("any", "RTX 3060 · paused", "RTX 2080 · not here"))
+    assert meter.draw_cards(ALONE, "", EN) == "" and meter.button(plan, EN, Begin(9.0, 1.0, "")).label.endswith(
+        "frames"
+    )
+    tab = system.draw(system.system(seen, None, EN), False, EN)
+    assert 'data-card="GPU-b"' in tab and 'data-arg="GPU-b excluded"' in tab and "job 1" in tab
 
 
 def test_the_handles_of_a_trim_reach_over_all_of_a_continued_clip():
@@ -67,14 +115,12 @@ def test_the_handles_of_a_trim_reach_over_all_of_a_continued_clip():
     assert "0.00 – 3.06 s" in export.draw_form(joined, EN)
 
 
-def test_a_queue_says_how_long_it_takes_and_waits_for_the_night():
+def test_a_queue_says_how_long_it_takes_and_that_it_waits_for_the_night():
     plan = plan_on(80, model="wan2.1-1.3b")
     seen = Snapshot(machine=BARE, jobs=(job(3, plan=plan), job(2, plan=plan), RUNNING), queued=2)
     assert jobs.total(seen, EN) == EN("run.total", n=2, time=EN.predicted(60 + 2 * plan.seconds))
     assert "more than" in jobs.total(replace(seen, queued=5), EN)  # three are not listed
     assert jobs.total(Snapshot(jobs=(RUNNING,)), EN) == ""
-    night = replace(seen, now_s=1e9, held_until_s=1e9 + 7200)
-    assert {row.job: row.starts for row in jobs.queue(night, EN)}[2] == EN("run.starts_in", time=EN.seconds(7200))
     assert 'id="held"' in jobs.draw_queue([], False, "23:00", "", ZH)
 
 

@@ -54,6 +54,8 @@ def show_job(job: JobId, state_dir: StateDir = None, as_json: Json = False) -> N
         sys.stdout.write(json.dumps(facts) + "\n")
         return
     facts["error"] = words.error(found.error.model_dump()) if found.error else ""
+    if begin := studio.cards.begin_of(found):
+        facts["starts"] = words("shell.starts", time=words.seconds(max(1.0, begin.start_s)), card=begin.card or "-")
     print_lines(f"{name:10} {value}" for name, value in facts.items() if value and name != "plan")
 
 
@@ -115,6 +117,28 @@ def move_job(job: JobId, where: Literal["first", "up", "down", "last"], state_di
     studio.waiting.move(job, where)
     words = words_here()
     print_lines([words("shell.job_state", job=job, state=words(f"shell.{where}"))])
+
+
+@jobs_app.command("any-card")
+def any_card(job: JobId, state_dir: StateDir = None) -> None:
+    """Let a waiting job that is for one card run on any."""
+    from turbodiff.cli.show import print_lines, words_here
+
+    studio, words = open_studio(state_dir), words_here()
+    studio.cards.release(job)
+    print_lines([words("shell.job_state", job=job, state=words(f"shell.state_{studio.job(job).state}"))])
+
+
+def card(
+    card: Annotated[str, typer.Argument(help="its name, number or UUID, as `turbodiff gpu` lists them")],
+    state: Annotated[Literal["on", "paused", "excluded"], typer.Argument(help="paused: ends its job, takes no more")],
+    state_dir: StateDir = None,
+) -> None:
+    """Let a card take jobs (on), no more of them (paused), or keep everything of ours off it (excluded)."""
+    from turbodiff.cli.show import print_lines, words_here
+
+    studio = open_studio(state_dir)
+    print_lines([words_here()(f"shell.card_{state}", card=studio.cards.switch(card, state, studio.machine()))])
 
 
 @jobs_app.command("pause")

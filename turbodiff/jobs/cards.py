@@ -4,17 +4,23 @@ The supervisor writes down once a second what it dispatches by (`Fleet`); page a
 that a start that is told is the one that the supervisor means, not an estimate of another kind.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import Field, ValidationError
 
 from turbodiff.jobs.database import Database
 from turbodiff.jobs.dispatch import Card, Start, WaitingJob, dispatch
+from turbodiff.jobs.waiting import held_until
 from turbodiff.plan.hardware import GpuFacts
 from turbodiff.spec.models import Frozen
 from turbodiff.spec.plan import Plan
+
+if TYPE_CHECKING:
+    from turbodiff.jobs.store import Store
 
 CardState = Literal["on", "paused", "excluded"]
 FLEET, NAMES, SWITCH = "fleet", "card_names", "card "  # facts; the last one with a UUID
@@ -78,8 +84,9 @@ def switches(store: Database) -> dict[str, CardState]:
     return {uuid: state for uuid, value in said.items() for state in get_args(CardState)[1:] if value == state}
 
 
-def fleet(store: Database) -> Fleet | None:
-    """The newest that the supervisor wrote down, with the switches as they are now; None without a supervisor."""
+def fleet(store: Store) -> Fleet | None:
+    """The newest that the supervisor wrote down, with the switches as they are now, and no start before the time that a
+    person chose; None without a supervisor."""
     rows = store.rows("SELECT value, at_s FROM fact WHERE name = ?", FLEET)
     if not rows or abs(store.now() - rows[0]["at_s"]) > STALE_S:
         return None
@@ -89,7 +96,10 @@ def fleet(store: Database) -> Fleet | None:
         return None
     set_to = switches(store)
     cards = [card.model_copy(update={"state": set_to.get(card.uuid, "on")}) for card in found.cards]
-    return found.model_copy(update={"cards": tuple(cards)})
+    held_s = max(0.0, held_until(store) - store.now())
+    workers = tuple([worker._replace(busy_s=max(worker.busy_s, held_s)) for worker in found.workers])
+    told = found.told and not store.paused
+    return found.model_copy(update={"cards": tuple(cards), "workers": workers, "told": told})
 
 
 def weights_of(plan: Plan) -> str:

@@ -12,6 +12,7 @@ from turbodiff.jobs.store import Store
 from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.plan.planner import seconds_on
 from turbodiff.spec.errors import RequestError
+from turbodiff.spec.jobs import QueuedJob
 from turbodiff.spec.models import Inventory
 from turbodiff.spec.plan import Plan
 
@@ -101,6 +102,14 @@ class Cards:
         said, uuid = self.switches(), self.uuid_of(card, machine)
         gpus = tuple([gpu for gpu in machine.gpus if gpu.uuid == uuid or (not uuid and gpu.uuid not in said)])
         return machine if not gpus or len(gpus) == len(machine.gpus) else machine.model_copy(update={"gpus": gpus})
+
+    def begin_of(self, job: QueuedJob) -> Begin | None:
+        """When and where a job of the queue starts; None for one that does not wait, and where that is not known."""
+        fleet = self.fleet()
+        start = fleet.starts().get(job.id) if fleet and job.state == "queued" else None
+        at = fleet.card(start.slot) if fleet and start else None
+        several = fleet is not None and len(fleet.cards) > 1
+        return Begin(start.start_s, start.end_s - start.start_s, at.name if several else "") if start and at else None
 
     def begin(self, plan: Plan, machine: Machine, found: Inventory, card: str = "") -> Begin | None:
         """When and where a job that is queued now would start, dispatched behind all that wait; None where that is not

@@ -10,6 +10,7 @@ from turbodiff.spec.events import Event, NoticeEvent, PhaseEvent
 from turbodiff.spec.jobs import ACTIVE, STOPPED, QueuedJob
 from turbodiff.spec.request import Request
 from webui.markup import Html, action, el, note, void
+from webui.panels.meter import when
 from webui.panels.stage import model_name, size_name
 from webui.wording import Words
 
@@ -55,7 +56,7 @@ class Row:
     state: str
     note: str
     acts: tuple[str, ...]
-    starts: str = ""  # when it will, of a job that waits
+    starts: str = ""  # when and where it will, of a job that waits; where, of one that runs
     before: int = 0  # the job that it goes on from and that will make no clip, see `lost_segment`
 
 
@@ -64,8 +65,11 @@ def title(request: Request, words: Words) -> str:
     return " · ".join((model_name(request), size_name(request), words("unit.frames", n=request.num_frames)))
 
 
-def progress(job: QueuedJob, events: Iterable[Event], words: Words) -> JobProgress:
-    """The running job from its row and its events (spec/events.py) so far; events of earlier attempts are left out."""
+def progress(job: QueuedJob, events: Iterable[Event], words: Words, card: str = "") -> JobProgress:
+    """The running job from its row and its events (spec/events.py) so far; events of earlier attempts are left out.
+
+    `card`: its name where there are several.
+    """
     events = [event for event in events if event.attempt == job.attempt]
     seen = {event.name: event for event in events if isinstance(event, PhaseEvent)}
     now = job.progress
@@ -93,7 +97,7 @@ def progress(job: QueuedJob, events: Iterable[Event], words: Words) -> JobProgre
         again = [words("run.again", n=job.attempt, why=", ".join(causes) or words("run.strike_unknown"))]
     return JobProgress(
         job=job.id,
-        title=title(job.request, words),
+        title=" · ".join(filter(None, (title(job.request, words), card))),
         chips=tuple(chips),
         line=line,
         eta=words("run.eta", time=words.predicted(now.eta_s)) if now and now.eta_s is not None else "",
@@ -109,9 +113,9 @@ def queue(snapshot: Snapshot, words: Words) -> list[Row]:
     found = [(job, ("cancel",), 0) for job in snapshot.jobs if job.state in ACTIVE]
     last = len(snapshot.waiting) - 1
     for place, job in enumerate(snapshot.waiting):
-        lost = lost_segment(job, snapshot)
+        lost, release = lost_segment(job, snapshot), ("any_card",) if blocked(job, snapshot, words) else ()
         moves = (*(("top", "up") if place else ()), *(("down",) if place < last else ()), "edit_job", "duplicate")
-        found.append((job, ("retry_before", "drop") if lost else (*moves, "cancel"), lost))
+        found.append((job, ("retry_before", "drop") if lost else (*release, *moves, "cancel"), lost))
     stopped = [job for job in snapshot.jobs if job.state in STOPPED]
     found += [(job, ("show", "retry"), 0) for job in stopped[:STOPPED_ROWS]]
     if len(found) == 1 and found[0][0].state in ACTIVE:
@@ -121,9 +125,11 @@ def queue(snapshot: Snapshot, words: Words) -> list[Row]:
             job.id,
             title(job.request, words),
             job.state,
-            words("storyboard.lost", job=lost) if lost else waits_for_memory(job, words) or job.request.prompt,
+            words("storyboard.lost", job=lost)
+            if lost
+            else blocked(job, snapshot, words) or waits_for_memory(job, words) or job.request.prompt,
             acts,
-            starts_in(job, snapshot, words) if job.state == "queued" else "",
+            starts_in(job, snapshot, words) if job.state == "queued" else runs_on(job, snapshot, words),
             lost,
         )
         for job, acts, lost in found
@@ -144,19 +150,30 @@ def lost_segment(job: QueuedJob, snapshot: Snapshot) -> int:
 
 
 def starts_in(job: QueuedJob, snapshot: Snapshot, words: Words) -> str:
-    """When a waiting job will start: what is left of the running one and the plans of those before it, and not before
-    the time that a person chose; "" where a part of that is not known, or nothing starts."""
-    before = [other for other in snapshot.waiting if (other.place, other.id) < (job.place, job.id)]
-    running = snapshot.active
-    left_s = running.progress.eta_s if running and running.progress else 0.0 if running is None else None
-    coming = {other.request.nonce for other in (*before, running) if other}
-    if snapshot.paused or job.hold_bytes or left_s is None or not all(other.plan for other in before):
-        return ""
-    if job.request.after and job.request.after not in coming:  # the segment before it failed or was stopped
-        return ""
-    left_s = max(left_s, snapshot.held_until_s - snapshot.now_s)
-    total_s = left_s + sum(other.plan.seconds for other in before if other.plan)
-    return words("run.starts_in", time=words.seconds(max(1.0, total_s)))
+    """When a waiting job will start, and on which of several cards, as the supervisor dispatches; "" where that is not
+    known, or nothing starts."""
+    start = snapshot.fleet.starts().get(job.id) if snapshot.fleet and not snapshot.paused else None
+    return when(start.start_s, card_of(start.slot, snapshot), words) if start else ""
+
+
+def card_of(slot: int, snapshot: Snapshot) -> str:
+    """The name of a slot's card, "" where there is one alone."""
+    fleet = snapshot.fleet
+    card = fleet.card(slot) if fleet and len(fleet.cards) > 1 else None
+    return card.name if card else ""
+
+
+def runs_on(job: QueuedJob, snapshot: Snapshot, words: Words) -> str:
+    """On which of several cards a job runs."""
+    card = card_of(job.slot, snapshot) if job.state in ACTIVE else ""
+    return words("run.on_card", card=card) if card else ""
+
+
+def blocked(job: QueuedJob, snapshot: Snapshot, words: Words) -> str:
+    """That a job is for a card that is not there or takes none, and what to try; "" for any other."""
+    fleet, gpu = snapshot.fleet, job.request.gpu
+    why = fleet.blocked(gpu) if fleet and job.state == "queued" else ""
+    return words(f"run.card_{why}", card=fleet.called(gpu)) if fleet and why else ""
 
 
 def total(snapshot: Snapshot, words: Words) -> str:

@@ -2,10 +2,13 @@
 changed and the ways out; with it what else the plan says around the form: the button, the experts, where weights lie.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.models import display_name_of
@@ -15,6 +18,9 @@ from turbodiff.spec.shapes import SPACE_STRIDE
 from webui.form import PINS
 from webui.markup import Html, action, el, join, local
 from webui.wording import Words
+
+if TYPE_CHECKING:
+    from turbodiff.studio import Begin, Fleet
 
 OF_SCHEDULE = frozenset(Schedule._fields)  # said by the schedule's own reason
 MEASURED = frozenset(("calibrated", "timed"))  # by runs of such clips
@@ -136,13 +142,14 @@ def _candidate(other: Alternative, words: Words) -> Candidate:
     return Candidate(label, note, {change.field: change.to_value for change in told})
 
 
-def button(plan: Plan | None, words: Words) -> Button:
-    """What the Generate button says: the plan as it will run, not as it was asked."""
+def button(plan: Plan | None, words: Words, begin: Begin | None = None) -> Button:
+    """What the Generate button says: the plan as it will run, not as it was asked, and on which of several cards."""
     if plan is None:
         return Button(words("create.go"))
     request = plan.request
     size = request.resolution if request.resolution != "custom" else f"{request.width}x{request.height}"
     label = words("create.go_what", model=short_model(request.model), size=size, frames=request.num_frames)
+    label = " · ".join(filter(None, (label, begin.card if begin else "")))
     lowered = diffs(plan.changes, words, lossy_only=True)
     return Button(label, words("create.anyway") if lowered or plan.band == "no" else "")
 
@@ -187,14 +194,41 @@ def value_text(name: str, value: object, words: Words) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def draw_verdict(shown: Meter, words: Words) -> Html:
-    """The meter in one line, for the place beside the button that never leaves the screen; "" without a plan."""
+def draw_verdict(shown: Meter, words: Words, begin: Begin | None = None) -> Html:
+    """The meter in one line, for the place beside the button that never leaves the screen, with the time that the clip
+    takes on the card where it would start, and when; "" without a plan."""
     if shown.plan is None:
         return Html("")
     plan, kind = shown.plan, words("meter.ram" if shown.plan.device == "cpu" else "meter.vram")
     numbers = words("meter.numbers", need=words.gib(plan.peak_bytes), budget=words.gib(plan.budget_bytes), kind=kind)
-    time = words("meter.about", time=words.seconds(max(1.0, plan.seconds)))
-    return el("div", el("b", words(f"meter.{plan.band}"), cls=plan.band), f" · {numbers} · {time}", cls="td-verdict")
+    time = words("meter.about", time=words.seconds(max(1.0, begin.seconds if begin else plan.seconds)))
+    starts = f" · {when(begin.start_s, begin.card, words)}" if begin and (begin.start_s >= 1 or begin.card) else ""
+    said = f" · {numbers} · {time}{starts}"
+    return el("div", el("b", words(f"meter.{plan.band}"), cls=plan.band), said, cls="td-verdict")
+
+
+def when(start_s: float, card: str, words: Words) -> str:
+    """That a job starts in so many seconds, on a card where that is to be said."""
+    time = words.seconds(max(1.0, start_s))
+    return words("run.starts_on", time=time, card=card) if card else words("run.starts_in", time=time)
+
+
+def draw_cards(fleet: Fleet | None, chosen: str, words: Words) -> Html:
+    """Which card the clip is for: any, or one of several; also where the chosen one is gone."""
+    cards = fleet.cards if fleet else ()
+    if len(cards) < 2 and not chosen:
+        return Html("")
+    offered = {"": words("meter.any_card"), **{card.uuid: card.name for card in cards if card.uuid}}
+    if chosen not in offered:
+        offered[chosen] = fleet.called(chosen) if fleet else chosen[:12]
+    buttons = []
+    for uuid, name in offered.items():
+        why = fleet.blocked(uuid) if fleet else ""
+        label = f"{name} · {words(f'system.card_{why}')}" if why else name
+        cls, pressed = ("main", "true") if uuid == chosen else ("plain", "false")
+        buttons.append(action("fill", json.dumps({"gpu": uuid}), label, form=True, cls=cls, aria_pressed=pressed))
+    head = el("span", words("meter.for_card"), cls="td-quiet")
+    return el("div", head, buttons, cls="td-acts td-html", id="for-card", role="group")
 
 
 def draw(shown: Meter, words: Words, card: str = "") -> Html:

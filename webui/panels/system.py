@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from turbodiff.spec.jobs import ACTIVE
 from webui.form import CARDS
 from webui.markup import Html, action, el, facts, join, local
 from webui.panels.models import Model, draw_best, draw_model, model_card, section
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 QUICK = "turbodiff calibrate --quick"
 LARGEST_HOLDERS = 5  # shown in first aid
+CARD_STATES = ("on", "paused", "excluded")
 SHOWN_FILES = 100  # of those that no model uses
 
 
@@ -31,6 +33,16 @@ class HolderRow:
     note: str
     kind: str
     kill: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A card: its name, whether it takes jobs, and what it does."""
+
+    uuid: str
+    name: str
+    state: str
+    does: str
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class System:
     kernels: tuple[tuple[str, str], ...] = ()  # operation, what computes it and why
     checks: tuple[tuple[str, bool, str], ...] = ()  # of the self-test: name, whether it is good, what it found
     checking: bool = False
+    switches: tuple[Switch, ...] = ()  # a card each
     passed_over: tuple[tuple[str, str], ...] = ()  # files of the search roots that no model uses, and why
 
 
@@ -60,6 +73,7 @@ def system(snapshot: Snapshot, report: DoctorReport | None, words: Words) -> Sys
         cards=tuple(_cards(snapshot.machine, words)) if snapshot.machine else (),
         holders=tuple(holder(row, words) for row in snapshot.holder_rows()),
         host_line=host_line(snapshot),
+        switches=tuple(_switches(snapshot, words)),
         models=models,
         best=next(
             (model for name in wanted for model in models if model.id == name and not model.here and model.best), None
@@ -129,6 +143,29 @@ def largest_holders(snapshot: Snapshot, words: Words) -> tuple[HolderRow, ...]:
     return tuple(holder(row, words) for row in rows[:LARGEST_HOLDERS])
 
 
+def _switches(snapshot: Snapshot, words: Words) -> Iterable[Switch]:
+    running = {job.slot: job.id for job in snapshot.jobs if job.state in ACTIVE}
+    for card in snapshot.fleet.cards if snapshot.fleet else ():
+        if card.uuid:
+            does = words("system.card_runs", job=running[card.slot]) if card.slot in running else words("system.idle")
+            yield Switch(card.uuid, card.name, card.state, does)
+
+
+def _draw_switches(switches: tuple[Switch, ...], words: Words) -> Html:
+    """Each card with its switch."""
+    rows = []
+    for card in switches:
+        acts = [
+            action(
+                "card_state", f"{card.uuid} {state}", words(f"system.card_{state}"),
+                cls="main" if state == card.state else "plain", aria_pressed=str(state == card.state).lower(),
+            )
+            for state in CARD_STATES
+        ]  # fmt: skip
+        rows.append(el("div", el("b", card.name), el("span", card.does, cls="what"), acts, data_card=card.uuid))
+    return el("div", rows, cls="td-list", id="card-switches") if rows else Html("")
+
+
 def _cards(machine: Machine, words: Words) -> Iterable[tuple[str, str]]:
     for gpu in machine.gpus:
         free = words.gib(gpu.free_bytes) if gpu.free_bytes is not None else "?"
@@ -180,8 +217,12 @@ def draw(shown: System, ready: bool, words: Words) -> Html:
     start = words("system.selftest_running" if shown.checking else "system.selftest_go")
     run = action("selftest", "", start, disabled=shown.checking, cls="plain")
     cards = el("div", [action("card", size, f"{size} GiB", form=True) for size in CARDS], cls="td-acts", id="cards")
+    switches = _draw_switches(shown.switches, words)
     left = (
         section(words("system.machine"), facts(shown.cards)),
+        section(words("system.cards"), (switches, el("p", words("system.cards_text"), cls="td-quiet")))
+        if switches
+        else None,
         section(words("system.try_card"), (cards, el("p", words("system.try_card_text"), cls="td-quiet"))),
         section(words("system.holders"), holders),
         section(words("system.selftest"), selftest, run),

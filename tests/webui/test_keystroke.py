@@ -20,7 +20,8 @@ from webui.snapshot import StudioReader
 from webui.wording import Words
 
 MOST_PLANS, MOST_CALLS = 4, 8000
-MOST_CALLS_ANEW = 12_000  # anew: every candidate twice, plain and INT8, with kept and with recomputed text keys
+# anew: every candidate twice, plain and INT8, with kept and with recomputed text keys; and the start in the queue
+MOST_CALLS_ANEW = 13_500
 MODEL = "wan2.1-14b"
 
 

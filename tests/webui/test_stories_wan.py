@@ -113,7 +113,7 @@ def test_a_failed_wan_clip_runs_smaller_after_one_click(card, chromium):
         write_prompt(page, json.dumps({"attempts": [oom, oom, oom, {"steps": 1}]}))
         failed = submit(page, card, "parked")
         page.click("#progress .failed [data-act=retry_smaller]")
-        small = card.wait(lambda: (job := newest(card)).id > failed.id and job)
+        small = card.wait(lambda: (job := card.store.job(failed.id)).state != "parked" and job)
         assert (small.request.model, small.request.resolution, small.request.num_frames) == (
             "wan2.1-1.3b", "480p", 49
         )  # fmt: skip

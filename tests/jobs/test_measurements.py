@@ -96,7 +96,10 @@ def test_rows_of_version_1_know_their_card_by_their_sample(store: Store) -> None
     with store.write() as db:  # as version 1 left it: a row with its sample and one of which it was forgotten
         for sql in ("ALTER TABLE peak DROP COLUMN gpu", "ALTER TABLE peak DROP COLUMN gpu_bytes"):
             db.execute(sql)
-        db.execute("ALTER TABLE job DROP COLUMN overtaken")
+        for sql in ("DROP INDEX job_of_user", "DROP INDEX job_expiry", "DROP TABLE api_user"):
+            db.execute(sql)
+        for column in ("overtaken", "user", "expires_s"):
+            db.execute(f"ALTER TABLE job DROP COLUMN {column}")
         rest = "at_s, job, attempt, model, width, height, num_frames, phase, measured_bytes, measured_s"
         db.execute(f"INSERT INTO peak ({rest}) SELECT {rest} FROM peak")
         db.execute("UPDATE peak SET measured_s = 50 WHERE sample IS NULL")

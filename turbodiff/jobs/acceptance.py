@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 from turbodiff.jobs import journal
 from turbodiff.jobs.database import LOCKED, PATIENCE_S, Database, as_column
+from turbodiff.jobs.fair_share import place_for
 from turbodiff.jobs.journal import Accepted, remove_entry
+from turbodiff.jobs.users import WAITING, user_named
 from turbodiff.spec.errors import OutputError, RequestError
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
@@ -27,12 +29,30 @@ HELD_PATIENCE_S = 0.2  # with one that is known to hold it: each group of that m
 Asked = Sequence[tuple[Request, Plan | None]]
 
 
+class Asker(NamedTuple):
+    """Who asks for jobs, and until when (Unix seconds) they may wait.
+
+    Args:
+        client: the address of another machine, "" for this one.
+        user: the name of who asks, "" for whoever has none.
+        parent: the job that is run again.
+    """
+
+    client: str = ""
+    user: str = ""
+    parent: int | None = None
+    expires_s: float | None = None
+
+    def accepted(self, number: int, now_s: float, request: Request, plan: Plan | None) -> Accepted:
+        """One of the jobs, as the journal keeps it."""
+        return Accepted(id=number, nonce=request.nonce, created_s=now_s, request=request, plan=plan, **self._asdict())
+
+
 class Submission(NamedTuple):
     """Jobs that somebody asks for, all or none; `ids` is what is told, or the error."""
 
     asked: Asked
-    client: str
-    parent: int | None
+    asker: Asker
     ids: Future[list[int]]
 
 
@@ -50,11 +70,11 @@ class Acceptance(Database):
         self._committer.shutdown()
         super().close()
 
-    def submit_all(self, asked: Asked, client: str, parent: int | None) -> list[int]:
+    def submit_all(self, asked: Asked, asker: Asker) -> list[int]:
         """The ids of jobs that are now in the queue; see `Store.submit_all`."""
         named = [(request.model_copy(update={"nonce": request.nonce or secrets.token_hex(16)}), plan)
                  for request, plan in asked]  # fmt: skip
-        mine = Submission(named, client, parent, Future())
+        mine = Submission(named, asker, Future())
         self._waiting.append(mine)
         self._committer.submit(self._accept_waiting)
         return mine.ids.result()
@@ -122,48 +142,48 @@ class Acceptance(Database):
 
     def _rows_of(self, db: sqlite3.Connection, one: Submission) -> tuple[list[int], list[Accepted]]:
         """The ids of a submission's jobs, and those of them that had no row before; a nonce that is known has one."""
-        ids, new = list[int](), list[Accepted]()
+        ids, new, asker = list[int](), list[Accepted](), one.asker
+        column, name = ("user", asker.user) if asker.user else ("client", asker.client)
         for request, plan in one.asked:
-            known = db.execute("SELECT id FROM job WHERE nonce = ?", (request.nonce,)).fetchone()
+            known = db.execute("SELECT id, user FROM job WHERE nonce = ?", (request.nonce,)).fetchone()
             if known:
-                ids.append(int(known["id"]))
+                ids.append(_same_user(known["id"], known["user"], asker))
                 continue
-            if one.client:  # this machine has no share, and need not count 10,000 jobs at each submit
-                mine = "SELECT count(*) FROM job WHERE client = ? AND state = 'queued'"
-                check_share(one.client, db.execute(mine, (one.client,)).fetchone()[0])
-            asked = Accepted(
-                id=0, nonce=request.nonce, client=one.client, parent=one.parent, created_s=self.now(),
-                request=request, plan=plan,
-            )  # fmt: skip
+            if name:  # this machine has no share, and need not count 10,000 jobs at each submit
+                mine = f"SELECT count(*) FROM job WHERE {column} = ? AND state = 'queued'"
+                check_share(name, db.execute(mine, (name,)).fetchone()[0], self._most(asker))
+            asked = asker.accepted(0, self.now(), request, plan)
             ids.append(insert_job(db, asked))
             new.append(asked.model_copy(update={"id": ids[-1]}))
         return ids, new
 
+    def _most(self, asker: Asker) -> int:
+        """How many jobs of whoever asks may wait."""
+        user = user_named(self, asker.user)
+        return user.most_waiting if user else WAITING if asker.user else MAX_QUEUED_PER_CLIENT
+
     def _put_off(self, one: Submission) -> list[int] | RequestError:
         """Accept jobs into the journal alone. The marks are read before the database's last number: what gets its row
         in between is counted twice, not never."""
-        state, ids, written = self.path.parent, list[int](), list[str]()
+        state, ids, written, asker = self.path.parent, list[int](), list[str](), one.asker
         entries = journal.waiting_jobs(state)
-        waiting = {entry.nonce: entry.id for entry in entries}
-        mine = sum(entry.client == one.client for entry in entries)
-        mine += self.rows("SELECT count(*) AS n FROM job WHERE client = ? AND state = 'queued'", one.client)[0]["n"]
+        waiting = {entry.nonce: (entry.id, entry.user) for entry in entries}
+        column, name = ("user", asker.user) if asker.user else ("client", asker.client)
+        mine = sum(getattr(entry, column) == name for entry in entries)
+        mine += self.rows(f"SELECT count(*) AS n FROM job WHERE {column} = ? AND state = 'queued'", name)[0]["n"]
         last = self.rows("SELECT max(seq) AS id FROM sqlite_sequence WHERE name = 'job'")[0]["id"] or 0
-        number = max([last, *waiting.values()])
+        number = max([last, *(entry.id for entry in entries)])
         try:
             for request, plan in one.asked:
-                row = self.rows("SELECT id FROM job WHERE nonce = ?", request.nonce)
-                known = row[0]["id"] if row else waiting.get(request.nonce)
+                row = self.rows("SELECT id, user FROM job WHERE nonce = ?", request.nonce)
+                known = (row[0]["id"], row[0]["user"]) if row else waiting.get(request.nonce)
                 if known is None:
-                    check_share(one.client, mine)
+                    check_share(name, mine, self._most(asker))
                     number, mine = number + 1, mine + 1
-                    entry = Accepted(
-                        id=number, nonce=request.nonce, client=one.client, parent=one.parent, created_s=self.now(),
-                        request=request, plan=plan,
-                    )  # fmt: skip
                     written.append(request.nonce)
-                    waiting[request.nonce] = number
-                    journal.write_waiting(state, entry)
-                ids.append(number if known is None else known)
+                    waiting[request.nonce] = number, asker.user
+                    journal.write_waiting(state, asker.accepted(number, self.now(), request, plan))
+                ids.append(number if known is None else _same_user(known[0], known[1], asker))
         except BaseException as error:
             for nonce in written:
                 journal.forget_waiting(state, nonce)
@@ -190,23 +210,33 @@ def insert_job(db: sqlite3.Connection, entry: Accepted) -> int:
     """The id of the row that an accepted job gets: its own where that is free, the next one where it is 0."""
     values = (entry.id, entry.nonce, entry.client, as_column(entry.request), as_column(entry.plan))
     cursor = db.execute(
-        "INSERT INTO job (id, nonce, client, state, place, request, plan, parent, created_s) VALUES"
+        "INSERT INTO job (id, nonce, client, state, place, request, plan, parent, created_s, user, expires_s) VALUES"
         " (CASE WHEN ?1 > 0 AND NOT EXISTS (SELECT 1 FROM job WHERE id = ?1) THEN ?1 END,"
-        " ?2, ?3, 'queued', 0, ?4, ?5, ?6, ?7)",
-        (*values, entry.parent, entry.created_s),
+        " ?2, ?3, 'queued', ?9, ?4, ?5, ?6, ?7, ?8, ?10)",
+        (*values, entry.parent, entry.created_s, entry.user, place_for(db, entry.user), entry.expires_s),
     )
-    db.execute("UPDATE job SET place = id WHERE id = ?", (cursor.lastrowid,))
     return cursor.lastrowid or 0
 
 
-def check_share(client: str, waiting: int) -> None:
-    """Refuse a job of a client who has too many waiting; "": the person's own.
+def _same_user(job: int, user: str, asker: Asker) -> int:
+    """The job that a nonce made.
+
+    Raises:
+        RequestError: it made one of another user.
+    """
+    if asker.user and user != asker.user:
+        raise RequestError("this nonce is another user's", code="nonce_taken", field="nonce", try_instead="another one")
+    return job
+
+
+def check_share(name: str, waiting: int, most: int) -> None:
+    """Refuse a job of a client or user who has too many waiting; "": the person's own.
 
     Raises:
         RequestError: code queue_full.
     """
-    if client and waiting >= MAX_QUEUED_PER_CLIENT:
+    if name and waiting >= most:
         raise RequestError(
             "too many jobs of yours are waiting", code="queue_full", field="job", got=waiting,
-            expected=f"at most {MAX_QUEUED_PER_CLIENT}", try_instead="wait for one to finish, or cancel one",
+            expected=f"at most {most}", try_instead="wait for one to finish, or cancel one",
         )  # fmt: skip

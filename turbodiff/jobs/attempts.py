@@ -45,8 +45,9 @@ def claim(
     with store.write() as db:
         rows = db.execute(
             "SELECT id, request, CAST(hold_bytes AS INTEGER) AS hold_bytes, CAST(started_s AS REAL) AS started_s"
-            " FROM job WHERE state = 'queued' AND id = coalesce(?, id) ORDER BY place, id",
-            (chosen and chosen.job,),
+            " FROM job WHERE state = 'queued' AND id = coalesce(?, id) AND coalesce(expires_s > ?, 1)"
+            " ORDER BY place, id",
+            (chosen and chosen.job, store.now()),
         )
         row = next((row for row in rows if may_start(store, _hold(row), free_bytes, gpu)), None)
         if row is None:

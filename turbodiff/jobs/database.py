@@ -25,7 +25,7 @@ SqlValue = str | bytes | int | float | None
 NO_SHARED_MEMORY = {"9p", "drvfs", "nfs", "nfs4", "cifs", "smb3", "fuse.sshfs"}
 
 # one script per schema version; `PRAGMA user_version` says how many have run
-MIGRATIONS = tuple(Path(__file__).with_name(f"schema_{version}.sql").read_text("utf-8") for version in (1, 2))
+MIGRATIONS = tuple(Path(__file__).with_name(f"schema_{version}.sql").read_text("utf-8") for version in (1, 2, 3))
 
 
 def as_column(value: BaseModel | dict[str, int] | dict[str, str] | SqlValue) -> SqlValue:

@@ -31,12 +31,17 @@ class WaitingJob(NamedTuple):
         prices: by slot, of the plan for that card; only the cards that can hold it, with no more given up of the
             picture than the person was shown.
         overtaken: how many later jobs have started on one of those cards.
+        user: whose it is; no later job of the same user starts before it on a card that it could use. "" for jobs of
+            nobody in particular, which may pass each other as others do.
+        place: in the queue.
     """
 
     job: int
     weights: str
     prices: Mapping[int, Price]
     overtaken: int = 0
+    user: str = ""
+    place: float = 0.0
 
 
 class Card(NamedTuple):
@@ -69,11 +74,12 @@ class Choice(NamedTuple):
 
 
 class _Later(NamedTuple):
-    """A job that will start later: when, the cards that it could use, and how many jobs may still pass it there."""
+    """A job that will start later: when, the cards that it could use, how many jobs may still pass it there, whose."""
 
     start_s: float
     slots: Collection[int]
     may_pass: int
+    user: str
 
 
 class _Beginning(NamedTuple):
@@ -106,7 +112,10 @@ def _ways(beginning: _Beginning, one: WaitingJob) -> Iterator[Start]:
     for slot, price in one.prices.items():
         card = beginning.cards.get(slot)
         if card is not None:
-            fences = [later.start_s for later in beginning.later if slot in later.slots and later.may_pass <= 0]
+            fences = [
+                later.start_s for later in beginning.later
+                if slot in later.slots and (later.may_pass <= 0 or (one.user and later.user == one.user))
+            ]  # fmt: skip
             start_s = max([card.busy_s, *fences])
             warm = bool(one.weights) and card.weights == one.weights
             yield Start(one.job, slot, start_s, start_s + (price.warm_s if warm else price.cold_s))
@@ -119,7 +128,7 @@ def _longer(beginning: _Beginning, one: WaitingJob, start: Start) -> _Beginning:
         for other in beginning.later
     ]
     if start.start_s > 0:
-        later.append(_Later(start.start_s, one.prices.keys(), MOST_OVERTAKEN - one.overtaken))
+        later.append(_Later(start.start_s, one.prices.keys(), MOST_OVERTAKEN - one.overtaken, one.user))
     cards = {**beginning.cards, start.slot: Card(start.slot, start.end_s, one.weights)}
     return _Beginning(beginning.total_s + start.end_s, cards, (*beginning.starts, start), tuple(later))
 

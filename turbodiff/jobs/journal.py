@@ -39,6 +39,7 @@ IDENTITY = "journal.id"
 WAITING = "waiting"
 MAX_BYTES = 1 << 20  # a job with a plan and the longest prompts takes 80 KB
 NUMBERING_S = 5.0
+KEPT = ("id", "nonce", "client", "parent", "created_s", "user", "expires_s")  # beside request and plan
 LARGEST_ID = 2**53 - 1  # what a browser's numbers hold exactly
 
 
@@ -50,16 +51,15 @@ class Accepted(Frozen):
     client: str = ""
     parent: int | None = Field(default=None, le=LARGEST_ID)
     created_s: float = Field(allow_inf_nan=False)
+    user: str = ""
+    expires_s: float | None = Field(default=None, allow_inf_nan=False)
     request: Request
     plan: Plan | None = None
 
     @classmethod
     def of(cls, job: "QueuedJob") -> "Accepted":
         """What the journal keeps of a job of the queue."""
-        return cls(
-            id=job.id, nonce=job.nonce, client=job.client, parent=job.parent, created_s=job.created_s,
-            request=job.request, plan=job.plan,
-        )  # fmt: skip
+        return cls(**{name: getattr(job, name) for name in cls.model_fields})
 
 
 def entry_path(state: Path, nonce: str) -> Path:
@@ -205,7 +205,7 @@ def _read_leniently(data: bytes) -> Accepted | None:
             return None
         read = read_record(Sidecar, {"request": found["request"], "plan": found.get("plan")})
         if read is not None:
-            kept = {name: found[name] for name in ("id", "nonce", "client", "parent", "created_s") if name in found}
+            kept = {name: found[name] for name in KEPT if name in found}
             json.dumps(kept, ensure_ascii=False).encode()  # half of a surrogate pair is no text for the database
             return Accepted(**kept, request=read.request, plan=read.plan)
     return None

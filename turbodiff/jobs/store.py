@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from turbodiff.jobs import journal
-from turbodiff.jobs.acceptance import Acceptance, insert_job
+from turbodiff.jobs.acceptance import Acceptance, Asker, insert_job
 from turbodiff.jobs.database import Database, as_column
 from turbodiff.jobs.journal import Accepted, remove_entry, write_entry
 from turbodiff.jobs.rows import LARGEST, UNREADABLE, asked_of, parsed, record_of
@@ -42,23 +42,33 @@ class Store(Database):
 
     # --- people: submit, look, cancel; more in waiting.py -------------------------------------------------------------
 
-    def submit(self, request: Request, plan: Plan | None = None, *, client: str = "", parent: int | None = None) -> int:
+    def submit(
+        self, request: Request, plan: Plan | None = None, *, client: str = "", user: str = "", parent: int | None = None
+    ) -> int:
         """Put a job in the queue and return its id; see `submit_all`."""
-        return self.submit_all([(request, plan)], client=client, parent=parent)[0]
+        return self.submit_all([(request, plan)], client=client, user=user, parent=parent)[0]
 
     def submit_all(
-        self, asked: Sequence[tuple[Request, Plan | None]], *, client: str = "", parent: int | None = None
+        self,
+        asked: Sequence[tuple[Request, Plan | None]],
+        *,
+        client: str = "",
+        user: str = "",
+        parent: int | None = None,
+        expires_s: float | None = None,
     ) -> list[int]:
-        """Put jobs in the queue, all or none, and return their ids; a nonce that is known returns the job it made.
+        """Put jobs in the queue, all or none, and return their ids; a nonce that is known returns the job it made. What
+        still waits at `expires_s` (Unix seconds) ends then.
 
         Where another program holds the database, they are accepted into the journal alone, under the ids that the
         database will give them; see `take_in`. Threads that ask at the same time share one wait for the disk.
 
         Raises:
-            RequestError: this client already has `acceptance.MAX_QUEUED_PER_CLIENT` jobs waiting.
+            RequestError: this user, or this client without a name, already has as many jobs waiting as may wait; a
+                nonce is another user's.
             OutputError: the disk refused; nothing is queued.
         """
-        return self._accepting().submit_all(asked, client, parent)
+        return self._accepting().submit_all(asked, Asker(client, user, parent, expires_s))
 
     def take_in(self) -> list[int]:
         """Give rows to the jobs that were accepted while another program held the database; returns their ids."""
@@ -88,11 +98,13 @@ class Store(Database):
             )
         return found[0]
 
-    def jobs(self, limit: int = 50, states: Sequence[State] = ()) -> list[QueuedJob]:
-        """The newest jobs first; with `states`, only those."""
-        marks = ",".join("?" * len(states))
-        where = f"WHERE state IN ({marks})" if states else ""
-        return [as_job(row) for row in self.rows(f"SELECT * FROM job {where} ORDER BY id DESC LIMIT ?", *states, limit)]
+    def jobs(self, limit: int = 50, states: Sequence[State] = (), user: str = "") -> list[QueuedJob]:
+        """The newest jobs first; with `states`, only those; with `user`, only of that one."""
+        tests, values = ["1"], [*states, *([user] if user else [])]
+        tests += [f"state IN ({','.join('?' * len(states))})"] if states else []
+        tests += ["user = ?"] if user else []
+        query = f"SELECT * FROM job WHERE {' AND '.join(tests)} ORDER BY id DESC LIMIT ?"
+        return [as_job(row) for row in self.rows(query, *values, limit)]
 
     def overview(self, limit: int = 80) -> tuple[list[QueuedJob], int]:
         """What a page shows of the queue, the newest first, and how many jobs wait in all.
@@ -176,12 +188,14 @@ class Store(Database):
             raise RequestError(**UNREADABLE.model_dump(exclude={"exit_code"}))
         asked = request or old.request
         if old.over:
-            return self.submit(asked.model_copy(update={"nonce": ""}), plan, client=old.client, parent=job)
+            return self.submit(
+                asked.model_copy(update={"nonce": ""}), plan, client=old.client, user=old.user, parent=job
+            )
         kept = as_column(asked.model_copy(update={"nonce": old.nonce}))
         clean = "error = NULL, ended_s = NULL, strikes = '{}', overrides = '{}', cap_bytes = NULL, hold_bytes = NULL"
         with self.write() as db:
             db.execute(
-                f"UPDATE job SET state = 'queued', request = ?, plan = ?, ask = '', {clean}"
+                f"UPDATE job SET state = 'queued', request = ?, plan = ?, ask = '', expires_s = NULL, {clean}"
                 " WHERE id = ? AND state = 'parked'",
                 (kept, as_column(plan), job),
             )
@@ -194,7 +208,7 @@ class Store(Database):
         old = self.job(job)
         if old.error is UNREADABLE:
             raise RequestError(**UNREADABLE.model_dump(exclude={"exit_code"}))
-        return self.submit(old.request.model_copy(update={"nonce": ""}), client=old.client, parent=job)
+        return self.submit(old.request.model_copy(update={"nonce": ""}), client=old.client, user=old.user, parent=job)
 
     @property
     def paused(self) -> bool:
@@ -275,13 +289,13 @@ def as_job(row: sqlite3.Row) -> QueuedJob:
     values["progress"] = None
     with suppress(ValueError):
         values["progress"] = Progress.model_validate(progress) if progress else None
-    for name in ("place", "created_s", "started_s", "ended_s"):
+    for name in ("place", "created_s", "started_s", "ended_s", "expires_s"):
         number = values[name]
         if not isinstance(number, int | float) or not abs(number) < LARGEST:
-            values[name] = None if name in ("started_s", "ended_s") else 0.0
+            values[name] = 0.0 if name in ("place", "created_s") else None
     for name in ("attempt", "slot", "overtaken", "cap_bytes", "hold_bytes", "parent"):
         if not isinstance(values[name], int):
             values[name] = 0 if name in ("attempt", "slot", "overtaken") else None
-    values |= {name: str(values[name]) for name in ("nonce", "client", "ask")}
+    values |= {name: str(values[name]) for name in ("nonce", "client", "ask", "user")}
     values["request"], values["plan"] = read.request, read.plan
     return QueuedJob(**values)

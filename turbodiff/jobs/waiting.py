@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from turbodiff.jobs.database import as_column
 from turbodiff.jobs.journal import Accepted, remove_entry, write_entry
+from turbodiff.spec.events import JobError
 
 if TYPE_CHECKING:
     from turbodiff.jobs.store import Store
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from turbodiff.spec.plan import Plan
     from turbodiff.spec.request import Request
 
+EXPIRED = JobError(
+    code="job_expired", field="ttl_s", what="this job waited longer than it may", got="a job that waits",
+    expected="a start before its time was over", try_instead="submit it again, with a longer ttl_s or none",
+)  # fmt: skip
 LONGEST_HOLD_S = 25 * 3600.0  # a time of the next day, over a change to winter time; a clock set back holds no longer
 
 
@@ -65,6 +70,21 @@ def clear(store: Store) -> int:
     for row in gone:
         remove_entry(store.path.parent, row["nonce"])
     return len(gone)
+
+
+def expire(store: Store) -> list[int]:
+    """End the jobs that still wait although their time is over: failed, with EXPIRED; returns their numbers."""
+    late = "state = 'queued' AND expires_s <= ?"
+    if not store.rows(f"SELECT 1 FROM job WHERE {late} LIMIT 1", store.now()):
+        return []
+    with store.write() as db:
+        gone = db.execute(
+            f"UPDATE job SET state = 'failed', error = ?, ended_s = ? WHERE {late} RETURNING id, nonce",
+            (as_column(EXPIRED), store.now(), store.now()),
+        ).fetchall()
+    for row in gone:
+        remove_entry(store.path.parent, row["nonce"])
+    return [row["id"] for row in gone]
 
 
 def drop(store: Store, job: int) -> int:

@@ -81,6 +81,8 @@ class QueuedJob:
     started_s: float | None
     ended_s: float | None
     overtaken: int = 0  # how many later jobs started on a card that it could have used
+    user: str = ""  # whose it is, "" for whoever has no name
+    expires_s: float | None = None  # what still waits then ends
 
     @property
     def over(self) -> bool:

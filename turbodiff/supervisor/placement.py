@@ -16,6 +16,7 @@ from turbodiff.jobs.cards import (
 )
 from turbodiff.jobs.dispatch import Card, Choice, Price, WaitingJob, dispatch, overtaken_by
 from turbodiff.jobs.store import as_job
+from turbodiff.jobs.waiting import expire
 from turbodiff.plan.planner import seconds_on
 from turbodiff.spec.jobs import QueuedJob
 from turbodiff.spec.models import Inventory
@@ -80,6 +81,8 @@ class Placement:
     def _look(self, slots: Sequence[GpuSlot], several: bool) -> list[WaitingJob]:
         """What waits, priced for each card that takes jobs; it is written down for page and shell."""
         store = self.context.store
+        for job_id in expire(store):
+            self.context.log.say("it waited longer than it may", job=job_id)
         rows = store.rows("SELECT * FROM job WHERE state = 'queued' ORDER BY place, id LIMIT ?", WINDOW)
         queued = [as_job(row) for row in rows]
         running = {slot.index: store.job(slot.job.id) for slot in slots if slot.job}
@@ -166,7 +169,8 @@ class Placement:
                 price = self._prices[key]
             if price:
                 prices[slot.index] = price
-        return WaitingJob(job.id, weights_of(job.plan) if job.plan else "", prices, job.overtaken)
+        weights = weights_of(job.plan) if job.plan else ""
+        return WaitingJob(job.id, weights, prices, job.overtaken, job.user, job.place)
 
 
 def promised_bytes(slots: Sequence[GpuSlot], but: int) -> int:

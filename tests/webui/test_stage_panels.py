@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace as Some
 
+import pytest
 from test_view import BARE, EN, ZH, job, plan_on
 
 from turbodiff.diagnostics import doctor
 from turbodiff.jobs.cards import FleetCard
 from turbodiff.jobs.dispatch import Card, Price, WaitingJob
-from turbodiff.spec.clips import Sidecar
+from turbodiff.spec.clips import Measured, Sidecar
 from turbodiff.spec.jobs import Outcome, Progress
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import GIB
@@ -106,6 +107,26 @@ def test_of_several_cards_each_job_names_its_own_and_one_that_cannot_start_says_
     )
     tab = system.draw(system.system(seen, None, EN), False, EN)
     assert 'data-card="GPU-b"' in tab and 'data-arg="GPU-b excluded"' in tab and "job 1" in tab
+
+
+def test_the_system_tab_compares_what_the_newest_clips_took_with_what_was_predicted():
+    def took(seconds, peak_bytes=0):
+        made = clip("one")
+        measured = Measured(seconds=seconds, peak_bytes=peak_bytes)
+        return replace(made, sidecar=made.sidecar.model_copy(update={"plan": plan, "measured": measured}))
+
+    plan = plan_on(80, model="wan2.1-1.3b")
+    older = [took(9 * plan.seconds)] * 10  # beyond the newest 50
+    newest = [took(plan.seconds * ratio, int(plan.peak_bytes * 0.9)) for ratio in (0.8, 1.0, 1.1, 1.5)]
+    untold = [clip("no plan"), replace(clip("odd"), sidecar=Sidecar(request=clip("x").request, plan=plan))]
+    shown = system.system(Snapshot(clips=(*newest, *untold, *[took(plan.seconds)] * 44, *older)), None, EN)
+    time, memory = shown.accuracy
+    assert (time.clips, memory.clips) == (48, 4) and time.ratios == pytest.approx((0.8, 1.0, 1.5))
+    assert time.typical == pytest.approx(0.0) and memory.typical == pytest.approx(0.1, abs=1e-6)
+    for words in (EN, ZH):
+        tab = system.draw(shown, False, words)
+        assert 'id="accuracy"' in tab and "1.50x" in tab and "10%" in tab
+    assert 'id="accuracy"' not in system.draw(system.system(Snapshot(clips=tuple(untold)), None, EN), False, EN)
 
 
 def test_the_handles_of_a_trim_reach_over_all_of_a_continued_clip():

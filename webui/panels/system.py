@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from turbodiff.spec.jobs import ACTIVE
 from webui.form import CARDS
 from webui.markup import Html, action, el, facts, join, local
+from webui.panels.accuracy import Accuracy, accuracy, draw_accuracy
 from webui.panels.models import Model, draw_best, draw_model, model_card, section
 from webui.panels.status_bar import RESTART, card_name
 from webui.wording import Words
@@ -62,6 +63,7 @@ class System:
     checking: bool = False
     switches: tuple[Switch, ...] = ()  # a card each
     passed_over: tuple[tuple[str, str], ...] = ()  # files of the search roots that no model uses, and why
+    accuracy: tuple[Accuracy, ...] = ()
 
 
 def system(snapshot: Snapshot, report: DoctorReport | None, words: Words) -> System:
@@ -91,6 +93,7 @@ def system(snapshot: Snapshot, report: DoctorReport | None, words: Words) -> Sys
             (one.path, words.or_else(f"error.{one.code}", one.what, field=one.path, got=one.got, expected=one.expected))
             for one in snapshot.passed_over
         ),
+        accuracy=tuple(accuracy(snapshot.clips)),
     )
     if report is None:
         return shown
@@ -225,6 +228,7 @@ def draw(shown: System, ready: bool, words: Words) -> Html:
         else None,
         section(words("system.try_card"), (cards, el("p", words("system.try_card_text"), cls="td-quiet"))),
         section(words("system.holders"), holders),
+        draw_accuracy(shown.accuracy, words),
         section(words("system.selftest"), selftest, run),
         section(words("system.kernels"), kernels),
         section(words("system.versions"), versions if ready else reading),

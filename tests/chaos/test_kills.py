@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from supervisor.bench import request, scripted
+from supervisor.bench import request, scripted, wait_until
 
 from tests.soak import SOAK
 from turbodiff.diagnostics.logs import tail
@@ -119,8 +119,7 @@ def hold_the_books(app: App, acknowledged: list[int]) -> None:
 def nobody_is_left(app: App) -> None:
     app.process.kill()
     app.process.wait()
-    time.sleep(2.0)
-    assert app.alive() == []
+    assert wait_until(lambda: app.alive() == [], 60.0), app.alive()
 
 
 def test_fault_25_random_kills_lose_no_job_and_leave_no_orphan(tmp_path: Path) -> None:

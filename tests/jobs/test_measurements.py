@@ -93,7 +93,9 @@ def test_rows_of_version_1_know_their_card_by_their_sample(store: Store) -> None
     job = claim(store)
     assert job is not None
     record(store, job, PhaseEvent(name="vae_decode", state="done", seconds=9.0, peak_bytes=6 * GIB), here)
-    with store.write() as db:  # as version 1 left it: a row with its sample and one of which it was forgotten
+    (sample,) = samples(store)
+    with store.write() as db:  # as version 1 left it: a row with its sample, plain, and one of which it was forgotten
+        db.execute("UPDATE peak SET sample = ?", (sample.model_dump_json(),))
         for sql in ("ALTER TABLE peak DROP COLUMN gpu", "ALTER TABLE peak DROP COLUMN gpu_bytes"):
             db.execute(sql)
         for sql in ("DROP INDEX job_of_user", "DROP INDEX job_expiry", "DROP TABLE api_user"):

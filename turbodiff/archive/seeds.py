@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from turbodiff.archive.clips import edit_sidecar, read_sidecar
 from turbodiff.archive.seed_table import MAX_TABLE_BYTES, Row, decode_table, read_table, write_table
+from turbodiff.jobs.database import as_column
 from turbodiff.jobs.rows import parsed
 from turbodiff.spec.clips import Sidecar, read_record
 from turbodiff.spec.encodings import Encoding
@@ -96,11 +97,12 @@ def add_clip(store: "Store", clip: Path, sidecar: Sidecar, job: int | None = Non
         sidecar.rating,
         sidecar.note,
     )
+    recipe = sidecar.model_dump(mode="json", include=set(KEPT))
     with store.write() as db:
         db.execute(
             "INSERT INTO seed (job, path, prompt, seed, model, resolution, rating, note, recipe, created_s)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO NOTHING",
-            (job, str(clip), *cells, sidecar.model_dump_json(include=set(KEPT)), store.now()),
+            (job, str(clip), *cells, as_column(recipe), store.now()),
         )
         db.execute(DUE, (json.dumps(secrets.token_hex(8)), store.now()))
 

@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -19,7 +20,7 @@ from turbodiff.spec.files import NotAFileError, check_file, file_system
 DATABASE = "turbodiff.db"
 LOCKED = "store_locked"  # code of the error
 PATIENCE_S = 5.0  # with another program that holds the database
-PACK_CHARS = 400
+PACK_CHARS = 300
 SqlValue = str | bytes | int | float | None
 # file systems whose shared memory maps or locks WAL cannot rely on (sqlite.org/wal.html; WSL's /mnt/c is 9p or drvfs)
 NO_SHARED_MEMORY = {"9p", "drvfs", "nfs", "nfs4", "cifs", "smb3", "fuse.sshfs"}
@@ -28,15 +29,15 @@ NO_SHARED_MEMORY = {"9p", "drvfs", "nfs", "nfs4", "cifs", "smb3", "fuse.sshfs"}
 MIGRATIONS = tuple(Path(__file__).with_name(f"schema_{version}.sql").read_text("utf-8") for version in (1, 2, 3))
 
 
-def as_column(value: BaseModel | dict[str, int] | dict[str, str] | SqlValue) -> SqlValue:
-    """A value as a column of a job holds it: models and dicts as JSON, compressed where it is long.
+def as_column(value: BaseModel | dict[str, Any] | SqlValue) -> SqlValue:
+    """A value as a column holds it: models and dicts as JSON, compressed where it is long.
 
     That keeps a job below 8 KB.
     """
     if not isinstance(value, BaseModel | dict):
         return value
     text = value.model_dump_json() if isinstance(value, BaseModel) else json.dumps(value)
-    return zlib.compress(text.encode()) if len(text) > PACK_CHARS else text
+    return zlib.compress(text.encode(), 9) if len(text) > PACK_CHARS else text
 
 
 def open_database(path: Path) -> sqlite3.Connection:

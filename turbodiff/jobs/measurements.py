@@ -12,6 +12,8 @@ from statistics import median
 
 from pydantic import ValidationError
 
+from turbodiff.jobs.database import as_column
+from turbodiff.jobs.rows import parsed
 from turbodiff.jobs.store import Store
 from turbodiff.plan.calibration import History, Sample, kind_of, provenance, work_bytes
 from turbodiff.plan.hardware import Machine
@@ -70,7 +72,7 @@ def record(store: Store, job: QueuedJob, event: Event, machine: Machine | None, 
                 measured |= {"held_bytes": held_bytes, "reserved_bytes": event.reserved_bytes}
             sample = sample.model_copy(update=measured)
     shape = (getattr(job.planned_request, field) for field in SHAPE)
-    learned = sample.model_dump_json() if sample else None
+    learned = as_column(sample)
     with store.write(durable=False) as db:
         row = db.execute(
             "INSERT INTO peak (at_s, job, attempt, model, width, height, num_frames, phase, measured_bytes, measured_s,"
@@ -103,7 +105,7 @@ def keep_sample(store: Store, sample: Sample) -> None:
                 store.now(),
                 *(shape[name] for name in SHAPE),
                 sample.phase,
-                sample.model_dump_json(),
+                as_column(sample),
                 sample.kind.gpu,
                 sample.kind.total_bytes,
             ),
@@ -134,7 +136,7 @@ def history(store: Store) -> History:
     return _history_of(tuple(_texts(store)))
 
 
-def _texts(store: Store) -> list[str]:
+def _texts(store: Store) -> list[str | bytes]:
     newest = "row_number() OVER (PARTITION BY gpu, gpu_bytes ORDER BY id DESC)"
     rows = store.rows(
         f"SELECT sample FROM (SELECT id, sample, {newest} AS nth FROM peak WHERE sample IS NOT NULL)"
@@ -144,16 +146,16 @@ def _texts(store: Store) -> list[str]:
     return [row["sample"] for row in rows]
 
 
-def _read(texts: Iterable[str]) -> list[Sample]:
+def _read(texts: Iterable[str | bytes]) -> list[Sample]:
     found = []
     for text in texts:
-        with suppress(ValidationError):  # written by an older version
-            found.append(Sample.model_validate_json(text))
+        with suppress(ValidationError):  # written by an older version, or damaged
+            found.append(Sample.model_validate(parsed(text)))
     return found
 
 
 @lru_cache(4)
-def _history_of(texts: tuple[str, ...]) -> History:
+def _history_of(texts: tuple[str | bytes, ...]) -> History:
     return History(_read(texts))
 
 

@@ -5,6 +5,7 @@
     job = client.predict({"prompt": "a red circle moves right on a black background", "seed": 1}, api_name="/submit")
     client.predict(job["job"], api_name="/status")
 
+A named user sends `Authorization: Bearer TOKEN` and posts to /gradio_api/run/NAME alone; they see their own jobs.
 With `--mcp` agents get the same seven calls as tools; nothing here restarts, deletes or reads a file of this machine.
 Every answer is a JSON object; what a person would read as an error comes back as {"error": {code, field, what, ...}}.
 """
@@ -24,13 +25,15 @@ from pydantic_core import to_jsonable_python
 
 from turbodiff.spec.errors import RequestError, TurbodiffError
 from turbodiff.spec.exports import make_export
+from turbodiff.spec.jobs import QueuedJob
 from webui import request_guard
 from webui.panels.export import export_url
 from webui.panels.stage import media_url
-from webui.proxies import ASKING
-from webui.snapshot import StudioReader
+from webui.proxies import ASKING, USER
+from webui.snapshot import ClipView, StudioReader
 
 NOT_FROM_OUTSIDE = ("image", "loras", "noise_device")  # paths on this machine are chosen on this machine
+RETRY = "retry_after_s"  # of an error: when to ask again
 MAX_FIELDS = 40
 DEFAULT_JOBS, MAX_JOBS = 50, 200  # of one list
 if TYPE_CHECKING:
@@ -68,28 +71,43 @@ class Endpoints:
 
     @endpoint
     def submit(self, fields: Json) -> Json:
-        """Queue a request; the same nonce gives the same job."""
-        fields = {"nonce": secrets.token_hex(16), **self._checked_fields(fields)}
-        return {"job": self.reader.studio.submit(fields, client=ASKING.get())}  # the tabs see it with their next look
+        """Queue a request; the same nonce gives the same job. {"batch": [...]} queues several, all or none."""
+        asked, user, serving = (
+            dict(fields) if isinstance(fields, Mapping) else {},
+            USER.get(),
+            self.reader.studio.serving,
+        )
+        ttl_s, batch = asked.pop("ttl_s", None), asked.pop("batch", None)
+        each = batch if isinstance(batch, list) else [asked if isinstance(fields, Mapping) else fields]
+        many = [{"nonce": secrets.token_hex(16), **self._checked_fields(one)} for one in each]
+        try:  # the tabs see it with their next look
+            jobs = serving.submit(many, user, ttl_s, ASKING.get())
+        except RequestError as error:
+            if error.code != "queue_full" or not user:
+                raise
+            return {"error": {**error.fields(), RETRY: serving.retry_after_s(user, len(many))}}
+        return {"jobs": jobs} if isinstance(batch, list) else {"job": jobs[0]}
 
     @endpoint
     def status(self, number: float = 0) -> Json:
         """State and progress of a job."""
-        job = self.reader.studio.job(_checked_number(number))
+        job = self._job(number)
         told = {"progress": to_jsonable_python(job.progress), "error": to_jsonable_python(job.error)}
         begin = self.reader.studio.cards.begin_of(job)
         told["starts"] = {"in_s": begin.start_s, "card": begin.card} if begin else None
+        told["expires_s"] = job.expires_s
         return {"job": job.id, "state": job.state, "attempt": job.attempt, **told}
 
     @endpoint
     def cancel(self, number: float = 0) -> Json:
         """Cancel a job."""
-        return {"state": self.reader.studio.cancel(_checked_number(number))}
+        return {"state": self.reader.studio.cancel(self._job(number).id)}
 
     @endpoint
     def list_jobs(self, number: float = 0) -> Json:
         """The newest jobs, at most `number` of them (0: fifty)."""
-        jobs = self.reader.studio.jobs(max(1, min(MAX_JOBS, _checked_number(number) or DEFAULT_JOBS)))
+        limit = max(1, min(MAX_JOBS, _checked_number(number) or DEFAULT_JOBS))
+        jobs = self.reader.studio.serving.jobs(limit, USER.get())
         told = []
         for job in jobs:  # without the folders of this machine: a picture by its name
             asked = job.request
@@ -101,7 +119,7 @@ class Endpoints:
     @endpoint
     def result(self, number: float = 0) -> Json:
         """What came of a job, with the address of its clip on this server."""
-        job = self.reader.studio.job(_checked_number(number))
+        job = self._job(number)
         made = job.result.model_dump(mode="json") if job.result else {}
         path = PurePath(str(made.pop("path", "")))
         made.pop("sidecar", None)
@@ -112,11 +130,22 @@ class Endpoints:
     def export(self, fields: Json) -> Json:
         """Another format of a clip, {"clip": name, "format": "gif", "fps": 60}; ask again until its state is done."""
         asked = dict(fields) if isinstance(fields, Mapping) else {}
-        clip = self.reader.clip_called(str(asked.pop("clip", "")))
+        clip = self._clip(str(asked.pop("clip", "")))
         name = self.reader.studio.exports.start(clip.path, make_export(asked))
         found = self.reader.studio.exports.of(name)
         done = found is not None and found.state == "done"
         return {**to_jsonable_python(found), "url": export_url(name) if done else None}
+
+    def _job(self, number: object) -> QueuedJob:
+        """A job that whoever asks may see. Raises RequestError: there is none."""
+        return self.reader.studio.serving.job(_checked_number(number), USER.get())
+
+    def _clip(self, name: str) -> ClipView:
+        """A clip that whoever asks may see. Raises RequestError: there is none."""
+        clip = self.reader.clip_called(name)
+        if not self.reader.studio.serving.owns(USER.get(), clip.path):
+            raise RequestError("no such clip", code="clip_unknown", field="clip", got=name[:80])
+        return clip
 
     def _checked_fields(self, fields: object) -> dict[str, Any]:
         """The fields of a request from outside; a clip to continue is named as in /result's url.
@@ -135,7 +164,7 @@ class Endpoints:
                 )
         named = {str(name): value for name, value in fields.items()}
         if named.get("continues"):
-            named["continues"] = str(self.reader.clip_called(str(named["continues"])).path)
+            named["continues"] = str(self._clip(str(named["continues"])).path)
         return named
 
 
@@ -153,10 +182,13 @@ def add_routes(app: FastAPI, reader: StudioReader) -> None:
 
 
 def _posted(call: Callable[[object], Json], body: PredictBody) -> Response:
-    """The answer to a call as Gradio writes it."""
+    """The answer to a call as Gradio writes it; 429 where the queue of whoever asks is full."""
     if not body.data or request_guard.points_elsewhere(body.data):
         raise HTTPException(422, "not an input of this call")
-    return ORJSONResponse({"data": [call(body.data[0])], "is_generating": False})
+    answer = call(body.data[0])
+    wait_s = answer["error"].get(RETRY) if isinstance(answer.get("error"), dict) else None
+    status, headers = (429, {"retry-after": str(wait_s)}) if wait_s else (200, None)
+    return ORJSONResponse({"data": [answer], "is_generating": False}, status, headers)
 
 
 def _checked_number(value: object) -> int:

@@ -16,6 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 # the machine that sent the request being answered, "" for this one: handlers run in the context of their request
 ASKING: ContextVar[str] = ContextVar("asking", default="")
+# the name that its token stands for, "" for the page's login and for whoever needs none
+USER: ContextVar[str] = ContextVar("user", default="")
 FROM_PROXY = "turbodiff.from_proxy"  # key of a scope: whether a named proxy sent it
 PORTS = {"http": "80", "https": "443"}
 TOLD = ("for", "proto", "host", "port")  # X-Forwarded-...

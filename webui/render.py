@@ -95,7 +95,8 @@ class Renderer:
         log = tuple(studio.log_tail(LOG_LINES, RUN_LOG)) if ui_state["log"] == RUN_LOG else snapshot.log
         cards = [stage.card(one, words) for one in compared] + ([card] if card and compared else [])
         entry, alike = index.entry(shown), len(index.same_but_seed(shown))
-        hook = (studio.webhook.host, studio.webhook.last) if studio.webhook else None
+        told = studio.serving.webhook
+        hook = (told.host, told.last) if told and told.host else None
         presets = studio.recipes.presets(), studio.recipes.wildcards(), studio.recipes.wildcard_folder
         drawn = {
             "bar": self._drawn(status_bar.draw, bar),

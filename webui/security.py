@@ -7,6 +7,7 @@ Rules and what each stops (measured on plain Gradio 6.31, which lets the first t
   too many per minute      429   5 wrong passwords of an address, 100 of all together, by login or Bearer: then the
                                  right one waits, too; beyond this machine also 60 uploads, 600 other writes
   no login with --listen   401   /login takes the password; the cookie is HttpOnly and SameSite=Lax; /logout ends it
+  a named user's token     403   beyond the calls of the API, and the clips and exports that these name
 
 An IP address as Host cannot be rebound, so any is served where other machines may come in; of names only this
 machine's and those of --host-name.
@@ -16,17 +17,19 @@ Starlette's TrustedHostMiddleware is not used: it cuts a Host at its first colon
 
 import hmac
 import ipaddress
+import re
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import parse_qs, urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from webui.listening import is_loopback, own_names
-from webui.proxies import ASKING, FROM_PROXY, PORTS, address_of, host_name
+from webui.proxies import ASKING, FROM_PROXY, PORTS, USER, address_of, host_name
 from webui.request_guard import READ
 from webui.sessions import LASTS_S, Sessions
 from webui.wording import Words, language_of
@@ -43,6 +46,10 @@ COOKIE = "turbodiff_session"
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 METHODS = SAFE_METHODS | {"POST", "DELETE"}  # the page's own, and of agents (MCP): a 200 for CONNECT has no body
 OPEN_PATHS = ("/login", "/logout", "/healthz", "/favicon.ico")
+# what the token of a named user opens; everything else shows the jobs of all
+OF_USERS = re.compile(
+    r"/gradio_api/run/(estimate|submit|status|cancel|list|result|export)|/media/[^/]+(/poster)?|/exports/[^/]+|/healthz"
+)
 LOOPBACK = ("127.0.0.1", "::1")
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -91,6 +98,7 @@ class SecurityMiddleware:
         port: names the session's cookie, which browsers send to every port of a host.
         root_path: the prefix that a reverse proxy serves the page under.
         sessions: who is logged in; None for sessions that end with this process.
+        user_of: whose token a text is, see `Serving.user_of`.
     """
 
     def __init__(
@@ -103,6 +111,7 @@ class SecurityMiddleware:
         port: int = 0,
         root_path: str = "",
         sessions: Sessions | None = None,
+        user_of: Callable[[str], str | None] = lambda token: None,
     ) -> None:
         self.app, self.password, self.root_path = app, password, root_path.rstrip("/")
         self.hosts = {host_name(name) or name.lower() for name in ("localhost", *LOOPBACK, listen, *host_names)}
@@ -111,6 +120,7 @@ class SecurityMiddleware:
         self.rates = RateLimiter()
         self.cookie = f"{COOKIE}_{port}" if port else COOKIE
         self.sessions = sessions or Sessions(password)
+        self.user_of = user_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or hand it on; websockets are not served."""
@@ -134,10 +144,16 @@ class SecurityMiddleware:
             await send(message)
 
         request = Request(scope, limited_receive)
-        client = client_of(request)
+        client, token = client_of(request), _bearer(request)
+        user = None
+        if token and not (self.password and hmac.compare_digest(token.encode("latin-1"), self.password.encode())):
+            user = await run_in_threadpool(self.user_of, token)
         ASKING.set("" if client in LOOPBACK else client)
-        answer: ASGIApp = self._refusal(request, limit) or self.app
-        if answer is self.app and self.password:
+        USER.set(user or "")
+        answer: ASGIApp = self._refusal(request, limit, user or "") or self.app
+        if answer is self.app and user is not None:
+            answer = self._refusal_of_users(request, user) or self.app
+        elif answer is self.app and self.password:
             if scope["path"] == "/login":
                 answer = await self._login(request)
             elif scope["path"] == "/logout":
@@ -146,7 +162,7 @@ class SecurityMiddleware:
                 answer = self._refusal_of_strangers(request) or self.app
         await answer(scope, limited_receive, send_with_headers)
 
-    def _refusal(self, request: Request, limit: int) -> Response | None:
+    def _refusal(self, request: Request, limit: int, user: str) -> Response | None:
         """The answer to a request that breaks a rule, None for one that keeps them."""
         headers, path = request.headers, request.scope["path"]
         host = headers.get("host", "")
@@ -165,7 +181,18 @@ class SecurityMiddleware:
         if not length.isdecimal() or len(length) > 15 or int(length) > limit:
             return PlainTextResponse(f"at most {limit} bytes", 413)
         client, kind = client_of(request), "upload" if path.endswith("/upload") else "write"
-        return None if client in LOOPBACK or self.rates.allow(client, kind) else too_many(request)
+        counted = f"user {user}" if user else client  # many of them may come from one address
+        return None if client in LOOPBACK or self.rates.allow(counted, kind) else too_many(request)
+
+    def _refusal_of_users(self, request: Request, user: str) -> Response | None:
+        """None for what the token of a named user opens; a token of nobody, "", counts as a wrong password."""
+        if not user:
+            client = client_of(request)
+            if not self.rates.allow(client, "login"):
+                return too_many(request)
+            return PlainTextResponse("this token is nobody's any more", 401)
+        opens = OF_USERS.fullmatch(request.scope["path"])
+        return None if opens else PlainTextResponse("not with the token of a named user", 403)
 
     def _is_served(self, name: str) -> bool:
         """Whether the page answers to the name of a Host header."""
@@ -195,10 +222,10 @@ class SecurityMiddleware:
 
     def _refusal_of_strangers(self, request: Request) -> Response | None:
         """None for a session's cookie or the password, else where to log in."""
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if any(map(self.sessions.holds, self._tokens(request))):
             return None
-        verdict = self._judge(request, token.encode("latin-1")) if scheme.lower() == "bearer" else 401
+        token = _bearer(request)
+        verdict = 401 if token is None else self._judge(request, token.encode("latin-1"))
         if verdict != 401:
             return None if verdict == 200 else too_many(request)
         if request.method in READ and "text/html" in request.headers.get("accept", ""):
@@ -239,6 +266,12 @@ class SecurityMiddleware:
             f"{self.cookie}={token}; Max-Age={lasts_s}; HttpOnly; SameSite=Lax; Path={self.root_path or '/'}{secure}"
         )
         return answer
+
+
+def _bearer(request: Request) -> str | None:
+    """The token of an Authorization header."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token if scheme.lower() == "bearer" else None
 
 
 def client_of(request: Request) -> str:

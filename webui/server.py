@@ -37,7 +37,7 @@ from webui.connections import limited
 from webui.listening import listening_sockets, reachable_at, url_of
 from webui.markup import ROOT_PATH, link
 from webui.panels import jobs
-from webui.proxies import ProxyMiddleware, RootPathMiddleware
+from webui.proxies import USER, ProxyMiddleware, RootPathMiddleware
 from webui.request_guard import READ, RequestGuard
 from webui.security import SecurityMiddleware
 from webui.sessions import FILE as SESSIONS
@@ -65,6 +65,8 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _add_routes(app, reader)
     _add_downloads(app, reader)
+    if args.metrics:
+        _add_metrics(app, reader)
     api.add_routes(app, reader)
     script = "".join((page.STATIC / name).read_text("utf-8") for name in page.SCRIPTS)
     for lang, path in PATHS.items():
@@ -105,6 +107,7 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
         port=args.port,
         root_path=args.root_path,
         sessions=sessions,
+        user_of=studio.serving.user_of,
     )
     app.add_middleware(ProxyMiddleware, proxies=args.proxy, root_path=args.root_path)
     return app
@@ -118,7 +121,7 @@ def _add_routes(app: FastAPI, reader: StudioReader) -> None:
     @app.api_route("/media/{clip}", methods=list(READ))
     def media(clip: str) -> FileResponse:
         found = reader.clip(clip)
-        if found is None or not found.path.is_file():
+        if found is None or not found.path.is_file() or not reader.studio.serving.owns(USER.get(), found.path):
             raise HTTPException(404, "no such clip")
         return FileResponse(
             found.path, media_type="video/mp4", filename=found.path.name, content_disposition_type="inline"
@@ -127,7 +130,8 @@ def _add_routes(app: FastAPI, reader: StudioReader) -> None:
     @app.api_route("/media/{clip}/poster", methods=list(READ))
     def poster(clip: str) -> FileResponse:
         found = reader.clip(clip)
-        if found is None or found.poster is None or not found.poster.is_file():
+        shown = found is not None and reader.studio.serving.owns(USER.get(), found.path)
+        if found is None or not shown or found.poster is None or not found.poster.is_file():
             raise HTTPException(404, "no poster")
         return FileResponse(found.poster, media_type="image/jpeg", headers={"cache-control": "max-age=86400"})
 
@@ -152,6 +156,12 @@ def _add_routes(app: FastAPI, reader: StudioReader) -> None:
         answer = RedirectResponse(link("/"))
         answer.set_cookie(LANGUAGE_COOKIE, "en", samesite="lax")
         return answer
+
+
+def _add_metrics(app: FastAPI, reader: StudioReader) -> None:
+    @app.api_route("/metrics", methods=list(READ))
+    def metrics() -> Response:
+        return Response(reader.studio.serving.metrics(), media_type="text/plain; version=0.0.4")
 
 
 class OnceAMinute(logging.Filter):
@@ -182,7 +192,9 @@ def _add_downloads(app: FastAPI, reader: StudioReader) -> None:
     @app.api_route("/exports/{name}", methods=list(READ))
     def exported(name: str) -> FileResponse:
         found, path = reader.studio.exports.of(name), reader.studio.exports.file(name)
-        if found is None or path is None:
+        clip = reader.clip(name.rsplit(".", 2)[0]) if USER.get() else None
+        shown = not USER.get() or (clip is not None and reader.studio.serving.owns(USER.get(), clip.path))
+        if found is None or path is None or not shown:
             raise HTTPException(404, "no such export")
         return FileResponse(path, media_type=found.media_type, filename=name)
 
@@ -250,8 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.enhancer:
             studio.enhancer = Enhancer(args.enhancer, args.enhancer_model, os.environ.get(ENHANCER_KEY, ""))
         app = make_app(studio, args)
-        if args.webhook:
-            studio.tell(args.webhook, lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
+        studio.serving.tell(args.webhook, lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
         sweeping = (threading.Event(), studio.state / "uploads")
         threading.Thread(target=sweep_until, args=sweeping, daemon=True).start()
         sys.stderr.write(f"[INFO] the page is at {url_of(reachable_at(args.listen), args.port)}\n")

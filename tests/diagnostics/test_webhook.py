@@ -3,9 +3,11 @@
 import hashlib
 import hmac
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from turbodiff.diagnostics import webhook
 from turbodiff.diagnostics.webhook import KEY, Webhook
 from turbodiff.jobs.attempts import claim, finish_job, move_job
 from turbodiff.jobs.store import Store
+from turbodiff.jobs.users import User, add_user
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.events import JobError
@@ -71,8 +74,8 @@ def listening(store: Store, endpoint: Endpoint, said: list[str] | None = None) -
     return hook
 
 
-def end(store: Store, state: str) -> int:
-    store.submit(request("a secret prompt", seed=5))
+def end(store: Store, state: str, user: str = "") -> int:
+    store.submit(request("a secret prompt", seed=5), user=user)
     job = claim(store)
     assert job
     if state == "done":
@@ -148,3 +151,46 @@ def test_the_address_is_among_the_flags_of_a_service() -> None:
     args = page_parser().parse_args(["--webhook", "https://me.example/hook"])
     check_flags(args)
     assert "--webhook=https://me.example/hook" in as_flags(args)
+
+
+def test_a_users_address_is_told_of_their_jobs_alone_signed_with_their_key_and_the_time(
+    store: Store, endpoint: Endpoint
+) -> None:
+    _, anna = add_user(store, User(name="anna", webhook=endpoint.url + "&of=anna"))
+    add_user(store, User(name="ben", webhook="http://127.0.0.1:9/"))  # nobody answers, and nobody else waits for it
+    said: list[str] = []
+    hook = Webhook(store.path.parent, "", said.append)
+    assert wait_until(lambda: isinstance(store.fact(webhook.TOLD), list), 10)
+    end(store, "done")
+    end(store, "done", user="ben")
+    mine = end(store, "failed", user="anna")
+    assert wait_until(lambda: len(store.fact(webhook.TOLD)) == 3, 20)
+    hook.close()
+    ((path, body, headers),) = endpoint.heard
+    assert path.endswith("of=anna") and (json.loads(body)["job"], json.loads(body)["user"]) == (mine, "anna")
+    signed = f"{headers['x-turbodiff-timestamp']}.".encode() + body
+    expected = "sha256=" + hmac.new(anna.webhook_key.encode(), signed, hashlib.sha256).hexdigest()
+    assert headers["x-turbodiff-signed"] == expected
+    assert abs(time.time() - int(headers["x-turbodiff-timestamp"])) < 60 and anna.webhook_key not in "".join(said)
+
+
+def test_an_answer_that_trickles_ends_at_the_deadline_of_a_try(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read brings a byte, so that no timeout of a read ever passes."""
+    monkeypatch.setattr(webhook, "POLL_S", 0.05)
+    monkeypatch.setattr(webhook, "RETRY_S", ())
+    monkeypatch.setattr(webhook, "TIMEOUT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def trickle() -> None:
+            peer, _ = server.accept()
+            with peer, suppress(OSError):
+                while True:
+                    peer.sendall(b"H")
+                    time.sleep(0.1)
+
+        threading.Thread(target=trickle, daemon=True).start()
+        hook = Webhook(store.path.parent, f"http://127.0.0.1:{server.getsockname()[1]}/", lambda line: None)
+        assert wait_until(lambda: isinstance(store.fact(webhook.TOLD), list), 10)
+        end(store, "done")
+        assert wait_until(lambda: hook.last.endswith("TimeoutError"), 20)
+        hook.close()

@@ -34,6 +34,7 @@ from turbodiff.cli.generate import extend, generate, plan
 from turbodiff.cli.machine import doctor, gpu, models_app, selftest
 from turbodiff.cli.queue import card, jobs_app, restart, seeds_app, serve, support_bundle
 from turbodiff.cli.service import service_app
+from turbodiff.cli.users import users_app
 from turbodiff.spec import stdio
 from turbodiff.spec.environment import check_folder
 from turbodiff.spec.errors import TurbodiffError, closed_to_us
@@ -55,6 +56,7 @@ app.add_typer(seeds_app, name="seeds")
 app.add_typer(models_app, name="models")
 app.add_typer(service_app, name="service")
 app.add_typer(cluster_app, name="cluster")
+app.add_typer(users_app, name="users")
 
 
 def main() -> None:

@@ -1,46 +1,73 @@
-"""Tells an address of the person's own that a job ended: one signed POST each, from a thread beside everything else.
+"""Tells addresses that a job ended: one signed POST each, from a thread beside everything else.
 
-The body is JSON: job, state ("done", "failed", "parked"), model, width, height, frames, fps, seed, seconds, clip (file
-name), error (code), ended_s (Unix). No prompt, no path, no picture. `X-Turbodiff-Signature: sha256=HEX` is the
-HMAC-SHA256 of the body with the text of <state>/webhook.key; `X-Turbodiff-Delivery` is the same in each try of an end.
-Only the flags of the start name the address: nothing that the page's visitors send does.
+The address of `--webhook` is told of every job, that of a named user of theirs alone. The body is JSON: job, state
+("done", "failed", "parked"), user, model, width, height, frames, fps, seed, seconds, clip (file name), error (code),
+ended_s (Unix). No prompt, no path, no picture.
+
+    X-Turbodiff-Delivery      the same in each try of an end
+    X-Turbodiff-Timestamp     Unix seconds of this try
+    X-Turbodiff-Signed        sha256=HEX, HMAC-SHA256 of the timestamp, a full stop and the body: a copy that is sent
+                              again later is told by its time
+    X-Turbodiff-Signature     sha256=HEX, HMAC-SHA256 of the body alone
+
+The key is the text of <state>/webhook.key, or the user's own. Only the flags of the start and `turbodiff users add`
+name addresses: nothing that the page's visitors or users of the API send does.
 """
 
+import asyncio
 import hashlib
 import hmac
 import json
 import secrets
 import threading
-from collections.abc import Callable
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import httpx
 
 from turbodiff.jobs.store import Store
+from turbodiff.jobs.users import users
 from turbodiff.spec.files import atomic_write, open_file
 from turbodiff.spec.jobs import QueuedJob
 
 KEY, TOLD = "webhook.key", "webhook_told"
 POLL_S = 2.0
-TIMEOUT_S = 10.0  # to connect, to send, to be answered
+TIMEOUT_S = 10.0  # of a try, from the first look-up of the name to the status
 RETRY_S = (5.0, 30.0)  # after a failure that may pass
 NEWS_S = 3600.0  # what ended earlier, while the page was down, is no news
 PASSING = (408, 425, 429)  # and all from 500 on
+AT_ONCE = 16  # addresses
+
+
+class Delivery(NamedTuple):
+    """An end to tell one address, after so many tries, no sooner than `due_s` (monotonic)."""
+
+    name: str
+    job: QueuedJob
+    url: str
+    key: str
+    tries: int = 0
+    due_s: float = 0.0
 
 
 class Webhook:
-    """Watches the queue for ends, and sends them.
+    """Watches the queue for ends, and sends them. An address that fails holds up none of the others.
 
     Args:
+        url: is told of every job; "" for none but the users' own.
         say: takes a line for the log.
     """
 
     def __init__(self, state: Path, url: str, say: Callable[[str], None]) -> None:
         self.host, self._url, self._say = urlsplit(url).netloc.rpartition("@")[2], url, say
         self._state, self._stop = state, threading.Event()
-        self.last = ""  # what came of the newest delivery: "7 done 204"
+        self._waiting: list[Delivery] = []
+        self.last = ""  # what came of the newest delivery to `url`: "7 done 204"
         self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
         self._thread.start()
 
@@ -64,6 +91,9 @@ class Webhook:
 
     def _tell(self, store: Store) -> None:
         """Send what ended and was not told. What ended before the first start with a webhook counts as told."""
+        own = {user.name: (user.webhook, user.webhook_key) for user in users(store) if user.webhook}
+        if not self._url and not own:
+            return
         known = store.fact(TOLD)
         ended = (
             "SELECT id, attempt, state FROM job WHERE state IN ('done', 'failed', 'parked') AND ended_s > ? ORDER BY id"
@@ -73,47 +103,80 @@ class Webhook:
         if not isinstance(known, list):
             store.put(TOLD, list(fresh))
             return
-        told = [name for name in known if name in fresh]
-        for name in [name for name in fresh if name not in set(told)]:
+        told = {str(name): None for name in known if name in fresh}
+        under_way = {one.name for one in self._waiting}
+        for name in [name for name in fresh if name not in told and name not in under_way]:
             job = store.job(fresh[name])
-            current = f"{job.id}.{job.attempt}.{job.state}" == name  # else a person has started it again
-            if self._stop.is_set() or (current and not self._deliver(job, name)):
-                return
-            told.append(name)
-            store.put(TOLD, told)
+            targets = [own[job.user]] if job.user in own else []
+            targets += [(self._url, signing_key(self._state))] if self._url else []
+            if f"{job.id}.{job.attempt}.{job.state}" == name:  # else a person has started it again
+                self._waiting += [Delivery(name, job, *target) for target in targets]
+            told |= {} if any(one.name == name for one in self._waiting) else {name: None}
+        under_way = {one.name for one in self._waiting}
+        if any(one.due_s <= time.monotonic() for one in self._waiting):
+            asyncio.run(self._send_due())
+        told |= dict.fromkeys(under_way - {one.name for one in self._waiting})
+        if list(told) != known:
+            store.put(TOLD, list(told))
 
-    def _deliver(self, job: QueuedJob, name: str) -> bool:
-        """False where the end of this webhook came between: the next one tells it."""
-        body = json.dumps(_body(job)).encode()
-        signed = hmac.new(signing_key(self._state).encode(), body, hashlib.sha256).hexdigest()
+    async def _send_due(self) -> None:
+        """Try what is due; each address hears of one end after the other, all of them at the same time."""
+        due = defaultdict[str, list[Delivery]](list)
+        for one in self._waiting:
+            if one.due_s <= time.monotonic():
+                due[one.url].append(one)
+        gate = asyncio.Semaphore(AT_ONCE)
+        # what an answer says is not read, and where it points to is not asked
+        async with httpx.AsyncClient(timeout=TIMEOUT_S, follow_redirects=False, trust_env=False) as client:
+
+            async def tell(deliveries: Sequence[Delivery]) -> None:
+                async with gate:
+                    for one in deliveries:
+                        if self._stop.is_set():
+                            return
+                        later = await self._try(client, one)
+                        self._waiting.remove(one)
+                        if later:
+                            self._waiting.append(later)
+
+            await asyncio.gather(*[tell(deliveries) for deliveries in due.values()])
+
+    async def _try(self, client: httpx.AsyncClient, one: Delivery) -> Delivery | None:
+        """Send an end once; what is to be sent again, None where it arrived or no further try helps."""
+        job, body, at_s = one.job, json.dumps(_body(one.job)).encode(), str(int(time.time()))
         headers = {
-            "content-type": "application/json", "user-agent": "turbodiff", "x-turbodiff-delivery": name,
-            "x-turbodiff-signature": f"sha256={signed}",
+            "content-type": "application/json", "user-agent": "turbodiff", "x-turbodiff-delivery": one.name,
+            "x-turbodiff-signature": _signed(one.key, body), "x-turbodiff-timestamp": at_s,
+            "x-turbodiff-signed": _signed(one.key, f"{at_s}.".encode() + body),
         }  # fmt: skip
-        for wait_s in (0.0, *RETRY_S):
-            if self._stop.wait(wait_s):
-                return False
-            status, came = 0, ""
-            try:
-                # what an answer says is not read, and where it points to is not asked
-                with (
-                    httpx.Client(timeout=TIMEOUT_S, follow_redirects=False, trust_env=False) as client,
-                    client.stream("POST", self._url, content=body, headers=headers) as answer,
-                ):
-                    status = answer.status_code
-            except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-                came = type(error).__name__
-            self.last = f"{job.id} {job.state} {status or came}"
-            self._say(f"[{'INFO' if 200 <= status < 300 else 'WARNING'}] webhook: job {self.last}")
-            if 0 < status < 500 and status not in PASSING:
-                break
-        return True
+        status, came = 0, ""
+        try:
+            async with (
+                asyncio.timeout(TIMEOUT_S),
+                client.stream("POST", one.url, content=body, headers=headers) as answer,
+            ):
+                status = answer.status_code
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError) as error:
+            came = type(error).__name__
+        said = f"{job.id} {job.state} {status or came}"
+        if one.url == self._url:
+            self.last = said
+        whose = f" of {job.user}" if one.url != self._url else ""
+        self._say(f"[{'INFO' if 200 <= status < 300 else 'WARNING'}] webhook{whose}: job {said}")
+        if (0 < status < 500 and status not in PASSING) or one.tries == len(RETRY_S):
+            return None
+        return one._replace(tries=one.tries + 1, due_s=time.monotonic() + RETRY_S[one.tries])
+
+
+def _signed(key: str, data: bytes) -> str:
+    return f"sha256={hmac.new(key.encode(), data, hashlib.sha256).hexdigest()}"
 
 
 def _body(job: QueuedJob) -> dict[str, str | int | float | None]:
     request, result = job.planned_request, job.result
     return {
-        "job": job.id, "state": job.state, "model": request.model, "width": request.width, "height": request.height,
+        "job": job.id, "state": job.state, "user": job.user, "model": request.model,
+        "width": request.width, "height": request.height,
         "frames": result.frames if result else request.num_frames, "fps": request.fps, "seed": request.seed,
         "seconds": job.ended_s - job.started_s if job.ended_s and job.started_s else None,
         "clip": Path(result.path).name if result else "", "error": job.error.code if job.error else "",

@@ -72,6 +72,7 @@ def page_parser(prog: str = "webui/app.py", *, as_service: bool = False) -> argp
     add("--outputs", type=Path, default=Path("outputs"), help="where clips go; default: %(default)s")
     add("--lang", choices=("auto", "en", "zh"), default="auto", help="default: as the browser asks")
     add("--mcp", action="store_true", help="offer the API's calls to agents at /gradio_api/mcp/; needs the mcp package")
+    add("--metrics", action="store_true", help="serve /metrics for Prometheus, behind the password like the page")
     add(
         "--webhook",
         default=os.environ.get(WEBHOOK, ""),
@@ -114,7 +115,9 @@ def as_flags(args: argparse.Namespace) -> list[str]:
         ("--cluster-gpus", [str(args.cluster_gpus)] if args.cluster_gpus != ALL_CARDS else []),
     )
     flags += [f"{name}={value}" for name, values in given for value in values]  # with "=": a value may begin with "-"
-    return flags + [f"--{name}" for name in ("mcp", "no-local-gpus") if getattr(args, name.replace("-", "_"))]
+    return flags + [
+        f"--{name}" for name in ("mcp", "metrics", "no-local-gpus") if getattr(args, name.replace("-", "_"))
+    ]
 
 
 def check_port(port: int) -> None:

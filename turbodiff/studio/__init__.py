@@ -45,6 +45,7 @@ from turbodiff.spec.request import Request, make_request
 from turbodiff.studio.cards import Begin, Cards, Fleet
 from turbodiff.studio.library import Library
 from turbodiff.studio.longer_clips import after_unknown, continuing_fields, continuing_model, storyboard_requests
+from turbodiff.studio.serving import Serving
 from turbodiff.studio.waiting import Waiting
 from turbodiff.studio.weights import Weights
 from turbodiff.supervisor import ownership, worker_process
@@ -57,7 +58,6 @@ from turbodiff.weights.lora_facts import LoraFacts
 from turbodiff.weights.storage import Storage, StoredFile
 
 if TYPE_CHECKING:
-    from turbodiff.diagnostics.webhook import Webhook
     from turbodiff.prompt.enhancer import Enhancer
 
 POLICIES: tuple[Policy, ...] = ("auto", "ask", "never")  # what a person may choose; "anyway" is for one run
@@ -84,7 +84,6 @@ class Studio:
         self.exports = Exports(self.state / "exports")
         self.recipes = Recipes(self.state)
         self.storage = Storage(self._models_in_jobs)
-        self.webhook: Webhook | None = None
         self.enhancer: Enhancer | None = None  # set by who starts the page
         library = self._library = Library(self.outputs, lambda: self._store)
         self.clips, self.clip, self.sidecar_of = library.clips, library.clip, library.sidecar_of
@@ -97,18 +96,13 @@ class Studio:
         self.models, self.inventory, self.count_tokens = weights.models, weights.inventory, weights.count_tokens
         self.loras, self.lora_folder = weights.loras, weights.lora_folder
         self.waiting = Waiting(lambda: self._store, lambda fields, anyway: self._asked([fields], anyway)[0])
+        self.serving = Serving(self.state, lambda: self._store, self._asked)
         self.pause, self.resume = self.waiting.pause, self.waiting.resume
         self.lora_facts, self.lora_picture = weights.lora_facts, weights.lora_picture
 
     @cached_property
     def _store(self) -> Store:
         return Store(self.state)
-
-    def tell(self, url: str, say: Callable[[str], None]) -> None:
-        """Tell an address from now on when a job ends; see diagnostics/webhook.py."""
-        from turbodiff.diagnostics.webhook import Webhook  # httpx: a shell command need not wait for it
-
-        self.webhook = Webhook(self.state, url, say)
 
     def close(self) -> None:
         """Close the connection to the queue; the object is of no use afterwards."""
@@ -191,9 +185,9 @@ class Studio:
         runs_on = plan.device if device == "auto" and not machine.pretended else device
         return run_alone(command, (*worker_process.WORKER, "--device", runs_on), on_event)
 
-    def submit(self, fields: Mapping[str, Any], anyway: bool = False, client: str = "") -> int:
+    def submit(self, fields: Mapping[str, Any]) -> int:
         """Queue a request and return its job id; see `submit_all`."""
-        return self.submit_all([fields], anyway, client)[0]
+        return self.submit_all([fields])[0]
 
     def submit_all(self, many: Sequence[Mapping[str, Any]], anyway: bool = False, client: str = "") -> list[int]:
         """Queue requests, all or none, and return their job ids; the same nonce gives the same job.

@@ -85,6 +85,22 @@ def test_gradio_serves_no_file_of_this_machine(app, path):
     assert httpx.get(f"{app.url}/gradio_api/file={path}").status_code in (403, 404)
 
 
+def test_the_page_and_what_it_hears_are_packed_and_clips_are_not(app):
+    packed = {"accept-encoding": "gzip"}
+    plain, page = (httpx.get(app.url, headers=headers) for headers in ({"accept-encoding": "identity"}, packed))
+    assert page.headers["content-encoding"] == "gzip" and "content-encoding" not in plain.headers
+    assert page.text == plain.text and int(page.headers["content-length"]) < len(plain.content) / 5
+    assert "accept-encoding" in page.headers["vary"].lower()
+    job = api(app, "submit", {"prompt": PROMPT, "model": "demo", "seed": 7})["job"]
+    app.wait(lambda: api(app, "status", job)["state"] == "done", 60)
+    clip = app.store.job(job).result.path
+    media = f"{app.url}/media/{Path(clip).stem}"
+    whole = httpx.get(media, headers=packed)
+    part = httpx.get(media, headers={**packed, "range": "bytes=10-19"})
+    assert "content-encoding" not in {**whole.headers, **part.headers}
+    assert whole.content == Path(clip).read_bytes() and part.status_code == 206 and part.content == whole.content[10:20]
+
+
 def test_a_job_through_the_api_from_estimate_to_clip(app):
     fields = {"prompt": PROMPT, "model": "demo", "seed": 7}
     plan = api(app, "estimate", fields)

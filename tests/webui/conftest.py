@@ -68,6 +68,17 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def wait_until_open(process, port, patience_s=120.0):
+    """Wait until a process listens at a port."""
+    end_s = time.monotonic() + patience_s
+    while time.monotonic() < end_s and process.poll() is None:
+        with socket.socket() as asking:
+            if asking.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"nobody listens at {port}")
+
+
 def answers(url):
     try:
         with urllib.request.urlopen(f"{url}/healthz", timeout=2) as answer:

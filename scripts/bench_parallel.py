@@ -8,12 +8,12 @@ The table is a prediction (turbodiff/plan/shared_clip.py), whatever the rate cam
 """
 
 import argparse
-import subprocess
+import os
 import sys
-import tempfile
-import time
-from pathlib import Path
 
+import torch
+
+from turbodiff.cli.link_rate import link_rate
 from turbodiff.plan.links import possible_ranks
 from turbodiff.plan.shared_clip import INT8_BYTES, shared
 from turbodiff.spec.models import find_model
@@ -21,8 +21,6 @@ from turbodiff.spec.numbers import GB
 
 MODELS = ("wan2.1-1.3b", "wan2.1-14b", "wan2.2-t2v-a14b")
 SIZES = {"480p": (32760, 104), "720p": (75600, 160)}  # tokens of 81 frames, width in latent pixels
-BYTES = 64 << 20  # of one all-to-all, about what 14B sends in a block
-REPEATS = 5
 
 
 def table(link_bytes_s: float, denoise_s: float, vae_s: float, serial_s: float, steps: int) -> None:
@@ -49,41 +47,14 @@ def table(link_bytes_s: float, denoise_s: float, vae_s: float, serial_s: float, 
 
 
 def measure(ranks: int) -> float:
-    """Bytes that one process sends a second in an all-to-all among so many of this machine."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--store", f"{folder}/store", "--measure", str(ranks), "--rank"]
-        others = [subprocess.Popen([*command, str(rank)]) for rank in range(1, ranks)]
-        try:
-            return exchange(0, ranks, Path(folder) / "store")
-        finally:
-            for other in others:
-                other.wait(60)
-
-
-def exchange(rank: int, ranks: int, store: Path) -> float:
-    """One process of `measure`; each uses the card of its rank where there are as many."""
-    import torch
-    import torch.distributed as dist
-
-    from turbodiff.runtime.device import Device
-    from turbodiff.runtime.ranks import join
-
+    """Bytes that one process sends a second in an all-to-all among so many of this machine, each on the card of its
+    number where there are as many, else on the CPU."""
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = Device.pick(f"cuda:{rank}" if cards >= ranks else "cpu")
-    if device.is_cuda:
-        torch.cuda.set_device(device.torch_device)
-    join(device, store, rank, ranks)
-    outgoing = torch.zeros(BYTES // ranks * ranks, dtype=torch.uint8, device=device.torch_device)
-    incoming, best_s = torch.empty_like(outgoing), float("inf")
-    for _ in range(REPEATS):
-        dist.barrier()
-        start_s = time.perf_counter()
-        dist.all_to_all_single(incoming, outgoing)
-        if device.is_cuda:
-            torch.cuda.synchronize(device.torch_device)
-        best_s = min(best_s, time.perf_counter() - start_s)
-    dist.destroy_process_group()
-    return len(outgoing) * (ranks - 1) / ranks / best_s
+    shown = [str(rank) if cards >= ranks else "" for rank in range(ranks)]
+    rate = link_rate([{**os.environ, "CUDA_VISIBLE_DEVICES": card} for card in shown])
+    if rate is None:
+        sys.exit(f"{ranks} processes could not send to each other")
+    return rate
 
 
 def main() -> None:
@@ -95,12 +66,7 @@ def main() -> None:
     parser.add_argument("--vae-seconds", type=float, default=6.0)
     parser.add_argument("--rest-seconds", type=float, default=1.5)
     parser.add_argument("--steps", type=int, default=4, help="forward passes")
-    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.rank is not None:
-        exchange(args.rank, args.measure, args.store)
-        return
     link_bytes_s = measure(args.measure) if args.measure else args.link_gb_s * GB
     table(link_bytes_s, args.seconds, args.vae_seconds, args.rest_seconds, args.steps)
 

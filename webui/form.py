@@ -58,6 +58,7 @@ class FormValues(TypedDict, total=False):
     gpu: str | None  # UUID of the card that the clip is for, "": any
     storyboard: str | None  # JSON, see `rows`; not part of a request
     edits: str | None  # number of the waiting job that this changes; not part of a request
+    cards: str | None  # how many make the clip together, "" or "auto": as many as help while nobody else waits
     card: str | None  # GiB of a pretended card that the meter shows, as digits; not part of a request
 
 
@@ -222,6 +223,7 @@ def from_request(fields: Mapping[str, Any]) -> FormValues:
     ]
     values["loras"] = json.dumps(chosen, ensure_ascii=False) if chosen else ""
     values["continues"] = PurePath(str(fields.get("continues") or "")).stem
+    values["cards"] = str(fields.get("cards") or "auto")
     values["seed"] = "" if fields.get("seed") is None else str(fields["seed"])
     if fields.get("resolution") == "custom":
         values["size"] = f"{fields.get('width')}x{fields.get('height')}"

@@ -180,7 +180,7 @@ def _progress(job: QueuedJob | None, events: list[Event], snapshot: Snapshot, wo
     if job.state in STOPPED:
         return first_aid.draw_failure(first_aid.failure(job, words), snapshot, words)
     if job.state in ACTIVE:
-        card = jobs.card_of(job.slot, snapshot)
+        card = jobs.cards_of(job, snapshot)
         drawn = jobs.draw_progress(jobs.progress(job, events, words, card), words)
         mine = snapshot.job(int(chosen[4:])) if chosen.startswith("job:") else None
         if mine is None or mine.state != "queued":
@@ -228,6 +228,7 @@ def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[obj
     return [
         meter.draw(shown, words, card)
         + meter.draw_cards(reader.snapshot().fleet, str(values.get("gpu") or ""), words)
+        + meter.draw_together(shown.plan, str(values.get("cards") or "auto"), words)
         + fit_marks(reader, asked, spec, card),
         go.verdict,
         gr.update(value=go.label),

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from tests.plan.machines import ask, card, disk
-from turbodiff.cli import main
+from tests.plan.machines import ask, card, disk, gpu
+from turbodiff.cli import link_rate, main
 from turbodiff.cli.calibration import samples_of
 from turbodiff.gpu.card_measurements import card_measurements
 from turbodiff.jobs import measurements
@@ -159,3 +159,26 @@ def test_a_part_that_hangs_costs_what_it_had_not_told(tmp_path, monkeypatch, par
     assert calibrate(monkeypatch, "--quick", "--state-dir", str(tmp_path)) == 0
     (kept,) = card_measurements()
     assert (kept.context_bytes, kept.pcie_bytes_s, kept.block_rate) == (333, 12e9, None)
+
+
+def test_what_two_cards_send_to_each_other_is_measured_kept_and_planned_with(tmp_path, monkeypatch, capsys, parts):
+    """Their processes are ours, over gloo, as no card is here; the plan takes their rate for that of the cards."""
+    parts()
+    two = card(24).model_copy(update={"gpus": tuple(gpu(24, uuid=f"GPU-{index}", index=index) for index in range(2))})
+    monkeypatch.setattr("turbodiff.gpu.probe.machine_now", lambda: two)
+    assert calibrate(monkeypatch, "--quick", "--state-dir", str(tmp_path)) == 0
+    (kept,) = card_measurements()
+    ((cards, bytes_s),) = kept.link_bytes_s
+    assert cards == 2 and bytes_s > 1e6 and "among 2 cards" in capsys.readouterr().out
+    measured = two.model_copy(update={"gpus": tuple(gpu.model_copy(update=kept.facts) for gpu in two.gpus)})
+    plan = plan_request(ask("wan2.1-14b", cards=2), measured, disk())
+    (told,) = [reason.numbers for reason in plan.reasons if reason.key == "link_measured"]
+    assert told["gb_s"] == round(bytes_s / 1e9, 1)
+
+
+def test_processes_that_cannot_meet_measure_nothing(monkeypatch):
+    monkeypatch.setattr(link_rate, "LINK", (sys.executable, "-c", "import sys; sys.exit(1)"))
+    assert link_rate.link_rate([{}, {}]) is None
+    monkeypatch.setattr(link_rate, "LINK", (sys.executable, "-c", "import time; time.sleep(60)"))
+    monkeypatch.setattr(link_rate, "LINK_S", 1.0)
+    assert link_rate.link_rate([{}, {}]) is None

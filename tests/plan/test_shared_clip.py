@@ -16,9 +16,10 @@ from turbodiff.models.wan_dit import CrossAttentionCache, WanDiT
 from turbodiff.plan import phase_costs
 from turbodiff.plan.candidates import as_wished
 from turbodiff.plan.context import plan_context
-from turbodiff.plan.links import NVLINK_SHARE, link_of, possible_ranks, sharing_cards
+from turbodiff.plan.hardware import sharing_cards
+from turbodiff.plan.links import NVLINK_SHARE, link_of, possible_ranks
 from turbodiff.plan.offload_search import cost_inputs
-from turbodiff.plan.planner import outlook, plan_request, replan, with_levers
+from turbodiff.plan.planner import card_groups, outlook, plan_request, replan, with_levers
 from turbodiff.plan.roofline import sent_bytes
 from turbodiff.plan.shared_clip import INT8_BYTES, shared
 from turbodiff.plan.vae_costs import strip_factor
@@ -125,9 +126,47 @@ def test_automatic_is_one_card_and_says_what_more_would_gain():
         assert plan.levers.cards == 1 and helps["cards"] == cards
         assert helps["seconds"] * 1.2 <= plan.seconds and helps["clips"] > 1
     assert told(planned(card(24), "auto"), "cards_would_help") is None
-    slow = machine(*[gpu(24, index=index, link_bytes_s=1e9) for index in range(2)])
+    slow = machine(*[gpu(24, index=index, link_bytes_s=((2, 1e9),)) for index in range(2)])
     assert told(planned(slow, "auto"), "cards_would_help") is None
     assert told(planned(slow, 2), "sharing_does_not_pay")["times"] < 1.2, "said where it is asked for all the same"
+
+
+def test_more_cards_are_offered_only_where_they_help_or_alone_make_it_fit():
+    for here, most in ((TWO_12, 2), (TWO_24, 2), (EIGHT_H100, 8)):
+        for cards in ("auto", 1, 2):
+            plan = planned(here, cards)
+            alone = planned(here, 1)
+            assert [offer.cards for offer in plan.offers] == possible_ranks(40, 75600, most)
+            for offer in plan.offers:
+                assert offer.seconds == pytest.approx(planned(here, offer.cards).seconds, abs=0.1)
+                assert alone.seconds >= 1.2 * offer.seconds and 1 < offer.clips < offer.cards
+    slow = machine(*[gpu(24, index=index, link_bytes_s=((2, 1e9),)) for index in range(2)])
+    assert planned(slow, "auto").offers == planned(card(24), "auto").offers == ()
+    for here, cards in ((TWO_24, "auto"), (EIGHT_H100, "auto"), (slow, "auto")):
+        wished = planned(here, cards)
+        for group in card_groups(wished, here, disk()):
+            assert group.alone and wished.seconds >= 1.2 * group.seconds
+    assert card_groups(planned(slow, "auto"), slow, disk()) == ()
+    (asked,) = card_groups(planned(slow, 2), slow, disk())
+    assert (asked.cards, asked.alone) == (2, False), "who asks for it has it all the same"
+
+
+def test_a_clip_that_one_card_cannot_make_as_asked_is_offered_on_two():
+    """720p of 14B on cards with just the memory that half of its tokens need."""
+
+    def two(gib):
+        return machine(*[gpu(gib, index=index, name="NVIDIA GeForce RTX 4060") for index in range(2)])
+
+    tiny, asked = two(3), [ask("wan2.1-14b", resolution="720p", cards=cards) for cards in (1, 2)]
+    alone, both = (plan_request(one, tiny, disk(), policy="anyway").peak_bytes for one in asked)
+    assert both < alone
+    here = two((both + tiny.reserved_bytes(tiny.gpus[0])) / (1 << 30) + 0.01)
+    plan = plan_request(ask("wan2.1-14b", resolution="720p"), here, disk())
+    assert plan.request.resolution != "720p" or plan.request.num_frames < 81, "one card lowers the wish"
+    assert [(offer.cards, offer.clips) for offer in plan.offers] == [(2, 0.0)]
+    assert told(plan, "cards_would_fit") == {"cards": 2, "seconds": plan.offers[0].seconds}
+    both = planned(here, 2)
+    assert both.band != "no" and told(both, "only_shared")["cards"] == 2 and both.offers == plan.offers
 
 
 def test_as_many_cards_take_part_as_are_alike_and_divide_the_heads():
@@ -146,7 +185,9 @@ def test_a_link_is_measured_or_assumed_of_its_kind():
         "NVIDIA RTX 6000 Ada Generation": "peer", "NVIDIA GeForce RTX 4090": "host",
     }  # fmt: skip
     assert {name: link_of(gpu(24, name=name), 2).kind for name in kinds} == kinds
-    assert link_of(gpu(24, link_bytes_s=5e9), 4) == (5e9, "measured")
+    measured = gpu(24, link_bytes_s=((2, 9e9), (4, 5e9)))
+    found = [link_of(measured, ranks) for ranks in (2, 3, 4, 8)]
+    assert found == [(9e9, "measured"), (5e9, "measured"), (5e9, "measured"), (5e9, "measured")]
     assert link_of(gpu(24), 8).bytes_s < link_of(gpu(24), 2).bytes_s < link_of(gpu(80, name=H100), 2).bytes_s
 
 

@@ -16,6 +16,8 @@ last one repeats). Keys, all optional:
     odd                  true: sends a step without its number
     print                a line for stderr
     seconds              what the phases report; seconds_on: by the UUID of the card
+
+The cards of a command get a process each; where one of these ends, the steps begin again without them.
 """
 
 import argparse
@@ -25,6 +27,7 @@ import json
 import os
 import queue
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -36,6 +39,7 @@ from turbodiff.spec.events import (  # started by path
     BeatEvent,
     ErrorEvent,
     HelloEvent,
+    NoticeEvent,
     PhaseEvent,
     PlanEvent,
     PreviewEvent,
@@ -185,9 +189,34 @@ def fail(error, voice):
         os._exit(1)
 
 
+def follow(order):
+    cards = [{**os.environ, "CUDA_VISIBLE_DEVICES": card} for card in order.get("cards", ())]
+    return [subprocess.Popen(["sleep", "600"], env=environment) for environment in cards]
+
+
+def end(followers):
+    for follower in followers:
+        follower.kill()
+        follower.wait()
+
+
 def denoise(order, script, voice, orders):
+    followers = follow(order)
+    try:
+        while not steps(order, script, voice, orders, followers):
+            end(followers)
+            voice.say(NoticeEvent(key="ranks_lost", text="lost", numbers={"why": "ended", "left": 1}))
+            followers = []
+    finally:
+        end(followers)
+
+
+def steps(order, script, voice, orders, followers):
+    """False where a follower was lost."""
     total = script.get("steps", 2)
     for i in range(1, total + 1):
+        if any(follower.poll() is not None for follower in followers):
+            return False
         if i == 2 and "hang" in script:
             hang(script["hang"])
         time.sleep(script.get("dt_s", 0.0))
@@ -199,6 +228,7 @@ def denoise(order, script, voice, orders):
             die(script["die"])
         if order["job"] in orders.decode_now:
             break
+    return True
 
 
 def load(script):

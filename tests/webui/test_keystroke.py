@@ -6,8 +6,10 @@ from collections import Counter
 
 import pytest
 
-from tests.plan.machines import disk
+from tests.plan.machines import disk, gpu, machine
 from tests.webui import hollow
+from turbodiff.jobs.cards import Fleet, FleetCard
+from turbodiff.jobs.dispatch import Card
 from turbodiff.plan import planner
 from turbodiff.plan.hardware import Machine, pretend
 from turbodiff.plan.tiers import downloaded, tier_here
@@ -22,6 +24,8 @@ from webui.wording import Words
 MOST_PLANS, MOST_CALLS = 4, 8000
 # anew: every candidate twice, plain and INT8, with kept and with recomputed text keys; and the start in the queue
 MOST_CALLS_ANEW = 13_500
+# with 2 and with 8 cards: seconds on each of them, and on each number of them together
+MOST_CALLS_TOGETHER, MOST_CALLS_TOGETHER_ANEW = {2: 6000, 8: 7500}, {2: 17_000, 8: 26_000}
 MODEL = "wan2.1-14b"
 
 
@@ -79,6 +83,31 @@ def test_a_letter_of_the_prompt_beside_a_neighbour_that_moved(reader):
     see(reader, reader._machine().gpus[0].total_bytes / GIB, ram_gib=47.9)
     plans, _, calls = counted(reader, values(prompt="a cat chases a butterfly o"))
     assert plans <= MOST_PLANS and calls <= MOST_CALLS_ANEW
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_a_letter_of_the_prompt_on_several_cards(reader, count):
+    """The number of cards that help, what each takes on its own, and which of them are idle."""
+    cards = [gpu(24, uuid=f"GPU-{index}", index=index) for index in range(count)]
+    fleet = Fleet(
+        cards=tuple(FleetCard(slot=at, uuid=one.uuid, name=f"RTX 4090 #{at + 1}") for at, one in enumerate(cards)),
+        workers=tuple(Card(at) for at in range(count)),
+    )
+
+    def now(ram_gib):
+        reader._machine = CachedValue(lambda: machine(*cards, ram_gib=ram_gib), 3600.0)
+        reader.studio._store.put("fleet", fleet.model_dump(mode="json"))
+        reader.snapshot.now()
+
+    now(64)
+    large = {"resolution": "720p", "num_frames": 81}
+    told = render.estimate(reader, values(**large), Words("en"))
+    assert f"{count} cards" in str(told[0]) and f"RTX 4090 #{count}" in str(told[1])
+    plans, decisions, calls = counted(reader, values(**large, prompt="a cat chases a butterfly o"))
+    assert decisions == 0 and plans <= MOST_PLANS and calls <= MOST_CALLS_TOGETHER[count]
+    now(63.9)
+    plans, _, calls = counted(reader, values(**large, prompt="a cat chases a butterfly on"))
+    assert plans <= MOST_PLANS and calls <= MOST_CALLS_TOGETHER_ANEW[count]
 
 
 def test_a_letter_of_the_prompt_beside_a_lora_of_another_width_which_the_form_warns_of(reader, tmp_path, monkeypatch):

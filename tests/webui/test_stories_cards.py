@@ -4,9 +4,10 @@ import json
 import os
 from pathlib import Path
 
+import hollow
 import pytest
-from conftest import SUPERVISE, start
-from stories import begin, tab, wait_done, write_prompt
+from conftest import ROOT, SUPERVISE, start
+from stories import begin, choose, tab, wait_done, write_prompt
 
 pytestmark = pytest.mark.browser
 
@@ -17,27 +18,49 @@ from turbodiff.gpu.probe import CardSample, Sample
 def sample():
     listed, gib = json.loads(Path(CARDS).read_text()), 1 << 30
     cards = [
-        CardSample(name="NVIDIA GeForce " + name, uuid="GPU-" + name[-4:] * 2, nvml_index=n, capability=(8, 9),
-                   total_bytes=size * gib, free_bytes=(size - 1) * gib, used_bytes=gib)
-        for n, (name, size) in enumerate(listed)
+        CardSample(name="NVIDIA GeForce " + name, uuid="-".join(["GPU", name[-4:] * 2, *more]), nvml_index=n,
+                   capability=(8, 9), total_bytes=size * gib, free_bytes=(size - 1) * gib, used_bytes=gib)
+        for n, (name, size, *more) in enumerate(listed)
     ]
     return Sample(state="ok", error="", driver="580.1", cards=tuple(cards), taken_s=id(cards) / 1e6)
 """
 TWO = [["RTX 4090", 24], ["RTX 3060", 12]]
+ALIKE = [["H100 80GB HBM3", 80], ["H100 80GB HBM3", 80, "b"]]
+TORCH_OF_CARDS = """
+import importlib.metadata
+version = importlib.metadata.version
+importlib.metadata.version = lambda name: "2.13.0+cu130" if name == "torch" else version(name)
+"""
 SLOW = json.dumps({"attempts": [{"steps": 900, "dt_s": 0.2}, {"steps": 2, "dt_s": 0.1}]})
+
+
+def app_on(cards, folder, **environment):
+    """An app on these cards, and the file that lists them."""
+    listed = folder / "cards.json"
+    listed.write_text(json.dumps(cards))
+    before, after = SUPERVISE.split("state, outputs, worker", 1)
+    told = CARDS.replace("Path(CARDS)", f"Path({str(listed)!r})")
+    supervise = f"{before}{told}state, outputs, worker{after}".replace("working=state", "working=state, sample=sample")
+    app = start(folder, supervise=supervise, **environment)
+    app.listed = listed
+    return app
 
 
 @pytest.fixture(scope="module")
 def cards(tmp_path_factory):
-    """An app on two cards, and the file that lists them."""
-    folder = tmp_path_factory.mktemp("cards")
-    listed = folder / "cards.json"
-    listed.write_text(json.dumps(TWO))
-    before, after = SUPERVISE.split("state, outputs, worker", 1)
-    told = CARDS.replace("Path(CARDS)", f"Path({str(listed)!r})")
-    supervise = f"{before}{told}state, outputs, worker{after}".replace("working=state", "working=state, sample=sample")
-    app = start(folder, supervise=supervise)
-    app.listed = listed
+    app = app_on(TWO, tmp_path_factory.mktemp("cards"))
+    yield app
+    app.stop()
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory):
+    """Two cards of one kind, the weights of 14B, and a torch that uses cards: that of this machine may not."""
+    folder = tmp_path_factory.mktemp("alike")
+    (folder / "sitecustomize.py").write_text(TORCH_OF_CARDS)
+    paths = os.pathsep.join(map(str, (folder, ROOT, ROOT / "kernels")))
+    weights = hollow.models(folder / "models", "wan2.1-14b")
+    app = app_on(ALIKE, folder, PYTHONPATH=paths, TURBODIFF_MODELS=str(weights))
     yield app
     app.stop()
 
@@ -97,3 +120,36 @@ def test_a_clip_for_a_paused_card_says_so_and_any_card_lets_it_go(cards, chromiu
         look(page, "paused_en")
         page.click(f"#queue-list [data-job='{mine}'] [data-act=any_card]")
         assert app.store.job(wait_done(app, mine).id).slot == 0
+
+
+def test_one_clip_on_two_cards_says_what_each_needs_and_what_two_clips_would_gain(alike, chromium):
+    app = alike
+    app.wait(lambda: len(app.store.fact("fleet")["cards"]) == 2)
+    with tab(chromium, app, viewport={"width": 1440, "height": 1000}) as page, tab(chromium, app, "/zh") as zh:
+        for one in (page, zh):
+            write_prompt(one, json.dumps({"steps": 20_000, "dt_s": 0.1}))
+            choose(one, "Wan2.1-14B")
+            one.click("#resolution label:has(input[value='720p'])")
+            one.click("#for-clip [data-arg*='2']")
+            one.wait_for_selector("#for-clip [aria-pressed=true][data-arg*='2']")
+            one.wait_for_selector("#each-card :text('cuda:1')")
+        assert "clips meanwhile" in page.inner_text("#for-clip")
+        page.wait_for_selector("#verdict:has-text('H100 80GB HBM3 #1 + H100 80GB HBM3 #2')")
+        look(page, "together_en")
+        look(zh, "together_zh")
+        both = begin(page, app)
+        app.wait(lambda: app.store.job(both).state == "running")
+        page.click("#for-clip [data-arg*='auto']")
+        choose(page, "demo")
+        page.wait_for_selector("#for-clip", state="detached")  # the demo gains nothing
+        write_prompt(page, json.dumps({"steps": 1}))
+        next_one = begin(page, app)
+        page.wait_for_selector(f"#queue-list [data-job='{next_one}'] .starts:has-text('starts in about')")
+        page.wait_for_selector(
+            f"#queue-list [data-job='{both}'] .starts:has-text('H100 80GB HBM3 #1 + H100 80GB HBM3 #2')"
+        )
+        assert app.store.job(next_one).state == "queued"
+        look(page, "together_busy_en")
+        app.store.stop_and_decode(both)
+        assert wait_done(app, both).plan.levers.cards == 2
+        assert wait_done(app, next_one).attempt == 1

@@ -155,6 +155,7 @@ def measure_quickly(store: "Store", *, as_json: bool) -> Iterator[str]:
 
     A part that hangs or takes its process down costs what it had not told yet, nothing else.
     """
+    from turbodiff.cli.link_rate import link_rates
     from turbodiff.cli.show import why_no_gpu, words_here
     from turbodiff.gpu.card_measurements import keep_measurement
     from turbodiff.gpu.probe import machine_now
@@ -177,6 +178,8 @@ def measure_quickly(store: "Store", *, as_json: bool) -> Iterator[str]:
         moved_bytes = abs((now[0] if now else before_bytes) - before_bytes)
         if moved_bytes > STILL_BYTES:
             facts.pop("context_bytes", None)  # it holds what a neighbour took
+        if rates := link_rates(gpu, machine):
+            facts["link_bytes_s"] = rates
         measured = _measurement(gpu, machine, facts, time.monotonic() - start_s)
         keep_measurement(measured)
         for sample in samples:
@@ -267,5 +270,7 @@ def _told(measured: "CardMeasurement", words: "Words") -> Iterator[str]:
     yield words("shell.measured_card", **card, seconds=f"{measured.seconds:.0f}")
     for name, value in rows.items():
         yield f"  {words(f'shell.{name}'):20} {value}"
+    for cards, bytes_s in measured.link_bytes_s or ():
+        yield f"  {words('shell.among_cards', n=cards):20} {rate(bytes_s)}"
     for name, why in measured.kernels.items():
         yield f"  {words('shell.kernel', name=name):20} {why or words('shell.fused')}"

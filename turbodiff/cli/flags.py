@@ -77,7 +77,7 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     ),
     "loras": ("--lora", "a LoRA, strength -4 to 4, 1; may be given repeatedly"),
     "gpu": ("--gpu", "the card to run on: its name, number or UUID, as `turbodiff gpu` lists them"),
-    "cards": ("--cards", "cards of this machine that share the clip of `generate`: auto (1), 2, 4, ..."),
+    "cards": ("--cards", "cards here that make the clip together: 1, 2, 4, ...; auto: 1, in the queue as many as help"),
     "noise_device": ("--noise-device", "cpu; cuda reproduces TurboDiffusion's noise"),
     "auto": ("--auto", "fields that follow the weights under a --sampler of one's own: steps,guidance,shift,..."),
     "pinned": ("--pin", "fields the guard must not lower: model,resolution,num_frames,..."),

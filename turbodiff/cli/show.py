@@ -73,6 +73,8 @@ def plan_lines(plan: Plan, words: Words) -> list[str]:
         words("shell.plan", model=name, size=size, frames=frames, device=plan.device_name, seed=seed, **asked),
         words("shell.plan_peak", peak=gib(plan.peak_bytes), budget=gib(plan.budget_bytes), band=band),
     ]
+    sizes = [(share, {"peak": gib(share.peak_bytes), "budget": gib(share.budget_bytes)}) for share in plan.shares]
+    lines += [words("shell.plan_card", device=share.device, name=share.device_name, **told) for share, told in sizes]
     lossy = [change for change in plan.changes if change.lossy]
     lines += [words("shell.changed", field=c.field, before=c.from_value, now=c.to_value) for c in lossy]
     about = [reason for reason in plan.reasons if is_said_first(reason)]

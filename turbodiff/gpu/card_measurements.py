@@ -20,7 +20,7 @@ KEPT = 32  # records: cards of this machine times drivers and versions of torch
 # fields of GpuFacts that a measurement fills, where it came to an end
 FACTS = (
     "context_bytes", "vmm_works", "pcie_bytes_s", "pcie_to_host_bytes_s", "pageable_bytes_s", "memory_bytes_s",
-    "block_rate", "decode_rate",
+    "block_rate", "decode_rate", "link_bytes_s",
 )  # fmt: skip
 
 
@@ -32,6 +32,7 @@ class CardMeasurement(Frozen):
         at: when it was measured.
         page_locked_bytes: host memory that was page-locked without a refusal; page_lock_refused: more was refused.
         block_rate, decode_rate: how fast a block, and the decoder, are over what the tables of cards say.
+        link_bytes_s: (cards, what each of them sends a second in an all-to-all among so many of its kind), with NCCL.
         planned_cap_bytes, smallest_cap_bytes: what the plan holds torch's allocator to for a block and a decode of this
             card's size, and the smallest with which both ran.
         kernels: operation -> "" where its fused kernel proved itself, else why not.
@@ -53,6 +54,7 @@ class CardMeasurement(Frozen):
     page_lock_refused: bool = False
     block_rate: float | None = None
     decode_rate: float | None = None
+    link_bytes_s: tuple[tuple[int, float], ...] | None = None
     planned_cap_bytes: int | None = None
     smallest_cap_bytes: int | None = None
     kernels: dict[str, str] = Field(default_factory=dict)

@@ -55,6 +55,11 @@ class Fleet(Frozen):
         found = dispatch([*self.waiting, *more], self.workers) if self.told else ()
         return {start.job: start for start in found}
 
+    def named(self, slots: Sequence[int]) -> str:
+        """The names of the cards of slots, "" where the first is gone."""
+        cards = [self.card(slot) for slot in slots]
+        return " + ".join([card.name for card in cards if card]) if cards[0] else ""
+
     def card(self, slot: int) -> FleetCard | None:
         """The card of a slot."""
         return next((card for card in self.cards if card.slot == slot), None)

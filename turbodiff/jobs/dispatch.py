@@ -3,13 +3,17 @@
 A card runs its jobs in the order of the queue, and jobs go to cards so that the sum of their finishing times is least:
 a slower card takes a job only where that ends sooner than to wait for a faster one. A job that waits for a busy card
 while one that it could use is idle lets later jobs have that one, three of them at most, then none before it starts.
+A job that several cards make together has those that are free first, and keeps the idle ones of them for itself.
 
 The sum is searched job by job, keeping the best few beginnings (a beam). On 500 random fleets of 2-3 cards and 3-7 jobs
 it was at most 1.13 times the least of all assignments and never above that of giving each free card the next job.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from turbodiff.plan.together import CardGroup
 
 MOST_OVERTAKEN = 3
 BEAM, DEEP = 32, 12  # beginnings that are kept, for the first jobs; fewer where there are many cards
@@ -23,6 +27,26 @@ class Price(NamedTuple):
     warm_s: float
 
 
+class Together(NamedTuple):
+    """Cards that make one job together.
+
+    Args:
+        cards: so many of `slots`, which are alike, the freest first.
+        seconds: of the job on them, its weights still to read: all processes but the first are new.
+        alone: only where no other job waits.
+    """
+
+    cards: int
+    slots: tuple[int, ...]
+    seconds: float
+    alone: bool = False
+
+    @classmethod
+    def of(cls, group: "CardGroup", slots: Mapping[str, int]) -> "Together":
+        """A group of cards by the numbers of their slots, given by UUID."""
+        return cls(group.cards, tuple([slots[gpu.uuid] for gpu in group.gpus]), group.seconds, group.alone)
+
+
 class WaitingJob(NamedTuple):
     """A job in the queue.
 
@@ -34,6 +58,7 @@ class WaitingJob(NamedTuple):
         user: whose it is; no later job of the same user starts before it on a card that it could use. "" for jobs of
             nobody in particular, which may pass each other as others do.
         place: in the queue.
+        together: the cards that may make it together; a job that asks for that has no prices.
     """
 
     job: int
@@ -42,6 +67,7 @@ class WaitingJob(NamedTuple):
     overtaken: int = 0
     user: str = ""
     place: float = 0.0
+    together: tuple[Together, ...] = ()
 
 
 class Card(NamedTuple):
@@ -58,19 +84,26 @@ class Card(NamedTuple):
 
 
 class Start(NamedTuple):
-    """A job on a card, in seconds from now."""
+    """A job on a card, in seconds from now; `also`: the other cards that make it together with that one."""
 
     job: int
     slot: int
     start_s: float
     end_s: float
+    also: tuple[int, ...] = ()
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """All of its cards."""
+        return (self.slot, *self.also)
 
 
 class Choice(NamedTuple):
-    """A job that starts now, and the earlier ones that could have used its card."""
+    """A job that starts now, the earlier ones that could have used its card, and its other cards."""
 
     job: int
     passes: tuple[int, ...] = ()
+    also: tuple[int, ...] = ()
 
 
 class _Later(NamedTuple):
@@ -97,43 +130,63 @@ def dispatch(waiting: Sequence[WaitingJob], cards: Sequence[Card]) -> tuple[Star
     Jobs that no card can take are left out: they wait, and hold up nobody.
     """
     width = max(1, min(BEAM, MOST_WAYS // max(1, len(cards))))
+    alone = len([one for one in waiting if one.prices or one.together]) == 1
     beam = [_Beginning(0.0, {card.slot: card for card in cards})]
     for place, one in enumerate(waiting):
         ways = [
-            (beginning.total_s + start.end_s, beginning, start) for beginning in beam for start in _ways(beginning, one)
+            (beginning.total_s + start.end_s, beginning, start)
+            for beginning in beam
+            for start in _ways(beginning, one, alone)
         ]
         best = sorted(ways, key=lambda way: way[0])[: width if place < DEEP else 1]
         beam = [_longer(beginning, one, start) for _, beginning, start in best] or beam
     return beam[0].starts
 
 
-def _ways(beginning: _Beginning, one: WaitingJob) -> Iterator[Start]:
-    """The next job on each card that can take it."""
+def _ways(beginning: _Beginning, one: WaitingJob, alone: bool) -> Iterator[Start]:
+    """The next job on each card that can take it, and on those that may make it together."""
     for slot, price in one.prices.items():
         card = beginning.cards.get(slot)
         if card is not None:
-            fences = [
-                later.start_s for later in beginning.later
-                if slot in later.slots and (later.may_pass <= 0 or (one.user and later.user == one.user))
-            ]  # fmt: skip
-            start_s = max([card.busy_s, *fences])
+            start_s = _free_s(beginning, slot, one.user)
             warm = bool(one.weights) and card.weights == one.weights
             yield Start(one.job, slot, start_s, start_s + (price.warm_s if warm else price.cold_s))
+    for group in one.together:
+        here = [slot for slot in group.slots if slot in beginning.cards]
+        if len(here) >= group.cards and (alone or not group.alone):
+            first, *also = sorted(here, key=lambda slot: _free_s(beginning, slot, one.user))[: group.cards]
+            start_s = max([_free_s(beginning, slot, one.user) for slot in (first, *also)])
+            yield Start(one.job, first, start_s, start_s + group.seconds, tuple(also))
+
+
+def _free_s(beginning: _Beginning, slot: int, user: str) -> float:
+    """When a card can take the next job: it is idle, and no job waits for it that may be passed no more or is an
+    earlier one of the same user."""
+    fences = [
+        later.start_s for later in beginning.later
+        if slot in later.slots and (later.may_pass <= 0 or (user and later.user == user))
+    ]  # fmt: skip
+    return max([beginning.cards[slot].busy_s, *fences])
 
 
 def _longer(beginning: _Beginning, one: WaitingJob, start: Start) -> _Beginning:
     """A beginning with one more job."""
     later = [
-        other._replace(may_pass=other.may_pass - (start.start_s < other.start_s and start.slot in other.slots))
+        other._replace(
+            may_pass=other.may_pass - (start.start_s < other.start_s and not set(start.slots).isdisjoint(other.slots))
+        )
         for other in beginning.later
     ]
-    if start.start_s > 0:
-        later.append(_Later(start.start_s, one.prices.keys(), MOST_OVERTAKEN - one.overtaken, one.user))
-    cards = {**beginning.cards, start.slot: Card(start.slot, start.end_s, one.weights)}
+    if start.start_s > 0:  # cards that make it together are kept for it: nobody passes there
+        could = {*one.prices, *[slot for group in one.together for slot in group.slots]}
+        may_pass = MOST_WAYS if start.also else MOST_OVERTAKEN - one.overtaken
+        later.append(_Later(start.start_s, could, may_pass, one.user))
+    lent = {slot: Card(slot, start.end_s) for slot in start.also}  # their workers are started anew
+    cards = {**beginning.cards, start.slot: Card(start.slot, start.end_s, one.weights), **lent}
     return _Beginning(beginning.total_s + start.end_s, cards, (*beginning.starts, start), tuple(later))
 
 
 def overtaken_by(start: Start, waiting: Sequence[WaitingJob]) -> list[int]:
-    """The jobs that a start passes by: earlier ones that could use its card."""
+    """The jobs that a start passes by: earlier ones that could use its cards."""
     before = [one.job for one in waiting].index(start.job)
-    return [one.job for one in waiting[:before] if start.slot in one.prices]
+    return [one.job for one in waiting[:before] if not one.prices.keys().isdisjoint(start.slots)]

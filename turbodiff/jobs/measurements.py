@@ -173,7 +173,10 @@ def calibration_of(store: Store, job: QueuedJob, machine: Machine | None, slot: 
 
 
 def usual_seconds(store: Store, job: QueuedJob, machine: Machine | None = None, slot: int = 0) -> dict[str, float]:
-    """Phase -> median seconds of earlier runs of the same model and size on such a card: the watchdog's deadlines."""
+    """Phase -> median seconds of earlier runs of the same model and size on such a card: the watchdog's deadlines.
+    Nothing is known of one that several cards make together."""
+    if job.plan and job.plan.levers.cards > 1:
+        return {}
     rows = store.rows(
         "SELECT phase, measured_s FROM peak WHERE model = ? AND width = ? AND height = ? AND num_frames = ?"
         " AND gpu = ? AND gpu_bytes = ? AND measured_s IS NOT NULL ORDER BY id DESC LIMIT ?",

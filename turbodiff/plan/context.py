@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, get_args
 
-from turbodiff.plan.hardware import GpuFacts, Machine
-from turbodiff.plan.links import sharing_cards
+from turbodiff.plan.hardware import GpuFacts, Machine, sharing_cards
 from turbodiff.plan.memory_limits import NO_LIMIT_BYTES, MemoryLimits, Option
 from turbodiff.plan.roofline import Speed, speed_of
 from turbodiff.plan.torch_compat import conv3d_is_broken, cudnn_number

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from turbodiff.plan import phase_costs
 from turbodiff.plan.candidates import Candidate, as_wished, has_weights, only_int8, smaller_models
-from turbodiff.plan.context import PlanContext, plan_context
-from turbodiff.plan.links import link_of, possible_ranks, sharing_cards
+from turbodiff.plan.context import PlanContext
+from turbodiff.plan.links import link_of
 from turbodiff.plan.memory_limits import FITS_SHARE
 from turbodiff.plan.offload_search import CandidateCost, cost_inputs, evaluate, faster, look_alikes
 from turbodiff.plan.roofline import sent_bytes
@@ -17,7 +17,7 @@ from turbodiff.plan.shared_clip import MIN_SPEEDUP
 from turbodiff.plan.weight_sizes import encoder_bytes, missing_bytes, needed_files
 from turbodiff.spec.models import Inventory, short_path
 from turbodiff.spec.numbers import GB
-from turbodiff.spec.plan import Alternative, Change, JsonScalar, Reason, learned_seconds
+from turbodiff.spec.plan import Alternative, CardOffer, Change, JsonScalar, Reason, learned_seconds
 from turbodiff.spec.request import Request
 from turbodiff.spec.schedules import RCM_SAMPLERS, SCHEDULE_REASONS, WARNINGS
 from turbodiff.spec.shapes import RESOLUTIONS
@@ -64,7 +64,7 @@ def changes_between(before: Request, fields: Mapping[str, JsonScalar], names: tu
 
 def reasons(
     wish: Request, settled: Request, context: PlanContext, choice: Candidate, cost: CandidateCost,
-    changes: tuple[Change, ...],
+    changes: tuple[Change, ...], offers: tuple[CardOffer, ...],
 ) -> tuple[Reason, ...]:  # fmt: skip
     """Every reason that applies, the schedule and the deciding phase first."""
     return (
@@ -78,7 +78,7 @@ def reasons(
         ),
         *_about_changes(wish, context, choice, changes),
         *_about_levers(wish, context, choice, cost),
-        *_about_cards(wish, context, choice, cost),
+        *_about_cards(wish, context, choice, cost, offers),
         *_about_machine(context, cost),
         *_about_weights(context, choice),
         *_about_loras(wish, choice, context.inventory),
@@ -200,19 +200,21 @@ def _about_levers(wish: Request, context: PlanContext, choice: Candidate, cost: 
         yield reason("one_expert_runs", expert=inputs.experts[0].value, steps=ran.steps, boundary=ran.boundary)
 
 
-def _about_cards(wish: Request, context: PlanContext, choice: Candidate, cost: CandidateCost) -> Iterator[Reason]:
+def _about_cards(
+    wish: Request, context: PlanContext, choice: Candidate, cost: CandidateCost, offers: tuple[CardOffer, ...]
+) -> Iterator[Reason]:
     """What several cards gain on the clip, or would gain; and that as many clips side by side finish sooner."""
-    ranks, machine, gpu = cost.levers.cards, context.machine, context.gpu
+    ranks, gpu = cost.levers.cards, context.gpu
     if wish.cards not in ("auto", ranks):
         yield reason("fewer_cards", asked=wish.cards, cards=ranks)
-    if wish.cards == "auto" and ranks == 1 and gpu is not None and cost.fits:
-        for more in possible_ranks(choice.spec.dit.num_heads, choice.shape.latent.tokens, len(sharing_cards(machine))):
-            shared_by = evaluate(wish, choice, plan_context(machine, context.inventory, asked=wish, ranks=more))
-            if shared_by.fits and cost.seconds >= MIN_SPEEDUP * shared_by.seconds:
-                clips = round(more * shared_by.seconds / cost.seconds, 2)
-                yield reason("cards_would_help", cards=more, seconds=round(shared_by.seconds, 1), clips=clips)
-                break
     if ranks == 1:
+        for offer in offers[:1]:
+            gain: dict[str, JsonScalar] = {"cards": offer.cards, "seconds": offer.seconds}
+            yield (
+                reason("cards_would_help", **gain, clips=offer.clips)
+                if offer.clips
+                else reason("cards_would_fit", **gain)
+            )
         return
     alone, link = evaluate(wish, choice, context.alone or context), link_of(gpu, ranks)
     told = {"cards": ranks, "seconds": round(cost.seconds, 1)}

@@ -58,8 +58,8 @@ class GpuFacts(Frozen):
         sm_count, clock_mhz: streaming multiprocessors (of the slice) and their highest clock.
         memory_bus_bits, memory_clock_mhz: width and highest clock of the card's memory, as NVML gives them.
         memory_bytes_s: bandwidth of the card's memory.
-        link_bytes_s: what it sends a second in an all-to-all with its likes here, None for that of its kind
-            (plan/shared_clip.py).
+        link_bytes_s: what it sends a second in an all-to-all with its likes here, for each number of cards that it was
+            measured among; None for that of its kind (plan/links.py).
         block_rate, decode_rate: how fast a transformer block, and the decoder, are over what plan/cards.toml says.
         vmm_works: whether CUDA's virtual memory management, so expandable segments, was seen to work or to fail.
         vgpu: a virtual GPU of a hypervisor.
@@ -91,7 +91,7 @@ class GpuFacts(Frozen):
     memory_bus_bits: int | None = None
     memory_clock_mhz: float | None = None
     memory_bytes_s: float | None = None
-    link_bytes_s: float | None = None
+    link_bytes_s: tuple[tuple[int, float], ...] | None = None
     block_rate: float | None = None
     decode_rate: float | None = None
     vmm_works: bool | None = None
@@ -207,6 +207,17 @@ class Machine(Frozen):
     def largest_budget_bytes(self) -> int:
         """Bytes that a job may use on the freest card, 0 without one."""
         return max((self.card_budget_bytes(gpu) for gpu in self.usable_gpus), default=0)
+
+
+def sharing_cards(machine: Machine) -> tuple[GpuFacts, ...]:
+    """The cards that may share a clip, the freest first: the most of one kind. Slices and a card that shares its memory
+    with the host do not."""
+    kinds: dict[str, list[GpuFacts]] = {}
+    for gpu in () if machine.unified_memory else machine.usable_gpus:
+        if not gpu.mig:
+            kinds.setdefault(gpu.name, []).append(gpu)
+    most = max(kinds.values(), key=len, default=[])
+    return tuple(sorted(most, key=lambda gpu: (-machine.card_budget_bytes(gpu), gpu.index)))
 
 
 def pretend(machine: Machine, vram_gib: float) -> Machine:

@@ -1,10 +1,10 @@
-"""Which cards may share a clip, and how fast they send to each other."""
+"""How fast cards that share a clip send to each other, and how many may share it."""
 
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from turbodiff.plan.cards import card_of, words_of
-from turbodiff.plan.hardware import GpuFacts, Machine
+from turbodiff.plan.hardware import GpuFacts
 from turbodiff.spec.numbers import GB
 from turbodiff.spec.shapes import INT8_TILE
 
@@ -38,7 +38,9 @@ def link_of(gpu: GpuFacts | None, ranks: int) -> Link:
     if gpu is None:
         return Link(LOOPBACK_GB_S * GB, "loopback")
     if gpu.link_bytes_s:
-        return Link(gpu.link_bytes_s, "measured")
+        measured = dict(gpu.link_bytes_s)
+        among = min([number for number in measured if number >= ranks], default=max(measured))
+        return Link(measured[among], "measured")
     words, card = words_of(gpu.name), card_of(gpu.name, gpu.facts)
     nvlink = [NVLINK_GB_S[word] for word in words & NVLINK_GB_S.keys()]
     if nvlink and not words & BRIDGED:
@@ -48,17 +50,6 @@ def link_of(gpu: GpuFacts | None, ranks: int) -> Link:
     if card.full_rate and not words & {"GEFORCE", "TITAN"}:
         return Link(PEER_GB_S[among] * min(1.0, lanes) * GB, "peer")
     return Link(HOST_GB_S[among] * min(1.0, lanes * 2) * GB, "host")
-
-
-def sharing_cards(machine: Machine) -> tuple[GpuFacts, ...]:
-    """The cards that may share a clip, the freest first: the most of one kind. Slices and a card that shares its memory
-    with the host do not."""
-    kinds: dict[str, list[GpuFacts]] = {}
-    for gpu in () if machine.unified_memory else machine.usable_gpus:
-        if not gpu.mig:
-            kinds.setdefault(gpu.name, []).append(gpu)
-    most = max(kinds.values(), key=len, default=[])
-    return tuple(sorted(most, key=lambda gpu: (-machine.card_budget_bytes(gpu), gpu.index)))
 
 
 def possible_ranks(heads: int, tokens: int, cards: int) -> list[int]:

@@ -5,7 +5,7 @@ wish may be lowered, a pin never, and nothing is ever raised. A candidate whose 
 slower than the same clip in unlimited memory is "slow": it yields to the next one that is not, and is shown beside it.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple, get_args
@@ -13,14 +13,16 @@ from typing import Any, Literal, NamedTuple, get_args
 from turbodiff.plan import explain
 from turbodiff.plan.calibration import History, provenance
 from turbodiff.plan.candidates import SIZE_PINS, Candidate, as_wished, network_files
+from turbodiff.plan.card_offers import card_offers
 from turbodiff.plan.context import PlanContext, plan_context
-from turbodiff.plan.hardware import GpuFacts, Machine
+from turbodiff.plan.hardware import GpuFacts, Machine, sharing_cards
 from turbodiff.plan.memory_limits import FITS_SHARE
 from turbodiff.plan.offload_search import CandidateCost, attention_for, evaluate, settled
 from turbodiff.plan.phase_costs import PhaseCost
 from turbodiff.plan.roofline import DISK_BYTES_S
 from turbodiff.plan.schedule import scheduled
 from turbodiff.plan.shared_clip import asked_ranks, card_shares, follower_bytes
+from turbodiff.plan.together import CardGroup, groups_among
 from turbodiff.spec.errors import DoesNotFitError
 from turbodiff.spec.models import Inventory
 from turbodiff.spec.numbers import gib
@@ -123,11 +125,12 @@ def plan_request(
 
 
 def outlook(
-    request: Request, machine: Machine, inventory: Inventory, policy: Policy = "auto", history: History | None = None
-) -> Outlook:
+    request: Request, machine: Machine, inventory: Inventory, policy: Policy = "auto", history: History | None = None,
+    ranks: int | None = None,
+) -> Outlook:  # fmt: skip
     """Band, seconds and steps of `plan_request`, without the reasons and alternatives that most of its time goes to."""
     words = request.model_copy(update=WORDS)
-    decision = _decision(words, machine, inventory, policy, history, ranks=asked_ranks(request, machine))
+    decision = _decision(words, machine, inventory, policy, history, ranks=ranks or asked_ranks(request, machine))
     seconds = sum(explain.seconds_shown(decision.choice, decision.cost))
     return Outlook(_band(decision), seconds, scheduled(request, decision.choice, decision.context.inventory).steps)
 
@@ -140,6 +143,17 @@ def seconds_on(plan: Plan, gpu: GpuFacts, machine: Machine, inventory: Inventory
         return None
     read_s = sum([file.bytes for file in network_files(plan.request, inventory)]) / DISK_BYTES_S
     return told.seconds, max(LEAST_WARM * told.seconds, told.seconds - read_s)
+
+
+def card_groups(plan: Plan, machine: Machine, inventory: Inventory) -> tuple[CardGroup, ...]:
+    """The cards of a machine that may make a clip of the queue together; see `groups_among`."""
+
+    def seconds(gpus: Sequence[GpuFacts]) -> float | None:
+        here = machine.model_copy(update={"gpus": tuple(gpus)})
+        told = outlook(plan.request, here, inventory, policy="never", ranks=len(gpus))
+        return None if told.band == "no" else told.seconds
+
+    return groups_among(plan, sharing_cards(machine), seconds)
 
 
 def replan(
@@ -318,6 +332,7 @@ def _plan(request: Request, decision: Decision) -> Plan:
     as_run = _as_run(request, decision)
     after = {name: getattr(as_run, name) for name in CHANGED_FIELDS}
     changes = explain.changes_between(request, after, CHANGED_FIELDS)
+    offers = tuple(card_offers(request, context, choice, cost))
     return Plan(
         request=as_run,
         device="cpu" if context.gpu is None else f"cuda:{context.gpu.index}",
@@ -329,8 +344,9 @@ def _plan(request: Request, decision: Decision) -> Plan:
         band=_band(decision),
         changes=changes,
         alternatives=explain.alternatives(request, context, choice, pinned),
-        reasons=explain.reasons(request, as_run, context, choice, cost, changes),
+        reasons=explain.reasons(request, as_run, context, choice, cost, changes, offers),
         shares=card_shares(cost.phases, cost.levers.cards, context.cards, context.machine, context.limits.device),
+        offers=offers,
     )
 
 

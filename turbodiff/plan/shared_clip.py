@@ -8,8 +8,8 @@ done at the pace of one card (Amdahl). Checked against Wan2.2's published table:
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from turbodiff.plan.hardware import GpuFacts, Machine
-from turbodiff.plan.links import possible_ranks, sharing_cards
+from turbodiff.plan.hardware import GpuFacts, Machine, sharing_cards
+from turbodiff.plan.links import possible_ranks
 from turbodiff.plan.roofline import sent_bytes
 from turbodiff.plan.vae_costs import strip_factor
 from turbodiff.spec.models import DitFacts

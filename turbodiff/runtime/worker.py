@@ -155,7 +155,11 @@ def run(fields: dict[str, object], models: "ModelCache", events: EventWriter, co
             calibration=command.calibration,
             cards=command.cards,
         )
-        events.send(ResultEvent(**generate(attempt).model_dump()))
+        try:
+            result = generate(attempt)
+        finally:  # the cards that shared the clip are others' again once the supervisor hears of its end
+            attempt.close_ranks()
+        events.send(ResultEvent(**result.model_dump()))
     except WaitForMemory as waits:
         events.send(WaitEvent(**waits.shortage._asdict()))
     except TurbodiffError as error:

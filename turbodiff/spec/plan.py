@@ -193,11 +193,26 @@ class CardShare(Frozen):
     budget_bytes: int
 
 
+class CardOffer(Frozen):
+    """That so many cards are worth having for the clip, by prediction.
+
+    Args:
+        seconds: from start to file.
+        clips: that as many cards would finish meanwhile, each with a clip of its own; 0 where one card alone cannot
+            make this clip as it was asked.
+    """
+
+    cards: int
+    seconds: float
+    clips: float
+
+
 class Plan(Frozen):
     """The request as it will run, with the arithmetic that says it fits.
 
     Args:
         shares: of each card where several share the clip; `budget_bytes` is the smallest of theirs.
+        offers: numbers of cards that are worth having for it, most first.
     """
 
     request: Request
@@ -212,6 +227,7 @@ class Plan(Frozen):
     alternatives: tuple[Alternative, ...] = ()
     reasons: tuple[Reason, ...] = ()
     shares: tuple[CardShare, ...] = ()
+    offers: tuple[CardOffer, ...] = ()
 
     @property
     def followers(self) -> tuple[str, ...]:

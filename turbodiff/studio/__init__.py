@@ -222,7 +222,7 @@ class Studio:
             resolve_files(request.model, inventory, request.loras)
             disk.check_place(self.outputs, self.state, request.width, request.height, request.num_frames)
             here = self.cards.planned_on(machine, request.gpu)
-            asked.append((request, plan_request(request, here, inventory, policy=policy, history=history, ranks=1)))
+            asked.append((request, plan_request(request, here, inventory, policy=policy, history=history)))
         return asked
 
     def _worded(self, request: Request) -> Request:

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple, get_args
 from turbodiff.jobs import cards
 from turbodiff.jobs.cards import CardState, Fleet, labels, weights_of
 from turbodiff.jobs.database import as_column
-from turbodiff.jobs.dispatch import Price, WaitingJob
+from turbodiff.jobs.dispatch import Price, Start, Together, WaitingJob
 from turbodiff.jobs.journal import Accepted, write_entry
 from turbodiff.jobs.store import Store
 from turbodiff.plan.hardware import GpuFacts, Machine
-from turbodiff.plan.planner import seconds_on
+from turbodiff.plan.planner import card_groups, seconds_on
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.jobs import QueuedJob
 from turbodiff.spec.models import Inventory
@@ -107,9 +107,7 @@ class Cards:
         """When and where a job of the queue starts; None for one that does not wait, and where that is not known."""
         fleet = self.fleet()
         start = fleet.starts().get(job.id) if fleet and job.state == "queued" else None
-        at = fleet.card(start.slot) if fleet and start else None
-        several = fleet is not None and len(fleet.cards) > 1
-        return Begin(start.start_s, start.end_s - start.start_s, at.name if several else "") if start and at else None
+        return _begin(fleet, start) if fleet and start else None
 
     def begin(self, plan: Plan, machine: Machine, found: Inventory, card: str = "") -> Begin | None:
         """When and where a job that is queued now would start, dispatched behind all that wait; None where that is not
@@ -127,11 +125,18 @@ class Cards:
                 price = seconds_on(plan, here[at.uuid], machine, found) if at.uuid in here else None
             if price:
                 prices[worker.slot] = Price(*price)
-        start = fleet.starts([WaitingJob(0, weights_of(plan), prices)]).get(0)
-        at = fleet.card(start.slot) if start else None
-        if start is None or at is None:
-            return None
-        return Begin(start.start_s, start.end_s - start.start_s, at.name if len(fleet.cards) > 1 else "")
+        together = self._together(fleet, plan, machine, found) if not card and len(fleet.cards) > 1 else ()
+        if any(not group.alone for group in together):
+            prices = {}
+        start = fleet.starts([WaitingJob(0, weights_of(plan), prices, together=together)]).get(0)
+        return _begin(fleet, start) if start else None
+
+    def _together(self, fleet: Fleet, plan: Plan, machine: Machine, found: Inventory) -> tuple[Together, ...]:
+        """The cards that may make a clip together, as the supervisor's placement finds them."""
+        working = {worker.slot for worker in fleet.workers}
+        slots = {at.uuid: at.slot for at in fleet.cards if at.uuid and at.slot in working}
+        here = machine.model_copy(update={"gpus": tuple([gpu for gpu in machine.gpus if gpu.uuid in slots])})
+        return tuple([Together.of(group, slots) for group in card_groups(plan, here, found)])
 
     def _find(self, card: str, machine: Machine) -> GpuFacts:
         names = labels(machine.gpus)
@@ -146,6 +151,12 @@ class Cards:
                 expected=" | ".join(names) or "no card is seen", try_instead="turbodiff gpu",
             )  # fmt: skip
         return found[0]
+
+
+def _begin(fleet: Fleet, start: Start) -> Begin | None:
+    """A start as it is told; None where its card is gone."""
+    name = fleet.named(start.slots)
+    return Begin(start.start_s, start.end_s - start.start_s, name if len(fleet.cards) > 1 else "") if name else None
 
 
 __all__ = ["Begin", "Cards", "Fleet"]

@@ -58,8 +58,9 @@ class AttemptMonitor:
         self._checked_s = 0.0
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)  # of the worker's log
 
-    def start(self) -> bool:
-        """Give the job to the worker; False where its clip would have no place, which ends the attempt."""
+    def start(self, cards: tuple[str, ...] = ()) -> bool:
+        """Give the job to the worker, with what else may work at it (`RunCommand.cards`); False where its clip would
+        have no place, which ends the attempt."""
         job, context = self.job, self.context
         request = job.request.model_copy(update={**job.overrides, "gpu": ""})  # no id of a card in a clip
         context.run_log.say(request_line(request, job.attempt), "job", job.id)
@@ -84,6 +85,7 @@ class AttemptMonitor:
                 outputs=context.outputs,
                 state=context.state,
                 calibration=measurements.calibration_of(context.store, job, context.memory.machine(), self.card()),
+                cards=cards,
             )
         )
         return True

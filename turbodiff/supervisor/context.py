@@ -61,7 +61,7 @@ def _workers(store: Store) -> list[dict[str, Any]]:
 
 
 def _pids_of(workers: list[dict[str, Any]]) -> frozenset[int]:
-    return frozenset(worker["pid"] for worker in workers if worker.get("pid"))
+    return frozenset(pid for one in workers for pid in (one.get("pid"), *one.get("followers", ())) if pid)
 
 
 class Memory:

@@ -14,10 +14,10 @@ from turbodiff.jobs.cards import (
     switches,
     weights_of,
 )
-from turbodiff.jobs.dispatch import Card, Choice, Price, WaitingJob, dispatch, overtaken_by
+from turbodiff.jobs.dispatch import Card, Choice, Price, Together, WaitingJob, dispatch, overtaken_by
 from turbodiff.jobs.store import as_job
 from turbodiff.jobs.waiting import expire
-from turbodiff.plan.planner import seconds_on
+from turbodiff.plan.planner import card_groups, seconds_on
 from turbodiff.spec.jobs import QueuedJob
 from turbodiff.spec.models import Inventory
 from turbodiff.supervisor.context import SupervisorContext
@@ -40,6 +40,7 @@ class Placement:
         self.context = context
         context.promised_bytes = lambda slot: promised_bytes(slots(), slot)
         self._prices: dict[tuple[object, ...], Price | None] = {}
+        self._groups: dict[tuple[object, ...], tuple[Together, ...]] = {}
         self._states: dict[str, CardState] = {}
         self._names: dict[str, str] = {}
         self._fleet: Fleet | None = None
@@ -61,11 +62,13 @@ class Placement:
         if not due or not free or self._fleet is None:
             return {}
         starts = [
-            start for start in dispatch(waiting, self._fleet.workers) if start.start_s == 0 and start.slot in free
+            start
+            for start in dispatch(waiting, self._fleet.workers)
+            if start.start_s == 0 and free.issuperset(start.slots)
         ]
         if len(starts) > 1:  # one at a time: what the first will take of the RAM counts for the next, a tenth later
             self._chosen_s -= EVERY_S
-        return {start.slot: Choice(start.job, tuple(overtaken_by(start, waiting))) for start in starts[:1]}
+        return {start.slot: Choice(start.job, tuple(overtaken_by(start, waiting)), start.also) for start in starts[:1]}
 
     def start(self, slot: GpuSlot) -> None:
         """Start the worker of a slot if it has none; of an excluded card it is ended once it has no job."""
@@ -86,6 +89,9 @@ class Placement:
         rows = store.rows("SELECT * FROM job WHERE state = 'queued' ORDER BY place, id LIMIT ?", WINDOW)
         queued = [as_job(row) for row in rows]
         running = {slot.index: store.job(slot.job.id) for slot in slots if slot.job}
+        for slot in slots:
+            if slot.lent_to and slot.lent and slot.lent_to.slot.index in running:
+                running[slot.index] = running[slot.lent_to.slot.index]
         coming = {job.nonce for job in (*running.values(), *queued)}
         jobs = []
         for job in queued:
@@ -98,6 +104,7 @@ class Placement:
         waiting = [self._waiting(job, on, slots, several) for job in jobs]
         known = {job.job for job in waiting}
         self._prices = {key: price for key, price in self._prices.items() if key[0] in known}
+        self._groups = {key: groups for key, groups in self._groups.items() if key[0] in known}
         workers = [self._worker(slot, running.get(slot.index)) for slot in on]
         machines = {slot.context.node: slot.context.memory.machine() for slot in slots if slot.seen}
         gpus = [machine.gpus for machine in machines.values() if machine]
@@ -126,16 +133,15 @@ class Placement:
         left_s = planned_s - (self.context.store.now() - (job.started_s or 0.0))
         if job.progress and job.progress.eta_s is not None:
             left_s = job.progress.eta_s
-        return Card(slot.index, max(1.0, left_s), weights_of(job.plan) if job.plan else "")
+        return Card(slot.index, max(1.0, left_s), weights_of(job.plan) if job.plan and not slot.lent else "")
 
     def _waiting(self, job: QueuedJob, on: Sequence[GpuSlot], slots: Sequence[GpuSlot], several: bool) -> WaitingJob:
         found: dict[str, Inventory] = {}  # by machine
         prices: dict[int, Price] = {}
         for slot in on:
-            gpu, context = slot.gpu, slot.context
+            gpu, context, free_bytes = slot.gpu, slot.context, slot.available_bytes
             if not context.has_weights(job.request.model):
                 continue
-            free_bytes = gpu.free_bytes and gpu.free_bytes + gpu.reclaimable_bytes
             if not may_start(self.context.store, Hold(job.hold_bytes, None, "", job.request.gpu), free_bytes, gpu.uuid):
                 continue
             planned_s = job.plan.seconds if job.plan else UNKNOWN_S
@@ -169,8 +175,33 @@ class Placement:
                 price = self._prices[key]
             if price:
                 prices[slot.index] = price
+        together = self._together(job, on, slots) if several else ()
+        if job.strikes and prices:  # what failed on several cards begins again on one
+            together = ()
+        if any(not group.alone for group in together):
+            prices = {}
         weights = weights_of(job.plan) if job.plan else ""
-        return WaitingJob(job.id, weights, prices, job.overtaken, job.user, job.place)
+        return WaitingJob(job.id, weights, prices, job.overtaken, job.user, job.place, together)
+
+    def _together(self, job: QueuedJob, on: Sequence[GpuSlot], slots: Sequence[GpuSlot]) -> tuple[Together, ...]:
+        """The cards of this machine that may make a job together."""
+        machine, held = self.context.memory.machine(), Hold(job.hold_bytes)
+        if machine is None or job.plan is None or job.request.gpu or job.request.cards == 1:
+            return ()
+        here = [slot for slot in on if slot.context is self.context and slot.seen]
+        by_uuid = {s.device: s for s in here if may_start(self.context.store, held, s.available_bytes, s.device)}
+        gpus = tuple([gpu for gpu in machine.gpus if gpu.uuid in by_uuid])
+        ram_bytes = machine.ram_available_bytes
+        if ram_bytes is not None:
+            ram_bytes = max(0, ram_bytes - max([promised_bytes(slots, slot.index) for slot in on], default=0))
+        room = [((gpu.free_bytes or 0) + gpu.reclaimable_bytes) // SAME_BYTES for gpu in gpus]
+        key = (job.id, job.attempt, tuple(by_uuid), tuple(room), (ram_bytes or 0) // SAME_RAM_BYTES)
+        if key not in self._groups:
+            then = machine.model_copy(update={"gpus": gpus, "ram_available_bytes": ram_bytes})
+            found = card_groups(job.plan, then, with_loras(self.context.inventory, job.request.loras))
+            numbers = {uuid: slot.index for uuid, slot in by_uuid.items()}
+            self._groups[key] = tuple([Together.of(group, numbers) for group in found])
+        return self._groups[key]
 
 
 def promised_bytes(slots: Sequence[GpuSlot], but: int) -> int:
@@ -179,6 +210,6 @@ def promised_bytes(slots: Sequence[GpuSlot], but: int) -> int:
     total_bytes, here = 0, {slot.context.node for slot in slots if slot.index == but}
     for slot in slots:
         if slot.index != but and slot.context.node in here and slot.job and slot.job.plan and slot.worker:
-            most_bytes = max(phase.host_ram_bytes for phase in slot.job.plan.phases)
+            most_bytes = max(phase.host_ram_bytes for phase in slot.job.plan.phases) * slot.job.plan.levers.cards
             total_bytes += max(0, most_bytes - (0 if slot.context.node else private_bytes(slot.worker.pid)))
     return total_bytes

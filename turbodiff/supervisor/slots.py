@@ -3,9 +3,11 @@
 Where it runs is its port's (ports.py).
 """
 
+import contextlib
 import signal
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import psutil
 
@@ -27,6 +29,19 @@ SILENT_S = (
 RECYCLE_JOBS = 20  # a fresh process returns what allocators keep (TurboDiffusion issue 52)
 NOTED_BYTES = 64 << 20  # by which what a worker holds must change to be written down
 RECYCLE_GROWTH_BYTES = 8 << 30  # of RSS, over the end of the first job
+
+
+class Loan(NamedTuple):
+    """That a card works at the attempt of another slot, whose worker has a process on it."""
+
+    slot: "GpuSlot"
+    attempt: AttemptMonitor
+
+    @property
+    def over(self) -> bool:
+        """Whether that attempt has ended, whatever became of it, and no process of its worker is left on the card."""
+        leaves = self.attempt.end_worker and self.slot.worker is self.attempt.worker
+        return self.slot.monitor is not self.attempt and not leaves
 
 
 @dataclass
@@ -53,6 +68,9 @@ class GpuSlot:
     output_lines: int = 0
     weights: str = ""  # what its worker holds (placement.py)
     unseen: int = 0  # samples in a row without its card
+    lent_to: Loan | None = None
+    cards: tuple[str, ...] = ()  # that its worker's processes use beside its own (shared_clips.py)
+    followers: tuple[int, ...] = ()  # those processes
     inbox: deque[Event] = field(default_factory=deque)
 
     @property
@@ -71,10 +89,26 @@ class GpuSlot:
         return self.context.memory.gpu(self.card)
 
     @property
+    def available_bytes(self) -> int | None:
+        """Memory of its card that a job could have: what is free, and what our own worker holds; None: unknown."""
+        gpu = self.gpu
+        return None if gpu.free_bytes is None else gpu.free_bytes + gpu.reclaimable_bytes
+
+    @property
     def seen(self) -> bool:
         """Whether its card is among those that the probe sees."""
         machine = self.context.memory.machine()
         return machine is not None and self.card < len(machine.gpus)
+
+    @property
+    def lent(self) -> bool:
+        """Whether its card works at the clip of another slot: it has no worker and takes no job until that is over."""
+        return self.lent_to is not None and not self.lent_to.over
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Our processes here, whose memory is ours."""
+        return (self.worker.pid, *self.followers) if self.worker else ()
 
     @property
     def broken(self) -> bool:
@@ -101,8 +135,9 @@ class GpuSlot:
     def start(self) -> None:
         """Start a worker if there is none and it is time."""
         now, context = self.context.now(), self.context
-        if self.worker is not None or self.broken or now < self.start_after_s:
+        if self.worker is not None or self.broken or now < self.start_after_s or self.lent:
             return
+        self.lent_to, self.held_bytes = None, 0
         try:
             self.worker = context.open_port(self.index, self.device)
         except (OSError, TurbodiffError) as error:
@@ -148,9 +183,14 @@ class GpuSlot:
             self.failed_starts = MAX_FAILED_STARTS
             self.log("does not end even by SIGKILL: the driver is not answering, a reboot is needed", "CRITICAL")
         self.worker.close()
-        self.worker = None
+        self.worker, self.held_bytes, self.cards, self.followers = None, 0, (), ()
         self._publish("broken" if self.broken else "none")
         return status is not None
+
+    def lend(self, loan: Loan, peak_bytes: int) -> None:
+        """Let the card, whose worker has ended, work for another slot, where a process of it takes so much memory."""
+        self.lent_to, self.held_bytes = loan, peak_bytes
+        self._publish("lent")
 
     def ask_to_end(self) -> None:
         """Tell the worker to end, without waiting for it; `stop` comes next."""
@@ -173,15 +213,18 @@ class GpuSlot:
         pid = self.worker.pid if self.worker else None
         facts = {**hello, "pid": pid, "state": state, "failed_starts": self.failed_starts}
         facts |= {"card": self.device, "held_bytes": self.held_bytes, "node": self.context.node}
+        facts |= {"followers": self.followers}
         self.context.store.put(f"worker{self.index}", facts)
 
     # --- a turn --------------------------------------------------------------------------------------------------
 
-    def run(self, job: QueuedJob) -> bool:
-        """Give a claimed job to the worker; False where the disk has no place for its clip."""
+    def run(self, job: QueuedJob, cards: tuple[str, ...] = ()) -> bool:
+        """Give a claimed job to the worker, with the `cards` that may work at it, too (`RunCommand.cards`); False where
+        the disk has no place for its clip."""
         assert self.worker is not None and self.monitor is None
         self.monitor = AttemptMonitor(self.context, lambda: self.card, job, self.worker, self.log)
-        started = self.monitor.start()
+        self.cards = cards
+        started = self.monitor.start(cards)
         self._settle()
         return started
 
@@ -228,8 +271,9 @@ class GpuSlot:
                 self._publish("ready")
             elif event.type == "beat":
                 self.rss_bytes = event.rss_bytes
-                if abs(event.held_bytes - self.held_bytes) >= NOTED_BYTES:
-                    self.held_bytes = event.held_bytes
+                followers = children_of(self.worker.pid) if self.cards and self.monitor else ()
+                if abs(event.held_bytes - self.held_bytes) >= NOTED_BYTES or followers != self.followers:
+                    self.held_bytes, self.followers = event.held_bytes, followers
                     self._publish("ready")
             if self.monitor is not None and event.type != "hello":
                 try:
@@ -279,3 +323,10 @@ class GpuSlot:
         if self.first_rss_bytes and self.rss_bytes > self.first_rss_bytes + RECYCLE_GROWTH_BYTES:
             return "grew by more than 8 GiB of RAM"
         return ""
+
+
+def children_of(pid: int) -> tuple[int, ...]:
+    """The processes that a process of this machine has started and that live."""
+    with contextlib.suppress(psutil.Error):
+        return tuple(sorted(child.pid for child in psutil.Process(pid).children(recursive=True)))
+    return ()

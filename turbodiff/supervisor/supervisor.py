@@ -37,6 +37,7 @@ from turbodiff.supervisor.context import Memory, SupervisorContext
 from turbodiff.supervisor.ownership import StateLock
 from turbodiff.supervisor.placement import Chosen, Placement
 from turbodiff.supervisor.recovery import backup, recover
+from turbodiff.supervisor.shared_clips import run_job
 from turbodiff.supervisor.slots import GpuSlot
 from turbodiff.supervisor.web_process import WebProcess
 from turbodiff.supervisor.worker_process import WORKER, new_run_id
@@ -96,8 +97,8 @@ class Supervisor:
             self.sample = sample or self._probe.latest  # type: ignore[union-attr]
             memory = Memory(
                 self.sample,
-                lambda: [slot.worker.pid for slot in slots_of(self.context, self.slots) if slot.worker],
-                lambda: {slot.device: slot.held_bytes for slot in slots_of(self.context, self.slots) if slot.worker},
+                lambda: [pid for slot in slots_of(self.context, self.slots) for pid in slot.pids],
+                lambda: {slot.device: slot.held_bytes for slot in slots_of(self.context, self.slots)},
             )
             self.context = SupervisorContext(
                 self.store, self.log, run_log, self.state, self.outputs, run_id, memory, worker_argv, now
@@ -238,16 +239,15 @@ class Supervisor:
             slot.log(f"a fresh worker follows: it {why}")
             slot.stop("recycled")
             return
-        gpu = slot.gpu
-        free_bytes = None if gpu.free_bytes is None else gpu.free_bytes + gpu.reclaimable_bytes
         if (chosen := self._chosen) is not None and slot.index not in chosen:
             return
-        job = claim(self.store, slot.index, free_bytes, chosen[slot.index] if chosen else None, gpu.uuid)
+        choice = chosen[slot.index] if chosen else None
+        job = claim(self.store, slot.index, slot.available_bytes, choice, slot.gpu.uuid)
         if job is None:
             return
         slot.weights = weights_of(job.plan) if job.plan else ""
         try:
-            started = slot.run(job)
+            started = run_job(slot, job, self.slots, choice.also if choice else ())
         except Exception as error:
             slot.monitor = None
             move_job(self.store, job.id, job.attempt, "parked", error=fault_of(error))
@@ -344,8 +344,7 @@ class Supervisor:
         if self._closed:
             return
         self._closed = True
-        patience_s = 0.0 if self._signals > 1 else STOP_S
-        end_s = self.context.now() + patience_s
+        end_s = self.context.now() + (0.0 if self._signals > 1 else STOP_S)
         ran = [slot.job.id for slot in self.slots if slot.job]
         for child in (*self.slots, self.web):  # all at once, then each has what is left of the patience
             if child is not None:

@@ -103,8 +103,8 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
     with gr.Accordion(words("create.advanced"), open=False, elem_id="advanced"):
         experts, boundary_box = _advanced(fields, spec, words)
         residency = gr.HTML(elem_id="residency")
-        for key, at, label in (("loras", "loras", "LoRA"), ("gpu", "gpu-field", "GPU"), ("card", "card-field", "VRAM")):
-            fields[key] = gr.Textbox("", visible="hidden", elem_id=at, label=label)
+        for key, at in (("loras", "loras"), ("gpu", "gpu-field"), ("cards", "cards-field"), ("card", "card-field")):
+            fields[key] = gr.Textbox("", visible="hidden", elem_id=at, label=key)
     boxes = (lint, samples, picture_note, picture_box, meter, verdict, experts, boundary_box)
     return Create(fields, *boxes, go, anyway, rounds, residency, loras, whole, segments, longer, longer_note, undo)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -153,19 +153,25 @@ def starts_in(job: QueuedJob, snapshot: Snapshot, words: Words) -> str:
     """When a waiting job will start, and on which of several cards, as the supervisor dispatches; "" where that is not
     known, or nothing starts."""
     start = snapshot.fleet.starts().get(job.id) if snapshot.fleet and not snapshot.paused else None
-    return when(start.start_s, card_of(start.slot, snapshot), words) if start else ""
+    return when(start.start_s, _named(start.slots, snapshot), words) if start else ""
 
 
-def card_of(slot: int, snapshot: Snapshot) -> str:
-    """The name of a slot's card, "" where there is one alone."""
+def _named(slots: Sequence[int], snapshot: Snapshot) -> str:
+    """The names of the cards of slots, "" where there is one alone."""
     fleet = snapshot.fleet
-    card = fleet.card(slot) if fleet and len(fleet.cards) > 1 else None
-    return card.name if card else ""
+    return fleet.named(slots) if fleet and len(fleet.cards) > 1 else ""
+
+
+def cards_of(job: QueuedJob, snapshot: Snapshot) -> str:
+    """The names of the cards that a job runs on, "" where there is one alone."""
+    uuids = [share.uuid for share in job.plan.shares if share.uuid] if job.plan else []
+    together = " + ".join(map(snapshot.fleet.called, uuids)) if snapshot.fleet else ""
+    return together or _named((job.slot,), snapshot)
 
 
 def runs_on(job: QueuedJob, snapshot: Snapshot, words: Words) -> str:
     """On which of several cards a job runs."""
-    card = card_of(job.slot, snapshot) if job.state in ACTIVE else ""
+    card = cards_of(job, snapshot) if job.state in ACTIVE else ""
     return words("run.on_card", card=card) if card else ""
 
 

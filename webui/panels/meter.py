@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -231,6 +231,29 @@ def draw_cards(fleet: Fleet | None, chosen: str, words: Words) -> Html:
     return el("div", head, buttons, cls="td-acts td-html", id="for-card", role="group")
 
 
+def draw_together(plan: Plan | None, chosen: str, words: Words) -> Html:
+    """How many cards make the clip: offered where more than one helps, and where somebody chose otherwise."""
+    offers = plan.offers if plan else ()
+    if not offers and chosen in ("auto", "1"):
+        return Html("")
+    offered = {"auto": words("meter.together_auto"), "1": words("meter.together_one")}
+    for offer in reversed(offers):
+        note = words("meter.together_fits" if not offer.clips else "meter.about", time=words.seconds(offer.seconds))
+        offered[str(offer.cards)] = words("meter.together", n=offer.cards, note=note)
+    if chosen not in offered:
+        offered[chosen] = words("meter.together_idle", n=chosen[:4])
+    buttons = []
+    for value, name in offered.items():
+        cls, pressed = ("main", "true") if value == chosen else ("plain", "false")
+        fields = json.dumps({"cards": value, **({} if value in ("auto", "1") else {"gpu": ""})})
+        buttons.append(action("fill", fields, name, form=True, cls=cls, aria_pressed=pressed))
+    head = el("span", words("meter.for_clip"), cls="td-quiet")
+    clips = next((offer.clips for offer in offers if offer.clips and chosen in ("auto", str(offer.cards))), 0.0)
+    side_by_side = el("p", words("meter.side_by_side", clips=f"{clips:g}"), cls="td-quiet td-small") if clips else None
+    row = el("div", head, buttons, cls="td-acts", role="group", aria_label=words("meter.for_clip"))
+    return el("div", row, side_by_side, cls="td-html", id="for-clip")
+
+
 def draw(shown: Meter, words: Words, card: str = "") -> Html:
     """The meter as markup; `card`: GiB of the pretended card that it is for, "" for this machine."""
     pretended = None
@@ -272,6 +295,7 @@ def draw(shown: Meter, words: Words, card: str = "") -> Html:
         rows.append(el("span", words.gib(phase.peak_bytes), cls=f"td-num {cls}"))
         rows.append(el("span", words.seconds(phase.seconds), cls="td-num td-quiet"))
     phases = el("div", rows, cls="td-phases", aria_label=words("meter.phases"))
+    cards = el("div", _cards(plan, words), cls="td-phases", id="each-card") if plan.shares else None
     warned = [el("div", warning, cls="td-note warn", role="status") for warning in shown.warnings]
     return el(
         "div",
@@ -280,6 +304,7 @@ def draw(shown: Meter, words: Words, card: str = "") -> Html:
         warned or None,
         el("div", verdict, el("span", numbers, cls="td-num"), side, cls="head"),
         el("div", share, cls="td-big", role="img", aria_label=numbers),
+        cards,
         el("div", decides, el("span", words(f"meter.{basis}"), cls="td-quiet", id="basis"), cls="td-line"),
         el("div", shown.schedule, cls="td-quiet td-small", id="schedule") if shown.schedule else None,
         el("div", el("b", words("meter.changed")), changes, cls="td-diff", id="changes") if changes else None,
@@ -288,6 +313,17 @@ def draw(shown: Meter, words: Words, card: str = "") -> Html:
         cls=f"td-meter td-html {plan.band}",
         data_band=plan.band,
     )
+
+
+def _cards(plan: Plan, words: Words) -> Iterator[Html]:
+    """Each card that makes the clip together with others: what it needs of what it may use."""
+    for number, share in enumerate(plan.shares, 1):
+        width = min(1.0, share.peak_bytes / max(share.budget_bytes, 1))
+        name = words("meter.process", n=number) if share.device == "cpu" else f"{share.device_name} · {share.device}"
+        yield el("span", name)
+        yield el("div", el("span", style=f"width:{width:.1%}", cls="peak" if number == 1 else ""), cls="bar")
+        yield el("span", words.gib(share.peak_bytes), cls="td-num")
+        yield el("span", words("meter.of", budget=words.gib(share.budget_bytes)), cls="td-num td-quiet")
 
 
 def _before_after(row: Diff, *more: object) -> Html:

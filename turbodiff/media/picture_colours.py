@@ -94,7 +94,7 @@ def colours_of(picture: Image.Image, data: bytes) -> Colours | None:
         curve = SRGB_CURVE if plain else (1 / gamma, 1, 0, 0, 0)
         return None if same and plain else Colours(SRGB if same else xy, curve)
     with contextlib.suppress(Exception):  # EXIF that is none
-        exif = picture.getexif()
+        exif = Image.Image.getexif(picture)  # PNG's own decodes all pixels first
         inner = exif.get_ifd(ExifTags.IFD.Exif)
         space = inner.get(ExifTags.Base.ColorSpace, NOT_CALIBRATED)
         dcf = exif.get_ifd(ExifTags.IFD.Interop) if ExifTags.IFD.Interop in inner else {}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., object])
 
 DECODER = ("-P", "-m", "turbodiff.media.decode_picture")
-MAX_FILE_BYTES = 256 << 20  # 64 megapixels of incompressible RGB and some
+MAX_FILE_BYTES = 128 << 20  # 64 megapixels of a noisy photograph take 105 MiB as a PNG
 TIMEOUT_S = 120  # the decoder's own limit is 20 s of CPU; a busy machine may need longer for that
 PREVIEW_SIDE = 360  # pixels of the longer side of a preview
 LOOK_SIDE = 128  # pixels of the picture that the advisor looks at
@@ -37,6 +37,11 @@ REFUSALS = {
     "picture_unreadable": ("the picture cannot be read", "a file that this user may read", "another path"),
     "picture_kind": ("not a picture of a known kind", "PNG, JPEG, WebP or GIF", "save it as PNG or JPEG"),
     "picture_too_large": ("the picture is too large", "at most 64 megapixels", "scale it down to 4000 pixels a side"),
+    "picture_memory": (
+        "decoding the picture takes too much memory",
+        "at most 200 MiB",
+        "save it as PNG or as a JPEG that is not progressive, or scale it down to 4000 pixels a side",
+    ),
     "picture_too_small": ("the picture is too small", "at least 16 pixels a side", "a larger picture"),
     "picture_broken": ("the picture is damaged", "a whole picture", "open it in a viewer and save it again"),
     "picture_colours": (

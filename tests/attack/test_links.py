@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import torch
 from supervisor.bench import Bench
 
 from turbodiff.archive import trash
@@ -13,9 +14,15 @@ from turbodiff.archive.clips import clip_path, partial_path, publish
 from turbodiff.archive.disk import check_place, remove_left
 from turbodiff.diagnostics.exports import Exports
 from turbodiff.diagnostics.logs import LogFile
+from turbodiff.gpu.probe import machine_now
+from turbodiff.jobs import journal
+from turbodiff.plan.planner import plan_request
+from turbodiff.runtime.latents_cache import LatentsCache
+from turbodiff.runtime.text import TextCache, TextRows
 from turbodiff.spec.clips import Sidecar
 from turbodiff.spec.request import make_request
 from turbodiff.supervisor import recovery
+from turbodiff.weights.locate import inventory
 from webui.uploads import make_room
 
 DAY = f"{datetime.now():%Y-%m-%d}"
@@ -23,6 +30,7 @@ BATCH = "20200101T000000-abcdef"
 OURS = (
     "outputs/.partial", "outputs/.trash", f"outputs/.trash/{BATCH}", f"outputs/.trash/{BATCH}/2020-01-01",
     f"outputs/{DAY}", "state/uploads", "state/exports", "state/backups", "state/logs",
+    "state/accepted", "state/accepted/waiting",
 )  # fmt: skip
 NAMES = (
     "diary.txt", "t2v_1_demo_20200101_000000.mp4", "t2v_1_demo_20200101_000000.mp4.json", "2.0.4194999.mp4",
@@ -71,6 +79,38 @@ def test_nothing_behind_a_link_is_moved_or_removed(place: str, tmp_path: Path) -
     now = {path for path in home.rglob("*") if path.is_file()}
     assert sorted(before - now) == [] and all(path.read_bytes() == b"mine" for path in before)
     assert {path.suffix for path in now - before} <= {".log", ".db"}, "a clip is behind the link"
+
+
+@pytest.mark.parametrize("place", ["accepted", "accepted/waiting", "latents", "embeddings"])
+def test_nothing_is_read_from_or_kept_behind_a_link(place: str, tmp_path: Path) -> None:
+    state, home = tmp_path / "state", tmp_path / "home"
+    rows = TextRows.padded(torch.ones(2, 4), 8)
+    asked = make_request({"prompt": "x", "seed": 1, "nonce": "once"})
+    plan = plan_request(asked, machine_now(), inventory())
+    entry = journal.Accepted(id=1, nonce="once", created_s=0.0, request=asked, plan=plan)
+
+    def keep() -> None:
+        journal.write_waiting(state, entry)
+        LatentsCache(state, 1).save(torch.zeros(1, 16, 1, 2, 2), plan)
+        TextCache(state / "embeddings", "an encoder", 8).save("a cat", rows)
+
+    def kept() -> list[bool]:
+        text = TextCache(state / "embeddings", "an encoder", 8).load("a cat")
+        jobs, files = journal.waiting_jobs(state), list(journal.entries(state))
+        return [bool(jobs), bool(files), LatentsCache(state, 1).load(plan.request) is not None, text is not None]
+
+    keep()
+    assert kept() == [True] * 4
+    (state / place).rename(home)
+    (state / place).symlink_to(home)
+    names = sorted(home.rglob("*"))
+    unseen = {"accepted": {0, 1}, "accepted/waiting": {0}, "latents": {2}, "embeddings": {3}}[place]
+    assert {number for number, seen in enumerate(kept()) if not seen} == unseen
+    LatentsCache(state, 1).delete()
+    journal.remove_entry(state, "once")
+    assert sorted(home.rglob("*")) == names
+    keep()
+    assert sorted(home.rglob("*")) == names and not (state / place).is_symlink() and kept() == [True] * 4
 
 
 def test_a_folder_that_becomes_a_link_under_the_index_loses_nothing(tmp_path: Path) -> None:

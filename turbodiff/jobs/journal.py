@@ -85,7 +85,7 @@ def write_entries(state: Path, jobs: Sequence[Accepted]) -> None:
     """
     folder, together, held_bytes = state / JOURNAL, list[tuple[Path, bytes]](), 0
     try:
-        make_folder(folder, 0o700, ours=True)
+        make_folder(folder, 0o700, ours=True, link=False)
         for job in jobs:
             path, data = entry_path(state, job.nonce), job.model_dump_json().encode()
             record = f"{hashlib.sha256(data).hexdigest()} {path.stem}\n".encode() + data + b"\n"
@@ -117,7 +117,8 @@ def _write(records: Sequence[tuple[Path, bytes]]) -> None:
 def remove_entry(state: Path, nonce: str) -> None:
     """Take away the file of a job that ended; one that cannot be removed is removed at the next start."""
     with contextlib.suppress(OSError):
-        entry_path(state, nonce).unlink(missing_ok=True)
+        if not _is_elsewhere(state):
+            entry_path(state, nonce).unlink(missing_ok=True)
 
 
 def write_waiting(state: Path, job: Accepted) -> None:
@@ -129,7 +130,7 @@ def write_waiting(state: Path, job: Accepted) -> None:
     mark = state / JOURNAL / WAITING / entry_path(state, job.nonce).stem
     write_entry(state, job)
     try:
-        make_folder(mark.parent, 0o700, ours=True)
+        make_folder(mark.parent, 0o700, ours=True, link=False)
         mark.touch(0o600)
         sync(mark.parent)
     except OSError as error:
@@ -139,9 +140,13 @@ def write_waiting(state: Path, job: Accepted) -> None:
 
 def waiting_jobs(state: Path) -> list[Accepted]:
     """The jobs that wait for their rows, by number."""
-    found = []
-    with contextlib.suppress(OSError), os.scandir(state / JOURNAL / WAITING) as marks:
-        for mark in list(marks):
+    found = list[Accepted]()
+    with contextlib.suppress(OSError):
+        if _is_elsewhere(state) or (state / JOURNAL / WAITING).is_symlink():
+            return []
+        with os.scandir(state / JOURNAL / WAITING) as listed:
+            marks = list(listed)
+        for mark in marks:
             job, whole = _read_entry(path := state / JOURNAL / f"{mark.name}{ENDING}")
             found += [job] if job is not None and whole else []
             if not os.path.lexists(path):  # cancelled meanwhile, or refused
@@ -161,7 +166,7 @@ def numbering(state: Path) -> Iterator[None]:
     longer than five seconds is stopped or hangs, and is not waited for."""
     with contextlib.ExitStack() as on_end:
         with contextlib.suppress(OSError):  # a file system without locks
-            make_folder(state / JOURNAL, 0o700, ours=True)
+            make_folder(state / JOURNAL, 0o700, ours=True, link=False)
             descriptor = os.open(state / JOURNAL, os.O_RDONLY | os.O_CLOEXEC)
             on_end.callback(os.close, descriptor)
             end_s = time.monotonic() + NUMBERING_S
@@ -176,8 +181,13 @@ def numbering(state: Path) -> Iterator[None]:
 
 def entries(state: Path) -> Iterator[tuple[Path, Accepted | None, bool]]:
     """Every file of the journal with its job, None where it cannot be read, and whether it is as it was written."""
-    for path in sorted((state / JOURNAL).glob(f"*{ENDING}")):
+    for path in sorted((state / JOURNAL).glob(f"*{ENDING}") if not _is_elsewhere(state) else ()):
         yield path, *_read_entry(path)
+
+
+def _is_elsewhere(state: Path) -> bool:
+    """Whether the folder is a link: what it leads to is another's; the next job that comes makes a folder of ours."""
+    return (state / JOURNAL).is_symlink()
 
 
 def _read_entry(path: Path) -> tuple[Accepted | None, bool]:
@@ -213,6 +223,8 @@ def _read_leniently(data: bytes) -> Accepted | None:
 
 def identity(state: Path) -> str:
     """The journal's own id, "" where it has none."""
+    if _is_elsewhere(state):
+        return ""
     with contextlib.suppress(OSError, ValueError), open_file(state / JOURNAL / IDENTITY) as file:
         return file.read(64).decode("ascii").strip()
     return ""
@@ -226,7 +238,7 @@ def start_journal(state: Path) -> str:
     """
     folder, made = state / JOURNAL, secrets.token_hex(16)
     try:
-        make_folder(folder, 0o700, ours=True)
+        make_folder(folder, 0o700, ours=True, link=False)
         with atomic_write(folder / IDENTITY, durable=True) as part:
             part.write_text(made)
         sync(folder)

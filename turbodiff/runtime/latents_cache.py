@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from turbodiff.spec.files import atomic_write, check_file
+from turbodiff.spec.files import atomic_write, check_file, check_own_folder, make_folder
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request
 
@@ -32,7 +32,7 @@ class LatentsCache:
     def load(self, request: Request) -> Tensor | None:
         """Latents [1, 16, T, H, W] float32 of an earlier attempt at the same recipe, or None."""
         try:
-            check_file(self._path)  # a pipe would wait for its writer
+            self._check()
             return load_file(self._path).get(_recipe_of(request))
         except (OSError, SafetensorError):
             return None
@@ -40,7 +40,7 @@ class LatentsCache:
     def load_plan(self, request: Request) -> Plan | None:
         """The plan of the latents that an earlier attempt at this request left, whatever it lowered; or None."""
         try:
-            check_file(self._path)
+            self._check()
             with safe_open(self._path, "pt") as file:
                 plan = Plan.model_validate_json((file.metadata() or {}).get("plan", ""))
         except (OSError, SafetensorError, ValidationError):
@@ -51,13 +51,21 @@ class LatentsCache:
     def save(self, latents: Tensor, plan: Plan) -> None:
         """Keep the latents and the plan that they were made by; on a full disk they are not kept."""
         tensors = {_recipe_of(plan.request): latents.float().cpu().contiguous()}
-        with contextlib.suppress(OSError, SafetensorError), atomic_write(self._path) as part:
-            save_file(tensors, part, {"plan": plan.model_dump_json()})
+        with contextlib.suppress(OSError, SafetensorError):
+            make_folder(self._path.parent, ours=True, link=False)
+            with atomic_write(self._path) as part:
+                save_file(tensors, part, {"plan": plan.model_dump_json()})
 
     def delete(self) -> None:
         """Remove them: the clip is verified."""
         with contextlib.suppress(OSError):  # what else stands under that name harms nobody
+            check_own_folder(self._path.parent)
             self._path.unlink(missing_ok=True)
+
+    def _check(self) -> None:
+        """Raise OSError where the folder leads elsewhere, or the file is none: a pipe would wait for its writer."""
+        check_own_folder(self._path.parent)
+        check_file(self._path)
 
 
 def _recipe_of(request: Request) -> str:

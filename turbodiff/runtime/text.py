@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from turbodiff.runtime import offload
-from turbodiff.spec.files import atomic_write, check_file
+from turbodiff.spec.files import atomic_write, check_file, check_own_folder, make_folder
 from turbodiff.spec.plan import Levers
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class TextCache:
     def load(self, text: str) -> TextRows | None:
         """Rows kept earlier, or None; a damaged file counts as none."""
         try:
+            check_own_folder(self._folder)
             check_file(self.path(text))  # a pipe would wait for its writer
             with safe_open(self.path(text), "pt") as file:
                 return TextRows.padded(file.get_tensor("rows"), self._text_len)
@@ -82,8 +83,10 @@ class TextCache:
 
     def save(self, text: str, rows: TextRows) -> None:
         """Keep the rows of a text; on a full disk they are not kept."""
-        with contextlib.suppress(OSError, SafetensorError), atomic_write(self.path(text)) as part:
-            save_file({"rows": rows.rows[0, : rows.tokens].contiguous()}, part)
+        with contextlib.suppress(OSError, SafetensorError):
+            make_folder(self._folder, ours=True, link=False)
+            with atomic_write(self.path(text)) as part:
+                save_file({"rows": rows.rows[0, : rows.tokens].contiguous()}, part)
 
 
 @contextmanager

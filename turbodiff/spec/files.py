@@ -42,6 +42,16 @@ def check_file(path: Path) -> None:
             raise NotAFileError(errno.EINVAL, KINDS.get(kind, "it is no file"), str(path))
 
 
+def check_own_folder(path: Path) -> None:
+    """Raise where a folder of ours is a link: what it leads to is not ours.
+
+    Raises:
+        NotAFileError: it is one.
+    """
+    if path.is_symlink():
+        raise NotAFileError(errno.EINVAL, "it is a link", str(path))
+
+
 def open_file(path: Path) -> BinaryIO:
     """A file that a person named, open for reading. A pipe that nobody writes to is refused, not waited for.
 

@@ -23,6 +23,7 @@ from gradio.events import api
 from gradio.routes import ORJSONResponse
 from pydantic_core import to_jsonable_python
 
+from turbodiff.spec.clips import clip_id
 from turbodiff.spec.errors import RequestError, TurbodiffError
 from turbodiff.spec.exports import make_export
 from turbodiff.spec.jobs import QueuedJob
@@ -111,7 +112,10 @@ class Endpoints:
         told = []
         for job in jobs:  # without the folders of this machine: a picture by its name
             asked = job.request
-            files = {"image": PurePath(asked.image).name or None, "continues": PurePath(asked.continues).stem or None}
+            files = {
+                "image": PurePath(asked.image).name or None,
+                "continues": clip_id(PurePath(asked.continues).stem) or None,
+            }
             request = {**asked.model_dump(mode="json"), **files}
             told.append({"job": job.id, "state": job.state, "request": request})
         return {"jobs": told}
@@ -123,7 +127,7 @@ class Endpoints:
         made = job.result.model_dump(mode="json") if job.result else {}
         path = PurePath(str(made.pop("path", "")))
         made.pop("sidecar", None)
-        url = media_url(path.name.removesuffix(".mp4")) if path.name else None
+        url = media_url(clip_id(path.name.removesuffix(".mp4"))) if path.name else None
         return {"job": job.id, "state": job.state, "result": made, "url": url, "plan": to_jsonable_python(job.plan)}
 
     @endpoint

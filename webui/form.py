@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
+from turbodiff.spec.clips import clip_id
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.models import ModelSpec, all_models, find_model
 from turbodiff.spec.request import FROM_WEIGHTS, Segment
@@ -222,7 +223,7 @@ def from_request(fields: Mapping[str, Any]) -> FormValues:
         if isinstance(row, Mapping)
     ]
     values["loras"] = json.dumps(chosen, ensure_ascii=False) if chosen else ""
-    values["continues"] = PurePath(str(fields.get("continues") or "")).stem
+    values["continues"] = clip_id(PurePath(str(fields.get("continues") or "")).stem)
     values["cards"] = str(fields.get("cards") or "auto")
     values["seed"] = "" if fields.get("seed") is None else str(fields["seed"])
     if fields.get("resolution") == "custom":

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import gradio as gr
 
+from turbodiff.spec.clips import clip_id
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.events import Event
 from turbodiff.spec.jobs import ACTIVE, STOPPED, QueuedJob
@@ -164,7 +165,7 @@ def looked_at(snapshot: Snapshot, chosen: str, reader: StudioReader) -> tuple[Qu
         job = snapshot.job(int(chosen[4:])) or snapshot.active
         if job is not None and job.state in ("queued", "cancelled"):
             job = snapshot.active or job
-        return job, reader.clip(Path(job.result.path).stem) if job and job.result else None
+        return job, reader.clip(clip_id(Path(job.result.path).stem)) if job and job.result else None
     if chosen:
         return snapshot.active, reader.clip(chosen)
     newest = snapshot.jobs[0] if snapshot.jobs else None

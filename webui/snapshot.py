@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from turbodiff.spec.cached import CachedValue
-from turbodiff.spec.clips import CLIP_NAME, UNKNOWN_REQUEST, Sidecar, read_record
+from turbodiff.spec.clips import UNKNOWN_REQUEST, Sidecar, clip_id, clip_stem, read_record
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.files import atomic_write
 from turbodiff.spec.jobs import ACTIVE, Outcome, QueuedJob, Recovered
@@ -79,7 +79,9 @@ def clip_view(clip: Clip) -> ClipView:
     """A clip of the library as the panels read it."""
     sidecar = clip.sidecar or read_record(Sidecar, {"request": dict(UNKNOWN_REQUEST)})
     assert sidecar is not None
-    return ClipView(clip.path.stem, clip.path, clip.poster, sidecar, clip.created.timestamp() if clip.created else 0.0)
+    return ClipView(
+        clip_id(clip.path.stem), clip.path, clip.poster, sidecar, clip.created.timestamp() if clip.created else 0.0
+    )
 
 
 @dataclass(frozen=True)
@@ -285,10 +287,10 @@ class StudioReader:
 
     def clip(self, name: str) -> ClipView | None:
         """The clip of that id, however old, or None; a name that is no plain file name is never looked up."""
-        if not CLIP_NAME.fullmatch(name):
+        if not (stem := clip_stem(name)):
             return None
         found = next((clip for clip in self._clips() if clip.id == name), None)
-        older = None if found else self.studio.clip(name)
+        older = None if found else self.studio.clip(stem)
         return clip_view(older) if older else found
 
     def clip_called(self, name: str) -> ClipView:
@@ -343,7 +345,7 @@ class StudioReader:
         Raises:
             TurbodiffError: too long, or it cannot be written.
         """
-        row = self.studio.seed(clip=clip)
+        row = self.studio.seed(clip=clip_stem(clip))
         if row is not None:
             self.studio.rate(row.id, **cells)
         elif not self.studio.clip_index.edit([clip], **cells):

@@ -23,7 +23,7 @@ from pydantic import JsonValue
 
 from turbodiff.archive import trash
 from turbodiff.archive.clips import created_at, day_folders, edit_sidecar, read_sidecar, sidecar_path, sidecar_text
-from turbodiff.spec.clips import CLIP_NAME, Sidecar, rating_parts, read_record
+from turbodiff.spec.clips import Sidecar, clip_id, rating_parts, read_record
 from turbodiff.spec.errors import FileError, RequestError
 
 T = TypeVar("T")
@@ -147,7 +147,7 @@ class ClipIndex:
         return self._run(ask)
 
     def entry(self, name: str) -> Entry | None:
-        """The clip of the library of that name."""
+        """The clip of the library of that id."""
         return next(iter(self._entries([name], IN_LIBRARY)), None)
 
     def same_but_seed(self, name: str) -> list[Entry]:
@@ -276,16 +276,16 @@ class ClipIndex:
         with os.scandir(folder) as listed:
             plain = (entry for entry in listed if entry.is_file(follow_symlinks=False))
             files = {entry.name: entry.stat(follow_symlinks=False) for entry in plain}
-        query = "SELECT name || '.mp4' AS file, state FROM clip WHERE folder = ?"
-        known = self._run(lambda db: {row["file"]: row["state"] for row in db.execute(query, (key,))})
+        query = "SELECT path, state FROM clip WHERE folder = ?"
+        known = self._run(lambda db: {row["path"]: row["state"] for row in db.execute(query, (key,))})
         changed = []
-        shown = (name for name in files if name.endswith(".mp4") and CLIP_NAME.fullmatch(name.removesuffix(".mp4")))
+        shown = (name for name in files if name.endswith(".mp4") and clip_id(name.removesuffix(".mp4")))
         for name in sorted(shown, reverse=True):
             parts = [files.get(name + end) for end in ("", ".json", ".jpg")]
             state = " ".join(f"{part.st_size}.{part.st_mtime_ns}" if part else "-" for part in parts)
-            if known.pop(name, None) != state:
+            if known.pop(f"{key}/{name}", None) != state:
                 changed.append((name, (state, sum(part.st_size for part in parts if part), parts[2] is not None)))
-        self._write("DELETE FROM clip WHERE folder = ? AND name || '.mp4' = ?", [(key, name) for name in known])
+        self._write("DELETE FROM clip WHERE path = ?", [(path,) for path in known])
         for start in range(0, len(changed), BATCH):
             part = changed[start : start + BATCH]
             self._write(ROW, [_row(folder / name, key, *facts) for name, facts in part])
@@ -366,7 +366,7 @@ def _row(clip: Path, folder: str, state: str, size_bytes: int, poster: bool) -> 
     found, batch = _record(clip), clip.parent.parent.name if folder.startswith(trash.TRASH) else ""
     made = created_at(clip)
     created_s = made.timestamp() if made else clip.stat().st_mtime
-    place = (f"{folder}/{clip.name}", folder, clip.stem, batch, state, created_s, size_bytes, poster)
+    place = (f"{folder}/{clip.name}", folder, clip_id(clip.stem), batch, state, created_s, size_bytes, poster)
     if found is None:
         return (*place, "", "", "", None, 0, 0, 0, 0, "", 0, "", False, "", "", clip.stem.casefold())
     request, tags = found.request, tags_of(" ".join(found.tags[: 2 * MAX_TAGS]))

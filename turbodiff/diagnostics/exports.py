@@ -24,6 +24,7 @@ from turbodiff.spec.files import STEM_BYTES, cut_name, files_of
 
 EXPORT = (sys.executable, "-P", "-m", "turbodiff.cli", "export")
 KEY = re.compile(r"\w[\w.-]{0,200}")
+NOT_IN_KEY = re.compile(r"[^\w.-]|^[.-]")
 KEPT_S = 86_400.0
 MAX_AT_ONCE = 4
 MAX_BYTES = 8 << 30  # of all exports that wait to be fetched
@@ -55,7 +56,8 @@ class Exports:
             TurbodiffError: four run already, or no process could be started.
         """
         digest = hashlib.blake2b(f"{clip}{clip.stat().st_mtime_ns}{asked}".encode(), digest_size=4).hexdigest()
-        name = f"{cut_name(clip.stem, STEM_BYTES)}.{digest}{FORMATS[asked.format].suffix}"
+        stem = cut_name(NOT_IN_KEY.sub("_", clip.stem), STEM_BYTES)
+        name = f"{stem}.{digest}{FORMATS[asked.format].suffix}"
         with self._lock:  # of many who ask at once four begin, too
             self._sweep()
             target = self._folder / name

@@ -11,6 +11,7 @@ from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, JsonValue, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
@@ -19,7 +20,7 @@ from turbodiff.spec.request import Request
 
 SIDECAR_VERSION = 1
 MAX_CLIP_NAME_BYTES = 255 - len(".mp4.json")  # a clip's name without its ending; its sidecar's is the longest
-CLIP_NAME = re.compile(rf"\w[\w.-]{{0,{MAX_CLIP_NAME_BYTES - 1}}}")  # what the page can ask for: letters of any script
+CLIP_ID = re.compile(r"(?:\w|%[0-9A-F]{2})(?:[\w.-]|%[0-9A-F]{2}){0,1024}")  # letters of any script
 
 # stands for what a Request requires and a recorded one lacks; "?", "" and 0: not known
 UNKNOWN_REQUEST: Mapping[str, JsonValue] = {
@@ -38,6 +39,24 @@ UNKNOWN_REQUEST: Mapping[str, JsonValue] = {
     "topk": 0.1,
     "fps": 16,
 }
+
+
+def clip_id(stem: str) -> str:
+    """How the page, the index and the API call a clip: its file's name without the ending, letters and digits of any
+    script, "_", "." and "-" as they are, every other character as its UTF-8 bytes, %20. "" for a hidden file, and for a
+    name that is no UTF-8."""
+    try:
+        told = re.sub(r"[^\w.-]|^-", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), stem)
+    except UnicodeEncodeError:
+        return ""
+    return told if CLIP_ID.fullmatch(told) else ""
+
+
+def clip_stem(told: str) -> str:
+    """The name that a `clip_id` stands for; "" for what is none, or would be no name of a file."""
+    stem = unquote(told, errors="surrogateescape") if CLIP_ID.fullmatch(told) else ""
+    too_long = len(stem.encode("utf-8", "surrogateescape")) > MAX_CLIP_NAME_BYTES
+    return "" if too_long or clip_id(stem) != told or "/" in stem or "\0" in stem else stem
 
 
 class Record(BaseModel):

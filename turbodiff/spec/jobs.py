@@ -53,6 +53,7 @@ class Recovered(BaseModel):
     mended: int = 0
     clips: int = 0
     parked: int = 0
+    folder_lost: bool = False  # somebody removed the state folder while the app ran
 
 
 @dataclass(frozen=True)

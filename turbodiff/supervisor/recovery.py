@@ -32,6 +32,7 @@ BACKUPS = "backups"
 KEEP_BACKUPS = 7
 BACKUP_EVERY_S = 24 * 3600.0
 HELD_S, LOOK_S, SAID_S = 60.0, 0.5, 10.0  # how long a held database is waited for, and from when on it is said
+FOLDER_LOST = "folder_lost"  # the fact by which the last run says that its state folder was removed
 ALL = 1_000_000  # jobs, more than a store holds
 OPEN: tuple[State, ...] = ("queued", "running", "verifying", "parked")
 
@@ -100,8 +101,9 @@ def _recover(state: Path, outputs: Path) -> tuple[Store, Report]:
         report.lines.append(f"removed {len(removed)} unfinished file(s) in {outputs}")
     told = Recovered(
         damaged=bool(report.damage), restored=report.restored, mended=report.mended, clips=report.clips,
-        parked=report.parked,
+        parked=report.parked, folder_lost=bool(store.fact(FOLDER_LOST)),
     )  # fmt: skip
+    store.put(FOLDER_LOST, False)
     store.put("recovered", told.model_dump() if any(told.model_dump().values()) else None)
     return store, report
 

@@ -39,6 +39,7 @@ from turbodiff.supervisor.placement import Chosen, Placement
 from turbodiff.supervisor.recovery import backup, recover
 from turbodiff.supervisor.shared_clips import run_job
 from turbodiff.supervisor.slots import GpuSlot
+from turbodiff.supervisor.state_folder import StateFolder
 from turbodiff.supervisor.web_process import WebProcess
 from turbodiff.supervisor.worker_process import WORKER, new_run_id
 
@@ -114,16 +115,18 @@ class Supervisor:
             self._faults: dict[str, tuple[float, float]] = {}  # part of the turn: since when it fails, when it was said
             self._beat_fd = int(os.environ.pop(BEAT_FD, -1))
             self._signals, self._closed, self._introduced, self._no_place = 0, False, False, False
-            journal = str(self.store.rows("PRAGMA journal_mode")[0][0])
+            mode = str(self.store.rows("PRAGMA journal_mode")[0][0])
             self.log.say(f"turbodiff supervisor, pid {os.getpid()}, run {run_id[:8]}")
             if how := os.environ.pop(LAST_END, ""):
                 self.log.say(f"the supervisor before this one ended ({how}); the queue goes on", level="ERROR")
             self.log.say(f"python {platform.python_version()} on {platform.system()} {platform.release()}")
-            self.log.say(f"state {self.state} ({file_system(self.state)}, journal {journal}), outputs {self.outputs}")
+            self.log.say(f"state {self.state} ({file_system(self.state)}, journal {mode}), outputs {self.outputs}")
             for line in report.lines:
                 self.log.say(line)
-            facts = {"pid": os.getpid(), "run_id": run_id, "journal": journal, "log": str(self.log.path)}
-            self.store.put("supervisor", facts)
+            self.store.put(
+                "supervisor", {"pid": os.getpid(), "run_id": run_id, "journal": mode, "log": str(self.log.path)}
+            )
+            self._folder = StateFolder(self.store, self.log)
         except BaseException:
             self.lock.close()
             raise
@@ -164,8 +167,7 @@ class Supervisor:
         if self.context.now() - self._slow_s >= SLOW_TICK_S:
             parts["housekeeping"] = self._housekeeping
             parts["seeds.md"] = partial(write_if_due, self.store, self.outputs)
-        failed = [part for part, step in parts.items() if not self._try(part, step)]
-        if failed:
+        if [part for part, step in parts.items() if not self._try(part, step)]:
             time.sleep(timeout_s)
 
     def _try(self, part: str, step: Callable[[], object]) -> bool:
@@ -263,8 +265,7 @@ class Supervisor:
         256 MiB. Otherwise the other holders are to be looked at; nobody else's process is signalled.
         """
         self.log.say("restart asked for by a person")
-        now = self.context.now
-        start_s = now()
+        now, start_s = self.context.now, self.context.now()
         before = [(slot.index, slot.gpu) for slot in slots_of(self.context, self.slots)]
         ran = [slot.job.id for slot in self.slots if slot.job]
         ended = [slot.stop("restart by a person") for slot in self.slots]
@@ -297,6 +298,9 @@ class Supervisor:
 
     def _housekeeping(self) -> None:
         self._slow_s = self.context.now()
+        if self._folder.is_lost():
+            self.exit_code = self._folder.bring_back()
+            return
         if late := self.store.take_in():
             numbers = ", ".join(map(str, late))
             self.log.say(f"job(s) {numbers} are in the queue now: another program held the job store", level="WARNING")
@@ -306,12 +310,10 @@ class Supervisor:
         if self._follow:
             self.slots = follow_cards(self.context, self.slots, sample)
         if self._no_place:
-            try:
+            with contextlib.suppress(FileError):
                 check_place(self.outputs, self.state, 0, 0, 0)
                 self._no_place = False
                 self.log.say("there is a place for clips again: the queue goes on")
-            except FileError:
-                pass
         self.log.cap(self.archive, f"{self.run_name}_{int(time.time())}")
         here = {slot.job.id for slot in self.slots if slot.job}
         for job in self.store.jobs(states=("running", "verifying")):
@@ -326,10 +328,8 @@ class Supervisor:
             if tight or self.context.now() - slot.idle_since_s > IDLE_RELEASE_S:
                 slot.log("idle models released" + (": a neighbour needs the memory" if tight else ""))
                 slot.stop("released")
-        if not any(slot.job for slot in self.slots):
-            made = backup(self.store, self.state)
-            if made is not None:
-                self.log.say(f"backup {made.name}")
+        if not any(slot.job for slot in self.slots) and (made := backup(self.store, self.state)) is not None:
+            self.log.say(f"backup {made.name}")
 
     def _introduce_cards(self, sample: Sample | None) -> None:
         """Say once which cards there are, as soon as the driver has answered or has had time to."""

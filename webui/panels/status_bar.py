@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from turbodiff.spec.jobs import Recovered
 from turbodiff.spec.numbers import GIB
 from webui.markup import Html, action, el, join, local
 from webui.wording import Words
@@ -79,8 +80,15 @@ def status_bar(snapshot: Snapshot, words: Words) -> StatusBar:
         busy,
         tuple(leftovers),
         restarted,
-        words("bar.recovered", **mended.model_dump()) if mended else "",
+        _mended(mended, words) if mended else "",
     )
+
+
+def _mended(mended: Recovered, words: Words) -> str:
+    """What the last start brought back, and why it had to."""
+    numbers = mended.model_dump()
+    lost = [words("bar.folder_lost")] if mended.folder_lost else []
+    return " ".join([*lost, words("bar.recovered", **numbers)] if any({**numbers, "folder_lost": 0}.values()) else lost)
 
 
 def card_name(gpu: GpuFacts, machine: Machine, words: Words) -> str:

@@ -1,5 +1,6 @@
 """Several cards: which of them a person lets take jobs, what their jobs share, and that a promise is kept."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +14,20 @@ from supervisor.test_cards import SLOW, Driver, no_selected_cards  # noqa: F401 
 from tests.plan.machines import disk, gpu
 from tests.plan.machines import machine as machine_of
 from turbodiff.gpu import probe
-from turbodiff.gpu.host_memory import HostMemory
+from turbodiff.gpu.host_memory import HostMemory, private_bytes
+from turbodiff.gpu.probe import CardSample, Sample
 from turbodiff.jobs import cards
 from turbodiff.jobs.measurements import usual_seconds
+from turbodiff.plan.context import plan_context
 from turbodiff.plan.hardware import Machine, only
 from turbodiff.plan.planner import plan_request, seconds_on
 from turbodiff.runtime import replan
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.events import RunCommand
+from turbodiff.spec.models import Inventory
 from turbodiff.studio.cards import Cards
 from turbodiff.supervisor import context, placement
+from turbodiff.supervisor.context import machine_of as machine_seen
 
 Make = Callable[..., Bench]
 GIB = 1 << 30
@@ -205,3 +210,25 @@ def test_what_is_promised_is_what_the_run_takes_on_unlike_cards(make: Make) -> N
     for job in map(bench.store.job, jobs):
         took = usual_seconds(bench.store, job, machine, bench.supervisor.slots[job.slot].card)
         assert took["denoise"] == pytest.approx(promises[0].seconds)
+
+
+def test_what_the_worker_of_another_card_holds_is_not_free_for_a_plan() -> None:
+    cards = gpu(24, uuid="GPU-a", worker_ram_bytes=20 * GIB), gpu(16, uuid="GPU-b", index=1, worker_ram_bytes=1 * GIB)
+    here = machine_of(*cards, ram_available_bytes=9 * GIB, ram_reclaimable_bytes=21 * GIB)
+    assert [here.host_budget_with(card) for card in here.gpus] == [28 * GIB, 9 * GIB]
+    limits = [plan_context(only(here, f"cuda:{card.index}"), Inventory(files=())).limits for card in here.gpus]
+    assert [one.host for one in limits] == [28 * GIB, 9 * GIB]
+
+
+def test_the_page_counts_the_ram_of_each_worker_for_its_own_card_alone(bench: Bench) -> None:
+    listed = [CardSample(name="Test 24", uuid=f"GPU-{n}", total_bytes=24 * GIB, free_bytes=23 * GIB) for n in range(2)]
+    sample = Sample(state="ok", error="", driver="580.1", cards=tuple(listed), age_s=0.0)
+    bench.store.put("probe", sample.model_dump(mode="json"))
+    for n, pid in enumerate((os.getpid(), 1)):
+        bench.store.put(f"worker{n}", {"pid": pid, "card": f"GPU-{n}", "held_bytes": 0, "node": ""})
+    seen = machine_seen(bench.store)
+    assert seen is not None and (seen.gpus[0].worker_ram_bytes or 0) > 32 << 20
+    assert seen.gpus[1].worker_ram_bytes == private_bytes(1)
+    bench.store.put("worker1", None)
+    alone = machine_seen(bench.store)
+    assert alone is not None and [card.worker_ram_bytes for card in alone.gpus] == [None, None]

@@ -74,9 +74,8 @@ def plan_context(
     asked: says which precision of the text encoder is wished or pinned; without it, and where bitsandbytes or the card
     is missing, that is bf16. A wish that does not fit makes room for bf16 that passes through, then for fewer bits.
     """
-    host = machine.host_budget_bytes
-    host = host if host is None else host // ranks
     cpu_torch = not machine.pretended and (machine.torch or "").endswith("+cpu")
+    host = machine.host_budget_bytes
     gpu, device = None, NO_LIMIT_BYTES if host is None else host
     budgets = (
         [] if cpu_torch else [(machine.card_budget_bytes(card), -card.index, card) for card in machine.usable_gpus]
@@ -87,6 +86,8 @@ def plan_context(
     if budgets and ranks > 1:
         cards = sharing_cards(machine)[:ranks] or machine.usable_gpus[:1]
         gpu, device = cards[0], min(map(machine.card_budget_bytes, cards))
+    host = machine.host_budget_with(gpu)
+    host = host if host is None else host // ranks
     one_pool = gpu is not None and machine.unified_memory
     device = min(device, NO_LIMIT_BYTES if limit_bytes is None else limit_bytes)
     limits = MemoryLimits(device if host is None or not one_pool else min(device, host), host, one_pool)

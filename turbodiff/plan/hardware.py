@@ -57,6 +57,7 @@ class GpuFacts(Frozen):
         pageable_bytes_s: host memory that is not page-locked to device, None for half of `pcie_bytes_s`.
         sm_count, clock_mhz: streaming multiprocessors (of the slice) and their highest clock.
         memory_bus_bits, memory_clock_mhz: width and highest clock of the card's memory, as NVML gives them.
+        worker_ram_bytes: of the host, held by our worker on this card, None: `Machine.ram_reclaimable_bytes` is its.
         memory_bytes_s: bandwidth of the card's memory.
         link_bytes_s: what it sends a second in an all-to-all with its likes here, for each number of cards that it was
             measured among; None for that of its kind (plan/links.py).
@@ -76,6 +77,7 @@ class GpuFacts(Frozen):
     free_bytes: int | None = None
     used_bytes: int | None = None
     reclaimable_bytes: int = 0
+    worker_ram_bytes: int | None = None
     capability: tuple[int, int] | None = None
     display: bool | None = None
     utilisation: float | None = None
@@ -169,9 +171,16 @@ class Machine(Frozen):
     @property
     def host_budget_bytes(self) -> int | None:
         """Bytes of host memory that a job may use, None when unknown."""
+        return self.host_budget_with(None)
+
+    def host_budget_with(self, gpu: GpuFacts | None) -> int | None:
+        """Bytes of host memory that a job on a card may use, None when unknown: what the worker of another card holds
+        is not free for it."""
         if self.ram_available_bytes is None:
             return None
-        return max(0, self.ram_available_bytes + self.ram_reclaimable_bytes - HOST_RESERVE_BYTES)
+        own_bytes = None if gpu is None else gpu.worker_ram_bytes
+        own_bytes = self.ram_reclaimable_bytes if own_bytes is None else own_bytes
+        return max(0, self.ram_available_bytes + own_bytes - HOST_RESERVE_BYTES)
 
     def runs_fused(self, gpu: GpuFacts | None, kernel: KernelName) -> bool:
         """Whether a fused kernel runs on a card (None: the CPU, where references run). What is not known yet counts as

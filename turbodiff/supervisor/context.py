@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from turbodiff.diagnostics.logs import LogFile
-from turbodiff.gpu.host_memory import host_memory
+from turbodiff.gpu.host_memory import host_memory, private_bytes
 from turbodiff.gpu.probe import Sample, machine_from
 from turbodiff.jobs.rows import parsed
 from turbodiff.jobs.store import Store
@@ -47,7 +47,12 @@ def _machine_behind(probe: str, at_s: float, workers: tuple[str, ...]) -> Machin
         return None
     told = [fact for text in workers if isinstance(fact := parsed(text), dict) and not fact.get("node")]
     held = {worker.get("card") or "": worker.get("held_bytes") or 0 for worker in told}
-    return machine_from(sample, _pids_of(told), held)
+    machine = machine_from(sample, _pids_of(told), held)
+    if len(told) < 2:
+        return machine
+    own = {worker.get("card"): private_bytes(worker["pid"]) for worker in told if worker.get("pid")}
+    gpus = [gpu.model_copy(update={"worker_ram_bytes": own.get(gpu.uuid, 0)}) for gpu in machine.gpus]
+    return machine.model_copy(update={"gpus": tuple(gpus)})
 
 
 def worker_pids(store: Store) -> frozenset[int]:
@@ -145,6 +150,11 @@ class SupervisorContext:
     @property
     def node(self) -> str:
         """The machine's id in a cluster, "" for this one."""
+        return ""
+
+    @property
+    def host(self) -> str:
+        """The machine's name in a cluster, "" for this one."""
         return ""
 
     @property

@@ -55,7 +55,8 @@ def show_job(job: JobId, state_dir: StateDir = None, as_json: Json = False) -> N
         return
     facts["error"] = words.error(found.error.model_dump()) if found.error else ""
     if begin := studio.cards.begin_of(found):
-        facts["starts"] = words("shell.starts", time=words.seconds(max(1.0, begin.start_s)), card=begin.card or "-")
+        key = "shell.starts" if begin.start_s >= 1 else "shell.starts_now"
+        facts["starts"] = words(key, time=words.seconds(begin.start_s), card=begin.card or "-")
     print_lines(f"{name:10} {value}" for name, value in facts.items() if value and name != "plan")
 
 

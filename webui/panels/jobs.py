@@ -183,14 +183,15 @@ def blocked(job: QueuedJob, snapshot: Snapshot, words: Words) -> str:
 
 
 def total(snapshot: Snapshot, words: Words) -> str:
-    """How long the queue takes: what is left of the running job and the plans of those that wait, shared by the cards;
+    """How long the queue takes: what is left of the running jobs and the plans of those that wait, shared by the cards;
     "" where nothing waits."""
-    waiting, running = snapshot.waiting, snapshot.active
+    waiting, running = snapshot.waiting, [job.progress for job in snapshot.jobs if job.state in ACTIVE]
     known = [job.plan.seconds for job in waiting if job.plan]
     if not waiting:
         return ""
-    left_s = running.progress.eta_s or 0.0 if running and running.progress else 0.0
-    cards = max(1, len(snapshot.machine.gpus)) if snapshot.machine else 1
+    left_s = sum(progress.eta_s or 0.0 for progress in running if progress)
+    fleet = snapshot.fleet  # with those of other machines, without those that take no job
+    cards = max(1, sum(card.state == "on" for card in fleet.cards)) if fleet else 1
     time, count = words.predicted((left_s + sum(known)) / cards), max(snapshot.queued, len(waiting))
     return words("run.total" if len(known) == count else "run.total_least", n=count, time=time)
 

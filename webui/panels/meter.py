@@ -208,8 +208,10 @@ def draw_verdict(shown: Meter, words: Words, begin: Begin | None = None) -> Html
 
 
 def when(start_s: float, card: str, words: Words) -> str:
-    """That a job starts in so many seconds, on a card where that is to be said."""
-    time = words.seconds(max(1.0, start_s))
+    """That a job starts now or in so many seconds, on a card where that is to be said."""
+    if start_s < 1:
+        return words("run.starts_now_on", card=card) if card else words("run.starts_now")
+    time = words.seconds(start_s)
     return words("run.starts_on", time=time, card=card) if card else words("run.starts_in", time=time)
 
 

@@ -156,7 +156,7 @@ def test_fault_37_a_clip_that_is_not_whole_is_never_done(bench: Bench, damage: s
     assert (again.state, again.attempt) == ("done", 2)
 
 
-@pytest.mark.parametrize("at", ["publish", "linked"])
+@pytest.mark.parametrize("at", ["publish", "sidecar", "linked"])
 def test_fault_38_a_worker_that_dies_around_the_commit_leaves_one_clip(bench: Bench, at: str) -> None:
     job = bench.run(scripted({"die": "SIGSEGV", "die_at": at}, {}))
     assert job.state == "done" and job.result is not None

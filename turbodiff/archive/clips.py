@@ -272,8 +272,9 @@ def sidecars(outputs: Path) -> Iterator[tuple[Path, Sidecar]]:
 
 
 def find_clip(outputs: Path, nonce: str) -> ClipResult | None:
-    """The result that stands for the sound clip that the job of this nonce left behind, or None."""
-    for path in outputs.glob("*/*.mp4.json"):
+    """The result that stands for the sound clip that the job of this nonce left behind, or None; one without its final
+    name is none, it is swept."""
+    for path in itertools.chain.from_iterable(day.glob("*.mp4.json") for day in day_folders(outputs)):
         clip = path.with_suffix("")
         with contextlib.suppress(OSError, ValueError, FileError):
             if nonce in sidecar_text(path):

@@ -209,7 +209,7 @@ def main(argv: Sequence[str]) -> int:
         places = ["--outputs", str(studio.outputs), "--state-dir", str(studio.state.absolute())]
         code = studio.serve(
             [sys.executable, "-P", "-m", "webui.server", *argv, *places], address,
-            UsedCards(args.cluster, args.cluster_gpus, not args.no_local_gpus),
+            UsedCards(args.cluster, args.cluster_gpus, not args.no_local_gpus, args.cluster_downloads),
         )  # fmt: skip
         if code not in (0, 130, 131):  # 128 and the number of a signal from the keyboard
             sys.stderr.write(f"[ERROR] ended with {code}: {STARTUP_LOG} says why\n")

@@ -44,6 +44,7 @@ from turbodiff.studio import (
     pictures,
     pretend,
 )
+from turbodiff.studio.cards import ClusterFacts
 from webui import form
 
 FRESH_S = 0.5
@@ -90,6 +91,7 @@ class Snapshot:
 
     machine: Machine | None = None
     fleet: Fleet | None = None  # the cards, and what waits for them
+    cluster: ClusterFacts | None = None  # the other machines that work for this queue
     jobs: tuple[QueuedJob, ...] = ()
     queued: int = 0  # how many wait, listed or not
     clips: tuple[ClipView, ...] = ()
@@ -167,6 +169,7 @@ class StudioReader:
         return Snapshot(
             machine=self._machine(),
             fleet=studio.cards.fleet(),
+            cluster=studio.cards.cluster(),
             jobs=tuple(jobs),
             queued=queued,
             clips=self._clips(),

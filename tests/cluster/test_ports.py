@@ -8,14 +8,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from supervisor.bench import Bench, scripted
+from supervisor.bench import scripted
 
+from cluster.conftest import FarBench
 from turbodiff.cluster import remote
+from turbodiff.jobs.nodes import cluster_facts
 from turbodiff.spec import page_flags
 from turbodiff.spec.errors import RequestError
 from turbodiff.supervisor.context import machine_of, worker_pids
 
-Make = Callable[..., Bench]
+Far = Callable[..., FarBench]
 
 
 @pytest.mark.parametrize(
@@ -44,20 +46,8 @@ def test_a_cluster_without_the_extra_is_refused_and_nothing_but_the_bridge_impor
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
 
 
-@pytest.fixture
-def far(make_bench: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
-    def make(**environment: str) -> Bench:
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        bridge = (sys.executable, str(Path(__file__).with_name("scripted_bridge.py")))
-        monkeypatch.setattr(remote, "BRIDGE", bridge)
-        return make_bench(devices=(), cluster=partial(remote.Cluster, address="far:6379", most_cards=4))
-
-    return make
-
-
 def test_a_clip_of_a_node_is_published_here_and_what_its_worker_says_twice_changes_nothing(
-    far: Callable[..., Bench],
+    far: Far,
 ) -> None:
     bench = far()
     job = bench.run(scripted({"steps": 3}))
@@ -71,34 +61,68 @@ def test_a_clip_of_a_node_is_published_here_and_what_its_worker_says_twice_chang
     assert not worker_pids(bench.store) and machine_of(bench.store) is None  # its pid is another machine's
 
 
-def test_a_worker_of_a_node_that_is_killed_costs_an_attempt(far: Callable[..., Bench]) -> None:
+def test_a_worker_of_a_node_that_is_killed_costs_an_attempt(far: Far) -> None:
     bench = far()
     job = bench.run(scripted({"die": "SIGKILL"}, {"steps": 1}))
     assert (job.state, job.attempt, job.strikes) == ("done", 2, {"killed": 1}), bench.log_text()
 
 
-def test_a_clip_that_changed_on_its_way_is_refused(far: Callable[..., Bench]) -> None:
+def test_a_clip_that_changed_on_its_way_is_refused(far: Far) -> None:
     bench = far(DAMAGE="x")
     job = bench.run(scripted({"steps": 1}))
     assert job.state == "failed" and job.error is not None and job.error.code == "clip_changed", bench.log_text()
     assert not list(bench.outputs.glob("*/*.mp4")) and not list((bench.outputs / ".partial").iterdir())
 
 
-def test_a_node_with_another_version_gets_no_job(far: Callable[..., Bench]) -> None:
-    bench = far(NODE_PROGRAM="0.0.1, protocol 1")
+def test_a_node_with_another_version_gets_no_job(far: Far) -> None:
+    bench = far()
+    bench.list_nodes({"node": "n1", "program": "0.0.1, protocol 1"})
     job = bench.store.submit(scripted({"steps": 1}))
     bench.turn_until(lambda: "other_version; it runs 0.0.1" in bench.log_text())
     for _ in range(20):
         bench.supervisor.tick(0.01)
     assert bench.store.job(job).state == "queued" and not bench.supervisor.slots
-    bench.turn_until(lambda: bench.store.fact("cluster") and bench.store.fact("cluster")["nodes"])
-    assert bench.store.fact("cluster")["nodes"][0]["state"] == "other_version"
+    bench.turn_until(lambda: (told := cluster_facts(bench.store)) and told.nodes)
+    told = cluster_facts(bench.store)
+    assert told is not None and (told.nodes[0].state, told.nodes[0].program) == ("other_version", "0.0.1, protocol 1")
 
 
-def test_a_node_without_the_weights_gets_no_job(far: Callable[..., Bench]) -> None:
-    bench = far(NO_WEIGHTS="1")
+def test_a_node_without_the_weights_gets_no_job_and_no_card_of_it_is_asked_for(far: Far) -> None:
+    bench = far()
+    bench.list_nodes({"node": "n1", "weights": False}, {"node": "n2", "host": "other"})
+    first, second = (bench.store.submit(scripted({"steps": 1})) for _ in range(2))
+    bench.turn_until(lambda: bench.store.job(second).over)
+    assert bench.store.job(first).state == "done"
+    assert {slot.context.node for slot in bench.supervisor.slots} == {"n2"}
+    assert "downloads" not in bench.log_text()  # nobody let it
+
+
+def test_a_node_downloads_weights_only_where_a_person_let_it_and_works_once_it_has_them(far: Far) -> None:
+    cluster = partial(remote.Cluster, address="far:6379", most_cards=1, downloads=True)
+    bench = far({"cluster": cluster})
+    bench.list_nodes({"node": "n1", "weights": False, "fetches": 12})
     job = bench.store.submit(scripted({"steps": 1}))
-    bench.turn_until(lambda: bench.supervisor.slots and bench.slot.free)
-    chosen_s = bench.supervisor._placement._chosen_s
-    bench.turn_until(lambda: bench.supervisor._placement._chosen_s > chosen_s)  # it has been looked at with a free card
+    bench.turn_until(lambda: (told := cluster_facts(bench.store)) and told.nodes and told.nodes[0].downloads)
     assert bench.store.job(job).state == "queued"
+    bench.turn_until(lambda: bench.store.job(job).over)
+    assert bench.store.job(job).state == "done" and bench.log_text().count("downloads demo") == 1
+
+
+def test_a_node_that_does_not_answer_keeps_what_it_does_and_is_given_nothing_more(far: Far) -> None:
+    bench = far()
+    bench.run(scripted({"steps": 1}))
+    bench.list_nodes({"node": "n1", "state": "unreachable"})
+    bench.turn_until(lambda: "node far: unreachable" in bench.log_text())
+    job = bench.store.submit(scripted({"steps": 30, "dt_s": 0.1}))
+    chosen_s = bench.supervisor._placement._chosen_s
+    bench.turn_until(lambda: bench.supervisor._placement._chosen_s > chosen_s)
+    for _ in range(10):
+        bench.supervisor.tick(0.02)
+    assert bench.store.job(job).state == "queued" and bench.slot.free
+    bench.list_nodes({"node": "n1"})
+    bench.turn_until(lambda: bench.store.job(job).state == "running")
+    bench.list_nodes({"node": "n1", "state": "unreachable"})  # comes back in time: nothing was lost
+    bench.turn_until(lambda: bench.log_text().count("node far: unreachable") == 2)
+    bench.list_nodes({"node": "n1"})
+    bench.turn_until(lambda: bench.store.job(job).over)
+    assert (bench.store.job(job).state, bench.store.job(job).attempt) == ("done", 1)

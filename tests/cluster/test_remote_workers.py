@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -55,11 +56,12 @@ class Nodes:
         while len(self.nodes) < 2:
             self.nodes.append(self.cluster.add_node(num_cpus=1, num_gpus=1, node_ip_address="127.0.0.1"))
 
-    def raylet(self, node: str) -> subprocess.Popen[bytes]:
-        """The raylet of a node, which is no longer counted among ours. Whoever ends it reaps it: to Ray's workers a
-        corpse counts as a raylet that lives."""
+    def raylet(self, node: str, keep: bool = False) -> subprocess.Popen[bytes]:
+        """The raylet of a node, which is no longer counted among ours unless we `keep` it. Whoever ends it reaps it: to
+        Ray's workers a corpse counts as a raylet that lives."""
         found = next(one for one in self.nodes if one.node_id == node)
-        self.nodes.remove(found)
+        if not keep:
+            self.nodes.remove(found)
         return found.all_processes["raylet"][0].process
 
     def gcs(self) -> int:
@@ -173,6 +175,31 @@ def test_the_clip_of_a_node_that_nobody_could_reach_is_refused(make_bench: Make,
     for _ in range(20):
         bench.supervisor.tick(0.05)
     assert len(clips(bench)) == 1 and not list((bench.outputs / ".partial").iterdir())
+
+
+def test_a_node_that_comes_back_in_time_keeps_its_job_and_one_that_comes_back_later_gets_others(
+    make_bench: Make, nodes: Nodes
+) -> None:
+    bench = joined(make_bench, nodes)
+    job = bench.store.submit(scripted({"steps": 80, "dt_s": 0.1}))
+    slot = running(bench, job)
+    raylet = nodes.raylet(slot.context.node, keep=True)
+    raylet.send_signal(signal.SIGSTOP)
+    silent_s = time.monotonic()
+    bench.turn_until(lambda: time.monotonic() > silent_s + 3.0)  # it is given up after eight
+    raylet.send_signal(signal.SIGCONT)
+    bench.turn_until(lambda: bench.store.job(job).over, PATIENCE_S)
+    assert (bench.store.job(job).state, bench.store.job(job).attempt) == ("done", 1), bench.log_text()
+    for one in list(nodes.nodes):  # both are lost while nothing runs there, and come back under other names
+        raylet = nodes.raylet(one.node_id)
+        raylet.kill()
+        raylet.wait()
+    bench.turn_until(lambda: not bench.supervisor.slots, PATIENCE_S)
+    nodes.fill()
+    again = [bench.store.submit(scripted({"steps": 1})) for _ in range(2)]
+    bench.turn_until(lambda: all(bench.store.job(job).over for job in again), PATIENCE_S)
+    assert [(bench.store.job(job).state, bench.store.job(job).strikes) for job in again] == [("done", {})] * 2
+    assert len(clips(bench)) == 3 and not list((bench.outputs / ".partial").iterdir())
 
 
 def test_without_its_head_a_cluster_costs_its_jobs_an_attempt_and_this_machine_goes_on(

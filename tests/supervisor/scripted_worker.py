@@ -6,7 +6,8 @@ last one repeats). Keys, all optional:
     steps, dt_s          how many steps, seconds each
     load_s               before the first step; load_bytes reads that many bytes meanwhile
     die                  "SIGKILL", "SIGSEGV", "SIGABRT", or "exit 0", "exit 3"
-    die_at               "step" (default), "publish": before the clip has its name, "linked": right after
+    die_at               "step" (default), "publish": before the clip has its name, "sidecar": with its sidecar
+                         written, "linked": right after it has its name
     hang                 "sleep" | "spin" | "gil": instead of the second step
     error                fields of the error event, instead of the first step
     wait                 need_bytes of a `wait` event
@@ -44,6 +45,7 @@ from turbodiff.spec.events import (  # started by path
     PlanEvent,
     PreviewEvent,
     ResultEvent,
+    RunCommand,
     StepEvent,
     WaitEvent,
 )
@@ -138,6 +140,8 @@ def publish(order, script, voice):
     record = {**identity, "request": {**request, "seed": seed}, "plan": order["plan"], **facts}
     sidecar_partial = Path(f"{partial}.json")
     sidecar_partial.write_text(json.dumps(record))
+    if script.get("die_at") == "sidecar":
+        die(script["die"])
     sidecar = Path(f"{final}.json")
     sidecar_partial.replace(sidecar)
     os.link(partial, final)
@@ -156,6 +160,10 @@ def publish(order, script, voice):
 def run(order, voice, orders):
     script = script_of(order)
     voice.job, voice.attempt = order["job"], order["attempt"]
+    command = RunCommand.model_validate(order)  # a worker of another machine tells of files by the asker's names
+    order = order | {"request": command.request.with_files(command.names).model_dump(mode="json")}
+    if command.plan:
+        order["plan"] = command.plan.with_files(command.names).model_dump(mode="json")
     if script.get("late"):
         voice.attempt = 0
         voice.say(ResultEvent(path="/nowhere.mp4", sha256="0"))

@@ -12,6 +12,7 @@ from test_view import BARE, EN, ZH, job, plan_on
 from turbodiff.diagnostics import doctor
 from turbodiff.jobs.cards import FleetCard
 from turbodiff.jobs.dispatch import Card, Price, WaitingJob
+from turbodiff.jobs.nodes import ClusterFacts, NodeCard, NodeDownload, NodeFacts
 from turbodiff.spec.clips import Measured, Sidecar
 from turbodiff.spec.jobs import Outcome, Progress
 from turbodiff.spec.models import find_model
@@ -20,7 +21,7 @@ from turbodiff.spec.plan import Fit
 from turbodiff.spec.request import make_request
 from turbodiff.studio import Begin, Fleet, Studio
 from webui import snapshot as snapshots
-from webui.panels import compare, export, jobs, meter, models, stage, system, tabs
+from webui.panels import compare, export, jobs, meter, models, nodes, stage, system, tabs
 from webui.render import _progress, looked_at
 from webui.snapshot import ClipView, Snapshot, StudioReader
 
@@ -129,6 +130,33 @@ def test_the_system_tab_compares_what_the_newest_clips_took_with_what_was_predic
     assert 'id="accuracy"' not in system.draw(system.system(Snapshot(clips=tuple(untold)), None, EN), False, EN)
 
 
+def test_a_job_for_an_idle_card_starts_now():
+    fleet = ALONE.model_copy(update={"workers": (Card(0),), "waiting": (WaitingJob(2, "", {0: Price(9.0, 9.0)}),)})
+    assert [row.starts for row in jobs.queue(Snapshot(jobs=(job(2),), fleet=fleet), EN)] == ["starts now"]
+    assert "starts now on RTX 4090" in meter.draw_verdict(
+        meter.meter(plan_on(24), EN), EN, Begin(0.0, 40.0, "RTX 4090")
+    )
+
+
+def test_the_machines_of_a_cluster_stand_with_their_cards_jobs_and_downloads():
+    cards = (NodeCard(name="RTX 4090 #1", job=7, ours=True), NodeCard(name="RTX 4090 #2"))
+    loads = NodeDownload(model="wan2.1-1.3b", share=0.42)
+    full = NodeDownload(model="wan2.1-14b", state="failed", error={"code": "disk_quota", "got": "/w"})
+    here = NodeFacts(host="studio-2", cards=cards, downloads=(loads, full))
+    away = NodeFacts(host="attic", state="unreachable", cards=(NodeCard(),))
+    told = ClusterFacts(address="10.0.0.1:6379", joined=True, nodes=(here, away))
+    for words in (EN, ZH):
+        shown = nodes.nodes(Snapshot(cluster=told), words)
+        assert shown is not None and shown.rows[0].look == "good" and shown.rows[1].look == "bad"
+        drawn = nodes.draw_nodes(shown, words)
+        wanted = ("RTX 4090 #2", "42%", "studio-2", words("system.card_runs", job=7), words("system.node_unreachable"))
+        assert drawn is not None and all(said in drawn for said in wanted)
+        assert words.error(full.error) in drawn and words("system.card_unknown") in drawn
+        apart = nodes.draw_nodes(nodes.nodes(Snapshot(cluster=ClusterFacts(address="10.0.0.1:6379")), words), words)
+        assert apart is not None and "td-note warn" in apart and words("system.nodes_none") not in apart
+    assert nodes.nodes(Snapshot(), EN) is None
+
+
 def test_the_handles_of_a_trim_reach_over_all_of_a_continued_clip():
     alone = clip("one")
     joined = replace(alone, sidecar=alone.sidecar.model_copy(update={"frames": 49}))
@@ -141,6 +169,9 @@ def test_a_queue_says_how_long_it_takes_and_that_it_waits_for_the_night():
     seen = Snapshot(machine=BARE, jobs=(job(3, plan=plan), job(2, plan=plan), RUNNING), queued=2)
     assert jobs.total(seen, EN) == EN("run.total", n=2, time=EN.predicted(60 + 2 * plan.seconds))
     assert "more than" in jobs.total(replace(seen, queued=5), EN)  # three are not listed
+    two = TWO.model_copy(update={"cards": (*TWO.cards, FleetCard(slot=2, uuid="GPU-c", name="RTX 4080"))})
+    both = EN("run.total", n=2, time=EN.predicted((60 + 2 * plan.seconds) / 2))  # the paused card makes none of it
+    assert jobs.total(replace(seen, fleet=two), EN) == both
     assert jobs.total(Snapshot(jobs=(RUNNING,)), EN) == ""
     assert 'id="held"' in jobs.draw_queue([], False, "23:00", "", ZH)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import hollow
 import pytest
-from conftest import ROOT, SUPERVISE, start
+from conftest import HERE, ROOT, SUPERVISE, start
 from stories import begin, choose, tab, wait_done, write_prompt
 
 pytestmark = pytest.mark.browser
@@ -65,14 +65,48 @@ def alike(tmp_path_factory):
     app.stop()
 
 
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory, cards):
+    """An app without cards of its own that works with a cluster of three machines, and the file that lists them."""
+    folder = tmp_path_factory.mktemp("nodes")
+    listed = folder / "nodes.json"
+    gpus = [
+        {"index": n, "name": "NVIDIA GeForce RTX 4090", "uuid": f"GPU-far{n}", "total_bytes": 24 << 30,
+         "free_bytes": 23 << 30, "used_bytes": 1 << 30, "capability": [8, 9]}
+        for n in range(2)
+    ]  # fmt: skip
+    three = [
+        {"node": "n1", "host": "studio-2", "cards": 2, "machine": {"gpus": gpus}},
+        {"node": "n2", "host": "attic", "cards": 1, "machine": {"gpus": [{**gpus[0], "uuid": "GPU-attic"}]}},
+        {"node": "n3", "host": "old-box", "cards": 1, "program": "0.0.1, protocol 1"},
+    ]
+    listed.write_text(json.dumps(three))
+    bridge = HERE.parent / "cluster" / "scripted_bridge.py"
+    before, after = SUPERVISE.split("state, outputs, worker", 1)
+    told = (
+        "from functools import partial\nfrom turbodiff.cluster import remote\n"
+        f"remote.BRIDGE = (sys.executable, {str(bridge)!r})\n"
+        "cluster = partial(remote.Cluster, address='10.0.0.1:6379', most_cards=9)\n"
+    )
+    far = "working=state, devices=(), sample=lambda: None, cluster=cluster"
+    supervise = f"{before}{told}state, outputs, worker{after}".replace("working=state", far)
+    app = start(folder, supervise=supervise, NODES=str(listed))
+    app.listed, app.three = listed, three
+    yield app
+    app.stop()
+
+
 def look(page, name):
     """Pictures for a person who asks for them: TURBODIFF_LOOK=folder."""
     if folder := os.environ.get("TURBODIFF_LOOK"):
-        for width in (1440, 390):
-            page.set_viewport_size({"width": width, "height": 1000})
-            page.wait_for_timeout(500)
-            page.screenshot(path=str(Path(folder) / f"{name}_{width}.png"), full_page=True)
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            for width in (1440, 390):
+                page.set_viewport_size({"width": width, "height": 1000})
+                page.wait_for_timeout(500)
+                page.screenshot(path=str(Path(folder) / f"{name}_{scheme}_{width}.png"), full_page=True)
         page.set_viewport_size({"width": 1440, "height": 1000})
+        page.emulate_media(color_scheme="light")
 
 
 def test_two_cards_are_both_busy_and_named_and_the_job_of_one_that_is_taken_out_moves(cards, chromium):
@@ -110,6 +144,10 @@ def test_a_clip_for_a_paused_card_says_so_and_any_card_lets_it_go(cards, chromiu
         page.click("[data-card='GPU-30603060'] [data-arg$=' paused']")
         page.wait_for_selector("[data-card='GPU-30603060'] [data-arg$=' paused'][aria-pressed=true]")
         look(page, "system_en")
+        with tab(chromium, app, "/zh", viewport={"width": 1440, "height": 1000}) as zh:
+            zh.click("button[role=tab]:has-text('系统')")
+            zh.wait_for_selector("[data-card='GPU-30603060']:has-text('暂停')")
+            look(zh, "system_zh")
         page.click("button[role=tab]:has-text('Create')")
         write_prompt(page, json.dumps({"steps": 1}))
         page.click("#for-card button:has-text('RTX 3060')")
@@ -153,3 +191,38 @@ def test_one_clip_on_two_cards_says_what_each_needs_and_what_two_clips_would_gai
         app.store.stop_and_decode(both)
         assert wait_done(app, both).plan.levers.cards == 2
         assert wait_done(app, next_one).attempt == 1
+
+
+def test_the_cards_of_other_machines_are_shown_with_their_jobs_and_one_that_is_silent_as_such(nodes, chromium):
+    app = nodes
+    with tab(chromium, app, viewport={"width": 1440, "height": 1000}) as page, tab(chromium, app, "/zh") as zh:
+        write_prompt(page, SLOW)
+        jobs = [begin(page, app) for _ in range(3)]
+        app.wait(lambda: [app.store.job(job).state for job in jobs] == ["running"] * 3)
+        page.wait_for_selector(f"#queue-list [data-job='{jobs[0]}'] .starts:has-text('on RTX 4090')")
+        app.listed.write_text(json.dumps([app.three[0], {**app.three[1], "state": "unreachable"}, app.three[2]]))
+        page.click("button[role=tab]:has-text('System')")
+        zh.click("button[role=tab]:has-text('系统')")
+        page.wait_for_selector("[data-node='attic']:has-text('unreachable')")
+        for job in jobs:
+            page.wait_for_selector(f"#nodes .td-of:has-text('job {job}')")
+            zh.wait_for_selector(f"#nodes .td-of:has-text('任务 {job}')")
+        page.wait_for_selector("[data-node='old-box']:has-text('It runs turbodiff 0.0.1')")
+        zh.wait_for_selector("[data-node='attic']:has-text('失联')")
+        assert page.locator("#card-switches [data-card='GPU-far1']:has-text('RTX 4090 #2 (studio-2)')").count() == 1
+        look(page, "nodes_en")
+        look(zh, "nodes_zh")
+
+        page.click("[data-card='GPU-far1'] [data-arg$=' paused']")  # a card of another machine obeys its switch, too
+        page.wait_for_selector("[data-card='GPU-far1'] [data-arg$=' paused'][aria-pressed=true]")
+        attic = next(job for job in jobs if app.store.job(job).slot == far_slot(app, "GPU-attic"))
+        app.listed.write_text(json.dumps([app.three[0], app.three[2]]))
+        app.wait(lambda: app.store.job(attic).strikes == {"node": 1})
+        page.wait_for_selector("[data-node='attic']", state="detached")
+        for job in set(jobs) - {attic}:
+            app.store.cancel(job)
+        assert wait_done(app, attic).attempt == 2
+
+
+def far_slot(app, uuid):
+    return next(card["slot"] for card in app.store.fact("fleet")["cards"] if card["uuid"] == uuid)

@@ -3,13 +3,17 @@
 import os
 import sys
 from importlib.util import find_spec
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from turbodiff.cli.flags import StateDir, open_studio
 from turbodiff.spec.errors import RequestError, TurbodiffError, not_started
 from turbodiff.spec.page_flags import check_cluster
+
+if TYPE_CHECKING:
+    from turbodiff.spec.wording import Words
+    from turbodiff.studio.cards import NodeDownload
 
 PORT = 6379
 # a token is asked for; a node that is silent is given up after about ten seconds instead of a minute; workers are as
@@ -38,21 +42,30 @@ def cluster_status(state_dir: StateDir = None) -> None:
         raise TurbodiffError(
             "no app works with a cluster", code="no_cluster", try_instead="turbodiff serve --cluster ADDRESS"
         )
-    state = words("shell.cluster_joined" if told["joined"] else "shell.cluster_away", address=told["address"])
+    state = words("shell.cluster_joined" if told.joined else "shell.cluster_away", address=told.address)
     print_lines([state])
     head = [words(f"shell.cluster_{name}") for name in ("node", "state", "cards", "jobs")]
     print_table(
         head,
         (
             [
-                node["host"],
-                words(f"shell.node_{node['state']}"),
-                f"{node['workers']}/{node['cards']} {', '.join(node['gpus'])}",
-                ", ".join(map(str, node["jobs"])),
+                node.host,
+                "; ".join([words(f"shell.node_{node.state}"), *(_download(one, words) for one in node.downloads)]),
+                f"{sum(card.ours for card in node.cards)}/{len(node.cards)} "
+                + ", ".join(card.name for card in node.cards if card.name),
+                ", ".join(str(card.job) for card in node.cards if card.job),
             ]
-            for node in told["nodes"]
+            for node in told.nodes
         ),
     )
+
+
+def _download(found: "NodeDownload", words: "Words") -> str:
+    if found.state == "done":
+        return words("shell.node_downloaded", model=found.model)
+    why = words.error(found.error) if found.state == "failed" else ""
+    key = "failed" if found.state == "failed" else "downloads"
+    return words(f"shell.node_{key}", model=found.model, share=f"{found.share:.0%}", why=why)
 
 
 @cluster_app.command("commands")

@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from turbodiff.archive.clips import PARTIAL, poster_path, sidecar_path
 from turbodiff.cluster.host import PIECE_BYTES, GpuHost, NodeScout
+from turbodiff.spec.events import RunCommand, read_command
 from turbodiff.spec.files import sha256_of
 from turbodiff.supervisor.worker_process import Lines
 
@@ -72,8 +73,12 @@ class Bridge:
         if order["op"] == "start":
             self._orders[order["port"]] = asyncio.Queue()
             self._start(self._keep_port(order))
-        elif order["op"] == "held":
-            self._nodes.get(order["node"], {}).update(pids=order["pids"], held_bytes=order["held_bytes"])
+        elif order["op"] in ("held", "fetch"):
+            own = self._nodes.get(order["node"])
+            if own and order["op"] == "held":
+                own.update(pids=order["pids"], held_bytes=order["held_bytes"])
+            elif own:
+                own["fetch"].append(order["model"])
         elif order["port"] in self._orders:
             self._orders[order["port"]].put_nowait(order)
 
@@ -83,7 +88,7 @@ class Bridge:
             for node in found:
                 cards = int(node["Resources"].get("GPU", 0))
                 if node["Alive"] and cards and node["NodeID"] not in self._nodes:
-                    self._nodes[node["NodeID"]] = {"pids": [], "held_bytes": {}}
+                    self._nodes[node["NodeID"]] = {"pids": [], "held_bytes": {}, "fetch": []}
                     self._start(self._follow(node["NodeID"], cards))
             await asyncio.sleep(EVERY_S)
 
@@ -95,6 +100,9 @@ class Bridge:
         while True:
             try:
                 own = self._nodes[node]
+                while own["fetch"]:
+                    await asyncio.wait_for(scout.fetch.remote(own["fetch"][0]), patience_s)
+                    own["fetch"].pop(0)
                 told = await asyncio.wait_for(scout.look.remote(own["pids"], own["held_bytes"]), patience_s)
                 self.say("node", node=node, state="ok", cards=cards, **told)
                 silent_since_s, patience_s = None, ANSWER_S
@@ -174,11 +182,11 @@ class Bridge:
                     await host.end.remote()
                     ray.kill(host, no_restart=True)
                     return
-                command = order["command"]
-                for path in files_of(command):
+                command = read_command(order["command"])
+                for path in command.request.files if isinstance(command, RunCommand) else ():
                     if path not in sent:
                         sent[path] = await self._put(host, Path(path))
-                await host.send.remote(renamed(command, sent))
+                await host.send.remote(order["command"], sent)
 
     async def _put(self, host: Any, path: Path) -> str:
         """Where the node has a file now; its own path where we cannot read it, and the worker says so."""
@@ -215,22 +223,6 @@ class Bridge:
 def on(node: str) -> NodeAffinitySchedulingStrategy:
     """On that node and on no other."""
     return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-
-
-def files_of(command: dict[str, Any]) -> list[str]:
-    """The files of this machine that a run needs."""
-    request = command.get("request") or {}
-    paths = [request.get("image"), request.get("continues"), *(lora["path"] for lora in request.get("loras", ()))]
-    return [path for path in paths if path]
-
-
-def renamed(value: Any, names: dict[str, str]) -> Any:
-    """A JSON value with other names of files, wherever one stands."""
-    if isinstance(value, dict):
-        return {name: renamed(one, names) for name, one in value.items()}
-    if isinstance(value, list):
-        return [renamed(one, names) for one in value]
-    return names.get(value, value) if isinstance(value, str) else value
 
 
 def first_line(error: BaseException) -> str:

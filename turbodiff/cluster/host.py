@@ -13,17 +13,18 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
-import psutil
-
+from turbodiff.diagnostics.downloads import Downloads
 from turbodiff.gpu.probe import Probe, machine_from
+from turbodiff.gpu.process_identity import is_running, start_ticks
 from turbodiff.plan.hardware import Allocator
 from turbodiff.spec.events import PROTOCOL_VERSION, RunCommand, read_command
-from turbodiff.spec.files import sha256_of
+from turbodiff.spec.files import sha256_of, state_folder
+from turbodiff.spec.models import find_model
 from turbodiff.supervisor.context import Memory
 from turbodiff.supervisor.ownership import end_leftover_workers
 from turbodiff.supervisor.ports import LocalPort
@@ -34,6 +35,7 @@ SCRATCH = "turbodiff-host-"
 PIECE_BYTES = 4 << 20
 INVENTORY_EVERY_S = 60.0
 STOP_EXIT_S, STOP_TERM_S = 1.0, 1.0
+NO_PATHS: Mapping[str, str] = {}
 
 
 class Heard(TypedDict):
@@ -66,12 +68,9 @@ class GpuHost:
     """
 
     def __init__(self, run_id: str, argv: Sequence[str] = (), allocator: Allocator | None = None) -> None:
-        for old in Path(tempfile.gettempdir()).glob(f"{SCRATCH}{os.getuid()}-*"):
-            owner = old.name.removeprefix(SCRATCH).split("-")[1]
-            if owner.isdecimal() and not psutil.pid_exists(int(owner)):
-                end_leftover_workers(old)
-                shutil.rmtree(old, ignore_errors=True)
-        self.scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getuid()}-{os.getpid()}-"))
+        sweep_scratch()
+        own = os.getpid()
+        self.scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getuid()}-{own}-{start_ticks(own) or 0}-"))
         self.outputs, self.files = self.scratch / "outputs", self.scratch / "files"
         for folder in (self.outputs, self.files):
             folder.mkdir()
@@ -81,11 +80,15 @@ class GpuHost:
         """The worker's process id, and the number of its card on this node as Ray gave it, "" for none."""
         return {"pid": self.worker.pid, "card": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
 
-    def send(self, command: dict[str, object]) -> bool:
-        """Pass on a command as of the supervisor's pipe; a clip goes into this node's scratch."""
+    def send(self, command: dict[str, object], paths: Mapping[str, str] = NO_PATHS) -> bool:
+        """Pass on a command as of the supervisor's pipe; a clip goes into this node's scratch.
+
+        Args:
+            paths: where this node has the files of a run, by the paths that the command gives.
+        """
         given = read_command(command)
         if isinstance(given, RunCommand):
-            given = given.model_copy(update={"outputs": self.outputs, "state": self.scratch})
+            given = given.moved(paths, self.outputs, self.scratch)
         return self.worker.send(given)
 
     def pump(self, wait_s: float) -> Heard:
@@ -143,23 +146,50 @@ class GpuHost:
         shutil.rmtree(self.scratch, ignore_errors=True)
 
 
+def sweep_scratch() -> None:
+    """End the workers and remove the scratch of hosts of ours that were killed: those whose process, by its number and
+    its start, is gone."""
+    for old in Path(tempfile.gettempdir()).glob(f"{SCRATCH}{os.getuid()}-*"):
+        _, pid, ticks, *_ = f"{old.name.removeprefix(SCRATCH)}---".split("-")
+        if old.is_symlink() or old.lstat().st_uid != os.getuid():  # a shared folder: not ours
+            continue
+        if pid.isdecimal() and ticks.isdecimal() and not is_running(int(pid), int(ticks)):
+            end_leftover_workers(old)
+            shutil.rmtree(old, ignore_errors=True)
+
+
 class NodeScout:
     """Tells what a node has: one on each node, on no card."""
 
     def __init__(self) -> None:
         self._probe, self._digest, self._told_s = Probe(), "", -INVENTORY_EVERY_S
+        self._downloads, self._asked = Downloads(state_folder() / "downloads"), dict[str, str]()  # model, how it was
 
-    def look(self, own_pids: Sequence[int], held_bytes: dict[str, int]) -> dict[str, object]:
+    def fetch(self, model: str) -> None:
+        """Download what suits this node's card, as the page of this node would: in a process of its own, resumed,
+        checked, with the disk's room in view. How it does is told by `look`."""
+        self._asked[model] = ""
+        self._downloads.start(find_model(model))
+
+    def look(self, own_pids: Sequence[int], held_bytes: dict[str, int]) -> dict[str, Any]:
         """The machine now, with the memory of our workers as ours, what runs here, and the weights where they changed
         since the last call."""
         sample = self._probe.latest()
-        told: dict[str, object] = {
+        told: dict[str, Any] = {
             "program": program(),
             "host": socket.gethostname(),
             "machine": machine_from(sample, frozenset(own_pids), held_bytes).model_dump(mode="json"),
             "host_ooms": Memory().host_ooms(),
             "disk_free_bytes": shutil.disk_usage(tempfile.gettempdir()).free,
         }
+        told["downloads"] = []
+        for model, before in self._asked.items():
+            known = self._downloads.of(model)
+            share = known.progress.done_bytes / (known.progress.total_bytes or 1)
+            told["downloads"].append({"model": model, "state": known.state, "share": share, "error": known.error})
+            if known.state != before and known.state == "done":
+                self._told_s = -INVENTORY_EVERY_S
+            self._asked[model] = known.state
         if time.monotonic() - self._told_s >= INVENTORY_EVERY_S:
             self._told_s = time.monotonic()
             found = inventory().model_dump_json()

@@ -9,17 +9,19 @@ import signal
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turbodiff.archive.clips import clip_path, publish, read_sidecar, sidecar_path
+from turbodiff.jobs.cards import labels
+from turbodiff.jobs.nodes import NodeCard, NodeDownload, NodeFacts, NodeState
 from turbodiff.plan.hardware import Machine
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.errors import FileError, VerifyError
 from turbodiff.spec.events import Event, ExitCommand, JobCommand, ResultEvent, RunCommand, read_event
 from turbodiff.spec.files import sha256_of
-from turbodiff.spec.models import Inventory
-from turbodiff.spec.request import Request
+from turbodiff.spec.models import Inventory, all_models
 from turbodiff.supervisor.context import STALE_S, Memory, SupervisorContext
 from turbodiff.supervisor.ports import Evidence
 from turbodiff.supervisor.worker_process import WORKER
@@ -34,13 +36,41 @@ class Node:
 
     id: str
     host: str = ""
-    state: str = "ok"  # "unreachable": it may come back; "lost"; "other_version"
+    state: NodeState = "ok"
+    program: str = ""  # what runs there, where that is another version
     cards: int = 0
     machine: Machine | None = None
     inventory: Inventory = field(default_factory=lambda: Inventory(files=()))
     models: frozenset[str] = frozenset()  # those that it has every file of
     host_ooms: int = 0
     heard_s: float = 0.0
+    downloads: tuple[NodeDownload, ...] = ()
+    asked_s: dict[str, float] = field(default_factory=dict)  # when it was asked to download a model
+
+    def take_in(self, inventory: Inventory) -> None:
+        """The weights that it has now."""
+        found = {(file.model, file.component) for file in inventory.files}
+        whole = [spec.name for spec in all_models() if all((spec.name, file.component) in found for file in spec.files)]
+        self.inventory, self.models = inventory, frozenset(whole)
+
+    def facts(self, held: Sequence[tuple[str, int | None]]) -> NodeFacts:
+        """What page and shell show of it.
+
+        Args:
+            held: UUID and job of each card that is ours, "" before it is known.
+        """
+        gpus = self.machine.gpus if self.machine else ()
+        ours = dict(held)
+        cards = [
+            NodeCard(name=name, job=ours.get(gpu.uuid), ours=gpu.uuid in ours)
+            for gpu, name in zip(gpus, labels(gpus), strict=True)
+        ]
+        if not gpus:  # the driver does not tell them apart
+            cards = [NodeCard(job=job, ours=True) for _, job in held]
+            cards += [NodeCard()] * (self.cards - len(cards))
+        return NodeFacts(
+            host=self.host, state=self.state, cards=tuple(cards), program=self.program, downloads=self.downloads
+        )
 
 
 class NodeMemory(Memory):
@@ -78,13 +108,18 @@ class NodeContext(SupervisorContext):
         return self.there.id
 
     @property
+    def host(self) -> str:
+        """The node's name."""
+        return self.there.host
+
+    @property
     def inventory(self) -> Inventory:
         """The weights that the node has."""
         return self.there.inventory
 
     def has_weights(self, model: str) -> bool:
-        """Whether the node has every file of a model: nothing is fetched to where nobody asked for it."""
-        return model in self.there.models
+        """Whether the node answers and has every file of a model: nothing is fetched to where nobody asked for it."""
+        return self.there.state == "ok" and model in self.there.models
 
     def open_port(self, slot: int, device: str) -> "RemotePort":
         """Ask the cluster for a card of that node, and for a worker on it."""
@@ -100,7 +135,6 @@ class RemotePort:
         self._cluster, self._node, self._outputs = cluster, node, outputs
         self._events, self._output = deque[Event](), deque[str]()
         self._seen, self._status = Evidence(), None if cluster.is_up else -signal.SIGTERM
-        self._request: Request | None = None
         allocator = node.machine.allocator if node.machine else None
         cluster.ports[self.id] = self
         cluster.order(op="start", port=self.id, node=node.id, argv=list(argv), allocator=allocator)
@@ -133,8 +167,6 @@ class RemotePort:
 
     def send(self, command: RunCommand | JobCommand | ExitCommand) -> bool:
         """Pass on one command; False once the worker has ended."""
-        if isinstance(command, RunCommand):
-            self._request = command.request
         self._cluster.order(op="send", port=self.id, command=command.model_dump(mode="json"))
         return self._status is None
 
@@ -162,24 +194,19 @@ class RemotePort:
         Raises:
             VerifyError: what came is not what the worker verified.
         """
-        part, asked = Path(result.path), self._request
+        part = Path(result.path)
         try:
             got = sha256_of(part)
-            if got != result.sha256 or asked is None:
+            if got != result.sha256:
                 raise VerifyError(
                     "the clip on disk is not the one that was verified", code="clip_changed", field="sha256",
                     got=got[:12], expected=result.sha256[:12], try_instead="run it again; check the disk",
                 )  # fmt: skip
             sidecar = read_sidecar(part)
-            places = {"image": asked.image, "continues": asked.continues, "loras": asked.loras}
-            request = sidecar.request.model_copy(update=places)
-            plan = sidecar.plan and sidecar.plan.model_copy(
-                update={"request": sidecar.plan.request.model_copy(update=places)}
-            )
-            sidecar = sidecar.model_copy(update={"request": request, "plan": plan})
+            request = sidecar.request
             poster = part.with_name(f"{part.name}.jpg").read_bytes()
-            assert sidecar.created is not None
-            final = clip_path(self._outputs, request.kind, request.seed or 0, request.model, sidecar.created)
+            created = sidecar.created or datetime.now().astimezone()
+            final = clip_path(self._outputs, request.kind, request.seed or 0, request.model, created)
             clip = publish(part, final, sidecar, poster)
         except (OSError, FileError) as error:
             if isinstance(error, VerifyError):

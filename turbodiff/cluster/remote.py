@@ -17,10 +17,11 @@ from typing import Any
 
 from turbodiff.cluster.host import program
 from turbodiff.cluster.ports import Node, NodeContext, NodeMemory, RemotePort
+from turbodiff.jobs.nodes import CLUSTER, ClusterFacts, NodeDownload, waiting_models
 from turbodiff.plan.hardware import Machine
 from turbodiff.spec.environment import RUN_ID, child_environment
 from turbodiff.spec.errors import TurbodiffError
-from turbodiff.spec.models import Inventory, all_models
+from turbodiff.spec.models import Inventory
 from turbodiff.spec.page_flags import UsedCards
 from turbodiff.supervisor.context import SupervisorContext
 from turbodiff.supervisor.slots import GpuSlot
@@ -29,6 +30,8 @@ from turbodiff.supervisor.worker_process import BACKOFF_S, PIPE_BYTES, Lines, de
 
 BRIDGE = (sys.executable, "-P", "-m", "turbodiff.cluster.bridge")
 FIRST_SLOT = 1000  # numbers below are of this machine's cards
+AGAIN_S = 600.0  # from a download that failed on a node to the next try
+EVERY_S = 0.5  # between two looks at what waits
 IDLE_S = 900.0  # after which a card goes back to the cluster's other users
 
 
@@ -39,16 +42,19 @@ class Cluster:
         context: of the supervisor.
         address: of the cluster's head, or "auto".
         most_cards: that are asked for at once.
+        downloads: whether nodes may download the weights that a job waits for.
     """
 
-    def __init__(self, context: SupervisorContext, address: str, most_cards: int) -> None:
+    def __init__(self, context: SupervisorContext, address: str, most_cards: int, downloads: bool = False) -> None:
         self.context, self.address, self.most_cards, self.now = context, address, most_cards, context.now
+        self.downloads = downloads
         self.ports: dict[str, RemotePort] = {}
         self.nodes: dict[str, Node] = {}
         self._child: subprocess.Popen[bytes] | None = None
         self._events = self._output = Lines(-1, closed=True)
         self._commands = -1
-        self._failed_starts, self._start_after_s, self._told_s = 0, 0.0, 0.0
+        self._failed_starts, self._start_after_s, self._told_s, self._looked_s = 0, 0.0, 0.0, -EVERY_S
+        self._wanted = frozenset[str]()  # models that jobs wait for
         self.joined = False
 
     @property
@@ -123,27 +129,25 @@ class Cluster:
                 port.hear(told)
 
     def _hear_node(self, told: Mapping[str, Any]) -> None:
+        known = told["node"] in self.nodes
         node = self.nodes.setdefault(told["node"], Node(told["node"]))
-        before = node.state
+        if told["state"] == "lost":
+            self.context.log.say(f"node {node.host or node.id[:8]}: lost, {told['why']}", "cluster", level="WARNING")
+            self.nodes.pop(node.id)
+            return
+        before = node.state if known else ""
         node.state, node.cards = told["state"], told["cards"]
         if node.state == "ok":
             node.host, node.host_ooms, node.heard_s = told["host"], told["host_ooms"], self.now()
             node.machine = Machine.model_validate(told["machine"])
+            node.downloads = tuple(NodeDownload.model_validate(one) for one in told.get("downloads", ()))
             if "inventory" in told:
-                node.inventory = Inventory.model_validate_json(told["inventory"])
-                found = {(file.model, file.component) for file in node.inventory.files}
-                whole = [
-                    spec.name for spec in all_models()
-                    if all((spec.name, file.component) in found for file in spec.files)
-                ]  # fmt: skip
-                node.models = frozenset(whole)
-            if told["program"] != program():
-                node.state = "other_version"
-        if node.state != before or not node.heard_s:
-            here = f"; it runs {told['program']}, here is {program()}" if node.state == "other_version" else ""
+                node.take_in(Inventory.model_validate_json(told["inventory"]))
+            node.program = "" if told["program"] == program() else told["program"]
+            node.state = "other_version" if node.program else "ok"
+        if node.state != before:
+            here = f"; it runs {node.program}, here is {program()}" if node.program else ""
             self.context.log.say(f"node {node.host or node.id[:8]}: {node.state}{here}", "cluster")
-        if node.state == "lost":
-            self.nodes.pop(node.id)
 
     def _bridge_ended(self, slots: Sequence[GpuSlot], status: int) -> list[GpuSlot]:
         """Put what ran on the cluster back into the queue; this machine's own cards go on."""
@@ -174,6 +178,8 @@ class Cluster:
     def _follow(self, slots: Sequence[GpuSlot]) -> list[GpuSlot]:
         """Give back cards of nodes that are gone and cards that are idle; ask for cards while jobs wait."""
         waiting = bool(self.context.store.rows("SELECT 1 FROM job WHERE state = 'queued' LIMIT 1"))
+        if self.now() - self._looked_s >= EVERY_S:
+            self._looked_s, self._wanted = self.now(), waiting_models(self.context.store)
         kept = [slot for slot in slots if not self._is_ours(slot)]
         taken = dict[str, int]()
         ours = [slot for slot in slots if self._is_ours(slot)]
@@ -193,7 +199,7 @@ class Cluster:
         used = {slot.index for slot in kept}
         for node in self.nodes.values() if waiting else ():
             for _ in range(min(node.cards - taken.get(node.id, 0), self.most_cards - sum(taken.values()))):
-                if node.state != "ok":
+                if node.state != "ok" or not self._wanted & node.models:
                     break
                 index = next(n for n in range(FIRST_SLOT, FIRST_SLOT + len(used) + 1) if n not in used)
                 used.add(index)
@@ -211,14 +217,22 @@ class Cluster:
             there = [slot for slot in ours if slot.context.node == node.id]
             pids = [slot.worker.pid for slot in there if slot.worker]
             self.order(op="held", node=node.id, pids=pids, held_bytes={slot.device: slot.held_bytes for slot in there})
-            gpus = [gpu.name for gpu in node.machine.gpus] if node.machine else []
-            jobs = [slot.job.id for slot in there if slot.job]
-            told.append(
-                {"host": node.host, "state": node.state, "cards": node.cards, "gpus": gpus, "workers": len(there)}
-                | {"jobs": jobs}
-            )
-        facts = {"address": self.address, "joined": self.joined, "nodes": told}
-        self.context.store.put("cluster", facts, durable=False)
+            told.append(node.facts([(slot.device, slot.job.id if slot.job else None) for slot in there]))
+            self._fetch(node)
+        facts = ClusterFacts(address=self.address, joined=self.joined, nodes=tuple(told))
+        self.context.store.put(CLUSTER, facts.model_dump(mode="json"), durable=False)
+
+    def _fetch(self, node: Node) -> None:
+        """Have a node download the weights that jobs wait for and it has not, where a person let it."""
+        if not self.downloads or node.state != "ok":
+            return
+        failed = {one.model for one in node.downloads if one.state == "failed"}
+        for model in self._wanted - node.models:
+            asked_s = node.asked_s.get(model)
+            if asked_s is None or (model in failed and self.now() - asked_s > AGAIN_S):
+                node.asked_s[model] = self.now()
+                self.context.log.say(f"node {node.host}: downloads {model}", "cluster")
+                self.order(op="fetch", node=node.id, model=model)
 
     def stop(self, patience_s: float = 1.0) -> None:
         """Leave the cluster: all our actors end with the bridge."""
@@ -232,10 +246,12 @@ class Cluster:
                 os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
         self._close()
-        self.context.store.put("cluster", None)
+        self.context.store.put(CLUSTER, None)
 
 
 def supervisor_with(state: Path, outputs: Path, used: UsedCards) -> Supervisor:
     """A supervisor of this machine's cards, of a cluster's, or of both. Raises: see `Supervisor`."""
-    cluster = partial(Cluster, address=used.cluster, most_cards=used.most) if used.cluster else None
+    cluster = (
+        partial(Cluster, address=used.cluster, most_cards=used.most, downloads=used.downloads) if used.cluster else None
+    )
     return Supervisor(state, outputs, devices=None if used.local else (), cluster=cluster)

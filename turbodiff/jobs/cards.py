@@ -75,11 +75,14 @@ class Fleet(Frozen):
         return "" if not uuid or (card and card.state == "on") else card.state if card else "gone"
 
 
-def labels(gpus: Sequence[GpuFacts]) -> list[str]:
-    """Short names that tell cards apart: "RTX 4090", and "RTX 4090 #2" where there is more than one."""
+def labels(gpus: Sequence[GpuFacts], host: str = "") -> list[str]:
+    """Short names that tell cards apart: "RTX 4090", "RTX 4090 #2" where a machine has more than one, and
+    "RTX 4090 (studio-2)" on another `host`."""
     short = [gpu.name.removeprefix("NVIDIA ").removeprefix("GeForce ") for gpu in gpus]
     many = Counter(short)
-    return [f"{name} #{gpu.index + 1}" if many[name] > 1 else name for name, gpu in zip(short, gpus, strict=True)]
+    there = f" ({host})" if host else ""
+    numbers = [f" #{gpu.index + 1}" if many[name] > 1 else "" for name, gpu in zip(short, gpus, strict=True)]
+    return [f"{name}{number}{there}" for name, number in zip(short, numbers, strict=True)]
 
 
 def switches(store: Database) -> dict[str, CardState]:

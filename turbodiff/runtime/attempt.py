@@ -54,6 +54,7 @@ class Attempt:
         output: a file name of the person's own; otherwise the library names it.
         machine: as it was at launch; the plan is checked against what is free now before each phase. None: it stands.
         calibration: what measured runs taught, for plans made on the way.
+        names: what is told of the request's files, by their paths here (spec/events.py).
         send: of an event; its job and attempt are set by the sender.
     """
 
@@ -76,11 +77,17 @@ class Attempt:
     cards: tuple[str, ...] = ()  # CUDA_VISIBLE_DEVICES of each process that may share the clip, see runtime/ranks.py
     ranks: Ranks | None = None  # the group of those that do
     outside_bytes: int | None = None  # of the allocator, see replan.outside_bytes
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def request(self) -> Request:
         """The request as it runs, which may differ from what was asked: see plan.changes."""
         return self.plan.request
+
+    @property
+    def told(self) -> Plan:
+        """The plan as it is told: its files under the names by which they were asked for."""
+        return self.plan.with_files(self.names)
 
     def attention(self) -> ResolvedAttention:
         """The attention that really runs; a plan's is never "auto"."""
@@ -99,7 +106,7 @@ class Attempt:
             plan = replan(self.plan, self.machine, self.models.device, self.calibration, at=name)
             if plan.levers != self.plan.levers:
                 self.plan = plan
-                self.send(PlanEvent(plan=plan))
+                self.send(PlanEvent(plan=self.told))
                 self.send(levers_notice(plan, phase=name))
             budget_bytes = budget_now(self.plan, self.machine, self.models.device)
             if left_bytes := self.models.make_room(self.plan, budget_bytes):
@@ -161,7 +168,7 @@ class Attempt:
                 self.send(ranks_notice(lost, left))
                 fewer = self.plan.levers.model_copy(update={"cards": left})
                 self.plan = with_levers(self.plan, fewer, self.machine)
-                self.send(PlanEvent(plan=self.plan))
+                self.send(PlanEvent(plan=self.told))
             except BaseException:
                 self.close_ranks()
                 raise
@@ -194,7 +201,7 @@ class Attempt:
                 following = "cpu"
             if following is not None:
                 self.plan = with_levers(self.plan, levers.model_copy(update={lever: following}), self.machine)
-                self.send(PlanEvent(plan=self.plan))
+                self.send(PlanEvent(plan=self.told))
                 return True
         return False
 

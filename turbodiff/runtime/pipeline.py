@@ -45,7 +45,7 @@ def generate(attempt: Attempt) -> ClipResult:
         TurbodiffError: what a person should read; nothing half-done is left behind.
         WaitForMemory: somebody else took the memory meanwhile; nothing half-done is left but latents.
     """
-    attempt.send(PlanEvent(plan=attempt.plan))
+    attempt.send(PlanEvent(plan=attempt.told))
     if attempt.request.continues:
         check_format(attempt.request)
     attempt.models.open(attempt.request, on_disk=attempt.plan.levers.converted == "on_disk")
@@ -150,7 +150,8 @@ def decode_to(partial: Path, attempt: Attempt, latents: Tensor) -> Written:
     if request.continues:
         before = Path(request.continues)
         frames, count = joined(before, frames), count + tail_of(before).frames - 1
-    recipe = {"request": request.model_dump(mode="json"), "plan": attempt.plan.model_dump(mode="json")}
+    told = attempt.told
+    recipe = {"request": told.request.model_dump(mode="json"), "plan": told.model_dump(mode="json")}
     tags = {"turbodiff": installed("turbodiff"), "job": attempt.id, **recipe}
     writer = ClipWriter(partial, request.width, request.height, request.fps, tags, num_frames=count)
     with writer:
@@ -185,8 +186,8 @@ def write_clip(attempt: Attempt, latents: Tensor) -> tuple[Path, Sidecar]:
 
 def sidecar_of(attempt: Attempt, written: Written, warnings: tuple[QualityWarning, ...]) -> Sidecar:
     """The sidecar of a verified clip. `ran` is what really ran, which a wish or a fall-back may have changed."""
-    request, plan, models = attempt.request, attempt.plan, attempt.models
-    attention = attempt.attention()
+    plan, models = attempt.told, attempt.models
+    request, attention = plan.request, attempt.attention()
     how = {"attention": attention.kind, "backend": attention.backend, "quant_linear": request.quant_linear}
     weights = {component: Path(file.path).name for component, file in models.files.items()}
     how |= {"int8": int8_mode()} if request.quant_linear == "on" else {}

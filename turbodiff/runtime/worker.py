@@ -154,6 +154,7 @@ def run(fields: dict[str, object], models: "ModelCache", events: EventWriter, co
             machine=machine,
             calibration=command.calibration,
             cards=command.cards,
+            names=command.names,
         )
         try:
             result = generate(attempt)

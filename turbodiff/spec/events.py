@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -220,6 +220,7 @@ class RunCommand(BaseModel):
         output: a file name of the person's own; None: the library names the clip.
         promised_ram_bytes: of what is free, what jobs of other workers will still take.
         cards: what else may work at this clip: CUDA_VISIBLE_DEVICES for a process each, "" for the CPU.
+        names: what clips, sidecars and plans call files of the request, by their path on the machine that runs it.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -235,6 +236,13 @@ class RunCommand(BaseModel):
     calibration: Calibration | None = None
     promised_ram_bytes: int = 0
     cards: tuple[str, ...] = ()
+    names: Mapping[str, str] = Field(default_factory=dict)
+
+    def moved(self, paths: Mapping[str, str], outputs: Path, state: Path) -> Self:
+        """The command for a machine that has the files under these paths, and other folders."""
+        plan, names = self.plan and self.plan.with_files(paths), {there: path for path, there in paths.items()}
+        own = {"outputs": outputs, "state": state, "names": names}
+        return self.model_copy(update={"request": self.request.with_files(paths), "plan": plan, **own})
 
     @property
     def given_plan(self) -> Plan | None:

@@ -24,11 +24,12 @@ ASK = "\0ask"  # `--password` without a value; no argument of a process can hold
 
 class UsedCards(NamedTuple):
     """Which cards work: those of the cluster at an address ("" for none, or "auto"), at most so many of them, and this
-    machine's own."""
+    machine's own; whether machines of the cluster may download weights."""
 
     cluster: str = ""
     most: int = ALL_CARDS
     local: bool = True
+    downloads: bool = False
 
 
 HERE = UsedCards()
@@ -88,6 +89,7 @@ def page_parser(prog: str = "webui/app.py", *, as_service: bool = False) -> argp
     add("--enhancer-model", default="", metavar="NAME", help="its model; default: the first that it lists")
     add("--cluster", default="", metavar="ADDRESS", help="cards of a Ray cluster work, too: HOST:PORT or auto")
     add("--cluster-gpus", type=int, default=ALL_CARDS, metavar="N", help="how many of them at most; default: all")
+    add("--cluster-downloads", action="store_true", help="its machines may download the weights that a job waits for")
     add("--no-local-gpus", action="store_true", help="with --cluster: the cards of this machine do not work")
     add("--no-browser", action="store_true", help="do not open a browser")
     if as_service:
@@ -115,9 +117,8 @@ def as_flags(args: argparse.Namespace) -> list[str]:
         ("--cluster-gpus", [str(args.cluster_gpus)] if args.cluster_gpus != ALL_CARDS else []),
     )
     flags += [f"{name}={value}" for name, values in given for value in values]  # with "=": a value may begin with "-"
-    return flags + [
-        f"--{name}" for name in ("mcp", "metrics", "no-local-gpus") if getattr(args, name.replace("-", "_"))
-    ]
+    switches = ("mcp", "metrics", "cluster-downloads", "no-local-gpus")
+    return flags + [f"--{name}" for name in switches if getattr(args, name.replace("-", "_"))]
 
 
 def check_port(port: int) -> None:

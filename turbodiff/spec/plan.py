@@ -3,9 +3,9 @@
 The same JSON is shown by `turbodiff plan --json`, by the API, in the job row and in the clip's metadata.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 from pydantic import Field
 
@@ -228,6 +228,10 @@ class Plan(Frozen):
     reasons: tuple[Reason, ...] = ()
     shares: tuple[CardShare, ...] = ()
     offers: tuple[CardOffer, ...] = ()
+
+    def with_files(self, names: Mapping[str, str]) -> Self:
+        """The same plan where the files of its request have other names."""
+        return self.model_copy(update={"request": self.request.with_files(names)})
 
     @property
     def followers(self) -> tuple[str, ...]:

@@ -121,6 +121,17 @@ class Request(Frozen):
         return bool(self.continues or self.after)
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The files beside the weights that it needs: a picture, a clip that it goes on from, LoRAs."""
+        return tuple(path for path in (self.image, self.continues, *(lora.path for lora in self.loras)) if path)
+
+    def with_files(self, names: Mapping[str, str]) -> Self:
+        """The same request where its files have other names."""
+        loras = tuple(lora.model_copy(update={"path": names.get(lora.path, lora.path)}) for lora in self.loras)
+        places = {name: names.get(path, path) for name, path in (("image", self.image), ("continues", self.continues))}
+        return self.model_copy(update={**places, "loras": loras})
+
+    @property
     def experts(self) -> tuple[Expert, ...]:
         """The network of every step."""
         return self.experts_of(self.spec)

@@ -1,13 +1,14 @@
 """The cards as page, shell and API ask for them: a person's switches, which card a job is for, and when it starts."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 from turbodiff.jobs import cards
 from turbodiff.jobs.cards import CardState, Fleet, labels, weights_of
 from turbodiff.jobs.database import as_column
 from turbodiff.jobs.dispatch import Price, Start, Together, WaitingJob
 from turbodiff.jobs.journal import Accepted, write_entry
+from turbodiff.jobs.nodes import ClusterFacts, NodeDownload, cluster_facts
 from turbodiff.jobs.store import Store
 from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.plan.planner import card_groups, seconds_on
@@ -28,7 +29,7 @@ class Begin(NamedTuple):
 
 
 class Cards:
-    """The cards of this machine.
+    """The cards of this machine, and those of other machines that work for its queue.
 
     Args:
         store: the queue, None where there is none yet: asking leaves no file behind.
@@ -42,10 +43,10 @@ class Cards:
         store = self._store()
         return cards.fleet(store) if store else None
 
-    def cluster(self) -> dict[str, Any] | None:
-        """What the running app says of its cluster: address, joined, nodes; None where it works with none."""
+    def cluster(self) -> ClusterFacts | None:
+        """The cluster that the running app works with; None without an app, or where it works with none."""
         store = self._store()
-        return store.fact("cluster") if store else None  # type: ignore[no-any-return]
+        return cluster_facts(store) if store else None
 
     def switches(self) -> Mapping[str, CardState]:
         """The cards that a person paused or excluded, by UUID."""
@@ -58,12 +59,13 @@ class Cards:
         Raises:
             RequestError: no such card, or no such state.
         """
-        gpu, store = self._find(card, machine), self._store()
+        uuid, store = self.uuid_of(card, machine), self._store()
         if state not in get_args(CardState) or store is None:
             raise RequestError("no such state of a card", code="bad_card_state", field="card", got=state[:40],
                                expected=" | ".join(get_args(CardState)))  # fmt: skip
-        store.put(cards.SWITCH + gpu.uuid, state)
-        return dict(zip(machine.gpus, labels(machine.gpus), strict=True))[gpu]
+        store.put(cards.SWITCH + uuid, state)
+        here = {gpu.uuid: name for gpu, name in zip(machine.gpus, labels(machine.gpus), strict=True)}
+        return here.get(uuid) or (self.fleet() or Fleet()).called(uuid)
 
     def release(self, job: int) -> None:
         """Let a waiting job that is for one card alone run on any."""
@@ -84,11 +86,16 @@ class Cards:
         return f"cuda:{self._find(card, machine).index}"
 
     def uuid_of(self, card: str, machine: Machine) -> str:
-        """The UUID of the card that a person names: by it or its first characters, by number, or by its name.
+        """The UUID of the card that a person names: by it or its first characters, by number, or by its name; one of
+        another machine that works for this queue by UUID or name.
 
         Raises:
-            RequestError: none here goes by that, or more than one.
+            RequestError: none goes by that, or more than one.
         """
+        here, fleet = {gpu.uuid for gpu in machine.gpus}, self.fleet() if card else None
+        for one in fleet.cards if fleet else ():
+            if one.uuid and one.uuid not in here and card.lower() in (one.uuid.lower(), one.name.lower()):
+                return one.uuid
         return self._find(card, machine).uuid if card else ""
 
     def planned_on(self, machine: Machine, card: str) -> Machine:
@@ -159,4 +166,4 @@ def _begin(fleet: Fleet, start: Start) -> Begin | None:
     return Begin(start.start_s, start.end_s - start.start_s, name if len(fleet.cards) > 1 else "") if name else None
 
 
-__all__ = ["Begin", "Cards", "Fleet"]
+__all__ = ["Begin", "Cards", "ClusterFacts", "Fleet", "NodeDownload"]

@@ -106,9 +106,11 @@ class Placement:
         self._prices = {key: price for key, price in self._prices.items() if key[0] in known}
         self._groups = {key: groups for key, groups in self._groups.items() if key[0] in known}
         workers = [self._worker(slot, running.get(slot.index)) for slot in on]
-        machines = {slot.context.node: slot.context.memory.machine() for slot in slots if slot.seen}
-        gpus = [machine.gpus for machine in machines.values() if machine]
-        names = {gpu.uuid: name for here in gpus for gpu, name in zip(here, labels(here), strict=True)}
+        machines = {slot.context.node: slot.context for slot in slots if slot.seen}
+        names: dict[str, str] = {}
+        for context in machines.values():
+            gpus = machine.gpus if (machine := context.memory.machine()) else ()
+            names |= {gpu.uuid: name for gpu, name in zip(gpus, labels(gpus, context.host), strict=True)}
         cards = []
         for slot in slots:
             uuid = slot.gpu.uuid

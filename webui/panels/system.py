@@ -11,6 +11,7 @@ from webui.form import CARDS
 from webui.markup import Html, action, el, facts, join, local
 from webui.panels.accuracy import Accuracy, accuracy, draw_accuracy
 from webui.panels.models import Model, draw_best, draw_model, model_card, section
+from webui.panels.nodes import Nodes, draw_nodes, nodes
 from webui.panels.status_bar import RESTART, card_name
 from webui.wording import Words
 
@@ -62,6 +63,7 @@ class System:
     checks: tuple[tuple[str, bool, str], ...] = ()  # of the self-test: name, whether it is good, what it found
     checking: bool = False
     switches: tuple[Switch, ...] = ()  # a card each
+    nodes: Nodes | None = None  # other machines
     passed_over: tuple[tuple[str, str], ...] = ()  # files of the search roots that no model uses, and why
     accuracy: tuple[Accuracy, ...] = ()
 
@@ -73,9 +75,10 @@ def system(snapshot: Snapshot, report: DoctorReport | None, words: Words) -> Sys
     wanted = [start.model for start in (tier.t2v, tier.i2v)] if tier is not None else []  # text to video first
     shown = System(
         cards=tuple(_cards(snapshot.machine, words)) if snapshot.machine else (),
-        holders=tuple(holder(row, words) for row in snapshot.holder_rows()),
+        holders=tuple(_holders(snapshot, words)),
         host_line=host_line(snapshot),
         switches=tuple(_switches(snapshot, words)),
+        nodes=nodes(snapshot, words),
         models=models,
         best=next(
             (model for name in wanted for model in models if model.id == name and not model.here and model.best), None
@@ -140,6 +143,20 @@ def holder(found: Holder, words: Words) -> HolderRow:
     return HolderRow(found.pid or 0, found.name or kind, memory, " · ".join(filter(None, details)), found.kind, kill)
 
 
+def _holders(snapshot: Snapshot, words: Words) -> Iterable[HolderRow]:
+    """Every holder, with its card where there are several; a program of which the driver does not say where it is,
+    once."""
+    seen = set()
+    for card in snapshot.holders:
+        for row in card.rows:
+            if row.bytes is None and row.pid in seen:
+                continue
+            seen.add(row.pid)
+            shown = holder(row, words)
+            several = len(snapshot.holders) > 1 and row.bytes is not None
+            yield replace(shown, note=f"{shown.note} · {card.name}") if several else shown
+
+
 def largest_holders(snapshot: Snapshot, words: Words) -> tuple[HolderRow, ...]:
     """The holders of most memory, ours included."""
     rows = sorted(snapshot.holder_rows(), key=lambda row: -(row.bytes or 0))
@@ -165,7 +182,8 @@ def _draw_switches(switches: tuple[Switch, ...], words: Words) -> Html:
             )
             for state in CARD_STATES
         ]  # fmt: skip
-        rows.append(el("div", el("b", card.name), el("span", card.does, cls="what"), acts, data_card=card.uuid))
+        told = el("b", card.name), el("span", card.does, cls="what"), el("span", acts, cls="td-acts")
+        rows.append(el("div", told, data_card=card.uuid))
     return el("div", rows, cls="td-list", id="card-switches") if rows else Html("")
 
 
@@ -226,6 +244,7 @@ def draw(shown: System, ready: bool, words: Words) -> Html:
         section(words("system.cards"), (switches, el("p", words("system.cards_text"), cls="td-quiet")))
         if switches
         else None,
+        draw_nodes(shown.nodes, words),
         section(words("system.try_card"), (cards, el("p", words("system.try_card_text"), cls="td-quiet"))),
         section(words("system.holders"), holders),
         draw_accuracy(shown.accuracy, words),

@@ -27,7 +27,7 @@ from cluster.conftest import FarBench
 
 
 @pytest.mark.parametrize("at", ["publish", "sidecar", "linked"])
-def test_fault_38_a_worker_of_a_node_that_dies_around_its_commit_leaves_one_clip(bench: FarBench, at: str) -> None:
+def test_a_worker_of_a_node_that_dies_around_its_commit_leaves_one_clip(bench: FarBench, at: str) -> None:
     job = bench.run(scripted({"die": "SIGSEGV", "die_at": at}, {}))
     assert (job.state, job.attempt) == ("done", 2) and job.result is not None  # what lies on the node is nobody's
     assert [str(path) for path in bench.outputs.glob("2*/*.mp4")] == [job.result.path]

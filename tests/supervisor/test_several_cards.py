@@ -18,6 +18,7 @@ from turbodiff.gpu.host_memory import HostMemory, private_bytes
 from turbodiff.gpu.probe import CardSample, Sample
 from turbodiff.jobs import cards
 from turbodiff.jobs.measurements import usual_seconds
+from turbodiff.jobs.nodes import CLUSTER, ClusterFacts, NodeFacts
 from turbodiff.plan.context import plan_context
 from turbodiff.plan.hardware import Machine, only
 from turbodiff.plan.planner import plan_request, seconds_on
@@ -232,3 +233,23 @@ def test_the_page_counts_the_ram_of_each_worker_for_its_own_card_alone(bench: Be
     bench.store.put("worker1", None)
     alone = machine_seen(bench.store)
     assert alone is not None and [card.worker_ram_bytes for card in alone.gpus] == [None, None]
+
+
+def test_a_clip_for_the_card_of_a_node_or_of_a_machine_without_any_is_planned_for_that_card(bench: Bench) -> None:
+    far = machine_of(gpu(24, uuid="GPU-far"), gpu(8, uuid="GPU-small", index=1))
+    node = NodeFacts(host="far", machine=far)
+    silent = NodeFacts(host="attic", state="unreachable")
+    told = ClusterFacts(address="10.0.0.1:6379", joined=True, nodes=(node, silent))
+    bench.store.put(CLUSTER, told.model_dump(mode="json"))
+    fleet = cards.Fleet(cards=(cards.FleetCard(slot=1000, uuid="GPU-far", name="RTX 4090 (far)"),))
+    bench.store.put(cards.FLEET, fleet.model_dump(mode="json"))
+    made, bare = Cards(lambda: bench.store), Machine()
+    here = machine_of(gpu(12, uuid="GPU-here"))
+    assert made.planned_on(here, "") == here
+    for name in ("GPU-far", "rtx 4090 (far)"):
+        assert [card.uuid for card in made.planned_on(here, name).gpus] == ["GPU-far"]
+    assert [card.uuid for card in made.planned_on(bare, "").gpus] == ["GPU-far"]
+    assert made.switch("RTX 4090 (far)", "paused", here) == "RTX 4090 (far)"
+    assert [card.uuid for card in made.planned_on(bare, "").gpus] == ["GPU-small"]
+    bench.store.put(CLUSTER, None)
+    assert made.planned_on(bare, "") == bare

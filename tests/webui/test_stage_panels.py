@@ -153,7 +153,7 @@ def test_the_machines_of_a_cluster_stand_with_their_cards_jobs_and_downloads():
         assert drawn is not None and all(said in drawn for said in wanted)
         assert words.error(full.error) in drawn and words("system.card_unknown") in drawn
         apart = nodes.draw_nodes(nodes.nodes(Snapshot(cluster=ClusterFacts(address="10.0.0.1:6379")), words), words)
-        assert apart is not None and "td-note warn" in apart and words("system.nodes_none") not in apart
+        assert apart is not None and "td-note warn" in apart and "cluster join" not in apart
     assert nodes.nodes(Snapshot(), EN) is None
 
 

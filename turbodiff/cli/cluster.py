@@ -80,7 +80,7 @@ def cluster_commands(
     options = f"--port={PORT} --node-ip-address={head} --include-dashboard=false --disable-usage-stats"
     for line in (
         f"# {words('shell.cluster_on_head', file='~/.ray/auth_token')}",
-        "ray get-auth-token --generate >/dev/null",
+        "ray get-auth-token --generate >/dev/null && chmod 600 ~/.ray/auth_token",
         f"{settings} ray start --head {options}",
         f"# {words('shell.cluster_on_node')}",
         f"turbodiff cluster join {head}:{PORT}",

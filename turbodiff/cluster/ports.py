@@ -68,9 +68,9 @@ class Node:
         if not gpus:  # the driver does not tell them apart
             cards = [NodeCard(job=job, ours=True) for _, job in held]
             cards += [NodeCard()] * (self.cards - len(cards))
-        return NodeFacts(
-            host=self.host, state=self.state, cards=tuple(cards), program=self.program, downloads=self.downloads
-        )
+        machine = self.machine if self.state == "ok" else None
+        told = {"host": self.host, "state": self.state, "program": self.program, "downloads": self.downloads}
+        return NodeFacts(**told, cards=tuple(cards), machine=machine)
 
 
 class NodeMemory(Memory):

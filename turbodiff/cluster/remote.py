@@ -17,7 +17,9 @@ from typing import Any
 
 from turbodiff.cluster.host import program
 from turbodiff.cluster.ports import Node, NodeContext, NodeMemory, RemotePort
-from turbodiff.jobs.nodes import CLUSTER, ClusterFacts, NodeDownload, waiting_models
+from turbodiff.jobs.nodes import CLUSTER, ClusterFacts, NodeDownload
+from turbodiff.jobs.rows import parsed
+from turbodiff.jobs.store import Store
 from turbodiff.plan.hardware import Machine
 from turbodiff.spec.environment import RUN_ID, child_environment
 from turbodiff.spec.errors import TurbodiffError
@@ -32,6 +34,7 @@ BRIDGE = (sys.executable, "-P", "-m", "turbodiff.cluster.bridge")
 FIRST_SLOT = 1000  # numbers below are of this machine's cards
 AGAIN_S = 600.0  # from a download that failed on a node to the next try
 EVERY_S = 0.5  # between two looks at what waits
+WINDOW = 64  # waiting jobs that are looked at
 IDLE_S = 900.0  # after which a card goes back to the cluster's other users
 
 
@@ -247,6 +250,13 @@ class Cluster:
             self._child.wait()
         self._close()
         self.context.store.put(CLUSTER, None)
+
+
+def waiting_models(store: Store) -> frozenset[str]:
+    """The models of the jobs that wait, of the next ones of a long queue."""
+    rows = store.rows("SELECT request FROM job WHERE state = 'queued' ORDER BY place, id LIMIT ?", WINDOW)
+    asked = [parsed(row["request"]) for row in rows]
+    return frozenset(str(fields.get("model")) for fields in asked if isinstance(fields, dict))
 
 
 def supervisor_with(state: Path, outputs: Path, used: UsedCards) -> Supervisor:

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 
 from turbodiff.jobs.database import Database
 from turbodiff.jobs.dispatch import Card, Start, WaitingJob, dispatch
+from turbodiff.jobs.nodes import STALE_S
 from turbodiff.jobs.waiting import held_until
 from turbodiff.plan.hardware import GpuFacts
 from turbodiff.spec.models import Frozen
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 CardState = Literal["on", "paused", "excluded"]
 FLEET, NAMES, SWITCH = "fleet", "card_names", "card "  # facts; the last one with a UUID
-STALE_S = 10.0
 
 
 class FleetCard(Frozen):

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationError
 
-from turbodiff.jobs.cards import STALE_S
-from turbodiff.jobs.rows import parsed
+from turbodiff.plan.hardware import Machine
 from turbodiff.spec.models import Frozen
 
 if TYPE_CHECKING:
     from turbodiff.jobs.store import Store
 
 CLUSTER = "cluster"  # the fact's name
-WINDOW = 64  # waiting jobs that are looked at
+STALE_S = 10.0  # after which what the supervisor wrote down counts no more
 NodeState = Literal["ok", "unreachable", "other_version"]
 
 
@@ -44,6 +43,7 @@ class NodeFacts(Frozen):
     cards: tuple[NodeCard, ...] = ()
     program: str = ""
     downloads: tuple[NodeDownload, ...] = ()
+    machine: Machine | None = None  # while it answers
 
 
 class ClusterFacts(Frozen):
@@ -63,10 +63,3 @@ def cluster_facts(store: Store) -> ClusterFacts | None:
         return ClusterFacts.model_validate_json(rows[0]["value"])
     except ValidationError:  # "null", of another version, or damaged; the next second has another
         return None
-
-
-def waiting_models(store: Store) -> frozenset[str]:
-    """The models of the jobs that wait, of the next ones of a long queue."""
-    rows = store.rows("SELECT request FROM job WHERE state = 'queued' ORDER BY place, id LIMIT ?", WINDOW)
-    asked = [parsed(row["request"]) for row in rows]
-    return frozenset(str(fields.get("model")) for fields in asked if isinstance(fields, dict))

@@ -100,13 +100,20 @@ class Cards:
 
     def planned_on(self, machine: Machine, card: str) -> Machine:
         """The machine with the cards that a job for `card` ("": any) may start on; all of them where that leaves none.
+        For a card of a node, or where this machine has none, the node with that card or the freest one.
 
         Raises:
             RequestError: no such card.
         """
-        if machine.pretended or (not card and len(machine.gpus) < 2):
+        if machine.pretended or (not card and len(machine.gpus) == 1):
             return machine
         said, uuid = self.switches(), self.uuid_of(card, machine)
+        if not machine.usable_gpus or uuid not in ("", *(gpu.uuid for gpu in machine.gpus)):
+            far = [
+                (node.card_budget_bytes(gpu), node.model_copy(update={"gpus": (gpu,)})) for node in self._nodes()
+                for gpu in node.usable_gpus if gpu.uuid == uuid or (not uuid and gpu.uuid not in said)
+            ]  # fmt: skip
+            return max(far, key=lambda one: one[0])[1] if far else machine
         gpus = tuple([gpu for gpu in machine.gpus if gpu.uuid == uuid or (not uuid and gpu.uuid not in said)])
         return machine if not gpus or len(gpus) == len(machine.gpus) else machine.model_copy(update={"gpus": gpus})
 
@@ -122,14 +129,15 @@ class Cards:
         fleet = self.fleet()
         if fleet is None or not fleet.told:
             return None
-        here, prices = {gpu.uuid: gpu for gpu in machine.gpus}, dict[int, Price]()
+        prices = dict[int, Price]()
+        here = {gpu.uuid: (gpu, one) for one in (*self._nodes(), machine) for gpu in one.gpus}
         for worker in fleet.workers:
             at = fleet.card(worker.slot)
             if at is None or card not in ("", at.uuid):
                 continue
             price: tuple[float, float] | None = (plan.seconds, plan.seconds)
             if len(fleet.cards) > 1 and plan.band != "no":
-                price = seconds_on(plan, here[at.uuid], machine, found) if at.uuid in here else None
+                price = seconds_on(plan, *here[at.uuid], found) if at.uuid in here else None
             if price:
                 prices[worker.slot] = Price(*price)
         together = self._together(fleet, plan, machine, found) if not card and len(fleet.cards) > 1 else ()
@@ -144,6 +152,11 @@ class Cards:
         slots = {at.uuid: at.slot for at in fleet.cards if at.uuid and at.slot in working}
         here = machine.model_copy(update={"gpus": tuple([gpu for gpu in machine.gpus if gpu.uuid in slots])})
         return tuple([Together.of(group, slots) for group in card_groups(plan, here, found)])
+
+    def _nodes(self) -> list[Machine]:
+        """The other machines that answer."""
+        cluster = self.cluster()
+        return [node.machine for node in cluster.nodes if node.machine] if cluster else []
 
     def _find(self, card: str, machine: Machine) -> GpuFacts:
         names = labels(machine.gpus)

@@ -113,8 +113,9 @@ class Placement:
             names |= {gpu.uuid: name for gpu, name in zip(gpus, labels(gpus, context.host), strict=True)}
         cards = []
         for slot in slots:
-            uuid = slot.gpu.uuid
-            cards.append(FleetCard(slot=slot.index, uuid=uuid, name=names.get(uuid, ""), state=self._state(slot)))
+            uuid = slot.gpu.uuid or (slot.device if slot.context.node else "")  # a silent node's card keeps its name
+            name = names.get(uuid) or self._names.get(uuid, "")
+            cards.append(FleetCard(slot=slot.index, uuid=uuid, name=name, state=self._state(slot)))
         ends = [job.plan or (job.progress and job.progress.eta_s is not None) for job in running.values()]
         self._names = self._names or store.fact(NAMES) or {}
         if self._names | names != self._names:

@@ -33,6 +33,7 @@ class Nodes:
     """A cluster: its address, whether it was joined, in words, and its machines."""
 
     joined: bool
+    address: str
     about: str
     rows: tuple[NodeRow, ...]
 
@@ -55,7 +56,9 @@ def nodes(snapshot: Snapshot, words: Words) -> Nodes | None:
         name, state = node.host or words("system.node_unnamed"), words(f"system.node_{node.state}")
         rows.append(NodeRow(name, LOOKS[node.state], state, more, tuple(cards)))
     about = "joined" if cluster.joined else "away"
-    return Nodes(cluster.joined, words(f"system.cluster_{about}", address=cluster.address), tuple(rows))
+    return Nodes(
+        cluster.joined, cluster.address, words(f"system.cluster_{about}", address=cluster.address), tuple(rows)
+    )
 
 
 def download_row(found: NodeDownload, words: Words) -> tuple[str, str]:
@@ -79,5 +82,9 @@ def draw_nodes(shown: Nodes | None, words: Words) -> Html | None:
         rows.append(el("div", el("b", node.name), el("span", node.more, cls="what"), pill, data_node=node.name))
         rows += [el("div", el("span", name), el("span", does, cls="what"), cls="td-of") for name, does in node.cards]
     about = el("p", shown.about, cls="td-quiet") if shown.joined else el("div", shown.about, cls="td-note warn")
-    none = el("p", words("system.nodes_none"), cls="td-quiet") if shown.joined and not rows else None
-    return section(words("system.nodes"), about, el("div", rows, cls="td-list", id="nodes") if rows else none)
+    none = (
+        el("p", words("system.nodes_none", line=f"turbodiff cluster join {shown.address}"), cls="td-quiet")
+        if shown.joined and not rows
+        else None
+    )
+    return section(words("system.nodes"), (el("div", rows, cls="td-list", id="nodes") if rows else none, about))

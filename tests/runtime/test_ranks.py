@@ -5,14 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 
 import psutil
 import pytest
 import torch
 
-from tests.soak import SOAK
 from tests.test_tiny import PROMPT, EventList, NoCommands, attempt
 from turbodiff.media.ffmpeg import ffmpeg_path
 from turbodiff.runtime import ranks as ranks_module
@@ -115,26 +112,3 @@ def test_a_follower_that_dies_while_they_meet_is_not_waited_for(tmp_path, models
     assert clip(tmp_path, models, ("",), events) == alone
     (lost,) = [event for event in events.of("notice") if event.key == "ranks_lost"]
     assert lost.numbers["left"] == 1 and not followers()
-
-
-@pytest.mark.chaos
-@pytest.mark.slow
-def test_signals_at_random_moments_never_lose_a_clip(tmp_path, models, alone, monkeypatch):
-    monkeypatch.setattr(ranks_module, "SILENT_S", 4.0)
-    draw = torch.Generator().manual_seed(0)
-    for turn in range(50 if SOAK else 3):
-        number = (signal.SIGKILL, signal.SIGSTOP)[turn % 2]
-        wait_s = float(torch.rand(1, generator=draw)) * 9
-
-        def disturb(number=number, wait_s=wait_s):
-            time.sleep(wait_s)
-            for child in followers():
-                child.send_signal(number)
-
-        thread = threading.Thread(target=disturb)
-        thread.start()
-        folder = tmp_path / str(turn)
-        folder.mkdir()
-        assert clip(folder, models, ("",)) == alone, (turn, number, wait_s)
-        thread.join()
-        assert not followers() and not list((folder / "outputs" / ".partial").iterdir())

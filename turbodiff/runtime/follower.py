@@ -2,7 +2,8 @@
 
     python -m turbodiff.runtime.follower RANK RANKS STORE PARENT
 
-See runtime/ranks.py. It ends with its parent: PR_SET_PDEATHSIG reaches it even where it is stopped.
+See runtime/ranks.py. It ends with its parent: PR_SET_PDEATHSIG reaches it even where it is stopped. It says that it
+lives before it imports torch, which takes minutes from a cold disk.
 """
 
 import ctypes
@@ -15,20 +16,6 @@ import threading
 import time
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
-
-from turbodiff.models import vae as vae_driver
-from turbodiff.models.attention import AttentionPlan
-from turbodiff.models.parallel import SequenceParallel
-from turbodiff.runtime.denoise import Network
-from turbodiff.runtime.device import Device
-from turbodiff.runtime.model_cache import ModelCache
-from turbodiff.runtime.ranks import join, made_of
-from turbodiff.runtime.text import TextRows
-from turbodiff.spec.plan import Plan
 
 BEAT_S = 1.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -44,6 +31,15 @@ def main(rank: int, ranks: int, store: Path, parent: int) -> None:
     threading.Thread(target=beat, daemon=True).start()
     commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
     threading.Thread(target=read, args=(sys.stdin.buffer, commands), daemon=True).start()
+
+    import torch
+
+    from turbodiff.models.parallel import SequenceParallel
+    from turbodiff.runtime.device import Device
+    from turbodiff.runtime.model_cache import ModelCache
+    from turbodiff.runtime.ranks import join, made_of
+    from turbodiff.runtime.shared_work import follow
+
     device = Device.pick()
     torch.set_flush_denormal(True)  # as the worker: the same numbers
     say(made_of(device))
@@ -71,65 +67,6 @@ def read(stream: BinaryIO, commands: "queue.SimpleQueue[Command]") -> None:
     for line in stream:
         commands.put(json.loads(line))
     os._exit(0)
-
-
-@torch.inference_mode()
-def follow(models: ModelCache, parallel: SequenceParallel, commands: "queue.SimpleQueue[Command]") -> None:
-    """Do every command in turn."""
-    following: Command | None = None
-    while True:
-        command = following or commands.get()
-        tensors = [receive(facts, models.device) for facts in command["tensors"]]
-        plan = Plan.model_validate(command["plan"])
-        models.open(plan.request)
-        if command["do"] == "denoise":
-            following = denoise(models, parallel, commands, plan, command, tensors)
-        else:
-            (latents,), following = tensors, None
-            assert latents is not None
-            decode(models, parallel, plan, latents)
-
-
-def denoise(
-    models: ModelCache, parallel: SequenceParallel, commands: "queue.SimpleQueue[Command]", plan: Plan,
-    command: Command, tensors: list[Tensor | None],
-) -> Command:  # fmt: skip
-    """Evaluate one expert as often as the first rank says, each time at the latents and the timestep that it sends;
-    returns the command that is another."""
-    rows, bias, against, against_bias, condition, features = tensors
-    assert rows is not None
-    text = TextRows(rows, rows.shape[1], bias)
-    negative = None if against is None else TextRows(against, against.shape[1], against_bias)
-    (expert,) = [one for one in plan.request.spec.experts if one == command["expert"]]
-    attention = AttentionPlan(command["attention"], plan.request.topk)
-    with models.dit(expert, plan) as placed:
-        network = Network(
-            placed, models.device.torch_device, text, condition, negative, command["guidance"], attention, plan.levers,
-            features, parallel=parallel,
-        )  # fmt: skip
-        while (following := commands.get())["do"] == "evaluate":
-            latents, timesteps = (receive(facts, models.device) for facts in following["tensors"])
-            assert latents is not None and timesteps is not None
-            network(latents, timesteps)
-    return following
-
-
-def decode(models: ModelCache, parallel: SequenceParallel, plan: Plan, latents: Tensor) -> None:
-    """This rank's strip of every frame, to the first rank."""
-    width = latents.shape[-1]
-    with models.on_device("vae", plan) as vae:
-        for chunk in vae_driver.decode_stream(vae, latents, tile=plan.levers.tile, columns=parallel.columns(width)):
-            parallel.collect_frames(vae_driver.frames_to_uint8(chunk), width)
-
-
-def receive(facts: tuple[list[int], str] | None, device: Device) -> Tensor | None:
-    """A tensor of that shape and dtype from the first rank."""
-    if facts is None:
-        return None
-    shape, dtype = facts
-    tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=device.torch_device)
-    dist.broadcast(tensor, 0)
-    return tensor
 
 
 if __name__ == "__main__":

@@ -52,13 +52,16 @@ def generate(attempt: Attempt) -> ClipResult:
     attempt.models.make_room(attempt.plan)
     saved = LatentsCache(attempt.state, attempt.id)
     latents = saved.load(attempt.request)
-    if latents is None:
-        latents = make_latents(attempt)
-        saved.save(latents, attempt.plan)
-    else:
-        text = "the latents of an earlier attempt are decoded"
-        attempt.send(NoticeEvent(key="latents_resumed", text=text, numbers={}))
-    clip, sidecar = write_clip(attempt, latents)
+    try:
+        if latents is None:
+            latents = make_latents(attempt)
+            saved.save(latents, attempt.plan)
+        else:
+            text = "the latents of an earlier attempt are decoded"
+            attempt.send(NoticeEvent(key="latents_resumed", text=text, numbers={}))
+        clip, sidecar = write_clip(attempt, latents)
+    finally:
+        attempt.close_ranks()
     saved.delete()
     return sidecar.model_copy(update={"measured": attempt.measured()}).result(clip)
 

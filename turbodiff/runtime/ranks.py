@@ -30,7 +30,7 @@ from turbodiff.spec.errors import TurbodiffError
 FOLLOWER = (sys.executable, "-P", "-m", "turbodiff.runtime.follower")
 SILENT_S = 10.0  # without a word, of which there is one a second: the process is stopped or its machine hangs
 LOOK_S = 0.2
-START_S = 180.0  # until a follower has imported torch; minutes from a cold disk
+START_S = 60.0  # until a follower says its first word, before it imports torch
 JOIN_S = 30.0  # to meet once all have: one that dies meanwhile is waited for that long, whatever is heard of it
 WAIT_S = 3600.0  # of one exchange: a lost process is noticed by its silence, long before
 GRACE_S = 10.0  # from the death of a follower until the first rank must have noticed: NCCL may wait for it for ever

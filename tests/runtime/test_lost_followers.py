@@ -46,24 +46,24 @@ class Disturbance(threading.Thread):
 def test_a_signal_at_a_random_moment_never_loses_a_clip(tmp_path, models, alone, monkeypatch):  # noqa: F811
     monkeypatch.setattr(ranks_module, "SILENT_S", SILENT_S)
     monkeypatch.setattr(ranks_module, "START_S", START_S)
-    draw, story = random.Random(0), []
-    life_s = 20.0
-    for turn in range(TURNS + 1):
-        number = (signal.SIGKILL, signal.SIGSTOP)[turn % 2]
-        disturbance = Disturbance(number, draw.uniform(0, life_s) if turn else 3600.0)  # the first is left alone
+    draw, life_s, story, turn = random.Random(0), 3600.0, [], 0
+    while sum(told["sent"] for told in story) < TURNS:  # a moment after the end of the clip is none
+        number = (signal.SIGKILL, signal.SIGSTOP)[sum(told["sent"] for told in story) % 2]
+        disturbance = Disturbance(number, draw.uniform(0, 0.9) * life_s if turn else life_s)  # the first is left alone
         disturbance.start()
         folder, events, start_s = tmp_path / str(turn), EventList(), time.monotonic()
         folder.mkdir()
         made = clip(folder, models, ("",), events)
         took_s, disturbance.over = time.monotonic() - start_s, True
-        life_s = took_s if not turn else life_s
         lost = [event.numbers["why"] for event in events.of("notice") if event.key == "ranks_lost"]
-        where = [event.name for event in events.of("phase") if event.state == "start"]
-        story.append((turn, number.name, round(disturbance.wait_s, 2), disturbance.sent, round(took_s, 1), lost, where))
+        began = [event.name for event in events.of("phase") if event.state == "start"]
+        story.append({"signal": number.name, "sent": disturbance.sent, "wait_s": disturbance.wait_s, "s": took_s})
+        story[-1] |= {"lost": lost, "began": began, "steps": len(events.of("step"))}
         sys.stderr.write(json.dumps(story[-1]) + "\n")
         assert made == alone, story
         assert not followers() and not any(victim.is_running() for victim in disturbance.victims), story
         assert not list((folder / "outputs" / ".partial").iterdir()), story
         assert disturbance.sent or not lost, story
-        # what it costs beside the clip alone: a start, the silence until it is noticed, and the clip once more
-        assert took_s < 10 * life_s + SILENT_S + START_S + ranks_module.GRACE_S, story
+        if not disturbance.sent:
+            life_s = took_s  # of this clip on this machine at this time
+        turn += 1

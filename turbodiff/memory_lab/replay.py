@@ -26,6 +26,7 @@ from turbodiff.plan.context import plan_context
 from turbodiff.plan.hardware import ALL_REFERENCE, Allocator, Kernels, Machine, pretend
 from turbodiff.plan.offload_search import cost_inputs
 from turbodiff.plan.phase_costs import CostInputs, PhaseCost
+from turbodiff.plan.streaming import STREAM_BUFFERS
 from turbodiff.spec.attention import SPARSE_ATTENTION
 from turbodiff.spec.models import Inventory, find_model
 from turbodiff.spec.numbers import MIB
@@ -201,7 +202,7 @@ def denoise_cell(inputs: CostInputs, levers: Levers, blocks: int | None = None) 
     run = streams.NetworkRun(
         inputs.int8, inputs.lora > 0, inputs.attention, levers.ffn_chunks, levers.text_keys == "kept", inputs.forwards,
         (*(inside // half * (half,)), inside % half), inputs.kernels, min(many, blocks or many),
-        passing=phase_costs.STREAM_BUFFERS if streamed else 0, networks=0 if streamed else networks,
+        passing=STREAM_BUFFERS if streamed else 0, networks=0 if streamed else networks,
         resident=levers.blocks_resident,
     )  # fmt: skip
     said = f"{levers.experts} {levers.blocks_resident}" if streamed else levers.experts
@@ -245,7 +246,7 @@ def vae_cells(inputs: CostInputs) -> Iterator[Cell]:
 
 def network_cells(inputs: CostInputs, blocks: int | None = None) -> Iterator[Cell]:
     """Placements of the blocks and chunks of the feed-forward."""
-    both, many = len(set(inputs.experts)) > 1, inputs.spec.dit.num_layers - phase_costs.STREAM_BUFFERS
+    both, many = len(set(inputs.experts)) > 1, inputs.spec.dit.num_layers - STREAM_BUFFERS
     yield denoise_cell(inputs, Levers(experts="streamed", text_keys="recomputed"), blocks)
     for chunks in (1, 4):
         for experts, resident in (("resident", 0), *((("swapped", 0),) if both else ()), ("streamed", 0),

@@ -31,6 +31,7 @@ class SequenceParallel:
 
     Args:
         group: of the processes, None for all of this program's.
+        weights: of the same processes, for blocks that travel while attention exchanges (runtime/shared_blocks.py).
         int8: what attention takes and gives travels in INT8 with a scale per token and head: half the bytes of 16 bits.
         head_groups: parts of a rank's heads that travel by themselves, so that one attends while the next comes.
     """
@@ -40,6 +41,7 @@ class SequenceParallel:
     group: dist.ProcessGroup | None = None
     int8: bool = False
     head_groups: int = 1
+    weights: dist.ProcessGroup | None = None
 
     def share(self, x: Tensor, dim: int = 0) -> Tensor:
         """This rank's tokens of all tokens along `dim`: a view."""

@@ -19,6 +19,7 @@ from turbodiff.plan.memory_limits import FITS_SHARE, NEARLY, NO_LIMIT_BYTES, Mem
 from turbodiff.plan.phase_costs import CostInputs, PhaseCost
 from turbodiff.plan.roofline import kernels_here
 from turbodiff.plan.schedule import dit_files, network_file, scheduled
+from turbodiff.plan.streaming import STAGED_BLOCKS, STREAM_BUFFERS, spread
 from turbodiff.plan.weight_sizes import lora_bytes
 from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.plan import Lesson, Levers, lessons_of
@@ -181,7 +182,8 @@ def _cost(inputs: CostInputs, limits: MemoryLimits, context: PlanContext, like: 
     if like is not None:
         work = phase_costs.step_work(inputs, like.ffn_chunks, like.text_keys)
         text: tuple[PhaseCost, ...] = (phase_costs.text_encode(inputs, like.text, like.text_dtype),)
-        denoise = _denoise_option(inputs, like.experts, like.blocks_resident, work, like.blocks_page_locked)[1]
+        blocks = like.blocks_resident, work, like.blocks_page_locked, like.blocks_shared
+        denoise = _denoise_option(inputs, like.experts, *blocks)[1]
         vae = _vae_option(inputs, like.tile)[1]
         levers = like
     else:
@@ -208,7 +210,7 @@ def _drops(inputs: CostInputs) -> bool:
     if not inputs.made or inputs.on_cpu or inputs.host_bytes is None or len(set(inputs.experts)) < 2:
         return False
     costs = phase_costs.write(inputs), phase_costs.vae(inputs, "vae_decode", None)
-    staged = phase_costs.STAGED_BLOCKS * inputs.weights.block + inputs.lora
+    staged = STAGED_BLOCKS * inputs.weights.block + inputs.lora
     return max([cost.host_ram_bytes for cost in costs]) + staged > inputs.host_bytes
 
 
@@ -262,45 +264,56 @@ def _denoise_options(inputs: CostInputs, limits: MemoryLimits) -> list[Option]:
                 options.append(option)
                 option = _filled(inputs, limits, lever, phase_costs.step_work(inputs, work.chunks, "recomputed"))
             options.append(option)
+            if lever == "streamed" and inputs.ranks > 1:
+                options.append(_filled(inputs, limits, lever, work, shares=True))
             if lever != "streamed" and rate(option[1], limits)[0] <= 0:
                 return options
     return options
 
 
 def _filled(
-    inputs: CostInputs, limits: MemoryLimits, lever: phase_costs.ExpertLever, work: phase_costs.StepWork
-) -> Option:
+    inputs: CostInputs, limits: MemoryLimits, lever: phase_costs.ExpertLever, work: phase_costs.StepWork, *,
+    shares: bool = False,
+) -> Option:  # fmt: skip
     """A placement of the blocks, streamed with as many resident as there is room for: a block more is worth little
-    time, so blocks fill the budget only as far as a plan still "fits"."""
+    time, so blocks fill the budget only as far as a plan still "fits". `shares`: those that stay nowhere, or on one
+    card only, are sent by the process that has them."""
     if lever != "streamed":
         return _denoise_option(inputs, lever, 0, work)
     bare, w = phase_costs.denoise(inputs, inputs.experts[-1], lever, 0, work, 0), inputs.weights
     block = w.block + slack_bytes(inputs.allocator, "denoise", 0, w.block)
+    if shares:
+        resident, on_cards = spread(inputs, limits.device, limits.on_device(bare), block)
+        return _denoise_option(inputs, lever, resident, work, shared=on_cards)
     room = (int(FITS_SHARE * limits.device) - limits.on_device(bare)) // block
-    return _denoise_option(inputs, lever, max(0, min(room, w.blocks - phase_costs.STREAM_BUFFERS)), work)
+    return _denoise_option(inputs, lever, max(0, min(room, w.blocks - STREAM_BUFFERS)), work)
 
 
 def _denoise_option(
     inputs: CostInputs, lever: phase_costs.ExpertLever, resident: int, work: phase_costs.StepWork,
-    locked: int | None = None,
+    locked: int | None = None, shared: int | None = None,
 ) -> Option:  # fmt: skip
     """One way to place the blocks, with a phase for each expert that runs at all.
 
     Page-locked copies are a wish: as many of the streamed blocks get one as host memory and the platform have room for.
     """
     fields: dict[str, str | int] = {"experts": lever, "blocks_resident": resident}
+    fields |= {} if shared is None else {"blocks_shared": shared}
     fields |= {"ffn_chunks": work.chunks, "text_keys": work.text_keys}
     experts = dict.fromkeys(inputs.experts)
     if lever == "streamed" and locked is None:
         waiting, block = inputs.weights.blocks - resident, inputs.weights.block
+        waiting = waiting if shared is None else -(-(waiting - shared) // inputs.ranks)
         rooms = [waiting * block if inputs.page_lock_bytes is None else inputs.page_lock_bytes]
         if inputs.host_bytes is not None and not inputs.made:
-            bare = [phase_costs.denoise(inputs, expert, lever, resident, work, 0).host_ram_bytes for expert in experts]
-            rooms.append(inputs.host_bytes - max(bare) + phase_costs.STAGED_BLOCKS * block)
+            costs = [phase_costs.denoise(inputs, expert, lever, resident, work, 0, shared) for expert in experts]
+            bare_bytes = max([cost.host_ram_bytes for cost in costs])
+            rooms.append(inputs.host_bytes - bare_bytes + STAGED_BLOCKS * block)
         locked = min(waiting, max(0, min(rooms) // block))
     if locked is not None:
         fields["blocks_page_locked"] = locked
-    return fields, tuple([phase_costs.denoise(inputs, expert, lever, resident, work, locked) for expert in experts])
+    where = lever, resident, work, locked, shared
+    return fields, tuple([phase_costs.denoise(inputs, expert, *where) for expert in experts])
 
 
 def _vae_options(inputs: CostInputs, limits: MemoryLimits) -> Option:

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from turbodiff.plan import kernel_costs, roofline
 from turbodiff.plan.allocator_slack import Kind, slack_bytes
 from turbodiff.plan.hardware import WORKSPACE_BYTES, Allocator
+from turbodiff.plan.streaming import STAGED_BLOCKS, streamed
 from turbodiff.plan.vae_costs import RGB, decode_bytes, encode_bytes, strip_factor, tile_work
 from turbodiff.plan.weight_sizes import Weights, encoder_bytes
 from turbodiff.spec.attention import SPARSE_ATTENTION
@@ -42,10 +43,6 @@ ATTENTION_UNITS = 5.0  # copies of N alive while q, k and v are made: the stream
 QUANTISED_UNITS = 4.5  # the same where INT8 layers read the norm; dense attention needs the other half for its result
 ATTENDING_UNITS = 4.0  # while self-attention runs: the stream, q, k, v
 EXCHANGING_UNITS, RECEIVED_UNITS = 10.0, 3.0  # q, k, v twice more while they travel, once what came (parallel.py)
-STAGED_BLOCKS = 2  # in host memory, between a file and the device
-# Blocks in flight beside the resident ones: one computing, one arriving. Halves would save one (0.33 GiB of Wan 14B in
-# INT8), which decides nothing from 8 GB on, where 81 frames at 720p fit, nor on a card of 6 GB, which lacks 0.7 GiB
-STREAM_BUFFERS = 2
 
 TextLever = Literal["cached", "resident", "streamed", "cpu"]
 TextKeys = Literal["kept", "recomputed"]
@@ -107,6 +104,7 @@ class CostInputs:
     own_unit: int = field(init=False)
     state_bytes: int = field(init=False)  # lives through all steps
     attention_bytes: int = field(init=False)  # while self-attention runs, its kernel included
+    exchange_s: float = field(init=False)  # of one forward pass, between the processes
     forward_s: float = field(init=False)  # one forward pass with all weights on the device and the text's keys kept
 
     def __post_init__(self) -> None:
@@ -127,12 +125,12 @@ class CostInputs:
         forward_s = roofline.dit_seconds(
             dit, self.speed, self.tokens, topk, self.int8, text_rows, None if self.on_cpu else self.kernels
         )
+        exchange_s = roofline.sent_bytes(dit, self.tokens, ranks, self.element_bytes) / self.link_bytes_s
         if ranks > 1:  # processes on one CPU share its cores
-            exchange_s = roofline.sent_bytes(dit, self.tokens, ranks, self.element_bytes) / self.link_bytes_s
             forward_s = forward_s * (1 if self.on_cpu else own_tokens / self.tokens) + exchange_s
         worked_out = {
             "own_tokens": own_tokens, "own_unit": own_unit, "state_bytes": state_bytes, "attention_bytes": widest,
-            "forward_s": forward_s,
+            "exchange_s": exchange_s, "forward_s": forward_s,
         }  # fmt: skip
         for name, value in worked_out.items():
             object.__setattr__(self, name, value)
@@ -192,9 +190,9 @@ def text_encode(inputs: CostInputs, lever: TextLever, dtype: TextDtype = "bf16")
     scores = 2 * size * text.num_heads * rows**2 + 8 * size * rows * max(text.dim, text.dim_attn)
     feed_forward = 4 * size * rows * (text.dim + text.dim_ffn)
     activations = max(distances, scores, feed_forward)
-    streamed = lever == "streamed" and dtype == "bf16"
-    on_device = w.text_block if streamed else encoder_bytes(text, dtype, size)
-    in_host = w.text_rest + 2 * w.text_block if streamed else 2 * w.text_block
+    layers = lever == "streamed" and dtype == "bf16"
+    on_device = w.text_block if layers else encoder_bytes(text, dtype, size)
+    in_host = w.text_rest + 2 * w.text_block if layers else 2 * w.text_block
     in_host = max(in_host, inputs.text_made)
     copying = 0.0 if inputs.on_cpu else w.text / inputs.speed.pcie_bytes_s
     seconds = reading + copying + 2 * rows * w.text / 2 / inputs.speed.bf16_flops * inputs.forwards
@@ -264,36 +262,30 @@ def text_keys_s(inputs: CostInputs) -> float:
 
 
 def denoise(
-    inputs: CostInputs, expert: Expert, lever: ExpertLever, resident: int, work: StepWork, locked: int | None = None
-) -> PhaseCost:
+    inputs: CostInputs, expert: Expert, lever: ExpertLever, resident: int, work: StepWork, locked: int | None = None,
+    shared: int | None = None,
+) -> PhaseCost:  # fmt: skip
     """All steps of one expert.
 
     Args:
         resident: blocks that stay on the device when streamed.
-        locked: of the others those with page-locked copies, None: all. The rest is copied by the driver piece by piece
-            while nothing computes; what does not stay in the page cache either is read from disk in every pass.
+        locked, shared: of the others, see `streaming.streamed`.
     """
     w = inputs.weights
     steps = inputs.experts.count(expert) * inputs.forwards
     experts_here = len(set(inputs.experts)) if lever == "resident" else 1
-    on_device: float = experts_here * w.dit if lever != "streamed" else w.rest + (resident + STREAM_BUFFERS) * w.block
-    on_device += inputs.lora * (experts_here if lever != "streamed" else (resident + STREAM_BUFFERS) / w.blocks)
     seconds = _reading_s(inputs, expert.component, w.dit) + steps * work.seconds + work.once_s
     made = inputs.made if expert is Expert.HIGH else made_bytes(inputs)
     host = PROCESS_BYTES + STAGED_BLOCKS * w.block + made + inputs.lora
     if not inputs.on_cpu:
         seconds += w.dit / inputs.speed.pcie_bytes_s
-    if lever == "streamed":
-        copy, compute = w.block / inputs.speed.pcie_bytes_s, work.seconds / w.blocks
-        waiting = w.blocks - resident
-        locked = waiting if locked is None else locked
-        seconds += steps * (locked * max(0.0, copy - compute) + copy)
-        # page-locked; those of another expert are gone by now
-        host += 0 if inputs.made else max(0, locked - STAGED_BLOCKS) * w.block
-        pageable_bytes = (waiting - locked) * w.block
-        seconds += steps * pageable_bytes / inputs.speed.pageable_bytes_s
-        if inputs.host_bytes is not None and not inputs.made and host + pageable_bytes > inputs.host_bytes:
-            seconds += steps * pageable_bytes / roofline.DISK_BYTES_S
+    if lever == "streamed":  # page-locked copies of another expert are gone by now
+        passing = streamed(inputs, resident, work.seconds, locked=locked, shared=shared, host_bytes=host)
+        seconds += steps * (passing.seconds + passing.disk_bytes / roofline.DISK_BYTES_S)
+        host += passing.locked_bytes
+        on_device = w.rest + passing.on_card * w.block + inputs.lora * passing.on_card / w.blocks
+    else:
+        on_device = experts_here * (w.dit + inputs.lora)
     return _phase(inputs, expert.phase, math.ceil(on_device), work.activations, work.workspace, host, seconds)
 
 

@@ -13,7 +13,7 @@ from turbodiff.plan.links import possible_ranks
 from turbodiff.plan.roofline import sent_bytes
 from turbodiff.plan.vae_costs import strip_factor
 from turbodiff.spec.models import DitFacts
-from turbodiff.spec.plan import CardShare, Phase, Plan
+from turbodiff.spec.plan import CardShare, Levers, Phase, Plan
 from turbodiff.spec.request import Request
 
 if TYPE_CHECKING:
@@ -114,3 +114,12 @@ def shared_plans(plan: Plan, cards: int, link_bytes_s: float, *, int8: bool = Fa
         )
         for ranks in possible_ranks(dit.num_heads, latent.tokens, cards)
     ]  # fmt: skip
+
+
+def with_cards(levers: Levers, cards: int) -> Levers:
+    """The same for another number of cards, each with as many blocks as before; the others wait in host memory."""
+    shared = levers.blocks_shared
+    if shared is not None:
+        shared = None if cards == 1 else min(shared, shared // levers.cards * cards)
+    page_locked = levers.blocks_page_locked if shared == levers.blocks_shared else 0
+    return levers.model_copy(update={"cards": cards, "blocks_shared": shared, "blocks_page_locked": page_locked})

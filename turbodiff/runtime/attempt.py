@@ -13,6 +13,7 @@ from turbodiff.models.attention import ResolvedAttention, resolve_attention
 from turbodiff.plan.calibration import PROVENANCE, provenance
 from turbodiff.plan.hardware import Machine
 from turbodiff.plan.links import possible_ranks
+from turbodiff.plan.shared_clip import with_cards
 from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.runtime.ranks import Ranks, RanksLostError
 from turbodiff.runtime.replan import budget_now, replan, with_levers
@@ -164,24 +165,25 @@ class Attempt:
                 return work()
             except RanksLostError as lost:
                 self.close_ranks()
-                left = 1 + len(self.cards)
+                left = 1 + len(self._sharing())
                 self.send(ranks_notice(lost, left))
-                fewer = self.plan.levers.model_copy(update={"cards": left})
-                self.plan = with_levers(self.plan, fewer, self.machine)
+                self.plan = with_levers(self.plan, with_cards(self.plan.levers, left), self.machine)
                 self.send(PlanEvent(plan=self.told))
             except BaseException:
                 self.close_ranks()
                 raise
 
-    def _open_ranks(self) -> None:
-        """Start the processes that may share this clip, unless they are there."""
+    def _sharing(self) -> tuple[str, ...]:
+        """The cards that followers take."""
         shape = self.request.shape.latent
         sizes = possible_ranks(self.request.spec.dit.num_heads, shape.tokens, 1 + len(self.cards))
-        if self.ranks is not None or not sizes:
-            return
-        cards = self.cards[: sizes[0] - 1]
-        self.ranks = Ranks(self.models.device, cards)
-        self.ranks.open()
+        return self.cards[: sizes[0] - 1] if sizes else ()
+
+    def _open_ranks(self) -> None:
+        """Start the processes that may share this clip, unless they are there."""
+        if self.ranks is None and (cards := self._sharing()):
+            self.ranks = Ranks(self.models.device, cards)
+            self.ranks.open()
 
     def close_ranks(self) -> None:
         """End the processes that share the clip; the card of one that was lost is not used again."""

@@ -52,7 +52,7 @@ def denoise(
     attention = AttentionPlan(attempt.attention().kind, request.topk)
     noise = Noise(request.seed or 0, (1, *request.shape.latent), request.noise_device)
     network: Network | None = None
-    ranks = attempt.ranks
+    ranks, parallel = attempt.ranks, None if attempt.ranks is None else attempt.ranks.parallel
 
     def velocity(latents: Tensor, t: float) -> Tensor:
         assert network is not None
@@ -65,7 +65,7 @@ def denoise(
     steps = samplers.sample(velocity, draw, request.sampler, request.steps, request.sigma_max, request.shift)
     last_s, decode_now = time.monotonic(), False
     for expert, turns in groupby(request.experts):
-        with attempt.phase(expert.phase), models.dit(expert, attempt.plan) as placed:
+        with attempt.phase(expert.phase), models.dit(expert, attempt.plan, parallel) as placed:
             for note in placed.lora_notes:
                 attempt.send(NoticeEvent(**note.model_dump()))
             levers = attempt.plan.levers
@@ -75,7 +75,7 @@ def denoise(
             given = text, condition, against, guidance, attention, levers, features
             if ranks is not None:
                 begin_shared(ranks, attempt.plan, expert, *given)
-            network = Network(placed, device, *given, elastic, None if ranks is None else ranks.parallel)
+            network = Network(placed, device, *given, elastic, parallel)
             for _ in turns:
                 step = next(steps)
                 done, now_s = step.index + 1, time.monotonic()
@@ -107,7 +107,7 @@ def begin_shared(
     ranks: Ranks, plan: Plan, expert: Expert, text: TextRows, condition: Tensor | None, against: TextRows | None,
     guidance: float, attention: AttentionPlan, levers: Levers, features: Tensor | None,
 ) -> None:  # fmt: skip
-    """Have the followers make the network that this process makes; see runtime/follower.py."""
+    """Have the followers make the network that this process makes; see runtime/shared_work.py."""
     negatives = (None, None) if against is None else (against.rows, against.bias)
     tensors = (text.rows, text.bias, *negatives, condition, features)
     plan = plan.model_copy(update={"levers": levers})

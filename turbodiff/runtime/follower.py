@@ -43,8 +43,8 @@ def main(rank: int, ranks: int, store: Path, parent: int) -> None:
     device = Device.pick()
     torch.set_flush_denormal(True)  # as the worker: the same numbers
     say(made_of(device))
-    join(device, store, rank, ranks)
-    follow(ModelCache(device), SequenceParallel(rank, ranks), commands)
+    weights = join(device, store, rank, ranks)
+    follow(ModelCache(device), SequenceParallel(rank, ranks, weights=weights), commands)
 
 
 def say(word: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
@@ -17,6 +18,7 @@ from torch import nn
 from turbodiff.gpu.host_memory import host_memory
 from turbodiff.models import image_encoder, text_encoder
 from turbodiff.models.linear import int8_layers, int8_mode
+from turbodiff.models.parallel import SequenceParallel
 from turbodiff.models.tiny_vae import TinyDecoder
 from turbodiff.models.vae import Vae, make_vae
 from turbodiff.models.wan_dit import WanConfig, WanDiT
@@ -24,6 +26,7 @@ from turbodiff.plan.candidates import network_files
 from turbodiff.prompt.tokens import Tokenizer
 from turbodiff.runtime import loras, offload, text
 from turbodiff.runtime.device import Device
+from turbodiff.runtime.shared_blocks import SharedBlocks
 from turbodiff.runtime.text import TextRows
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.events import Notice
@@ -202,8 +205,9 @@ class ModelCache:
         return None if self.device.is_cuda else self.get_or_load("vae")
 
     @contextmanager
-    def dit(self, expert: Expert, plan: Plan) -> Iterator[PlacedDit]:
-        """The transformer of an expert on the device, with the LoRAs of the request on."""
+    def dit(self, expert: Expert, plan: Plan, parallel: SequenceParallel | None = None) -> Iterator[PlacedDit]:
+        """The transformer of an expert on the device, with the LoRAs of the request on; its blocks may be spread over
+        the processes that share the clip."""
         self._spare_host_memory(plan)
         if plan.levers.made_experts == "dropped":
             others = [other for other in self.spec.experts if other is not expert]
@@ -218,9 +222,12 @@ class ModelCache:
                 self._kept[key] = loras.apply_loras(dit, wanted, expert)
             dit, notes = cast("tuple[WanDiT, tuple[Notice, ...]]", self._kept[key])
         stay, keep = self._all_fit(plan), not self.spec.two_experts  # host memory has room for one expert's copies
+        stream, on_cards = None, plan.levers.blocks_shared
+        if parallel is not None and on_cards is not None:
+            stream = partial(SharedBlocks, on_cards=on_cards, parallel=parallel)
         how = {"stay": stay, "keep": keep, "give_way": self.device.is_cuda}
-        with offload.dit_on_device(dit, self.device.torch_device, plan.levers, **how) as blocks:
-            self._record_weights(len(blocks.slots) * blocks.block_bytes)
+        with offload.dit_on_device(dit, self.device.torch_device, plan.levers, **how, stream=stream) as blocks:
+            self._record_weights(blocks.beside_bytes)
             yield PlacedDit(dit, blocks, notes)
 
     def _all_fit(self, plan: Plan) -> bool:

@@ -32,17 +32,17 @@ def to_device(value: Movable, device: torch.device) -> Movable:
     return value.to(device, non_blocking=True)
 
 
-def share_parameters(module: nn.Module, empty_on: torch.device | None = None) -> nn.Module:
+def share_parameters(module: nn.Module, make: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
     """The same network in new modules, whose parameters and buffers are shared and may be replaced one by one.
 
-    With `empty_on` they are uninitialised ones of the same shapes on that device.
+    With `make` they are what it makes of each.
     """
     memo: dict[int, object] = {}
-    for tensor in _tensors(module):
+    for tensor in tensors_of(module):
         memo[id(tensor)] = tensor
-        if empty_on is not None:
-            empty = torch.empty_like(tensor.data, device=empty_on)
-            memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+        if make is not None:
+            made = make(tensor)
+            memo[id(tensor)] = nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
     return copy.deepcopy(module, memo)
 
 
@@ -53,7 +53,7 @@ def on_device(module: nn.Module, device: torch.device, *, stay: bool = False) ->
     With `stay` it remains there until it enters another block without. Tensors that share memory on the host (UMT5's
     token table has two names) share one copy.
     """
-    tensors = list(_tensors(module))
+    tensors = list(tensors_of(module))
     hosts = [host_data(tensor) for tensor in tensors]
     copies: dict[tuple[object, ...], Tensor] = {}
     try:
@@ -75,21 +75,23 @@ def on_device(module: nn.Module, device: torch.device, *, stay: bool = False) ->
 
 @contextmanager
 def dit_on_device(
-    dit: WanDiT, device: torch.device, levers: Levers, *, stay: bool = False, keep: bool = True, give_way: bool = False
-) -> "Iterator[BlockStream]":
+    dit: WanDiT, device: torch.device, levers: Levers, *, stay: bool = False, keep: bool = True, give_way: bool = False,
+    stream: "Callable[..., BlockStream] | None" = None,
+) -> "Iterator[BlockStream]":  # fmt: skip
     """A transformer on the device inside the block, whole or as a stream of blocks; yields its blocks.
 
     Args:
         stay: what is there remains there.
         keep: a stream's page-locked copies outlive it, see BlockStream.
         give_way: blocks that find no room wait in host memory.
+        stream: makes another stream of the blocks (runtime/shared_blocks.py).
     """
     resident = levers.blocks_resident if levers.experts == "streamed" else len(dit.blocks)
-    locked = levers.blocks_page_locked
-    stream = BlockStream(dit.blocks, device, resident, locked, stay=stay, keep=keep, give_way=give_way)
+    how = {"keep": keep} if stream else {"stay": stay, "keep": keep, "give_way": give_way}
+    blocks = (stream or BlockStream)(dit.blocks, device, resident, levers.blocks_page_locked, **how)
     rest = nn.ModuleList(child for name, child in dit.named_children() if name != "blocks")
-    with on_device(rest, device, stay=stay), stream:
-        yield stream
+    with on_device(rest, device, stay=stay), blocks:
+        yield blocks
 
 
 def host_data(tensor: Tensor) -> Tensor:
@@ -106,8 +108,8 @@ def at_home(tensor: Tensor) -> bool:
 def to_host(modules: Iterable[nn.Module], device: torch.device, but: nn.Module | None = None) -> int:
     """Take networks off the device that stayed there, `but` one at work, which may share tensors with them; returns
     the bytes that left."""
-    at_work = set() if but is None else set(map(id, _tensors(but)))
-    away = {id(tensor): tensor for module in modules for tensor in _tensors(module) if not at_home(tensor)}
+    at_work = set() if but is None else set(map(id, tensors_of(but)))
+    away = {id(tensor): tensor for module in modules for tensor in tensors_of(module) if not at_home(tensor)}
     left_bytes: dict[int, int] = {}
     for tensor in (tensor for name, tensor in away.items() if name not in at_work):
         left_bytes[tensor.untyped_storage()._cdata] = tensor.nbytes
@@ -119,7 +121,7 @@ def to_host(modules: Iterable[nn.Module], device: torch.device, but: nn.Module |
 
 def bytes_away(modules: Iterable[nn.Module]) -> int:
     """Bytes of networks that are not their host copies; several names for one tensor count once."""
-    away = [tensor for module in modules for tensor in _tensors(module) if not at_home(tensor)]
+    away = [tensor for module in modules for tensor in tensors_of(module) if not at_home(tensor)]
     return sum({tensor.untyped_storage()._cdata: tensor.nbytes for tensor in away}.values())
 
 
@@ -165,9 +167,9 @@ class BlockStream:
         self._blocks, self._device, self._keep, self._give_way = list(blocks), device, keep, give_way
         self.stay, self.planned = stay, min(resident, len(blocks))
         self.resident = 0
-        self.block_bytes = sum(tensor.nbytes for tensor in _tensors(blocks[-1]))  # they are alike
+        self.block_bytes = sum(tensor.nbytes for tensor in tensors_of(blocks[-1]))  # they are alike
         if device.type == "cuda":
-            page_lock(self._blocks[self.planned :][:locked])
+            page_lock(self._from_host()[:locked])
         self.slots: dict[int, nn.Module] = {}  # a block passes through the slot of its index modulo 2
         self._holds: dict[int, int] = {}  # slot -> the block that is in it or on its way
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -193,7 +195,7 @@ class BlockStream:
         used = bool(self.slots) or not self.stay
         self._empty_slots(0, 1)
         if not self._keep and not self.stay:  # weights made at load time have no pageable copy: they stay page-locked
-            for tensor in (tensor for block in self._blocks for tensor in _tensors(block)):
+            for tensor in (tensor for block in self._blocks for tensor in tensors_of(block)):
                 if (pageable := vars(tensor).pop("pageable", None)) is not None:
                     tensor.data = vars(tensor)["host_data"] = pageable
         if used:
@@ -218,6 +220,11 @@ class BlockStream:
             torch.cuda.current_stream(self._device).wait_event(self._arrived[self._in_use])
         return self.slots[self._in_use]
 
+    @property
+    def beside_bytes(self) -> int:
+        """Bytes on the device that are neither resident blocks nor the network's rest: the slots."""
+        return len(self.slots) * self.block_bytes
+
     def bytes_with(self, resident: int) -> int:
         """Bytes on the device with so many resident blocks, the slots of the others included."""
         return (resident + min(2, len(self) - resident)) * self.block_bytes
@@ -239,7 +246,7 @@ class BlockStream:
         while self.resident < resident:
             block = self._blocks[self.resident]
             try:
-                for tensor in _tensors(block):
+                for tensor in tensors_of(block):
                     if tensor.device != self._device and at_home(tensor):
                         tensor.data = to_device(host_data(tensor), self._device)
             except torch.OutOfMemoryError:
@@ -248,11 +255,18 @@ class BlockStream:
             self.resident += 1
         return self.bytes_with(self.resident) - before
 
+    def _from_host(self) -> list[nn.Module]:
+        """The blocks that come from host memory in every pass."""
+        return self._blocks[self.planned :]
+
     def _make_slot(self, slot: int) -> None:
         if slot not in self.slots:
-            self.slots[slot] = share_parameters(self._blocks[-1], empty_on=self._device)
+            self.slots[slot] = self._new_slot(slot)
             if self._copies is not None:  # its memory may be in use until here
                 self._left[slot] = torch.cuda.current_stream(self._device).record_event()
+
+    def _new_slot(self, slot: int) -> nn.Module:
+        return share_parameters(self._blocks[-1], partial(torch.empty_like, device=self._device))
 
     def _empty_slots(self, *slots: int) -> None:
         if self._copies is not None:  # what is being copied into them
@@ -271,14 +285,18 @@ class BlockStream:
         with torch.no_grad(), contextlib.nullcontext() if copies is None else torch.cuda.stream(copies):
             if copies is not None and slot in self._left:
                 copies.wait_event(self._left[slot])
-            for here, there in zip(_tensors(self._blocks[index]), _tensors(self.slots[slot]), strict=True):
-                there.copy_(here, non_blocking=True)
+            self._copy(index, slot)
             if copies is not None:
                 self._arrived[slot] = copies.record_event()
         self._holds[slot] = index
 
+    def _copy(self, index: int, slot: int) -> None:
+        for here, there in zip(tensors_of(self._blocks[index]), tensors_of(self.slots[slot]), strict=True):
+            there.copy_(here, non_blocking=True)
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers, in an order that is that of all modules of one kind."""
     yield from module.parameters()
     yield from module.buffers()
 
@@ -294,7 +312,7 @@ def page_lock(modules: Iterable[nn.Module], make: Callable[[int], Tensor] = PAGE
     Args:
         make: bytes -> an uint8 tensor.
     """
-    waiting = [tensor for module in modules for tensor in _tensors(module)]
+    waiting = [tensor for module in modules for tensor in tensors_of(module)]
     for tensor in waiting:
         tensor.data = host_data(tensor)
     waiting = sorted((tensor for tensor in waiting if not tensor.is_pinned()), key=_arena_bytes, reverse=True)

@@ -16,8 +16,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -72,7 +74,8 @@ class Ranks:
         """
         self._agree(made_of(self.device))
         with self._heard():
-            join(self.device, self._store, 0, self.parallel.ranks)
+            weights = join(self.device, self._store, 0, self.parallel.ranks)
+        self.parallel = replace(self.parallel, weights=weights)
 
     def _start(self, rank: int, visible: str) -> subprocess.Popen[bytes]:
         arguments = [str(rank), str(self.parallel.ranks), str(self._store), str(os.getpid())]
@@ -203,14 +206,16 @@ class Ranks:
                 os._exit(1)  # as an out-of-memory: the supervisor starts a worker anew and the job goes on
 
 
-def join(device: Device, store: Path, rank: int, ranks: int) -> None:
-    """Make this process one of a group on this machine: sockets on the loopback interface, met through a file."""
+def join(device: Device, store: Path, rank: int, ranks: int) -> dist.ProcessGroup:
+    """Make this process one of a group on this machine: sockets on the loopback interface, met through a file. Returns
+    a second group of the same, so that weights do not wait for what attention exchanges, nor that for them."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     meeting = dist.FileStore(str(store), ranks)
     meeting.set_timeout(timedelta(seconds=JOIN_S))
     how = "nccl" if device.is_cuda else "gloo"
     dist.init_process_group(how, store=meeting, rank=rank, world_size=ranks, timeout=timedelta(seconds=JOIN_S))
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=WAIT_S))  # that of the exchanges has no public name
+    return cast("dist.ProcessGroup", dist.new_group(timeout=timedelta(seconds=WAIT_S)))
 
 
 def made_of(device: Device) -> dict[str, str]:

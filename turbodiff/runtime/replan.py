@@ -12,6 +12,7 @@ from turbodiff.gpu.probe import machine_now
 from turbodiff.plan import planner
 from turbodiff.plan.hardware import CONTEXT_BYTES, Machine, only
 from turbodiff.plan.planner import Shortage, band_of, from_phase, plan_request, told_as
+from turbodiff.plan.shared_clip import with_cards
 from turbodiff.runtime import offload
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.latents_cache import LatentsCache
@@ -72,7 +73,7 @@ def first_plan(command: RunCommand, machine: Machine | None, device: Device) -> 
     """
     plan, ranks = command.given_plan, 1 + len(command.cards)
     if plan is not None and plan.levers.cards != ranks:  # it was shown for more or fewer cards than there are now
-        plan = with_levers(plan, plan.levers.model_copy(update={"cards": ranks}), machine)
+        plan = with_levers(plan, with_cards(plan.levers, ranks), machine)
     if plan is not None:
         return plan if machine is None else replan(plan, machine, device, command.calibration, at="launch")
     assert machine is not None

@@ -27,7 +27,7 @@ def follow(models: ModelCache, parallel: SequenceParallel, commands: "queue.Simp
         command = following or commands.get()
         tensors = [receive(facts, models.device) for facts in command["tensors"]]
         plan = Plan.model_validate(command["plan"])
-        models.open(plan.request)
+        models.open(plan.request, on_disk=plan.levers.converted == "on_disk")
         if command["do"] == "denoise":
             following = denoise(models, parallel, commands, plan, command, tensors)
         else:
@@ -48,7 +48,7 @@ def denoise(
     negative = None if against is None else TextRows(against, against.shape[1], against_bias)
     (expert,) = [one for one in plan.request.spec.experts if one == command["expert"]]
     attention = AttentionPlan(command["attention"], plan.request.topk)
-    with models.dit(expert, plan) as placed:
+    with models.dit(expert, plan, parallel) as placed:
         network = Network(
             placed, models.device.torch_device, text, condition, negative, command["guidance"], attention, plan.levers,
             features, parallel=parallel,

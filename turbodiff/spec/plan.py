@@ -29,6 +29,9 @@ class Levers(Frozen):
     experts: Literal["resident", "swapped", "streamed"] = "resident"
     blocks_resident: int = 0  # with experts "streamed": blocks that stay on the device
     blocks_page_locked: int | None = None  # with "streamed": of the others, those with page-locked copies; None: all
+    # with "streamed" on several cards: each has a share of the others and sends it to all, so many lie on a card, the
+    # rest in host memory (runtime/shared_blocks.py); None: every card has all of them in host memory
+    blocks_shared: int | None = None
     vae: Literal["whole", "tiled"] = "whole"
     vae_tile: int = VAE_TILES[-1]  # with "tiled": side of a tile in latent pixels, without its margin
     ffn_chunks: int = 1

@@ -73,6 +73,7 @@ def cases(ranks: SequenceParallel) -> dict[str, Callable[[], float]]:
         torch.nn.init.normal_(block.self_attn.proj_l.weight, std=0.1)
     tiles, tokens = (int8_blocks(random_model(WIDE), mode) for mode in ("tiles", "tokens"))
     pictures = random_model(PICTURES)
+    conditioned = int8_blocks(random_model(changed(WIDE, in_dim=36)), mode="tiles")
     narrow = random_model(WIDE).bfloat16()
     plans = {kind: AttentionPlan(kind, 0.4) for kind in KINDS}
     every = {}
@@ -85,10 +86,12 @@ def cases(ranks: SequenceParallel) -> dict[str, Callable[[], float]]:
         every[f"{kind} bf16 rounding"] = lambda plan=plan: rounding(narrow, plan)
     dense, sagesla = plans["dense"], plans["sagesla"]
     grouped = SequenceParallel(ranks.rank, ranks.ranks, head_groups=2)
-    every["groups of heads"] = lambda: distance((plain, sagesla, grouped, GRID, 1))
+    for kind, plan in plans.items():
+        every[f"{kind} groups of heads"] = lambda plan=plan: distance((plain, plan, grouped, GRID, 1))
     every["int8 tiles"] = lambda: distance((tiles, sagesla, ranks, GRID, 1))
     every["int8 tokens"] = lambda: distance((tokens, sagesla, ranks, GRID, 1))
     every["picture"] = lambda: distance((pictures, plans["sla"], ranks, GRID, 1))
+    every["condition, int8 tiles"] = lambda: distance((conditioned, sagesla, ranks, GRID, 1))
     every["batch of two"] = lambda: distance((plain, plans["sla"], ranks, (5, 10, 26), 2))
     restarted = RestartedRope(ranks.rank, ranks.ranks)
     every["control: rope from 0 on every rank"] = lambda: distance((plain, dense, restarted, GRID, 1))

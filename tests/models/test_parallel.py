@@ -1,38 +1,26 @@
 """Several processes that share one network give its velocity: bit for bit in float32, and controls show a fault."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.models.rank_processes import said_by
+from turbodiff.models.parallel import SequenceParallel
 from turbodiff.spec.shapes import INT8_TILE, token_shares
 
-ROOT = Path(__file__).parents[2]
+aten = torch.ops.aten
+
 KINDS = ("dense", "sage", "sla", "sagesla")
-EXACT = [*KINDS, "groups of heads", "int8 tiles", "int8 tokens", "picture", "batch of two"]
+GROUPED = [f"{kind} groups of heads" for kind in KINDS]
+EXACT = [*KINDS, *GROUPED, "int8 tiles", "int8 tokens", "picture", "condition, int8 tiles", "batch of two"]
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def measured(request, tmp_path_factory):
     """Every case of `parallel_rank` on so many processes, all in one start of them."""
-    store = tmp_path_factory.mktemp("ranks") / "store"
-    command = [sys.executable, "-m", "tests.models.parallel_rank"]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(request.param), str(store)], stdout=subprocess.PIPE, text=True, cwd=ROOT
-        )
-        for rank in range(request.param)
-    ]
-    try:
-        said = [process.communicate(timeout=600)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in processes] == [0] * request.param
-    return json.loads(said[0])
+    return said_by("tests.models.parallel_rank", request.param, tmp_path_factory.mktemp("ranks"))
 
 
 def test_the_velocity_is_that_of_one_process_bit_for_bit(measured):
@@ -57,6 +45,34 @@ def test_bf16_differs_by_less_than_bf16_itself_costs(measured):
 def test_an_int8_exchange_costs_less_than_a_thousandth(measured):
     for kind in KINDS:
         assert 0 < measured[f"{kind} int8 exchange"] < 1e-3, kind
+
+
+class Copies(TorchDispatchMode):
+    """Counts the elements that are copied."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (aten.copy_, aten.clone, aten.cat, aten._to_copy):
+            self.elements += out.numel()
+        return out
+
+
+@pytest.mark.parametrize("head_groups", [1, 2])
+def test_an_exchange_copies_what_it_sends_and_what_it_gives_once(head_groups):
+    """q, k and v lie by token and leave by rank, the result is put by token; what attention gives leaves as it lies.
+    With a process group that sends nothing."""
+    ranks, tokens, heads, width = 2, 512, 4, 128
+    share = torch.empty(1, tokens // ranks, heads * width)
+    dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+    try:
+        with Copies() as copies:
+            parallel = SequenceParallel(0, ranks, head_groups=head_groups)
+            parallel.attend(lambda q, k, v: torch.empty_like(q), share.clone(), share, share, heads, tokens)
+    finally:
+        dist.destroy_process_group()
+    assert copies.elements - share.numel() == 4 * share.numel(), "q, k, v and the result"
 
 
 @pytest.mark.parametrize("tokens", [385, 1025, 32760, 75600])

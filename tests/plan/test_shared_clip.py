@@ -21,11 +21,13 @@ from turbodiff.plan.links import NVLINK_SHARE, link_of, possible_ranks
 from turbodiff.plan.offload_search import cost_inputs
 from turbodiff.plan.planner import card_groups, outlook, plan_request, replan, with_levers
 from turbodiff.plan.roofline import sent_bytes
-from turbodiff.plan.shared_clip import INT8_BYTES, shared
+from turbodiff.plan.shared_clip import INT8_BYTES, shared, with_cards
+from turbodiff.plan.streaming import streamed
 from turbodiff.plan.vae_costs import strip_factor
 from turbodiff.runtime.model_cache import dit_config
 from turbodiff.spec.models import find_model
-from turbodiff.spec.numbers import GB
+from turbodiff.spec.numbers import GB, GIB
+from turbodiff.spec.plan import Levers
 
 # Wan2.2 README, assets/comp_effic.png @42bf4cf: T2V-A14B, 40 steps with guidance, Ulysses + FSDP, seconds from start to
 # file on 1, 4 and 8 cards; NVLink GB/s one way and dense bf16 TFLOPS of the card (data sheets)
@@ -96,7 +98,8 @@ EIGHT_H100 = machine(*[gpu(80, index=index, name=H100) for index in range(8)], r
 
 
 def planned(here, cards, model="wan2.1-14b", **fields):
-    return plan_request(ask(model, cards=cards, resolution="720p", **fields), here, disk(), policy="never")
+    request = ask(model, **{"cards": cards, "resolution": "720p", **fields})
+    return plan_request(request, here, disk(), policy="never")
 
 
 def told(plan, key):
@@ -260,3 +263,70 @@ def test_a_strip_of_the_vae_needs_no_more_than_the_formula_says():
             vae_driver.frames_to_uint8(chunk)
     formula = phase_costs.vae(costs, "vae_decode", None).activations_bytes
     assert -0.02 <= formula / ledger.peak_bytes - 1 <= 0.30, (formula, ledger.peak_bytes)
+
+
+def test_a_strip_of_a_picture_that_is_encoded_needs_no_more_than_the_formula_says():
+    ranks = 4
+    costs = costs_of("wan2.2-a14b", ranks, num_frames=9, kind="i2v")
+    with torch.device("meta"):
+        vae = vae_driver.make_vae(**costs.spec.vae.model_dump()).bfloat16()
+    dist.init_process_group("fake", rank=1, world_size=ranks, store=FakeStore())
+    try:
+        with counted(vae) as ledger:
+            video = torch.empty(1, 3, 9, costs.shape.height, costs.shape.width, dtype=torch.bfloat16)
+            vae_driver.encode(vae, video, conv="conv3d", parallel=SequenceParallel(1, ranks))
+    finally:
+        dist.destroy_process_group()
+    cost = phase_costs.vae(costs, "image_encode", None)
+    assert -0.02 <= cost.activations_bytes / ledger.peak_bytes - 1 <= 0.30, (cost, ledger.peak_bytes)
+    alone = phase_costs.vae(costs_of("wan2.2-a14b", 1, num_frames=9, kind="i2v"), "image_encode", None)
+    assert cost.activations_bytes < 0.6 * alone.activations_bytes and cost.seconds < 0.6 * alone.seconds
+
+
+def weights(here, cards, **fields):
+    """What a plan says of 14B's blocks in INT8: (on every card, on one of them, page-locked of one process), the
+    seconds, and what a process needs of host memory."""
+    plan = planned(here, cards, quant_linear="on", attention="sagesla", **fields)
+    levers, need_bytes = plan.levers, max(phase.host_ram_bytes for phase in plan.phases)
+    assert plan.band == "fits" and plan.peak_bytes <= plan.budget_bytes
+    return (levers.blocks_resident, levers.blocks_shared, levers.blocks_page_locked), plan.seconds, need_bytes
+
+
+def test_two_cards_hold_together_what_one_cannot():
+    """No block comes from host memory any more, where it has no room for page-locked copies of both processes."""
+    poor = TWO_12.model_copy(update={"ram_available_bytes": 16 * GIB})
+    size = {"resolution": "480p", "num_frames": 49}
+    (resident, shared, locked), alone_s, _ = weights(poor, 1, **size)
+    assert 0 < resident < 40 and shared is None and locked > 0
+    (resident, shared, locked), seconds, need_bytes = weights(poor, 2, **size)
+    assert resident + shared == 40 and shared > 0 and locked == 0 and seconds < alone_s
+    assert 2 * need_bytes <= poor.host_budget_bytes, "each process maps the same file: it is no one's"
+    rich = TWO_12.model_copy(update={"ram_available_bytes": 64 * GIB})
+    assert weights(rich, 2, **size)[1] <= seconds
+
+
+def test_blocks_that_no_card_has_room_for_are_page_locked_once_in_all():
+    poor = TWO_12.model_copy(update={"ram_available_bytes": 16 * GIB})
+    (resident, shared, locked), *_ = weights(poor, 2)
+    assert resident == 0 and 0 < shared < 40 and 2 * locked >= 40 - shared > 2 * (locked - 1)
+
+
+def test_fewer_cards_hold_no_more_blocks_each_than_before():
+    spread = Levers(experts="streamed", blocks_shared=27, blocks_page_locked=5, cards=3)
+    fewer = with_cards(spread, 2)
+    assert (fewer.cards, fewer.blocks_shared, fewer.blocks_page_locked) == (2, 18, 0)
+    alone = with_cards(spread, 1)
+    assert (alone.cards, alone.blocks_shared, alone.blocks_page_locked) == (1, None, 0)
+    assert with_cards(Levers(cards=4), 2) == Levers(cards=2)
+
+
+def test_sending_blocks_costs_what_the_link_is_too_slow_for():
+    costs = costs_of("wan2.1-14b", 2, quant_linear="on")
+    fast, slow = (replace(costs, link_bytes_s=rate) for rate in (40e9, 2e9))
+    fast_s, slow_s = (
+        streamed(one, 0, 4.0, locked=None, shared=40, host_bytes=0).seconds for one in (fast, slow)
+    )  # fmt: skip
+    block = costs.weights.block
+    assert fast_s == pytest.approx(block / 40e9), "hidden, but for the first"
+    exchanged_s = sent_bytes(costs.spec.dit, costs.tokens, 2) / 2e9
+    assert slow_s == pytest.approx(40 * max(0.0, block / 2e9 - (4.0 - exchanged_s) / 40) + block / 2e9)

@@ -3,6 +3,7 @@
 3 times in the suite, 50 in `scripts/test soak`.
 """
 
+import contextlib
 import json
 import random
 import signal
@@ -13,7 +14,7 @@ import time
 import psutil
 import pytest
 
-from tests.runtime.test_ranks import alone, bare, clip, followers, models  # noqa: F401 - fixtures
+from tests.runtime.test_ranks import alone, clip, followers, models  # noqa: F401 - fixtures
 from tests.soak import SOAK
 from tests.test_tiny import EventList
 from turbodiff.runtime import ranks as ranks_module
@@ -38,9 +39,10 @@ class Disturbance(threading.Thread):
             time.sleep(0.005)
         time.sleep(self.wait_s)
         for victim in self.victims:
-            if not self.over and victim.is_running():
-                victim.send_signal(self.number)
-                self.sent = True
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if not self.over and victim.is_running():
+                    victim.send_signal(self.number)
+                    self.sent = True
 
 
 def test_a_signal_at_a_random_moment_never_loses_a_clip(tmp_path, models, alone, monkeypatch):  # noqa: F811

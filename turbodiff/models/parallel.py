@@ -62,18 +62,19 @@ class SequenceParallel:
         counts, rows = [len(self.columns(width, rank)) for rank in range(self.ranks)], x.flatten(0, -2)
         return self._receive(self._send([rows] * self.ranks, counts), len(rows)).view(*x.shape[:-1], width)
 
-    def collect_frames(self, x: Tensor, width: int) -> Tensor | None:
-        """Frames [B, t, H, W, 3] on the first rank, of each rank's strip of a picture `width` latent pixels wide; None
+    def collect_frames(self, x: Tensor, width: int) -> Tensor:
+        """Frames [B, t, H, W, 3] on the first rank, of each rank's strip of a picture `width` latent pixels wide; none
         on the others."""
         scale = x.shape[-2] // len(self.columns(width))
         counts = [0 if self.rank else scale * len(self.columns(width, rank)) for rank in range(self.ranks)]
         rows = x.flatten(0, -3)
         exchange = self._send([rows, *[rows[:, :0]] * (self.ranks - 1)], counts)
         whole = self._receive(exchange, len(rows))
-        return None if self.rank else whole.view(*x.shape[:-2], scale * width, x.shape[-1])
+        return whole.view(*x.shape[:-2], sum(counts), x.shape[-1])
 
     def attend(self, attention: Attend, q: Tensor, k: Tensor, v: Tensor, heads: int, tokens: int) -> Tensor:
         """`attention` of this rank's tokens to all: q, k, normed and rotated, v and out [B, n, heads * D] of N tokens.
+        q is overwritten.
 
         Args:
             attention: of q, k, v, out [B, N, h, D] with some of the heads.
@@ -92,7 +93,7 @@ class SequenceParallel:
             y = attention(*(self._unpacked(self._receive(one, len(q)), q.dtype) for one in sent.pop(0)))
             back.append(self._send(self._packed(y.split(counts, dim=1)), mine))
             del y
-        out = torch.empty_like(q)
+        out = torch.empty_like(q) if q.requires_grad else q  # which has been sent
         into = out.unflatten(-1, (self.ranks, own, -1))
         for local, exchange in zip(parts, back, strict=True):
             for rank, y in enumerate(self._wait(exchange, len(q))):
@@ -111,9 +112,7 @@ class SequenceParallel:
         batch, _, *rest = parts[0].shape
         per_token = batch * torch.Size(rest).numel()
         sizes = [per_token * n for n in counts], [part.numel() for part in parts]
-        outgoing, incoming = (parts[0].new_empty(sum(numels)) for numels in reversed(sizes))
-        for place, part in zip(outgoing.split(sizes[1]), parts, strict=True):
-            place.view(part.shape).copy_(part)
+        outgoing, incoming = _joined(parts), parts[0].new_empty(sum(sizes[0]))
         work = dist.all_to_all_single(incoming, outgoing, *sizes, group=self.group, async_op=True)
         return _Exchange(work, incoming, outgoing, tuple(counts), tuple(rest))
 
@@ -141,6 +140,23 @@ class _Exchange:
     outgoing: Tensor
     counts: tuple[int, ...]
     rest: tuple[int, ...]
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """The elements of all parts one behind the other; without a copy where they lie so."""
+    first, end = parts[0], parts[0].storage_offset()
+    for part in parts:
+        same = part.untyped_storage()._cdata == first.untyped_storage()._cdata
+        if not (same and part.is_contiguous() and part.storage_offset() == end):
+            break
+        end += part.numel()
+    else:
+        return first.as_strided((end - first.storage_offset(),), (1,))
+    numels = [part.numel() for part in parts]
+    joined = first.new_empty(sum(numels))
+    for place, part in zip(joined.split(numels), parts, strict=True):
+        place.view(part.shape).copy_(part)
+    return joined
 
 
 def _to_int8(x: Tensor) -> Tensor:

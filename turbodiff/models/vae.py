@@ -54,17 +54,19 @@ def encode(
     height, width = (size // SPACE_STRIDE for size in video.shape[3:])
     means = []
     for frames in video.transpose(1, 2):
-        features = video.new_empty(len(chunks), vae.encoder.conv_out.in_channels, height, width)
         columns = parallel.columns(width) if parallel else range(width)
+        features = video.new_empty(len(chunks), vae.encoder.conv_out.in_channels, height, len(columns))
         for part in _tiles(height, width, tile, columns):
             stream = _Stream(vae, conv)
             tile_frames = frames[:, :, *part.read(ENCODER_MARGIN, SPACE_STRIDE)]
+            rows, across = part.read(0)
+            here = slice(across.start - columns.start, across.stop - columns.start)
             for feature, chunk in zip(features.split(1), tile_frames.split(chunks), strict=True):
                 x = stream.down(vae.encoder, chunk)
-                feature[:, :, *part.read(0)] = x[:, :, *part.crop(ENCODER_MARGIN, 0)]
+                feature[:, :, rows, here] = x[:, :, *part.crop(ENCODER_MARGIN, 0)]
+        stream = _Stream(vae, conv)  # what the last tile remembered is of no use
         if parallel:
-            features = parallel.gather_columns(features[..., columns.start : columns.stop], width)
-        stream = _Stream(vae, conv)
+            features = parallel.gather_columns(features, width)
         moments = [stream.encoder_end(vae, feature) for feature in features.split(1)]
         means.append(torch.cat(moments).chunk(2, dim=1)[0])
     latents = torch.stack(means).transpose(1, 2).float()

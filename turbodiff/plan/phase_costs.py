@@ -365,11 +365,8 @@ def vae(inputs: CostInputs, name: Literal["vae_decode", "image_encode"], tile: i
     decodes = name == "vae_decode"
     extra_work = tile_work(latent, DECODER_MARGINS[0] if decodes else ENCODER_MARGIN, tile) if tile else 1.0
     given = latent, base, inputs.element_bytes, tile
-    if decodes:
-        activations = decode_bytes(*given, conv2d=inputs.conv2d, ranks=inputs.ranks)
-        extra_work *= strip_factor(latent.width, inputs.ranks)
-    else:
-        activations = encode_bytes(*given, conv2d=inputs.conv2d)
+    activations = (decode_bytes if decodes else encode_bytes)(*given, conv2d=inputs.conv2d, ranks=inputs.ranks)
+    extra_work *= strip_factor(latent.width, inputs.ranks, DECODER_MARGINS[1] if decodes else 2 * ENCODER_MARGIN)
     scratch = 0 if inputs.on_cpu or not inputs.context_bytes else math.ceil(CONV_SCRATCH * activations)
     width_factor = (base / 96) ** 2
     seconds = _reading_s(inputs, "vae", inputs.weights.vae)

@@ -19,7 +19,7 @@ from turbodiff.spec.request import Request
 if TYPE_CHECKING:
     from turbodiff.plan.phase_costs import PhaseCost
 
-SHARED_PHASES = ("denoise", "denoise_high", "denoise_low", "vae_decode")
+SHARED_PHASES = ("image_encode", "denoise", "denoise_high", "denoise_low", "vae_decode")
 MIN_SPEEDUP = 1.2  # below it a second card is worth more on a clip of its own, and the wait is hardly shorter
 INT8_BYTES = 1 + 4 / 128  # of an element that travels in INT8, with the scale of its token and head of 128
 
@@ -104,7 +104,7 @@ def shared_plans(plan: Plan, cards: int, link_bytes_s: float, *, int8: bool = Fa
     request, seconds = plan.request, {phase.name: phase.seconds for phase in plan.phases}
     latent, dit = request.shape.latent, request.spec.dit
     split_s = sum(value for name, value in seconds.items() if name.startswith("denoise"))
-    strips_s = seconds.get("vae_decode", 0.0)
+    strips_s = seconds.get("vae_decode", 0.0) + seconds.get("image_encode", 0.0)
     forwards = sum(2 if request.guidance_of(expert) > 1 else 1 for expert in request.experts)
     return [
         shared(

@@ -64,14 +64,19 @@ def decode_bytes(
 
 
 @lru_cache(SHAPES)
-def encode_bytes(latent: LatentShape, base: int, element_bytes: int, tile: int | None, *, conv2d: bool) -> int:
-    """Peak beyond weights while frames become latents; the video arrives in the dtype of the VAE."""
-    area = latent.height * latent.width
+def encode_bytes(
+    latent: LatentShape, base: int, element_bytes: int, tile: int | None, *, conv2d: bool, ranks: int = 1
+) -> int:
+    """Peak beyond weights while frames become latents; the video arrives in the dtype of the VAE. Several `ranks` have
+    features of a strip each, then send them to all: what leaves and what comes is those of the whole picture."""
+    area, strip = latent.height * latent.width, -(-latent.width // ranks)
     video = pixel_frames(latent.frames) * RGB * SPACE_STRIDE**2 * area
     counts = ENCODER_FRAMES_2D if conv2d else ENCODER_FRAMES
-    work = counts[min(latent.frames, len(counts)) - 1] * SPACE_STRIDE**2 * _tile_area(latent, tile, ENCODER_MARGIN)
-    features = latent.frames * 4 * base * area
-    return int(element_bytes * (base * work + features + video))
+    tiles = _tile_area(latent, tile, ENCODER_MARGIN, strip)
+    work = counts[min(latent.frames, len(counts)) - 1] * SPACE_STRIDE**2 * tiles
+    own, whole = (latent.frames * 4 * base * latent.height * width for width in (strip, latent.width))
+    exchanging = own + 2 * whole if ranks > 1 else 0
+    return int(element_bytes * (max(base * work + own, exchanging) + video))
 
 
 @lru_cache(SHAPES)
@@ -81,10 +86,10 @@ def tile_work(latent: LatentShape, margin: int, tile: int) -> float:
     return sum(rows) * sum(columns) / (latent.height * latent.width)
 
 
-def strip_factor(width: int, ranks: int) -> float:
-    """Seconds of a strip of the picture over those of the whole, `width` latent pixels wide: its share and its margins,
-    those of the second block as a mean of all."""
-    return min(1.0, (width / ranks + 2 * DECODER_MARGINS[1] / 2) / width)
+def strip_factor(width: int, ranks: int, margins: float = DECODER_MARGINS[1]) -> float:
+    """Seconds of a strip of the picture over those of the whole, `width` latent pixels wide: its share and what is
+    computed beside it, both margins together, of the decoder those of the second block as a mean of all."""
+    return min(1.0, (width / ranks + margins) / width)
 
 
 def _tile_area(latent: LatentShape, tile: int | None, margin: int, strip: int = 1 << 30) -> int:

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,17 +35,16 @@ def main(rank: int, ranks: int, store: Path, parent: int) -> None:
 
     import torch
 
-    from turbodiff.models.parallel import SequenceParallel
     from turbodiff.runtime.device import Device
     from turbodiff.runtime.model_cache import ModelCache
-    from turbodiff.runtime.ranks import join, made_of
+    from turbodiff.runtime.ranks import join, made_of, place
     from turbodiff.runtime.shared_work import follow
 
     device = Device.pick()
     torch.set_flush_denormal(True)  # as the worker: the same numbers
     say(made_of(device))
     weights = join(device, store, rank, ranks)
-    follow(ModelCache(device), SequenceParallel(rank, ranks, weights=weights), commands)
+    follow(ModelCache(device), replace(place(device, rank, ranks), weights=weights), commands)
 
 
 def say(word: dict[str, str]) -> None:

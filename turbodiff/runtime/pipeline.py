@@ -5,6 +5,7 @@ words -> text rows -> (picture -> condition) -> latents, step by step -> frames,
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def make_latents(attempt: Attempt) -> Tensor:
     if attempt.request.spec.image_encoder:
         features = attempt.run_phase("image_embed", lambda: embed_image(attempt))
     if attempt.request.kind == "i2v":
-        condition = attempt.run_phase("image_encode", lambda: encode_image(attempt))
+        condition = attempt.run_phase("image_encode", lambda: attempt.share(lambda: encode_image(attempt)))
     return attempt.share(lambda: denoise(attempt, text, condition, negative, features))
 
 
@@ -123,11 +124,14 @@ def embed_image(attempt: Attempt) -> Tensor:
 @torch.inference_mode()
 def encode_image(attempt: Attempt) -> Tensor:
     """The picture as the condition [1, 20, T, H, W], float32 on the CPU."""
-    device, request = attempt.models.device, attempt.request
-    with attempt.models.on_device("vae", attempt.plan) as vae:
+    device, request, ranks, plan = attempt.models.device, attempt.request, attempt.ranks, attempt.plan
+    with attempt.models.on_device("vae", plan) as vae:
         picture = start_picture(request).to(device.dtype)  # as the encoder takes it: half the bytes move
+        if ranks is not None:
+            ranks.tell("encode", [picture], plan=plan.model_dump(mode="json"))
         video = offload.to_device(picture_video(picture, request.num_frames), device.torch_device)
-        latents = vae_driver.encode(vae, video, tile=attempt.plan.levers.tile)
+        encode = partial(vae_driver.encode, vae, video, tile=plan.levers.tile)
+        latents = encode() if ranks is None else ranks.alongside(partial(encode, parallel=ranks.parallel))
     return image_condition(latents).float().cpu()
 
 
@@ -143,7 +147,7 @@ def decode(attempt: Attempt, latents: Tensor) -> Iterator[Bytes]:
         for chunk in vae_driver.decode_stream(vae, latents, tile=attempt.plan.levers.tile, columns=columns):
             frames = vae_driver.frames_to_uint8(chunk)
             if ranks is not None:
-                frames = ranks.collect_frames(frames, width)
+                frames = ranks.alongside(partial(ranks.parallel.collect_frames, frames, width))
             yield frames[0].cpu().numpy()
 
 

@@ -50,7 +50,7 @@ class Ranks:
     """
 
     def __init__(self, device: Device, followers: Sequence[str]) -> None:
-        self.device, self.parallel = device, SequenceParallel(0, 1 + len(followers))
+        self.device, self.parallel = device, place(device, 0, 1 + len(followers))
         self._lost: str | None = None
         self.lost_rank: int | None = None  # the first that was lost
         self._losing, self._closing = threading.Lock(), False
@@ -107,19 +107,16 @@ class Ranks:
             RanksLostError: one is gone.
         """
         self.tell("evaluate", (latents, timesteps))
-        with self._heard():
-            return network(latents, timesteps)
+        return self.alongside(lambda: network(latents, timesteps))
 
-    def collect_frames(self, frames: Tensor, width: int) -> Tensor:
-        """Whole frames of this rank's strip of them and the followers', see `SequenceParallel.collect_frames`.
+    def alongside(self, work: Callable[[], Tensor]) -> Tensor:
+        """What `work` returns, in which this process exchanges with the followers.
 
         Raises:
-            RanksLostError: a follower is gone.
+            RanksLostError: one is gone.
         """
         with self._heard():
-            whole = self.parallel.collect_frames(frames, width)
-        assert whole is not None
-        return whole
+            return work()
 
     def close(self) -> None:
         """End the followers and the group; returns when none is left."""
@@ -216,6 +213,12 @@ def join(device: Device, store: Path, rank: int, ranks: int) -> dist.ProcessGrou
     dist.init_process_group(how, store=meeting, rank=rank, world_size=ranks, timeout=timedelta(seconds=JOIN_S))
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=WAIT_S))  # that of the exchanges has no public name
     return cast("dist.ProcessGroup", dist.new_group(timeout=timedelta(seconds=WAIT_S)))
+
+
+def place(device: Device, rank: int, ranks: int) -> SequenceParallel:
+    """A process' place among so many. On cards half of the heads attend while the others' come, and what the first half
+    gives goes back while the second attends; a CPU has nothing to spare for that."""
+    return SequenceParallel(rank, ranks, head_groups=2 if device.is_cuda else 1)
 
 
 def made_of(device: Device) -> dict[str, str]:

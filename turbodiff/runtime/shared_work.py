@@ -14,6 +14,7 @@ from turbodiff.runtime.denoise import Network
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.runtime.text import TextRows
+from turbodiff.sampling.conditioning import picture_video
 from turbodiff.spec.plan import Plan
 
 Command = dict[str, Any]  # a line of JSON, see `Ranks.tell`
@@ -31,9 +32,9 @@ def follow(models: ModelCache, parallel: SequenceParallel, commands: "queue.Simp
         if command["do"] == "denoise":
             following = denoise(models, parallel, commands, plan, command, tensors)
         else:
-            (latents,), following = tensors, None
-            assert latents is not None
-            decode(models, parallel, plan, latents)
+            (given,), following = tensors, None
+            assert given is not None
+            {"encode": encode, "decode": decode}[command["do"]](models, parallel, plan, given)
 
 
 def denoise(
@@ -58,6 +59,13 @@ def denoise(
             assert latents is not None and timesteps is not None
             network(latents, timesteps)
     return following
+
+
+def encode(models: ModelCache, parallel: SequenceParallel, plan: Plan, picture: Tensor) -> None:
+    """Latents of this rank's strip of the picture and of the frames after it, to all ranks."""
+    with models.on_device("vae", plan) as vae:
+        video = picture_video(picture, plan.request.num_frames)
+        vae_driver.encode(vae, video, tile=plan.levers.tile, parallel=parallel)
 
 
 def decode(models: ModelCache, parallel: SequenceParallel, plan: Plan, latents: Tensor) -> None:

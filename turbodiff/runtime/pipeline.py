@@ -61,7 +61,7 @@ def generate(attempt: Attempt) -> ClipResult:
             text = "the latents of an earlier attempt are decoded"
             attempt.send(NoticeEvent(key="latents_resumed", text=text, numbers={}))
         clip, sidecar = write_clip(attempt, latents)
-    finally:
+    finally:  # the cards that shared the clip are others' again once anybody hears of its end
         attempt.close_ranks()
     saved.delete()
     return sidecar.model_copy(update={"measured": attempt.measured()}).result(clip)

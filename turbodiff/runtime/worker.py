@@ -156,11 +156,7 @@ def run(fields: dict[str, object], models: "ModelCache", events: EventWriter, co
             cards=command.cards,
             names=command.names,
         )
-        try:
-            result = generate(attempt)
-        finally:  # the cards that shared the clip are others' again once the supervisor hears of its end
-            attempt.close_ranks()
-        events.send(ResultEvent(**result.model_dump()))
+        events.send(ResultEvent(**generate(attempt).model_dump()))
     except WaitForMemory as waits:
         events.send(WaitEvent(**waits.shortage._asdict()))
     except TurbodiffError as error:

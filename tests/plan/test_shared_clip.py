@@ -284,11 +284,13 @@ def test_a_strip_of_a_picture_that_is_encoded_needs_no_more_than_the_formula_say
 
 
 def weights(here, cards, **fields):
-    """What a plan says of 14B's blocks in INT8: (on every card, on one of them, page-locked of one process), the
+    """What a plan does with 14B's blocks in INT8: (on every card, on one of them, page-locked of one process), the
     seconds, and what a process needs of host memory."""
     plan = planned(here, cards, quant_linear="on", attention="sagesla", **fields)
     levers, need_bytes = plan.levers, max(phase.host_ram_bytes for phase in plan.phases)
     assert plan.band == "fits" and plan.peak_bytes <= plan.budget_bytes
+    assert (told(plan, "blocks_shared") or {}).get("shared") == levers.blocks_shared
+    assert told(plan, "blocks_pageable") is None
     return (levers.blocks_resident, levers.blocks_shared, levers.blocks_page_locked), plan.seconds, need_bytes
 
 

@@ -166,6 +166,9 @@ def _about_levers(wish: Request, context: PlanContext, choice: Candidate, cost: 
             resident, blocks = chosen.blocks_resident, inputs.weights.blocks
             yield reason(key, blocks_resident=resident, blocks=blocks, saved_bytes=saved, slower=slower)
             streamed, locked = blocks - resident, chosen.blocks_page_locked
+            if (shared := chosen.blocks_shared) is not None:
+                yield reason("blocks_shared", shared=shared, streamed=streamed, cards=chosen.cards)
+                streamed, locked = streamed - shared, chosen.cards * (locked or 0)
             if locked is not None and locked < streamed and not context.machine.unified_memory:
                 yield reason("blocks_pageable", blocks=streamed - locked, streamed=streamed)
         else:

@@ -183,12 +183,13 @@ def machine_from(
     cards = visible([card for card in sample.cards if card.state == "ok"], os.environ.get("CUDA_VISIBLE_DEVICES"))
     shared = set(GpuFacts.model_fields) - {"index", "reclaimable_bytes", "kernels"}
     gpus, known, torch = [], card_measurements(), _version("torch")
+    kernels = {kind: kernels_of(kind) for kind in {card.known_capability for card in cards}}
     page_locked = None
     for index, card in enumerate(cards):
         held_bytes = sum(process.bytes or 0 for process in card.processes or () if process.pid in own_pids)
         told = max(told_bytes.get(card.uuid, 0), 0 if index else told_bytes.get("", 0))
         held_bytes = max(held_bytes, min(told, told if card.used_bytes is None else card.used_bytes))
-        told_by_nvml = card.model_dump(include=shared) | {"kernels": kernels_of(card.known_capability)}
+        told_by_nvml = card.model_dump(include=shared) | {"kernels": kernels[card.known_capability]}
         measured = measurement_of(known, card, sample.driver, torch)
         facts = told_by_nvml | (measured.facts if measured else {})
         page_locked = measured or page_locked

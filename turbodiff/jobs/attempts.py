@@ -138,11 +138,11 @@ def record_event(store: Store, event: Event, progress: Progress | None = None) -
     if event.type in NOT_KEPT:
         return True
     if event.type == "plan":  # the one that really runs, in the job's own row
-        with store.write() as db:
+        with store.write(durable=False) as db:
             values = (as_column(event.plan), event.job, event.attempt)
             return db.execute("UPDATE job SET plan = ? WHERE id = ? AND attempt = ?", values).rowcount == 1
     how = "INSERT OR REPLACE" if event.type in IN_PLACE else "INSERT"
-    with store.write(durable=event.type not in IN_PLACE) as db:
+    with store.write(durable=False) as db:  # a power cut ends the attempt, too; its end is durable
         current = db.execute(
             "SELECT 1 FROM job WHERE id = ? AND attempt = ? AND state IN ('running', 'verifying')",
             (event.job, event.attempt),

@@ -1,6 +1,9 @@
 """What each waiting job costs on each card as it is now, for `dispatch` to choose by (jobs/dispatch.py)."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 from turbodiff.gpu.host_memory import private_bytes
 from turbodiff.jobs.attempts import Hold, may_start
@@ -14,12 +17,14 @@ from turbodiff.jobs.cards import (
     switches,
     weights_of,
 )
-from turbodiff.jobs.dispatch import Card, Choice, Price, Together, WaitingJob, dispatch, overtaken_by
+from turbodiff.jobs.dispatch import Card, Choice, Price, Start, Together, WaitingJob, dispatch, overtaken_by
 from turbodiff.jobs.store import as_job
 from turbodiff.jobs.waiting import expire
-from turbodiff.plan.planner import card_groups, seconds_on
+from turbodiff.plan.hardware import GpuFacts, Machine
+from turbodiff.plan.planner import WORDS, card_groups, seconds_on
 from turbodiff.spec.jobs import QueuedJob
 from turbodiff.spec.models import Inventory
+from turbodiff.spec.request import Request
 from turbodiff.supervisor.context import SupervisorContext
 from turbodiff.supervisor.slots import GpuSlot
 from turbodiff.weights.locate import with_loras
@@ -31,6 +36,28 @@ UNKNOWN_S = 300.0  # of a job without a plan, alike on every card
 STARTING_S = 5.0  # of a worker
 Chosen = Mapping[int, Choice]  # by the slot's number
 SAME_BYTES, SAME_RAM_BYTES = 1 << 28, 1 << 30  # by which free memory must change for a job to be priced anew
+KEPT_PRICES = 4096
+# of a card that no price depends on beside the free memory
+OF_NOW = dict.fromkeys(("utilisation", "power_w", "temperature_c", "free_bytes", "used_bytes"))
+ALIKE = {**OF_NOW, "uuid": "", "index": 0, "reclaimable_bytes": 0, "display": None}
+
+
+class CardNow(NamedTuple):
+    """A card that takes jobs, at one look.
+
+    Args:
+        free_bytes: with what its own worker gives back; None is unknown.
+        machine: with the RAM that a job there may take; None where the plan's own seconds are the price.
+        room_bytes: that RAM, with what its own worker gives back.
+        kind: what is alike of cards that have the same prices.
+    """
+
+    slot: GpuSlot
+    gpu: GpuFacts
+    free_bytes: int | None
+    machine: Machine | None
+    room_bytes: int
+    kind: tuple[object, ...]
 
 
 class Placement:
@@ -38,19 +65,23 @@ class Placement:
 
     def __init__(self, context: SupervisorContext, slots: Callable[[], Sequence[GpuSlot]]) -> None:
         self.context = context
-        context.promised_bytes = lambda slot: promised_bytes(slots(), slot)
+        context.promised_bytes = lambda slot: promised_bytes(slots()).get(slot, 0)
         self._prices: dict[tuple[object, ...], Price | None] = {}
         self._groups: dict[tuple[object, ...], tuple[Together, ...]] = {}
         self._states: dict[str, CardState] = {}
         self._names: dict[str, str] = {}
         self._fleet: Fleet | None = None
         self._chosen_s, self._written_s = -EVERY_S, -QUIET_S
+        self._several = False
+        self._cards: dict[int, CardNow] = {}
 
     def choose(self, slots: Sequence[GpuSlot]) -> Chosen | None:
         """The job that each slot starts now, by the slot's number; None: each takes the next one, for there is one card
         alone, or nothing is known of the cards."""
+        if self._several and len(slots) > 1 and self.context.now() - self._chosen_s < EVERY_S:
+            return {}
         far = any(slot.context.node for slot in slots)  # on another machine nothing starts that was not looked at
-        several = len(slots) > 1 and all(slot.seen or slot.context.node for slot in slots)
+        several = self._several = len(slots) > 1 and all(slot.seen or slot.context.node for slot in slots)
         due = self.context.now() - self._chosen_s >= EVERY_S
         if due:
             self._chosen_s = self.context.now()
@@ -59,16 +90,35 @@ class Placement:
         if not (several or far):
             return {} if any(self._state(slot) != "on" for slot in slots) else None
         free = {slot.index for slot in slots if slot.free}
-        if not due or not free or self._fleet is None:
+        if not (due and free and waiting) or self._fleet is None:
             return {}
         starts = [
             start
             for start in dispatch(waiting, self._fleet.workers)
             if start.start_s == 0 and free.issuperset(start.slots)
         ]
-        if len(starts) > 1:  # one at a time: what the first will take of the RAM counts for the next, a tenth later
+        now = self._at_once(starts, waiting)
+        if len(starts) > len(now):  # what these will take of the RAM counts for the next, a tenth later
             self._chosen_s -= EVERY_S
-        return {start.slot: Choice(start.job, tuple(overtaken_by(start, waiting)), start.also) for start in starts[:1]}
+        return {start.slot: Choice(start.job, tuple(overtaken_by(start, waiting)), start.also) for start in now}
+
+    def _at_once(self, starts: Sequence[Start], waiting: Sequence[WaitingJob]) -> list[Start]:
+        """The first of these starts, and those behind it whose price does not depend on the RAM that the ones before
+        take; of a user with a name one alone, so that theirs begin in their order, and one on several cards by itself.
+        """
+        jobs, chosen = {one.job: one for one in waiting}, list[Start]()
+        users, taken_bytes = set[str](), dict[str, int]()
+        for start in starts:
+            one, card = jobs[start.job], self._cards[start.slot]
+            node, room_bytes = card.slot.context.node, card.room_bytes
+            left_bytes = room_bytes - taken_bytes.get(node, 0)
+            is_other_price = left_bytes // SAME_RAM_BYTES != room_bytes // SAME_RAM_BYTES
+            if chosen and (one.user in users or is_other_price or start.also or chosen[0].also):
+                break
+            chosen.append(start)
+            users |= {one.user} - {""}
+            taken_bytes[node] = taken_bytes.get(node, 0) + one.ram_bytes
+        return chosen
 
     def start(self, slot: GpuSlot) -> None:
         """Start the worker of a slot if it has none; of an excluded card it is ended once it has no job."""
@@ -79,7 +129,7 @@ class Placement:
             slot.stop("its card is not to be used")
 
     def _state(self, slot: GpuSlot) -> CardState:
-        return self._states.get(slot.gpu.uuid, "on")
+        return self._states.get(slot.gpu.uuid, "on") if self._states else "on"
 
     def _look(self, slots: Sequence[GpuSlot], several: bool) -> list[WaitingJob]:
         """What waits, priced for each card that takes jobs; it is written down for page and shell."""
@@ -101,16 +151,21 @@ class Placement:
             if may_start(store, hold._replace(gpu=""), None, ""):
                 jobs.append(job)
         on = [slot for slot in slots if self._state(slot) == "on" and not slot.broken]
-        waiting = [self._waiting(job, on, slots, several) for job in jobs]
-        known = {job.job for job in waiting}
-        self._prices = {key: price for key, price in self._prices.items() if key[0] in known}
-        self._groups = {key: groups for key, groups in self._groups.items() if key[0] in known}
+        promised = promised_bytes(slots)
+        machines = {slot.context.node: slot.context.memory.machine() for slot in slots}
+        self._cards = {
+            slot.index: _card_now(slot, machines[slot.context.node] if several else None, promised) for slot in on
+        }
+        waiting = [self._waiting(job) for job in jobs]
+        if len(self._prices) + len(self._groups) > KEPT_PRICES:
+            self._prices.clear()
+            self._groups.clear()
         workers = [self._worker(slot, running.get(slot.index)) for slot in on]
-        machines = {slot.context.node: slot.context for slot in slots if slot.seen}
+        hosts = {slot.context.node: slot.context.host for slot in slots if slot.context.node}
         names: dict[str, str] = {}
-        for context in machines.values():
-            gpus = machine.gpus if (machine := context.memory.machine()) else ()
-            names |= {gpu.uuid: name for gpu, name in zip(gpus, labels(gpus, context.host), strict=True)}
+        for node, machine in machines.items():
+            gpus = machine.gpus if machine else ()
+            names |= {gpu.uuid: name for gpu, name in zip(gpus, labels(gpus, hosts.get(node, "")), strict=True)}
         cards = []
         for slot in slots:
             uuid = slot.gpu.uuid or (slot.device if slot.context.node else "")  # a silent node's card keeps its name
@@ -138,81 +193,113 @@ class Placement:
             left_s = job.progress.eta_s
         return Card(slot.index, max(1.0, left_s), weights_of(job.plan) if job.plan and not slot.lent else "")
 
-    def _waiting(self, job: QueuedJob, on: Sequence[GpuSlot], slots: Sequence[GpuSlot], several: bool) -> WaitingJob:
+    def _waiting(self, job: QueuedJob) -> WaitingJob:
         found: dict[str, Inventory] = {}  # by machine
         prices: dict[int, Price] = {}
-        for slot in on:
-            gpu, context, free_bytes = slot.gpu, slot.context, slot.available_bytes
+        hold = Hold(job.hold_bytes, None, "", job.request.gpu)
+        planned_s = job.plan.seconds if job.plan else UNKNOWN_S
+        asked = _without_words(job.plan.request) if job.plan else ""
+        for card in self._cards.values():
+            context = card.slot.context
             if not context.has_weights(job.request.model):
                 continue
-            if not may_start(self.context.store, Hold(job.hold_bytes, None, "", job.request.gpu), free_bytes, gpu.uuid):
+            if not may_start(self.context.store, hold, card.free_bytes, card.gpu.uuid):
                 continue
-            planned_s = job.plan.seconds if job.plan else UNKNOWN_S
             price: Price | None = Price(planned_s, planned_s)  # the plan was made for the one card that there is
-            machine = context.memory.machine() if several and slot.seen else None
-            if machine is not None:
-                ram_bytes = machine.ram_available_bytes
-                if ram_bytes is not None:
-                    ram_bytes = max(0, ram_bytes - promised_bytes(slots, slot.index))
-                own_bytes = private_bytes(slot.worker.pid) if slot.worker and not context.node else 0
-                room = (ram_bytes or 0) + own_bytes
-                key = (
-                    job.id,
-                    job.attempt,
-                    context.node,
-                    slot.device,
-                    (free_bytes or 0) // SAME_BYTES,
-                    room // SAME_RAM_BYTES,
-                )
+            if card.machine is not None:
+                key = (asked, job.plan and job.plan.band, *card.kind)
                 if key not in self._prices:
                     if context.node not in found:
                         found[context.node] = with_loras(context.inventory, job.request.loras)
-                    here = machine.model_copy(
-                        update={"ram_available_bytes": ram_bytes, "ram_reclaimable_bytes": own_bytes}
-                    )
                     if job.plan is None or job.plan.band == "no":  # "Run anyway", and what its worker plans
                         self._prices[key] = Price(UNKNOWN_S, UNKNOWN_S)
                     else:
-                        on_card = seconds_on(job.plan, gpu, here, found[context.node])
+                        on_card = seconds_on(job.plan, card.gpu, card.machine, found[context.node])
                         self._prices[key] = on_card and Price(*on_card)
                 price = self._prices[key]
             if price:
-                prices[slot.index] = price
-        together = self._together(job, on, slots) if several else ()
+                prices[card.slot.index] = price
+        together = self._together(job, asked)
         if job.strikes and prices:  # what failed on several cards begins again on one
             together = ()
         if any(not group.alone for group in together):
             prices = {}
         weights = weights_of(job.plan) if job.plan else ""
-        return WaitingJob(job.id, weights, prices, job.overtaken, job.user, job.place, together)
+        ram_bytes = max([phase.host_ram_bytes for phase in job.plan.phases], default=0) if job.plan else 0
+        return WaitingJob(job.id, weights, prices, job.overtaken, job.user, job.place, together, ram_bytes)
 
-    def _together(self, job: QueuedJob, on: Sequence[GpuSlot], slots: Sequence[GpuSlot]) -> tuple[Together, ...]:
+    def _together(self, job: QueuedJob, asked: str) -> tuple[Together, ...]:
         """The cards of this machine that may make a job together."""
-        machine, held = self.context.memory.machine(), Hold(job.hold_bytes)
-        if machine is None or job.plan is None or job.request.gpu or job.request.cards == 1:
+        if job.plan is None or job.request.gpu or job.request.cards == 1:
             return ()
-        here = [slot for slot in on if slot.context is self.context and slot.seen]
-        by_uuid = {s.device: s for s in here if may_start(self.context.store, held, s.available_bytes, s.device)}
-        gpus = tuple([gpu for gpu in machine.gpus if gpu.uuid in by_uuid])
-        ram_bytes = machine.ram_available_bytes
-        if ram_bytes is not None:
-            ram_bytes = max(0, ram_bytes - max([promised_bytes(slots, slot.index) for slot in on], default=0))
-        room = [((gpu.free_bytes or 0) + gpu.reclaimable_bytes) // SAME_BYTES for gpu in gpus]
-        key = (job.id, job.attempt, tuple(by_uuid), tuple(room), (ram_bytes or 0) // SAME_RAM_BYTES)
+        held = Hold(job.hold_bytes)
+        by_uuid = {
+            card.slot.device: card for card in self._cards.values()
+            if card.machine and card.slot.context is self.context
+            and may_start(self.context.store, held, card.free_bytes, card.slot.device)
+        }  # fmt: skip
+        here = [card.machine for card in by_uuid.values() if card.machine]
+        if len(here) < 2:
+            return ()
+        rooms = [machine.ram_available_bytes for machine in here if machine.ram_available_bytes is not None]
+        ram_bytes = min(rooms, default=None)
+        key: tuple[object, ...] = (
+            asked,
+            job.plan.band,
+            job.plan.seconds,
+            tuple(by_uuid),
+            (ram_bytes or 0) // SAME_RAM_BYTES,
+        )
+        key += tuple([(card.free_bytes or 0) // SAME_BYTES for card in by_uuid.values()])
         if key not in self._groups:
-            then = machine.model_copy(update={"gpus": gpus, "ram_available_bytes": ram_bytes})
+            gpus = tuple([gpu for gpu in here[0].gpus if gpu.uuid in by_uuid])
+            then = here[0].model_copy(
+                update={"gpus": gpus, "ram_available_bytes": ram_bytes, "ram_reclaimable_bytes": 0}
+            )
             found = card_groups(job.plan, then, with_loras(self.context.inventory, job.request.loras))
-            numbers = {uuid: slot.index for uuid, slot in by_uuid.items()}
+            numbers = {uuid: card.slot.index for uuid, card in by_uuid.items()}
             self._groups[key] = tuple([Together.of(group, numbers) for group in found])
         return self._groups[key]
 
 
-def promised_bytes(slots: Sequence[GpuSlot], but: int) -> int:
-    """RAM that the jobs on all slots of a machine but one will still take: the most that their plans say, less what
-    their workers hold already, which is no longer free; of another machine's workers that is not known."""
-    total_bytes, here = 0, {slot.context.node for slot in slots if slot.index == but}
+def _card_now(slot: GpuSlot, machine: Machine | None, promised: Mapping[int, int]) -> CardNow:
+    """A card at this look. `machine`: None where no price is asked for; `promised`: see `promised_bytes`."""
+    gpus = machine.gpus if machine else ()
+    found = next((gpu for gpu in gpus if gpu.uuid and gpu.uuid == slot.device), None)
+    gpu, node = found or slot.gpu, slot.context.node
+    free_bytes = gpu.free_bytes and gpu.free_bytes + gpu.reclaimable_bytes
+    if machine is None or not (found or slot.seen):
+        return CardNow(slot, gpu, free_bytes, None, 0, ())
+    ram_bytes = machine.ram_available_bytes
+    if ram_bytes is not None:
+        ram_bytes = max(0, ram_bytes - promised[slot.index])
+    own_bytes = private_bytes(slot.worker.pid) if slot.worker and not node else 0
+    room_bytes = (ram_bytes or 0) + own_bytes
+    here = machine.model_copy(update={"ram_available_bytes": ram_bytes, "ram_reclaimable_bytes": own_bytes})
+    kind = (node, _alike(gpu), (free_bytes or 0) // SAME_BYTES, room_bytes // SAME_RAM_BYTES)
+    return CardNow(slot, gpu, free_bytes, here, room_bytes, kind)
+
+
+@lru_cache(256)
+def _alike(gpu: GpuFacts) -> str:
+    """What is the same of cards with the same prices, as they are while they have the same free memory."""
+    return gpu.model_copy(update=ALIKE).model_dump_json()
+
+
+@lru_cache(256)
+def _without_words(request: Request) -> str:
+    """What a price depends on of a request."""
+    return request.model_copy(update=WORDS).model_dump_json()
+
+
+def promised_bytes(slots: Sequence[GpuSlot]) -> Mapping[int, int]:
+    """By slot: RAM that the jobs on all other slots of its machine will still take: the most that their plans say, less
+    what their workers hold already, which is no longer free; of another machine's workers that is not known."""
+    left_bytes, of_node = dict[int, int](), Counter[str]()
     for slot in slots:
-        if slot.index != but and slot.context.node in here and slot.job and slot.job.plan and slot.worker:
+        if slot.job and slot.job.plan and slot.worker:
             most_bytes = max(phase.host_ram_bytes for phase in slot.job.plan.phases) * slot.job.plan.levers.cards
-            total_bytes += max(0, most_bytes - (0 if slot.context.node else private_bytes(slot.worker.pid)))
-    return total_bytes
+            held_bytes = 0 if slot.context.node else private_bytes(slot.worker.pid)
+            left_bytes[slot.index] = max(0, most_bytes - held_bytes)
+            of_node[slot.context.node] += left_bytes[slot.index]
+    return {slot.index: of_node[slot.context.node] - left_bytes.get(slot.index, 0) for slot in slots}

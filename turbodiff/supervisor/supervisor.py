@@ -235,13 +235,13 @@ class Supervisor:
         self._chosen = self._placement.choose(self.slots)
 
     def _next_job(self, slot: GpuSlot) -> None:
-        if not slot.free or self._no_place or slot.is_stopped:
+        chosen, why = self._chosen, slot.recycle_reason()
+        is_wanted = bool(why) or chosen is None or slot.index in chosen
+        if not is_wanted or not slot.free or self._no_place or slot.is_stopped:
             return
-        if why := slot.recycle_reason():
+        if why:
             slot.log(f"a fresh worker follows: it {why}")
             slot.stop("recycled")
-            return
-        if (chosen := self._chosen) is not None and slot.index not in chosen:
             return
         choice = chosen[slot.index] if chosen else None
         job = claim(self.store, slot.index, slot.available_bytes, choice, slot.gpu.uuid)

@@ -31,6 +31,14 @@ DESKTOP, PHONE = (1440, 900), (390, 844)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 
 
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def start(folder: Path, port: int, more: dict[str, str]) -> subprocess.Popen[bytes]:
     """The app on a port of its own, with its state below `folder`."""
     command = [sys.executable, str(ROOT / "webui" / "app.py"), "--no-browser", "--port", str(port)]
@@ -102,9 +110,7 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     more = {"TURBODIFF_PRETEND_VRAM": args.pretend_vram or "", "TURBODIFF_MODELS": str(args.models or "")}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         app = start(Path(scratch), port, {name: value for name, value in more.items() if value})
         try:

@@ -173,7 +173,7 @@ def test_what_two_cards_send_to_each_other_is_measured_kept_and_planned_with(tmp
     measured = two.model_copy(update={"gpus": tuple(gpu.model_copy(update=kept.facts) for gpu in two.gpus)})
     plan = plan_request(ask("wan2.1-14b", cards=2), measured, disk())
     (told,) = [reason.numbers for reason in plan.reasons if reason.key == "link_measured"]
-    assert told["gb_s"] == round(bytes_s / 1e9, 1)
+    assert told["gb_per_second"] == round(bytes_s / 1e9, 1)
 
 
 def test_processes_that_cannot_meet_measure_nothing(monkeypatch):

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from tests.plan.machines import ask, card, disk
-from turbodiff.cli.show import alternatives_line, plan_table
+from tests.plan.machines import ask, card, disk, gpu, machine
+from turbodiff.cli.show import alternatives_line, plan_lines, plan_table
 from turbodiff.plan.planner import plan_request
 from turbodiff.spec.wording import Words
 
@@ -65,3 +65,15 @@ def test_a_driver_that_does_not_answer_is_said_beside_a_plan_and_before_a_refusa
     assert code == 0 and told.out.count(why) == 1
     code, told = turbodiff("plan", "a cat", "--machine", "small.toml", "--lang", lang, "--model", "Wan2.1-14B")
     assert code == 5 and why in told.err.splitlines()[0]
+
+
+@pytest.mark.parametrize("words", [EN, ZH], ids=["en", "zh"])
+def test_each_card_of_several_has_a_line_and_what_they_send_a_rate(words):
+    here = machine(*[gpu(24, index=index, link_bytes_s=((2, 9.04e9),)) for index in range(2)])
+    plan = plan_request(ask("wan2.1-14b", cards=2), here, ON_DISK_14B)
+    lines = plan_lines(plan, words)
+    for share in plan.shares:
+        (line,) = [line for line in lines if line.startswith(share.device)]
+        assert EN.gib(share.peak_bytes) in line and EN.gib(share.budget_bytes) in line
+    (sent,) = [words.say(reason) for reason in plan.reasons if reason.key == "link_measured"]
+    assert "9.0 GB/s" in sent

@@ -229,7 +229,7 @@ def _about_cards(
             yield reason("sharing_does_not_pay", times=round(alone.seconds / cost.seconds, 2))
     else:
         yield reason("only_shared", **told, short_bytes=alone.short)
-    yield reason(f"link_{link.kind}", sent_bytes=sent, gb_s=round(link.bytes_s / GB, 1))
+    yield reason(f"link_{link.kind}", sent_bytes=sent, gb_per_second=round(link.bytes_s / GB, 1))
 
 
 def _about_machine(context: PlanContext, cost: CandidateCost) -> Iterator[Reason]:

@@ -9,6 +9,8 @@ import pytest
 from conftest import HERE, ROOT, SUPERVISE, start
 from stories import begin, choose, tab, wait_done, write_prompt
 
+from turbodiff.spec.request import make_request
+
 pytestmark = pytest.mark.browser
 
 # the supervisor on cards that a file lists, in place of a driver
@@ -197,7 +199,8 @@ def test_the_cards_of_other_machines_are_shown_with_their_jobs_and_one_that_is_s
     app = nodes
     with tab(chromium, app, viewport={"width": 1440, "height": 1000}) as page, tab(chromium, app, "/zh") as zh:
         write_prompt(page, SLOW)
-        jobs = [begin(page, app) for _ in range(3)]
+        jobs = [begin(page, app)]
+        jobs += [app.store.submit(make_request({"prompt": SLOW, "model": "demo"})) for _ in range(2)]
         app.wait(lambda: [app.store.job(job).state for job in jobs] == ["running"] * 3)
         page.wait_for_selector(f"#queue-list [data-job='{jobs[0]}'] .starts:has-text('on RTX 4090')")
         app.listed.write_text(json.dumps([app.three[0], {**app.three[1], "state": "unreachable"}, app.three[2]]))

@@ -36,6 +36,7 @@ UNKNOWN_S = 300.0  # of a job without a plan, alike on every card
 STARTING_S = 5.0  # of a worker
 Chosen = Mapping[int, Choice]  # by the slot's number
 SAME_BYTES, SAME_RAM_BYTES = 1 << 28, 1 << 30  # by which free memory must change for a job to be priced anew
+PLENTY_RAM_BYTES = 128 << 30  # more than all weights of one clip: beyond it no plan depends on how much there is
 KEPT_PRICES = 4096
 # of a card that no price depends on beside the free memory
 OF_NOW = dict.fromkeys(("utilisation", "power_w", "temperature_c", "free_bytes", "used_bytes"))
@@ -112,7 +113,8 @@ class Placement:
             one, card = jobs[start.job], self._cards[start.slot]
             node, room_bytes = card.slot.context.node, card.room_bytes
             left_bytes = room_bytes - taken_bytes.get(node, 0)
-            is_other_price = left_bytes // SAME_RAM_BYTES != room_bytes // SAME_RAM_BYTES
+            is_same_room = left_bytes // SAME_RAM_BYTES == room_bytes // SAME_RAM_BYTES
+            is_other_price = not is_same_room and left_bytes < PLENTY_RAM_BYTES
             if chosen and (one.user in users or is_other_price or start.also or chosen[0].also):
                 break
             chosen.append(start)
@@ -276,7 +278,7 @@ def _card_now(slot: GpuSlot, machine: Machine | None, promised: Mapping[int, int
     own_bytes = private_bytes(slot.worker.pid) if slot.worker and not node else 0
     room_bytes = (ram_bytes or 0) + own_bytes
     here = machine.model_copy(update={"ram_available_bytes": ram_bytes, "ram_reclaimable_bytes": own_bytes})
-    kind = (node, _alike(gpu), (free_bytes or 0) // SAME_BYTES, room_bytes // SAME_RAM_BYTES)
+    kind = (node, _alike(gpu), (free_bytes or 0) // SAME_BYTES, min(room_bytes, PLENTY_RAM_BYTES) // SAME_RAM_BYTES)
     return CardNow(slot, gpu, free_bytes, here, room_bytes, kind)
 
 

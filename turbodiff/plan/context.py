@@ -76,7 +76,7 @@ def plan_context(
     """
     cpu_torch = not machine.pretended and (machine.torch or "").endswith("+cpu")
     host = machine.host_budget_bytes
-    gpu, device = None, NO_LIMIT_BYTES if host is None else host
+    gpu, device = None, NO_LIMIT_BYTES if host is None else host // ranks
     budgets = (
         [] if cpu_torch else [(machine.card_budget_bytes(card), -card.index, card) for card in machine.usable_gpus]
     )

@@ -98,3 +98,24 @@ def test_a_segment_whose_start_was_cancelled_offers_to_retry_it_or_to_drop(app, 
         app.store.cancel(again)
         page.click(f"#queue-list [data-job='{second}'] [data-act=drop_chain]")
         wait_done(app, second, "cancelled")
+
+
+REDRAW = "() => { const list = document.querySelector('.td-examples'); list.outerHTML = list.outerHTML; }"
+REMOVE = "() => document.querySelector('.td-examples [data-form]').remove()"  # the next one comes to lie there
+
+
+def test_a_button_that_is_redrawn_while_it_is_held_down_is_pressed_once_all_the_same(app, chromium):
+    """Lists are redrawn each second; a click of a browser needs the same button under it at both ends."""
+    with tab(chromium, app) as page:
+        page.evaluate("""() => { window.pressed = []; const form = window.tdForm;
+            window.tdForm = (what, value) => { window.pressed.push(value); form(what, value); }; }""")
+        example = page.locator(".td-examples [data-form]").first
+        offered = example.get_attribute("data-arg")
+        for meanwhile, presses in (("", 1), (REDRAW, 2), (REMOVE, 2)):
+            example.hover()
+            page.mouse.down()
+            if meanwhile:
+                page.evaluate(meanwhile)
+            page.mouse.up()
+            page.wait_for_timeout(1500)
+            assert page.evaluate("window.pressed") == [offered] * presses, meanwhile

@@ -112,16 +112,10 @@
     window.tdForm?.(change, JSON.stringify({ name, [key]: value }));
   });
 
-  document.addEventListener("click", (event) => {
-    if (event.target.closest("#go, #anyway")) {
-      // once more when what it shows has come and made the page long enough
-      if (isNarrow()) [0, 1200].forEach((ms) => setTimeout(() => document.getElementById("stage").scrollIntoView({ block: "start" }), ms));
-      soon("#ask button", (first) => first.focus());
-    }
-    if (event.target.closest("#tabs [role=tab]")) document.querySelectorAll("#note .td-note").forEach((old) => { old.hidden = true; });
-    if (isNarrow() && event.target.closest("#gallery-grid .pic")) document.getElementById("gallery-side").scrollIntoView({ block: "start" });
-    const button = event.target.closest("[data-do],[data-act],[data-form]");
-    if (!button) { if (event.target.id === "help") actions.help(); return; }
+  const BUTTONS = "[data-do],[data-act],[data-form]";
+  const same = (one, other) => ["do", "act", "form", "arg"].every((name) => one.dataset[name] === other.dataset[name]);
+  const STILL = 10; // pixels that a hand moves while it presses
+  const press = (button) => {
     const { do: local, act, form, arg, ask } = button.dataset;
     if (local) return actions[local](arg, button);
     if (ask && !confirm(ask)) return;
@@ -141,7 +135,34 @@
       if (!isNarrow()) setTimeout(() => document.querySelector("#prompt textarea")?.focus({ preventScroll: true }), 200);
     }
     if (COMPARES.includes(act)) scrollTo({ top: 0 });
+  };
+
+  document.addEventListener("click", (event) => {
+    if (event.target.closest("#go, #anyway")) {
+      // once more when what it shows has come and made the page long enough
+      if (isNarrow()) [0, 1200].forEach((ms) => setTimeout(() => document.getElementById("stage").scrollIntoView({ block: "start" }), ms));
+      soon("#ask button", (first) => first.focus());
+    }
+    if (event.target.closest("#tabs [role=tab]")) document.querySelectorAll("#note .td-note").forEach((old) => { old.hidden = true; });
+    if (isNarrow() && event.target.closest("#gallery-grid .pic")) document.getElementById("gallery-side").scrollIntoView({ block: "start" });
+    const button = event.target.closest(BUTTONS);
+    if (button) press(button); else if (event.target.id === "help") actions.help();
   });
+
+  // a list that is redrawn while a button of it is held down: the browser then reports no click at all, neither on the
+  // button that is gone nor on the one that lies there now. What was pressed counts, if it is still offered
+  let held = null;
+  document.addEventListener("pointerdown", (event) => {
+    const button = event.button ? null : event.target.closest?.(BUTTONS);
+    held = button && { button, x: event.clientX, y: event.clientY };
+  }, true);
+  document.addEventListener("pointerup", (event) => {
+    const was = held;
+    held = null;
+    if (!was || was.button.isConnected || Math.hypot(event.clientX - was.x, event.clientY - was.y) > STILL) return;
+    const again = [...document.querySelectorAll(BUTTONS)].find((one) => same(one, was.button) && !one.disabled);
+    if (again) press(again);
+  }, true);
 
   // what a note objects to may be gone with the next change of the form
   document.addEventListener("input", (event) => {

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from turbodiff.spec.environment import BEAT_FD, LAST_END
+from turbodiff.spec.environment import BEAT_FD, LAST_END, START_AGAIN
 
 CRASHED = 70  # EX_SOFTWARE of sysexits.h: an exception that nobody caught; any other code is meant
 SILENT_S = 180.0  # longer than a restart of eight cards whose workers do not go, or a store locked for every part
@@ -52,13 +52,16 @@ class Keeper:
         ends: deque[float] = deque(maxlen=MAX_ENDS)
         while True:
             status = self._run_once()
-            if self.asked or -status in SIGNALS or (status >= 0 and status != CRASHED):
+            if self.asked or -status in SIGNALS or (status >= 0 and status not in (CRASHED, START_AGAIN)):
                 return status if status >= 0 else 128 - status
             how = f"signal {signal.Signals(-status).name}" if status < 0 else "an error of its own"
-            ends.append(time.monotonic())
-            if len(ends) == MAX_ENDS and ends[-1] - ends[0] < WITHIN_S:
-                sys.stderr.write(f"[ERROR] the supervisor ended by {how}, {MAX_ENDS} times in a row: given up\n")
-                return CRASHED
+            if status == START_AGAIN:  # however often: that was somebody else's doing
+                how = "the loss of its state folder"
+            else:
+                ends.append(time.monotonic())
+                if len(ends) == MAX_ENDS and ends[-1] - ends[0] < WITHIN_S:
+                    sys.stderr.write(f"[ERROR] the supervisor ended by {how}, {MAX_ENDS} times in a row: given up\n")
+                    return CRASHED
             sys.stderr.write(f"[ERROR] the supervisor ended by {how}; it starts again, the queue goes on\n")
             os.environ[LAST_END] = how
 

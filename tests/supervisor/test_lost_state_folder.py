@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from supervisor.bench import Bench, scripted
+from turbodiff.spec.environment import START_AGAIN
 from turbodiff.supervisor.ownership import StateLock
-from turbodiff.supervisor.state_folder import IN_USE, START_AGAIN
+from turbodiff.supervisor.state_folder import IN_USE
 
 LOSSES: dict[str, Callable[[Path], object]] = {
     "removed": shutil.rmtree,

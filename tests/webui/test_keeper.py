@@ -93,6 +93,14 @@ def test_one_that_keeps_dying_is_given_up(tmp_path):
     assert process.returncode == 70 and len(starts(tmp_path)) == 5 and "given up" in said
 
 
+def test_one_whose_state_folder_is_removed_again_and_again_is_not_given_up(tmp_path):
+    again = "starts.seek(0); sys.exit(75 if len(starts.readlines()) < 8 else 3)"
+    process = keep(tmp_path, again, again)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 3 and len(starts(tmp_path)) == 8 and "given up" not in said
+    assert starts(tmp_path)[-1][2] == "the loss of its state folder"
+
+
 WAITS = """
 signal.signal({n}, lambda *_: sys.exit(42))
 print("ready", file=starts, flush=True)

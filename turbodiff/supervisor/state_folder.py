@@ -11,11 +11,11 @@ from turbodiff.diagnostics.logs import LogFile
 from turbodiff.jobs import journal
 from turbodiff.jobs.journal import Accepted
 from turbodiff.jobs.store import Store
+from turbodiff.spec.environment import START_AGAIN
 from turbodiff.spec.files import atomic_write, sync
 from turbodiff.supervisor.ownership import LOCK, is_held
 from turbodiff.supervisor.recovery import ALL, FOLDER_LOST, OPEN
 
-START_AGAIN = 70  # the exit code after which webui/keeper.py starts the supervisor anew
 IN_USE = 3
 
 

@@ -328,7 +328,7 @@ def test_open_shows_the_page_and_starts_the_service_first_where_it_does_not_run(
 SERVED = ["--listen", "::", "--password-file", "secret", "--root-path", "/video", "--proxy", "10.0.0.0/8"]
 SERVED += ["--host-name", "video.example", "--lang", "zh", "--mcp", "--port", "7999", "--state-dir", "state"]
 SERVED += ["--webhook", "https://me.example/hook", "--enhancer", "http://127.0.0.1:1/v1", "--enhancer-model", "small"]
-SERVED += ["--cluster", "10.0.0.1:6379", "--cluster-gpus", "4", "--cluster-downloads", "--no-local-gpus"]
+SERVED += ["--cluster", "10.0.0.1:6379", "--cluster-gpus", "4", "--cluster-downloads", "--no-local-gpus", "--metrics"]
 
 
 def test_every_flag_of_the_page_goes_into_the_unit_and_the_entry_and_means_the_same_there(

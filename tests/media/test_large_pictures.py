@@ -99,6 +99,21 @@ def test_what_would_take_more_is_refused_before_it_does(kind: str, tmp_path: Pat
         pictures.fit_picture(tmp_path / "photo", 64, 64, "crop")
 
 
+@pytest.mark.parametrize("size", [(2_000_000, 16), (16, 2_000_000), (700_000, 16), (24_000, 1000)])
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_a_picture_of_any_proportions_takes_less_than_200_mib(
+    size: tuple[int, int], fit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(WANTED, "fit", fit)
+    Image.new("RGB", size, "red").save(tmp_path / "long", "PNG", compress_level=1)
+    head, pixels, mib = decoded(tmp_path / "long")
+    assert mib < HELD_MIB
+    if "code" in head:
+        assert head["code"] == ("picture_too_small" if fit == "pad" else "picture_memory")
+    else:
+        assert len(pixels) == 1280 * 720 * 3
+
+
 def test_a_large_png_that_is_cut_is_refused(tmp_path: Path) -> None:
     KINDS["PNG"](photo(4000, 3000), tmp_path / "whole")
     (tmp_path / "cut").write_bytes((tmp_path / "whole").read_bytes()[:-20_000])

@@ -24,6 +24,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from turbodiff.media.picture_colours import CannotConvert, colours_of, icc_profile
 from turbodiff.media.picture_files import (
     JPEG_END,
+    STRIP_PIXELS,
     Pieces,
     is_ended,
     is_short,
@@ -160,6 +161,9 @@ def shrunk(picture: Image.Image, pieces: Pieces, ratio: float) -> Image.Image:
     """The pixels of a picture that was opened, smaller by a whole factor where it is large: still twice what is asked,
     or once where that is large, too.
 
+    Where its proportions let it not become smaller, it is priced before it is decoded: what is left of it is there
+    twice, with alpha three times, and a strip of more than STRIP_PIXELS four times.
+
     Args:
         ratio: sides of the picture by the sides that are asked, of the two the one that counts.
 
@@ -167,9 +171,16 @@ def shrunk(picture: Image.Image, pieces: Pieces, ratio: float) -> Image.Image:
         OSError: pixels are missing.
     """
     pixels = math.prod(picture.size)
+    if min(picture.size) < ratio / 2:  # padded, nothing would be left of its shorter side
+        refuse("picture_too_small", f"{picture.width}x{picture.height}")
     factor = max(1, int(ratio / 2))
     if pixels > LARGE * factor**2:
         factor = max(factor, min(int(ratio), math.ceil(math.sqrt(pixels / LARGE))))
+    strip_pixels = min(pixels, strip_rows(picture.width) * picture.width)
+    kept_bytes = (12 if picture.has_transparency_data else 8) * pixels / factor**2
+    kept_bytes += 16 * max(0, strip_pixels - STRIP_PIXELS)
+    if pixels > LARGE and (mib := BASE_MIB + kept_bytes / (1 << 20)) > HELD_MIB:  # a very long one
+        refuse_price(picture, mib)
     if picture.format == "WEBP" and pixels > LARGE:
         return webp_shrunk(picture, pieces, factor)
     if picture.format == "PNG" and pixels > LARGE and (strips := png_strips(pieces)):

@@ -18,6 +18,7 @@ from turbodiff.gpu.allocator import VARIABLES
 from turbodiff.plan.hardware import only
 from turbodiff.plan.planner import plan_request
 from turbodiff.spec.numbers import GIB
+from turbodiff.supervisor import context as supervisor_context
 from turbodiff.supervisor.context import Memory
 from webui.panels import system
 from webui.wording import Words
@@ -166,6 +167,21 @@ def test_samples_without_a_card_are_told_apart():
     samples = iter([probe._failed("hang", "gpu_hang", "2 s"), probe._failed("error", "gpu_nvml", "x")])
     memory = Memory(lambda: next(samples))
     assert [memory.machine().gpu_state for _ in range(2)] == ["hang", "error"]
+
+
+def test_our_workers_are_asked_once_for_a_sample_and_again_when_one_of_them_changed(monkeypatch):
+    """32 slots ask for their card a hundred times a turn, and each time all of them were listed."""
+    monkeypatch.setattr(supervisor_context, "ASK_WORKERS_S", 3600.0)
+    asked, samples = list[int](), [probe._failed("hang", "gpu_hang", "2 s")]
+    memory = Memory(lambda: samples[-1], lambda: asked.append(1) or [os.getpid()])
+    for change in (
+        lambda: None,
+        memory.workers_changed,
+        lambda: samples.append(probe._failed("error", "gpu_nvml", "")),
+    ):
+        change()
+        assert [memory.machine() is memory.machine() for _ in range(3)] == [True] * 3
+    assert len(asked) == 3 and memory.machine().gpu_state == "error"
 
 
 def test_unknown_memory_is_unknown_and_never_zero(fake_nvml):

@@ -7,6 +7,7 @@ A limit may stand on this process's own control group or on any group above it: 
 
 import contextlib
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -25,6 +26,7 @@ CACHE_LINES = {
     1: ("total_inactive_file", "total_active_file"),
     2: ("inactive_file", "active_file", "slab_reclaimable"),
 }
+OWN_PAGES = re.compile(rb"^Rss(?:Anon|Shmem):\s*(\d+) kB$", re.MULTILINE)  # lines of /proc/PID/status
 # a limit that lies above what this process can see, v1 only
 ABOVE_LINE = "hierarchical_memory_limit"
 SLURM_NODE, SLURM_PER_CPU, SLURM_CPUS = "SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE"  # MiB, MiB, -
@@ -137,8 +139,5 @@ def private_bytes(pid: int) -> int:
     CUDA driver makes of shared memory (RssShmem of /proc/PID/status, proc(5)). Mapped files count as available
     already. 0 when it is gone."""
     with contextlib.suppress(OSError, ValueError):
-        status = dict(
-            line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line
-        )
-        return 1024 * sum(int(status[name].split()[0]) for name in ("RssAnon", "RssShmem") if name in status)
+        return 1024 * sum(map(int, OWN_PAGES.findall(Path(f"/proc/{pid}/status").read_bytes())))
     return 0

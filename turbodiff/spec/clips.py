@@ -243,11 +243,12 @@ def _bounded(value: Any, depth: int, left: Iterator[int]) -> Any:
     if next(left, None) is None or depth == 0:
         return None
     if isinstance(value, str):
-        return value[:MAX_TEXT].encode("utf-8", "replace").decode()
+        value = value[:MAX_TEXT]
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, int | float):
+        return value if abs(value) <= LARGEST else None
     if isinstance(value, Mapping):
         return {_bounded(str(name), 1, left) or "": _bounded(one, depth - 1, left) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [_bounded(one, depth - 1, left) for one in value[:MAX_VALUES]]
-    if isinstance(value, int | float) and not abs(value) <= LARGEST:
-        return None
     return value

@@ -115,6 +115,7 @@ class AttemptMonitor:
         if event.type == "phase" and event.state == "done" and self.run_monitor.peak_bytes:
             event = event.model_copy(update={"nvml_bytes": self.run_monitor.peak_bytes})
         record_event(store, event, progress)
+        self.job = replace(self.job, progress=progress or self.job.progress)
         if event.type == "plan":
             self.job = store.job(job.id)
         if event.type != "error" or self._others_grew_bytes() <= NEIGHBOUR_BYTES:  # else it was no mistake of the plan

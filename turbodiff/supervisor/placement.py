@@ -1,5 +1,6 @@
 """What each waiting job costs on each card as it is now, for `dispatch` to choose by (jobs/dispatch.py)."""
 
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -32,6 +33,8 @@ from turbodiff.weights.locate import with_loras
 WINDOW = 64  # waiting jobs that are looked at
 EVERY_S = 0.5
 QUIET_S = 4.0  # between two times that the same is written down
+HELD_S = 1.0  # between two times that it is read how much RAM a worker holds
+MANY, MANY_S = 256, 2.0  # more waiting jobs x cards than that are not written down more often
 UNKNOWN_S = 300.0  # of a job without a plan, alike on every card
 STARTING_S = 5.0  # of a worker
 Chosen = Mapping[int, Choice]  # by the slot's number
@@ -66,15 +69,18 @@ class Placement:
 
     def __init__(self, context: SupervisorContext, slots: Callable[[], Sequence[GpuSlot]]) -> None:
         self.context = context
-        context.promised_bytes = lambda slot: promised_bytes(slots()).get(slot, 0)
+        context.promised_bytes = lambda slot: promised_bytes(slots(), self._held_bytes).get(slot, 0)
         self._prices: dict[tuple[object, ...], Price | None] = {}
         self._groups: dict[tuple[object, ...], tuple[Together, ...]] = {}
         self._states: dict[str, CardState] = {}
         self._names: dict[str, str] = {}
         self._fleet: Fleet | None = None
+        self._read: dict[int, tuple[sqlite3.Row, QueuedJob]] = {}
+        self._held: dict[int, tuple[float, int]] = {}  # by pid: when it was read, what private_bytes said
         self._chosen_s, self._written_s = -EVERY_S, -QUIET_S
         self._several = False
         self._cards: dict[int, CardNow] = {}
+        self._here: dict[str, CardNow] = {}  # those of this machine, by UUID
 
     def choose(self, slots: Sequence[GpuSlot]) -> Chosen | None:
         """The job that each slot starts now, by the slot's number; None: each takes the next one, for there is one card
@@ -139,8 +145,13 @@ class Placement:
         for job_id in expire(store):
             self.context.log.say("it waited longer than it may", job=job_id)
         rows = store.rows("SELECT * FROM job WHERE state = 'queued' ORDER BY place, id LIMIT ?", WINDOW)
-        queued = [as_job(row) for row in rows]
-        running = {slot.index: store.job(slot.job.id) for slot in slots if slot.job}
+        read = self._read
+        self._read = {
+            row["id"]: read[row["id"]] if row["id"] in read and read[row["id"]][0] == row else (row, as_job(row))
+            for row in rows
+        }
+        queued = [job for _, job in self._read.values()]
+        running = {slot.index: slot.job for slot in slots if slot.job}
         for slot in slots:
             if slot.lent_to and slot.lent and slot.lent_to.slot.index in running:
                 running[slot.index] = running[slot.lent_to.slot.index]
@@ -153,37 +164,75 @@ class Placement:
             if may_start(store, hold._replace(gpu=""), None, ""):
                 jobs.append(job)
         on = [slot for slot in slots if self._state(slot) == "on" and not slot.broken]
-        promised = promised_bytes(slots)
+        promised = promised_bytes(slots, self._held_bytes)
         machines = {slot.context.node: slot.context.memory.machine() for slot in slots}
         self._cards = {
-            slot.index: _card_now(slot, machines[slot.context.node] if several else None, promised) for slot in on
+            slot.index: self._card_now(slot, machines[slot.context.node] if several else None, promised) for slot in on
+        }
+        self._here = {
+            card.slot.device: card
+            for card in self._cards.values()
+            if card.machine and card.slot.context is self.context
         }
         waiting = [self._waiting(job) for job in jobs]
         if len(self._prices) + len(self._groups) > KEPT_PRICES:
             self._prices.clear()
             self._groups.clear()
         workers = [self._worker(slot, running.get(slot.index)) for slot in on]
+        cards = self._named(slots, machines)
+        ends = [job.plan or (job.progress and job.progress.eta_s is not None) for job in running.values()]
+        told = all(ends) and all(job.plan for job in jobs)
+        fleet = Fleet.model_construct(
+            cards=cards, workers=tuple(workers), waiting=tuple(waiting), told=told, names=self._names
+        )
+        rest_s = MANY_S if len(workers) * len(waiting) > MANY else 0.0
+        since_s, is_new, self._fleet = self.context.now() - self._written_s, fleet != self._fleet, fleet
+        if since_s > QUIET_S or (is_new and since_s >= rest_s):
+            self._written_s = self.context.now()
+            store.put(FLEET, fleet.model_dump(mode="json"), durable=False)
+        return waiting
+
+    def _named(self, slots: Sequence[GpuSlot], machines: Mapping[str, Machine | None]) -> tuple[FleetCard, ...]:
+        """The cards of all slots, of the machines by node; their names are kept for when they are gone."""
         hosts = {slot.context.node: slot.context.host for slot in slots if slot.context.node}
         names: dict[str, str] = {}
         for node, machine in machines.items():
             gpus = machine.gpus if machine else ()
             names |= {gpu.uuid: name for gpu, name in zip(gpus, labels(gpus, hosts.get(node, "")), strict=True)}
+        self._names = self._names or self.context.store.fact(NAMES) or {}
+        if self._names | names != self._names:
+            self._names = self._names | names
+            self.context.store.put(NAMES, self._names)
         cards = []
         for slot in slots:
             uuid = slot.gpu.uuid or (slot.device if slot.context.node else "")  # a silent node's card keeps its name
-            name = names.get(uuid) or self._names.get(uuid, "")
-            cards.append(FleetCard(slot=slot.index, uuid=uuid, name=name, state=self._state(slot)))
-        ends = [job.plan or (job.progress and job.progress.eta_s is not None) for job in running.values()]
-        self._names = self._names or store.fact(NAMES) or {}
-        if self._names | names != self._names:
-            self._names = self._names | names
-            store.put(NAMES, self._names)
-        told = all(ends) and all(job.plan for job in jobs)
-        fleet = Fleet(cards=tuple(cards), workers=tuple(workers), waiting=tuple(waiting), told=told, names=self._names)
-        if fleet != self._fleet or self.context.now() - self._written_s > QUIET_S:
-            self._fleet, self._written_s = fleet, self.context.now()
-            store.put(FLEET, fleet.model_dump(mode="json"), durable=False)
-        return waiting
+            cards.append(FleetCard(slot=slot.index, uuid=uuid, name=self._names.get(uuid, ""), state=self._state(slot)))
+        return tuple(cards)
+
+    def _card_now(self, slot: GpuSlot, machine: Machine | None, promised: Mapping[int, int]) -> CardNow:
+        """A card at this look. `machine`: None where no price is asked for; `promised`: see `promised_bytes`."""
+        gpus = machine.gpus if machine else ()
+        found = next((gpu for gpu in gpus if gpu.uuid and gpu.uuid == slot.device), None)
+        gpu, node = found or slot.gpu, slot.context.node
+        free_bytes = gpu.free_bytes and gpu.free_bytes + gpu.reclaimable_bytes
+        if machine is None or not (found or slot.seen):
+            return CardNow(slot, gpu, free_bytes, None, 0, ())
+        ram_bytes = machine.ram_available_bytes
+        if ram_bytes is not None:
+            ram_bytes = max(0, ram_bytes - promised[slot.index])
+        own_bytes = self._held_bytes(slot.worker.pid) if slot.worker and not node else 0
+        room_bytes = (ram_bytes or 0) + own_bytes
+        here = machine.model_copy(update={"ram_available_bytes": ram_bytes, "ram_reclaimable_bytes": own_bytes})
+        kind = (node, _alike(gpu), (free_bytes or 0) // SAME_BYTES, min(room_bytes, PLENTY_RAM_BYTES) // SAME_RAM_BYTES)
+        return CardNow(slot, gpu, free_bytes, here, room_bytes, kind)
+
+    def _held_bytes(self, pid: int) -> int:
+        """`private_bytes` of a worker, read at most once a second: each start of a job asks for those of all others."""
+        now_s = self.context.now()
+        if pid not in self._held or now_s - self._held[pid][0] >= HELD_S:
+            self._held = {one: kept for one, kept in self._held.items() if now_s - kept[0] < HELD_S}
+            self._held[pid] = now_s, private_bytes(pid)
+        return self._held[pid][1]
 
     def _worker(self, slot: GpuSlot, job: QueuedJob | None) -> Card:
         """A slot as `dispatch` sees it."""
@@ -199,13 +248,14 @@ class Placement:
         found: dict[str, Inventory] = {}  # by machine
         prices: dict[int, Price] = {}
         hold = Hold(job.hold_bytes, None, "", job.request.gpu)
+        is_held = hold.bytes is not None or bool(hold.gpu)
         planned_s = job.plan.seconds if job.plan else UNKNOWN_S
         asked = _without_words(job.plan.request) if job.plan else ""
         for card in self._cards.values():
             context = card.slot.context
             if not context.has_weights(job.request.model):
                 continue
-            if not may_start(self.context.store, hold, card.free_bytes, card.gpu.uuid):
+            if is_held and not may_start(self.context.store, hold, card.free_bytes, card.gpu.uuid):
                 continue
             price: Price | None = Price(planned_s, planned_s)  # the plan was made for the one card that there is
             if card.machine is not None:
@@ -236,9 +286,8 @@ class Placement:
             return ()
         held = Hold(job.hold_bytes)
         by_uuid = {
-            card.slot.device: card for card in self._cards.values()
-            if card.machine and card.slot.context is self.context
-            and may_start(self.context.store, held, card.free_bytes, card.slot.device)
+            uuid: card for uuid, card in self._here.items()
+            if held.bytes is None or may_start(self.context.store, held, card.free_bytes, uuid)
         }  # fmt: skip
         here = [card.machine for card in by_uuid.values() if card.machine]
         if len(here) < 2:
@@ -264,24 +313,6 @@ class Placement:
         return self._groups[key]
 
 
-def _card_now(slot: GpuSlot, machine: Machine | None, promised: Mapping[int, int]) -> CardNow:
-    """A card at this look. `machine`: None where no price is asked for; `promised`: see `promised_bytes`."""
-    gpus = machine.gpus if machine else ()
-    found = next((gpu for gpu in gpus if gpu.uuid and gpu.uuid == slot.device), None)
-    gpu, node = found or slot.gpu, slot.context.node
-    free_bytes = gpu.free_bytes and gpu.free_bytes + gpu.reclaimable_bytes
-    if machine is None or not (found or slot.seen):
-        return CardNow(slot, gpu, free_bytes, None, 0, ())
-    ram_bytes = machine.ram_available_bytes
-    if ram_bytes is not None:
-        ram_bytes = max(0, ram_bytes - promised[slot.index])
-    own_bytes = private_bytes(slot.worker.pid) if slot.worker and not node else 0
-    room_bytes = (ram_bytes or 0) + own_bytes
-    here = machine.model_copy(update={"ram_available_bytes": ram_bytes, "ram_reclaimable_bytes": own_bytes})
-    kind = (node, _alike(gpu), (free_bytes or 0) // SAME_BYTES, min(room_bytes, PLENTY_RAM_BYTES) // SAME_RAM_BYTES)
-    return CardNow(slot, gpu, free_bytes, here, room_bytes, kind)
-
-
 @lru_cache(256)
 def _alike(gpu: GpuFacts) -> str:
     """What is the same of cards with the same prices, as they are while they have the same free memory."""
@@ -294,14 +325,15 @@ def _without_words(request: Request) -> str:
     return request.model_copy(update=WORDS).model_dump_json()
 
 
-def promised_bytes(slots: Sequence[GpuSlot]) -> Mapping[int, int]:
+def promised_bytes(slots: Sequence[GpuSlot], held_bytes_of: Callable[[int], int]) -> Mapping[int, int]:
     """By slot: RAM that the jobs on all other slots of its machine will still take: the most that their plans say, less
-    what their workers hold already, which is no longer free; of another machine's workers that is not known."""
+    what their workers hold already (by pid), which is no longer free; of another machine's workers that is not known.
+    """
     left_bytes, of_node = dict[int, int](), Counter[str]()
     for slot in slots:
         if slot.job and slot.job.plan and slot.worker:
             most_bytes = max(phase.host_ram_bytes for phase in slot.job.plan.phases) * slot.job.plan.levers.cards
-            held_bytes = 0 if slot.context.node else private_bytes(slot.worker.pid)
+            held_bytes = 0 if slot.context.node else held_bytes_of(slot.worker.pid)
             left_bytes[slot.index] = max(0, most_bytes - held_bytes)
             of_node[slot.context.node] += left_bytes[slot.index]
     return {slot.index: of_node[slot.context.node] - left_bytes.get(slot.index, 0) for slot in slots}

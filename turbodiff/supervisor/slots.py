@@ -209,6 +209,7 @@ class GpuSlot:
                 self._settle()
 
     def _publish(self, state: str) -> None:
+        self.context.memory.workers_changed()
         hello = self.hello.model_dump() if self.hello else {}
         pid = self.worker.pid if self.worker else None
         facts = {**hello, "pid": pid, "state": state, "failed_starts": self.failed_starts}

@@ -10,14 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from supervisor.bench import request
 
+from tests.plan.machines import ask, disk, gpu
+from tests.plan.machines import machine as machine_of
 from turbodiff.jobs.attempts import claim
+from turbodiff.jobs.cards import FLEET, Fleet, FleetCard
 from turbodiff.jobs.dispatch import Card, Price, WaitingJob, dispatch
 from turbodiff.jobs.fair_share import next_place
 from turbodiff.jobs.journal import entries
 from turbodiff.jobs.store import Store
 from turbodiff.jobs.users import User, add_user, remove_user, user_named, user_of_token
 from turbodiff.jobs.waiting import expire, move
+from turbodiff.plan.planner import plan_request
 from turbodiff.spec.errors import RequestError
+from turbodiff.studio.cards import Cards
 from turbodiff.supervisor.recovery import recover
 
 USERS = ("", "anna", "ben", "chen")
@@ -102,6 +107,28 @@ def test_without_users_the_queue_is_as_it_came_and_a_move_by_a_person_holds(peop
     move(people, theirs[1], theirs[0])
     order = [job.id for job in people.queue()]
     assert order.index(theirs[1]) < order.index(theirs[0])
+
+
+def test_the_start_that_is_told_is_the_one_of_the_users_place_in_the_queue(people: Store) -> None:
+    """Behind all that wait was told, although a newcomer's turn comes within a round."""
+    machine, plan = machine_of(gpu(24)), plan_request(ask("demo"), machine_of(gpu(24)), disk())
+    for _ in range(4):
+        people.submit(request(), plan, user="anna")
+
+    def written_down() -> Fleet:
+        price = Price(plan.seconds, plan.seconds)
+        waiting = [WaitingJob(job.id, "", {0: price}, user=job.user, place=job.place) for job in people.queue()]
+        worker = Card(0, busy_s=60.0)
+        written = Fleet(cards=(FleetCard(slot=0, name="a"),), workers=(worker,), waiting=tuple(waiting))
+        people.put(FLEET, written.model_dump(mode="json"))
+        return written
+
+    for user, ahead in (("ben", 1), ("anna", 5), ("", 3)):
+        written_down()
+        told = Cards(lambda: people).begin(plan, machine, disk(), user=user)
+        job = people.submit(request(), plan, user=user)
+        assert told is not None and told.start_s == pytest.approx(60.0 + ahead * plan.seconds), user
+        assert told.start_s == pytest.approx(written_down().starts()[job].start_s)
 
 
 def test_cancelled_jobs_take_no_turn(people: Store) -> None:

@@ -209,11 +209,12 @@ class Acceptance(Database):
 def insert_job(db: sqlite3.Connection, entry: Accepted) -> int:
     """The id of the row that an accepted job gets: its own where that is free, the next one where it is 0."""
     values = (entry.id, entry.nonce, entry.client, as_column(entry.request), as_column(entry.plan))
+    place = place_for(lambda sql, *values: db.execute(sql, values).fetchall(), entry.user)
     cursor = db.execute(
         "INSERT INTO job (id, nonce, client, state, place, request, plan, parent, created_s, user, expires_s) VALUES"
         " (CASE WHEN ?1 > 0 AND NOT EXISTS (SELECT 1 FROM job WHERE id = ?1) THEN ?1 END,"
         " ?2, ?3, 'queued', ?9, ?4, ?5, ?6, ?7, ?8, ?10)",
-        (*values, entry.parent, entry.created_s, entry.user, place_for(db, entry.user), entry.expires_s),
+        (*values, entry.parent, entry.created_s, entry.user, place, entry.expires_s),
     )
     return cursor.lastrowid or 0
 

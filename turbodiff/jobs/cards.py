@@ -51,8 +51,10 @@ class Fleet(Frozen):
     names: Mapping[str, str] = Field(default_factory=dict)
 
     def starts(self, more: Sequence[WaitingJob] = ()) -> dict[int, Start]:
-        """When and where each waiting job starts, by its number, with `more` behind them; {} where that is unknown."""
-        found = dispatch([*self.waiting, *more], self.workers) if self.told else ()
+        """When and where each waiting job starts, by its number, with `more` at their places among them, behind those
+        of the same place; {} where that is unknown."""
+        queue = sorted([*self.waiting, *more], key=lambda one: one.place)
+        found = dispatch(queue, self.workers) if self.told else ()
         return {start.job: start for start in found}
 
     def named(self, slots: Sequence[int]) -> str:

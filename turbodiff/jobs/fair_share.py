@@ -11,6 +11,7 @@ before one that waits.
 """
 
 import sqlite3
+from collections.abc import Callable
 
 # where the queue has got to: the last place that was given a card, or the first that waits where that is further on
 REACHED = " UNION ALL ".join(
@@ -32,9 +33,9 @@ def next_place(reached: float, last: float | None, share: int = 1) -> float:
     return max(reached, reached if last is None else last) + 1 / share
 
 
-def place_for(db: sqlite3.Connection, user: str) -> float:
-    """The place of a job that this user ("": whoever has no name) submits now."""
-    reached = db.execute(f"SELECT coalesce(max(place), 0) FROM ({REACHED})").fetchone()[0]
-    last = db.execute("SELECT max(place) FROM job WHERE user = ? AND state = 'queued'", (user,)).fetchone()[0]
-    share = db.execute("SELECT share FROM api_user WHERE name = ?", (user,)).fetchone()
-    return next_place(reached, last, share[0] if share else 1)
+def place_for(rows: Callable[..., list[sqlite3.Row]], user: str) -> float:
+    """The place of a job that this user ("": whoever has no name) submits now; `rows`: of a query and its values."""
+    reached = rows(f"SELECT coalesce(max(place), 0) FROM ({REACHED})")[0][0]
+    last = rows("SELECT max(place) FROM job WHERE user = ? AND state = 'queued'", user)[0][0]
+    share = rows("SELECT share FROM api_user WHERE name = ?", user)
+    return next_place(reached, last, share[0][0] if share else 1)

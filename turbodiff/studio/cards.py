@@ -7,6 +7,7 @@ from turbodiff.jobs import cards
 from turbodiff.jobs.cards import CardState, Fleet, labels, weights_of
 from turbodiff.jobs.database import as_column
 from turbodiff.jobs.dispatch import Price, Start, Together, WaitingJob
+from turbodiff.jobs.fair_share import place_for
 from turbodiff.jobs.journal import Accepted, write_entry
 from turbodiff.jobs.nodes import ClusterFacts, NodeDownload, cluster_facts
 from turbodiff.jobs.store import Store
@@ -123,11 +124,11 @@ class Cards:
         start = fleet.starts().get(job.id) if fleet and job.state == "queued" else None
         return _begin(fleet, start) if fleet and start else None
 
-    def begin(self, plan: Plan, machine: Machine, found: Inventory, card: str = "") -> Begin | None:
-        """When and where a job that is queued now would start, dispatched behind all that wait; None where that is not
-        known."""
-        fleet = self.fleet()
-        if fleet is None or not fleet.told:
+    def begin(self, plan: Plan, machine: Machine, found: Inventory, card: str = "", user: str = "") -> Begin | None:
+        """When and where a job that this user queues now would start, dispatched at the place in the queue that it
+        would get; None where that is not known."""
+        fleet, store = self.fleet(), self._store()
+        if fleet is None or store is None or not fleet.told:
             return None
         prices = dict[int, Price]()
         here = {gpu.uuid: (gpu, one) for one in (*self._nodes(), machine) for gpu in one.gpus}
@@ -143,7 +144,9 @@ class Cards:
         together = self._together(fleet, plan, machine, found) if not card and len(fleet.cards) > 1 else ()
         if any(not group.alone for group in together):
             prices = {}
-        start = fleet.starts([WaitingJob(0, weights_of(plan), prices, together=together)]).get(0)
+        place = place_for(store.rows, user)
+        asked = WaitingJob(0, weights_of(plan), prices, user=user, place=place, together=together)
+        start = fleet.starts([asked]).get(0)
         return _begin(fleet, start) if start else None
 
     def _together(self, fleet: Fleet, plan: Plan, machine: Machine, found: Inventory) -> tuple[Together, ...]:

@@ -43,7 +43,7 @@ from turbodiff.supervisor.state_folder import StateFolder
 from turbodiff.supervisor.web_process import WebProcess
 from turbodiff.supervisor.worker_process import WORKER, new_run_id
 
-TICK_S = 0.1
+TICK_S, TOGETHER_S = 0.1, 0.001  # the latter for each slot: what many workers say is heard in one turn
 SLOW_TICK_S = 1.0  # facts, idle workers, log size
 FAULT_EVERY_S = 10.0  # between two times that the same part's fault is said
 FAULT_PATIENCE_S = 30.0  # with a slot whose turns fail; a full disk or a locked store may be well again
@@ -195,7 +195,8 @@ class Supervisor:
     def _wait(self, timeout_s: float) -> None:
         fds = [fd for slot in self.slots if slot.worker for fd in slot.worker.filenos()]
         fds += [fd for child in (self.web, self.cluster) if child for fd in child.filenos()]
-        select.select(fds, [], [], timeout_s)
+        is_heard = any(select.select(fds, [], [], timeout_s))
+        time.sleep(min(timeout_s, TOGETHER_S * len(self.slots)) if is_heard else 0)
 
     def _turn_of(self, slot: GpuSlot) -> None:
         try:

@@ -216,7 +216,7 @@ def from_request(fields: Mapping[str, Any]) -> FormValues:
     included if gone."""
     follows = {name for name in FROM_WEIGHTS if fields.get(name) == "auto" or name in (fields.get("auto") or ())}
     values = {name: fields[name] for name in FIELDS if fields.get(name) is not None and name not in follows}
-    values["pinned"] = [name for name in PINS if name in fields.get("pinned", ())]
+    values["pinned"] = [name for name in PINS if name in (fields.get("pinned") or ())]
     chosen = [
         {"name": PurePath(str(row["path"])).name, "strength": row["strength"], "expert": row["expert"]}
         for row in fields.get("loras") or ()

@@ -74,6 +74,12 @@ def without_log(state: Path) -> Path:
     return state / DATABASE
 
 
+def spoil(path: Path, old: bytes, new: bytes) -> None:
+    on(path.parent, "PRAGMA wal_checkpoint(TRUNCATE)")
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
 def other_database(path: Path) -> None:
     db = sqlite3.connect(path)
     db.execute("CREATE TABLE job (id INTEGER PRIMARY KEY, name TEXT)")
@@ -118,6 +124,7 @@ DAMAGES: dict[str, Damage] = {
     "zeroed": lambda s: overwrite(without_log(s), bytes(200_000)),
     "zeroed beside its log": lambda s: overwrite(s / DATABASE, bytes(200_000)),
     "cut": lambda s: cut(without_log(s), 0.5),
+    "tables whose names are no UTF-8": lambda s: spoil(s / DATABASE, b"CREATE TABLE fact", b"CREATE TABLE \xccact"),
     "text": lambda s: overwrite(without_log(s), b"not a database " * 1000),
     "half overwritten": lambda s: overwrite(without_log(s), (s / DATABASE).read_bytes()[:5000] + b"\x5a" * 90_000),
     "of another program": lambda s: replace(without_log(s), other_database),

@@ -305,7 +305,7 @@ class ClipIndex:
             for _ in range(2):
                 try:
                     return work(self._opened())
-                except (sqlite3.Error, OSError) as error:
+                except (sqlite3.Error, UnicodeDecodeError, OSError) as error:
                     # what is beside the point, such as a full disk, leaves the file to others
                     sound = isinstance(error, sqlite3.OperationalError | OSError) and "no such" not in str(error)
                     self._forget(remove=not sound)

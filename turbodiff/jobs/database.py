@@ -96,7 +96,7 @@ def open_database(path: Path) -> sqlite3.Connection:
                 db.execute("COMMIT")
         except sqlite3.OperationalError as error:
             raise store_error(path, error) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # SQLite quotes what it cannot read
             raise damaged(path, error) from error
         on_failure.pop_all()
     return db
@@ -235,4 +235,6 @@ class Database:
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:  # its subclasses are our own mistakes
                 raise
+            raise damaged(self.path, error) from error
+        except UnicodeDecodeError as error:  # of SQLite's message, which quotes what it cannot read
             raise damaged(self.path, error) from error

@@ -204,7 +204,8 @@ class PageEvents:
         `before`: what the form held, which is not sent back: a person may have written on meanwhile.
         """
         spec = form.model_called(values["model"])
-        held = {name: value for name, value in values.items() if before is None or before.get(name) != value}
+        had = before or {}
+        held = {name: value for name, value in values.items() if name not in had or had[name] != value}
         updates = {name: gr.update(value=held[name]) if name in held else gr.skip() for name in self.names}
         updates["image"]["visible"] = not values.get("continues")
         updates["prompt"]["placeholder"] = create.prompt_hint(spec, self.words)
@@ -248,7 +249,8 @@ class PageEvents:
         first = form_actions.initial_values(self.reader)
         spec = form.model_called(kept.get("model"), find_model(str(first["model"])))
         values = form.fitted_to(spec, {**(form.defaults(spec) if kept else first), **kept})
-        built = {name: part.value for name, part in zip(self.names, self.fields, strict=True)}
+        # an empty number is sent, too: in the browser it is 0 until it was
+        built = {name: part.value for name, part in zip(self.names, self.fields, strict=True) if part.value is not None}
         values = self.with_picture(values, picture)
         return [*self.refilled(values, built), *render.estimate(self.reader, values, self.words)]
 

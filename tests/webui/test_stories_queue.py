@@ -96,7 +96,7 @@ def test_a_segment_whose_start_was_cancelled_offers_to_retry_it_or_to_drop(app, 
         assert app.store.job(again).parent == second - 1
         page.wait_for_selector(f"#queue-list [data-job='{second}']:has-text('等待前一段')")
         app.store.cancel(again)
-        page.click(f"#queue-list [data-job='{second}'] [data-act=drop_chain]")
+        page.click(f"#queue-list [data-job='{second}'] [data-act=drop_chain]:has-text('放弃')")
         wait_done(app, second, "cancelled")
 
 

@@ -8,14 +8,12 @@ shown as long as it takes, up to `STILL_S` for a picture in which nothing change
 
 import argparse
 import io
-import signal
-import tempfile
 import time
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
-from screenshots import FLAGS, TAB_BUTTONS, free_port, make_clips, ready, start, wait_for
+from screenshots import FLAGS, TAB_BUTTONS, ready, running_app
 
 SIZE, WIDTH = (1280, 800), 800  # of the window, and of the recording
 EVERY_S, STILL_S, QUALITY = 0.15, 1.5, 45
@@ -86,20 +84,11 @@ def main() -> None:
     parser.add_argument("--lang", choices=PROMPTS, default="en")
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     args = parser.parse_args()
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
-        app = start(Path(scratch), port, {})
-        try:
-            wait_for(url)
-            make_clips(url)
-            browser = playwright.chromium.launch(executable_path=args.chromium, args=FLAGS)
-            page = ready(browser, url + ("/zh/" if args.lang == "zh" else "/"), SIZE, "light")
-            record(page, PROMPTS[args.lang]).save(args.path)
-            browser.close()
-        finally:
-            app.send_signal(signal.SIGTERM)
-            app.wait(30)
+    with running_app({}) as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=args.chromium, args=FLAGS)
+        page = ready(browser, url + ("/zh/" if args.lang == "zh" else "/"), SIZE, "light")
+        record(page, PROMPTS[args.lang]).save(args.path)
+        browser.close()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -39,11 +41,24 @@ def free_port() -> int:
         return port
 
 
-def start(folder: Path, port: int, more: dict[str, str]) -> subprocess.Popen[bytes]:
-    """The app on a port of its own, with its state below `folder`."""
-    command = [sys.executable, str(ROOT / "webui" / "app.py"), "--no-browser", "--port", str(port)]
-    places = ["--state-dir", str(folder / "state"), "--outputs", str(folder / "outputs")]
-    return subprocess.Popen([*command, *places], cwd=folder, env={**os.environ, **more}, stderr=subprocess.DEVNULL)
+@contextmanager
+def running_app(more: Mapping[str, str]) -> Iterator[str]:
+    """The address of an app with folders and a port of its own and a few demo clips; `more`: of its environment."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        command = [sys.executable, str(ROOT / "webui" / "app.py"), "--no-browser", "--port", str(port)]
+        places = ["--state-dir", str(folder / "state"), "--outputs", str(folder / "outputs")]
+        environment = {**os.environ, **more}
+        app = subprocess.Popen([*command, *places], cwd=folder, env=environment, stderr=subprocess.DEVNULL)
+        try:
+            wait_for(url)
+            make_clips(url)
+            yield url
+        finally:
+            app.send_signal(signal.SIGTERM)
+            app.wait(30)
 
 
 def wait_for(url: str, patience_s: float = 300.0) -> None:
@@ -110,18 +125,11 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     more = {"TURBODIFF_PRETEND_VRAM": args.pretend_vram or "", "TURBODIFF_MODELS": str(args.models or "")}
-    port = free_port()
-    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
-        app = start(Path(scratch), port, {name: value for name, value in more.items() if value})
-        try:
-            wait_for(f"http://127.0.0.1:{port}")
-            make_clips(f"http://127.0.0.1:{port}")
-            browser = playwright.chromium.launch(executable_path=args.chromium, args=FLAGS)
-            shoot(browser, f"http://127.0.0.1:{port}", args.folder)
-            browser.close()
-        finally:
-            app.send_signal(signal.SIGTERM)
-            app.wait(30)
+    kept = {name: value for name, value in more.items() if value}
+    with running_app(kept) as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=args.chromium, args=FLAGS)
+        shoot(browser, url, args.folder)
+        browser.close()
 
 
 if __name__ == "__main__":

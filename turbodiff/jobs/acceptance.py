@@ -43,6 +43,11 @@ class Asker(NamedTuple):
     parent: int | None = None
     expires_s: float | None = None
 
+    @property
+    def counted_by(self) -> tuple[str, str]:
+        """The column of the queue, and its value, by which waiting jobs are counted for a share."""
+        return ("user", self.user) if self.user else ("client", self.client)
+
     def accepted(self, number: int, now_s: float, request: Request, plan: Plan | None) -> Accepted:
         """One of the jobs, as the journal keeps it."""
         return Accepted(id=number, nonce=request.nonce, created_s=now_s, request=request, plan=plan, **self._asdict())
@@ -143,7 +148,7 @@ class Acceptance(Database):
     def _rows_of(self, db: sqlite3.Connection, one: Submission) -> tuple[list[int], list[Accepted]]:
         """The ids of a submission's jobs, and those of them that had no row before; a nonce that is known has one."""
         ids, new, asker = list[int](), list[Accepted](), one.asker
-        column, name = ("user", asker.user) if asker.user else ("client", asker.client)
+        column, name = asker.counted_by
         for request, plan in one.asked:
             known = db.execute("SELECT id, user FROM job WHERE nonce = ?", (request.nonce,)).fetchone()
             if known:
@@ -168,7 +173,7 @@ class Acceptance(Database):
         state, ids, written, asker = self.path.parent, list[int](), list[str](), one.asker
         entries = journal.waiting_jobs(state)
         waiting = {entry.nonce: (entry.id, entry.user) for entry in entries}
-        column, name = ("user", asker.user) if asker.user else ("client", asker.client)
+        column, name = asker.counted_by
         mine = sum(getattr(entry, column) == name for entry in entries)
         mine += self.rows(f"SELECT count(*) AS n FROM job WHERE {column} = ? AND state = 'queued'", name)[0]["n"]
         last = self.rows("SELECT max(seq) AS id FROM sqlite_sequence WHERE name = 'job'")[0]["id"] or 0

@@ -76,7 +76,8 @@ def main() -> int:
     flags = arguments()
     if flags.replay:
         part, parts = map(int, flags.part.split("/"))
-        return replay(flags.model if flags.model != MODELS else REPLAYED, flags.resume or caps_path(), part, parts)
+        models = flags.model if flags.model != MODELS else REPLAYED
+        return replay(models, flags.resume or caps_path(), part, parts, flags.rows)
     ledger = Ledger("meta") if flags.dry else None
     device = Dry(torch.device("meta"), "meta tensors", torch.bfloat16, ledger) if ledger else Device.pick()
     if not device.is_cuda and not flags.dry:
@@ -108,15 +109,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dry", action="store_true", help="count on meta tensors, without a device")
     parser.add_argument("--replay", action="store_true", help="margin of every lever under each kind of allocator")
     parser.add_argument("--resume", type=Path, help="where caps are kept, if not in scripts/results/")
+    parser.add_argument("--rows", default="", help="seek caps only of rows whose names begin so: vae")
     parser.add_argument("--part", default="1/1", help="which rows to seek caps for: 1/2 and 2/2 in two processes")
     return parser.parse_args()
 
 
-def replay(models: tuple[str, ...], path: Path, part: int, parts: int) -> int:
+def replay(models: tuple[str, ...], path: Path, part: int, parts: int, begin: str = "") -> int:
     """Find the caps that are not known yet and keep them; then every lever's planned peak less the smallest cap under
     which torch's allocator still holds the phase, by lever the least of all rows. 1 if any is below 0."""
     kept = read_caps(path)
-    for row in sorted(matrix(models), key=lambda row: "references" in row.name)[part - 1 :: parts]:
+    asked = [row for row in matrix(models) if row.name.startswith(begin)]
+    for row in sorted(asked, key=lambda row: "references" in row.name)[part - 1 :: parts]:
         before, start_s = kept.get(row.name, {}), time.process_time()
         kept[row.name] = find_caps(row, before)
         if kept[row.name] != before:

@@ -149,7 +149,6 @@ class Bench:
             {
                 "diffusers": theirs,
                 "turbodiff": lambda: vae_driver.decode(vae, latents).clamp(-1, 1),
-                "turbodiff, conv2d": lambda: vae_driver.decode(vae, latents, conv="conv2d").clamp(-1, 1),
                 "turbodiff, tiled": lambda: vae_driver.decode(vae, latents, tile=32).clamp(-1, 1),
             },
             traffic_bytes=3.0 * vae_frames(self.scale.latent),

@@ -4,6 +4,8 @@
 
 kernels: the verdict of each fused kernel. quick: `turbodiff calibrate --quick`. small, large, streamed: the bytes of
 three plans beside what was measured. reference: the first of them with reference kernels. times: a step and a decode.
+ranks: two processes that share a small network on the one card, through gloo, since NCCL refuses one card to two of
+them: correctness alone, the largest difference from one process.
 
 A part that is done on this card with this driver and torch is not run again; one that failed or was stopped is. This
 file needs nothing but Python: parts run in processes of their own, and what is missing ends only those that need it.
@@ -86,10 +88,11 @@ def all_parts(dry: bool) -> dict[str, Part]:
         "kernels": Part((*own, "kernels"), 80.0),
         "quick": Part(quick, 70.0),
         "small": Part((*own, "small"), 50.0),
-        "large": Part((*own, "large"), 80.0),
+        "large": Part((*own, "large"), 75.0),
         "streamed": Part((*own, "streamed"), 60.0),
-        "reference": Part((*own, "small"), 50.0, {"TURBODIFF_KERNELS": "reference"}),
-        "times": Part((*own, "times"), 70.0),
+        "reference": Part((*own, "small"), 40.0, {"TURBODIFF_KERNELS": "reference"}),
+        "times": Part((*own, "times"), 60.0),
+        "ranks": Part((sys.executable, "-P", "-m", "turbodiff.memory_lab.two_ranks"), 35.0),
     }
     longer = DRY_TIMES_LONGER if dry else 1
     return {name: part._replace(limit_s=part.limit_s * longer) for name, part in parts.items()}

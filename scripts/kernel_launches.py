@@ -38,6 +38,7 @@ TYPES = {
 OVERWRITTEN = {  # by kernel: the argument that is read and written, and the constant that says so
     "_rms_norm_rope_kernel": ("x", "WRITE"),
     "_residual_add_kernel": ("x", None),
+    "_rms_norm_silu_kernel": ("x", "ADD"),
     "_int8_linear_kernel": ("out", "GATE"),
 }
 
@@ -72,6 +73,12 @@ def tokens(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
+def picture(height: int, width: int, channels: int) -> tuple[torch.Tensor, ...]:
+    """A frame of the VAE that becomes one of three in a wider picture, what is added to it and its weights."""
+    wide, x, y = (tokens(1, height, width, size).movedim(-1, 1) for size in (3 * channels, channels, channels))
+    return wide[:, :channels], x, tokens(channels), y, tokens(channels)
+
+
 def calls(length: int, topk: float) -> dict[str, Callable[[], object]]:
     """Every launch that ships, at the shapes of Wan 14B (norms also at 1.3B's width), one clip of `length` tokens."""
     dim, heads = 5120, 40
@@ -99,8 +106,8 @@ def calls(length: int, topk: float) -> dict[str, Callable[[], object]]:
         "rms_norm_rope": lambda: norm.rms_norm_rope_(x, weight, table, table, 1e-6),
         "rms_norm_rope 1536": lambda: norm.rms_norm_rope_(x15, weight15, table, table, 1e-6),
         "residual_add": lambda: norm.residual_add_(x, x, gate),
-        "rms_norm_silu 96": lambda: norm.rms_norm_silu(tokens(4, 480, 832, 96).movedim(-1, 1), tokens(96)),
-        "rms_norm_silu 384": lambda: norm.rms_norm_silu(tokens(4, 120, 208, 384).movedim(-1, 1), tokens(384)),
+        "rms_norm_silu 96": lambda: norm.rms_norm_silu_(*picture(480, 832, 96)),
+        "rms_norm_silu 384": lambda: norm.rms_norm_silu_(*picture(120, 208, 384)),
         "quantize_tiles": lambda: quant.quantize_tiles(x[0]),
         "quantize_tokens": lambda: quant.quantize_tokens(x[0]),
         "quantize_tokens 13824": lambda: quant.quantize_tokens(tokens(length, 13824)),

@@ -1,6 +1,9 @@
 """32 cards, 1,000 users, 10,000 jobs: the real supervisor, placement and store under load, and what they cost.
 
-    python scripts/load_cluster.py [--jobs 10000] [--cards 32] [--users 1000] [--clip-s 2]
+    python scripts/load_cluster.py [--jobs 10000] [--cards 32] [--users 1000] [--clip-s 2] [--keep]
+
+It takes 11 minutes. Prints what it came to; the last line is JSON, which `--keep` also writes, dated, to
+scripts/results/.
 
 Simulated are the cards (what the probe says) and the workers: real processes with the real protocol that sleep instead
 of computing, and write clips of a few bytes. Jobs come from another process, as they do from the page, through
@@ -16,8 +19,10 @@ import sys
 import tempfile
 import threading
 import time
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from turbodiff.jobs.store import Store
@@ -32,8 +37,6 @@ PREVIEW = "A" * 4096  # base64 of a small JPEG
 def work(events_fd: int, commands_fd: int) -> None:
     """A worker that sleeps: the standard library alone, so that 32 of them fit two cores."""
     import hashlib
-    import threading
-    from datetime import UTC, datetime
 
     told, clip_s = {"job": 0, "attempt": 0}, float(os.environ["LOAD_CLIP_S"])
     lock = threading.Lock()
@@ -142,6 +145,17 @@ def simulate() -> object:
     return sample
 
 
+class Look(NamedTuple):
+    """The run at one moment: seconds since its start, jobs that have ended, CPU seconds and MiB of the supervisor, and
+    the share of the cards that work."""
+
+    at_s: float
+    ended: int
+    cpu_s: float
+    mib: float
+    busy: float
+
+
 def percentile(values: list[float], share: float) -> float:
     return sorted(values)[int(share * (len(values) - 1))] if values else 0.0
 
@@ -156,14 +170,16 @@ def violations(rows: list[dict[str, object]]) -> int:
     return count
 
 
-def report(
-    store: "Store", times: list[float], memory: list[float], busy: list[float], wall_s: float, spent_s: float
-) -> None:
-    """Print what it came to."""
+def report(store: "Store", times: list[float], looks: list[Look], wall_s: float) -> dict[str, object]:
+    """Print what it came to, and return it. Tenths are of the jobs that have ended."""
     rows = [dict(row) for row in store.rows("SELECT user, place, state, attempt, created_s, started_s FROM job")]
     waits = {heavy: [row["started_s"] - row["created_s"] for row in rows if (row["user"] == "user0") == heavy]
              for heavy in (False, True)}  # fmt: skip
-    least_s, quarter = ARGS.jobs * ARGS.clip_s / ARGS.cards, max(1, len(memory) // 4)
+    least_s, spent_s = ARGS.jobs * ARGS.clip_s / ARGS.cards, looks[-1].cpu_s
+    tenths = [next(look for look in looks if look.ended >= share * ARGS.jobs / 10) for share in range(1, 11)]
+    spent = [round(100 * (now.cpu_s - then.cpu_s) / max(0.1, now.at_s - then.at_s), 1)
+             for then, now in pairwise([looks[0], *tenths])]  # fmt: skip
+    busy = [look.busy for look in looks[1:-1]]
     print(f"{len(rows)} jobs, {ARGS.cards} cards, {ARGS.users} users: {wall_s:.0f} s, least possible {least_s:.0f} s")
     states = {state: sum(row["state"] == state for row in rows) for state in {row["state"] for row in rows}}
     print(f"states {states}, attempts {max(row['attempt'] for row in rows)}")
@@ -171,11 +187,20 @@ def report(
     print(f"submit: p50 {1000 * percentile(times, 0.5):.1f} ms, p99 {1000 * percentile(times, 0.99):.1f} ms, "
           f"largest {1000 * times[-1]:.0f} ms")  # fmt: skip
     print(f"jobs that waited behind a later one of the same user: {violations(rows)}")
-    print(f"memory of the supervisor: {memory[quarter]:.0f} MiB after a quarter, {memory[-1]:.0f} MiB at the end")
-    print(f"cards busy: {100 * sum(busy[1:-1]) / max(1, len(busy) - 2):.0f} %")
+    print(f"memory of the supervisor after each tenth, MiB: {' '.join(f'{look.mib:.0f}' for look in tenths)}")
+    print(f"% of a core in each tenth: {' '.join(map(str, spent))}")
+    print(f"cards busy: {100 * sum(busy) / max(1, len(busy)):.0f} %")
     for name, each in (("the user with a tenth of all jobs", waits[True]), ("the others", waits[False])):
         print(f"wait of {name}: median {percentile(each, 0.5):.0f} s, p95 {percentile(each, 0.95):.0f} s")
     print(f"load after: {os.getloadavg()}")
+    return {
+        "jobs": len(rows), "cards": ARGS.cards, "users": ARGS.users, "clip_s": ARGS.clip_s, "states": states,
+        "wall_s": round(wall_s), "least_s": round(least_s), "supervisor_percent": round(100 * spent_s / wall_s, 1),
+        "ms_a_job": round(1000 * spent_s / len(rows), 1), "submit_p50_ms": round(1000 * percentile(times, 0.5), 1),
+        "submit_p99_ms": round(1000 * percentile(times, 0.99), 1), "submit_largest_ms": round(1000 * times[-1], 1),
+        "behind_a_later_one": violations(rows), "mib_by_tenth": [round(look.mib, 1) for look in tenths],
+        "percent_by_tenth": spent, "load_after": os.getloadavg(), "cores": os.cpu_count(),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -212,17 +237,26 @@ def main() -> None:
         listening = threading.Thread(target=lambda: told.extend(asking.stdout or ()))
         listening.start()
         ours, start_s, cpu_s, ended = psutil.Process(), time.monotonic(), time.process_time(), 0
-        memory, looked_s, busy = list[float](), 0.0, list[float]()
+        looks, looked_s, over = (
+            list[Look](),
+            0.0,
+            "SELECT count(*) FROM job WHERE state IN ('done', 'failed', 'parked')",
+        )
         while ended < ARGS.jobs:
             supervisor.tick()
             if time.monotonic() - looked_s > 5.0:
-                looked_s = time.monotonic()
-                ended = store.rows("SELECT count(*) AS n FROM job WHERE state IN ('done', 'failed', 'parked')")[0]["n"]
-                memory.append(ours.memory_info().rss / 2**20)
-                busy.append(sum(slot.job is not None for slot in supervisor.slots) / ARGS.cards)
-        wall_s, spent_s = time.monotonic() - start_s, time.process_time() - cpu_s
+                looked_s, ended = time.monotonic(), store.rows(over)[0][0]
+                busy = sum(slot.job is not None for slot in supervisor.slots) / ARGS.cards
+                spent_s, mib = time.process_time() - cpu_s, ours.memory_info().rss / 2**20
+                looks.append(Look(looked_s - start_s, ended, spent_s, mib, busy))
+        wall_s = time.monotonic() - start_s
         listening.join()
-        report(store, json.loads(told[0]), memory, busy, wall_s, spent_s)
+        line = json.dumps(report(store, json.loads(told[0]), looks, wall_s))
+        print(line)
+        if ARGS.keep:
+            results = ROOT / "scripts" / "results"
+            results.mkdir(exist_ok=True)
+            (results / f"{datetime.now(UTC):%Y-%m-%d}-cluster.json").write_text(f"{line}\n")
         supervisor._signals = 2  # their workers need no patience
         supervisor.close()
         store.close()
@@ -237,6 +271,7 @@ if __name__ == "__main__":
         ("clip-s", float, 2.0),
     ):
         flags.add_argument(f"--{name}", type=kind, default=default)
+    flags.add_argument("--keep", action="store_true", help="also write the result to scripts/results/")
     for name in ("events-fd", "commands-fd"):
         flags.add_argument(f"--{name}", type=int, default=-1, help=argparse.SUPPRESS)
     flags.add_argument("--submit", type=Path, help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""A recording of the page as an animated WebP, from the prompt to the clip and the gallery; needs Chromium, Playwright.
+"""A recording of the page as an animated WebP, from the prompt to two clips under a wipe; needs Chromium, Playwright.
 
     python scripts/record_page.py docs/page.webp [--lang zh]
 
@@ -58,7 +58,7 @@ class Recording:
 
 
 def record(page: Page, prompt: str) -> Recording:
-    """Write a prompt, make the clip, watch it, look into the gallery."""
+    """Write a prompt, make the clip, watch it, open it in the gallery, compare it with another, look at the system."""
     recording = Recording(page)
     recording.watch(1.0)
     words = prompt.split(" ") if " " in prompt else list(prompt)
@@ -71,7 +71,20 @@ def record(page: Page, prompt: str) -> Recording:
     recording.watch(90.0, f'#player video:not([src="{old}"])')
     recording.watch(3.0)
     page.evaluate(f"document.querySelectorAll({TAB_BUTTONS!r})[1].click(); scrollTo(0, 0)")
-    recording.watch(3.0)
+    recording.watch(1.5)
+    page.click("#gallery-grid .td-tile .pic >> nth=0")
+    page.wait_for_selector("#side video")
+    recording.watch(1.5)
+    page.click("#side [data-act=compare]")
+    page.wait_for_selector("#compare .td-note")
+    page.click("#gallery-grid .td-tile .pic >> nth=1")
+    page.wait_for_selector("#compare video >> nth=1")
+    page.click("#compare [data-act=wipe]")
+    page.wait_for_selector("#compare .td-wipe")
+    page.click("#compare [data-do=play]")
+    for edge in (30, 50, 70):
+        page.fill("#compare .edge", str(edge))
+        recording.watch(1.0)
     page.evaluate(f"document.querySelectorAll({TAB_BUTTONS!r})[3].click(); scrollTo(0, 0)")
     recording.watch(2.0)
     return recording

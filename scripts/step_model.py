@@ -204,7 +204,7 @@ def step_ms(rows: dict[str, Measured], card: Card, shape: Shape, kind: str, line
     if sage:
         total += passes(3, "sage: _quantize_pool_kernel")
         if card.fp8:
-            total += unit_ms + passes(1.5, "sage: _quantize_values_kernel")
+            total += passes(1.5, "sage: _quantize_values_kernel")
     total += attention_ms(rows[f"{kind}: _attend_kernel"], card, heads, length, blocks)
     total += passes(2, "rms_norm: _rms_norm_rope_kernel")
     total += 4 * length * TEXT_TOKENS * dim / card.sdpa_tflops / 1e9
@@ -224,7 +224,7 @@ def sparse_gain(rows: dict[str, Measured], card: Card, shape: Shape, kind: str, 
     dense = 4 * shape.tokens**2 * shape.dim / card.cudnn_tflops / 1e9
     units = {"sla: _state_kernel": 2.0, "sla: _quantize_pool_kernel": 2.0}
     if kind == "sagesla":
-        units |= {"sage: _quantize_pool_kernel": 3.0} | ({"sage: _quantize_values_kernel": 2.5} if card.fp8 else {})
+        units |= {"sage: _quantize_pool_kernel": 3.0} | ({"sage: _quantize_values_kernel": 1.5} if card.fp8 else {})
     op = sum(count * unit_ms / copy_share(rows[name], card) for name, count in units.items())
     op += attention_ms(
         rows[f"{kind}: _attend_kernel"], card, shape.heads, shape.tokens, int(topk * ceil(shape.tokens / 64))

@@ -93,6 +93,11 @@ def test_every_part_runs_dry_on_a_cpu(tmp_path):
     assert set(parts) == set(minutes.all_parts(dry=True))
     assert parts["quick"]["found"]["measured"] is False
     assert {row["name"] for row in parts["small"]["found"]["phases"]} == {"text_encode", "denoise", "vae_decode"}
+    ranks = parts["ranks"]["found"]
+    assert {name: ranks[name]["difference"] for name in ("dense", "sage", "sla", "sagesla", "int8")} == dict.fromkeys(
+        ("dense", "sage", "sla", "sagesla", "int8"), 0.0
+    )
+    assert all(ranks[name]["largest"] > 0 for name in ranks if name != "device")
     assert parts["times"]["found"]["step_s"] > 0 < parts["times"]["found"]["decode_s"]
 
 

@@ -16,6 +16,7 @@ from pydantic import JsonValue
 from turbodiff.spec.clips import rating_parts
 from turbodiff.spec.encodings import UnknownEncodingError, decode
 from turbodiff.spec.errors import RequestError
+from turbodiff.spec.grids import grid_requests
 from turbodiff.spec.jobs import QueuedJob
 from turbodiff.spec.models import find_model
 from turbodiff.spec.request import FROM_WEIGHTS
@@ -130,6 +131,22 @@ def generate_batch(reader: StudioReader, values: FormValues, lines: str, ui_stat
     return {**ui_state, "at": ""}, words("create.batch_done", n=len(made))
 
 
+def generate_grid(
+    reader: StudioReader, values: FormValues, axes: Sequence[object], ui_state: UiState, words: Words
+) -> Answer:
+    """Queue one job for each pair of values of two fields, all or none.
+
+    Args:
+        axes: a field, its values as text, another field, its values.
+
+    Raises:
+        TurbodiffError: no such grid, or one of its clips cannot be made.
+    """
+    down, across = ((str(axes[place] or ""), str(axes[place + 1] or "")) for place in (0, 2))
+    made = _queue_all(reader, grid_requests(reader.asked(values, keep=True), down, across))
+    return {**ui_state, "at": f"job:{made[0]}"}, words("grid.queued", n=len(made))
+
+
 def batch_text(path: Path) -> str:
     """The prompts of a text file, one per line, in any encoding that can be told (spec/encodings.py).
 
@@ -153,7 +170,7 @@ def save_presets(reader: StudioReader, many: Mapping[str, Mapping[str, object]])
         TurbodiffError: not a name, or the disk refused.
     """
     kept = {
-        name: {field: value for field, value in values.items() if field not in ("image", "card")}
+        name: {field: value for field, value in values.items() if field not in (*form.PICTURES, "card")}
         for name, values in many.items()
     }
     reader.studio.recipes.save(cast(Mapping[str, Mapping[str, JsonValue]], kept))
@@ -313,7 +330,7 @@ def wished_again(reader: StudioReader, name: str) -> dict[str, Any]:
 
 def wished_request(clip: ClipView) -> dict[str, Any]:
     """A clip's request as it was wished: what the planner settled from "auto", or from the weights, is "auto" again."""
-    request = clip.request.model_dump(mode="json", exclude={"nonce", "after"})
+    request = clip.request.model_dump(mode="json", exclude={"nonce", "after", "grid"})
     left = [change.field for change in clip.changes if change.from_value == "auto"]
     if "sampler" in left:
         left += [change.field for change in clip.changes if change.field in FROM_WEIGHTS and not change.lossy]

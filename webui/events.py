@@ -138,6 +138,12 @@ class PageEvents:
             partial(page.form_bus.fill, trigger_mode="multiple"),
         )
         row, clicked = self.fields, [page.ui_state, *self.fields]
+
+        def click(
+            button: gr.Button,
+        ) -> Callable[..., object]:  # each press makes a job, also before the last is answered
+            return partial(button.click, trigger_mode="multiple")
+
         # Gradio's script writes how an event is doing into each component that is named here, by default into all
         # outputs, shown or not: with 60 of them a first load took the browser 2.0 s of CPU time instead of 1.7
         quiet: dict[str, Any] = {
@@ -148,16 +154,17 @@ class PageEvents:
             (blocks.load, draw.changed, [page.ui_state], drawn),
             (blocks.load, self.restore, [page.draft], [*whole, *self.estimated]),
             (changed, self.estimate, row, [*self.estimated, page.draft]),
-            (page.slow_timer.tick, self.begins, row, [made.verdict, made.go]),
+            (page.slow_timer.tick, self.begins, [made.verdict, *row], [made.verdict, made.go, made.meter]),
             (picture, self.look, row, [made.picture_note]),
             (fields["kind"].input, self.new_kind, row, chosen),
             (fields["model"].input, self.new_model, row, chosen),
             (fill, self.fill, [page.ui_state, page.past, *row], filled),
             (page.video_file.upload, self.load_video, [page.video_file, *row], filled),
-            (made.go.click, self.go, clicked, [fields["edits"], *out]),
-            (made.anyway.click, self.go_anyway, clicked, [fields["edits"], *out]),
+            (click(made.go), self.go, clicked, [fields["edits"], *out]),
+            (click(made.anyway), self.go_anyway, clicked, [fields["edits"], *out]),
             (page.batch_file.upload, self.load_batch, [page.batch_file], [page.batch, page.note]),
             (page.batch_go.click, self.go_batch, [page.ui_state, page.batch, *row], out),
+            (page.grid_go.click, self.go_grid, [page.ui_state, *page.grid, *row], out),
             (act, self.act, [page.ui_state], out),
             (search, self.search, [page.ui_state, page.search], out),
             (recall, self.recall, [page.ui_state, page.recall], out),
@@ -215,11 +222,13 @@ class PageEvents:
         segments = gr.skip() if held_rows else storyboard.draw_rows(form.rows(values.get("storyboard")), self.words)
         return [*updates.values(), *boxes, form_help.draw_examples(spec, self.words), segments]
 
-    def with_picture(self, values: FormValues, picture: str | None) -> FormValues:
-        """The same values with that upload; one that is no longer there is asked for again."""
-        with suppress(TurbodiffError, ValueError):
-            return {**values, "image": str(self.reader.own(Path(picture or "")))}
-        return {**values, "image": None}
+    def with_pictures(self, values: FormValues, kept: Mapping[str, object]) -> FormValues:
+        """The same values with the uploads that were kept; one that is no longer there is asked for again."""
+        found: dict[str, str | None] = dict.fromkeys(form.PICTURES)
+        for name in form.PICTURES:
+            with suppress(TurbodiffError, ValueError):
+                found[name] = str(self.reader.own(Path(str(kept.get(name) or ""))))
+        return {**values, **found}  # type: ignore[typeddict-item]
 
     @handler
     def estimate(self, *row: object) -> Updates:
@@ -230,10 +239,12 @@ class PageEvents:
         return [*render.estimate(self.reader, values, self.words), {**values, "card": ""}]
 
     @handler
-    def begins(self, *row: object) -> Updates:
-        """When and where the clip of the form would start now."""
+    def begins(self, said: object, *row: object) -> Updates:
+        """When and where the clip of the form would start now, and what runs since `said`, the verdict, have taught."""
         values = self.values_of(row)
-        return render.begins(self.reader, values, self.words) if form.is_settled(values) else [gr.skip()] * 2
+        if not form.is_settled(values):
+            return [gr.skip()] * 3
+        return render.begins(self.reader, values, str(said), self.words)
 
     @handler
     def look(self, *row: object) -> str:
@@ -244,14 +255,15 @@ class PageEvents:
     def restore(self, draft: object) -> Updates:
         """The form as this browser left it; whatever else is in the draft is passed over."""
         kept: Mapping[str, object] = form.sanitize(draft) if isinstance(draft, dict) else {}
-        picture = str(kept.get("image") or "")
-        kept = {name: value for name, value in kept.items() if name in self.names and name not in ("image", "card")}
+        pictures = {name: kept.get(name) for name in form.PICTURES}
+        passed = (*form.PICTURES, "card")
+        kept = {name: value for name, value in kept.items() if name in self.names and name not in passed}
         first = form_actions.initial_values(self.reader)
         spec = form.model_called(kept.get("model"), find_model(str(first["model"])))
         values = form.fitted_to(spec, {**(form.defaults(spec) if kept else first), **kept})
         # an empty number is sent, too: in the browser it is 0 until it was
         built = {name: part.value for name, part in zip(self.names, self.fields, strict=True) if part.value is not None}
-        values = self.with_picture(values, picture)
+        values = self.with_pictures(values, pictures)
         return [*self.refilled(values, built), *render.estimate(self.reader, values, self.words)]
 
     @handler
@@ -277,7 +289,7 @@ class PageEvents:
         name, argument = button_of(event)
         values = self.values_of(row)
         if name == "undo":
-            return self.with_picture(past, past.get("image")) if past else None, ""
+            return self.with_pictures(past, past) if past else None, ""
         if name == "save_preset":
             actions.save_presets(self.reader, {argument: values})
             return None, markup.note(self.words("recipes.saved", name=argument.strip()), "good")
@@ -317,6 +329,13 @@ class PageEvents:
     def go_batch(self, ui_state: UiState, lines: object, *row: object) -> Answer:
         """One job per line."""
         return actions.generate_batch(self.reader, self.values_of(row), str(lines or ""), ui_state, self.words)
+
+    @action_handler
+    def go_grid(self, ui_state: UiState, *row: object) -> Answer:
+        """One job for each pair of values of two fields."""
+        count = len(self.page.grid)
+        axes, values = row[:count], self.values_of(row[count:])
+        return actions.generate_grid(self.reader, values, axes, ui_state, self.words)
 
     @action_handler
     def act(self, ui_state: UiState, event: gr.EventData) -> Answer:

@@ -30,6 +30,7 @@ class FormValues(TypedDict, total=False):
     kind: str | None
     prompt: str | None
     image: str | None  # where the upload lies
+    end_image: str | None
     fit: str | None
     adaptive_resolution: bool | None
     model: str | None
@@ -45,6 +46,8 @@ class FormValues(TypedDict, total=False):
     topk: Number
     quant_linear: str | None
     text_dtype: str | None
+    exchange: str | None  # what cards that share the clip send each other
+    encoder: str | None  # of the mp4
     boundary: Number
     sigma_max: Number
     shift: Number
@@ -52,6 +55,10 @@ class FormValues(TypedDict, total=False):
     guidance_low: Number
     negative_prompt: str | None
     fps: Number
+    smooth_fps: Number
+    interpolator: str | None  # a file of the folder interpolators
+    upscale: Number
+    upscaler: str | None  # a file of the folder upscalers
     size: str | None
     loras: str | None  # JSON, see `loras`
     count: Number  # how many clips, with seeds of their own; not part of a request
@@ -68,7 +75,8 @@ FIELDS = tuple(name for name in FormValues.__annotations__ if name not in NOT_AS
 CARDS = ("6", "8", "12", "16", "24", "32", "48", "80")  # GiB of usual cards
 COMMON_FRAMES = (5, 9, 17, 33, 49, 81, 117, 161)
 SHORT = 17  # shorter clips are for models that make no longer ones
-I2V_ONLY = ("image", "continues", "fit", "adaptive_resolution")
+PICTURES = ("image", "end_image")
+I2V_ONLY = ("image", "end_image", "continues", "fit", "adaptive_resolution")
 MAX_LORAS = 16  # a file with a strength of its own for each expert is two
 _ADAPTER: TypeAdapter[FormValues] = TypeAdapter(FormValues)
 

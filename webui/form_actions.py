@@ -17,7 +17,12 @@ from webui.panels.form_help import round_fields
 if TYPE_CHECKING:
     from webui.snapshot import StudioReader
 
-FILLABLE = {*form.FIELDS, "edits"} - {"image", "prompt", "negative_prompt", "loras"}  # what an alternative may change
+FILLABLE = {*form.FIELDS, "edits"} - {
+    *form.PICTURES,
+    "prompt",
+    "negative_prompt",
+    "loras",
+}  # what an alternative may change
 MAX_ARGUMENT_CHARS = 20_000
 
 
@@ -69,7 +74,7 @@ def fill(reader: StudioReader, name: str, argument: str, values: FormValues, ui_
             return {**values, "loras": form.with_lora(values.get("loras"), name, change)}
         case "preset":
             kept = reader.studio.recipes.presets().get(argument, {})
-            return _fitted({**values, **form.sanitize(kept), "image": values.get("image")})
+            return _fitted({**values, **form.sanitize(kept), **{name: values.get(name) for name in form.PICTURES}})
         case "round":
             return _values_of_round(reader, argument, values, ui_state)
         case "reuse" | "edit":
@@ -85,8 +90,9 @@ def fill(reader: StudioReader, name: str, argument: str, values: FormValues, ui_
 def from_request(reader: StudioReader, request: Mapping[str, Any], values: FormValues) -> FormValues:
     """The form's values from a stored request; a picture that was not given to this page is asked for again."""
     kept = form.from_request(request)
-    image = reader.picture_again(str(request.get("image") or ""))
-    return {**values, **form.defaults(find_model(str(kept["model"]))), **kept, "image": image}
+    again = {name: reader.picture_again(str(request.get(name) or "")) for name in form.PICTURES}
+    fresh = {**values, **form.defaults(find_model(str(kept["model"]))), **kept, **again}
+    return cast(FormValues, fresh)
 
 
 def _values_from_clip(reader: StudioReader, name: str, argument: str, values: FormValues) -> FormValues:
@@ -96,10 +102,15 @@ def _values_from_clip(reader: StudioReader, name: str, argument: str, values: Fo
     clip = reader.clip_called(clip_name)
     prompt = {"prompt": clip.request.prompt}
     if name == "animate":
-        own = {**initial_values(reader, "i2v"), "image": str(reader.frame(clip, at)), "continues": ""}
+        own = {
+            **initial_values(reader, "i2v"),
+            "image": str(reader.frame(clip, at)),
+            "end_image": None,
+            "continues": "",
+        }
     else:
         spec = continuing_model(find_model(clip.request.model), reader.studio.inventory())
-        own = {**form.defaults(spec), "seed": "", "image": None, "continues": clip.id}
+        own = {**form.defaults(spec), "seed": "", "image": None, "end_image": None, "continues": clip.id}
     return _fitted({**values, **own, **prompt})
 
 

@@ -56,7 +56,7 @@ class Keeper:
                 return status if status >= 0 else 128 - status
             how = f"signal {signal.Signals(-status).name}" if status < 0 else "an error of its own"
             if status == START_AGAIN:  # however often: that was somebody else's doing
-                how = "the loss of its state folder"
+                how = "the loss of its state folder or job store"
             else:
                 ends.append(time.monotonic())
                 if len(ends) == MAX_ENDS and ends[-1] - ends[0] < WITHIN_S:

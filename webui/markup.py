@@ -90,6 +90,12 @@ def poster(src: str, cls: str = "") -> Html | None:
     return void("img", src=src, alt="", loading="lazy", cls=cls) if src else None
 
 
+def blank(said: str, first: str = "") -> Html:
+    """What an empty list says; `first` names the button that leads to the first tab, "" for none."""
+    button = local("tab", 0, first, cls="main") if first else None
+    return el("div", el("p", said), button, cls="td-blank")
+
+
 def note(sentence: str, kind: str = "") -> Html:
     """One sentence in a coloured box, read out by screen readers; nothing where there is none to say."""
     return el("div", sentence, cls=f"td-note {kind}".strip(), role="status") if sentence else Html("")

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from gradio.components import Component
 
+from turbodiff.spec.grids import GRID_FIELDS
 from turbodiff.spec.models import ModelSpec
-from turbodiff.studio import ONLY, ORDERS
+from turbodiff.studio import ONLY, ORDERS, nvenc_fault
 from webui import markup
 from webui.app import PASSWORD, STARTUP_LOG
 from webui.panels import create, form_help, gallery, jobs, status_bar, tabs
@@ -61,6 +63,8 @@ class Page:
     batch: gr.Textbox
     batch_file: gr.UploadButton
     batch_go: gr.Button
+    grid: tuple[Component, ...]  # a field, its values, another field, its values
+    grid_go: gr.Button
     gallery_filters: GalleryFilters
     recall: gr.Textbox
     preset_file: gr.UploadButton
@@ -78,7 +82,8 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
             with gr.Column(scale=42, min_width=320, elem_id="form"):
                 enhancer = reader.studio.enhancer.host if reader.studio.enhancer else ""
                 made = create.build(words, spec, reader.here(), form_help.draw_examples(spec, words), enhancer)
-                batch, recalled = _batch(words), _recipes(stage, words)
+                made.fields["encoder"].visible = not nvenc_fault()  # before the page is sent
+                batch, grid, recalled = _batch(words), _grid(words), _recipes(stage, words)
             with gr.Column(scale=58, min_width=320, elem_id="stage"):
                 stage |= {name: gr.HTML(elem_id=name) for name in ("player", "progress", "card", "queue")}
                 gr.HTML(jobs.draw_night(words), elem_id="night")
@@ -115,7 +120,7 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
     draft = gr.BrowserState(None, storage_key=DRAFT_KEY, secret=DRAFT_SECRET)
     timers = gr.Timer(TICK_S), gr.Timer(SLOW_TICK_S)
     shown = (made, stage, ui_state, seen, gr.State(None), draft, act_bus, form_bus, note, *timers)
-    return Page(*shown, box, seed_file, video_file, *batch, filters, *recalled)
+    return Page(*shown, box, seed_file, video_file, *batch, *grid, filters, *recalled)
 
 
 def _batch(words: Words) -> tuple[gr.Textbox, gr.UploadButton, gr.Button]:
@@ -125,6 +130,21 @@ def _batch(words: Words) -> tuple[gr.Textbox, gr.UploadButton, gr.Button]:
         batch = gr.Textbox(label=label, info=hint, lines=4, elem_id="batch")
         batch_file = _upload(words("create.batch_file"), ".txt", ".md", elem_id="batch-file")
         return batch, batch_file, gr.Button(words("create.batch_go"), elem_id="batch-go")
+
+
+def _grid(words: Words) -> tuple[tuple[Component, ...], gr.Button]:
+    """Two fields with the values to compare, folded."""
+    names = [(words.or_else(f"field.{name}", name), name) for name in GRID_FIELDS]
+    parts: list[Component] = []
+    with gr.Accordion(words("grid.title"), open=False, elem_id="grid-box"):
+        gr.HTML(markup.el("p", words("grid.info"), cls="td-quiet td-small"))
+        for axis, first, some in (("rows", "seed", "1, 2, 3"), ("columns", "steps", "2, 4")):
+            with gr.Row():
+                label, at = words(f"grid.{axis}"), f"grid-{axis}"
+                parts.append(gr.Dropdown(names, value=first, label=label, filterable=False, elem_id=at))
+                label = words("grid.values")
+                parts.append(gr.Textbox(label=label, placeholder=some, max_lines=1, elem_id=f"{at}-values"))
+        return tuple(parts), gr.Button(words("grid.go"), elem_id="grid-go")
 
 
 def _recipes(stage: dict[str, gr.HTML], words: Words) -> tuple[gr.Textbox, gr.UploadButton]:

@@ -9,6 +9,7 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from contextvars import ContextVar
+from functools import lru_cache
 from itertools import zip_longest
 
 from starlette.datastructures import Headers
@@ -113,6 +114,7 @@ def _is_forwarding(name: bytes) -> bool:
     return name.startswith(b"x-forwarded-") or name in (b"forwarded", b"x-real-ip", b"x-gradio-server")
 
 
+@lru_cache(1024)  # three times for each request, of few machines
 def address_of(node: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """The address of a node as connections and proxies write it, with or without a port (RFC 7239 6, "[::1]:80",
     "1.2.3.4:80"), IPv4 in its own form ("::" takes it as ::ffff:127.0.0.1); None for a name or anything else."""

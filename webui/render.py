@@ -65,7 +65,10 @@ class Renderer:
 
     @handler
     def changed(self, ui_state: Mapping[str, str], seen: Mapping[str, str] | None = None) -> list[object]:
-        """Panels that differ from `seen`, the others skipped, and the digests; tabs that look alike share a drawing."""
+        """Panels that differ from `seen`, the others skipped, and the digests; tabs that look alike share a drawing.
+
+        A drawing of the timer (with `seen`) that an action has overtaken is dropped: it shows what was before."""
+        acted, is_timer = self.reader.acted, seen is not None
         snapshot, seen = self.reader.snapshot(), seen or {}
         key = (snapshot.now_s, *sorted(ui_state.items()))
         kept = self._drawings.get(key)
@@ -76,7 +79,7 @@ class Renderer:
             while len(self._drawings) > KEPT_DRAWINGS:
                 self._drawings.popitem(last=False)
         drawn, digests = kept
-        if digests == seen:
+        if digests == seen or (is_timer and acted != self.reader.acted):
             return [gr.skip()] * (len(drawn) + 1)
         return [*(gr.skip() if seen.get(name) == digests[name] else drawn[name] for name in drawn), digests]
 
@@ -86,7 +89,7 @@ class Renderer:
         job, clip = looked_at(snapshot, ui_state["at"], reader)
         events = [event for _, event in studio.events(job.id)] if job and job.state in ACTIVE else []
         compared = [one for name in ui_state["left"].split() if (one := reader.clip(name))]
-        card = stage.card(clip, words, snapshot.clips) if clip else None
+        card, preview = stage.card(clip, words, snapshot.clips) if clip else None, stage.preview(events)
         shown = clip.id if clip else ""
         bar = status_bar.status_bar(snapshot, words)
         report = reader.report.or_none()
@@ -102,7 +105,9 @@ class Renderer:
         drawn = {
             "bar": self._drawn(status_bar.draw, bar),
             "aid": first_aid.draw(snapshot, bar.restarted, words),
-            "player": self._drawn(stage.draw_player, card, stage.preview(events)),
+            "player": self._drawn(stage.draw_player, card, preview)
+            if card or preview or not (job and job.state in ACTIVE)
+            else self._drawn(stage.draw_making),
             "progress": _progress(job, events, snapshot, words, ui_state["at"]),
             "card": self._drawn(stage.draw_card, card) if card else Html(""),
             "queue": self._drawn(
@@ -187,9 +192,10 @@ def _progress(job: QueuedJob | None, events: list[Event], snapshot: Snapshot, wo
         if mine is None or mine.state != "queued":
             return drawn
         begins = jobs.starts_in(mine, snapshot, words)
-        return join(drawn, note(" ".join(filter(None, (words("run.submitted", job=mine.id), begins))), "calm"))
+        said = words("run.submitted_begins" if begins else "run.submitted", job=mine.id, begins=begins)
+        return join(drawn, note(said, "calm"))
     if job.state == "queued":
-        why = jobs.blocked(job, snapshot, words) or jobs.waits_for_memory(job, words)
+        why = jobs.why_it_waits(job, snapshot, words)
         return note(why or words("run.submitted", job=job.id))
     return Html("")
 
@@ -203,9 +209,6 @@ def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[obj
         asked = reader.asked(values)
     plan, shown = _planned(reader, values, spec, words)
     go = _go(reader, values, plan, shown, words)
-    card = str(values.get("card") or "")
-    if card:  # a pretended one is for the meter only: the button says what will run here
-        _, shown = _planned(reader, values, spec, words, card)
     prompt = str(values.get("prompt") or "")[:MAX_PROMPT_CHARS]
     try:
         tokens = reader.count_tokens(spec.name, prompt)
@@ -227,10 +230,7 @@ def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[obj
     rounds = reader.studio.rounds(spec.bundled)
     tiles = [form_help.round_tile(found, of_round, outlook, words) for found in rounds]
     return [
-        meter.draw(shown, words, card)
-        + meter.draw_cards(reader.snapshot().fleet, str(values.get("gpu") or ""), words)
-        + meter.draw_together(shown.plan, str(values.get("cards") or "auto"), words)
-        + fit_marks(reader, asked, spec, card),
+        _meter(reader, values, asked, spec, shown, words),
         go.verdict,
         gr.update(value=go.label),
         gr.update(visible=go.anyway),
@@ -246,6 +246,21 @@ def estimate(reader: StudioReader, values: FormValues, words: Words) -> list[obj
         _storyboard(reader, values, plan, words),
         form_help.draw_rounds(tiles, form_help.rounds_sum(rounds, of_round, outlook, words), spec, words),
     ]
+
+
+def _meter(
+    reader: StudioReader, values: FormValues, asked: Mapping[str, object], spec: ModelSpec, shown: meter.Meter,
+    words: Words,
+) -> Html:  # fmt: skip
+    card = str(values.get("card") or "")
+    if card:  # a pretended one is for the meter only: the button says what will run here
+        _, shown = _planned(reader, values, spec, words, card)
+    return join(
+        meter.draw(shown, words, card),
+        meter.draw_cards(reader.snapshot().fleet, str(values.get("gpu") or ""), words),
+        meter.draw_together(shown.plan, str(values.get("cards") or "auto"), words),
+        fit_marks(reader, asked, spec, card),
+    )
 
 
 class Go(NamedTuple):
@@ -269,10 +284,17 @@ def _go(reader: StudioReader, values: FormValues, plan: Plan | None, shown: mete
     return Go(verdict, label, bool(button.anyway))
 
 
-def begins(reader: StudioReader, values: FormValues, words: Words) -> list[object]:
-    """The verdict and the button again: what waits and runs has moved on, the form has not."""
-    go = _go(reader, values, *_planned(reader, values, form.model_called(values["model"]), words), words)
-    return [go.verdict, gr.update(value=go.label)]
+def begins(reader: StudioReader, values: FormValues, said: str, words: Words) -> list[object]:
+    """The verdict and the button again: what waits and runs has moved on, the form has not; and the meter where the
+    plan is another than that of the verdict `said`, as a clip that was made since teaches seconds."""
+    spec = form.model_called(values["model"])
+    plan, shown = _planned(reader, values, spec, words)
+    go = _go(reader, values, plan, shown, words)
+    drawn: object = gr.skip()
+    if plan is not None and meter.told(plan) not in said:
+        with suppress(TurbodiffError):
+            drawn = _meter(reader, values, reader.asked(values), spec, shown, words)
+    return [go.verdict, gr.update(value=go.label), drawn]
 
 
 def _storyboard(reader: StudioReader, values: FormValues, first: Plan | None, words: Words) -> Html:
@@ -359,7 +381,8 @@ def fit_marks(reader: StudioReader, asked: Mapping[str, object], spec: ModelSpec
                 bands[choice] = reader.outlook(_complete({**exactly, **fields}, spec), card).band
             except TurbodiffError:
                 bands[choice] = "no"
-    return create.choices_style(spec, asked.get("num_frames"), bands)
+    interpolates = any(one.kind == "interpolator" for one in reader.inventory().networks)
+    return create.choices_style(spec, asked.get("num_frames"), bands, interpolates or bool(asked.get("interpolator")))
 
 
 def _complete(asked: Mapping[str, object], spec: ModelSpec) -> dict[str, object]:

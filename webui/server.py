@@ -6,12 +6,12 @@ Gradio serves no file of ours (`allowed_paths=[]`): clips are looked up by id in
 """
 
 import argparse
-import contextlib
 import gc
 import json
 import logging
 import math
 import os
+import re
 import secrets
 import sys
 import threading
@@ -52,7 +52,7 @@ LANGUAGE_COOKIE = "turbodiff_lang"
 ENDED = ("done", "failed", "parked", "cancelled")
 UPLOAD_LIMIT = "25mb"
 MINUTE_S = 60.0
-QUEUE_SLEEP_S = 0.05  # Gradio's loop looks for events every millisecond, on Windows every 50 (queueing.py, 6.31)
+QUEUE_SLEEP_S = 0.05  # Gradio looks for events every millisecond, for progress every ten (queueing.py, 6.31)
 MAX_SENTENCES = 1000
 PACKET_BYTES = 1400  # what is smaller travels in one packet of Ethernet anyhow
 GZIP_LEVEL = 4  # the page in 33 kB and 2 ms; the highest takes 8 ms and saves 2 kB
@@ -97,7 +97,7 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
         )
         # else Gradio takes any path of this machine for an upload (processing_utils.py, 6.31)
         blocks.has_launched = True
-        blocks._queue.sleep_when_free = QUEUE_SLEEP_S
+        blocks._queue.sleep_when_free = blocks._queue.progress_update_sleep_when_free = QUEUE_SLEEP_S
     # Gradio packs its own files, not the page (215 kB) or what its events answer; clips and pictures pass as they are
     app.add_middleware(GZipMiddleware, minimum_size=PACKET_BYTES, compresslevel=GZIP_LEVEL)
     app.add_middleware(RootPathMiddleware, root_path=args.root_path)
@@ -121,7 +121,7 @@ def make_app(studio: Studio, args: argparse.Namespace) -> FastAPI:
 
 def _add_routes(app: FastAPI, reader: StudioReader) -> None:
     @app.api_route("/healthz", methods=list(READ))
-    def healthz() -> JSONResponse:
+    async def healthz() -> JSONResponse:  # in no thread: all of those may wait for the store
         return JSONResponse({"ok": True})
 
     @app.api_route("/media/{clip}", methods=list(READ))
@@ -198,7 +198,8 @@ def _add_downloads(app: FastAPI, reader: StudioReader) -> None:
     @app.api_route("/exports/{name}", methods=list(READ))
     def exported(name: str) -> FileResponse:
         found, path = reader.studio.exports.of(name), reader.studio.exports.file(name)
-        clip = reader.clip(name.rsplit(".", 2)[0]) if USER.get() else None
+        made_of = re.fullmatch(r"(.+)\.[0-9a-f]{8}\..+", name)  # diagnostics/exports.py
+        clip = reader.clip(made_of[1]) if USER.get() and made_of else None
         shown = not USER.get() or (clip is not None and reader.studio.serving.owns(USER.get(), clip.path))
         if found is None or path is None or not shown:
             raise HTTPException(404, "no such export")
@@ -255,12 +256,6 @@ class LanguageRedirect:
         await answer(scope, receive, send)
 
 
-def plan_once(studio: Studio) -> None:
-    """Plan something: what is read once and remembered takes the first plan 0.14 s, and 50 clients may wait for it."""
-    with contextlib.suppress(TurbodiffError):
-        studio.plan({"prompt": "a"})
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page until told to stop; returns the exit code."""
     stdio.make_safe()
@@ -277,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         studio.serving.tell(args.webhook, lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
         sweeping = (threading.Event(), studio.state / "uploads")
         threading.Thread(target=sweep_until, args=sweeping, daemon=True).start()
-        threading.Thread(target=plan_once, args=(studio,), daemon=True).start()
+        threading.Thread(target=studio.serving.prepare, daemon=True).start()
         sys.stderr.write(f"[INFO] the page is at {url_of(reachable_at(args.listen), args.port)}\n")
         # who the client is and what it asked for is ProxyMiddleware's business, not that of uvicorn's own defaults
         config = uvicorn.Config(

@@ -11,7 +11,7 @@ import secrets
 import time
 from pathlib import Path
 
-from turbodiff.spec.files import atomic_write
+from turbodiff.spec.files import atomic_write, open_file
 
 LASTS_S = 30 * 24 * 3600.0  # a session that is used lasts on
 RENEW_S = 24 * 3600.0  # how often its use is written down
@@ -31,7 +31,8 @@ class Sessions:
         self._ends_s: dict[str, float] = {}
         if file is not None:
             with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
-                kept = json.loads(file.read_bytes()[: 1 << 20]).items()
+                with open_file(file) as kept_in:
+                    kept = json.loads(kept_in.read(1 << 20)).items()
                 self._ends_s = {name: end for name, end in kept if isinstance(end, int | float) and end > time.time()}
 
     def add(self) -> str:

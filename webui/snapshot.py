@@ -1,4 +1,4 @@
-"""What the studio says, typed: one Snapshot for all tabs, read at most twice a second, and the reads behind it."""
+"""What the studio says, typed: one Snapshot for all tabs, read at most once a second, and the reads behind it."""
 
 import contextlib
 import hashlib
@@ -47,8 +47,9 @@ from turbodiff.studio import (
 from turbodiff.studio.cards import ClusterFacts
 from webui import form
 
-FRESH_S = 0.5
-CLIPS_FRESH_S = 3.0
+FRESH_S = 0.9  # a tab asks once a second: ten of them share one reading
+CLIPS_FRESH_S = 5.0  # a clip that is made here shows at once; it reads 200 sidecars
+OFFERS_FRESH_S = 30.0  # how each model would run on this card, over again as free memory moves: dozens of plans
 HOLDERS_FRESH_S = 5.0  # without NVML's list it looks at what every program has open
 REPORT_FRESH_S = 3600.0
 RESTART_NEWS_S = 30.0  # as long as what a restart brought back is shown
@@ -140,6 +141,7 @@ class StudioReader:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
+        self.acted = 0  # how many changes were made from tabs
         self.snapshot = CachedValue(self._read, FRESH_S)
         self.loras = CachedValue(studio.loras, 10.0)
         self.tier = CachedValue(studio.tier, 60.0)
@@ -148,14 +150,15 @@ class StudioReader:
         self._clips = CachedValue(lambda: tuple(map(clip_view, studio.clips(MAX_CLIPS))), CLIPS_FRESH_S)
         self._models = CachedValue(lambda: tuple(studio.models()), 10.0)
         self.inventory = CachedValue(studio.inventory, 5.0)
-        self._offers = CachedValue(studio.offers, 10.0)
-        self._installed = CachedValue(studio.installed, 10.0)
+        self._offers = CachedValue(studio.offers, OFFERS_FRESH_S)
+        self._installed = CachedValue(studio.installed, OFFERS_FRESH_S)
         self._stored = CachedValue(studio.storage.stored, 10.0)
         self._history = CachedValue(studio.history, 5.0)
         self._holders = CachedValue(lambda: (studio.holders(), tuple(studio.leftovers())), HOLDERS_FRESH_S)
         self._restart: int | None = None
         self._restart_seen_s = math.inf  # when its outcome was first read
         self._done: tuple[int, int] | None = None
+        self._missing: object = None  # of each model, when it was last read
 
     def _read(self) -> Snapshot:
         studio = self.studio
@@ -165,6 +168,11 @@ class StudioReader:
             self._clips.now()
             self.studio.clip_index.refresh_soon(0)
         self._done = done
+        models = self._models()
+        if self._missing not in (None, models):  # a file came or went
+            self._offers.now()
+            self._installed.now()
+        self._missing = models
         holders, leftovers = self._holders()
         return Snapshot(
             machine=self._machine(),
@@ -174,7 +182,7 @@ class StudioReader:
             queued=queued,
             clips=self._clips(),
             log=tuple(studio.log_tail(LOG_LINES)),
-            models=self._models(),
+            models=models,
             passed_over=self.inventory().passed_over,
             installed=self._installed(),
             offers=self._offers(),
@@ -199,6 +207,7 @@ class StudioReader:
 
         What cannot be shown is no failure of the change, which is done: a client that was told so would ask again.
         """
+        self.acted += 1
         with contextlib.suppress(Exception):
             if clips:
                 self._clips.now()
@@ -224,8 +233,9 @@ class StudioReader:
         return outcome
 
     def here(self) -> dict[str, bool]:
-        """Which models have their files on this disk."""
-        return {spec.name: not missing for spec, missing in self._models()}
+        """Which models have their files on this disk, or on a machine that works for this queue."""
+        there = self.studio.cards.models_there()
+        return {spec.name: not missing or spec.name in there for spec, missing in self._models()}
 
     def _machine_with(self, card: str) -> Machine:
         """The machine as it was a moment ago; with a card of so many GiB in place of its own, "" for its own."""
@@ -261,16 +271,19 @@ class StudioReader:
             RequestError: a picture that was not uploaded, a LoRA that is not here.
         """
         fields = form.request_fields(values)
-        if fields.get("image"):
-            upload = picture = self.own(Path(str(fields["image"])))
+        for name in [name for name in form.PICTURES if fields.get(name)]:
+            upload = picture = self.own(Path(str(fields[name])))
             if keep:
                 data = upload.read_bytes()
-                name = f"{hashlib.sha256(data).hexdigest()[:24]}{upload.suffix.lower()[:8]}"
-                picture = self.studio.state / "pictures" / name
+                picture = (
+                    self.studio.state
+                    / "pictures"
+                    / (f"{hashlib.sha256(data).hexdigest()[:24]}{upload.suffix.lower()[:8]}")
+                )
                 if not picture.exists():
                     with atomic_write(picture) as part:
                         part.write_bytes(data)
-            fields["image"] = str(picture)
+            fields[name] = str(picture)
         if fields.get("continues"):
             fields["continues"] = str(self.clip_called(str(fields["continues"])).path)
             fields.pop("image", None)

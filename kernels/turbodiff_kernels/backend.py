@@ -1,10 +1,12 @@
 """How an operation becomes a PyTorch operator, and which implementation runs: its Triton kernel or its reference.
 
 The one switch for a person is the environment variable `TURBODIFF_KERNELS`: `auto` (default), `reference`, `triton`.
-With `auto` a kernel runs on CUDA, from sm_80 on, after it proved itself on this very card (selfcheck.py). The verdict
-is kept in the state folder per architecture, driver, torch, Triton and version of these files.
+With `auto` a kernel runs on CUDA, from sm_80 on, after it proved itself on such a card (selfcheck.py): right, and
+faster than what else computes it. The verdict is kept in the state folder per card, driver, torch, Triton and version
+of these files.
 """
 
+import fcntl
 import hashlib
 import importlib
 import importlib.util
@@ -12,8 +14,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, wraps
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -38,6 +41,7 @@ REASONS = {
     "unchecked": "not checked on this card yet",
     "equal": "equal to its reference on this card",
     "differs": "{got}",
+    "slower": "{got}",
 }
 CHECKING = "the check of this kernel ended the program last time"
 
@@ -111,10 +115,11 @@ def _choose(op: str, device: torch.device, word: str, *, run_check: bool) -> Imp
     if arch(device) < OLDEST_ARCH:
         words = {"arch": f"sm_{arch(device)}", "oldest": f"sm_{OLDEST_ARCH}"}
         return Implementation(op, "reference", "old", words)
-    file, machine = state_folder() / "kernels.json", fingerprint(arch(device))
+    file, machine = verdicts_file(), fingerprint(torch.cuda.get_device_name(device), arch(device))
     verdict = checked(op, device, machine, file) if run_check else _read(file).get(machine, {}).get(op)
     if verdict:
-        return Implementation(op, "reference", "differs", {"got": verdict})
+        slower = verdict.startswith(selfcheck.SLOWER)
+        return Implementation(op, "reference", "slower" if slower else "differs", {"got": verdict})
     return Implementation(op, "triton", "unchecked" if verdict is None else "equal")
 
 
@@ -126,33 +131,72 @@ def arch(device: torch.device) -> int:
     return major * 10 + minor
 
 
-def checked(op: str, device: torch.device, machine: str, file: Path) -> str:
-    """The verdict of the self-check from `file`, or a new one; "" is good. Verdicts of other machines are kept.
+def checked(op: str, device: torch.device, machine: str, file: Path, check: Callable[[], str] | None = None) -> str:
+    """The verdict of the self-check from `file`, or a new one; "" is good. Verdicts of other machines are kept. `check`
+    in the place of that of a kernel: of something else that the card must prove.
 
     The file says CHECKING while the check runs: where a kernel takes the process down, the next one does not try again.
-    A verdict is about numbers: what else goes wrong (no C compiler, a full disk, a failing launch) is told, holds for
-    this process and is tried again by the next one.
+    Who comes meanwhile, a thread or the worker of the card beside, waits. A verdict is about numbers and time: what
+    else goes wrong (no C compiler, a full disk, a failing launch) is told, holds for this process and is tried again by
+    the next one.
     """
-    verdicts = _read(file)
-    known = verdicts.get(machine, {}).get(op)
-    if known is not None:
-        return known
-    _write(file, verdicts, machine, op, CHECKING)
+    with _alone(file, op):
+        known = _read(file).get(machine, {}).get(op)
+        return _check(op, device, machine, file, check) if known is None else known
+
+
+def _check(op: str, device: torch.device, machine: str, file: Path, check: Callable[[], str] | None) -> str:
+    keep_verdict(file, machine, op, CHECKING)
     start = time.monotonic()
     try:
         with current(device):
-            verdict = selfcheck.difference(op, device)
+            with _alone(file, "time", fcntl.LOCK_SH):
+                verdict = check() if check else selfcheck.difference(op, device)
+            with _alone(file, "time"):  # a compiler beside it would delay launches
+                verdict = verdict or ("" if check else selfcheck.slowness(op, device))
     except torch.OutOfMemoryError:
-        _write(file, verdicts, machine, op, None)
+        keep_verdict(file, machine, op, None)
         raise
     except Exception as error:  # noqa: BLE001 - a compiler or a launch may fail in any way; the reference goes on
-        _write(file, _read(file), machine, op, None)
+        keep_verdict(file, machine, op, None)
         words = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         log.warning("cannot check kernel %s on %s, its reference runs until the next start: %s", op, machine, words)
         return f"could not be checked, will be at the next start: {words}"
     log.info("checked kernel %s on %s in %.1f s: %s", op, machine, time.monotonic() - start, verdict or "ok")
-    _write(file, _read(file), machine, op, verdict)
+    keep_verdict(file, machine, op, verdict)
     return verdict
+
+
+@contextmanager
+def _alone(file: Path, name: str, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Inside the block no other thread or process is in one of that name, with LOCK_SH only such as share it too; where
+    there can be no lock, anybody is."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = file.with_suffix(f".{name}.lock").open("w")
+    except OSError:
+        yield
+        return
+    with lock:
+        fcntl.flock(lock, how)  # gone with the process
+        yield
+
+
+def check_all(device: torch.device, done: Callable[[Implementation], None] = lambda choice: None) -> None:
+    """Choose for every operation. Checks that are due run side by side, since most of their time goes to the compiler;
+    the first by itself, since it starts Triton.
+
+    Args:
+        done: is told each choice as it is made, in any order.
+
+    Raises:
+        torch.OutOfMemoryError: there was no room for a check.
+    """
+    first, *others = OPS
+    done(chosen(first, device))
+    with ThreadPoolExecutor(min(len(others), os.cpu_count() or 1), "check") as pool:
+        for made in as_completed([pool.submit(chosen, op, device) for op in others]):
+            done(made.result())
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:
@@ -160,8 +204,8 @@ def current(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def fingerprint(capability: int) -> str:
-    """Everything that a verdict depends on: architecture, driver, torch, Triton, the files of this package."""
+def fingerprint(card: str, capability: int) -> str:
+    """Everything that a verdict depends on: name of the card, driver, torch, Triton, the files of this package."""
     import triton
 
     digest = hashlib.sha256()
@@ -169,13 +213,18 @@ def fingerprint(capability: int) -> str:
         digest.update(path.read_bytes())
     driver = getattr(torch._C, "_cuda_getDriverVersion", int)()
     versions = f"driver {driver} torch {torch.__version__} triton {triton.__version__}"
-    return f"sm_{capability} {versions} {digest.hexdigest()[:8]}"
+    return f"{card} sm_{capability} {versions} {digest.hexdigest()[:8]}"
 
 
 def state_folder() -> Path:
     """$TURBODIFF_STATE, else the XDG state folder."""
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(os.environ.get("TURBODIFF_STATE") or Path(home) / "turbodiff")
+
+
+def verdicts_file() -> Path:
+    """Where verdicts are kept."""
+    return state_folder() / "kernels.json"
 
 
 def _read(file: Path) -> dict[str, dict[str, str]]:
@@ -187,17 +236,19 @@ def _read(file: Path) -> dict[str, dict[str, str]]:
     return verdicts if isinstance(verdicts, dict) else {}
 
 
-def _write(file: Path, verdicts: dict[str, dict[str, str]], machine: str, op: str, verdict: str | None) -> None:
+def keep_verdict(file: Path, machine: str, op: str, verdict: str | None) -> None:
     """Whole file or old file; None forgets. A folder that cannot be written costs a check per start, nothing else."""
-    mine = {**verdicts.get(machine, {}), op: verdict}
-    verdicts = {**verdicts, machine: {name: text for name, text in mine.items() if text is not None}}
-    part = file.with_suffix(f".{os.getpid()}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(verdicts, indent=1), "utf-8")
-        part.replace(file)
-    except OSError as error:
-        log.warning("cannot keep the verdict of kernel %s: %s", op, error)
+    with _alone(file, "write"):
+        verdicts = _read(file)
+        mine = {**verdicts.pop(machine, {}), op: verdict}
+        verdicts[machine] = {name: text for name, text in mine.items() if text is not None}
+        part = file.with_suffix(f".{os.getpid()}.part")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(verdicts, indent=1), "utf-8")
+            part.replace(file)
+        except OSError as error:
+            log.warning("cannot keep the verdict of kernel %s: %s", op, error)
 
 
 def operator(

@@ -1,17 +1,28 @@
-"""Does a kernel compute on this very card what its reference computes? Small odd shapes, seconds, before first use.
+"""Does a kernel compute on this very card what its reference computes, and sooner than what else would?
 
-Compilers, drivers and architectures that nobody tried are the rule; a kernel that is wrong there must not make a clip.
+Small odd shapes and Wan's widths, seconds, before first use. Compilers, drivers and architectures that nobody tried are
+the rule; a kernel that is wrong there must not make a clip, and one that is slow there must not slow it down.
 """
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from types import MappingProxyType, ModuleType
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 EPS = 1e-6
+WIDTHS = (1536, 5120)  # of Wan 1.3B and 14B: what compiles for them is compiled for no other width
+WIDE = (8960, 13824)  # of their feed-forward
+VAE_WIDTHS = (96, 192, 384)
+TIMED_TOKENS, TIMED_HEADS, TIMED_RUNS, CALLS = 8192, 12, 3, 5
+SLOWER = "slower than "  # how a verdict about time begins
+MARGIN = 1.1  # a measurement is that uncertain; a verdict is kept
 POISON_BYTES = (2**19,) * 16 + (2**24,)  # the allocator keeps small and large pieces apart
 
 
@@ -45,28 +56,43 @@ def _projections(make: Inputs) -> list[Tensor | float]:
     return [*(t.flatten(2) for t in _heads(make)), *weights, angles.cos(), angles.sin(), EPS]
 
 
+def _norms(m: ModuleType, make: Inputs, width: int, length: int) -> list[Tensor]:
+    """What the norms make of tokens [2, length, width]."""
+    x, y = make.randn(2, length + 2, width)[:, 1:-1], make.randn(2, length, width, seed=1)
+    shift, scale = make.randn(2, 2, width, seed=2, dtype=torch.float32).split(1, dim=1)
+    weight, bias = make.randn(width, seed=3), make.randn(width, seed=4)
+    angles = make.randn(length, 64, seed=5, dtype=torch.float32)
+    rope = weight, angles.cos(), angles.sin(), EPS
+    rotated, normed, summed, added = x.clone(), x.clone(), x.clone(), y.clone()
+    m.rms_norm_rope_(rotated, *rope)
+    m.rms_norm_(normed, weight, EPS)
+    m.residual_add_(added, x, shift)
+    plain = [m.norm_modulate(x, shift, scale, EPS), m.layer_norm(x, weight, bias, EPS)]
+    passes = [m.rms_norm_rope_sum_(summed, *rope), *m.rope_statistics(x, *rope), m.rms_factor(x, EPS)]
+    return [*plain, *m.norm_modulate_quantize(x, shift, scale, EPS), rotated, normed, added, summed, *passes]
+
+
+def _channel_norms(m: ModuleType, make: Inputs, width: int) -> list[Tensor]:
+    """What the VAE's norm makes of a frame of so many channels, with and without what is added first, in a third of a
+    wider one."""
+    x, y, wide = (make.randn(1, 5, 7, n * width, seed=seed).movedim(-1, 1) for seed, n in enumerate((1, 1, 3)))
+    gamma, bias, found = make.randn(width, seed=6), make.randn(width, seed=8), list[Tensor]()
+    for added in ((None, None), (None, bias), (y, bias)):
+        total, out = x.clone(), wide.clone()
+        m.rms_norm_silu_(out[:, width : 2 * width], total, gamma, *added)
+        found += [total, out]
+    return found
+
+
 def results(op: str, m: ModuleType, make: Inputs) -> list[Tensor]:
     """What a module, kernel or reference, makes of the inputs of the check of `op`."""
     if op == "norm":
-        x, y = make.randn(2, 65, 384)[:, 1:64], make.randn(2, 63, 384, seed=1)
-        shift, scale = make.randn(2, 2, 384, seed=2, dtype=torch.float32).split(1, dim=1)
-        weight, bias = make.randn(384, seed=3), make.randn(384, seed=4)
-        angles = make.randn(63, 64, seed=5, dtype=torch.float32)
-        rotated, normed, added = x.clone(), x.clone(), y.clone()
-        m.rms_norm_rope_(rotated, weight, angles.cos(), angles.sin(), EPS)
-        m.rms_norm_(normed, weight, EPS)
-        m.residual_add_(added, x, shift)
-        images = make.randn(3, 5, 7, 96).movedim(-1, 1)
-        silu = m.rms_norm_silu(images, make.randn(96, seed=6))
-        plain = [m.norm_modulate(x, shift, scale, EPS), m.layer_norm(x, weight, bias, EPS)]
-        summed = x.clone()
-        sums = m.rms_norm_rope_sum_(summed, weight, angles.cos(), angles.sin(), EPS)
-        statistics = m.rope_statistics(x, weight, angles.cos(), angles.sin(), EPS)
-        quantised = m.norm_modulate_quantize(x, shift, scale, EPS)
-        return [*plain, *quantised, rotated, normed, added, silu, summed, sums, *statistics, m.rms_factor(x, EPS)]
+        silu = [y for width in VAE_WIDTHS for y in _channel_norms(m, make, width)]
+        return [*_norms(m, make, 384, 63), *(y for width in WIDTHS for y in _norms(m, make, width, 5)), *silu]
     if op == "quant":
         x = make.randn(130, 200)
-        return [*m.quantize_tiles(x), *m.quantize_tokens(x)]
+        rows = [make.randn(3, width) for width in (200, *WIDTHS, *WIDE)]
+        return [*m.quantize_tiles(x), *(y for row in rows for y in m.quantize_tokens(row))]
     if op == "gemm":
         quant = import_module("turbodiff_kernels.quant.reference")
         a, b, bias = make.randn(130, 256), make.randn(272, 256, seed=1) / 16, make.randn(272, seed=2)
@@ -87,6 +113,9 @@ def results(op: str, m: ModuleType, make: Inputs) -> list[Tensor]:
         return [m.sage_attention(*_heads(make)), m.normed_sage_attention_(*_projections(make))]
     more = (make.randn(128, 128, seed=2) / 11, make.randn(128, seed=3), 0.5, op == "sagesla")
     return [m.sla_attention(*_heads(make), *more), m.normed_sla_attention_(*_projections(make), *more)]
+
+
+KINDS = ("kernel", "reference")
 
 
 class Check(NamedTuple):
@@ -117,7 +146,7 @@ def difference(op: str, device: torch.device, dtype: torch.dtype = torch.bfloat1
         Exception: of any kind, where it could not be compiled or launched; nothing is known about its numbers then.
     """
     check, make = CHECKS[op], Inputs(device, dtype)
-    modules = [import_module(f"turbodiff_kernels.{check.folder}.{kind}") for kind in ("kernel", "reference")]
+    modules = [import_module(f"turbodiff_kernels.{check.folder}.{kind}") for kind in KINDS]
     # freed at once, so that what a kernel is given next and forgets to write is NaN
     [torch.full((size // 4,), float("nan"), device=device) for size in POISON_BYTES].clear()
     got, expected = (results(op, module, make) for module in modules)
@@ -126,3 +155,80 @@ def difference(op: str, device: torch.device, dtype: torch.dtype = torch.bfloat1
         if not distance <= check.bound:
             return f"result {i} is off by {distance:.2g}, allowed {check.bound:.2g}"
     return ""
+
+
+@torch.no_grad()
+def slowness(op: str, device: torch.device) -> str:
+    """What computes the same as the kernel of `op` on `device` in less time; "" where the kernel is the fastest there.
+
+    Only a GPU is timed, and only where it has the room.
+    """
+    if device.type != "cuda":
+        return ""
+    try:
+        return faster(contenders(op, Inputs(device, torch.bfloat16), TIMED_TOKENS, TIMED_HEADS), milliseconds)
+    except torch.OutOfMemoryError:
+        return ""
+
+
+def faster(calls: Mapping[str, Callable[[], object]], time_ms: Callable[[Callable[[], object]], float]) -> str:
+    """The contender that beats the first call by more than the margin, in words; "" where none does."""
+    (_, own), *others = calls.items()
+    own_ms = time_ms(own)
+    for name, call in others:
+        try:
+            other_ms = time_ms(call)
+        except RuntimeError:  # torch has no such attention on this card
+            continue
+        if own_ms > MARGIN * other_ms:
+            return f"{SLOWER}{name}: {own_ms:.2f} ms against {other_ms:.2f} ms"
+    return ""
+
+
+def contenders(op: str, make: Inputs, tokens: int, heads: int) -> dict[str, Callable[[], object]]:
+    """The kernel of `op`, and what would run in its place, on tensors as of a short clip.
+
+    That is its reference; where a whole attention makes room for a plainer one, that one: torch's dense attention for
+    `sage`, `sla` for `sagesla`. For `sla` it would be a reference that never wins.
+    """
+    modules = {kind: import_module(f"turbodiff_kernels.{CHECKS[op].folder}.{kind}") for kind in KINDS}
+    kernel, dim = modules["kernel"], 128 * heads
+    q, k, v = (make.randn(1, tokens, heads, 128, seed=seed) for seed in range(3))
+    x, weight, table = q.flatten(2), make.randn(dim, seed=3), make.randn(tokens, 64, seed=4, dtype=torch.float32)
+    if op == "norm":
+        return {kind: partial(m.rms_norm_rope_, x, weight, table, table, EPS) for kind, m in modules.items()}
+    if op == "quant":
+        return {kind: partial(m.quantize_tiles, x[0]) for kind, m in modules.items()}
+    if op == "gemm":
+        quantize = import_module("turbodiff_kernels.quant.reference").quantize_tiles
+        matrices = *quantize(x[0]), *quantize(make.randn(dim, dim, seed=5))
+        return {kind: partial(m.int8_linear, *matrices, weight, make.dtype) for kind, m in modules.items()}
+    if op == "sage":
+        return {op: partial(kernel.sage_attention, q, k, v)} | _dense(*(t.transpose(1, 2) for t in (q, k, v)))
+    more = make.randn(128, 128, seed=5), make.randn(128, seed=6), 0.1
+    names = (op,) if op == "sla" else (op, "sla")
+    return {name: partial(kernel.sla_attention, q, k, v, *more, name == "sagesla") for name in names}
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], object]]:
+    """torch's dense attention, as it comes and by cuDNN."""
+
+    def cudnn() -> Tensor:
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return F.scaled_dot_product_attention(q, k, v)
+
+    return {"torch's attention": lambda: F.scaled_dot_product_attention(q, k, v), "cuDNN's attention": cudnn}
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    """Median time of a call on the current GPU, warmed up; several calls at a time, so that the host is ahead."""
+    times = []
+    for _ in range(1 + TIMED_RUNS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(CALLS):
+            call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / CALLS)
+    return statistics.median(times[1:])

@@ -60,15 +60,16 @@ def cache_pictures(folder: Path, vae: WanVAE) -> None:
     """Beside every file of `cache_latents`, the latents of each clip's first frame as image to video is told it.
 
     The clips are rendered again from the same seeds. Two latent frames after the picture its trace is gone (a standard
-    deviation of 0.02 over the clips), so the frames from there on are encoded once for each file.
+    deviation of 0.02 over the clips), so the frames from there on are encoded once for each file. The last latent frame
+    of a clip that is told its last picture, too, is `ends`.
     """
     statistics, captions, target = store.load(folder / "latent_statistics.pt"), training_captions(), folder / "pictures"
     assert statistics is not None, "the encoder must be frozen first"
     mean, std = statistics["mean"].view(16, 1, 1), statistics["std"].view(16, 1, 1)
     target.mkdir(exist_ok=True)
 
-    def told(picture: Tensor, frames: int) -> Tensor:
-        raw = encode_video(vae, picture_video(picture, frames).transpose(1, 2))
+    def told(picture: Tensor, frames: int, last: Tensor | None = None) -> Tensor:
+        raw = encode_video(vae, picture_video(picture, frames, last).transpose(1, 2))
         return ((raw - mean) / std).transpose(1, 2)
 
     for file in sorted((folder / "latents").glob("*.pt")):
@@ -76,10 +77,11 @@ def cache_pictures(folder: Path, vae: WanVAE) -> None:
         if path.exists() or cached is None:
             continue
         rng = np.random.default_rng(1000 + int(file.stem))
-        pictures = [to_video(random_clip(captions[i], rng)[None])[:, 0] for i in cached["captions"].tolist()]
-        tail = told(pictures[0], FRAMES)[:, :, TRACE:]
-        rows = [torch.cat((told(picture, TRACE_FRAMES), tail), dim=2) for picture in pictures]
-        store.save(path, {"latents": torch.cat(rows).half()})
+        shown = [to_video(random_clip(captions[i], rng)[None]) for i in cached["captions"].tolist()]
+        tail = told(shown[0][:, 0], FRAMES)[:, :, TRACE:]
+        rows = [torch.cat((told(clip[:, 0], TRACE_FRAMES), tail), dim=2) for clip in shown]
+        ends = [told(clip[:, 0], FRAMES, clip[:, -1])[:, :, -1:] for clip in shown]
+        store.save(path, {"latents": torch.cat(rows).half(), "ends": torch.cat(ends).half()})
 
 
 class Latents:
@@ -89,6 +91,7 @@ class Latents:
         self.folder, self.files = folder, 0
         self.z, self.caption = torch.empty(0, 16, 5, 16, 16, dtype=torch.float16), torch.empty(0, dtype=torch.long)
         self.pictures = torch.empty_like(self.z) if pictures else None
+        self.ends = torch.empty(0, 16, 1, 16, 16, dtype=torch.float16)
         self.refresh()
 
     def refresh(self) -> None:
@@ -102,7 +105,9 @@ class Latents:
         self.z = torch.cat([self.z, *(p["latents"] for p in parts)])
         self.caption = torch.cat([self.caption, *(p["captions"] for p in parts)])
         if self.pictures is not None:
-            self.pictures = torch.cat([self.pictures, *(store.load(file)["latents"] for file in files)])
+            cached = [store.load(file) for file in files]
+            self.pictures = torch.cat([self.pictures, *(pictures["latents"] for pictures in cached)])
+            self.ends = torch.cat([self.ends, *(pictures["ends"] for pictures in cached)])
 
 
 def training_sentences(caption: Caption, rng: random.Random) -> list[str]:

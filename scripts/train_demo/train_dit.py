@@ -27,6 +27,7 @@ SLA = AttentionPlan("sla", topk=0.5)
 SLA_SHARE = 0.25  # of the steps of the cool-down, so that proj_l is trained and dense attention is not forgotten
 SCHEDULE_WEIGHTS = torch.tensor([0.15, 0.29, 0.28, 0.28])
 BATCH = 32
+END_SHARE = 0.5  # of the clips that start from a picture, those that end with one, too
 Forward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 SAVE_EVERY = 100  # steps
 
@@ -112,15 +113,20 @@ T2V = Task("dit", CONFIG, sample_times, tuple(times(4)[:4]))
 
 
 def batch(latents: Latents, words: dict[str, Tensor], size: int) -> Batch:
-    """A random sentence for each of `size` clips; 4 % are empty prompts."""
+    """A random sentence for each of `size` clips; 4 % are empty prompts. Where pictures are told, half of them are told
+    the last one, too."""
     index = torch.randint(len(latents.z), (size,))
     sentence = latents.caption[index] * SENTENCES + torch.randint(SENTENCES, (size,))
     rows, counts = words["rows"][sentence], words["counts"][sentence]
     silent = torch.rand(size) < 0.04
     rows = torch.where(silent[:, None, None], words["empty"], rows)
     counts = torch.where(silent, words["empty_count"], counts)
-    pictures = latents.pictures
-    condition = None if pictures is None else image_condition(pictures[index].float())
+    condition = None
+    if latents.pictures is not None:
+        first, end = latents.pictures[index].float(), latents.ends[index].float()
+        both = image_condition(torch.cat((first[:, :, :-1], end), dim=2), last=True)
+        with_end = torch.rand(size, 1, 1, 1, 1) < END_SHARE
+        condition = torch.where(with_end, both, image_condition(first))
     return Batch(latents.z[index].float(), rows, context_bias(counts), condition)
 
 

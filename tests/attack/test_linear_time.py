@@ -44,6 +44,8 @@ PARSERS: dict[str, tuple[int, Text, Callable[[Any], object]]] = {
     "prompt: escapes": (8_000, lambda n: "\\(" * n, lambda text: parse(clean(text))),
     "prompt: a long entity": (1_000_000, lambda n: f"&#{'9' * n};", lambda text: parse(clean(text))),
     "prompt: entities of entities": (20_000, lambda n: "&amp;" * n, clean),
+    "prompt: marks to sort": (4_000, lambda n: "a" + "\u0301\u0323" * n, clean),
+    "prompt: entities of marks": (4_000, lambda n: "a" + "&#769;&#803;" * n, clean),
     "prompt: blank entities": (20_000, lambda n: "&#32;" * n, is_blank),
     "prompt: blank weights": (20_000, lambda n: "(" * n + ":1)" * n, is_blank),
     "prompt: an open blank": (100_000, lambda n: "( " + " " * n, is_blank),

@@ -1,5 +1,7 @@
 """What cannot work is said by `plan` and refused by `generate` before anything starts, with what to do about it."""
 
+import sys
+
 import pytest
 
 from tests.webui import hollow
@@ -99,6 +101,25 @@ def test_an_expert_that_cannot_be_told_is_asked_for_by_plan_and_generate_before_
     assert command in said.out + said.err
     code, said = turbodiff("generate", *asked)
     assert code == 2 and command in said.err and "models pull" not in said.err and "a0" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "folder", "asked"),
+    [
+        ("ccvfi", "interpolate", "interpolators", ("--smooth-fps", "30", "--interpolator")),
+        ("spandrel", "upscale", "upscalers", ("--upscale", "2", "--upscaler")),
+    ],
+)
+def test_a_network_whose_package_is_missing_is_refused_by_plan_and_generate_with_what_to_install(
+    turbodiff, monkeypatch, weights, package, extra, folder, asked
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    (weights / folder).mkdir()
+    (weights / folder / "mine.pth").write_bytes(b"x")
+    for command in ("plan", "generate"):
+        code, said = turbodiff(command, "a red circle", "--model", "demo", *asked, "mine.pth")
+        assert code == 2 and f"pip install 'turbodiff[{extra}]'" in said.err and "mine.pth" not in said.err
+    assert not list(weights.parent.rglob("*.mp4"))
 
 
 def test_files_that_nothing_but_models_without_networks_share_are_nobodys_own(turbodiff, weights):

@@ -46,8 +46,8 @@ def test_a_strength_out_of_range_is_refused(tmp_path):
 
 
 def test_every_field_of_a_request_has_a_flag_and_every_flag_is_a_field():
-    # the argument, the model's, the size's, the page's, of `turbodiff extend` and its rows in the queue
-    derived = {"kind", "prompt", "width", "height", "nonce", "continues", "after"}
+    # the argument, the model's, the size's, the page's, of `turbodiff extend` and its rows in the queue, of a grid
+    derived = {"kind", "prompt", "width", "height", "nonce", "continues", "after", "grid"}
     assert set(FLAGS) == set(Request.model_fields) - derived | {"size", "ode"}
 
 

@@ -53,6 +53,15 @@ def test_a_text_encoder_of_fewer_bits_is_a_flag_and_stands_in_the_plan(turbodiff
     assert code == 2 and "text_dtype" in said.err
 
 
+def test_a_rounded_exchange_is_a_flag_and_stands_in_the_plan(turbodiff):
+    code, said = turbodiff("plan", "a cat", "--cards", "2", "--exchange", "int8", "--json")
+    plan = json.loads(said.out)
+    assert (code, plan["levers"]["exchange"], plan["request"]["exchange"]) == (0, "int8", "int8")
+    assert "exchanged_in_int8" in [reason["key"] for reason in plan["reasons"]]
+    code, said = turbodiff("plan", "a cat", "--exchange", "int4")
+    assert code == 2 and "exchange" in said.err
+
+
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_a_driver_that_does_not_answer_is_said_beside_a_plan_and_before_a_refusal(turbodiff, tmp_path, lang):
     silent = (

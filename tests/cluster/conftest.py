@@ -12,6 +12,7 @@ import pytest
 from supervisor.bench import Bench
 from supervisor.fixtures import make_bench, no_rest  # noqa: F401
 
+from cluster.ray_nodes import filled_nodes, ray_nodes  # noqa: F401
 from turbodiff.cluster import remote
 
 NOBODY = SimpleNamespace(worker=None, free=False, broken=False)

@@ -1,9 +1,9 @@
 """A bridge without Ray: tells of the nodes that the file $NODES lists, and starts workers "there", on this machine.
 
-A node: {"node": "n1", "host": "far", "cards": 1, "machine": {...}, "program": "...", "weights": true, "state": "ok"},
-all but the first optional. Of one that leaves the list the supervisor hears that it is lost; its workers live on and
-talk on, as those of a node that nobody can reach. Words of a worker are told twice, the second time under the name of
-a port that nobody asked for.
+A node: {"node": "n1", "host": "far", "cards": 1, "machine": {...}, "program": "...", "weights": true, "state": "ok",
+"inventory": "{...}"}, all but the first optional. Of one that leaves the list the supervisor hears that it is lost; its
+workers live on and talk on, as those of a node that nobody can reach. Words of a worker are told twice, the second time
+under the name of a port that nobody asked for.
 """
 
 import json
@@ -90,7 +90,7 @@ class Bridge:
             told |= {"machine": {}, **node}
             if name not in self.known:
                 found = inventory() if told.pop("weights", True) else Inventory(files=())
-                told["inventory"] = found.model_dump_json()
+                told.setdefault("inventory", found.model_dump_json())
             if name in self.fetching:  # as many looks as the list says, then the weights are there
                 model, left = self.fetching[name]
                 told["downloads"] = [{"model": model, "state": "running" if left else "done", "share": 0.5}]

@@ -7,14 +7,23 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from supervisor.bench import scripted
 
 from cluster.conftest import FarBench
+from tests.plan.machines import disk
+from turbodiff.archive.clips import read_sidecar
+from turbodiff.archive.grid_sheets import note_cell
 from turbodiff.cluster import remote
 from turbodiff.jobs.nodes import cluster_facts
+from turbodiff.media.contact_sheet import LABEL_PX, SPACE_PX
+from turbodiff.media.joining import read_frames
+from turbodiff.media.video import ClipWriter
 from turbodiff.spec import page_flags
 from turbodiff.spec.errors import RequestError
+from turbodiff.spec.grids import grid_requests
+from turbodiff.spec.request import make_request
 from turbodiff.supervisor.context import machine_of, worker_pids
 
 Far = Callable[..., FarBench]
@@ -74,14 +83,43 @@ def test_a_clip_that_changed_on_its_way_is_refused(far: Far) -> None:
     assert not list(bench.outputs.glob("*/*.mp4")) and not list((bench.outputs / ".partial").iterdir())
 
 
-def test_a_node_with_another_version_gets_no_job(far: Far) -> None:
+def test_cells_of_a_grid_that_nodes_and_this_machine_made_become_one_sheet_here(far: Far, tmp_path: Path) -> None:
     bench = far()
-    bench.list_nodes({"node": "n1", "program": "0.0.1, protocol 1"})
+    cells = [
+        request.grid for request in map(make_request, grid_requests({"prompt": "x"}, ("seed", "1"), ("steps", "1,2,3")))
+    ]
+    made = []
+    for number, level in enumerate((60, 120, 180)):
+        with ClipWriter(tmp_path / f"{number}.mp4", 128, 128, 16, {}) as writer:
+            writer.write(np.full((5, 128, 128, 3), level, np.uint8))
+        made.append(tmp_path / f"{number}.mp4")
+    assert cells[0] and note_cell(bench.state, cells[0], made[0]) is None  # as a worker of this machine does
+    for cell, clip in zip(cells[1:], made[1:], strict=True):
+        assert not list(bench.outputs.rglob("grid_*.mp4"))
+        done = bench.run(scripted({"steps": 1, "clip": str(clip)}, num_frames=5, grid=cell))
+        assert done.state == "done", bench.log_text()
+    bench.turn_until(lambda: list(bench.outputs.rglob("grid_*.mp4")))
+    sheet = next(bench.outputs.rglob("grid_*.mp4"))
+    frames = np.concatenate(list(read_frames(sheet))).astype(int)
+    middles = [frames[-1, LABEL_PX + 64, LABEL_PX + 64 + column * (128 + SPACE_PX)].mean() for column in range(3)]
+    assert len(frames) == 5 and np.abs(np.array(middles) - (60, 120, 180)).max() < 4
+    assert read_sidecar(sheet).tags == ("grid",) and not list((bench.state / "grids").iterdir())
+
+
+def test_a_node_with_another_version_gets_no_job(far: Far) -> None:
+    """Two checkouts have one version and, it may be, other fields: that was an error in the log, and it seemed to be
+    a node without weights."""
+    bench = far()
+    bench.list_nodes(
+        {"node": "n1", "program": "0.0.1, protocol 1"}, {"node": "n2", "inventory": '{"files": [], "novel": 1}'}
+    )
     job = bench.store.submit(scripted({"steps": 1}))
     bench.turn_until(lambda: "other_version; it runs 0.0.1" in bench.log_text())
+    bench.turn_until(lambda: "another build" in bench.log_text())
     for _ in range(20):
         bench.supervisor.tick(0.01)
     assert bench.store.job(job).state == "queued" and not bench.supervisor.slots
+    assert "ERROR" not in bench.log_text()
     bench.turn_until(lambda: (told := cluster_facts(bench.store)) and told.nodes)
     told = cluster_facts(bench.store)
     assert told is not None and (told.nodes[0].state, told.nodes[0].program) == ("other_version", "0.0.1, protocol 1")
@@ -95,6 +133,22 @@ def test_a_node_without_the_weights_gets_no_job_and_no_card_of_it_is_asked_for(f
     assert bench.store.job(first).state == "done"
     assert {slot.context.node for slot in bench.supervisor.slots} == {"n2"}
     assert "downloads" not in bench.log_text()  # nobody let it
+
+
+def test_beside_this_machines_own_card_a_job_goes_to_the_node_that_has_its_weights_or_waits_for_it(far: Far) -> None:
+    """This machine's card took it, and it failed for want of files."""
+    bench = far({"devices": ("",)})
+    bench.list_nodes({"node": "n1", "inventory": disk("wan2.1-14b").model_dump_json()})
+    bench.turn_until(lambda: bench.supervisor.slots[0].free)
+    asked = scripted({"steps": 1}, model="wan2.1-14b", num_frames=81), scripted({"steps": 1})
+    jobs = [bench.store.submit(one) for one in asked]
+    bench.turn_until(lambda: all(bench.store.job(job).over for job in jobs))
+    assert [(bench.store.job(job).state, bench.store.job(job).slot) for job in jobs] == [("done", 1000), ("done", 0)]
+    bench.list_nodes()
+    bench.turn_until(lambda: "node far: lost" in bench.log_text())
+    jobs = [bench.store.submit(one) for one in asked]
+    bench.turn_until(lambda: bench.store.job(jobs[1]).over)
+    assert [bench.store.job(job).state for job in jobs] == ["queued", "done"]
 
 
 def test_a_node_downloads_weights_only_where_a_person_let_it_and_works_once_it_has_them(far: Far) -> None:
@@ -126,3 +180,44 @@ def test_a_node_that_does_not_answer_keeps_what_it_does_and_is_given_nothing_mor
     bench.list_nodes({"node": "n1"})
     bench.turn_until(lambda: bench.store.job(job).over)
     assert (bench.store.job(job).state, bench.store.job(job).attempt) == ("done", 1)
+
+
+def test_what_a_bridge_that_was_killed_had_not_brought_home_is_removed_and_nothing_else(
+    far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "BACKOFF_S", (0.05,))
+    bench = far()
+    cluster = bench.supervisor.cluster
+    assert isinstance(cluster, remote.Cluster)
+    bench.turn_until(lambda: cluster.joined)
+    child = cluster._child
+    assert child is not None
+    folder = bench.outputs / ".partial"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (f"7.1.{child.pid}.abc.mp4", f"7.1.{child.pid}.abc.mp4.json", "7.1.1.abc.mp4", "8.1.nonce.mp4"):
+        (folder / name).write_bytes(b"half a clip")
+    child.kill()
+    bench.turn_until(lambda: cluster._child not in (None, child) and cluster.joined)
+    assert sorted(part.name for part in folder.iterdir()) == ["7.1.1.abc.mp4", "8.1.nonce.mp4"]
+
+
+def test_a_node_whose_model_is_far_back_in_the_queue_is_asked_for_its_card(far: Far) -> None:
+    """What its jobs wait for was unknown while 64 jobs for a model that no node has stood before them."""
+    bench = far()
+    bench.store.submit_all([(scripted({"steps": 1}, model="Wan2.1-14B", num_frames=81), None) for _ in range(100)])
+    job = bench.store.submit(scripted({"steps": 1}))
+    bench.turn_until(lambda: bench.store.job(job).state == "done")
+
+
+def test_a_cluster_that_asks_for_another_token_is_told_as_such_and_jobs_wait(
+    far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Ray says of it: tests/cluster/test_tokens.py."""
+    said = {"op": "refused", "why": "token", "text": "Authentication token is missing or incorrect."}
+    code = "import os, sys; fd = int(sys.argv[sys.argv.index('--events-fd') + 1]); "
+    code += f"os.write(fd, {json.dumps(said).encode() + bytes([10])!r}); sys.exit(1)"
+    bench = far()
+    monkeypatch.setattr(remote, "BRIDGE", (sys.executable, "-c", code))
+    job = bench.store.submit(scripted({"steps": 1}))
+    bench.turn_until(lambda: (told := cluster_facts(bench.store)) and told.state == "refused")
+    assert bench.store.job(job).state == "queued" and "token is missing or incorrect" in bench.log_text()

@@ -2,11 +2,8 @@
 
 import os
 import signal
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,79 +12,15 @@ import pytest
 from PIL import Image
 from supervisor.bench import Bench, request, scripted, wait_until
 
+from cluster.ray_nodes import PATIENCE_S, Make, Nodes, joined, stream
 from turbodiff.archive.clips import read_sidecar
-from turbodiff.cluster import remote
 from turbodiff.cluster.host import SCRATCH
-from turbodiff.media.ffmpeg import ffmpeg_path
 from turbodiff.spec.files import sha256_of
 from turbodiff.supervisor.worker_process import WORKER
 
 pytest.importorskip("ray", reason="needs the extra `cluster`")
 pytestmark = pytest.mark.cluster
-Make = Callable[..., Bench]
-PATIENCE_S = 300.0  # of a busy machine
-# loopback alone; a node that is silent is given up after seconds, and the driver ends seconds after the head
-SETTINGS = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "3",
-    "RAY_worker_niceness": "0",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
-}
 LONG = {"steps": 400, "dt_s": 0.05}
-
-
-class Nodes:
-    """A head and two nodes of one card each; a node that a test took is replaced."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        self.cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": False, "node_ip_address": "127.0.0.1"},
-        )
-        self.nodes: list[Any] = []
-        self.fill()
-
-    def fill(self) -> None:
-        while len(self.nodes) < 2:
-            self.nodes.append(self.cluster.add_node(num_cpus=1, num_gpus=1, node_ip_address="127.0.0.1"))
-
-    def raylet(self, node: str, keep: bool = False) -> subprocess.Popen[bytes]:
-        """The raylet of a node, which is no longer counted among ours unless we `keep` it. Whoever ends it reaps it: to
-        Ray's workers a corpse counts as a raylet that lives."""
-        found = next(one for one in self.nodes if one.node_id == node)
-        if not keep:
-            self.nodes.remove(found)
-        return found.all_processes["raylet"][0].process
-
-    def gcs(self) -> int:
-        return int(self.cluster.head_node.all_processes["gcs_server"][0].process.pid)
-
-
-@pytest.fixture(scope="module")
-def ray_nodes() -> Iterator[Nodes]:
-    before = {name: os.environ.get(name) for name in SETTINGS}
-    os.environ.update(SETTINGS)
-    made = Nodes()
-    yield made
-    made.cluster.shutdown()
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-@pytest.fixture
-def nodes(ray_nodes: Nodes) -> Nodes:
-    ray_nodes.fill()
-    return ray_nodes
-
-
-def joined(make_bench: Make, nodes: Nodes, most_cards: int = 2, **options: Any) -> Bench:
-    cluster = partial(remote.Cluster, address=nodes.cluster.address, most_cards=most_cards)
-    return make_bench(**{"devices": (), "cluster": cluster, **options})
 
 
 def running(bench: Bench, job: int) -> Any:
@@ -108,27 +41,25 @@ def clips(bench: Bench) -> list[Path]:
     return sorted(bench.outputs.glob("*/*.mp4"))
 
 
-def stream(clip: str, folder: Path) -> bytes:
-    """The video of a clip without its tags, which name the job and its time."""
-    bare = ["-map_metadata", "-1", "-fflags", "+bitexact", "-c", "copy", "-f", "mp4"]
-    subprocess.run([ffmpeg_path(), "-v", "error", "-y", "-i", clip, *bare, folder / "bare.mp4"], check=True)
-    return (folder / "bare.mp4").read_bytes()
-
-
 def test_the_demo_clip_of_a_node_is_that_of_this_machine_bit_for_bit(
     make_bench: Make, nodes: Nodes, tmp_path: Path
 ) -> None:
     asked = request("a red circle moves right", model="demo", seed=5, num_frames=5)
     there = joined(make_bench, nodes, most_cards=1, worker_argv=WORKER)
-    far = there.run(asked, PATIENCE_S)
+    here = Bench(tmp_path / "here", worker_argv=WORKER)
+    number, same = there.store.submit(asked), here.store.submit(asked)
+
+    def both_over() -> bool:
+        here.supervisor.tick(0.02)
+        return there.store.job(number).over and here.store.job(same).over
+
+    there.turn_until(both_over, PATIENCE_S)
+    far, near = there.store.job(number), here.store.job(same)
+    here.supervisor.close()
     assert far.state == "done", there.log_text()
     assert far.result is not None and Path(far.result.path).is_relative_to(there.outputs)
     assert not list((there.outputs / ".partial").iterdir())
-    there.supervisor.close()
-    here = Bench(tmp_path / "here", worker_argv=WORKER)
-    near = here.run(asked, PATIENCE_S)
-    here.supervisor.close()
-    assert near.result is not None
+    assert near.result is not None, here.log_text()
     assert stream(far.result.path, tmp_path) == stream(near.result.path, tmp_path)
 
 
@@ -158,7 +89,7 @@ def test_a_worker_an_actor_and_a_node_that_die_cost_the_attempt_and_not_the_clip
 
 def test_the_clip_of_a_node_that_nobody_could_reach_is_refused(make_bench: Make, nodes: Nodes) -> None:
     bench = joined(make_bench, nodes)
-    job = bench.store.submit(scripted({"steps": 300, "dt_s": 0.05}, {"steps": 200, "dt_s": 0.05}))
+    job = bench.store.submit(scripted({"steps": 240, "dt_s": 0.05}, {"steps": 120, "dt_s": 0.05}))
     slot = running(bench, job)
     zombie, raylet = slot.worker.pid, nodes.raylet(slot.context.node)
     raylet.send_signal(signal.SIGSTOP)
@@ -206,12 +137,14 @@ def test_without_its_head_a_cluster_costs_its_jobs_an_attempt_and_this_machine_g
     make_bench: Make, nodes: Nodes
 ) -> None:
     bench = joined(make_bench, nodes, devices=("",))
-    first = bench.store.submit(scripted(LONG, {"steps": 1}))
-    second = bench.store.submit(scripted(LONG, {"steps": 1}))
-    slots = [running(bench, job) for job in (first, second)]
-    assert any(slot.context.node for slot in slots), bench.log_text()
+    endless = {"steps": 100_000, "dt_s": 0.05}  # this machine's own card is free no sooner than it is asked to end
+    first = bench.store.submit(scripted(endless))
+    assert not running(bench, first).context.node
+    second = bench.store.submit(scripted(endless, {"steps": 1}))
+    assert running(bench, second).context.node
     os.kill(nodes.gcs(), signal.SIGKILL)
     bench.turn_until(lambda: not bench.supervisor.cluster.is_up, PATIENCE_S)  # type: ignore[union-attr]
+    bench.store.stop_and_decode(first)
     for job in (first, second):
         bench.turn_until(lambda job=job: bench.store.job(job).over, PATIENCE_S)
         assert (bench.store.job(job).state, bench.store.job(job).strikes) == ("done", {})

@@ -42,7 +42,7 @@ def test_the_weighted_colour_wins_on_a_few_seeds(product, language: str) -> None
 
 @pytest.mark.slow
 def test_the_weighted_colour_wins_more_often_on_many_seeds(product) -> None:
-    check(product, "english", seeds=40 if SOAK else 12, steps=2)
+    check(product, "english", seeds=40 if SOAK else 8, steps=2)
 
 
 def test_every_word_of_a_fact_is_one_token_so_a_weight_is_for_it_alone() -> None:

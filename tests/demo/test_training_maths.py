@@ -2,15 +2,16 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from scripts.train_demo import distill, store
-from scripts.train_demo.dataset import ROWS, TEXT_LEN, context_bias
+from scripts.train_demo.dataset import ROWS, SENTENCES, TEXT_LEN, context_bias
 from scripts.train_demo.export import WAN_MEAN, WAN_STD, fold_latent_constants
 from scripts.train_demo.sample import times
-from scripts.train_demo.train_dit import CONFIG, first_weights
+from scripts.train_demo.train_dit import CONFIG, batch, first_weights
 from scripts.train_demo.train_i2v import BOUNDARY, ELSEWHERE, SCHEDULE, expert_times, task
 from scripts.train_demo.vae import WanVAE
 from turbodiff.models.wan_dit import WanConfig, WanDiT
@@ -110,3 +111,17 @@ def test_an_expert_begins_as_text_to_video_that_does_not_see_the_picture(tmp_pat
         alone = plain(latents, clock, rows)
         told = expert(latents, clock, rows, torch.randn(1, 20, 2, 4, 4))
     assert (alone - told).abs().max() < 1e-5
+
+
+def test_half_of_the_clips_of_a_batch_are_told_their_last_picture() -> None:
+    rows, size = torch.zeros(SENTENCES, 41, 4), 64
+    words = {"rows": rows, "counts": torch.ones(SENTENCES), "empty": rows[:1], "empty_count": torch.ones(1)}
+    cached = SimpleNamespace(
+        z=torch.randn(1, 16, 5, 2, 2), caption=torch.zeros(1, dtype=torch.long),
+        pictures=torch.zeros(1, 16, 5, 2, 2), ends=torch.ones(1, 16, 1, 2, 2),
+    )  # fmt: skip
+    condition = batch(cached, words, size).condition
+    told = condition[:, 3, -1, 0, 0] == 1
+    assert 16 < told.sum() < 48
+    assert torch.equal(condition[:, 4:, -1].mean((1, 2, 3)), told.float())
+    assert (condition[:, :4, 0] == 1).all() and not condition[:, :4, 1:-1].any()

@@ -194,3 +194,14 @@ def test_an_answer_that_trickles_ends_at_the_deadline_of_a_try(store: Store, mon
         end(store, "done")
         assert wait_until(lambda: hook.last.endswith("TimeoutError"), 20)
         hook.close()
+
+
+@pytest.mark.parametrize("url", ["http://xn--zzzz--/", f"http://127.0.0.1:9/{'a' * 70_000}", "http://..../"])
+def test_an_address_that_nothing_can_be_sent_to_holds_up_no_other(url: str, store: Store, endpoint: Endpoint) -> None:
+    add_user(store, User(name="anna", webhook=url))
+    said: list[str] = []
+    hook = listening(store, endpoint, said)
+    job = end(store, "done", user="anna")
+    assert wait_until(lambda: len(store.fact(webhook.TOLD)) == 1, 20), said
+    hook.close()
+    assert [json.loads(body)["job"] for _, body, _ in endpoint.heard] == [job]

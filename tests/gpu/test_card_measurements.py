@@ -9,13 +9,16 @@ from turbodiff.gpu import probe
 from turbodiff.gpu.card_measurements import (
     FILE,
     CardMeasurement,
+    all_measurements,
     card_measurements,
+    keep_link,
     keep_measurement,
     measurement_of,
 )
 from turbodiff.gpu.probe import WSL_PINNED_BYTES, page_lock_limit
 from turbodiff.plan.planner import plan_request
 from turbodiff.plan.roofline import speed_of
+from turbodiff.spec.events import LinkEvent
 from turbodiff.spec.files import state_folder
 from turbodiff.spec.numbers import GIB, MIB
 from webui.panels import meter
@@ -47,6 +50,21 @@ def test_a_new_measurement_takes_the_place_of_the_older_one_and_of_no_other():
         ("615", 400 * MIB),
         ("580", 500 * MIB),
     ]
+
+
+def test_a_rate_that_a_shared_clip_measured_is_planned_with_until_calibrate_measures_it():
+    here = machine(gpu(24), gpu(24, index=1), driver="580", torch="2.13.0")
+    for bytes_s in (5e9, 7e9):
+        keep_link(here.gpus[0], here, LinkEvent(cards=2, bytes_s=bytes_s))
+    known = all_measurements()
+    assert known.facts_of(gpu(24), "580", "2.13.0") == {"link_bytes_s": ((2, 7e9),)}, "in the place of the older one"
+    assert known.facts_of(gpu(24), "615", "2.13.0") == known.facts_of(gpu(16), "580", "2.13.0") == {}
+    assert "measured" not in known.facts_of(gpu(24), "580", "2.13.0"), "the rest of the card is to be measured yet"
+    keep_measurement(measured(link_bytes_s=((2, 9e9),)))
+    keep_link(here.gpus[0], here, LinkEvent(cards=4, bytes_s=3e9))
+    facts = all_measurements().facts_of(gpu(24), "580", "2.13.0")
+    assert facts["link_bytes_s"] == ((2, 9e9), (4, 3e9)) and facts["context_bytes"] == 400 * MIB
+    assert len(card_measurements()) == 1
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"cards": [{}]}', "{"])

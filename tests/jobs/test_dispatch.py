@@ -102,16 +102,17 @@ def test_no_card_is_taken_while_an_idle_one_would_end_the_job_sooner(fleet):
             assert starts[0].end_s + starts[1].end_s <= swapped_s + 1e-6
 
 
-def random_fleet(seed):
-    """Two or three cards of unlike speed and size, three to seven jobs of unlike length, need and model."""
+def random_fleet(seed, cards=(2, 3), jobs=(3, 7)):
+    """Cards of unlike speed and size, jobs of unlike length, need and model, so many of each."""
+    count, most_jobs = cards, jobs
     chance = random.Random(seed)
     cards = [
         Card(slot, chance.choice([0.0, 0.0, chance.uniform(5, 200)]), chance.choice(["", "a", "b"]))
-        for slot in range(chance.randint(2, 3))
+        for slot in range(chance.randint(*count))
     ]
     kinds = [(chance.choice([1, 1.3, 1.8, 2.5, 4.3]), chance.choice([16, 24, 80])) for _ in cards]
     jobs = []
-    for job in range(chance.randint(3, 7)):
+    for job in range(chance.randint(*most_jobs)):
         took_s, load_s = math.exp(chance.uniform(math.log(5), math.log(400))), chance.uniform(2, 30)
         need_gib, streamed = chance.choice([8, 8, 20, 60]), chance.uniform(1.5, 4)
         warm_s = {
@@ -146,6 +147,37 @@ def test_on_100_random_fleets_the_sum_of_ends_is_near_the_least_and_never_worse_
         ours = sum_of_ends(play(jobs, cards, by_dispatch))
         assert ours <= 1.15 * least_sum(jobs, cards), seed
         assert ours <= sum_of_ends(play(jobs, cards, next_job_for_any_free_card)) * (1 + 1e-9), seed
+
+
+def test_on_five_and_six_cards_the_sum_of_ends_is_near_the_least():
+    """Where there are more cards fewer beginnings are kept, and of alike cards only those that are free first."""
+    for seed in range(60):
+        jobs, cards = random_fleet(seed, cards=(5, 6), jobs=(4, 5))
+        assert sum_of_ends(play(jobs, cards, by_dispatch)) <= 1.15 * least_sum(jobs, cards), seed
+
+
+def test_32_cards_end_their_work_little_later_than_cards_without_a_rest():
+    """All work divided by all speeds is the least time in which anybody ends it. Alike cards add one job at most, as
+    Graham's bound for list scheduling says; where jobs wait for fast cards, slow ones rest at the end."""
+    for speeds, most in (([1.0] * 32, 1.0), ([1.0, 1.5, 2.0, 1.0] * 8, 1.15)):
+        works = [random.Random(job).uniform(10, 100) for job in range(160)]
+        jobs = [
+            WaitingJob(job, "a", {slot: Price(work / speed, work / speed) for slot, speed in enumerate(speeds)})
+            for job, work in enumerate(works)
+        ]
+        starts = play(jobs, [Card(slot) for slot in range(32)], first_64_by_dispatch)
+        assert max(start.end_s for start in starts) <= most * sum(works) / sum(speeds) + max(works)
+
+
+def first_64_by_dispatch(waiting, cards):
+    return [start for start in dispatch(waiting[:64], cards, now_alone=True) if start.start_s == 0]
+
+
+@CASES
+@given(st.integers(0, 10_000), st.sampled_from([2, 6, 32]), st.integers(1, 64))
+def test_what_starts_now_is_the_same_where_later_starts_are_left_out(seed, cards, jobs):
+    waiting, there = random_fleet(seed, cards=(cards, cards), jobs=(jobs, jobs))
+    assert first_64_by_dispatch(waiting, there) == by_dispatch(waiting, there)
 
 
 def test_a_slow_card_stays_idle_where_the_fast_one_ends_both_jobs_sooner():

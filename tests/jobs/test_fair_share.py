@@ -13,7 +13,7 @@ from supervisor.bench import request
 from tests.plan.machines import ask, disk, gpu
 from tests.plan.machines import machine as machine_of
 from turbodiff.jobs.attempts import claim
-from turbodiff.jobs.cards import FLEET, Fleet, FleetCard
+from turbodiff.jobs.cards import FLEET, WINDOW, Fleet, FleetCard
 from turbodiff.jobs.dispatch import Card, Price, WaitingJob, dispatch
 from turbodiff.jobs.fair_share import next_place
 from turbodiff.jobs.journal import entries
@@ -23,6 +23,7 @@ from turbodiff.jobs.waiting import expire, move
 from turbodiff.plan.planner import plan_request
 from turbodiff.spec.errors import RequestError
 from turbodiff.studio.cards import Cards
+from turbodiff.studio.serving import UNKNOWN_WAIT_S, Serving
 from turbodiff.supervisor.recovery import recover
 
 USERS = ("", "anna", "ben", "chen")
@@ -129,6 +130,33 @@ def test_the_start_that_is_told_is_the_one_of_the_users_place_in_the_queue(peopl
         job = people.submit(request(), plan, user=user)
         assert told is not None and told.start_s == pytest.approx(60.0 + ahead * plan.seconds), user
         assert told.start_s == pytest.approx(written_down().starts()[job].start_s)
+
+
+def test_jobs_behind_those_that_are_dispatched_delay_what_is_promised_and_when_to_ask_again(people: Store) -> None:
+    """100 jobs of 10 s on two cards, of which the supervisor dispatches 64: a new one starts after 500 s, not 320."""
+    machine = machine_of(gpu(24))
+    plan = plan_request(ask("Wan2.1-1.3B", num_frames=81), machine, disk())
+    people.submit_all([(request(), None)] * 100)
+    price = Price(10.0, 10.0)
+    waiting = [WaitingJob(job.id, "", {0: price, 1: price}, place=job.place) for job in people.queue()[:WINDOW]]
+    cards = tuple([FleetCard(slot=slot, uuid=f"GPU-{slot}", name=f"card {slot}") for slot in range(2)])
+    written = Fleet(cards=cards, workers=(Card(0), Card(1)), waiting=tuple(waiting))
+    people.put(FLEET, written.model_dump(mode="json"))
+    here = machine_of(gpu(24, uuid="GPU-0"), gpu(24, uuid="GPU-1", index=1))
+    told = Cards(lambda: people).begin(plan, here, disk())
+    assert told is not None and told.start_s == pytest.approx(500.0, abs=10.0)
+    serving = Serving(people.path.parent, lambda: people, lambda many, more: [])
+    add_user(people, User(name="dora", most_waiting=2))
+    first, second = people.submit_all([(request(), None)] * 2, user="dora")
+    ahead = sum(job.place < people.job(first).place for job in people.queue())
+    assert serving.retry_after_s("dora", 1) == max(1, 10 * ahead // 2)  # beyond what is dispatched: counted at the mean
+    assert serving.retry_after_s("dora", 9) == UNKNOWN_WAIT_S  # more than may ever wait
+    listed = [*waiting, WaitingJob(first, "", {0: price, 1: price}, user="dora", place=99.0)]
+    people.put(FLEET, written.model_copy(update={"waiting": tuple(listed)}).model_dump(mode="json"))
+    assert serving.retry_after_s("dora", 1) == 10 * WINDOW // 2  # as dispatched: when the first of theirs starts
+    people.put(FLEET, None)
+    assert serving.retry_after_s("dora", 1) == UNKNOWN_WAIT_S
+    assert second > first
 
 
 def test_cancelled_jobs_take_no_turn(people: Store) -> None:

@@ -3,13 +3,15 @@ from supervisor.bench import request
 
 from tests.plan.machines import ask, card, disk, gpu, machine
 from turbodiff.jobs import measurements
-from turbodiff.jobs.attempts import claim
+from turbodiff.jobs.attempts import claim, finish_job
 from turbodiff.jobs.measurements import record, samples, usual_seconds
 from turbodiff.jobs.store import Store
 from turbodiff.plan.calibration import History, provenance, work_bytes
 from turbodiff.plan.planner import plan_request
+from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.events import PhaseEvent
-from turbodiff.spec.numbers import GIB
+from turbodiff.spec.models import FoundNetwork
+from turbodiff.spec.numbers import GIB, MIB
 
 
 def test_the_usual_seconds_of_a_phase_are_the_median_of_earlier_runs_of_that_size(store: Store) -> None:
@@ -22,6 +24,22 @@ def test_the_usual_seconds_of_a_phase_are_the_median_of_earlier_runs_of_that_siz
     assert usual_seconds(store, job) == {"vae_decode": 30.0}
     other = store.job(store.submit(request(num_frames=5)))
     assert usual_seconds(store, other) == {}
+
+
+def test_the_usual_seconds_of_a_phase_behind_the_decode_are_those_of_its_network(store: Store) -> None:
+    here = card(24)
+    found = [FoundNetwork(kind="upscaler", name=name, path=name, bytes=64 * MIB) for name in ("x4.pth", "other.pth")]
+    weights = disk().model_copy(update={"networks": tuple(found)})
+    for name, seconds in (("", 3.0), ("x4.pth", 300.0), ("", 5.0)):
+        plan = plan_request(ask("wan2.1-1.3b", num_frames=17, upscale=2, upscaler=name), here, weights)
+        store.submit(plan.request, plan)
+        job = claim(store)
+        assert job is not None
+        record(store, job, PhaseEvent(name="upscale", state="done", seconds=seconds), here)
+        finish_job(store, job.id, job.attempt, ClipResult(path="one.mp4"))
+    for name, usual in (("", {"upscale": 4.0}), ("x4.pth", {"upscale": 300.0}), ("other.pth", {})):
+        plan = plan_request(ask("wan2.1-1.3b", num_frames=17, upscale=2, upscaler=name), here, weights)
+        assert usual_seconds(store, store.job(store.submit(plan.request, plan)), here) == usual
 
 
 def test_a_finished_phase_keeps_what_tensors_the_allocator_and_the_driver_took(store: Store) -> None:

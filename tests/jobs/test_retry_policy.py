@@ -53,6 +53,12 @@ def test_an_abort_within_an_allocation_is_an_out_of_memory_and_any_other_a_crash
     assert decide(job(), neighbour).columns["strikes"] == {"neighbour": 1}
 
 
+def test_a_card_that_was_lost_is_no_crash_of_the_job_that_it_shared() -> None:
+    decision = decide(job(strikes={"crash": 1}), error("ranks_lost"))
+    assert decision.to == "queued" and decision.end_worker
+    assert decision.columns["strikes"] == {"crash": 1, "rank": 1} and "plan" not in decision.columns
+
+
 def test_host_memory_that_ran_out_is_planned_anew_once() -> None:
     first = decide(job(), error("host_ram"))
     assert first.to == "queued" and first.end_worker and first.columns["plan"] is None

@@ -1,7 +1,10 @@
 """A kernel runs only where it proved itself; the verdict is kept, and so is a check that took the program down."""
 
 import json
-from contextlib import contextmanager
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -94,6 +97,7 @@ def test_checks_and_operators_run_with_their_card_as_the_current_one(monkeypatch
 
     monkeypatch.setattr(torch.cuda, "device", enter)
     monkeypatch.setattr(selfcheck, "difference", lambda op, device: "" if entered else "no CUDA context")
+    monkeypatch.setattr(selfcheck, "slowness", lambda op, device: "" if entered else "no CUDA context")
     second = torch.device("cuda:1")
     assert backend.checked("norm", second, "sm_90", tmp_path / "kernels.json") == ""
     assert entered == [second]
@@ -102,6 +106,104 @@ def test_checks_and_operators_run_with_their_card_as_the_current_one(monkeypatch
     with torch.no_grad():
         norm_modulate(x, x[:, :1], x[:, :1], 1e-6)
     assert entered[1:] == [x.device]
+
+
+def test_two_at_once_check_a_kernel_once_and_agree(monkeypatch, tmp_path):
+    """The second read "the check ended the program last time" while the first was still checking, and gave it up."""
+    runs, both = [], threading.Barrier(2)
+
+    def slow(op, device):
+        runs.append(op)
+        time.sleep(0.05)
+        return ""
+
+    def ask(_):
+        both.wait(timeout=10)
+        return backend.checked("sage", CARD, "sm_90", tmp_path / "kernels.json")
+
+    monkeypatch.setattr(selfcheck, "difference", slow)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(ask, range(2))) == ["", ""]
+    assert runs == ["sage"]
+
+
+@pytest.fixture
+def on_a_card(monkeypatch, tmp_path):
+    """torch and the backend as on an H200, with a state folder of its own."""
+    monkeypatch.setenv("TURBODIFF_STATE", str(tmp_path))
+    monkeypatch.delenv("TURBODIFF_KERNELS", raising=False)
+    monkeypatch.setattr(backend, "arch", lambda device: 90)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+
+
+def test_checks_side_by_side_lose_no_verdict_and_tell_each(on_a_card, monkeypatch, tmp_path):
+    """Each reads and writes the one file."""
+    monkeypatch.setattr(selfcheck, "slowness", lambda op, device: "")
+    monkeypatch.setattr(selfcheck, "difference", lambda op, device: "off" if op == "gemm" else "")
+    backend._chosen.cache_clear()
+    told: list[backend.Implementation] = []
+    backend.check_all(torch.device("cuda:3"), told.append)
+    backend._chosen.cache_clear()
+    assert {choice.op: choice.runs for choice in told} == {
+        op: "reference" if op == "gemm" else "triton" for op in backend.OPS
+    }
+    (verdicts,) = json.loads((tmp_path / "kernels.json").read_text()).values()
+    assert verdicts == {op: "off" if op == "gemm" else "" for op in backend.OPS}
+
+
+def test_nothing_is_compiled_while_a_kernel_is_timed(monkeypatch, tmp_path):
+    """The compiler holds the interpreter's lock: a kernel of six launches lost against torch's one."""
+    busy, seen = set(), []
+
+    def compile_(op, device):
+        busy.add(op)
+        time.sleep(0.02)
+        busy.remove(op)
+        return ""
+
+    def time_it(op, device):
+        seen.append(set(busy))
+        time.sleep(0.02)
+        seen.append(set(busy))
+        return ""
+
+    monkeypatch.setattr(selfcheck, "difference", compile_)
+    monkeypatch.setattr(selfcheck, "slowness", time_it)
+    with ThreadPoolExecutor(len(backend.OPS)) as pool:
+        list(pool.map(lambda op: backend.checked(op, CARD, "sm_90", tmp_path / "kernels.json"), backend.OPS))
+    assert seen == [set()] * (2 * len(backend.OPS))
+
+
+def test_a_kernel_that_is_right_and_slow_makes_room_and_says_so(on_a_card, monkeypatch, tmp_path):
+    monkeypatch.setattr(selfcheck, "difference", lambda op, device: "")
+    times = iter((3.0, 2.0))
+    monkeypatch.setattr(selfcheck, "milliseconds", lambda call: next(times))
+    monkeypatch.setattr(selfcheck, "contenders", lambda *args: {"sage": int, "torch's attention": int})
+    choice = backend._choose("sage", torch.device("cuda:0"), "auto", run_check=True)
+    assert (choice.runs, choice.key) == ("reference", "slower")
+    assert choice.why == "slower than torch's attention: 3.00 ms against 2.00 ms"
+
+
+@pytest.mark.parametrize("op", selfcheck.CHECKS)
+def test_every_contender_of_a_kernel_can_be_run(op):
+    ran = []
+
+    def time_ms(call):
+        ran.append(call())
+        return float(len(ran))
+
+    calls = selfcheck.contenders(op, selfcheck.Inputs(CARD, torch.float16), 130, 1)
+    assert selfcheck.faster(calls, time_ms) == "", "the first is the fastest here"
+    assert len(ran) == 1 if op == "sla" else len(ran) in (2, 3)
+
+
+def test_within_the_margin_of_a_measurement_a_kernel_stays_and_what_cannot_run_does_not_count():
+    def broken():
+        raise RuntimeError("No available kernel")
+
+    calls = {"sage": lambda: 1.05, "torch's attention": lambda: 1.0, "cuDNN's attention": broken}
+    assert selfcheck.faster(calls, lambda call: call()) == ""
 
 
 def test_a_check_runs_once_per_machine(monkeypatch, tmp_path):
@@ -158,5 +260,7 @@ def test_the_person_has_the_last_word(monkeypatch):
 
 
 def test_a_new_kernel_or_torch_is_a_new_machine():
-    assert backend.fingerprint(90) != backend.fingerprint(89)
-    assert torch.__version__ in backend.fingerprint(90)
+    here = backend.fingerprint("NVIDIA H200", 90)
+    assert here != backend.fingerprint("NVIDIA H200", 89)
+    assert here != backend.fingerprint("NVIDIA H100 PCIe", 90), "times are those of one card"
+    assert torch.__version__ in here

@@ -22,7 +22,7 @@ def test_without_a_gpu_nothing_is_measured_and_it_says_so(capsys):
     assert json.loads(last) == {"bench": "pipeline", "measured": False, "reason": "no CUDA device"}
 
 
-@pytest.mark.parametrize(("stage", "contenders"), [("dit", 7), ("vae", 4), ("text", 2)])
+@pytest.mark.parametrize(("stage", "contenders"), [("dit", 7), ("vae", 3), ("text", 2)])
 def test_every_contender_of_a_stage_runs_at_toy_size(stage, contenders, capsys, monkeypatch):
     monkeypatch.delenv("TURBODIFF_KERNELS", raising=False)
     assert bench_pipeline.main(["--dry", "--stage", stage]) == 0
@@ -32,7 +32,7 @@ def test_every_contender_of_a_stage_runs_at_toy_size(stage, contenders, capsys, 
     assert len(job["timings"]) == contenders
     for timing in job["timings"]:
         assert not timing["error"], timing
-        exact = timing["name"] in ("diffusers", "turbodiff", "turbodiff dense", "turbodiff, conv2d", "turbodiff, tiled")
+        exact = timing["name"] in ("diffusers", "turbodiff", "turbodiff dense", "turbodiff, tiled")
         assert timing["relative_l2"] < (1e-4 if exact else 1.0), timing
 
 

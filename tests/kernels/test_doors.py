@@ -55,7 +55,10 @@ CALLS = {
     "norm_modulate_quantize": (lambda x, shift, scale: norm.norm_modulate_quantize(x, shift, scale, EPS), token_inputs),
     "residual_add_": (lambda x, shift, scale: norm.residual_add_(x.clone(), x, shift), token_inputs),
     "rms_norm_": (lambda x, shift, scale: norm.rms_norm_(x.clone(), shift[0, 0], EPS), token_inputs),
-    "rms_norm_silu": (norm.rms_norm_silu, lambda: {"x": randn(2, 5, 7, 96).movedim(-1, 1), "gamma": randn(96)}),
+    "rms_norm_silu_": (
+        lambda x, gamma: norm.rms_norm_silu_(torch.empty_like(x), x.clone(), gamma, x, gamma),
+        lambda: {"x": randn(1, 5, 7, 96).movedim(-1, 1), "gamma": randn(96)},
+    ),
     "quantize_tokens": (quant.quantize_tokens, lambda: {"x": randn(9, 96)}),
     "quantize_tiles": (quant.quantize_tiles, lambda: {"x": randn(9, 200)}),
     "int8_linear tiles": (

@@ -116,10 +116,17 @@ def test_gated_residual_is_added_in_place(channels):
 
 @pytest.mark.parametrize("channels", [6, 96, 192])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_channel_norm_and_silu_keep_channels_last(channels, dtype):
-    x = randn(2, channels, 1, 5, 7, dtype=dtype).to(memory_format=torch.channels_last_3d)
-    gamma = randn(channels, seed=1)
-    got = kernel.rms_norm_silu(x, gamma)
-    expected = reference.rms_norm_silu(x, gamma)
-    assert got.is_contiguous(memory_format=torch.channels_last_3d)
-    assert relative_l2(got, expected) < TOLERANCE[dtype]
+def test_sum_channel_norm_and_silu_are_written_between_other_channels(channels, dtype):
+    x, y = (randn(1, channels, 5, 7, dtype=dtype, seed=i).to(memory_format=torch.channels_last) for i in range(2))
+    gamma, bias = randn(channels, seed=1), randn(channels, seed=2)
+    for more in ((None, None), (None, bias), (y, bias)):
+        found = []
+        for module in (kernel, reference):
+            total, wide = x.clone(), torch.full((1, 5, 7, 3 * channels), torch.nan, dtype=dtype).movedim(-1, 1)
+            module.rms_norm_silu_(wide[:, channels : 2 * channels], total, gamma, *more)
+            found.append((wide, total))
+        (got, got_sum), (expected, expected_sum) = found
+        assert torch.equal(got.isnan(), expected.isnan()) and got.isnan().sum() == 2 * x.numel()
+        assert relative_l2(got.nan_to_num(), expected.nan_to_num()) < TOLERANCE[dtype]
+        assert relative_l2(got_sum, expected_sum) < TOLERANCE[dtype]
+        assert torch.equal(got_sum, x) is (more[0] is None)

@@ -39,7 +39,10 @@ def inputs(dtype, tokens=TOKENS, width=WIDTH, wide=WIDE, heads=HEADS):
         "layer_norm": (norm.layer_norm, (x, gain, gain, 1e-6)),
         "rms_norm_": (norm.rms_norm_, (x.clone(), gain, 1e-6)),
         "rms_norm_rope_": (norm.rms_norm_rope_, (x.clone(), gain, angle.cos(), angle.sin(), 1e-6)),
-        "rms_norm_silu": (norm.rms_norm_silu, (x.view(2, 6, 4, -1, 32), torch.randn(6))),
+        "rms_norm_silu_": (
+            norm.rms_norm_silu_,
+            (*(x[:1].clone().view(1, 12, 4, -1) for _ in range(2)), gain[:12], None, gain[-12:]),
+        ),
         "quantize_tiles": (quant.quantize_tiles, (x.flatten(0, 1),)),
         "quantize_tokens": (quant.quantize_tokens, (x.flatten(0, 1),)),
         "int8_linear": (gemm.int8_linear, (a, a_scale, b, b_scale, bias, dtype)),

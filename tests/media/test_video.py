@@ -1,5 +1,6 @@
 """The clip on the disk: what was sent to the encoder, whole, with its settings, or an error and nothing at all."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from turbodiff.archive.disk import check_output, check_place
 from turbodiff.media import ffmpeg
 from turbodiff.media.tags import read_settings_tag, read_tags
 from turbodiff.media.verify import verify_clip
-from turbodiff.media.video import ClipWriter, Written
+from turbodiff.media.video import QUEUED_CHUNKS, ClipWriter, Written
 from turbodiff.spec.errors import FileError, OutputError, RequestError
 
 
@@ -115,6 +116,28 @@ def test_fault_78_an_encoder_that_dies_is_an_error_and_leaves_nothing(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_frames_are_taken_while_the_encoder_is_busy(tmp_path: Path) -> None:
+    """One chunk is on its way to an encoder that does nothing, the others wait; all of them come in order."""
+    frames = grain(QUEUED_CHUNKS + 1, 832, 480)
+    writer = ClipWriter(tmp_path / "a.mp4", 832, 480, 16, SETTINGS, len(frames))
+    with writer:
+        writer._ffmpeg._process.send_signal(signal.SIGSTOP)
+        for frame in frames:
+            writer.write(frame[None])
+        writer._ffmpeg._process.send_signal(signal.SIGCONT)
+    assert writer.written is not None
+    assert writer.written.sha256 == write(tmp_path / "b.mp4", frames, chunk=1).sha256
+
+
+def test_leaving_a_clip_whose_encoder_hangs_ends_its_thread(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), ClipWriter(tmp_path / "a.mp4", 832, 480, 16, SETTINGS) as writer:
+        writer._ffmpeg._process.send_signal(signal.SIGSTOP)
+        for frame in grain(QUEUED_CHUNKS + 1, 832, 480):
+            writer.write(frame[None])
+        raise KeyboardInterrupt
+    assert not writer._thread.is_alive() and list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def another_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A program that stands where ffmpeg should."""
@@ -167,6 +190,28 @@ def test_fault_79_without_x264_another_encoder_makes_a_clip_that_verifies(
     frames = {"shapes": shapes(9), "grain": grain(9, 416, 240), "noise": noise}[kind]
     written = verified(write(tmp_path / "a.mp4", frames))
     assert written.encoder == "libopenh264"
+
+
+def test_nvenc_is_a_wish_that_is_granted_where_it_encodes_a_frame(
+    another_ffmpeg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card that is none: the program encodes with libx264 where it is asked for NVENC."""
+    real = imageio_ffmpeg.get_ffmpeg_exe()
+    nvenc = r"s/-c:v h264_nvenc -preset p5 -rc constqp -qp 14/-c:v libx264 -crf 14 -preset veryfast -qmax 17/"
+    another_ffmpeg.write_text(f'#!/bin/sh\nset -- $(echo "$@" | sed "{nvenc}")\nexec {real} "$@"\n')
+    another_ffmpeg.chmod(0o755)
+    try:
+        for devices, encoder in (((), "libx264"), (("/dev/null",), ffmpeg.NVENC)):
+            ffmpeg.nvenc_fault.cache_clear()
+            monkeypatch.setattr(ffmpeg, "NVIDIA_DEVICES", devices)
+            with ClipWriter(tmp_path / "a.mp4", 128, 128, 16, {}, 9, wish="nvenc") as writer:
+                writer.write(shapes(9, 128, 128))
+            assert writer.written is not None and verified(writer.written).encoder == encoder
+        without(another_ffmpeg, ffmpeg.NVENC)
+        ffmpeg.nvenc_fault.cache_clear()
+        assert ffmpeg.nvenc_fault() == "Unknown encoder 'h264_nvenc'" and ffmpeg.encoder_for("nvenc") == "libx264"
+    finally:
+        ffmpeg.nvenc_fault.cache_clear()
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
+from torch.overrides import TorchFunctionMode
+from turbodiff_kernels.quant import quantize_tokens
 
 from tests.models.test_wan_dit import PICTURE, changed, random_model
 from turbodiff.models import parallel
@@ -23,9 +25,38 @@ from turbodiff.models.wan_dit import WanConfig, WanDiT
 
 WIDE = WanConfig(dim=384, ffn_dim=512, num_heads=6, num_layers=2, text_dim=48, sla=True)
 PICTURES = changed(PICTURE, dim=384, num_heads=6, sla=True)
+HEAD_DIM = 64
 GRID = (5, 14, 26)  # 455 tokens: three tiles and 71 tokens more
+OTHER_ROWS = (100, 160)
 KINDS = ("dense", "sage", "sla", "sagesla")
 Case = tuple[WanDiT, AttentionPlan, SequenceParallel, tuple[int, int, int], int]
+
+
+class InRows(TorchFunctionMode):
+    """Has linear layers take so many rows at once, which changes nothing but rounding."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not torch.nn.functional.linear or args[0].ndim < 2:
+            return func(*args, **(kwargs or {}))
+        parts = [func(part, *args[1:], **(kwargs or {})) for part in args[0].split(self.rows, dim=-2)]
+        return torch.cat(parts, dim=-2)
+
+
+class RoundedByRows(TorchFunctionMode):
+    """Has linear layers round otherwise for another number of rows, as GPUs do and some CPUs: the sums of two pieces of
+    the columns, cut by that number."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not torch.nn.functional.linear or args[0].ndim < 2:
+            return func(*args, **(kwargs or {}))
+        x, weight, *bias = args
+        cut = x.shape[-1] * (1 + x.shape[-2] % 7) // 8
+        first = func(x[..., :cut], weight[:, :cut])
+        return first + func(x[..., cut:], weight[:, cut:], *bias, **(kwargs or {}))
 
 
 class RestartedRope(SequenceParallel):
@@ -56,14 +87,36 @@ def velocity(case: Case, shared: bool) -> torch.Tensor:
 
 
 def distance(case: Case) -> float:
-    """Largest difference of the shared pass from that of one process; 0.0 means every bit."""
-    got, expected = velocity(case, True), velocity(case, False)
+    """Largest difference of the shared pass from that of one process, which the first makes; 0.0 means every bit."""
+    got = velocity(case, True)
+    if case[2].rank:
+        return 0.0
+    expected = velocity(case, False)
     return 0.0 if torch.equal(got, expected) else float((got - expected).abs().max())
 
 
 def relative(case: Case) -> float:
-    got, expected = velocity(case, True), velocity(case, False)
+    got = velocity(case, True)
+    return apart(got, velocity(case, False)) if case[2].rank == 0 else 0.0
+
+
+def apart(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((got - expected).norm() / expected.norm())
+
+
+def in_rows(model: WanDiT, plan: AttentionPlan) -> float:
+    """How far one process is from itself, at most, where its linear layers take so many rows at once, not all."""
+    case = (model, plan, SequenceParallel(0, 1), GRID, 1)
+    expected, found = velocity(case, False), []
+    for rows in OTHER_ROWS:
+        with InRows(rows):  # inside, so that other modes see those rows
+            found.append(apart(velocity(case, False), expected))
+    return max(found)
+
+
+def rounded_by_rows(measure: Callable[[], float]) -> float:
+    with RoundedByRows():
+        return measure()
 
 
 def cases(ranks: SequenceParallel) -> dict[str, Callable[[], float]]:
@@ -76,14 +129,16 @@ def cases(ranks: SequenceParallel) -> dict[str, Callable[[], float]]:
     conditioned = int8_blocks(random_model(changed(WIDE, in_dim=36)), mode="tiles")
     narrow = random_model(WIDE).bfloat16()
     plans = {kind: AttentionPlan(kind, 0.4) for kind in KINDS}
-    every = {}
+    every, rounded = {}, ranks.exchanging("int8")
     for kind, plan in plans.items():
         every[kind] = lambda plan=plan: distance((plain, plan, ranks, GRID, 1))
-        every[f"{kind} int8 exchange"] = lambda plan=plan: relative(
-            (plain, plan, SequenceParallel(ranks.rank, ranks.ranks, int8=True), GRID, 1)
-        )
+        every[f"{kind} int8 exchange"] = lambda plan=plan: relative((plain, plan, rounded, GRID, 1))
         every[f"{kind} bf16"] = lambda plan=plan: relative((narrow, plan, ranks, GRID, 1))
-        every[f"{kind} bf16 rounding"] = lambda plan=plan: rounding(narrow, plan)
+        if ranks.rank == 0:  # of one process alone
+            every[f"{kind} bf16 rounding"] = lambda plan=plan: rounding(narrow, plan)
+        every[f"{kind} bf16 in rows"] = lambda plan=plan: in_rows(narrow, plan) if ranks.rank == 0 else 0.0
+    for name in ("dense bf16", "dense bf16 in rows", "sagesla bf16", "sagesla bf16 in rows"):
+        every[f"{name}, rounded by rows"] = partial(rounded_by_rows, every[name])
     dense, sagesla = plans["dense"], plans["sagesla"]
     grouped = SequenceParallel(ranks.rank, ranks.ranks, head_groups=2)
     for kind, plan in plans.items():
@@ -105,11 +160,40 @@ def cases(ranks: SequenceParallel) -> dict[str, Callable[[], float]]:
             parallel.token_shares = aligned
 
     every["control: shares off tiles"] = off_tiles
+    loud = with_a_loud_head(random_model(WIDE))
+    every["int8 exchange beside a loud head"] = lambda: relative((loud, dense, rounded, GRID, 1))
+
+    def scale_per_token() -> float:
+        by_head = parallel._to_int8
+        parallel._to_int8 = to_int8_by_token
+        try:
+            return relative((loud, dense, rounded, GRID, 1))
+        finally:
+            parallel._to_int8 = by_head
+
+    every["too coarse: int8 exchange with a scale per token"] = scale_per_token
     torch.manual_seed(0)
     vae = make_vae(8) if ranks.ranks == 2 else None  # once: its library takes seconds to import in every process
     for name in ("decode", "decode in tiles", "encode", "encode in tiles") if vae else ():
         every[name] = partial(strips, vae, ranks, name.startswith("decode"), 12 if "tiles" in name else None)
     return every
+
+
+def with_a_loud_head(model: WanDiT) -> WanDiT:
+    """The same network but for rounding: the first head's values are 100 times as large, and count a hundredth."""
+    with torch.no_grad():
+        for block in model.blocks:
+            block.self_attn.v.weight[:HEAD_DIM] *= 100
+            block.self_attn.v.bias[:HEAD_DIM] *= 100
+            block.self_attn.o.weight[:, :HEAD_DIM] /= 100
+    return model
+
+
+def to_int8_by_token(x: torch.Tensor) -> torch.Tensor:
+    """What travels, with one scale for all heads of a token."""
+    values, scale = quantize_tokens(x.flatten(-2).flatten(0, -2))
+    scales = scale[:, None, None].expand(-1, x.shape[-2], 1).contiguous().view(torch.int8)
+    return torch.cat((values.unflatten(-1, x.shape[-2:]), scales), dim=-1).unflatten(0, x.shape[:-2])
 
 
 def strips(vae: Vae, ranks: SequenceParallel, decodes: bool, tile: int | None) -> float:
@@ -130,7 +214,7 @@ def rounding(narrow: WanDiT, plan: AttentionPlan) -> float:
     wide = random_model(WIDE)
     wide.load_state_dict(narrow.state_dict())
     got, expected = (velocity((model, plan, alone, GRID, 1), False) for model in (narrow, wide))
-    return float((got - expected).norm() / expected.norm())
+    return apart(got, expected)
 
 
 @torch.inference_mode()

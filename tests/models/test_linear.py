@@ -4,8 +4,11 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from turbodiff_kernels.quant.reference import TILE, dequantize_tiles
 
+from turbodiff.memory_lab.dry_run import Ledger
+from turbodiff.models import linear
 from turbodiff.models.linear import (
     INT8_VARIABLE,
     Int8Linear,
@@ -13,6 +16,7 @@ from turbodiff.models.linear import (
     Linear,
     int8_blocks,
     int8_mode,
+    linear_float32,
     linear_gelu,
     norm_modulate,
     residual_add_,
@@ -155,3 +159,23 @@ def test_a_kept_text_gives_the_same_velocity_and_is_read_once(change):
         assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
     assert not anew.keys_values
     assert len(made) == 2 * 1 + 2 * 2 + 2 * 2, "two blocks: once for the kept text, at both times for the others"
+
+
+def test_the_time_projection_of_14b_is_never_whole_in_float32():
+    """629 MB a step, beside everything else that a card holds."""
+    ledger = Ledger("meta")
+    with torch.device("meta"), torch.inference_mode():
+        layer, x = nn.Linear(5120, 6 * 5120).to(torch.bfloat16), torch.empty(1, 5120)
+        for tensor in (layer.weight, layer.bias, x):
+            ledger.see(tensor)
+        before = ledger.live_bytes
+        with ledger:
+            assert linear_float32(layer, x).shape == (1, 6 * 5120)
+    assert ledger.peak_bytes - before < 70 * 2**20
+
+
+def test_parts_of_a_time_projection_are_the_whole(monkeypatch):
+    monkeypatch.setattr(linear, "FLOAT32_ELEMENTS", 7 * 64)
+    layer, x = nn.Linear(64, 384).to(torch.bfloat16), torch.randn(2, 3, 64)
+    expected = torch.nn.functional.linear(x, layer.weight.float(), layer.bias.float())
+    torch.testing.assert_close(linear_float32(layer, x), expected, rtol=1e-6, atol=1e-6)

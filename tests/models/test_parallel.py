@@ -1,5 +1,9 @@
 """Several processes that share one network give its velocity: bit for bit in float32, and controls show a fault."""
 
+import fcntl
+import json
+import os
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,8 +23,16 @@ EXACT = [*KINDS, *GROUPED, "int8 tiles", "int8 tokens", "picture", "condition, i
 
 @pytest.fixture(scope="module", params=[2, 3])
 def measured(request, tmp_path_factory):
-    """Every case of `parallel_rank` on so many processes, all in one start of them."""
-    return said_by("tests.models.parallel_rank", request.param, tmp_path_factory.mktemp("ranks"))
+    """Every case of `parallel_rank` on so many processes, in one start of them for all workers of a parallel run."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    said = shared / f"parallel_rank_{request.param}.json"
+    with said.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            folder = tmp_path_factory.mktemp("ranks")
+            said.write_text(json.dumps(said_by("tests.models.parallel_rank", request.param, folder)))
+    return json.loads(said.read_text())
 
 
 def test_the_velocity_is_that_of_one_process_bit_for_bit(measured):
@@ -37,14 +49,20 @@ def test_controls_that_must_fail_do(measured):
     assert all(value > 1e-6 for name, value in measured.items() if name.startswith("control"))
 
 
-def test_bf16_differs_by_less_than_bf16_itself_costs(measured):
+def test_bf16_differs_by_what_another_number_of_rows_gives_in_one_process(measured):
+    """Also where every linear layer rounds by its number of rows, as on GPUs; most CPUs do not."""
     for kind in KINDS:
-        assert measured[f"{kind} bf16"] <= measured[f"{kind} bf16 rounding"], kind
+        assert measured[f"{kind} bf16"] <= min(
+            1.5 * measured[f"{kind} bf16 in rows"], measured[f"{kind} bf16 rounding"]
+        )
+    for kind in ("dense", "sagesla"):
+        assert 0 < measured[f"{kind} bf16, rounded by rows"] <= 1.5 * measured[f"{kind} bf16 in rows, rounded by rows"]
 
 
 def test_an_int8_exchange_costs_less_than_a_thousandth(measured):
-    for kind in KINDS:
-        assert 0 < measured[f"{kind} int8 exchange"] < 1e-3, kind
+    for name in (*[f"{kind} int8 exchange" for kind in KINDS], "int8 exchange beside a loud head"):
+        assert 0 < measured[name] < 1e-3, name
+    assert measured["too coarse: int8 exchange with a scale per token"] > 1e-3
 
 
 class Copies(TorchDispatchMode):

@@ -5,7 +5,6 @@ whole pictures are cheap to trace and are all traced here; tiles of real size ar
 slow.
 """
 
-from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -89,8 +88,9 @@ def test_the_picture_encoder_needs_what_the_formula_says(on_cpu):
     [
         ("wan2.1-1.3b", (("480p", 49), ("720p", 33))),
         ("wan2.1-14b", (("720p", 17),)),
+        pytest.param("wan2.1-1.3b", (("480p", 81),), marks=pytest.mark.slow),
         # a minute and more for each of the larger
-        *[pytest.param(m, (("480p", 81),), marks=pytest.mark.slow) for m in ("wan2.1-1.3b", "wan2.1-14b")],
+        pytest.param("wan2.1-14b", (("480p", 81),), marks=in_a_soak),
         *[pytest.param(m, (("720p", 81),), marks=in_a_soak) for m in ("wan2.1-1.3b", "wan2.1-14b")],
     ],
 )
@@ -159,20 +159,18 @@ def test_the_vae_needs_what_the_formula_says_from_the_first_frame_on(decode, on_
 @pytest.mark.parametrize("decode", [True, False], ids=["decode", "encode"])
 def test_the_real_vae_needs_what_the_formula_says(decode):
     """Both sizes as whole pictures, and one clip in tiles; the rest is the slow test's."""
-    for size, frames, tile in (("480p", 81, None), ("720p", 49, None), ("480p", 9, 32), ("720p", 9, 96)):
+    for size, frames, tile in (("480p", 81, None), ("720p", 49, None), ("720p", 9, 96)):
         pair = vae(job("wan2.2-a14b", resolution=size, num_frames=frames), decode=decode, tile=tile)
         assert pair.close, (size, frames, tile, pair.off)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("conv2d", [False, True], ids=["conv3d", "conv2d"])
 @pytest.mark.parametrize("tile", [None, *VAE_TILES])
-@pytest.mark.parametrize("frames", [17, *[pytest.param(frames, marks=in_a_soak) for frames in (49, 81)]])
+@pytest.mark.parametrize("frames", [9, *[pytest.param(frames, marks=in_a_soak) for frames in (17, 49, 81)]])
 @pytest.mark.parametrize("size", ["480p", "720p"])
 @pytest.mark.parametrize("decode", [True, False], ids=["decode", "encode"])
-def test_the_whole_matrix_of_the_vae(decode, size, frames, tile, conv2d):
-    here = replace(job("wan2.2-a14b", resolution=size, num_frames=frames), conv2d=conv2d)
-    pair = vae(here, decode=decode, tile=tile)
+def test_the_whole_matrix_of_the_vae(decode, size, frames, tile):
+    pair = vae(job("wan2.2-a14b", resolution=size, num_frames=frames), decode=decode, tile=tile)
     assert pair.close, pair.off
 
 

@@ -17,6 +17,7 @@ from turbodiff.plan.calibration import (
 )
 from turbodiff.plan.planner import plan_request
 from turbodiff.spec.errors import DoesNotFitError
+from turbodiff.spec.models import FoundNetwork
 from turbodiff.spec.numbers import GIB, MIB
 from turbodiff.spec.plan import Lesson, Phase, Plan, learned_factor
 
@@ -168,7 +169,14 @@ def timed(plan: Plan, factor: float, machine) -> list[Sample]:
     kind = kind_of(gpu, machine, plan.request, plan.levers)
     nothing = {"predicted_bytes": 0, "measured_bytes": 0}
     return [
-        Sample(kind=kind, phase=phase.name, **nothing, predicted_s=phase.seconds, measured_s=factor * phase.seconds)
+        Sample(
+            kind=kind,
+            phase=phase.name,
+            **nothing,
+            predicted_s=phase.seconds,
+            measured_s=factor * phase.seconds,
+            network=plan.request.networks.get(phase.name),
+        )
         for phase in plan.phases
     ]
 
@@ -190,6 +198,31 @@ def test_seconds_are_those_that_runs_took_and_change_no_choice(machine, factor):
     longer = ask("wan2.1-1.3b", num_frames=81)
     shown, formula = (plan_request(longer, machine, disk(), history=known).seconds for known in (history, None))
     assert shown == pytest.approx(factor * formula, rel=0.05)
+
+
+def test_what_one_network_behind_the_decode_took_says_nothing_of_another():
+    machine = card(24)
+    files = [("interpolator", "rife.pkl"), ("upscaler", "x4.pth"), ("upscaler", "other.pth")]
+    found = [FoundNetwork(kind=kind, name=name, path=name, bytes=64 * MIB) for kind, name in files]
+    here = disk().model_copy(update={"networks": tuple(found)})
+
+    def planned(history=None, **by):
+        return plan_request(ask("wan2.1-1.3b", smooth_fps=60, upscale=2, **by), machine, here, history=history)
+
+    def factors(history, **by):
+        told, formula = planned(history, **by), planned(**by)
+        pairs = zip(told.phases, formula.phases, strict=True)
+        return [round(one.seconds / other.seconds) for one, other in pairs if one.name in ("interpolate", "upscale")]
+
+    own = {"interpolator": "rife.pkl", "upscaler": "x4.pth"}
+    by_ffmpeg, by_networks = timed(planned(), 9.0, machine), timed(planned(**own), 5.0, machine)
+    assert factors(History(by_ffmpeg)) == [9, 9] and factors(History(by_ffmpeg), **own) == [1, 1]
+    both = History(by_ffmpeg + by_networks)
+    assert factors(both) == [9, 9] and factors(both, **own) == [5, 5]
+    assert factors(both, **{**own, "upscaler": "other.pth"}) == [5, 1]
+    old = [Sample.model_validate(one.model_dump(exclude={"network"})) for one in by_networks]
+    assert factors(History(old)) == factors(History(old), **own) == [1, 1]  # nobody knows by what they were made
+    assert planned(History(old)).phases[0].seconds == pytest.approx(5 * planned().phases[0].seconds, rel=0.02)
 
 
 def test_a_text_that_was_known_teaches_no_seconds():

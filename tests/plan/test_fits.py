@@ -107,6 +107,7 @@ def test_what_fits_what_changes_and_what_does_not_fit_is_told_in_both_languages(
     for lang in ("en", "zh"):
         words = Words(lang)
         assert words.seconds(fits.seconds) in words.fit(fits)
+        assert f"{fits.frames}" in words.fit(fits) and fits.size in words.fit(fits)  # which clip that is
         assert "65" in words.fit(changes) and words.seconds(changes.seconds) in words.fit(changes)
         made = Change(field="quant_linear", from_value="off", to_value="on", lossy=True)
         assert "int8" in words.fit(changes._replace(changes=(made,)))

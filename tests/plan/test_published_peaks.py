@@ -52,7 +52,7 @@ class System:
         work = held_bytes(self.block, spec.dit, shape.latent.tokens, self.bits == 32) if self.block else 0
         if self.decode_bits:
             size = self.decode_bits // 8
-            frames = decode_bytes(shape.latent, spec.vae.base_dim, size, None, conv2d=False)
+            frames = decode_bytes(shape.latent, spec.vae.base_dim, size, None)
             work = max(work, frames * (1 + phase_costs.CONV_SCRATCH))
         return (held + work) / GIB
 

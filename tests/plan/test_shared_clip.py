@@ -20,10 +20,11 @@ from turbodiff.plan.hardware import sharing_cards
 from turbodiff.plan.links import NVLINK_SHARE, link_of, possible_ranks
 from turbodiff.plan.offload_search import cost_inputs
 from turbodiff.plan.planner import card_groups, outlook, plan_request, replan, with_levers
-from turbodiff.plan.roofline import sent_bytes
-from turbodiff.plan.shared_clip import INT8_BYTES, shared, with_cards
+from turbodiff.plan.roofline import INT8_SENT_BYTES, exchange_seconds, sent_bytes, speed_of
+from turbodiff.plan.shared_clip import shared, with_cards
 from turbodiff.plan.streaming import streamed
 from turbodiff.plan.vae_costs import strip_factor
+from turbodiff.plan.weight_sizes import weights_of
 from turbodiff.runtime.model_cache import dit_config
 from turbodiff.spec.models import find_model
 from turbodiff.spec.numbers import GB, GIB
@@ -60,19 +61,20 @@ def test_the_efficiency_is_within_a_tenth_of_wans_own_table(dit, card, size):
 
 def test_bytes_are_those_of_the_exchange(dit):
     assert sent_bytes(dit, 75600, 2) // dit.num_layers == 774_144_000  # 8 L d (R - 1) / R^2
-    assert sent_bytes(dit, 75600, 8, INT8_BYTES) == pytest.approx(sent_bytes(dit, 75600, 8) / 2, rel=0.04)
+    assert sent_bytes(dit, 75600, 8, INT8_SENT_BYTES) == pytest.approx(sent_bytes(dit, 75600, 8) / 2, rel=0.04)
 
 
-def clip(dit, ranks, link_gb_s, element_bytes=2):
+def clip(dit, ranks, link_gb_s, exchange="full"):
     """720p of an RTX 5090 in 3 steps (TurboDiffusion's 24 s), warm."""
     parts = {"split_s": 24.0, "strips_s": 6.0, "width": 160, "serial_s": 1.5, "forwards": 3}
-    return shared(dit, 75600, ranks, **parts, link_bytes_s=link_gb_s * GB, element_bytes=element_bytes)
+    return shared(dit, 75600, ranks, **parts, link_bytes_s=link_gb_s * GB, exchange=exchange)
 
 
 def test_it_is_offered_only_where_it_helps(dit):
     assert clip(dit, 2, 40).helps and clip(dit, 2, 40).speedup > 1.6
     assert not clip(dit, 2, 3).helps and clip(dit, 2, 3).speedup < 1.2
-    assert clip(dit, 2, 9, INT8_BYTES).speedup > clip(dit, 2, 9).speedup
+    assert clip(dit, 2, 9, "int8").speedup > clip(dit, 2, 9).speedup
+    assert clip(dit, 2, 400, "int8").speedup < clip(dit, 2, 400).speedup, "to round costs more than NVLink"
 
 
 def test_clips_side_by_side_always_finish_more(dit):
@@ -154,6 +156,17 @@ def test_more_cards_are_offered_only_where_they_help_or_alone_make_it_fit():
     assert (asked.cards, asked.alone) == (2, False), "who asks for it has it all the same"
 
 
+def test_cards_that_fewer_beat_are_not_offered():
+    """Over host memory five of them send so much more slowly than four that they lose."""
+    here = machine(*[gpu(24, index=index, name="NVIDIA GeForce RTX 4090") for index in range(8)], ram_gib=1000)
+    assert planned(here, 5).seconds > planned(here, 4).seconds, "the case itself"
+    wished = planned(here, "auto")
+    for offered in (wished.offers, card_groups(wished, here, disk())):
+        cards, seconds = [one.cards for one in offered], [one.seconds for one in offered]
+        assert 4 in cards and 5 not in cards and cards == sorted(cards, reverse=True)
+        assert seconds == sorted(set(seconds)), "each is faster than fewer"
+
+
 def test_a_clip_that_one_card_cannot_make_as_asked_is_offered_on_two():
     """720p of 14B on cards with just the memory that half of its tokens need."""
 
@@ -190,7 +203,10 @@ def test_a_link_is_measured_or_assumed_of_its_kind():
     assert {name: link_of(gpu(24, name=name), 2).kind for name in kinds} == kinds
     measured = gpu(24, link_bytes_s=((2, 9e9), (4, 5e9)))
     found = [link_of(measured, ranks) for ranks in (2, 3, 4, 8)]
-    assert found == [(9e9, "measured"), (5e9, "measured"), (5e9, "measured"), (5e9, "measured")]
+    assert found[:3] == [(9e9, "measured"), (5e9, "measured"), (5e9, "measured")]
+    assert found[3] == (pytest.approx(5e9 * 3.2 / 4.5), "host"), "of fewer cards: scaled, and not called measured"
+    steady = gpu(80, name=H100, link_bytes_s=((2, 80e9),))
+    assert link_of(steady, 8) == (80e9, "nvlink"), "which does not fall with their number"
     assert link_of(gpu(24), 8).bytes_s < link_of(gpu(24), 2).bytes_s < link_of(gpu(80, name=H100), 2).bytes_s
 
 
@@ -204,6 +220,18 @@ def test_one_of_several_plans_again_for_its_own_card_within_what_the_others_have
     assert left.levers.cards == 1 and left.seconds > plan.seconds
 
 
+@pytest.mark.parametrize("gib, name", [(8, "RTX 4060"), (12, "RTX 4070")])
+@pytest.mark.parametrize("model", ["wan2.1-1.3b", "wan2.1-14b"])
+def test_a_text_encoder_spread_over_the_cards_would_save_less_than_a_fiftieth_of_the_clip(gib, name, model):
+    """Why it stays on one card, through which it passes a layer at a time: halves would save half of the copying."""
+    here = machine(*[gpu(gib, index=index, name=f"NVIDIA GeForce {name}") for index in range(2)])
+    plan = planned(here, 2, model, resolution="480p", quant_linear="on" if model == "wan2.1-14b" else "auto")
+    (text,) = [phase for phase in plan.phases if phase.name == "text_encode"]
+    assert (plan.levers.text, plan.band) == ("streamed", "fits") and text.peak_bytes < 0.2 * plan.budget_bytes
+    copying_s = weights_of(find_model(model), False, 2).text / speed_of(here.gpus[0], None).pcie_bytes_s
+    assert copying_s / 2 < 0.02 * plan.seconds
+
+
 def test_processes_on_a_cpu_share_its_memory_and_gain_nothing():
     here = machine(ram_gib=16)
     plan = plan_request(ask("demo", cards=2), here, disk())
@@ -212,17 +240,47 @@ def test_processes_on_a_cpu_share_its_memory_and_gain_nothing():
     assert outlook(ask("demo", cards=2), here, disk()).seconds == pytest.approx(plan.seconds, abs=0.1)
 
 
+def test_an_int8_exchange_is_a_wish_whose_bytes_and_seconds_count(dit):
+    """Through host memory, 9 GB/s assumed: half of the bytes, and most of the seconds that the exchange takes."""
+    full, rounded = (planned(TWO_24, 2, exchange=exchange) for exchange in ("full", "int8"))
+    assert (full.levers.exchange, rounded.levers.exchange) == ("full", "int8")
+    assert told(full, "exchanged_in_int8") is None and told(rounded, "exchanged_in_int8") == {}
+    sent = [told(plan, "link_host")["sent_bytes"] for plan in (full, rounded)]
+    assert sent == [sent_bytes(dit, 75600, 2), sent_bytes(dit, 75600, 2, INT8_SENT_BYTES)]
+    memory_bytes_s = speed_of(TWO_24.gpus[0], None).memory_bytes_s
+    saved_s = [exchange_seconds(dit, 75600, 2, 9e9, memory_bytes_s, how) for how in ("full", "int8")]
+    assert full.seconds - rounded.seconds == pytest.approx(4 * (saved_s[0] - saved_s[1]), rel=0.01)
+    assert 0.3 * saved_s[0] < saved_s[0] - saved_s[1] < 0.5 * saved_s[0]
+    assert rounded.peak_bytes <= full.peak_bytes
+
+
+def test_an_int8_exchange_is_none_of_one_card():
+    alone = planned(TWO_24, 1, exchange="int8")
+    assert alone.levers.exchange == "full" and told(alone, "exchanged_in_int8") is None
+    assert alone.request.exchange == "int8", "it waits for the cards that the queue may find"
+    rounded = planned(TWO_24, 2, exchange="int8")
+    left = with_levers(rounded, with_cards(rounded.levers, 1), TWO_24, disk())
+    assert left.levers.exchange == "full" and left.seconds == pytest.approx(alone.seconds, rel=0.01)
+    assert with_cards(rounded.levers.model_copy(update={"cards": 4}), 2).exchange == "int8"
+
+
 def costs_of(model, ranks, size="480p", **fields):
     request = ask(model, resolution=size, **fields)
     context = plan_context(machine(*[gpu(80, index=index) for index in range(8)]), disk(), ranks=ranks)
     return cost_inputs(request, as_wished(request, False), context)
 
 
-@pytest.mark.parametrize("attention", ["dense", "sla"])
-@pytest.mark.parametrize("model, ranks", [("wan2.1-14b", 2), ("wan2.1-14b", 8), ("wan2.1-1.3b", 4)])
-def test_a_step_of_one_of_several_needs_what_the_formula_says(model, ranks, attention):
+STEPS = [
+    (*one, how, "full")
+    for one in (("wan2.1-14b", 2), ("wan2.1-14b", 8), ("wan2.1-1.3b", 4))
+    for how in ("dense", "sla")
+]
+
+
+@pytest.mark.parametrize("model, ranks, attention, exchange", [*STEPS, ("wan2.1-14b", 2, "dense", "int8")])
+def test_a_step_of_one_of_several_needs_what_the_formula_says(model, ranks, attention, exchange):
     """On meta tensors, with torch's process group that sends nothing."""
-    costs = costs_of(model, ranks, attention=attention)
+    costs = costs_of(model, ranks, attention=attention, exchange=exchange)
     spec, dit = costs.spec, costs.spec.dit
     with torch.device("meta"):
         network = WanDiT(replace(dit_config(spec, quant_linear=False, sla=spec.turbo), num_layers=2)).bfloat16()
@@ -236,7 +294,7 @@ def test_a_step_of_one_of_several_needs_what_the_formula_says(model, ranks, atte
                 ledger.reset_peak()
                 x, inputs = network.prepare(
                     state[0].float(), torch.empty(1, 1), text, None, None, attention=AttentionPlan(attention),
-                    rope=rope, parallel=SequenceParallel(0, ranks),
+                    rope=rope, parallel=SequenceParallel(0, ranks).exchanging(exchange),
                 )  # fmt: skip
                 for index, block in enumerate(network.blocks):
                     x = block(x, inputs, index, 1)
@@ -259,7 +317,7 @@ def test_a_strip_of_the_vae_needs_no_more_than_the_formula_says():
     with counted(vae) as ledger:
         columns = SequenceParallel(1, ranks).columns(costs.latent.width)
         latents = torch.empty(1, *costs.latent)
-        for chunk in vae_driver.decode_stream(vae, latents, conv="conv3d", columns=columns):
+        for chunk in vae_driver.decode_stream(vae, latents, columns=columns):
             vae_driver.frames_to_uint8(chunk)
     formula = phase_costs.vae(costs, "vae_decode", None).activations_bytes
     assert -0.02 <= formula / ledger.peak_bytes - 1 <= 0.30, (formula, ledger.peak_bytes)
@@ -274,7 +332,7 @@ def test_a_strip_of_a_picture_that_is_encoded_needs_no_more_than_the_formula_say
     try:
         with counted(vae) as ledger:
             video = torch.empty(1, 3, 9, costs.shape.height, costs.shape.width, dtype=torch.bfloat16)
-            vae_driver.encode(vae, video, conv="conv3d", parallel=SequenceParallel(1, ranks))
+            vae_driver.encode(vae, video, parallel=SequenceParallel(1, ranks))
     finally:
         dist.destroy_process_group()
     cost = phase_costs.vae(costs, "image_encode", None)

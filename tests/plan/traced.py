@@ -95,8 +95,7 @@ def denoising_with_a_lora(job: phase_costs.CostInputs, rank: int) -> Pair:
 
 def vae(job: phase_costs.CostInputs, *, decode: bool, tile: int | None) -> Pair:
     """Decoding a clip, or encoding a picture and the empty frames after it."""
-    method = "conv2d" if job.conv2d else "conv3d"
-    traced = dry_run.vae_bytes(job.spec, job.shape, dtype_of(job), tile, method, decode=decode)
+    traced = dry_run.vae_bytes(job.spec, job.shape, dtype_of(job), tile, decode=decode)
     return Pair(phase_costs.vae(job, "vae_decode" if decode else "image_encode", tile).activations_bytes, traced)
 
 

@@ -52,6 +52,13 @@ def test_a_weight_is_held_to_its_range() -> None:
         assert [chip.numbers["got"] for chip in lint(prompt) if chip.key == "weight_range"] == got
 
 
+def test_weights_beyond_every_number_are_held_too_and_an_inner_one_still_counts() -> None:
+    endless = "(" * 22 + "cat" + ":0)" + ":999999999999999)" * 21
+    assert read(endless) == ("cat", [("cat", MIN_WEIGHT)])
+    assert read("((a:0.5) b:4)") == ("a b", [("a", 2.0), (" b", MAX_WEIGHT)]), "held where it is told, not before"
+    assert read("((a:0.000001):2000000)") == ("a", [("a", 2.0)])
+
+
 def test_a_backslash_escapes_a_bracket() -> None:
     assert read(r"\(a:1.3\) b") == ("(a:1.3) b", [])
     assert read(r"(a \(b\):1.3)") == ("a (b)", [("a (b)", 1.3)])
@@ -80,3 +87,9 @@ def test_eight_thousand_brackets_take_no_time() -> None:
     started_s = time.monotonic()
     parse("(" * 4000 + "a" + ":1.1)" * 800)
     assert time.monotonic() - started_s < 2
+
+
+def test_letters_are_composed_and_marks_without_end_are_cut() -> None:
+    assert clean("cafe\u0301 &#x65;&#769; Vie\u0302\u0323t") == "caf\u00e9 \u00e9 Vi\u1ec7t"
+    assert clean("e" + "\u0301" * 100 + "nd") == "\u00e9" + "\u0301" * 29 + "nd"
+    assert clean("\u0e01\u0e34\u0e48" * 40) == "\u0e01\u0e34\u0e48" * 40, "many letters, few marks on each"

@@ -12,6 +12,7 @@ from turbodiff.runtime import denoise
 from turbodiff.runtime.attempt import Attempt
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.model_cache import PlacedDit
+from turbodiff.runtime.step_graph import StepGraphs
 from turbodiff.runtime.text import TextRows
 from turbodiff.spec.errors import OutOfMemoryError
 
@@ -21,6 +22,7 @@ class Bench:
 
     def __init__(self, fail_at=""):
         self.device, self.weights_bytes = Device.pick("cpu"), 0
+        self.graphs = StepGraphs(self.device)
         self.here, self.seen, self.fail_at = [], [], fail_at
 
     def reset_peak(self):

@@ -21,7 +21,7 @@ from turbodiff.runtime import ranks as ranks_module
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(7200)]
 TURNS = 50 if SOAK else 3
-SILENT_S, START_S = 4.0, 30.0
+START_S = 30.0
 
 
 class Disturbance(threading.Thread):
@@ -46,7 +46,6 @@ class Disturbance(threading.Thread):
 
 
 def test_a_signal_at_a_random_moment_never_loses_a_clip(tmp_path, models, alone, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(ranks_module, "SILENT_S", SILENT_S)
     monkeypatch.setattr(ranks_module, "START_S", START_S)
     draw, life_s, story, turn = random.Random(0), 3600.0, [], 0
     while sum(told["sent"] for told in story) < TURNS:  # a moment after the end of the clip is none

@@ -32,8 +32,12 @@ class MetaCache(ModelCache):
             self._kept[name] = made.get_or_make(name)
             self.ledger.ignore(self._kept[name])
 
-    def get_or_load(self, component):
+    def get_or_load(self, component, dtype=None):
+        assert dtype is None
         return self._kept[component]
+
+    def _half_vae(self, plan):
+        return False
 
     def neighbour_takes(self, n_bytes):
         self.ledger.cap_bytes = self.full_bytes - n_bytes
@@ -59,7 +63,7 @@ def decode(attempt):
     """As the pipeline does, frames thrown away."""
     with attempt.phase("vae_decode"), attempt.models.on_device("vae", attempt.plan) as vae, torch.inference_mode():
         latents = torch.empty(1, *attempt.request.shape.latent, device=META_CARD)
-        for chunk in vae_driver.decode_stream(vae, latents, tile=attempt.plan.levers.tile, conv="conv3d"):
+        for chunk in vae_driver.decode_stream(vae, latents, tile=attempt.plan.levers.tile):
             vae_driver.frames_to_uint8(chunk)
 
 

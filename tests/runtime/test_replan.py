@@ -8,6 +8,7 @@ import torch
 from tests.plan.machines import ask, card, disk, gpu, machine
 from turbodiff.plan.hardware import CONTEXT_BYTES
 from turbodiff.plan.planner import from_phase, plan_request
+from turbodiff.plan.shared_clip import with_cards
 from turbodiff.runtime import offload, replan
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.latents_cache import LatentsCache
@@ -97,6 +98,39 @@ def test_run_anyway_and_a_card_that_cannot_be_asked_stay_as_they_are(caps):
     assert at_phase(anyway, "denoise", card(3), told(1)) is anyway
     assert at_phase(plan, "denoise", card(24), Device.pick("cpu")) is plan
     assert at_phase(plan, "denoise", machine(), told(1)) is plan
+
+
+def four_small_cards():
+    return machine(*[gpu(12, index=index, uuid=f"GPU-{index}") for index in range(4)])
+
+
+def test_a_clip_that_lost_a_card_is_planned_anew_for_those_that_are_left(caps):
+    """What four processes need of a card that each has blocks of is not what one needs alone."""
+    plan = plan_request(ask("wan2.1-14b", resolution="720p", cards=4), four_small_cards(), disk())
+    assert plan.levers.cards == 4 and plan.band == "fits"
+    kept = replan.with_levers(plan, with_cards(plan.levers, 1), card(12))
+    assert kept.band == "no", "the case itself"
+    for cards in (2, 1):
+        left = replan.for_cards(plan, cards, card(12))
+        assert left.request == plan.request and left.changes == plan.changes
+        assert left.band != "no" and left.peak_bytes <= left.budget_bytes
+        assert left.levers.cards == cards and len(left.shares) == (cards if cards > 1 else 0)
+        launched = first_plan(command(plan, cards=plan.followers[: cards - 1]), card(12), told())
+        assert launched.levers == left.levers and launched.peak_bytes == left.peak_bytes
+    assert replan.for_cards(plan, 3, card(12)).levers.cards == 2, "heads must divide"
+    anyway = plan.model_copy(update={"band": "no"})
+    assert replan.for_cards(anyway, 1, card(12)).levers == with_cards(plan.levers, 1)
+
+
+def test_a_clip_that_what_is_left_cannot_hold_says_so_or_waits():
+    plan = plan_request(ask("wan2.1-14b", resolution="720p", cards=4), four_small_cards(), disk())
+    with pytest.raises(DoesNotFitError):
+        replan.for_cards(plan, 1, card(4))
+    decode = replan.for_cards(plan, 1, card(4), at="vae_decode")
+    assert decode.band == "fits" and decode.levers.cards == 1, "what is over needs no room"
+    with pytest.raises(WaitForMemory) as waits:
+        replan.for_cards(plan, 1, machine(gpu(12, free_bytes=4 * GIB, used_bytes=8 * GIB)))
+    assert waits.value.shortage.free_bytes == 4 * GIB < waits.value.shortage.need_bytes <= 12 * GIB
 
 
 def command(plan, **more):

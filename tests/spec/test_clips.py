@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.plan.machines import ask, card, disk
@@ -84,6 +84,7 @@ def test_every_required_field_of_a_request_has_a_stand_in() -> None:
     Request.model_validate(UNKNOWN_REQUEST)
 
 
+@example(("request", "cards"), None)  # a union of a word and a number
 @given(st.sampled_from(places(document())), JSON)
 def test_damage_anywhere_costs_that_part_only(place: tuple[Any, ...], value: Any) -> None:
     damaged = document()

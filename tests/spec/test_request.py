@@ -1,4 +1,5 @@
 import json
+from typing import Literal, get_args, get_origin
 
 import pytest
 from hypothesis import given
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.models import all_models, find_model
 from turbodiff.spec.request import MAX_SEED, Request, make_request
+from turbodiff.spec.wording import Words
 
 PROMPT = "a red circle moves right on a black background"
 
@@ -115,3 +117,27 @@ def test_models_are_found_by_every_name_people_use():
 def test_an_error_can_be_sent_whatever_it_quotes() -> None:
     error = RequestError("odd", code="odd", field="x", got="a\ud800b")
     assert error.fields()["got"] == "a?b"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        (name, value)
+        for name, field in Request.model_fields.items()
+        for value in get_args(field.annotation)
+        if get_origin(field.annotation) is Literal and isinstance(value, int)
+    ],
+)
+def test_a_flag_may_say_any_number_that_a_field_takes(field: str, value: int) -> None:
+    assert getattr(make_request({"prompt": "x", field: str(value)}), field) == value
+
+
+@pytest.mark.parametrize("cards", [0, -1, 9, "x", "0", 1.5])
+def test_an_illegal_number_of_cards_hears_all_that_are_legal(cards):
+    """Both kinds, of which pydantic names the first alone."""
+    with pytest.raises(RequestError) as refused:
+        make_request({"prompt": PROMPT, "cards": cards})
+    error = refused.value
+    assert (error.code, error.field, error.expected) == ("bad_cards", "cards", "auto or 1 to 8")
+    english, chinese = (Words(lang).error_line(error) for lang in ("en", "zh"))
+    assert "auto or 1 to 8" in english and "auto 或 1 到 8" in chinese and "auto or" not in chinese

@@ -10,9 +10,11 @@ last one repeats). Keys, all optional:
                          written, "linked": right after it has its name
     hang                 "sleep" | "spin" | "gil": instead of the second step
     error                fields of the error event, instead of the first step
+    lost                 that rank of those that share its clip, and it ends of that instead of the first step
     wait                 need_bytes of a `wait` event
     damage               "truncate" | "missing" | "empty": what happens to the clip after its verification
     deaf                 true: ignores cancel
+    clip                 the file whose bytes its clip has
     late                 true: sends words of attempt 0 first
     odd                  true: sends a step without its number
     print                a line for stderr
@@ -40,6 +42,7 @@ from turbodiff.spec.events import (  # started by path
     BeatEvent,
     ErrorEvent,
     HelloEvent,
+    LinkEvent,
     NoticeEvent,
     PhaseEvent,
     PlanEvent,
@@ -125,6 +128,7 @@ def publish(order, script, voice):
     partial = outputs / ".partial" / f"{order['job']}.{order['attempt']}.{os.getpid()}.mp4"
     partial.parent.mkdir(parents=True, exist_ok=True)
     data = CLIP + f"{request['nonce']} {order['attempt']}".encode()
+    data = Path(script["clip"]).read_bytes() if "clip" in script else data
     partial.write_bytes(data)
     if script.get("die_at") == "publish":
         die(script["die"])
@@ -182,10 +186,17 @@ def run(order, voice, orders):
     load(script)
     took_s = script.get("seconds_on", {}).get(os.environ.get("CUDA_VISIBLE_DEVICES"), script.get("seconds", 0.1))
     voice.say(PhaseEvent(name="text_encode", state="done", seconds=took_s, peak_bytes=1 << 30))
+    if command.measure_link:  # as much as only the first job would say
+        voice.say(LinkEvent(cards=1 + len(command.cards), bytes_s=1e9 * command.job))
     voice.say(PhaseEvent(name="denoise", state="start"))
     if "error" in script:
         fail(script["error"], voice)
         return
+    if "lost" in script and command.plan and command.cards:
+        shares = [share for rank, share in enumerate(command.plan.shares) if rank != script["lost"]]
+        voice.say(PlanEvent(plan=command.plan.model_copy(update={"shares": tuple(shares)})))
+        fail({"code": "ranks_lost", "what": "a process is gone", "got": "ended with -9"}, voice)
+        os._exit(1)
     denoise(order, script, voice, orders)
     voice.say(PhaseEvent(name="denoise", state="done", seconds=took_s, peak_bytes=2 << 30))
     publish(order, script, voice)

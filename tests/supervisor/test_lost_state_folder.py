@@ -1,6 +1,7 @@
 """The state folder is removed while the app runs: the queue is in the new one, and the next start says why."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from supervisor.bench import Bench, scripted
 from turbodiff.spec.environment import START_AGAIN
 from turbodiff.supervisor.ownership import StateLock
 from turbodiff.supervisor.state_folder import IN_USE
+from turbodiff.supervisor.web_process import WebProcess
 
 LOSSES: dict[str, Callable[[Path], object]] = {
     "removed": shutil.rmtree,
@@ -51,6 +53,36 @@ def test_no_accepted_job_goes_with_the_state_folder(how: str, tmp_path: Path) ->
     third = Bench(tmp_path)
     assert not (third.store.fact("recovered") or {}).get("folder_lost")
     third.supervisor.close()
+
+
+@pytest.mark.parametrize("met_by", ["supervisor", "page"])
+def test_a_store_that_is_damaged_while_the_app_runs_is_restored_by_a_new_start(met_by: str, tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    done = bench.run(scripted({}, seed=1))
+    bench.store.put("paused", True)
+    waits = [bench.store.submit(scripted({}, seed=seed)) for seed in (2, 3)]
+    bench.store.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+    bench.store.rows("PRAGMA shrink_memory")  # else our own pages hide it
+    path = bench.state / "turbodiff.db"
+    with path.open("r+b") as file:
+        file.seek(4096)  # all but the first page
+        file.write(bytes(path.stat().st_size - 4096))
+    if met_by == "page":  # with exit code 2
+        page = (sys.executable, "-c", "raise SystemExit(2)")
+        bench.supervisor.web = WebProcess(page, bench.supervisor.context)
+        bench.turn_until(lambda: bench.supervisor.web.failed_code is not None)
+    bench.supervisor._slow_s = -1e9
+    bench.turn_until(lambda: bench.supervisor.exit_code is not None)
+    assert bench.supervisor.exit_code == START_AGAIN
+    bench.supervisor.close()
+
+    again = Bench(tmp_path)
+    assert again.store.fact("recovered")["damaged"]
+    again.store.put("paused", False)
+    again.turn_until(lambda: all(job.state == "done" for job in again.store.jobs()))
+    assert {job.id for job in again.store.jobs()} == {done.id, *waits}
+    assert len(list(again.outputs.glob("*/*.mp4"))) == 3
+    again.supervisor.close()
 
 
 def test_a_job_that_runs_meanwhile_is_made_once(tmp_path: Path) -> None:

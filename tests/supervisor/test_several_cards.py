@@ -13,22 +13,26 @@ from supervisor.bench import Bench, scripted
 from supervisor.test_cards import SLOW, Driver, no_selected_cards  # noqa: F401  its cards
 from tests.plan.machines import disk, gpu
 from tests.plan.machines import machine as machine_of
+from turbodiff import studio
 from turbodiff.gpu import probe
 from turbodiff.gpu.host_memory import HostMemory, private_bytes
 from turbodiff.gpu.probe import CardSample, Sample
 from turbodiff.jobs import cards
+from turbodiff.jobs.dispatch import Card
 from turbodiff.jobs.measurements import usual_seconds
 from turbodiff.jobs.nodes import CLUSTER, ClusterFacts, NodeFacts
 from turbodiff.plan.context import plan_context
 from turbodiff.plan.hardware import Machine, only
 from turbodiff.plan.planner import plan_request, seconds_on
 from turbodiff.runtime import replan
-from turbodiff.spec.errors import RequestError
+from turbodiff.spec.errors import FileError, RequestError
 from turbodiff.spec.events import RunCommand
 from turbodiff.spec.models import Inventory
 from turbodiff.studio.cards import Cards
 from turbodiff.supervisor import context, placement
 from turbodiff.supervisor.context import machine_of as machine_seen
+from turbodiff.supervisor.slots import RECYCLE_JOBS
+from turbodiff.weights.locate import resolve_files
 
 Make = Callable[..., Bench]
 GIB = 1 << 30
@@ -88,6 +92,22 @@ def test_a_paused_card_ends_its_job_and_takes_no_more_also_after_a_restart(make:
     again.store.put(cards.SWITCH + held, "on")
     both = [again.store.submit(scripted({"steps": 20, "dt_s": 0.1})) for _ in range(2)]
     again.turn_until(lambda: states(again, *both) == ["running"] * 2)
+
+
+def test_jobs_of_a_user_start_in_their_order_where_a_worker_makes_room_for_a_fresh_one(make: Make) -> None:
+    bench = make()
+    bench.turn_until(lambda: free(bench))
+    bench.store.put("paused", True)
+    jobs = [bench.store.submit(scripted({"steps": 4, "dt_s": 0.05}), user="ann") for _ in range(2)]
+    old = bench.supervisor.slots[0]
+    assert old.worker is not None
+    pid, old.jobs_run = old.worker.pid, RECYCLE_JOBS
+    bench.store.put("paused", False)
+    bench.supervisor._placement._chosen_s = -placement.EVERY_S  # it looks in the turn in which the worker is due
+    bench.turn_until(lambda: states(bench, *jobs) == ["done"] * 2 and free(bench))
+    first, second = (bench.store.job(job).started_s for job in jobs)
+    assert first is not None and second is not None and first < second
+    assert old.worker.pid != pid
 
 
 def test_an_excluded_card_holds_no_worker_once_its_job_is_done(make: Make) -> None:
@@ -235,21 +255,88 @@ def test_the_page_counts_the_ram_of_each_worker_for_its_own_card_alone(bench: Be
     assert alone is not None and [card.worker_ram_bytes for card in alone.gpus] == [None, None]
 
 
+def planned_on(made: Cards, machine: Machine, card: str = "", model: str = "wan2.1-14b") -> list[str]:
+    return [gpu.uuid for gpu in made.planned_on(machine, Inventory(files=()), card, model)[0].gpus]
+
+
 def test_a_clip_for_the_card_of_a_node_or_of_a_machine_without_any_is_planned_for_that_card(bench: Bench) -> None:
     far = machine_of(gpu(24, uuid="GPU-far"), gpu(8, uuid="GPU-small", index=1))
     node = NodeFacts(host="far", machine=far)
     silent = NodeFacts(host="attic", state="unreachable")
     told = ClusterFacts(address="10.0.0.1:6379", joined=True, nodes=(node, silent))
     bench.store.put(CLUSTER, told.model_dump(mode="json"))
-    fleet = cards.Fleet(cards=(cards.FleetCard(slot=1000, uuid="GPU-far", name="RTX 4090 (far)"),))
+    ours = cards.FleetCard(slot=0, uuid="GPU-here", name="RTX 3060")
+    fleet = cards.Fleet(cards=(ours, cards.FleetCard(slot=1000, uuid="GPU-far", name="RTX 4090 (far)")))
     bench.store.put(cards.FLEET, fleet.model_dump(mode="json"))
     made, bare = Cards(lambda: bench.store), Machine()
     here = machine_of(gpu(12, uuid="GPU-here"))
-    assert made.planned_on(here, "") == here
+    assert planned_on(made, here) == ["GPU-here"]
     for name in ("GPU-far", "rtx 4090 (far)"):
-        assert [card.uuid for card in made.planned_on(here, name).gpus] == ["GPU-far"]
-    assert [card.uuid for card in made.planned_on(bare, "").gpus] == ["GPU-far"]
+        assert planned_on(made, here, name) == ["GPU-far"]
+    assert planned_on(made, bare) == ["GPU-far"]
     assert made.switch("RTX 4090 (far)", "paused", here) == "RTX 4090 (far)"
-    assert [card.uuid for card in made.planned_on(bare, "").gpus] == ["GPU-small"]
+    assert planned_on(made, bare) == ["GPU-small"]
     bench.store.put(CLUSTER, None)
-    assert made.planned_on(bare, "") == bare
+    assert planned_on(made, bare) == []
+
+
+def test_where_this_machines_cards_do_not_work_a_clip_is_planned_for_and_named_after_a_node_with_its_weights(
+    bench: Bench,
+) -> None:
+    """`--no-local-gpus`: a plan for the 12 GB card here promised what no card of the cluster did."""
+    large, small = machine_of(gpu(24, uuid="GPU-24")), machine_of(gpu(16, uuid="GPU-16"))
+    nodes = (
+        NodeFacts(host="bare", machine=large, inventory=Inventory(files=())),
+        NodeFacts(host="attic", machine=small, inventory=disk()),
+    )
+    told = ClusterFacts(address="10.0.0.1:6379", joined=True, nodes=nodes)
+    bench.store.put(CLUSTER, told.model_dump(mode="json"))
+    bench.store.put(cards.FLEET, cards.Fleet().model_dump(mode="json"))  # no card is asked for: nothing waits
+    made, here, nothing = Cards(lambda: bench.store), machine_of(gpu(12, uuid="GPU-here")), Inventory(files=())
+    assert planned_on(made, here) == ["GPU-16"]  # the larger card lacks the weights
+    machine, there = made.planned_on(here, nothing, "", "wan2.1-14b")
+    assert there == disk() and resolve_files("wan2.1-14b", there)
+    plan = plan_request(scripted(model="Wan2.1-14B", num_frames=81), machine, there)
+    begin = made.begin(plan, here, nothing)
+    assert begin is not None and (begin.card, begin.seconds) == ("RTX 4090 (attic)", plan.seconds)
+    up = cards.FleetCard(slot=1000, uuid="GPU-16", name="RTX 4090 (attic)")
+    fleet = cards.Fleet(cards=(up,), workers=(Card(1000, busy_s=30.0),))
+    bench.store.put(cards.FLEET, fleet.model_dump(mode="json"))
+    begin = made.begin(plan, here, nothing)
+    assert begin is not None and begin.start_s == 30.0
+
+
+def test_beside_this_machines_cards_a_clip_whose_weights_a_node_alone_has_is_planned_there_and_not_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was refused for want of weights that the queue's machine does not need."""
+    monkeypatch.setattr(studio, "find_weights", lambda: disk("demo"))
+    listed = CardSample(name="Test 12", uuid="GPU-here", total_bytes=12 * GIB, free_bytes=11 * GIB)
+    sample = Sample(state="ok", error="", driver="580.1", cards=(listed,), age_s=0.0)
+    bench.store.put("probe", sample.model_dump(mode="json"))
+    attic = NodeFacts(host="attic", machine=machine_of(gpu(16, uuid="GPU-16")), inventory=disk("wan2.1-14b"))
+    told = ClusterFacts(address="10.0.0.1:6379", joined=True, nodes=(attic,))
+    bench.store.put(CLUSTER, told.model_dump(mode="json"))
+    ours = cards.FleetCard(slot=0, uuid="GPU-here", name="Test 12")
+    fleet = cards.Fleet(cards=(ours,), workers=(Card(0, busy_s=0.0),))  # none of the node: nothing waits
+    bench.store.put(cards.FLEET, fleet.model_dump(mode="json"))
+    made = studio.Studio(bench.state, bench.outputs)
+    fields = {"prompt": "a red circle", "model": "wan2.1-14b", "num_frames": 81}
+    plan = made.plan(fields, made.machine())
+    begin = made.cards.begin(plan, made.machine(), disk("demo"))
+    assert begin is not None and begin.card == "RTX 4090 (attic)"
+    queued = made.job(made.submit(fields)).plan
+    assert queued is not None and queued.seconds == plan.seconds
+    with pytest.raises(FileError):
+        made.submit({**fields, "gpu": "GPU-here"})
+    assert planned_on(made.cards, made.machine(), model="demo") == ["GPU-here"]
+    bare = attic.model_copy(update={"inventory": disk("demo")})
+    for downloads in (True, False):
+        told = ClusterFacts(address="10.0.0.1:6379", joined=True, nodes=(bare,), downloads=downloads)
+        bench.store.put(CLUSTER, told.model_dump(mode="json"))
+        if downloads:  # it has them before it begins
+            assert made.cards.may_download("wan2.1-14b", disk("demo")) and made.submit(fields)
+        else:
+            with pytest.raises(FileError):
+                made.submit(fields)
+    made.close()

@@ -110,6 +110,22 @@ def test_however_it_ends_both_cards_take_jobs_again_and_no_process_is_left(make:
     bench.turn_until(lambda: states(bench, *later) == ["running"] * 2)
 
 
+def test_a_first_rank_that_ends_of_a_lost_one_goes_on_with_the_cards_that_are_left(make: Make) -> None:  # noqa: F811
+    """Which is no crash of the job's own. Of four, three are left; 1.3B's 12 heads divide by three, 14B's 40 by two."""
+    for asked, cards in (("wan2.1-1.3b", 3), ("wan2.1-14b", 2)):
+        bench = make("GPU-a", "GPU-b", "GPU-c", "GPU-d")
+        bench.turn_until(lambda here=bench: free(here))
+        job = submit(bench, scripted({"lost": 1}, {"steps": 1}, model=asked, num_frames=81, cards=4))
+        bench.turn_until(lambda here=bench, one=job: states(here, one) == ["running"])
+        first = bench.store.job(job).plan
+        bench.turn_until(lambda here=bench, one=job: states(here, one) == ["done"] and free(here))
+        done = bench.store.job(job)
+        assert len(first.shares) == 4 and done.plan.levers.cards == len(done.plan.shares) == cards
+        assert first.shares[1].uuid not in {share.uuid for share in done.plan.shares}
+        assert (done.attempt, done.strikes) == (2, {"rank": 1})
+        bench.supervisor.close()
+
+
 def test_a_follower_that_is_killed_costs_time_and_neither_the_job_nor_a_card(make: Make) -> None:  # noqa: F811
     bench = make()
     bench.turn_until(lambda: free(bench))
@@ -153,6 +169,21 @@ def test_the_promise_names_both_cards_and_the_seconds_on_them(make: Make) -> Non
     begin = Cards(lambda: bench.store).begin(plan, machine, disk())
     assert begin is not None and begin.card == "RTX 4090 #1 + RTX 4090 #2"
     assert (begin.start_s, begin.seconds) == (0, pytest.approx(plan.seconds))
+
+
+def test_the_first_shared_clip_measures_what_cards_send_each_other_and_no_later_one(make: Make) -> None:  # noqa: F811
+    bench = make()
+    bench.turn_until(lambda: free(bench))
+
+    def rates() -> tuple[tuple[int, float], ...] | None:
+        machine = bench.supervisor.context.memory.machine()
+        return machine.gpus[0].link_bytes_s if machine else None
+
+    assert rates() is None
+    for _ in range(2):
+        both = submit(bench, shared({"steps": 1}))
+        bench.turn_until(lambda job=both: states(bench, job) == ["done"] and free(bench) and rates() is not None)
+    assert rates() == ((2, 1e9),), "of the first job"
 
 
 class Held(Driver):

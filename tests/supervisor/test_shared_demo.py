@@ -75,6 +75,14 @@ def test_on_two_cards_one_of_which_is_lost_on_the_way(
     made = bench.store.job(job)
     (lost,) = [event for _, event in bench.store.events(job) if event.type == "notice" and event.key == "ranks_lost"]
     assert lost.numbers["left"] == 1 and made.attempt == 1 and made.plan.levers.cards == 1
+    memory = bench.supervisor.context.memory
+    bench.turn_until(lambda: bool((machine := memory.machine()) and machine.gpus[0].link_bytes_s), 60.0)
+    machine = memory.machine()
+    assert machine is not None and machine.gpus[0].link_bytes_s is not None
+    ((cards, bytes_s),) = machine.gpus[0].link_bytes_s
+    assert cards == 2 and bytes_s > 1e6
+    again = studio.plan({**FIELDS, "cards": "2"}, machine)
+    assert [reason.key for reason in again.reasons if reason.key.startswith("link_")] == ["link_measured"]
     assert bare(made.result.path, tmp_path) == alone
     bench.turn_until(lambda: all(slot.free for slot in bench.supervisor.slots), 300.0)
     assert not followers(bench)

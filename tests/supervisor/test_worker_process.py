@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from supervisor.bench import SCRIPTED, request, scripted, wait_until
+from tests.plan.machines import disk, gpu, machine
 from turbodiff.diagnostics import doctor
 from turbodiff.diagnostics.background_tasks import start_task
 from turbodiff.gpu.process_identity import start_ticks
+from turbodiff.plan.planner import plan_request
 from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.events import RunCommand
+from turbodiff.supervisor.run_alone import run_alone
 from turbodiff.supervisor.supervisor import Supervisor
 from turbodiff.supervisor.web_process import CANNOT_RUN, WebProcess
 from turbodiff.supervisor.worker_process import (
@@ -66,6 +69,36 @@ def test_a_worker_that_dies_without_a_word_is_an_error_that_says_how(tmp_path: P
     asked = scripted({"die": "SIGSEGV"}, nonce="n")
     with pytest.raises(TurbodiffError, match="signal SIGSEGV"):
         list(run_once(RunCommand(request=asked, outputs=tmp_path, state=tmp_path), SCRIPTED))
+
+
+def test_a_worker_that_dies_while_it_shares_its_clip_makes_it_alone(tmp_path: Path, capsys) -> None:
+    """Beside the queue: once, and nobody else's death is hidden."""
+    asked = scripted({"attempts": [{"die": "exit 1", "print": "rank 1 ended with -9"}, {}]}, nonce="n")
+    command, events = RunCommand(request=asked, outputs=tmp_path, state=tmp_path, cards=("",)), []
+    assert Path(run_alone(command, SCRIPTED, events.append).path).is_file()
+    assert events[-1].attempt == 2
+    said = capsys.readouterr().err
+    assert "rank 1 ended with -9" in said and "exit code 1" in said and "once more, on one card" in said
+    for alone in (
+        command.model_copy(update={"cards": ()}),
+        command.model_copy(update={"request": scripted({"die": "exit 1"}, nonce="n")}),
+    ):
+        with pytest.raises(TurbodiffError, match="exit code 1"):
+            run_alone(alone, SCRIPTED, events.append)
+
+
+def test_a_worker_that_lost_a_card_makes_its_clip_on_those_that_are_left(tmp_path: Path, capsys) -> None:
+    three = machine(*[gpu(24, index=index, uuid=f"GPU-{index}") for index in range(3)])
+    asked = scripted({"attempts": [{"lost": 1}, {"lost": 1}, {}]}, nonce="n", model="wan2.1-1.3b", cards=3)
+    plan, events = plan_request(asked, three, disk()), []
+    command = RunCommand(request=asked, plan=plan, outputs=tmp_path, state=tmp_path, cards=plan.followers)
+    assert Path(run_alone(command, SCRIPTED, events.append).path).is_file()
+    told = [(event.attempt, event.plan.followers) for event in events if event.type == "plan"]
+    assert told == [
+        (1, ("GPU-1", "GPU-2")), (1, ("GPU-2",)), (2, ("GPU-2",)), (2, ()), (3, ())
+    ]  # fmt: skip
+    said = capsys.readouterr().err
+    assert said.count("on the cards that are left") == said.count("once more, on one card") == 1
 
 
 @pytest.mark.parametrize("program", ["missing/python", "no_right", "a_folder", "/dev/null"])

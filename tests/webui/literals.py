@@ -10,8 +10,9 @@ LITERAL = re.compile(
     r"Turbo\w*|turbodiff|bitsandbytes|NF4|"
     r"Wan[\d.]*|A14B|14B|1\.3B|480p|720p|int8|VAE|RAM|GPU|CPU|VRAM|NVIDIA|Python|UTF-8|Markdown|torch(?:vision)?|cuDNN|CUDA|conv3d|Shift|"
     r"SageAttention|SpargeAttn|flash-attn|sparselinear|GB|GiB|MiB|KiB|token|Ctrl\+Enter|mp4|English|EN|t\b|and\b|x\b|H\b|L\b|HF_\w+|"
-    r"txt|WebM|MP4|ProRes|HQ|VP9|zip|seed:|tag:|rating:|JSON|\.safetensors|LoRA|DoRA|LoHa|LoKr|alpha|NaN|loras|install|mcp|cluster|TURBODIFF_\w+|dense|sage|NVIDIA|auto|on|off|--[a-z-]+|https?://\S+|\.pth|PNG|JPEG|WebP|GIF|pip|state|outputs|webui_\w+\.log|nvidia-smi|Triton|NVML|nvidia-ml-py|pynvml|"
-    r"MIG|SHA-256|SLA|calibrate|nonce"
+    r"txt|WebM|MP4|ProRes|HQ|VP9|zip|seed:|tag:|rating:|JSON|\.safetensors|LoRA|DoRA|LoHa|LoKr|alpha|NaN|loras|install|interpolate|mcp|cluster|TURBODIFF_\w+|dense|sage|NVIDIA|auto|on|off|--[a-z-]+|https?://\S+|\.pth|PNG|JPEG|WebP|GIF|pip|state|outputs|webui_\w+\.log|nvidia-smi|Triton|NVML|nvidia-ml-py|pynvml|"
+    r"MIG|SHA-256|SLA|calibrate|nonce|upscalers|interpolators|RIFE [\d.]+ heavy|"
+    r"spandrel|Lanczos|ESRGAN|SwinIR|ffmpeg|RGB"
 )
 # and what models, sizes and files add once the sentences stand on the page; the longer names first
 LITERAL_ON_THE_PAGE = re.compile(

@@ -117,6 +117,12 @@ def test_a_text_encoder_that_the_plan_made_smaller_is_automatic_again_when_a_cli
     assert form.from_request(locked.request.model_dump(mode="json"))["text_dtype"] == "nf4"
 
 
+def test_a_rounded_exchange_comes_from_the_form_and_goes_back_to_it():
+    values = {**form.defaults(all_models()[0]), "prompt": "x", "exchange": "int8", "cards": "2"}
+    asked = make_request(form.request_fields(form.sanitize(values)))
+    assert asked.exchange == "int8" and form.from_request(asked.model_dump(mode="json"))["exchange"] == "int8"
+
+
 def test_rows_of_the_storyboard_that_say_nothing_are_no_segments():
     text = json.dumps(
         [["a red circle", " 1,5 ", "7"], ["  ", "2", "3"], ["it grows", "", "x"], ["it stops", "soon", ""]]

@@ -1,6 +1,7 @@
 """What follows the model and the form: hints, chips, the meter of another card, what a change of model sends."""
 
 import re
+import sys
 
 import gradio as gr
 import pytest
@@ -10,6 +11,8 @@ from PIL import Image
 from turbodiff.diagnostics.background_tasks import Check, SelfTest
 from turbodiff.spec.models import find_model
 from webui import form
+from webui.api import Endpoints
+from webui.page import INITIAL_UI_STATE
 from webui.panels import create, form_help, status_bar, system
 from webui.panels.form_help import prompt_help
 from webui.snapshot import Snapshot
@@ -65,6 +68,61 @@ def test_another_card_is_for_the_meter_only(events):
     assert other[-1]["card"] == ""  # a reload is this machine again
 
 
+@pytest.fixture
+def networks(events, tmp_path, monkeypatch):
+    """A search root with a file of each kind of network behind the decode."""
+    for folder, name in (("interpolators", "flownet.pkl"), ("upscalers", "x4.pth")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes(b"x")
+    monkeypatch.setenv("TURBODIFF_MODELS", str(tmp_path))
+    events.reader.inventory.now()
+    yield
+    monkeypatch.undo()
+    events.reader.inventory.now()
+
+
+def hides_interpolator(events, **changed):
+    return "#interpolator{display:none" in events.estimate(*demo_row(events, **changed))[0]
+
+
+def test_a_network_for_frames_in_between_is_offered_where_one_is_named(events):
+    assert hides_interpolator(events)
+    assert not hides_interpolator(events, interpolator="gone.pkl", smooth_fps=30)  # else nobody could take it out
+
+
+def test_a_network_for_frames_in_between_is_offered_where_one_is_here(events, networks):
+    assert not hides_interpolator(events)
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "asked"),
+    [
+        ("ccvfi", "interpolate", {"interpolator": "flownet.pkl", "smooth_fps": 30}),
+        ("spandrel", "upscale", {"upscaler": "x4.pth", "upscale": 2}),
+    ],
+)
+def test_a_network_whose_package_is_missing_is_refused_before_the_queue_with_what_to_install(
+    events, networks, monkeypatch, package, extra, asked
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    events.reader.inventory.now()
+    install = f"pip install &#x27;turbodiff[{extra}]&#x27;"
+    assert install in events.estimate(*demo_row(events, **asked))[0]  # the meter, while the form is filled in
+    assert install in events.go({**INITIAL_UI_STATE}, *demo_row(events, **asked))[-1]
+    told = Endpoints(events.reader).submit({"prompt": "a red circle", "model": "demo", **asked})["error"]
+    assert (told["code"], told["field"]) == (f"{package}_missing", next(iter(asked)))
+    assert told["try_instead"] == f"pip install 'turbodiff[{extra}]'"
+    assert events.reader.studio.jobs() == []
+
+
+def test_the_meter_follows_the_verdict_when_the_plan_is_another_and_stays_while_it_is_not(events):
+    row = demo_row(events)
+    drawn, verdict, *_ = events.estimate(*row)
+    _, older, *_ = events.estimate(*demo_row(events, num_frames=9))
+    assert events.begins(verdict, *row)[2] == gr.skip()  # what is folded out stays so while a person reads
+    assert re.findall(r"about [^<]*", events.begins(older, *row)[2]) == re.findall(r"about [^<]*", drawn)
+
+
 def test_the_system_tab_offers_usual_cards():
     drawn = system.draw(system.system(Snapshot(), None, EN), False, EN)
     assert re.findall(r'data-form="card"', drawn) == ['data-form="card"'] * len(form.CARDS)
@@ -101,7 +159,7 @@ def test_the_page_has_one_heading_and_names_that_are_the_labels():
 @pytest.mark.parametrize(
     ("check", "said"),
     [
-        (("plan", True, {"peak": "612 MiB", "budget": "20480 MiB"}), "需要 612 MiB，可用 20480 MiB"),
+        (("plan", True, {"peak": "0.6 GiB", "budget": "20.0 GiB"}), "需要 0.6 GiB，可用 20.0 GiB"),
         (("gpu", True, {"cards": "", "reason": "gpu_lost", "got": "x"}), "显卡已掉线"),
         (("clip", True, {"frames": "17", "seconds": "3.1", "sha256": "ab"}), "17 帧，用时 3.1 秒"),
         (("clip", False, {"code": "disk_full", "what": "the disk is full"}), "磁盘已满"),

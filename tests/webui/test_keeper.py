@@ -44,8 +44,9 @@ def keep(tmp_path, first, later="sys.exit(0)"):
 
 
 def hear_signals():
-    """A shell starts what it runs in the background with these two ignored, and children inherit that."""
-    for number in (signal.SIGINT, signal.SIGQUIT):
+    """A shell starts what it runs in the background with the first two ignored, nohup with the third; children inherit
+    that."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
 
@@ -98,7 +99,7 @@ def test_one_whose_state_folder_is_removed_again_and_again_is_not_given_up(tmp_p
     process = keep(tmp_path, again, again)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 3 and len(starts(tmp_path)) == 8 and "given up" not in said
-    assert starts(tmp_path)[-1][2] == "the loss of its state folder"
+    assert starts(tmp_path)[-1][2] == "the loss of its state folder or job store"
 
 
 WAITS = """

@@ -2,7 +2,9 @@
 
 import statistics
 import time
+from collections import OrderedDict
 
+import gradio as gr
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -14,6 +16,7 @@ from turbodiff.spec.numbers import GIB
 from turbodiff.studio import Studio
 from turbodiff.weights.locate import bundled_root
 from webui import form, render
+from webui.page import INITIAL_UI_STATE
 from webui.snapshot import StudioReader
 from webui.wording import Words
 
@@ -93,3 +96,21 @@ def test_a_lora_is_asked_for_by_name_and_becomes_a_file_of_this_machine(reader, 
     assert reader.asked(values("demo", loras=worn))["loras"] == [{"path": str(file), "strength": 0.5, "expert": "both"}]
     told = render.estimate(reader, values("demo", loras=form.with_lora("", "../../x", {})), Words("en"))
     assert "The LoRA file is missing" in told[0]
+
+
+def test_a_drawing_that_an_action_overtook_is_dropped(reader):
+    renderer, state = render.Renderer(reader, Words("en")), dict(INITIAL_UI_STATE)
+    first = renderer.changed(state)
+    assert any(isinstance(part, str) for part in first[:-1])
+    draw = renderer._draw
+
+    def overtaken(*given):
+        drawn = draw(*given)
+        reader.changed()  # a button of another tab is pressed while the timer draws
+        return drawn
+
+    renderer._draw, renderer._drawings = overtaken, OrderedDict()
+    skipped = [gr.skip()] * len(first)
+    assert renderer.changed(state, {"bar": "older"}) == skipped
+    renderer._draw, renderer._drawings = draw, OrderedDict()
+    assert renderer.changed(state, {"bar": "older"}) != skipped

@@ -2,12 +2,19 @@
 
 import asyncio
 import contextlib
+import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import anyio.to_thread
 import gradio as gr
 import httpx
 import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.routing import Route
 
+from webui import api, server
 from webui.request_guard import BadRequest, RequestGuard, button_of, handler
 
 
@@ -26,11 +33,11 @@ def answers(status, ran=()):
     return app
 
 
-def ask(app, path):
+def ask(app, path, **given):
     async def once():
         transport = httpx.ASGITransport(app=RequestGuard(app))
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as session:
-            return await session.post(path)
+            return await session.post(path, **given)
 
     with ThreadPoolExecutor(1) as beside:  # a browser test before us may have left a loop in this thread
         return beside.submit(asyncio.run, once()).result()
@@ -84,3 +91,47 @@ def test_a_handler_keeps_the_signature_that_gradio_reads():
         return event, ui_state
 
     assert fill.__annotations__ == {"event": gr.EventData, "ui_state": dict}
+
+
+JSON = json.dumps({"data": [{"prompt": "红色"}]}, ensure_ascii=False)
+WAYS = {  # as programs send JSON, each taken by the addresses of Gradio: kind, body, status
+    "as it is": ("application/json", JSON.encode(), 200),
+    "a charset": ("application/json ; charset=utf-8", JSON.encode(), 200),
+    "capitals": ("Application/JSON", JSON.encode(), 200),
+    "a kind of JSON": ("application/problem+json", JSON.encode(), 200),
+    "a mark before UTF-8": ("application/json", JSON.encode("utf-8-sig"), 200),
+    "UTF-16": ("application/json", JSON.encode("utf-16"), 200),
+    "a form of another site": ("text/plain", JSON.encode(), 422),
+    "nothing said": (None, JSON.encode(), 422),
+    "no UTF-8": ("application/json", b'{"data": ["\xff"]}', 422),
+    "half of UTF-16": ("application/json", JSON.encode("utf-16")[:-1], 422),
+    "no body": ("application/json", b"", 422),
+    "half a pair": ("application/json", b'{"data": ["\\ud800"]}', 422),
+    "deep": ("application/json", b'{"data": [' + b"[" * 99_999, 422),
+    "a long number": ("application/json", b'{"data": [' + b"9" * 5000 + b"]}", 422),
+    "a path elsewhere": ("application/json", b'{"data": [{"path": "http://127.0.0.1:9/x"}]}', 422),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_json_is_taken_however_programs_send_it(way):
+    kind, body, status = WAYS[way]
+    route = Route("/", partial(api._posted, lambda asked: {"asked": asked}), methods=["POST"])
+    answer = ask(Starlette(routes=[route]), "/", content=body, headers={"content-type": kind} if kind else {})
+    assert answer.status_code == status
+    assert status != 200 or answer.json()["data"] == [{"asked": {"prompt": "红色"}}]
+
+
+def test_the_page_is_well_while_every_thread_waits_for_the_store():
+    app = FastAPI()
+    server._add_routes(app, None)
+
+    async def while_none_is_free():
+        transport, limiter = httpx.ASGITransport(app=app), anyio.to_thread.current_default_thread_limiter()
+        limiter.total_tokens = 1
+        limiter.acquire_nowait()
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as session:
+            return await asyncio.wait_for(session.get("/healthz"), 5)
+
+    with ThreadPoolExecutor(1) as beside:
+        assert beside.submit(asyncio.run, while_none_is_free()).result().status_code == 200

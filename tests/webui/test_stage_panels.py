@@ -9,6 +9,7 @@ from types import SimpleNamespace as Some
 import pytest
 from test_view import BARE, EN, ZH, job, plan_on
 
+from turbodiff.cli.machine import _check
 from turbodiff.diagnostics import doctor
 from turbodiff.jobs.cards import FleetCard
 from turbodiff.jobs.dispatch import Card, Price, WaitingJob
@@ -42,7 +43,7 @@ def test_a_job_that_was_queued_beside_the_running_one_does_not_hide_it():
     assert shown is RUNNING
     drawn = _progress(shown, [], seen, EN, "job:2")
     assert 'data-job="1"' in drawn and 'role="progressbar"' in drawn
-    assert "Job 2 is in the queue. starts in about 1 min" in drawn.replace("60 s", "1 min")
+    assert "Job 2 is in the queue and starts in about 1 min" in drawn.replace("60 s", "1 min")
     gone = Snapshot(machine=BARE, jobs=(job(2, "cancelled"), RUNNING))
     assert looked_at(gone, "job:2", QUIET)[0] is RUNNING
     alone = Snapshot(machine=BARE, jobs=(job(2),))
@@ -254,6 +255,7 @@ def test_a_file_that_does_not_fit_is_never_the_button_to_press():
 
 def test_memory_has_one_unit_everywhere():
     assert doctor._memory(23 * GIB) == EN.gib(23 * GIB) == "23.0 GiB"
+    assert all(told.endswith(" GiB") for told in _check("plan").values())  # the self-test's
 
 
 def test_what_a_restart_brought_back_is_news_for_a_while_only(tmp_path, monkeypatch):

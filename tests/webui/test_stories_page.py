@@ -19,6 +19,12 @@ COVERED = """() => [...document.querySelectorAll('#form span[data-testid=block-i
   .map(([e]) => e.textContent)"""
 IN_VIEW = """(() => {{ const r = document.querySelector('{0}').getBoundingClientRect();
   return r.top >= -60 && r.top < 500; }})()"""
+SMALL = """() => [...document.querySelectorAll("button, a.td-btn, summary, select, .td-input, fieldset label")]
+  .map(e => [e, e.getBoundingClientRect()])
+  .filter(([e, r]) => e.offsetParent && r.width > 2 && Math.min(r.width, r.height) < 43.9)
+  .map(([e, r]) => `${Math.round(r.width)}x${Math.round(r.height)} ${e.outerHTML.slice(0, 120)}`)"""
+CUT_OFF = """() => [...document.querySelectorAll("#queue-list .td-list, #queue-list .td-sec, #progress .td-card")]
+  .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)"""
 FOCUS = "document.activeElement.id || document.activeElement.getAttribute('data-arg') || document.activeElement.value"
 
 
@@ -31,6 +37,11 @@ def test_a_second_job_stands_beside_the_one_that_runs_and_a_stop_is_asked_about(
         page.wait_for_selector(f"#progress .td-note:has-text('Job {second} is in the queue')")
         assert page.is_visible(f"#progress [data-job='{first}'] .td-prog")
         page.wait_for_selector(f"#queue [data-job='{second}'] .starts")
+        for width, least in ((2560, 2200), (1440, 1400), (768, 700), (390, 370)):  # the page takes what room there is
+            page.set_viewport_size({"width": width, "height": 1000})
+            assert width < 700 or page.locator("#bar").bounding_box()["height"] < 70  # one row, also while a job runs
+            assert page.locator("#tabs").bounding_box()["width"] >= least
+            assert page.evaluate(CUT_OFF) == []
         page.click(f"#queue [data-job='{second}'] [data-act=cancel]")
         wait_done(app, second, "cancelled")
         asked = []
@@ -98,6 +109,10 @@ def test_on_a_phone_generate_and_a_tile_lead_to_what_they_show(app, chromium):
         page.click("#gallery-grid .td-tile >> nth=0")
         page.wait_for_selector("#side video")
         page.wait_for_function(IN_VIEW.format("#side"))
+        for number in range(6):
+            page.evaluate(f"document.querySelectorAll('#tabs [role=tab], .overflow-dropdown button')[{number}].click()")
+            page.wait_for_timeout(500)
+            assert page.evaluate(SMALL) == []
 
 
 def test_the_keyboard_reaches_generate_and_goes_into_and_out_of_dialogs(app, chromium):

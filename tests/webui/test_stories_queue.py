@@ -120,3 +120,13 @@ def test_a_button_that_is_redrawn_while_it_is_held_down_is_pressed_once_all_the_
             page.mouse.up()
             page.wait_for_timeout(1500)
             assert page.evaluate("window.pressed") == [offered] * presses, meanwhile
+
+
+def test_a_second_press_before_the_answer_to_the_first_makes_a_second_job(app, chromium):
+    app.store.put("paused", True)
+    with tab(chromium, app) as page:
+        write_prompt(page, script("twice"))
+        before = newest(app).id if app.store.jobs(1) else 0
+        page.evaluate("() => { const go = document.querySelector('#go'); go.click(); go.click(); }")
+        app.wait(lambda: app.store.jobs(1) and newest(app).id == before + 2)
+        page.wait_for_selector(f"#queue-list [data-job='{before + 2}']")

@@ -12,6 +12,7 @@ from tests.plan.machines import card, disk
 from turbodiff.diagnostics.background_tasks import Check, SelfTest
 from turbodiff.diagnostics.doctor import DoctorReport
 from turbodiff.diagnostics.downloads import Download, Offer
+from turbodiff.jobs.nodes import ClusterFacts, NodeFacts
 from turbodiff.plan.hardware import GpuFacts, Machine, pretend
 from turbodiff.plan.planner import Outlook, Refusal, plan_request
 from turbodiff.plan.tiers import installed
@@ -138,6 +139,15 @@ def test_a_job_that_waits_for_memory_says_how_much():
     held = job(4, hold_bytes=5 * GIB)
     rows = jobs.queue(Snapshot(jobs=(job(5), held)), EN)
     assert [row.note for row in rows] == ["Waiting: another program took memory, 5.0 GiB needed", CAT["prompt"]]
+
+
+def test_a_job_whose_weights_no_machine_of_a_cluster_has_says_so():
+    node = NodeFacts(host="attic", inventory=disk("wan2.1-14b"))
+    said = [
+        [row.note for row in jobs.queue(Snapshot(jobs=(job(5), job(4)), cluster=cluster), EN)]
+        for cluster in (None, ClusterFacts(address="far:1", nodes=(node,)), ClusterFacts(address="far:1"))
+    ]
+    assert said == [[CAT["prompt"]] * 2, [CAT["prompt"]] * 2, [EN("run.waits_for_weights")] * 2]
 
 
 def test_the_preview_of_the_running_job_is_its_newest_picture():
@@ -467,6 +477,19 @@ def test_an_encoder_of_fewer_bits_is_not_said_to_change_no_pixel(words):
     assert meter.residency(small, words) == f"{meter.residency(plan, words)} {told}"
 
 
+@pytest.mark.parametrize("words", [EN, ZH])
+def test_a_rounded_exchange_is_not_said_to_change_no_pixel_and_is_told_of_the_clip(words):
+    plan = plan_on(24, model="wan2.1-1.3b")
+    rounded = plan.model_copy(update={"levers": plan.levers.model_copy(update={"cards": 2, "exchange": "int8"})})
+    assert meter.residency(rounded, words) == f"{meter.residency(plan, words)} {words('residency.exchange_int8')}"
+    made = clip()
+    lossy = ("warn", words("clip.exchanged_int8"))
+    assert lossy not in stage.card(made, words).badges
+    ran = made.sidecar.ran.model_copy(update={"exchange": "int8"})
+    made = replace(made, sidecar=made.sidecar.model_copy(update={"ran": ran}))
+    assert lossy in stage.card(made, words).badges
+
+
 LOOK = Some(
     width=900, height=1200, boundary=0.7, sampler="sde", key="advice_close_portrait",
     numbers={"edges": 0.043, "border_edges": 0.08, "entropy_bits": 3.214},
@@ -529,6 +552,7 @@ def test_where_the_driver_lists_none_ones_own_programs_stand_beside_the_line_for
     ("triton", "equal", {}, "equal to its reference"),
     ("reference", "old", {"arch": "sm_75", "oldest": "sm_80"}, "sm_75 is older"),
     ("reference", "differs", {"got": "off by 0.3"}, "failed the check"),
+    ("reference", "slower", {"got": "slower than x: 2 ms against 1 ms"}, "2 ms against 1 ms"),
     ("triton", "wish", {"wish": "triton"}, "TURBODIFF_KERNELS=triton"),
 ])  # fmt: skip
 def test_which_kernels_run_is_said_with_the_reason(runs, key, numbers, said):

@@ -222,6 +222,21 @@ def test_what_no_model_uses_is_listed_with_the_reason(tmp_path: Path) -> None:
     assert told["a.safetensors"][0] == "no_model" and "dim 128" in told["a.safetensors"][1]
 
 
+def test_a_name_that_is_no_utf8_is_passed_over_and_the_inventory_can_be_told(tmp_path: Path) -> None:
+    for folder, name in (("upscalers", b"\xff.pth"), ("loras", b"\xff.safetensors"), (".", b"\xff.safetensors")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / os.fsdecode(name)).write_bytes(b"x" * 20)
+    for number in range(300):
+        (tmp_path / "upscalers" / f"{number:03}.pth").touch()
+    found = locate.inventory([tmp_path])
+    assert Inventory.model_validate_json(found.model_dump_json()) == found
+    assert not found.loras and len(found.networks) == 300
+    assert [one.code for one in found.passed_over] == ["folder_name"]
+    with pytest.raises(FileError) as caught:
+        found.network("upscaler", "misspelt.pth")
+    assert caught.value.expected.startswith("000.pth, 001.pth") and len(caught.value.expected) < 100
+
+
 @pytest.mark.parametrize("model", ["Wan2.2 TI2V-5B", "Wan2.1 Fun-InP 1.3B", "Wan Fun-Control", "Wan2.2 Fun-Control"])
 def test_a_relative_in_its_published_size_is_named(model: str, tmp_path: Path) -> None:
     hollow(model, tmp_path / "wan2.2_high_noise.pth", plain=True)

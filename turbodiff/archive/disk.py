@@ -5,7 +5,7 @@ import errno
 import os
 import re
 import time
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -13,6 +13,7 @@ import psutil
 from turbodiff.archive.clips import PARTIAL, partial_path, sidecar_path
 from turbodiff.gpu.process_identity import process_mark, start_ticks
 from turbodiff.media.ffmpeg import h264_encoder
+from turbodiff.spec.cached import Once
 from turbodiff.spec.errors import OutputError
 from turbodiff.spec.files import files_of, make_folder, output_error, write_synced
 from turbodiff.spec.numbers import gib
@@ -138,7 +139,7 @@ def _check_room(folder: Path, pixels: int, field: str) -> None:
         )
 
 
-@lru_cache(4)
+@partial(Once, size=4)
 def _check_library(outputs: Path, second: int) -> None:
     """Fail where a library takes no file; one that did is not asked again within the same second: each time costs the
     disk two writes, and 50 clients may submit at once."""

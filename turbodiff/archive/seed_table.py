@@ -8,6 +8,7 @@ Six cells a line. An empty cell is one blank. Inside a cell `\\|` is a bar, `\\n
 """
 
 import re
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -103,7 +104,7 @@ def _cells(bare: str) -> list[str]:
     return [_ESCAPED.sub(lambda found: _UNESCAPES[found.group()], cell.strip()) for cell in raw]
 
 
-def write_table(rows: list[Row]) -> str:
+def write_table(rows: Iterable[Row]) -> str:
     """The file with these rows; one that was read comes out byte for byte."""
     lines = [HEADER, RULE]
     for row in rows:

@@ -31,6 +31,7 @@ from turbodiff.cli.cluster import cluster_app
 from turbodiff.cli.export import export
 from turbodiff.cli.flags import PAGE_FLAGS
 from turbodiff.cli.generate import extend, generate, plan
+from turbodiff.cli.grid import grid
 from turbodiff.cli.machine import doctor, gpu, models_app, selftest
 from turbodiff.cli.queue import card, jobs_app, restart, seeds_app, serve, support_bundle
 from turbodiff.cli.service import service_app
@@ -48,7 +49,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, extend, export, plan, restart, gpu, card, calibrate, doctor, selftest, support_bundle):
+for command in (generate, extend, grid, export, plan, restart, gpu, card, calibrate, doctor, selftest, support_bundle):
     app.command()(command)
 app.command(**PAGE_FLAGS)(serve)
 app.add_typer(jobs_app, name="jobs")

@@ -9,7 +9,7 @@ import typer
 
 from turbodiff.cli.flags import StateDir, open_studio
 from turbodiff.spec.errors import RequestError, TurbodiffError, not_started
-from turbodiff.spec.page_flags import check_cluster
+from turbodiff.spec.page_flags import TOKEN_FILE, TOKEN_MODE, check_cluster
 
 if TYPE_CHECKING:
     from turbodiff.spec.wording import Words
@@ -42,7 +42,7 @@ def cluster_status(state_dir: StateDir = None) -> None:
         raise TurbodiffError(
             "no app works with a cluster", code="no_cluster", try_instead="turbodiff serve --cluster ADDRESS"
         )
-    state = words("shell.cluster_joined" if told.joined else "shell.cluster_away", address=told.address)
+    state = words(f"shell.cluster_{told.state}", address=told.address, file=TOKEN_FILE, mode=TOKEN_MODE)
     print_lines([state])
     head = [words(f"shell.cluster_{name}") for name in ("node", "state", "cards", "jobs")]
     print_table(
@@ -79,7 +79,7 @@ def cluster_commands(
     settings = " ".join(f"{name}={value}" for name, value in SETTINGS.items())
     options = f"--port={PORT} --node-ip-address={head} --include-dashboard=false --disable-usage-stats"
     for line in (
-        f"# {words('shell.cluster_on_head', file='~/.ray/auth_token')}",
+        f"# {words('shell.cluster_on_head', file=TOKEN_FILE)}",
         "ray get-auth-token --generate >/dev/null && chmod 600 ~/.ray/auth_token",
         f"{settings} ray start --head {options}",
         f"# {words('shell.cluster_on_node')}",

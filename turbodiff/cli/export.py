@@ -21,6 +21,7 @@ def export(
     kind: Annotated[str, typer.Option("--format", help=", ".join(FORMATS) + "; left out: what -o ends in")] = "",
     quality: Annotated[int, typer.Option("--quality", help="1..100")] = 80,
     fps: Annotated[int, typer.Option("--fps", help="24, 30, 60: frames in between are made; 0: as it is")] = 0,
+    upscale: Annotated[int, typer.Option("--upscale", help="1, 2, 4: how many times as wide and high")] = 1,
     start_s: Annotated[float, typer.Option("--from", help="seconds of the clip to begin at")] = 0.0,
     end_s: Annotated[float, typer.Option("--to", help="seconds of the clip to end at; 0: its end")] = 0.0,
     outputs: Outputs = OUTPUTS,
@@ -33,7 +34,8 @@ def export(
     ending = output.name.lower() if output else ""
     by_ending = next((name for name in longest_first if ending.endswith(FORMATS[name].suffix)), "mp4")
     named = kind or ("first" if by_ending == "mp4" and ending.endswith(".png") else by_ending)
-    asked = make_export({"format": named, "quality": quality, "fps": fps, "start_s": start_s, "end_s": end_s})
+    limits = {"fps": fps, "upscale": upscale, "start_s": start_s, "end_s": end_s}
+    asked = make_export({"format": named, "quality": quality, **limits})
     source, is_file = expand(clip), False
     with contextlib.suppress(OSError):  # longer than any name
         is_file = source.is_file()

@@ -70,7 +70,14 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     "quant_linear": ("--quant-linear/--no-quant-linear", "--quant_linear", "INT8 linears; left out: auto"),
     "text_dtype": ("--text-dtype", "text encoder: auto, bf16, int8, nf4 (bitsandbytes); the last two differ a little"),
     "fps": ("--fps", "frames per second of the file, 16"),
+    "smooth_fps": ("--smooth-fps", "24, 30, 60: frames in between are made for the file; 0: none"),
+    "interpolator": (
+        "--interpolator", "RIFE for that, a file in the folder interpolators of the weights; needs ccvfi; or: ffmpeg",
+    ),
+    "upscale": ("--upscale", "1, 2, 4: how many times as wide and high the file is"),
+    "upscaler": ("--upscaler", "a network for that, a file in the folder upscalers of the weights; left out: Lanczos"),
     "image": ("--image", "--image-path", "--image_path", "the picture to start from"),
+    "end_image": ("--end-image", "--last-image", "--last_image", "the picture to end with: Wan2.2 A14B"),
     "fit": ("--fit", "crop, pad or stretch, with --no-adaptive-resolution"),
     "adaptive_resolution": (
         "--adaptive-resolution/--no-adaptive-resolution", "--adaptive_resolution", "keep the picture's aspect",
@@ -78,6 +85,8 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     "loras": ("--lora", "a LoRA, strength -4 to 4, 1; may be given repeatedly"),
     "gpu": ("--gpu", "the card to run on: its name, number or UUID, as `turbodiff gpu` lists them"),
     "cards": ("--cards", "cards here that make the clip together: 1, 2, 4, ...; auto: 1, in the queue as many as help"),
+    "exchange": ("--exchange", "what those cards send each other: full, int8 (half the bytes; differs a little)"),
+    "encoder": ("--encoder", "of the mp4: cpu (libx264), nvenc (the card's own, where it works)"),
     "noise_device": ("--noise-device", "cpu; cuda reproduces TurboDiffusion's noise"),
     "auto": ("--auto", "fields that follow the weights under a --sampler of one's own: steps,guidance,shift,..."),
     "pinned": ("--pin", "fields the guard must not lower: model,resolution,num_frames,..."),

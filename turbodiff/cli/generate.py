@@ -54,10 +54,10 @@ def generate(
             proposal = f"--lora {row['path']}:{row.get('strength', 1):g}:{side}"
             print_lines([f"{words(f'value.lora_is_{side}')}: {proposal}"], sys.stderr)
 
-    open_studio(None, outputs).generate(fields, output=output, device=device, on_event=partial(_tell, as_json))
+    open_studio(None, outputs).generate(fields, output=output, device=device, on_event=partial(tell, as_json))
 
 
-def _tell(as_json: bool, event: "Event") -> None:
+def tell(as_json: bool, event: "Event") -> None:
     """Each event as its own JSON line; or a line per phase and step, and the file's name last."""
     from turbodiff.cli.show import event_lines, print_lines, print_raw, words_here
 
@@ -83,7 +83,7 @@ def extend(
 ) -> None:
     """Go on where a clip ends: one mp4 of the clip and what the sentence says next."""
     fields |= {"continues": str(expand(str(clip)).absolute()), **({"model": model} if model else {})}
-    open_studio(None, outputs).generate(fields, output=output, device=device, on_event=partial(_tell, as_json))
+    open_studio(None, outputs).generate(fields, output=output, device=device, on_event=partial(tell, as_json))
 
 
 @partial(takes_request, left_out=NOT_PLANNED)

@@ -1,6 +1,7 @@
 """What cards of one kind send a second in an all-to-all among them, for `turbodiff calibrate --quick`."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,10 +24,13 @@ NUMBERS = (2, 4, 8)  # of cards among which it is measured
 def link_rates(gpu: "GpuFacts", machine: "Machine") -> tuple[tuple[int, float], ...]:
     """(cards, bytes a second of each of them) for the cards of the machine that are like this one; () where it is the
     only one, or nothing came of it."""
+    from turbodiff.gpu.probe import visible_name
     from turbodiff.supervisor.worker_process import new_run_id, worker_environment
 
     alike = [one for one in machine.usable_gpus if one.name == gpu.name and not one.mig]
-    environments = [worker_environment(new_run_id(), one.uuid or str(one.index), machine.allocator) for one in alike]
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [one.uuid or visible_name(one.index, shown) for one in alike]
+    environments = [worker_environment(new_run_id(), name, machine.allocator) for name in names]
     found = [(number, link_rate(environments[:number])) for number in NUMBERS if number <= len(alike)]
     return tuple([(number, rate) for number, rate in found if rate is not None])
 

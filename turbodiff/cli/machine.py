@@ -151,6 +151,7 @@ def _check(name: str) -> dict[str, str]:
     """
     from turbodiff.diagnostics.doctor import doctor as look
     from turbodiff.gpu.probe import machine_now
+    from turbodiff.spec.numbers import gib
 
     if name == "install":
         report = look()
@@ -163,7 +164,7 @@ def _check(name: str) -> dict[str, str]:
         return {"cards": cards, "reason": machine.gpu_reason, "got": machine.gpu_error}
     if name == "plan":
         plan = open_studio(None).plan({"prompt": PROMPT})
-        return {"peak": f"{plan.peak_bytes >> 20} MiB", "budget": f"{plan.budget_bytes >> 20} MiB"}
+        return {"peak": gib(plan.peak_bytes), "budget": gib(plan.budget_bytes)}
     with tempfile.TemporaryDirectory() as folder:
         studio, output = open_studio(None, Path(folder)), Path(folder) / "selftest.mp4"
         events: list[Event] = []

@@ -31,6 +31,7 @@ WAIT_S = 0.5  # of a call that waits for a worker's words
 START_S = 180.0  # of an actor, where the node's card is free: importing takes long from a cold disk
 ANSWER_S = 10.0  # of a scout
 LOST_S = 20.0  # after which an actor that cannot be reached is given up
+MOST_BYTES = 4 << 30  # of a clip; what has no end is cut here and refused by its SHA-256
 GROUPS = {"listen": 1, "files": 2}
 
 
@@ -134,6 +135,8 @@ class Bridge:
             self.say("over", port=port, status=None, lost=lost, why=first_line(error))
         except RayError as error:
             self.say("over", port=port, status=None, lost="", why=first_line(error))
+        except Exception as error:  # noqa: BLE001  words that no worker of ours says: that worker is at fault
+            self.say("over", port=port, status=None, lost="", why=f"{type(error).__name__}: {first_line(error)}")
         finally:
             orders.cancel()
             self._orders.pop(port, None)
@@ -213,7 +216,7 @@ class Bridge:
             here.parent.mkdir(parents=True, exist_ok=True)
             for name in (Path, sidecar_path, poster_path):
                 with name(here).open("wb") as file:
-                    while piece := await read.remote(str(name(there)), file.tell()):
+                    while (piece := await read.remote(str(name(there)), file.tell())) and file.tell() < MOST_BYTES:
                         await asyncio.to_thread(file.write, piece)
         await host.forget.remote(str(there))
         event["fields"] = {**fields, "path": str(here), "sidecar": str(sidecar_path(here))}
@@ -230,6 +233,21 @@ def first_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
+def refusal(error: BaseException) -> tuple[str, str]:
+    """Why `ray.init` failed, and its words: "token" where none was given or a wrong one, "version" where Ray or Python
+    is another one there, else "unreachable". Ray quotes the error that has the words in the text of another one, as a
+    traceback."""
+    behind: BaseException | None = error
+    while behind is not None:
+        for line in reversed(str(behind).splitlines()):
+            if "authentication token" in line.lower():
+                return "token", line.strip()[:300]
+        if "version mismatch" in str(behind).lower():
+            return "version", first_line(behind)
+        behind = behind.__cause__ or behind.__context__
+    return "unreachable", first_line(error)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Join the cluster and serve the supervisor."""
     flags = argparse.ArgumentParser(prog="turbodiff-bridge")
@@ -239,8 +257,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         flags.add_argument(name, required=True)
     args = flags.parse_args(argv)
     os.set_blocking(args.commands_fd, False)
-    ray.init(address=args.address, namespace=f"turbodiff-{args.run_id}", log_to_driver=False, configure_logging=False)
-    bridge = Bridge(args)
+    bridge, namespace = Bridge(args), f"turbodiff-{args.run_id}"
+    try:
+        ray.init(address=args.address, namespace=namespace, log_to_driver=False, configure_logging=False)
+    except (RayError, OSError, RuntimeError) as error:
+        why, text = refusal(error)
+        bridge.say("refused", why=why, text=text)
+        raise SystemExit(1) from None
     bridge.say("joined")
     asyncio.run(bridge.serve())
 

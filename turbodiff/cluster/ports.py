@@ -6,6 +6,7 @@ given up go to nobody. Only this side publishes, so an attempt that lives on whe
 
 import secrets
 import signal
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,20 +15,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turbodiff.archive.clips import clip_path, publish, read_sidecar, sidecar_path
+from turbodiff.archive.grid_sheets import note_cell
+from turbodiff.diagnostics.background_tasks import start_task
 from turbodiff.jobs.cards import labels
-from turbodiff.jobs.nodes import NodeCard, NodeDownload, NodeFacts, NodeState
+from turbodiff.jobs.nodes import NodeCard, NodeDownload, NodeFacts, NodeState, whole_models
 from turbodiff.plan.hardware import Machine
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.errors import FileError, VerifyError
 from turbodiff.spec.events import Event, ExitCommand, JobCommand, ResultEvent, RunCommand, read_event
 from turbodiff.spec.files import sha256_of
-from turbodiff.spec.models import Inventory, all_models
+from turbodiff.spec.models import Inventory
+from turbodiff.spec.request import Request
 from turbodiff.supervisor.context import STALE_S, Memory, SupervisorContext
 from turbodiff.supervisor.ports import Evidence
 from turbodiff.supervisor.worker_process import WORKER
 
 if TYPE_CHECKING:
     from turbodiff.cluster.remote import Cluster
+
+SHEET, TASKS = (sys.executable, "-P", "-m", "turbodiff.archive.grid_sheets"), "tasks"
 
 
 @dataclass
@@ -38,6 +44,7 @@ class Node:
     host: str = ""
     state: NodeState = "ok"
     program: str = ""  # what runs there, where that is another version
+    other_build: str = ""  # said of one that has our version and speaks otherwise: of another commit
     cards: int = 0
     machine: Machine | None = None
     inventory: Inventory = field(default_factory=lambda: Inventory(files=()))
@@ -49,9 +56,7 @@ class Node:
 
     def take_in(self, inventory: Inventory) -> None:
         """The weights that it has now."""
-        found = {(file.model, file.component) for file in inventory.files}
-        whole = [spec.name for spec in all_models() if all((spec.name, file.component) in found for file in spec.files)]
-        self.inventory, self.models = inventory, frozenset(whole)
+        self.inventory, self.models = inventory, whole_models(inventory)
 
     def facts(self, held: Sequence[tuple[str, int | None]]) -> NodeFacts:
         """What page and shell show of it.
@@ -68,9 +73,9 @@ class Node:
         if not gpus:  # the driver does not tell them apart
             cards = [NodeCard(job=job, ours=True) for _, job in held]
             cards += [NodeCard()] * (self.cards - len(cards))
-        machine = self.machine if self.state == "ok" else None
+        machine, inventory = (self.machine, self.inventory) if self.state == "ok" else (None, None)
         told = {"host": self.host, "state": self.state, "program": self.program, "downloads": self.downloads}
-        return NodeFacts(**told, cards=tuple(cards), machine=machine)
+        return NodeFacts(**told, cards=tuple(cards), machine=machine, inventory=inventory)
 
 
 class NodeMemory(Memory):
@@ -208,6 +213,7 @@ class RemotePort:
             created = sidecar.created or datetime.now().astimezone()
             final = clip_path(self._outputs, request.kind, request.seed or 0, request.model, created)
             clip = publish(part, final, sidecar, poster)
+            self._note(request, clip)
         except (OSError, FileError) as error:
             if isinstance(error, VerifyError):
                 raise
@@ -216,6 +222,16 @@ class RemotePort:
             for name in ("", ".json", ".jpg"):
                 Path(f"{part}{name}").unlink(missing_ok=True)
         return result.model_copy(update={"path": str(clip), "sidecar": str(sidecar_path(clip))})
+
+    def _note(self, request: Request, clip: Path) -> None:
+        """Note a cell of a grid; the sheet that the last one brings takes a process of its own."""
+        context = self._cluster.context
+        try:
+            if request.grid and (whole := note_cell(context.state, request.grid, clip)):
+                argv = [*SHEET, str(whole), str(clip), str(self._outputs)]
+                start_task(context.state / TASKS, f"grid-{request.grid.id}", argv)
+        except Exception as error:  # noqa: BLE001  whatever it is, the clips are there
+            context.log.say(f"no contact sheet was made: {error}", "cluster", level="WARNING")
 
     def signal(self, number: int) -> None:
         """Ask for a signal to the worker."""

@@ -15,8 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from turbodiff.archive.clips import PARTIAL
 from turbodiff.cluster.host import program
 from turbodiff.cluster.ports import Node, NodeContext, NodeMemory, RemotePort
+from turbodiff.jobs.cards import WINDOW
 from turbodiff.jobs.nodes import CLUSTER, ClusterFacts, NodeDownload
 from turbodiff.jobs.rows import parsed
 from turbodiff.jobs.store import Store
@@ -34,7 +38,6 @@ BRIDGE = (sys.executable, "-P", "-m", "turbodiff.cluster.bridge")
 FIRST_SLOT = 1000  # numbers below are of this machine's cards
 AGAIN_S = 600.0  # from a download that failed on a node to the next try
 EVERY_S = 0.5  # between two looks at what waits
-WINDOW = 64  # waiting jobs that are looked at
 IDLE_S = 900.0  # after which a card goes back to the cluster's other users
 
 
@@ -58,7 +61,8 @@ class Cluster:
         self._commands = -1
         self._failed_starts, self._start_after_s, self._told_s, self._looked_s = 0, 0.0, 0.0, -EVERY_S
         self._wanted = frozenset[str]()  # models that jobs wait for
-        self.joined = False
+        self._behind_at, self._behind, self._passing = WINDOW, frozenset[str](), frozenset[str]()
+        self.joined, self.refused, context.has_cluster = False, "", True
 
     @property
     def is_up(self) -> bool:
@@ -124,8 +128,11 @@ class Cluster:
         for line in self._events.read():
             told = json.loads(line)
             if told["op"] == "joined":
-                self.joined, self._failed_starts = True, 0
+                self.joined, self._failed_starts, self.refused = True, 0, ""
                 self.context.log.say("joined", "cluster")
+            elif told["op"] == "refused":
+                self.refused = told["why"]
+                self.context.log.say(f"{self.address} lets us not in: {told['text']}", "cluster", level="ERROR")
             elif told["op"] == "node":
                 self._hear_node(told)
             elif (port := self.ports.get(told["port"])) is not None:
@@ -142,11 +149,15 @@ class Cluster:
         node.state, node.cards = told["state"], told["cards"]
         if node.state == "ok":
             node.host, node.host_ooms, node.heard_s = told["host"], told["host_ooms"], self.now()
-            node.machine = Machine.model_validate(told["machine"])
-            node.downloads = tuple(NodeDownload.model_validate(one) for one in told.get("downloads", ()))
-            if "inventory" in told:
-                node.take_in(Inventory.model_validate_json(told["inventory"]))
-            node.program = "" if told["program"] == program() else told["program"]
+            try:
+                node.machine = Machine.model_validate(told["machine"])
+                node.downloads = tuple(NodeDownload.model_validate(one) for one in told.get("downloads", ()))
+                if "inventory" in told:
+                    node.take_in(Inventory.model_validate_json(told["inventory"]))
+            except ValidationError:  # what it says of itself has other fields than here
+                node.other_build = ", another build"
+            is_same = told["program"] == program() and not node.other_build
+            node.program = "" if is_same else told["program"] + node.other_build
             node.state = "other_version" if node.program else "ok"
         if node.state != before:
             here = f"; it runs {node.program}, here is {program()}" if node.program else ""
@@ -157,9 +168,13 @@ class Cluster:
         self.context.log.say(f"left: {describe_exit(status)}; it is joined again later", "cluster", level="WARNING")
         wait_s = BACKOFF_S[min(self._failed_starts, len(BACKOFF_S) - 1)]
         self._failed_starts, self._start_after_s = self._failed_starts + 1, self.now() + wait_s
+        unfinished = f"*.{self._child.pid}.*" if self._child else ""
         self._close()
         self.nodes.clear()
-        return [slot for slot in slots if not self._is_ours(slot) or not self._give_back(slot, "the cluster is gone")]
+        kept = [slot for slot in slots if not self._is_ours(slot) or not self._give_back(slot, "the cluster is gone")]
+        for part in (self.context.outputs / PARTIAL).glob(unfinished) if unfinished else ():
+            part.unlink(missing_ok=True)  # clips on their way that were not whole
+        return kept
 
     def _close(self) -> None:
         if self._commands >= 0:
@@ -182,7 +197,8 @@ class Cluster:
         """Give back cards of nodes that are gone and cards that are idle; ask for cards while jobs wait."""
         waiting = bool(self.context.store.rows("SELECT 1 FROM job WHERE state = 'queued' LIMIT 1"))
         if self.now() - self._looked_s >= EVERY_S:
-            self._looked_s, self._wanted = self.now(), waiting_models(self.context.store)
+            self._looked_s = self.now()
+            self._wanted = self._waiting_models()
         kept = [slot for slot in slots if not self._is_ours(slot)]
         taken = dict[str, int]()
         ours = [slot for slot in slots if self._is_ours(slot)]
@@ -212,6 +228,14 @@ class Cluster:
                 kept.append(GpuSlot(NodeContext(**shared, cluster=self, there=node), index))
         return kept
 
+    def _waiting_models(self) -> frozenset[str]:
+        """The models that jobs wait for: of the next ones now, of the others as they were when they were looked at."""
+        if here := models_of(self.context.store, self._behind_at):
+            self._behind_at, self._passing = self._behind_at + WINDOW, self._passing | here
+        else:
+            self._behind_at, self._behind, self._passing = WINDOW, self._passing, frozenset()
+        return models_of(self.context.store, 0) | self._behind | self._passing
+
     def _tell(self, slots: Sequence[GpuSlot]) -> None:
         """Write down the nodes for the page and the shell, and tell the scouts what our workers hold."""
         ours = [slot for slot in slots if self._is_ours(slot)]
@@ -222,7 +246,8 @@ class Cluster:
             self.order(op="held", node=node.id, pids=pids, held_bytes={slot.device: slot.held_bytes for slot in there})
             told.append(node.facts([(slot.device, slot.job.id if slot.job else None) for slot in there]))
             self._fetch(node)
-        facts = ClusterFacts(address=self.address, joined=self.joined, nodes=tuple(told))
+        known = {"address": self.address, "downloads": self.downloads, "joined": self.joined, "refused": self.refused}
+        facts = ClusterFacts(**known, nodes=tuple(told))
         self.context.store.put(CLUSTER, facts.model_dump(mode="json"), durable=False)
 
     def _fetch(self, node: Node) -> None:
@@ -252,9 +277,9 @@ class Cluster:
         self.context.store.put(CLUSTER, None)
 
 
-def waiting_models(store: Store) -> frozenset[str]:
-    """The models of the jobs that wait, of the next ones of a long queue."""
-    rows = store.rows("SELECT request FROM job WHERE state = 'queued' ORDER BY place, id LIMIT ?", WINDOW)
+def models_of(store: Store, at: int) -> frozenset[str]:
+    """The models of a windowful of waiting jobs, from the one at that place of the queue on; empty behind its end."""
+    rows = store.rows("SELECT request FROM job WHERE state = 'queued' ORDER BY place, id LIMIT ? OFFSET ?", WINDOW, at)
     asked = [parsed(row["request"]) for row in rows]
     return frozenset(str(fields.get("model")) for fields in asked if isinstance(fields, dict))
 

@@ -21,7 +21,7 @@ from turbodiff.gpu.process_identity import is_running, start_ticks
 from turbodiff.plan.weight_sizes import missing_files
 from turbodiff.spec.downloads import Progress
 from turbodiff.spec.errors import CancelledByUser, FileError, RequestError, TurbodiffError
-from turbodiff.spec.files import atomic_write
+from turbodiff.spec.files import atomic_write, open_file
 from turbodiff.spec.models import Inventory, ModelSpec, Variant
 from turbodiff.spec.plan import Fit
 from turbodiff.weights.download import discard_parts, pull
@@ -90,7 +90,8 @@ class Downloads:
         """How the download of a model is doing."""
         task = background_task(self.folder, model)
         try:
-            found = Download.model_validate_json((self.folder / f"{model}.json").read_bytes())
+            with open_file(self.folder / f"{model}.json") as file:
+                found = Download.model_validate_json(file.read())
         except (OSError, ValueError):
             found = Download(model=model)
             if task.lines and not task.running:  # it ended before its first word
@@ -150,8 +151,8 @@ class Downloads:
     @property
     def mirror(self) -> str:
         """The server that is asked first; "" for $HF_ENDPOINT or the hub itself."""
-        with contextlib.suppress(OSError, RequestError):
-            return check_mirror((self.folder / MIRROR).read_text("utf-8"))
+        with contextlib.suppress(OSError, RequestError, UnicodeDecodeError), open_file(self.folder / MIRROR) as file:
+            return check_mirror(file.read().decode("utf-8"))
         return ""
 
     def set_mirror(self, address: str) -> None:

@@ -68,8 +68,8 @@ class Exports:
                         try_instead="wait until one is done",
                     )  # fmt: skip
                 flags = {
-                    "--format": asked.format, "--quality": asked.quality, "--fps": asked.fps, "--from": asked.start_s,
-                    "--to": asked.end_s, "--output": target,
+                    "--format": asked.format, "--quality": asked.quality, "--fps": asked.fps,
+                    "--upscale": asked.upscale, "--from": asked.start_s, "--to": asked.end_s, "--output": target,
                 }  # fmt: skip
                 told = [str(part) for pair in flags.items() for part in pair]
                 start_task(self._folder, name, (*EXPORT, str(clip), *told, "--json"))

@@ -13,10 +13,11 @@ from collections.abc import Iterable
 WINDOW, WINDOW_CJK = 12, 4  # letters in a row that only a copy of the text has; a Chinese word has two
 STRIDE = 4  # each 15 letters of a text hold a window that is looked for
 MAX_CHARS = 4_000_000  # of known texts, the first ones count
-OWN_KEYS = frozenset(("prompt", "negative_prompt", "image", "note", "rating", "raw", "title"))
+OWN_KEYS = frozenset(("prompt", "negative_prompt", "image", "end_image", "note", "rating", "raw", "title"))
 # what follows to the end of the line is the value of a field, of ours or in an error of a library
 OWN_VALUE = re.compile(
-    r"(?i)\b(negative_prompt|prompt|image|note|input_value)(['\"]?\s*(?:[=:]\s*|(?=['\"])|\s(?=['\"])))['\"]?.*", re.S
+    r"(?i)\b(negative_prompt|prompt|image|end_image|note|input_value)(['\"]?\s*(?:[=:]\s*|(?=['\"])|\s(?=['\"])))['\"]?.*",
+    re.S,
 )
 ESCAPE = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|x([0-9a-fA-F]{2})|[nrt])")
 HEAD = re.compile(r"\S+ \[[A-Z]+\] \S+(?: j\d+)? ")  # of a log line: when, level, who

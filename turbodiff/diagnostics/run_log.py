@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.events import Event
 from turbodiff.spec.models import display_name_of
-from turbodiff.spec.numbers import gib, seconds
+from turbodiff.spec.numbers import GB, gib, seconds
 from turbodiff.spec.request import Request
 from turbodiff.spec.wording import Words
 
@@ -41,6 +41,8 @@ def run_lines(event: Event, planned_bytes: int | None = None) -> Iterator[str]:
         case "step":
             expert = f" {event.expert}" if event.expert else ""
             yield f"step {event.i}/{event.n}{expert} t {event.t:.3f} {event.dt_s:.2f} s"
+        case "link":
+            yield f"{event.cards} cards send each other {event.bytes_s / GB:.1f} GB/s each, measured"
         case "notice":
             yield event.text
         case "result":

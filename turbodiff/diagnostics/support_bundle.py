@@ -70,7 +70,7 @@ def _own_texts(store: Store, outputs: Path) -> Iterator[str]:
     for request in requests:
         if isinstance(request, dict):
             yield from (str(request.get(name) or "") for name in ("prompt", "negative_prompt"))
-            yield Path(str(request.get("image") or "")).name
+            yield from (Path(str(request.get(name) or "")).name for name in ("image", "end_image"))
 
 
 def _parts(store: Store, logs: Path) -> Iterator[tuple[str, object]]:

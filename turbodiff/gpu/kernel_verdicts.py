@@ -1,6 +1,6 @@
 """Which fused kernels run here, as the last self-check on such a card said, without torch.
 
-turbodiff_kernels/backend.py keeps its verdicts in the state folder, per architecture, driver, torch, Triton and version
+turbodiff_kernels/backend.py keeps its verdicts in the state folder, per card, driver, torch, Triton and version
 of its files. All but the driver's CUDA version are known here too; of several, the one written last counts.
 """
 
@@ -14,13 +14,13 @@ from importlib import metadata
 from pathlib import Path
 
 from turbodiff.plan.hardware import ALL_REFERENCE, Kernels
-from turbodiff.spec.files import state_folder
+from turbodiff.spec.files import open_file, state_folder
 
 FILE = "kernels.json"  # as turbodiff_kernels/backend.py names it
 
 
-def kernels_of(capability: tuple[int, int] | None) -> Kernels:
-    """The verdicts for cards of a capability; what was not checked yet is None."""
+def kernels_of(name: str | None, capability: tuple[int, int] | None) -> Kernels:
+    """The verdicts for cards of a name and capability; what was not checked yet is None."""
     wish = os.environ.get("TURBODIFF_KERNELS", "auto")
     if wish == "triton":
         names = set(Kernels.model_fields) - {"wish"}
@@ -30,14 +30,16 @@ def kernels_of(capability: tuple[int, int] | None) -> Kernels:
     if importlib.util.find_spec("triton") is None:
         return ALL_REFERENCE
     try:
-        stored = json.loads((state_folder() / FILE).read_text("utf-8"))
+        with open_file(state_folder() / FILE) as file:
+            stored = json.loads(file.read())
     except (OSError, ValueError, RecursionError):
         return Kernels()
-    if capability is None or not isinstance(stored, dict):
+    if name is None or capability is None or not isinstance(stored, dict):
         return Kernels()
     torch, triton, digest = map(re.escape, _versions())
-    # as backend.py words a machine: "sm_90 driver 13000 torch 2.13.0+cu130 triton 3.5.0 1a2b3c4d"
-    here = re.compile(rf"sm_{capability[0]}{capability[1]} driver \S+ torch {torch}(\+\S+)? triton {triton} {digest}")
+    # as backend.py words a machine: "NVIDIA H200 sm_90 driver 13000 torch 2.13.0+cu130 triton 3.5.0 1a2b3c4d"
+    card = f"{re.escape(name)} sm_{capability[0]}{capability[1]}"
+    here = re.compile(rf"{card} driver \S+ torch {torch}(\+\S+)? triton {triton} {digest}")
     found = [verdicts for machine, verdicts in stored.items() if here.fullmatch(machine)]
     if not found or not isinstance(found[-1], dict):
         return Kernels()

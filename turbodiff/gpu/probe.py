@@ -21,7 +21,7 @@ from types import MappingProxyType
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from turbodiff.gpu.allocator import allocator_mode, is_tegra, is_wsl
-from turbodiff.gpu.card_measurements import CardMeasurement, card_measurements, measurement_of
+from turbodiff.gpu.card_measurements import CardMeasurement, all_measurements, measurement_of
 from turbodiff.gpu.host_memory import host_memory
 from turbodiff.gpu.kernel_verdicts import kernels_of
 from turbodiff.plan.hardware import GpuFacts, GpuState, Machine, pretend
@@ -182,17 +182,16 @@ def machine_from(
     """
     cards = visible([card for card in sample.cards if card.state == "ok"], os.environ.get("CUDA_VISIBLE_DEVICES"))
     shared = set(GpuFacts.model_fields) - {"index", "reclaimable_bytes", "kernels"}
-    gpus, known, torch = [], card_measurements(), _version("torch")
-    kernels = {kind: kernels_of(kind) for kind in {card.known_capability for card in cards}}
+    gpus, known, torch = [], all_measurements(), _version("torch")
+    kernels = {kind: kernels_of(*kind) for kind in {(card.name, card.known_capability) for card in cards}}
     page_locked = None
     for index, card in enumerate(cards):
         held_bytes = sum(process.bytes or 0 for process in card.processes or () if process.pid in own_pids)
         told = max(told_bytes.get(card.uuid, 0), 0 if index else told_bytes.get("", 0))
         held_bytes = max(held_bytes, min(told, told if card.used_bytes is None else card.used_bytes))
-        told_by_nvml = card.model_dump(include=shared) | {"kernels": kernels[card.known_capability]}
-        measured = measurement_of(known, card, sample.driver, torch)
-        facts = told_by_nvml | (measured.facts if measured else {})
-        page_locked = measured or page_locked
+        told_by_nvml = card.model_dump(include=shared) | {"kernels": kernels[card.name, card.known_capability]}
+        facts = told_by_nvml | known.facts_of(card, sample.driver, torch)
+        page_locked = measurement_of(known.cards, card, sample.driver, torch) or page_locked
         gpus.append(GpuFacts.model_validate({**facts, "index": index, "reclaimable_bytes": held_bytes}))
     memory, wsl, tegra = host_memory(own_pids), is_wsl(), is_tegra()
     # a card that is too old to compute on is no choice beside one that is not
@@ -258,6 +257,13 @@ def visible(cards: list[CardSample], devices: str | None) -> list[CardSample]:
             break
         chosen.append(found)
     return chosen
+
+
+def visible_name(index: int, devices: str | None) -> str:
+    """What a CUDA_VISIBLE_DEVICES that shows it alone calls the card that is number `index` under this one: numbers in
+    it count physical cards, whatever the process that sets it sees."""
+    names = [] if devices is None else [name.strip() for name in devices.split(",")]
+    return names[index] if index < len(names) else str(index)
 
 
 def _is_named(card: CardSample, name: str) -> bool:

@@ -15,9 +15,10 @@ from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.events import Event
 from turbodiff.spec.jobs import OVER, Progress, QueuedJob, State
 
-IN_PLACE = {"step", "preview"}  # progress is one row, replaced, so a day of work is not a million rows
-NOT_KEPT = {"hello", "beat", "result"}  # of the worker, or with a column of their own
+IN_PLACE = {"step", "progress", "preview"}  # progress is one row, replaced, so a day of work is not a million rows
+NOT_KEPT = {"hello", "beat", "link", "result"}  # of the worker, or with a column of their own
 HOLD_REST_S = 5.0
+HOLD_COLUMNS = "id, request, CAST(hold_bytes AS INTEGER) AS hold_bytes, CAST(started_s AS REAL) AS started_s"
 
 
 class Hold(NamedTuple):
@@ -44,12 +45,11 @@ def claim(
         return None
     with store.write() as db:
         rows = db.execute(
-            "SELECT id, request, CAST(hold_bytes AS INTEGER) AS hold_bytes, CAST(started_s AS REAL) AS started_s"
-            " FROM job WHERE state = 'queued' AND id = coalesce(?, id) AND coalesce(expires_s > ?, 1)"
-            " ORDER BY place, id",
+            f"SELECT {HOLD_COLUMNS} FROM job WHERE state = 'queued' AND id = coalesce(?, id)"
+            " AND coalesce(expires_s > ?, 1) ORDER BY place, id",
             (chosen and chosen.job, store.now()),
         )
-        row = next((row for row in rows if may_start(store, _hold(row), free_bytes, gpu)), None)
+        row = next((row for row in rows if may_start(store, hold_of(row), free_bytes, gpu)), None)
         if row is None:
             return None
         db.execute(
@@ -83,8 +83,8 @@ def may_start(store: Store, hold: Hold, free_bytes: int | None, gpu: str) -> boo
     return not hold.after or bool(clip_before(store, hold.after))
 
 
-def _hold(row: sqlite3.Row) -> Hold:
-    """The hold of a row; what cannot be read waits for nobody."""
+def hold_of(row: sqlite3.Row) -> Hold:
+    """The hold of a row, of HOLD_COLUMNS; what cannot be read waits for nobody."""
     asked = parsed(row["request"])
     after, gpu = (str(asked.get(name) or "") if isinstance(asked, dict) else "" for name in ("after", "gpu"))
     return Hold(row["hold_bytes"], row["started_s"], after, gpu)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 CardState = Literal["on", "paused", "excluded"]
 FLEET, NAMES, SWITCH = "fleet", "card_names", "card "  # facts; the last one with a UUID
+WINDOW = 64  # waiting jobs that are priced and dispatched; for those behind them see `Placement`
 
 
 class FleetCard(Frozen):

@@ -15,10 +15,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from turbodiff.spec.errors import FileError, OutputError
-from turbodiff.spec.files import NotAFileError, check_file, file_system
+from turbodiff.spec.files import NotAFileError, check_file, file_system, sync
 
 DATABASE = "turbodiff.db"
 LOCKED = "store_locked"  # code of the error
+DAMAGED = "store_damaged"
 PATIENCE_S = 5.0  # with another program that holds the database
 PACK_CHARS = 300
 SqlValue = str | bytes | int | float | None
@@ -85,7 +86,7 @@ def open_database(path: Path) -> sqlite3.Connection:
                 on_failure.pop_all()
                 return db
             set_journal_mode(db, file_system(path))
-            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA synchronous = FULL")  # `Database.write` says what it wants of each transaction
             db.execute("PRAGMA foreign_keys = ON")
             if version < len(MIGRATIONS):
                 db.execute("BEGIN IMMEDIATE")  # a failure closes the connection, which rolls back
@@ -141,7 +142,7 @@ def damaged(path: Path, error: Exception) -> FileError:
     """The error for a database file that SQLite cannot read."""
     return FileError(
         f"the job store is damaged ({error})",
-        code="store_damaged",
+        code=DAMAGED,
         field="state",
         got=path,
         try_instead="start the app: it moves the file aside and restores the newest backup and every clip's sidecar",
@@ -189,6 +190,9 @@ class Database:
         self.now = now
         self._lock = threading.RLock()
         self._db = open_database(self.path)
+        self._log = self.path.with_name(f"{DATABASE}-wal")
+        self._is_wal = self._db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        self._set: dict[str, object] = {}
 
     def close(self) -> None:
         """Close the connection; the store object is of no use afterwards."""
@@ -201,17 +205,34 @@ class Database:
 
         With `durable` False a power cut (no crash) may undo it: progress and samples are not worth an fsync each.
         `patience_s` is how long another program may hold the database.
+
+        A commit into a log (WAL) is waited for after the database was let go, so that nobody else waits for our disk.
+        What it wrote is in the log, or was synced with it on its way into the database: a checkpoint of synchronous
+        NORMAL syncs the log first (sqlite.org/wal.html, "Checkpointing").
         """
         with self._lock, self._in_words():
             try:
-                self._db.execute(f"PRAGMA busy_timeout = {round(1000 * patience_s)}")
-                self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                self._ask("busy_timeout", round(1000 * patience_s))
+                self._ask("synchronous", "FULL" if durable and not self._is_wal else "NORMAL")
                 self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
                 self._db.execute("COMMIT")
             finally:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
+            if durable and self._is_wal:
+                try:
+                    sync(self._log)
+                except FileNotFoundError:  # the whole folder was taken away: the supervisor sees to that
+                    pass
+                except OSError as error:
+                    raise write_error(self.path, error) from error
+
+    def _ask(self, pragma: str, value: object) -> None:
+        """Set a pragma of the connection where it is another one now."""
+        if self._set.get(pragma) != value:
+            self._db.execute(f"PRAGMA {pragma} = {value}")
+            self._set[pragma] = value
 
     def rows(self, sql: str, *values: str | bytes | int | float | None) -> list[sqlite3.Row]:
         """The rows of one query."""

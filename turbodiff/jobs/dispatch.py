@@ -128,10 +128,11 @@ class _Beginning(NamedTuple):
     later: tuple[_Later, ...] = ()
 
 
-def dispatch(waiting: Sequence[WaitingJob], cards: Sequence[Card]) -> tuple[Start, ...]:
+def dispatch(waiting: Sequence[WaitingJob], cards: Sequence[Card], now_alone: bool = False) -> tuple[Start, ...]:
     """Where and when each waiting job runs, in the order of the queue; those with `start_s` 0 start now.
 
-    Jobs that no card can take are left out: they wait, and hold up nobody.
+    Jobs that no card can take are left out: they wait, and hold up nobody. With `now_alone` those that start later may
+    be left out, too: of 64 jobs for 32 cards of which six are idle, the last fifty need not be placed.
     """
     width = max(1, min(BEAM, MOST_WAYS // max(1, len(cards))))
     alone = len([one for one in waiting if one.prices or one.together]) == 1
@@ -147,6 +148,8 @@ def dispatch(waiting: Sequence[WaitingJob], cards: Sequence[Card]) -> tuple[Star
         ]
         best = sorted(ways, key=lambda way: way[0])[: width if place < DEEP else 1]
         beam = [_longer(beginning, one, start) for _, beginning, start in best] or beam
+        if now_alone and len(beam) == 1 and all(card.busy_s > 0 for card in beam[0].cards.values()):
+            break  # which jobs those are is settled, and no card is idle for another one
     return beam[0].starts
 
 

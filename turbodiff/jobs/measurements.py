@@ -5,13 +5,16 @@ Each row says on which kind of card it was measured, by name and memory: what on
 Only the supervisor records what jobs took, each phase once; `turbodiff calibrate` adds what it measured itself.
 """
 
+import sqlite3
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
+from operator import itemgetter
 from statistics import median
 
 from pydantic import ValidationError
 
+from turbodiff.gpu.card_measurements import keep_link
 from turbodiff.jobs.database import as_column
 from turbodiff.jobs.rows import parsed
 from turbodiff.jobs.store import Store
@@ -42,6 +45,8 @@ def record(store: Store, job: QueuedJob, event: Event, machine: Machine | None, 
     elif event.type == "error" and event.code == "oom":
         name = event.field
     else:
+        if event.type == "link" and machine and slot < len(machine.gpus):
+            keep_link(machine.gpus[slot], machine, event)
         return
     plan, phase, sample = job.plan, planned_phase(job.plan, name), None
     if plan and plan.levers.cards > 1:  # what one of several cards took says nothing of one alone
@@ -56,6 +61,7 @@ def record(store: Store, job: QueuedJob, event: Event, machine: Machine | None, 
             predicted_bytes=predicted_bytes,
             slack_bytes=phase.slack_bytes,
             measured_bytes=0,
+            network=plan.request.networks.get(phase.name),
         )
         if event.type == "error":  # work memory was at least what the budget had beside the weights
             least_bytes = predicted_bytes + max(plan.budget_bytes, phase.peak_bytes) - phase.peak_bytes + 1
@@ -137,21 +143,24 @@ def history(store: Store) -> History:
 
 
 def _texts(store: Store) -> list[str | bytes]:
-    newest = "row_number() OVER (PARTITION BY gpu, gpu_bytes ORDER BY id DESC)"
-    rows = store.rows(
-        f"SELECT sample FROM (SELECT id, sample, {newest} AS nth FROM peak WHERE sample IS NOT NULL)"
-        " WHERE nth <= ? ORDER BY id",
-        HISTORY,
-    )
-    return [row["sample"] for row in rows]
+    """The newest samples of each card, oldest first. Each job asks for them: of a card that works the newest rows are
+    soon found from the end, where to number all rows took five times as long."""
+    rows = list[sqlite3.Row]()
+    for card in store.rows("SELECT DISTINCT gpu, gpu_bytes FROM peak"):
+        of_card = "SELECT id, sample FROM peak WHERE gpu = ? AND gpu_bytes = ? AND sample IS NOT NULL"
+        rows += store.rows(f"{of_card} ORDER BY id DESC LIMIT ?", *card, HISTORY)
+    return [row["sample"] for row in sorted(rows, key=itemgetter("id"))]
 
 
 def _read(texts: Iterable[str | bytes]) -> list[Sample]:
-    found = []
-    for text in texts:
-        with suppress(ValidationError):  # written by an older version, or damaged
-            found.append(Sample.model_validate(parsed(text)))
-    return found
+    return [sample for text in texts if (sample := _sample(text)) is not None]
+
+
+@lru_cache(2 * HISTORY)
+def _sample(text: str | bytes) -> Sample | None:
+    with suppress(ValidationError):  # else it was written by an older version, or is damaged
+        return Sample.model_validate(parsed(text))
+    return None
 
 
 @lru_cache(4)
@@ -173,18 +182,21 @@ def calibration_of(store: Store, job: QueuedJob, machine: Machine | None, slot: 
 
 
 def usual_seconds(store: Store, job: QueuedJob, machine: Machine | None = None, slot: int = 0) -> dict[str, float]:
-    """Phase -> median seconds of earlier runs of the same model and size on such a card: the watchdog's deadlines.
-    Nothing is known of one that several cards make together."""
+    """Phase -> median seconds of earlier runs of the same model and size on such a card: the watchdog's deadlines. Of a
+    phase behind the decode runs of the same network count. Nothing is known of one that several cards make together."""
     if job.plan and job.plan.levers.cards > 1:
         return {}
     rows = store.rows(
-        "SELECT phase, measured_s FROM peak WHERE model = ? AND width = ? AND height = ? AND num_frames = ?"
+        "SELECT phase, measured_s, sample FROM peak WHERE model = ? AND width = ? AND height = ? AND num_frames = ?"
         " AND gpu = ? AND gpu_bytes = ? AND measured_s IS NOT NULL ORDER BY id DESC LIMIT ?",
         *(getattr(job.planned_request, field) for field in SHAPE),
         *measured_on(job, machine, slot),
         HISTORY,
     )
     by_phase: dict[str, list[float]] = {}
+    networks = job.planned_request.networks
     for row in rows:
-        by_phase.setdefault(row["phase"], []).append(row["measured_s"])
+        told = _sample(row["sample"] or "") if row["phase"] in networks else None
+        if row["phase"] not in networks or (told and told.network == networks[row["phase"]]):
+            by_phase.setdefault(row["phase"], []).append(row["measured_s"])
     return {phase: median(found) for phase, found in by_phase.items()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, ValidationError
 
 from turbodiff.plan.hardware import Machine
-from turbodiff.spec.models import Frozen
+from turbodiff.spec.models import Frozen, Inventory, all_models
 
 if TYPE_CHECKING:
     from turbodiff.jobs.store import Store
@@ -44,14 +44,37 @@ class NodeFacts(Frozen):
     program: str = ""
     downloads: tuple[NodeDownload, ...] = ()
     machine: Machine | None = None  # while it answers
+    inventory: Inventory | None = None  # the weights there, likewise
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The models that it has every file of."""
+        return whole_models(self.inventory) if self.inventory else frozenset()
 
 
 class ClusterFacts(Frozen):
-    """A cluster that the supervisor works with; `joined` is False while its head cannot be reached."""
+    """A cluster that the supervisor works with; `joined` is False while its head cannot be reached, or does not let us
+    in: `refused` says why it was not joined at the last try."""
 
     address: str
+    downloads: bool = False  # its nodes may download the weights that a job waits for
     joined: bool = False
+    refused: Literal["", "token", "version", "unreachable"] = ""
+
+    @property
+    def state(self) -> str:
+        """joined, away, refused for a token that is missing or wrong, or other_version of Ray or Python."""
+        known = {"token": "refused", "version": "other_version"}
+        return "joined" if self.joined else known.get(self.refused, "away")
+
     nodes: tuple[NodeFacts, ...] = ()
+
+
+def whole_models(inventory: Inventory) -> frozenset[str]:
+    """The models of which every file is among these weights."""
+    found = {(file.model, file.component) for file in inventory.files}
+    whole = (spec.name for spec in all_models() if all((spec.name, file.component) in found for file in spec.files))
+    return frozenset(whole)
 
 
 def cluster_facts(store: Store) -> ClusterFacts | None:

@@ -15,7 +15,7 @@ from turbodiff.spec.jobs import QueuedJob, State
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.plan import Plan
 
-Strike = Literal["crash", "killed", "oom", "neighbour", "host_ram", "stuck", "nan", "verify", "device", "node"]
+Strike = Literal["crash", "killed", "oom", "neighbour", "host_ram", "stuck", "nan", "verify", "device", "node", "rank"]
 
 # how often each ending may repeat before the job stops; the ending after that is final
 LIMITS: dict[str, int] = {
@@ -29,6 +29,7 @@ LIMITS: dict[str, int] = {
     "verify": 1,
     "device": 1,
     "node": 5,  # the machine that it ran on was lost
+    "rank": 7,  # a card that shared it was lost, each time another one
 }
 OOM_SHRINK = 0.9  # the next budget, as a share of the one that was too much
 NEIGHBOUR_BYTES = 256 << 20  # growth of others that explains an out-of-memory
@@ -133,6 +134,8 @@ def _after_error(job: QueuedJob, error: JobError, others_grew_bytes: int) -> Dec
         return _again(job, "oom", "parked", error, lower, "one rung lower", end_worker=True)
     if error.code == "host_ram":  # planned anew for the RAM that there is then
         return _again(job, "host_ram", "parked", error, {"plan": None}, "planned anew", end_worker=True)
+    if error.code == "ranks_lost":  # no doing of the job's; the plan says which cards are left
+        return _again(job, "rank", "parked", error, how="on the cards that are left", end_worker=True)
     if error.exit_code == 5:
         return Decision("parked", _describe(error), {"error": error})
     if error.code == "nan_latents":  # with INT8 attention: LightX2V 211, ComfyUI 7020

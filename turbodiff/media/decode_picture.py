@@ -49,8 +49,11 @@ JPEG_BASE_MIB = 32  # what a JPEG's decoder holds is gone before anything is mad
 CPU_S = 20
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}  # in Pillow; every other mode takes four
-# What ffmpeg takes for a WebP: MiB, bytes a pixel, bytes a byte of the file (ffmpeg 9.0, 24 to 48 megapixels)
-WEBP_PRICES = {"lossy": (80, 2.0, 2.0), "alpha": (32, 6.6, 0.5), "lossless": (30, 4.0, 2.0)}
+# What ffmpeg takes for a WebP beside us: bytes a pixel and a byte of the file, then MiB and bytes a byte of what it
+# hands on; and what we take until then (ffmpeg 9.0, 12 to 36 megapixels, 8 to 40 MiB above what was measured)
+WEBP_PRICES = {"lossy": (1.3, 2.0), "alpha": (5.5, 0.0), "lossless": (4.3, 0.0)}
+FFMPEG_MIB, FFMPEG_MADE = 20, 3.5
+BESIDE_MIB, BESIDE_FILE, BESIDE_MADE = 35, 3, 1
 UPRIGHT = {  # EXIF 2.32, tag 0x0112
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -261,13 +264,15 @@ def webp_shrunk(picture: Image.Image, pieces: Pieces, factor: int) -> Image.Imag
     pixels, file_mib = math.prod(picture.size), sum(map(len, pieces)) / (1 << 20)
     names = {name for name, _ in webp_bodies(pieces)}
     kind = "lossless" if b"VP8 " not in names else "alpha" if b"ALPH" in names else "lossy"
-    base_mib, per_pixel, per_byte = WEBP_PRICES[kind]
-    mib = max(base_mib + pixels * per_pixel / (1 << 20) + per_byte * file_mib, BASE_MIB + 4 * file_mib)
+    width, height = -(-picture.width // factor), -(-picture.height // factor)
+    mode, layout = ("RGBA", "rgba") if picture.mode == "RGBA" else ("RGB", "rgb24")
+    per_pixel, per_byte = WEBP_PRICES[kind]
+    made_mib = width * height * len(mode) / (1 << 20)
+    mib = FFMPEG_MIB + pixels * per_pixel / (1 << 20) + per_byte * file_mib + FFMPEG_MADE * made_mib
+    mib += BESIDE_MIB + BESIDE_FILE * file_mib + BESIDE_MADE * made_mib
     if mib > HELD_MIB:
         refuse_price(picture, mib)
     bare = b"".join(without_metadata(b"".join(pieces), False))
-    width, height = -(-picture.width // factor), -(-picture.height // factor)
-    mode, layout = ("RGBA", "rgba") if picture.mode == "RGBA" else ("RGB", "rgb24")
     scale = f"scale={width}:{height}:flags=area+accurate_rnd+full_chroma_int,format={layout}"
     source = ("-protocol_whitelist", "pipe", "-noautorotate", "-f", "webp_pipe", "-i", "pipe:0", "-frames:v", "1")
     command = (imageio_ffmpeg.get_ffmpeg_exe(), "-v", "quiet", "-threads", "1", "-filter_threads", "1", *source)

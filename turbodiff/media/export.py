@@ -10,13 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from turbodiff.media.ffmpeg import Ffmpeg, source
+from turbodiff.media.finishing import LARGER, MOTION
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.exports import FORMATS, Export
 from turbodiff.spec.files import atomic_write, check_file, output_error
 
 Progress = Callable[[float], None]
-# bidirectional motion estimation, overlapped blocks of changing size; its guess at cuts (scd) would freeze fast motion
-BETWEEN = "minterpolate=fps={fps}:mi_mode=mci:mc_mode=aobmc:me_mode=bidir:vsbmc=1:scd=none"
 PALETTE = "split[a][b];[a]palettegen=stats_mode=diff[p];[b][p]paletteuse=dither=bayer:bayer_scale=3"
 TAGS = ("-map_metadata", "0")
 MP4 = (*TAGS, "-movflags", "+faststart+use_metadata_tags", "-f", "mp4")
@@ -47,7 +46,8 @@ def export(clip: Path, asked: Export, target: Path, on_progress: Progress = lamb
     wanted = asked.fps if moves else 0
     if wanted and end - first > 1:
         # its last frame has none after it to move to: repeated, so that nothing of the clip is cut off
-        chain += ["tpad=stop_mode=clone:stop=2", BETWEEN.format(fps=wanted), f"trim=end={(end - first) / fps:.6f}"]
+        chain += ["tpad=stop_mode=clone:stop=2", MOTION.format(fps=wanted), f"trim=end={(end - first) / fps:.6f}"]
+    chain += [LARGER.format(times=asked.upscale)] if asked.upscale > 1 else []
     if asked.format == "gif":
         chain.append(PALETTE)
     number = (end - first) * (wanted / fps if wanted else 1)

@@ -4,11 +4,12 @@ import contextlib
 import os
 import subprocess
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import IO
 
+from turbodiff.spec.cached import Once
 from turbodiff.spec.errors import FileError
+from turbodiff.spec.request import Encoder
 
 # Encoders with their options, best first. All stay above the 40 dB of luma PSNR that media/verify.py asks for, so that
 # "below 40 dB" means damage: the lowest of shapes, grain at 240p and 480p, and white noise, measured 2026-11:
@@ -22,6 +23,8 @@ ENCODERS = {
     ),
     "h264_nvenc": ("-c:v", "h264_nvenc", "-preset", "p5", "-rc", "constqp", "-qp", "14", "-pix_fmt", "yuv420p"),
 }  # fmt: skip
+NVENC = "h264_nvenc"
+NVIDIA_DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # of the driver on Linux, under WSL
 
 # Demuxers of files that hold their frames themselves
 CONTAINERS = "mov,matroska,avi,gif,mpegts,ogg"
@@ -42,7 +45,7 @@ def ffmpeg_path() -> str:
         raise FileError("ffmpeg is missing", code="ffmpeg_missing", got=error, try_instead=again) from None
 
 
-@cache
+@Once
 def h264_encoder() -> str:
     """The first of ENCODERS that this ffmpeg has and that encodes here; asked once, until there is one.
 
@@ -50,23 +53,51 @@ def h264_encoder() -> str:
         FileError: there is no ffmpeg, it does not run, or it can encode no H.264.
     """
     path, said = ffmpeg_path(), ""
-    for name, options in ENCODERS.items():
-        trial = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "256x256", "-i", "pipe:0", *options, "-f", "null", "-")
-        command = [path, "-hide_banner", "-loglevel", "error", *trial]
-        try:
-            ran = subprocess.run(command, input=bytes(2 * 256 * 256 * 3), capture_output=True, timeout=60)
-        except (OSError, subprocess.SubprocessError) as error:
-            said = said or str(error)
-            continue
-        if ran.returncode == 0:
+    for name in ENCODERS:
+        fault = _fault(path, name)
+        if not fault:
             return name
-        last = ran.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        said = said or last[:200] or f"exit status {ran.returncode}"
+        said = said or fault
     raise FileError(
         "ffmpeg cannot encode H.264", code="ffmpeg_missing", got=f"{path}: {said}",
         expected="an ffmpeg with " + ", ".join(ENCODERS),
         try_instead="unset IMAGEIO_FFMPEG_EXE, or pip install --force-reinstall imageio-ffmpeg",
     )  # fmt: skip
+
+
+@Once
+def nvenc_fault() -> str:
+    """Why the card's encoder writes no mp4 here: this ffmpeg lacks it, there is no card, its driver is too old; ""
+    where it encoded a frame. Asked once; without a driver ffmpeg is not started."""
+    if not any(map(os.path.exists, NVIDIA_DEVICES)):
+        return "no NVIDIA driver"
+    try:
+        return _fault(ffmpeg_path(), NVENC)
+    except FileError as error:
+        return str(error)
+
+
+def encoder_for(wish: Encoder) -> str:
+    """The one of ENCODERS that writes a file; where NVENC is wished and does not work the one that else writes it.
+
+    Raises:
+        FileError: as `h264_encoder`.
+    """
+    return NVENC if wish == "nvenc" and not nvenc_fault() else h264_encoder()
+
+
+def _fault(path: str, name: str) -> str:
+    """What ffmpeg says where it cannot encode two frames with an encoder; "" where it can."""
+    trial = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "256x256", "-i", "pipe:0", *ENCODERS[name])
+    command = [path, "-hide_banner", "-loglevel", "error", *trial, "-f", "null", "-"]
+    try:
+        ran = subprocess.run(command, input=bytes(2 * 256 * 256 * 3), capture_output=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    if ran.returncode == 0:
+        return ""
+    last = ran.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+    return last[:200] or f"exit status {ran.returncode}"
 
 
 def source(clip: Path) -> tuple[str, ...]:

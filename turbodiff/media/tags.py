@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from turbodiff.spec.errors import FileError
+from turbodiff.spec.files import open_file
 
 TAG = "turbodiff"
 MAX_TOP_BOXES = 64
@@ -33,7 +34,7 @@ def read_tags(clip: Path) -> dict[str, str]:
         FileError: not readable, or not an mp4.
     """
     try:
-        with clip.open("rb") as file:
+        with open_file(clip) as file:
             moov = _find_moov(file, clip)
     except OSError as error:
         raise FileError(

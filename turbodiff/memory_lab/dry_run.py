@@ -120,7 +120,6 @@ def dry_run(plan: Plan) -> dict[str, int]:
     """Activation bytes of the phases that have a dry run (denoise*, image_encode, vae_decode), by phase name."""
     request, levers = plan.request, plan.levers
     spec, dtype = request.spec, torch.float32 if plan.device == "cpu" else torch.bfloat16
-    method: vae_driver.ConvMethod = "conv2d" if plan.device == "cpu" else "conv3d"
     traced: dict[str, int] = {}
     for name in (phase.name for phase in plan.phases):
         if name.startswith("denoise"):
@@ -131,7 +130,7 @@ def dry_run(plan: Plan) -> dict[str, int]:
             )  # fmt: skip
         elif name in ("vae_decode", "image_encode"):
             decode = name == "vae_decode"
-            traced[name] = vae_bytes(spec, request.shape, dtype, levers.tile, method, decode=decode)
+            traced[name] = vae_bytes(spec, request.shape, dtype, levers.tile, decode=decode)
     return traced
 
 
@@ -198,30 +197,24 @@ def denoise_ledger(
     return ledger
 
 
-def vae_bytes(
-    spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, tile: int | None, method: vae_driver.ConvMethod,
-    *, decode: bool,
-) -> int:  # fmt: skip
+def vae_bytes(spec: ModelSpec, shape: VideoShape, dtype: torch.dtype, tile: int | None, *, decode: bool) -> int:
     """Peak beside the weights of decoding a whole clip, or of encoding the picture and the empty frames after it.
 
     `tile`: side in latent pixels, None for the whole picture.
     """
-    return vae_ledger(spec.vae, shape, dtype, tile, method, decode=decode).peak_bytes
+    return vae_ledger(spec.vae, shape, dtype, tile, decode=decode).peak_bytes
 
 
-def vae_ledger(
-    facts: VaeFacts, shape: VideoShape, dtype: torch.dtype, tile: int | None, method: vae_driver.ConvMethod,
-    *, decode: bool,
-) -> Ledger:  # fmt: skip
+def vae_ledger(facts: VaeFacts, shape: VideoShape, dtype: torch.dtype, tile: int | None, *, decode: bool) -> Ledger:
     """The ledger of what `vae_bytes` says; weights are not in it."""
     with META:
         vae = vae_driver.make_vae(**facts.model_dump()).to(dtype)
     with counted(vae) as ledger:
         if decode:
-            for chunk in vae_driver.decode_stream(vae, torch.empty(1, *shape.latent), tile=tile, conv=method):
+            for chunk in vae_driver.decode_stream(vae, torch.empty(1, *shape.latent), tile=tile):
                 vae_driver.frames_to_uint8(chunk)
         else:
-            vae_driver.encode(vae, torch.empty(1, 3, *shape, dtype=dtype), tile=tile, conv=method)
+            vae_driver.encode(vae, torch.empty(1, 3, *shape, dtype=dtype), tile=tile)
     return ledger
 
 

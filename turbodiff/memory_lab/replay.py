@@ -185,9 +185,7 @@ def matrix(models: tuple[str, ...] = REPLAYED) -> Iterator[Row]:
                 yield Row(f"{name} LoRA", lora, network_cells)
     for size, frames in product(("480p", "720p"), (17, 81, 161)):
         clip = {"resolution": size, "num_frames": frames, "image": "cat.jpg"}
-        for conv2d in (False, True):
-            inputs = replace(inputs_of(model="wan2.2-a14b", **clip), conv2d=conv2d)
-            yield Row(f"vae {size} {frames} {'conv2d' if conv2d else 'conv3d'}", inputs, vae_cells)
+        yield Row(f"vae {size} {frames}", inputs_of(model="wan2.2-a14b", **clip), vae_cells)
         yield Row(f"words {size} {frames}", inputs_of(model="wan2.1-i2v-14b", **clip), words_cells)
 
 
@@ -215,7 +213,7 @@ def vae_cell(inputs: CostInputs, name: Literal["vae_decode", "image_encode"], ti
     """Decoding a clip, or encoding a picture and the empty frames after it."""
     cost = phase_costs.vae(inputs, name, tile)
     scratch = cost.workspace_bytes - cost.slack_bytes - phase_costs.workspace(inputs)
-    stream = Stream(streams.vae, (inputs.spec.vae, inputs.shape, tile, name == "vae_decode", inputs.conv2d))
+    stream = Stream(streams.vae, (inputs.spec.vae, inputs.shape, tile, name == "vae_decode"))
     said = f"{name.partition('_')[0]} {f'tiles of {tile}' if tile else 'whole'}"
     return Cell(said, cost, cost.peak_bytes - inputs.context_bytes - scratch, stream, inputs.allocator)
 

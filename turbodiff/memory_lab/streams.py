@@ -112,12 +112,11 @@ def network(spec: ModelSpec, shape: VideoShape, run: NetworkRun) -> Events:
     )
 
 
-def vae(facts: VaeFacts, shape: VideoShape, tile: int | None, decode: bool, conv2d: bool) -> Events:
+def vae(facts: VaeFacts, shape: VideoShape, tile: int | None, decode: bool) -> Events:
     """Decoding a clip, or encoding a picture and the empty frames after it."""
     with META:
         module = vae_driver.make_vae(**facts.model_dump()).to(torch.bfloat16)
-    method = cast("vae_driver.ConvMethod", "conv2d" if conv2d else "conv3d")
-    ledger = vae_ledger(facts, shape, torch.bfloat16, tile, method, decode=decode)
+    ledger = vae_ledger(facts, shape, torch.bfloat16, tile, decode=decode)
     return (*_placed((BLAS_BYTES, *_sizes(module))), *ledger.events)
 
 

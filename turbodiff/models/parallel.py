@@ -12,14 +12,18 @@ which one process takes from sums before they are rounded.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from turbodiff_kernels.quant import quantize_tokens
 
 from turbodiff.spec.shapes import token_shares
+
+if TYPE_CHECKING:
+    from turbodiff.spec.request import Exchange
 
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 SCALE_BYTES = 4  # one float32 per token and head travels behind its INT8 values
@@ -32,7 +36,8 @@ class SequenceParallel:
     Args:
         group: of the processes, None for all of this program's.
         weights: of the same processes, for blocks that travel while attention exchanges (runtime/shared_blocks.py).
-        int8: what attention takes and gives travels in INT8 with a scale per token and head: half the bytes of 16 bits.
+        int8: what attention takes and gives travels in INT8 with a scale per token and head: half the bytes of 16 bits,
+            and the one case in which the velocity is not that of one process (3e-3 of it with the demo's weights).
         head_groups: parts of a rank's heads that travel by themselves, so that one attends while the next comes.
     """
 
@@ -42,6 +47,10 @@ class SequenceParallel:
     int8: bool = False
     head_groups: int = 1
     weights: dist.ProcessGroup | None = None
+
+    def exchanging(self, exchange: "Exchange") -> "SequenceParallel":
+        """The same place, of processes that send each other what a plan's lever says."""
+        return replace(self, int8=exchange == "int8")
 
     def share(self, x: Tensor, dim: int = 0) -> Tensor:
         """This rank's tokens of all tokens along `dim`: a view."""
@@ -84,14 +93,14 @@ class SequenceParallel:
         mine, own = [counts[self.rank]] * self.ranks, heads // self.ranks
         groups = min(self.head_groups, own)
         parts = [slice(own * group // groups, own * (group + 1) // groups) for group in range(groups)]
-        sent = []
-        for local in parts:
-            by_rank = [t.unflatten(-1, (self.ranks, own, -1))[:, :, :, local].unbind(2) for t in (q, k, v)]
-            sent.append([self._send(self._packed(t), counts) for t in by_rank])
+        packed = [self._packed(t.unflatten(-1, (heads, -1))).unflatten(2, (self.ranks, own)) for t in (q, k, v)]
+        sent = [[self._send(t[:, :, :, local].unbind(2), counts) for t in packed] for local in parts]
+        del packed
         back = []
         while sent:  # what travelled is freed as soon as it is of no use
-            y = attention(*(self._unpacked(self._receive(one, len(q)), q.dtype) for one in sent.pop(0)))
-            back.append(self._send(self._packed(y.split(counts, dim=1)), mine))
+            coming = sent.pop(0)
+            y = attention(*[self._unpacked(self._receive(coming.pop(0), len(q)), q.dtype) for _ in (q, k, v)])
+            back.append(self._send(self._packed(y).split(counts, dim=1), mine))
             del y
         out = torch.empty_like(q) if q.requires_grad else q  # which has been sent
         into = out.unflatten(-1, (self.ranks, own, -1))
@@ -100,9 +109,9 @@ class SequenceParallel:
                 into[:, :, rank, local] = self._unpacked(y, q.dtype)
         return out
 
-    def _packed(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """Heads [B, n, h, D] for each rank as they travel."""
-        return [_to_int8(part) for part in parts] if self.int8 else list(parts)
+    def _packed(self, x: Tensor) -> Tensor:
+        """Heads [B, n, h, D] as they travel."""
+        return _to_int8(x) if self.int8 else x
 
     def _unpacked(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return _from_int8(x, dtype) if self.int8 else x
@@ -161,12 +170,14 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 def _to_int8(x: Tensor) -> Tensor:
     """Heads [B, n, h, D] -> int8 [B, n, h, D + 4]: values and the bytes of their float32 scale."""
-    scale = x.float().abs().amax(dim=-1, keepdim=True).div_(127).clamp_min_(1e-12)
-    values = x.float().div_(scale).round_().to(torch.int8)
-    return torch.cat((values, scale.view(torch.int8)), dim=-1)
+    values, scale = quantize_tokens(x.flatten(0, -2))
+    packed: Tensor = torch.cat((values, scale[:, None].view(torch.int8)), dim=-1).unflatten(0, x.shape[:-1])
+    return packed
 
 
 def _from_int8(x: Tensor, dtype: torch.dtype) -> Tensor:
     """What `_to_int8` was given, rounded."""
     values, scale = x[..., :-SCALE_BYTES], x[..., -SCALE_BYTES:].contiguous().view(torch.float32)
-    return (values * scale).to(dtype)
+    out = torch.empty_like(values, dtype=dtype)
+    torch.mul(values, scale, out=out)  # no float32 copy of it all
+    return out

@@ -1,33 +1,35 @@
 """The Wan2.1 VAE: diffusers' modules and weights, our own way through them.
 
 Both directions are causal in time, so both run as a stream: the decoder takes one latent frame at a time, the encoder
-one frame and then four at a time, and every temporal convolution remembers its last two input frames. The result is
-the same as for the whole clip at once, and so is the result of tiling: what looks at the whole picture (the middle
+a frame at a time, and every temporal convolution remembers the last three frames that it was given. The result is the
+same as for the whole clip at once, and so is the result of tiling: what looks at the whole picture (the middle
 block's attention) runs on the whole picture, only the convolutions around it run in tiles, whose margin is wider than
 what the convolutions carry across.
 
-Frames travel as [t, C, H, W], one sample of the batch at a time, in channels-last memory order: matrix units read it
-without a transposition, and norm and SiLU are one pass over it.
+Frames travel one by one as [1, C, H, W], in channels-last memory order: matrix units read it without a transposition,
+and sum, norm and SiLU are one pass over it, which writes where the next convolution reads.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from turbodiff_kernels import backend
-from turbodiff_kernels.norm import rms_norm_silu
+from turbodiff_kernels.norm import rms_norm_silu_
 
 from turbodiff.models.attention import attention
 from turbodiff.models.parallel import SequenceParallel
-from turbodiff.plan.torch_compat import conv3d_is_broken
 from turbodiff.spec.shapes import DECODER_MARGINS, ENCODER_MARGIN, SPACE_STRIDE, TIME_STRIDE, is_frame_count
+
+TAPS = 3  # frames that a temporal convolution sees
 
 DiffusersModule: TypeAlias = Any  # a part of AutoencoderKLWan: to a type checker its attributes are Tensor | Module
 Vae: TypeAlias = DiffusersModule  # AutoencoderKLWan itself, imported where it is made: that takes over a second
-ConvMethod = Literal["auto", "conv3d", "conv2d"]
 
 
 def make_vae(base_dim: int, z_dim: int = 16, dim_mult: tuple[int, ...] = (1, 2, 4, 4), num_res_blocks: int = 2) -> Vae:
@@ -39,32 +41,29 @@ def make_vae(base_dim: int, z_dim: int = 16, dim_mult: tuple[int, ...] = (1, 2, 
 
 
 @torch.no_grad()
-def encode(
-    vae: Vae, video: Tensor, *, tile: int | None = None, conv: ConvMethod = "auto",
-    parallel: SequenceParallel | None = None,
-) -> Tensor:  # fmt: skip
+def encode(vae: Vae, video: Tensor, *, tile: int | None = None, parallel: SequenceParallel | None = None) -> Tensor:
     """Video [B, 3, F, H, W] in [-1, 1], F = 1, 5, 9, ... -> normalised mean latents, float32 [B, 16, T, H/8, W/8].
 
-    tile: side of a tile in latent pixels, None for the whole picture. conv: see `prefers_conv2d`. parallel: every rank
-    encodes a strip of the columns, and gets the latents of all of them.
+    tile: side of a tile in latent pixels, None for the whole picture. parallel: every rank encodes a strip of the
+    columns, and gets the latents of all of them.
     """
     assert is_frame_count(video.shape[2]), video.shape
     video = video.to(vae.dtype)
-    chunks = [1] + [TIME_STRIDE] * ((video.shape[2] - 1) // TIME_STRIDE)
+    latent_frames = 1 + (video.shape[2] - 1) // TIME_STRIDE
     height, width = (size // SPACE_STRIDE for size in video.shape[3:])
     means = []
     for frames in video.transpose(1, 2):
         columns = parallel.columns(width) if parallel else range(width)
-        features = video.new_empty(len(chunks), vae.encoder.conv_out.in_channels, height, len(columns))
+        features = video.new_empty(latent_frames, vae.encoder.conv_out.in_channels, height, len(columns))
         for part in _tiles(height, width, tile, columns):
-            stream = _Stream(vae, conv)
+            stream = _Stream(vae)
             tile_frames = frames[:, :, *part.read(ENCODER_MARGIN, SPACE_STRIDE)]
             rows, across = part.read(0)
             here = slice(across.start - columns.start, across.stop - columns.start)
-            for feature, chunk in zip(features.split(1), tile_frames.split(chunks), strict=True):
-                x = stream.down(vae.encoder, chunk)
+            done = filter(torch.is_tensor, (stream.down(vae.encoder, frame) for frame in tile_frames.split(1)))
+            for feature, x in zip(features.split(1), done, strict=True):
                 feature[:, :, rows, here] = x[:, :, *part.crop(ENCODER_MARGIN, 0)]
-        stream = _Stream(vae, conv)  # what the last tile remembered is of no use
+        stream = _Stream(vae)  # what the last tile remembered is of no use
         if parallel:
             features = parallel.gather_columns(features, width)
         moments = [stream.encoder_end(vae, feature) for feature in features.split(1)]
@@ -76,7 +75,7 @@ def encode(
 
 @torch.no_grad()
 def decode_stream(
-    vae: Vae, latents: Tensor, *, tile: int | None = None, conv: ConvMethod = "auto", columns: range | None = None
+    vae: Vae, latents: Tensor, *, tile: int | None = None, columns: range | None = None
 ) -> Iterator[Tensor]:
     """Normalised latents [B, 16, T, h, w] -> T chunks of frames [B, 3, 1 or 4, 8h, 8w] in the dtype of the VAE.
 
@@ -88,31 +87,19 @@ def decode_stream(
     """
     mean, std = _latent_statistics(vae, latents)
     z = (latents.float() * std + mean).to(vae.dtype)
-    streams = [_decode_one(vae, sample.transpose(0, 1), tile, conv, columns or range(z.shape[-1])) for sample in z]
+    streams = [_decode_one(vae, sample.transpose(0, 1), tile, columns or range(z.shape[-1])) for sample in z]
     for parts in zip(*streams, strict=True):
         yield torch.stack(parts).transpose(1, 2)
 
 
-def decode(vae: Vae, latents: Tensor, *, tile: int | None = None, conv: ConvMethod = "auto") -> Tensor:
+def decode(vae: Vae, latents: Tensor, *, tile: int | None = None) -> Tensor:
     """All chunks of `decode_stream` as one video [B, 3, F, H, W]."""
-    return torch.cat(list(decode_stream(vae, latents, tile=tile, conv=conv)), dim=2)
+    return torch.cat(list(decode_stream(vae, latents, tile=tile)), dim=2)
 
 
 def frames_to_uint8(frames: Tensor) -> Tensor:
     """Frames [B, 3, t, H, W] in [-1, 1] -> uint8 [B, t, H, W, 3], rounded half up (TurboDiffusion)."""
     return frames.float().add(1).mul(127.5).add(0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
-
-
-def prefers_conv2d(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a 3-D convolution runs better as a sum of 2-D ones.
-
-    On a CPU it is several times faster. On CUDA it avoids torch 2.9 and 2.10 with cuDNN < 9.15, which compute
-    half-precision conv3d on a fallback of many times the memory (pytorch issues 166643, 177406).
-    """
-    if device.type != "cuda":
-        return True
-    cudnn = torch.backends.cudnn.version() or 1  # torch's own fallback, without cuDNN, is as hungry as an old one
-    return dtype != torch.float32 and conv3d_is_broken(torch.__version__, cudnn)
 
 
 def _latent_statistics(vae: Vae, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,12 +109,12 @@ def _latent_statistics(vae: Vae, like: Tensor) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-def _decode_one(vae: Vae, z: Tensor, side: int | None, conv: ConvMethod, columns: range) -> Iterable[Tensor]:
+def _decode_one(vae: Vae, z: Tensor, side: int | None, columns: range) -> Iterable[Tensor]:
     """Latents [T, 16, h, w], not normalised -> T chunks [1 or 4, 3, 8h, 8 * columns].
 
     Tiled: from one canvas. Beside it nothing of the work is left when they are handed out.
     """
-    stream, features = _Stream(vae, conv), _Stream(vae, conv).decoder_features(vae, z)
+    stream, features = _Stream(vae), _Stream(vae).decoder_features(vae, z)
     height, width = z.shape[2:]
     tiles = _tiles(height, width, side, columns)
     if side is None:
@@ -135,17 +122,17 @@ def _decode_one(vae: Vae, z: Tensor, side: int | None, conv: ConvMethod, columns
             return (stream.up(vae.decoder, feature) for feature in features)
         (strip,) = tiles
         read = strip.read(DECODER_MARGINS[0])
-        return (stream.up(vae.decoder, feature[:, :, *read], strip) for feature in features)
+        return (stream.up(vae.decoder, _own(feature[:, :, *read]), strip) for feature in features)
     whole = torch.cat(list(features))
     chunks = [1] + [TIME_STRIDE] * (len(z) - 1)
     canvas = z.new_empty(sum(chunks), 3, height * SPACE_STRIDE, len(columns) * SPACE_STRIDE)
     for tile in tiles:
-        stream = _Stream(vae, conv)
+        stream = _Stream(vae)
         tile_features = whole[:, :, *tile.read(DECODER_MARGINS[0])]
         for into, feature in zip(canvas.split(chunks), tile_features.split(1), strict=True):
             rows, across = tile.read(0, SPACE_STRIDE)
             left = columns.start * SPACE_STRIDE
-            into[:, :, rows, across.start - left : across.stop - left] = stream.up(vae.decoder, feature, tile)
+            into[:, :, rows, across.start - left : across.stop - left] = stream.up(vae.decoder, _own(feature), tile)
     parts: tuple[Tensor, ...] = canvas.split(chunks)
     return parts
 
@@ -191,150 +178,176 @@ def _tiles(height: int, width: int, side: int | None, columns: range) -> list[_T
     return [_Tile(*pair) for pair in product(rows, across)]
 
 
-class _Stream:
-    """One causal pass: how frames go through the modules, and what the temporal convolutions remember of the past."""
+@dataclass
+class _Sum:
+    """Frames `x + y + bias` [1, C, H, W]; y and the bias [C] are added to x by the pass that norms them."""
 
-    def __init__(self, vae: Vae, conv: ConvMethod) -> None:
-        self._conv2d = prefers_conv2d(vae.device, vae.dtype) if conv == "auto" else conv == "conv2d"
-        self._past: dict[nn.Module, list[Tensor]] = {}  # at most two frames [1, C, H, W] each, latest last
+    x: Tensor
+    y: Tensor | None = None
+    bias: Tensor | None = None
+
+    def added(self) -> Tensor:
+        """The sum, in the place of x."""
+        for more in (self.y, None if self.bias is None else self.bias.view(-1, 1, 1)):
+            if more is not None:
+                self.x.add_(more)
+        self.y = self.bias = None
+        return self.x
+
+
+class _Past:
+    """The last three frames that a temporal convolution was given, and how many there were.
+
+    They lie side by side in the channels of one picture [1, 3C, H, W], each in the place of the third before it: what
+    is normed is written there, nothing is moved, and the convolution is one in two dimensions whose taps take turns.
+    """
+
+    def __init__(self) -> None:
+        self.count, self._frames = 0, torch.empty(0)
+
+    def next(self, like: Tensor) -> Tensor:
+        """Where to write the next frame, which is like this one."""
+        if not self.count:
+            shape, order = (1, TAPS * like.shape[1], *like.shape[2:]), torch.channels_last
+            self._frames = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=order)
+        self.count += 1
+        return self._frames.chunk(TAPS, dim=1)[(self.count - 1) % TAPS]
+
+    def conv(self, layer: nn.Conv3d, bias: Tensor | None) -> Tensor:
+        """The convolution's frame at the last frame; those before the first are zeros and left out."""
+        known, weight, across = min(self.count, TAPS), layer.weight, layer.kernel_size[1:]
+        taps = [weight[:, :, TAPS - 1 - (self.count - 1 - place) % TAPS] for place in range(known)]
+        shape, order = (layer.out_channels, known * layer.in_channels, *across), torch.channels_last
+        turned = torch.empty(shape, dtype=weight.dtype, device=weight.device, memory_format=order)
+        torch.cat(taps, dim=1, out=turned)
+        frames = self._frames[:, : shape[1]]
+        return F.conv2d(frames, turned, bias, padding=[size // 2 for size in across])
+
+
+class _Stream:
+    """One causal pass: each frame goes through all modules before the next one comes."""
+
+    def __init__(self, vae: Vae) -> None:
+        self._past: defaultdict[nn.Module, _Past] = defaultdict(_Past)  # of each temporal convolution
+        self._fused = backend.chosen("norm", vae.device).runs == "triton"
 
     def decoder_features(self, vae: Vae, z: Tensor) -> Iterator[Tensor]:
         """Latents [T, 16, h, w] -> T times features [1, C, h, w]: what must see the whole picture."""
+        decoder = vae.decoder
         for latent in z.split(1):
-            decoder, latent = vae.decoder, self._conv(vae.post_quant_conv, latent)
-            yield self._middle(decoder.mid_block, self._conv(decoder.conv_in, latent))
+            x = self._conv_of(decoder.conv_in, _pointwise(vae.post_quant_conv, latent))
+            yield self._middle(decoder.mid_block, x)
 
     def up(self, decoder: DiffusersModule, x: Tensor, tile: _Tile | None = None) -> Tensor:
-        """Features of one latent frame -> one frame (the first) or four, [t, 3, 8h, 8w].
+        """Features of one latent frame, which are overwritten -> one frame (the first) or four, [t, 3, 8h, 8w].
 
-        With a tile, x has the first of DECODER_MARGINS around it, and the frames have none. The last block works at
-        full size and does not change the time, so it takes one frame at a time.
+        With a tile, x has the first of DECODER_MARGINS around it, and the frames have none.
         """
-        *blocks, last = decoder.up_blocks
-        for i, block in enumerate(blocks):
-            for resnet in block.resnets:
-                x = self._residual(resnet, x)
-            x = self._upsample(block.upsamplers[0], x)
+        frames = torch.cat(list(self._up(decoder, 0, [x], tile)))
+        return frames[:, :, *tile.crop(DECODER_MARGINS[-1], 0, SPACE_STRIDE)] if tile else frames
+
+    def _up(self, decoder: DiffusersModule, level: int, given: list[Tensor], tile: _Tile | None) -> Iterator[Tensor]:
+        """The pictures that one frame becomes from this level on; it is taken out of the list."""
+        block, total = decoder.up_blocks[level], _Sum(given.pop())
+        for resnet in block.resnets:
+            total = self._residual(resnet, total)
+        if level + 1 == len(decoder.up_blocks):
+            self._norm_silu(decoder.norm_out, decoder.conv_out, total)
+            del total
+            yield self._past[decoder.conv_out].conv(decoder.conv_out, decoder.conv_out.bias)
+            return
+        frames = self._more_frames(block.upsamplers[0], total.added())
+        del total
+        for _ in range(len(frames)):
+            x = F.interpolate(frames.pop(0), scale_factor=2, mode="nearest-exact")
+            x = block.upsamplers[0].resample[1](x)
             if tile:
-                x = x[:, :, *tile.crop(DECODER_MARGINS[i], DECODER_MARGINS[i + 1], 2 ** (i + 1))]
-        frames = []
-        for frame in x.split(1):
-            for resnet in last.resnets:
-                frame = self._residual(resnet, frame)
-            frames.append(self._conv(decoder.conv_out, _norm_silu(decoder.norm_out, frame)))
-        x = torch.cat(frames)
-        return x[:, :, *tile.crop(DECODER_MARGINS[-1], 0, SPACE_STRIDE)] if tile else x
+                x = _own(x[:, :, *tile.crop(DECODER_MARGINS[level], DECODER_MARGINS[level + 1], 2 ** (level + 1))])
+            passed = [x]
+            del x
+            yield from self._up(decoder, level + 1, passed, tile)
 
-    def down(self, encoder: DiffusersModule, chunk: Tensor) -> Tensor:
-        """One frame (the first) or four [t, 3, H, W] -> features of one latent frame [1, C, h, w].
+    def _more_frames(self, layer: DiffusersModule, x: Tensor) -> list[Tensor]:
+        """Where the layer works on time, a frame becomes two. Not so the first one, which is not remembered."""
+        if not hasattr(layer, "time_conv"):
+            return [x]
+        if layer.time_conv in self._past:
+            return list(self._conv_of(layer.time_conv, x).chunk(2, dim=1))
+        self._past[layer.time_conv] = _Past()
+        return [x]
 
-        Up to the first layer that works on time, one frame at a time.
-        """
-        layers = list(encoder.down_blocks)
-        in_time = next(i for i, layer in enumerate(layers) if hasattr(layer, "time_conv"))
-        frames = []
-        for frame in chunk.split(1):
-            frame = self._conv(encoder.conv_in, frame)
-            for layer in layers[:in_time]:
-                frame = self._down_layer(layer, frame)
-            frames.append(frame)
-        x = torch.cat(frames)
-        for layer in layers[in_time:]:
-            x = self._down_layer(layer, x)
-        return x
+    def down(self, encoder: DiffusersModule, frame: Tensor) -> Tensor | None:
+        """A frame [1, 3, H, W] -> features [1, C, h, w] of the latent frame that it completes, or None."""
+        total = _Sum(self._conv_of(encoder.conv_in, frame))
+        for layer in encoder.down_blocks:
+            if not hasattr(layer, "resample"):
+                total = self._residual(layer, total)
+                continue
+            total = _Sum(layer.resample(total.added()))
+            if hasattr(layer, "time_conv"):
+                # 2n + 1 frames -> n: a temporal convolution of three frames and stride two
+                past = self._past[layer.time_conv]
+                past.next(total.x).copy_(total.x)
+                if past.count % 2 == 0:
+                    return None
+                if past.count > 1:
+                    total = _Sum(past.conv(layer.time_conv, layer.time_conv.bias))
+        return total.added()
 
     def encoder_end(self, vae: Vae, x: Tensor) -> Tensor:
         """Features [1, C, h, w] -> mean and log variance [1, 32, h, w]."""
-        x = self._middle(vae.encoder.mid_block, x)
-        x = self._conv(vae.encoder.conv_out, _norm_silu(vae.encoder.norm_out, x))
-        return self._conv(vae.quant_conv, x)
+        encoder, x = vae.encoder, self._middle(vae.encoder.mid_block, x)
+        self._norm_silu(encoder.norm_out, encoder.conv_out, _Sum(x))
+        return _pointwise(vae.quant_conv, self._past[encoder.conv_out].conv(encoder.conv_out, encoder.conv_out.bias))
 
     def _middle(self, block: DiffusersModule, x: Tensor) -> Tensor:
         """Two residual blocks, and between them attention over the pixels of each frame, one head of all channels."""
-        x, attn = self._residual(block.resnets[0], x), block.attentions[0]
-        qkv = attn.to_qkv(_norm(attn.norm, x)).flatten(2).transpose(1, 2)[:, :, None]
+        x, attn = self._residual(block.resnets[0], _Sum(x)).added(), block.attentions[0]
+        qkv = attn.to_qkv(_norm(attn.norm, x, torch.empty_like(x))).flatten(2).transpose(1, 2)[:, :, None]
         y = attention(*qkv.chunk(3, dim=-1)).flatten(2).transpose(1, 2)
         del qkv
         y = attn.proj(y.unflatten(2, x.shape[2:])).add_(x)
         del x
-        return self._residual(block.resnets[1], y)
+        return self._residual(block.resnets[1], _Sum(y.contiguous(memory_format=torch.channels_last))).added()
 
-    def _residual(self, block: DiffusersModule, x: Tensor) -> Tensor:
-        y = self._conv(block.conv1, _norm_silu(block.norm1, x))
-        y = self._conv(block.conv2, _norm_silu(block.norm2, y))
-        return y.add_(x if isinstance(block.conv_shortcut, nn.Identity) else self._conv(block.conv_shortcut, x))
+    def _residual(self, block: DiffusersModule, total: _Sum) -> _Sum:
+        self._norm_silu(block.norm1, block.conv1, total)
+        y = self._conv(block.conv1)
+        self._norm_silu(block.norm2, block.conv2, y)
+        del y
+        y, shortcut = self._conv(block.conv2), block.conv_shortcut
+        return _Sum(total.x if isinstance(shortcut, nn.Identity) else _pointwise(shortcut, total.x), y.x, y.bias)
 
-    def _down_layer(self, layer: DiffusersModule, x: Tensor) -> Tensor:
-        if not hasattr(layer, "resample"):
-            return self._residual(layer, x)
-        x = layer.resample(x)
-        if not hasattr(layer, "time_conv"):
-            return x
-        past = self._past.get(layer.time_conv)
-        self._past[layer.time_conv] = [x[-1:].clone()]
-        if past is None:
-            return x
-        # 2n + 1 frames -> n: a temporal convolution of three frames and stride two
-        x, weight, bias = torch.cat((*past, x)), layer.time_conv.weight, layer.time_conv.bias
-        if not self._conv2d:
-            return F.conv3d(x.transpose(0, 1), weight, bias, stride=(2, 1, 1)).transpose(0, 1)
-        first, middle, last = weight.unbind(2)
-        return F.conv2d(x[2::2], last, bias) + F.conv2d(x[1::2], middle) + F.conv2d(x[:-1:2], first)
+    def _norm_silu(self, norm: DiffusersModule, layer: nn.Conv3d, total: _Sum) -> None:
+        """Give a convolution the SiLU of the norm `x / |x| * sqrt(C) * gamma`, the length |x| in float32."""
+        frame = self._past[layer].next(total.x)
+        if self._fused:
+            rms_norm_silu_(frame, total.x, norm.gamma.flatten(), total.y, total.bias)
+            total.y = total.bias = None
+        else:
+            F.silu(_norm(norm, total.added(), frame), inplace=True)
 
-    def _upsample(self, layer: DiffusersModule, x: Tensor) -> Tensor:
-        """Twice the rows and columns; where the layer works on time, t frames become 2t.
+    def _conv(self, layer: nn.Conv3d) -> _Sum:
+        """A causal convolution at the frame that it was given last; its bias is left to a pass that norms it."""
+        bias = layer.bias if self._fused else None
+        return _Sum(self._past[layer].conv(layer, None if self._fused else layer.bias), bias=bias)
 
-        Not so the clip's first latent frame, which stays one and is not remembered.
-        """
-        if hasattr(layer, "time_conv"):
-            if layer.time_conv in self._past:
-                x = self._conv(layer.time_conv, x).unflatten(1, (2, -1)).flatten(0, 1)
-            else:
-                self._past[layer.time_conv] = []
-        conv = layer.resample[1]
-        shape = (len(x), conv.out_channels, 2 * x.shape[2], 2 * x.shape[3])
-        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        for i, frame in enumerate(x.split(1)):
-            out[i : i + 1] = conv(F.interpolate(frame, scale_factor=2, mode="nearest-exact"))
-        return out
-
-    def _conv(self, layer: nn.Conv3d, x: Tensor) -> Tensor:
-        """A causal convolution of frames [t, C, H, W]; frames before the first are zeros."""
-        padding = [size // 2 for size in layer.kernel_size[1:]]
-        if layer.kernel_size[0] == 1:
-            return F.conv2d(x, layer.weight[:, :, 0], layer.bias, padding=padding)
-        past = self._past.get(layer, [])
-        self._past[layer] = [*past, x][-2:] if len(x) == 1 else [frame.clone() for frame in x[-2:].split(1)]
-        if self._conv2d:
-            # a sum of 2-D convolutions: each tap adds the frames `back` steps earlier, zeros are skipped
-            frames = x.contiguous(memory_format=torch.channels_last)  # up to twice as fast on a CPU
-            out = F.conv2d(frames, layer.weight[:, :, 2], layer.bias, padding=padding)
-            for back in (1, 2):
-                tap = layer.weight[:, :, 2 - back]
-                if len(x) > back:
-                    out[back:] += F.conv2d(frames[:-back], tap, padding=padding)
-                for i, frame in enumerate(past[-back:], start=max(0, back - len(past))):
-                    if i < len(x):
-                        out[i : i + 1] += F.conv2d(frame, tap, padding=padding)
-            return out
-        shape, order = (1, x.shape[1], 2 + len(x), *x.shape[2:]), torch.channels_last_3d
-        clip = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
-        frames = clip[0].transpose(0, 1)
-        frames[: 2 - len(past)] = 0
-        for i, frame in enumerate((*past, x)):
-            start = 2 - len(past) + i
-            frames[start : start + len(frame)] = frame
-        return F.conv3d(clip, layer.weight, layer.bias, padding=(0, *padding))[0].transpose(0, 1)
+    def _conv_of(self, layer: nn.Conv3d, x: Tensor) -> Tensor:
+        """A causal convolution at this frame [1, C, H, W], which is copied."""
+        self._past[layer].next(x).copy_(x)
+        return self._past[layer].conv(layer, layer.bias)
 
 
-def _norm_silu(norm: DiffusersModule, x: Tensor) -> Tensor:
-    """SiLU of the channel norm `x / |x| * sqrt(C) * gamma`; the length |x| in float32."""
-    if backend.chosen("norm", x.device).runs == "triton":
-        return rms_norm_silu(x, norm.gamma.flatten())
-    return F.silu(_norm(norm, x), inplace=True)  # where no kernel runs, in fewer copies than its reference
+def _own(x: Tensor) -> Tensor:
+    """A copy that may be overwritten, channels last."""
+    return x.clone(memory_format=torch.channels_last)
 
 
-def _norm(norm: DiffusersModule, x: Tensor) -> Tensor:
+def _pointwise(layer: nn.Conv3d, x: Tensor) -> Tensor:
+    """A convolution of one pixel in one frame."""
+    return F.conv2d(x, layer.weight[:, :, 0], layer.bias)
+
+
+def _norm(norm: DiffusersModule, x: Tensor, out: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min_(1e-12)
-    gamma = (norm.gamma * norm.scale).view(-1, 1, 1)
-    return torch.div(x, length, out=torch.empty_like(x)).mul_(gamma)
+    return torch.div(x, length, out=out).mul_((norm.gamma * norm.scale).view(-1, 1, 1))

@@ -256,7 +256,7 @@ class Block(nn.Module):
         that ran out of memory may be called again without gradients. Each sum is added as a whole or not at all.
         """
         added = set() if added is None else added
-        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + inputs.modulation).split(1, dim=1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + inputs.modulation).split(1, dim=1)  # float32
 
         if 0 not in added:
             attn = self.self_attn
@@ -388,5 +388,5 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Tokens [B, n, d], time float32 [B, d] -> float32 [B, n, patch volume * out_dim]."""
-        shift, scale = (self.modulation.float() + time[:, None]).split(1, dim=1)
+        shift, scale = (self.modulation + time[:, None]).split(1, dim=1)
         return linear_float32(self.head, norm.norm_modulate(x.float(), shift, scale, self.eps))

@@ -83,6 +83,8 @@ class Sample(Frozen):
         reserved_bytes: most that torch's allocator held in the phase, weights included; nvml_bytes: most that the
             driver showed for the process, context included. For the record; None where unknown.
         predicted_s, measured_s: seconds, None where the phase did not come to its end.
+        network: file of the network that a phase behind the decode ran, "" for ffmpeg's filter; None for other phases,
+            and in samples of an older version, which did not say it: those of such a phase teach nothing.
     """
 
     kind: Kind
@@ -97,6 +99,7 @@ class Sample(Frozen):
     nvml_bytes: int | None = None
     predicted_s: float | None = None
     measured_s: float | None = None
+    network: str | None = None
     estimator: int = ESTIMATOR
 
     @property
@@ -146,6 +149,7 @@ class History:
                 lesson = Lesson(
                     sample.phase, kind.model, steps and kind.int8, kind.attention if steps else "",
                     kind.vae if vae else "", (kind.num_frames, kind.height, kind.width), sample.predicted_held_bytes,
+                    network=sample.network,
                 )  # fmt: skip
                 groups[lesson].append(sample)
             told = [_taught(lesson, group[-LAST:]) for lesson, group in groups.items()]

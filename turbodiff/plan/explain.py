@@ -11,7 +11,7 @@ from turbodiff.plan.context import PlanContext
 from turbodiff.plan.links import link_of
 from turbodiff.plan.memory_limits import FITS_SHARE
 from turbodiff.plan.offload_search import CandidateCost, cost_inputs, evaluate, faster, look_alikes
-from turbodiff.plan.roofline import sent_bytes
+from turbodiff.plan.roofline import INT8_SENT_BYTES, sent_bytes
 from turbodiff.plan.schedule import network_file, schedule_reasons, scheduled
 from turbodiff.plan.shared_clip import MIN_SPEEDUP
 from turbodiff.plan.weight_sizes import encoder_bytes, missing_bytes, needed_files
@@ -221,15 +221,19 @@ def _about_cards(
         return
     alone, link = evaluate(wish, choice, context.alone or context), link_of(gpu, ranks)
     told = {"cards": ranks, "seconds": round(cost.seconds, 1)}
-    sent = sent_bytes(choice.spec.dit, choice.shape.latent.tokens, ranks, 4 if gpu is None else 2)
+    sent_size = INT8_SENT_BYTES if cost.levers.exchange == "int8" else 4 if gpu is None else 2
+    sent = sent_bytes(choice.spec.dit, choice.shape.latent.tokens, ranks, sent_size)
     if alone.fits:
         yield reason("shared_clip", **told, seconds_alone=round(alone.seconds, 1))
-        yield reason("side_by_side", cards=ranks, clips=round(ranks * cost.seconds / alone.seconds, 2))
+        if ranks * cost.seconds > alone.seconds:  # not where one must pass through what several can hold
+            yield reason("side_by_side", cards=ranks, clips=round(ranks * cost.seconds / alone.seconds, 2))
         if alone.seconds < MIN_SPEEDUP * cost.seconds:
             yield reason("sharing_does_not_pay", times=round(alone.seconds / cost.seconds, 2))
     else:
         yield reason("only_shared", **told, short_bytes=alone.short)
     yield reason(f"link_{link.kind}", sent_bytes=sent, gb_per_second=round(link.bytes_s / GB, 1))
+    if cost.levers.exchange == "int8":
+        yield reason("exchanged_in_int8")
 
 
 def _about_machine(context: PlanContext, cost: CandidateCost) -> Iterator[Reason]:

@@ -42,8 +42,8 @@ def attention_inside(
     """Bytes that an attention holds beside q, k and v; unit: N = 2 L d bytes, 4 L d on a CPU.
 
     Dense attention its result, which takes q's place with the others, as FP8 values take that of k. Those hold INT8
-    rows; for the sparse kinds the means of blocks, the indices of those kept (int64, and int32 for the kernel), and the
-    linear branch's partial states. Of references those of a few heads, counted on them (tests/plan/kernel_bytes.py).
+    rows; for the sparse kinds the means of blocks, the indices of those kept (int64), and the linear branch's partial
+    states. Of references those of a few heads, counted on them (tests/plan/kernel_bytes.py).
     """
     if kind == "dense":
         return unit
@@ -65,7 +65,7 @@ def attention_inside(
         return math.ceil(rows * unit)
     heads, square = facts.num_heads, facts.head_dim**2
     state = 4 * square * (1 + min(keys, -(-STATES // heads))) * heads
-    return math.ceil((rows + MEANS_UNITS) * unit) + state + 12 * heads * queries * kept
+    return math.ceil((rows + MEANS_UNITS) * unit) + state + 8 * heads * queries * kept
 
 
 def widest_reference(facts: DitFacts, tokens: int, part_tokens: int, int8: bool, here: KernelsHere) -> int:

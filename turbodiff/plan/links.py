@@ -34,13 +34,22 @@ class Link(NamedTuple):
 
 
 def link_of(gpu: GpuFacts | None, ranks: int) -> Link:
-    """The link between `ranks` cards of this kind; None: processes on a CPU."""
+    """The link between `ranks` cards of this kind; None: processes on a CPU. What fewer cards measured is taken as far
+    down as the assumed rate falls from so many to these."""
     if gpu is None:
         return Link(LOOPBACK_GB_S * GB, "loopback")
     if gpu.link_bytes_s:
         measured = dict(gpu.link_bytes_s)
-        among = min([number for number in measured if number >= ranks], default=max(measured))
-        return Link(measured[among], "measured")
+        most = max(measured)
+        if ranks <= most:
+            return Link(measured[min([number for number in measured if number >= ranks])], "measured")
+        assumed = _assumed(gpu, ranks)
+        return assumed._replace(bytes_s=measured[most] * assumed.bytes_s / _assumed(gpu, most).bytes_s)
+    return _assumed(gpu, ranks)
+
+
+def _assumed(gpu: GpuFacts, ranks: int) -> Link:
+    """The link between so many cards of this kind, of which nothing is measured."""
     words, card = words_of(gpu.name), card_of(gpu.name, gpu.facts)
     nvlink = [NVLINK_GB_S[word] for word in words & NVLINK_GB_S.keys()]
     if nvlink and not words & BRIDGED:

@@ -14,6 +14,7 @@ from turbodiff.plan import phase_costs
 from turbodiff.plan.allocator_slack import slack_bytes
 from turbodiff.plan.candidates import Candidate, candidates
 from turbodiff.plan.context import PlanContext
+from turbodiff.plan.finishing_costs import file_pixels, finish_costs
 from turbodiff.plan.links import link_of, possible_ranks
 from turbodiff.plan.memory_limits import FITS_SHARE, NEARLY, NO_LIMIT_BYTES, MemoryLimits, Option, best_of, rate
 from turbodiff.plan.phase_costs import CostInputs, PhaseCost
@@ -73,8 +74,7 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
         context.schedules[schedule_key] = scheduled(request, candidate, context.inventory)
     request = context.schedules[schedule_key]
     latent, element_bytes = candidate.shape.latent, 4 if gpu is None else 2
-    tokens = latent.tokens
-    weights = context.weights(spec, candidate.int8)
+    tokens, weights = latent.tokens, context.weights(spec, candidate.int8)
     loras = [lora_bytes(request.loras, spec, context.inventory, expert) for expert in spec.experts if request.loras]
     lora = max(loras, default=0)
     int8_file, plain_file = dit_files(spec, context.inventory)
@@ -88,7 +88,9 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
     wished = cast("AttentionKind", attention_for(request, candidate, context))
     page_lock_bytes = machine.pinned_limit_bytes and machine.pinned_limit_bytes // context.ranks
     ranks = next(iter(possible_ranks(spec.dit.num_heads, tokens, context.ranks)), 1)
+    learned = context.calibration if ranks == 1 else None
     attention, kernels = kernels_here(wished, machine, gpu)
+    facts = candidate.shape, context.inventory, context.speed.conv_flops, element_bytes
     return CostInputs(
         spec=spec,
         shape=candidate.shape,
@@ -96,6 +98,8 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
         tokens=tokens,
         unit=tokens * spec.dit.dim * element_bytes,
         pixels=candidate.width * candidate.height * candidate.num_frames,
+        finishing=finish_costs(request, *facts) if request.finishing else (),
+        file_pixels=file_pixels(request, candidate.shape),
         int8=candidate.int8,
         attention=attention,
         kernels=kernels,
@@ -112,13 +116,14 @@ def cost_inputs(request: Request, candidate: Candidate, context: PlanContext) ->
         element_bytes=element_bytes,
         context_bytes=0 if gpu is None else gpu.cuda_context_bytes,
         loaded=context.loaded,
-        conv2d=gpu is None or context.conv3d_is_broken,
         allocator=machine.allocator or "expandable",
         host_bytes=context.limits.host,
         page_lock_bytes=0 if machine.unified_memory else page_lock_bytes,
         ranks=ranks,
         link_bytes_s=link_of(gpu, ranks).bytes_s,
-        lessons=lessons_of(context.calibration if ranks == 1 else None, spec.name, candidate.int8, wished),
+        exchange=request.exchange,
+        nvenc_bytes=phase_costs.NVENC_BYTES if gpu is not None and request.encoder == "nvenc" else 0,
+        lessons=lessons_of(learned, spec.name, candidate.int8, wished, request.networks),
     )
 
 
@@ -196,11 +201,11 @@ def _cost(inputs: CostInputs, limits: MemoryLimits, context: PlanContext, like: 
         vae_fields, vae = _vae_options(inputs, limits)
         made_fields: dict[str, str | int] = {"made_experts": "dropped"} if inputs.drops else {}
         made_fields |= {"converted": "on_disk"} if inputs.copied else {}
-        made_fields |= {"cards": inputs.ranks} if inputs.ranks > 1 else {}
+        made_fields |= {"cards": inputs.ranks, "exchange": inputs.exchange} if inputs.ranks > 1 else {}
         levers = Levers.model_validate({**text_fields, **denoise_fields, **vae_fields, **made_fields})
     if inputs.spec.image_encoder:
         text = (*text, phase_costs.image_embed(inputs))
-    phases = (*text, *vae[:-1], *denoise, vae[-1], phase_costs.write(inputs))
+    phases = (*text, *vae[:-1], *denoise, vae[-1], *phase_costs.after_decode(inputs))
     return CandidateCost(levers, phases, *rate(phases, limits), phase_costs.reading_s(inputs), inputs.lessons)
 
 
@@ -209,7 +214,7 @@ def _drops(inputs: CostInputs) -> bool:
     are too many. This clip takes as long; the next has to read the first expert again."""
     if not inputs.made or inputs.on_cpu or inputs.host_bytes is None or len(set(inputs.experts)) < 2:
         return False
-    costs = phase_costs.write(inputs), phase_costs.vae(inputs, "vae_decode", None)
+    costs = *phase_costs.after_decode(inputs), phase_costs.vae(inputs, "vae_decode", None)
     staged = STAGED_BLOCKS * inputs.weights.block + inputs.lora
     return max([cost.host_ram_bytes for cost in costs]) + staged > inputs.host_bytes
 

@@ -20,12 +20,13 @@ from turbodiff.spec.attention import SPARSE_ATTENTION
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.numbers import GIB, MIB
-from turbodiff.spec.plan import Lesson, PhaseName, learned_factor
-from turbodiff.spec.request import TextDtype
+from turbodiff.spec.plan import FinishCost, Lesson, PhaseName, learned_factor
+from turbodiff.spec.request import Exchange, TextDtype
 from turbodiff.spec.shapes import (
     CONDITION_CHANNELS,
     DECODER_MARGINS,
     ENCODER_MARGIN,
+    FLOAT32_ELEMENTS,
     HEAD_TOKENS,
     INT8_PART_TOKENS,
     PATCH,
@@ -38,11 +39,13 @@ from turbodiff.spec.shapes import (
 CPU_PROCESS_BYTES = 600 * MIB  # Python with torch loaded, measured on Linux
 PROCESS_BYTES = int(1.5 * GIB)  # the worker with torch and CUDA loaded, before any weights
 LORA_SLACK = 0.03  # share of the activations that the allocator loses more where INT8 layers have a LoRA (replayed)
+NVENC_BYTES = 400 * MIB  # of the card, for ffmpeg's CUDA context and the encoder's frames at 720p: assumed
 CONV_SCRATCH = 0.06  # share of the VAE's activations that cuDNN's convolutions ask for as scratch
 ATTENTION_UNITS = 5.0  # copies of N alive while q, k and v are made: the stream, its norm, q, k, v
 QUANTISED_UNITS = 4.5  # the same where INT8 layers read the norm; dense attention needs the other half for its result
 ATTENDING_UNITS = 4.0  # while self-attention runs: the stream, q, k, v
 EXCHANGING_UNITS, RECEIVED_UNITS = 10.0, 3.0  # q, k, v twice more while they travel, once what came (parallel.py)
+PACKED_UNITS = 9.0  # of bytes as they travel in INT8, beside stream, q, k, v: packed, on their way, and come
 
 TextLever = Literal["cached", "resident", "streamed", "cpu"]
 TextKeys = Literal["kept", "recomputed"]
@@ -92,14 +95,17 @@ class CostInputs:
     text_made: int = 0  # the same of the text encoder, which leaves host memory before a phase that lacks it
     copied: frozenset[str] = frozenset()  # components whose weights are made into a copy on disk, and mapped from there
     lora: int = 0  # bytes of low-rank factors beside an expert's INT8 weights; merged into plain ones they cost nothing
-    conv2d: bool = False  # 3-D convolutions as sums of 2-D ones: on a CPU, and around the conv3d trap
     kernels: kernel_costs.KernelsHere = kernel_costs.FUSED  # which operations are fused here
     allocator: Allocator = "expandable"
     host_bytes: int | None = None  # of host memory that a job may use; None: unknown, not limited
     page_lock_bytes: int | None = None  # of it that may be page-locked; None: no limit known
+    finishing: tuple[FinishCost, ...] = ()
+    file_pixels: int = 0  # of all frames of the file
     lessons: tuple[Lesson, ...] = ()  # what runs of this model taught here (plan/calibration.py)
     ranks: int = 1  # processes that share the clip; what follows is what one of them needs
     link_bytes_s: float = 1.0  # that each of them sends in an all-to-all
+    nvenc_bytes: int = 0  # of the card, where it encodes the file, in a process of its own
+    exchange: Exchange = "full"
     own_tokens: int = field(init=False)  # of one process
     own_unit: int = field(init=False)
     state_bytes: int = field(init=False)  # lives through all steps
@@ -119,13 +125,17 @@ class CostInputs:
         )  # fmt: skip
         widest = math.ceil(ATTENDING_UNITS * own_unit + inside + state_bytes)
         if ranks > 1:
-            exchanging = math.ceil(EXCHANGING_UNITS * own_unit) + state_bytes
+            packed = PACKED_UNITS * roofline.INT8_SENT_BYTES / self.element_bytes
+            units = EXCHANGING_UNITS if self.exchange == "full" else ATTENDING_UNITS + packed
+            exchanging = math.ceil(units * own_unit) + state_bytes
             widest = max(exchanging, widest + math.ceil(RECEIVED_UNITS * own_unit))
         topk = self.topk if self.attention in SPARSE_ATTENTION else None
         forward_s = roofline.dit_seconds(
             dit, self.speed, self.tokens, topk, self.int8, text_rows, None if self.on_cpu else self.kernels
         )
-        exchange_s = roofline.sent_bytes(dit, self.tokens, ranks, self.element_bytes) / self.link_bytes_s
+        exchange_s = roofline.exchange_seconds(
+            dit, self.tokens, ranks, self.link_bytes_s, self.speed.memory_bytes_s, self.exchange, self.element_bytes
+        )
         if ranks > 1:  # processes on one CPU share its cores
             forward_s = forward_s * (1 if self.on_cpu else own_tokens / self.tokens) + exchange_s
         worked_out = {
@@ -315,8 +325,8 @@ def denoise_activations(inputs: CostInputs, chunks: int) -> int:
     Before attention there are the stream, its norm, q, k and v: 5 N, with INT8 rows of the norm 4.5 N; dense attention
     holds its result beside the stream, q, k and v; attention to the text holds less. The feed-forward holds the stream,
     the hidden rows, and their input or result: 2 N and the hidden width; with INT8 layers the wide rows exist at half
-    size only, beside the normed input or its INT8 copy. The float32 copies of the time projection (24 d^2 bytes) and of
-    the head's 8192 rows bind for short clips only.
+    size only, beside the normed input or its INT8 copy. The float32 copies of parts of the time projection and of the
+    head's 8192 rows bind for short clips only.
 
     INT8 layers with a LoRA (models/linear.py) hold its change at full width beside the product, and two float32 copies
     of some of the rows that it reads.
@@ -336,7 +346,7 @@ def denoise_activations(inputs: CostInputs, chunks: int) -> int:
         feed_forward = max(feed_forward, n + max((0.5 + 2 * rho) * part, 1.5 * rho * part + wide_floats))
     single = inputs.element_bytes != 4
     patches = inputs.element_bytes * facts.in_dim * PATCH * PATCH * inputs.tokens
-    embedding = n + patches + (24 * facts.dim * (facts.dim + 1) if single else 0)
+    embedding = n + patches + (4 * min(6 * facts.dim**2, FLOAT32_ELEMENTS) + 24 * facts.dim if single else 0)
     head = n + 4 * (1 + single) * min(inputs.own_tokens, HEAD_TOKENS) * facts.dim + 256 * inputs.tokens
     reference = 0
     if not inputs.on_cpu:
@@ -365,13 +375,12 @@ def vae(inputs: CostInputs, name: Literal["vae_decode", "image_encode"], tile: i
     decodes = name == "vae_decode"
     extra_work = tile_work(latent, DECODER_MARGINS[0] if decodes else ENCODER_MARGIN, tile) if tile else 1.0
     given = latent, base, inputs.element_bytes, tile
-    activations = (decode_bytes if decodes else encode_bytes)(*given, conv2d=inputs.conv2d, ranks=inputs.ranks)
+    activations = (decode_bytes if decodes else encode_bytes)(*given, ranks=inputs.ranks)
     extra_work *= strip_factor(latent.width, inputs.ranks, DECODER_MARGINS[1] if decodes else 2 * ENCODER_MARGIN)
     scratch = 0 if inputs.on_cpu or not inputs.context_bytes else math.ceil(CONV_SCRATCH * activations)
-    width_factor = (base / 96) ** 2
     seconds = _reading_s(inputs, "vae", inputs.weights.vae)
-    seconds += extra_work * width_factor * roofline.VAE_FLOPS_PER_PIXEL * inputs.pixels / inputs.speed.conv_flops
-    extra = workspace(inputs) + scratch
+    seconds += extra_work * roofline.vae_seconds(inputs.speed, inputs.pixels, base, inputs.element_bytes)
+    extra = workspace(inputs) + scratch + (inputs.nvenc_bytes if decodes else 0)
     host = PROCESS_BYTES + 3 * inputs.pixels
     if decodes:
         host += made_bytes(inputs)
@@ -380,7 +389,12 @@ def vae(inputs: CostInputs, name: Literal["vae_decode", "image_encode"], tile: i
     )
 
 
-def write(inputs: CostInputs) -> PhaseCost:
-    """Frames to an mp4, on the CPU: about 60 frames of 832x480 a second for two cores."""
-    host = PROCESS_BYTES + 3 * inputs.pixels + made_bytes(inputs)
-    return _phase(inputs, "write", 0, 0, workspace(inputs), host, inputs.pixels / 25e6)
+def after_decode(inputs: CostInputs) -> tuple[PhaseCost, ...]:
+    """What is made of the frames, then the mp4, on the CPU: about 60 frames of 832x480 a second for two cores."""
+    found, bare = list[PhaseCost](), PROCESS_BYTES + made_bytes(inputs)
+    for name, weights, activations, host_bytes, seconds in inputs.finishing:
+        host = bare + host_bytes
+        extra = workspace(inputs) + (host_bytes if inputs.on_cpu else inputs.nvenc_bytes)
+        found.append(_phase(inputs, name, weights, activations, extra, host, seconds, "vae"))
+    write = _phase(inputs, "write", 0, 0, workspace(inputs), bare + 3 * inputs.pixels, inputs.file_pixels / 25e6)
+    return (*found, write)

@@ -16,6 +16,7 @@ from turbodiff.plan.kernel_costs import BLOCK_Q, FUSED, HEADS_AT_A_TIME, LAUNCH_
 from turbodiff.spec.attention import PLAINER_ATTENTION, AttentionKind
 from turbodiff.spec.models import DitFacts
 from turbodiff.spec.numbers import GB
+from turbodiff.spec.request import Exchange
 
 TERA = 10**12
 DISK_BYTES_S = 2.0 * GB  # NVMe through the page cache; a cold hard disk is ten times slower
@@ -23,6 +24,13 @@ PAGEABLE_SHARE = 0.5  # of the page-locked rate: the driver copies each piece to
 TRAFFIC_BYTES = 200  # HBM bytes per token, channel and block outside weights: between the fused ~100 and eager ~400
 EAGER_BYTES = 600  # the same where norms are references, which read and write float32 copies
 VAE_FLOPS_PER_PIXEL = 8.5e6  # 275 TFLOP for 81 frames of 832x480, both directions alike within a factor of two
+# 14.5 GB for four frames of 832x480 with fused norms, counted on the real decoder by tests/models/test_vae.py
+CONV_SHARE = 0.36  # of the bf16 peak, convolutions alone: 0.3 with the 38 GB that moved between them before
+VAE_BYTES_PER_PIXEL = 9100  # of the memory of a card, at bf16 and 96 channels, outside of convolutions
+INT8_SENT_BYTES = 1 + 4 / 128  # of an element that travels in INT8, with the scale of its token and head of 128
+# HBM bytes of an element that travels in INT8 beyond those of one that does not: it is quantised, put beside its scale
+# and packed (2 + 1, 1 + 1, 1 + 1 of 4), and turned back (1 + 2)
+INT8_PACKING_BYTES = 6
 TEXT_SECONDS_CPU = 20.0  # umt5-xxl, 512 tokens, bf16 on a desktop CPU
 
 
@@ -36,6 +44,7 @@ class Speed(NamedTuple):
     memory_bytes_s: float
     pcie_bytes_s: float
     pageable_bytes_s: float  # host memory that is not page-locked to device
+    decode_bytes_s: float  # of the card's memory, where the VAE reads and writes it
     fp32_flops: float = 0.0  # outside tensor cores: INT8 products and attention of references
 
 
@@ -51,20 +60,28 @@ def speed_of(gpu: GpuFacts | None, cpu_count: int | None) -> Speed:
     """The rates of a card (plan/cards.py), with what was measured on it in their place; of a CPU when `gpu` is None."""
     if gpu is None:
         flops = 25e9 * (cpu_count or 4)  # float32 GEMM per core, AVX2
-        return Speed(flops, flops / 4, flops / 2, flops / 3, 10 * GB, 10 * GB, 10 * GB, flops)
+        return Speed(flops, flops / 4, flops / 2, flops / 3, *(10 * GB,) * 4, flops)
     card = card_of(gpu.name, gpu.facts)
     pcie_bytes_s = gpu.pcie_bytes_s or 0.9 * card.copy_gb_s * GB
     block, decode = gpu.block_rate or 1.0, gpu.decode_rate or 1.0
+    memory_bytes_s = gpu.memory_bytes_s or 0.8 * card.memory_gb_s * GB
     return Speed(
         bf16_flops=0.75 * block * card.bf16_tflops * TERA,
         int8_flops=(INT8_SHARE_WGMMA if card.capability[0] in WGMMA else INT8_SHARE) * block * card.int8_tops * TERA,
         attention_flops=0.45 * block * card.bf16_tflops * TERA,
-        conv_flops=0.3 * decode * card.bf16_tflops * TERA,
-        memory_bytes_s=gpu.memory_bytes_s or 0.8 * card.memory_gb_s * GB,
+        conv_flops=CONV_SHARE * decode * card.bf16_tflops * TERA,
+        memory_bytes_s=memory_bytes_s,
         pcie_bytes_s=pcie_bytes_s,
         pageable_bytes_s=gpu.pageable_bytes_s or PAGEABLE_SHARE * pcie_bytes_s,
+        decode_bytes_s=decode * memory_bytes_s,
         fp32_flops=0.7 * block * card.fp32_tflops * TERA,
     )
+
+
+def vae_seconds(speed: Speed, pixels: int, base: int, element_bytes: int) -> float:
+    """Decode or encode so many pixels of all frames: convolutions, and the passes over memory between them."""
+    work, traffic = VAE_FLOPS_PER_PIXEL * (base / 96) ** 2, VAE_BYTES_PER_PIXEL * base / 96 * element_bytes / 2
+    return pixels * (work / speed.conv_flops + traffic / speed.decode_bytes_s)
 
 
 def kernels_here(kind: AttentionKind, machine: Machine, gpu: GpuFacts | None) -> tuple[AttentionKind, KernelsHere]:
@@ -126,6 +143,17 @@ def text_keys_seconds(dit: DitFacts, speed: Speed, rows: int, int8: bool, here: 
 def sent_bytes(dit: DitFacts, tokens: int, ranks: int, element_bytes: float = 2) -> int:
     """Bytes that one of `ranks` cards sends in one forward pass."""
     return int(dit.num_layers * 4 * tokens * dit.dim * element_bytes * (ranks - 1) / ranks**2)
+
+
+def exchange_seconds(
+    dit: DitFacts, tokens: int, ranks: int, link_bytes_s: float, memory_bytes_s: float, exchange: Exchange = "full",
+    element_bytes: float = 2,
+) -> float:  # fmt: skip
+    """Seconds of one forward pass in which one of `ranks` cards sends, and for INT8 quantises and packs as well."""
+    if exchange == "full":
+        return sent_bytes(dit, tokens, ranks, element_bytes) / link_bytes_s
+    packing_bytes = dit.num_layers * 4 * tokens * dit.dim / ranks * INT8_PACKING_BYTES
+    return sent_bytes(dit, tokens, ranks, INT8_SENT_BYTES) / link_bytes_s + packing_bytes / memory_bytes_s
 
 
 def _linear_rate(speed: Speed, int8: bool, here: KernelsHere) -> float:

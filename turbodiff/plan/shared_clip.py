@@ -5,32 +5,44 @@ back: 4 L d elements, of which a rank holds 1 / R and keeps 1 / R of that (model
 done at the pace of one card (Amdahl). Checked against Wan2.2's published table: tests/plan/test_shared_clip.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from turbodiff.plan.hardware import GpuFacts, Machine, sharing_cards
 from turbodiff.plan.links import possible_ranks
-from turbodiff.plan.roofline import sent_bytes
+from turbodiff.plan.roofline import INT8_SENT_BYTES, exchange_seconds, sent_bytes
 from turbodiff.plan.vae_costs import strip_factor
 from turbodiff.spec.models import DitFacts
-from turbodiff.spec.plan import CardShare, Levers, Phase, Plan
-from turbodiff.spec.request import Request
+from turbodiff.spec.plan import CardShare, Levers, Phase
+from turbodiff.spec.request import Exchange, Request
 
 if TYPE_CHECKING:
     from turbodiff.plan.phase_costs import PhaseCost
 
 SHARED_PHASES = ("image_encode", "denoise", "denoise_high", "denoise_low", "vae_decode")
+MEMORY_BYTES_S = 1.4e12  # of a card, where nobody says: RTX 5090
 MIN_SPEEDUP = 1.2  # below it a second card is worth more on a clip of its own, and the wait is hardly shorter
-INT8_BYTES = 1 + 4 / 128  # of an element that travels in INT8, with the scale of its token and head of 128
 
 
 def asked_ranks(request: Request, machine: Machine) -> int:
-    """Processes that a request wants for its clip, of those that the machine has cards for; a CPU has for all. "auto"
-    is one: who dispatches the clip knows whether others wait."""
+    """Processes that a request wants for its clip, of those that the machine has cards for, a CPU for all, and that may
+    share it: others need no part of the host's memory. "auto" is one: who dispatches the clip knows if others wait.
+    """
     if request.cards == "auto":
         return 1
     on_gpu = machine.usable_gpus and not (machine.torch or "").endswith("+cpu")
-    return min(request.cards, max(1, len(sharing_cards(machine)))) if on_gpu else request.cards
+    most = min(request.cards, len(sharing_cards(machine))) if on_gpu else request.cards
+    return next(iter(possible_ranks(request.spec.dit.num_heads, request.shape.latent.tokens, most)), 1)
+
+
+def worth_their_number(seconds: Mapping[int, float]) -> list[int]:
+    """Of these numbers of cards, with a clip's seconds on them, those that are faster than every smaller one; most
+    first."""
+    found, least_s = list[int](), float("inf")
+    for cards, took_s in sorted(seconds.items()):
+        if took_s < least_s:
+            found, least_s = [cards, *found], took_s
+    return found
 
 
 class SharedClip(NamedTuple):
@@ -38,7 +50,7 @@ class SharedClip(NamedTuple):
 
     Args:
         seconds: from start to file; speedup: of one card's seconds over them.
-        sent_bytes: by one card, in one forward pass.
+        sent_bytes, exchange_s: of one card, in one forward pass.
         side_by_side: clips that as many cards finish in the time of one shared clip, when each has a clip of its own.
     """
 
@@ -46,6 +58,7 @@ class SharedClip(NamedTuple):
     seconds: float
     speedup: float
     sent_bytes: int
+    exchange_s: float
     side_by_side: float
 
     @property
@@ -85,35 +98,19 @@ def follower_bytes(phases: Sequence["PhaseCost"] | Sequence[Phase]) -> int:
 
 def shared(
     dit: DitFacts, tokens: int, ranks: int, *, split_s: float, strips_s: float, width: int, serial_s: float,
-    forwards: int, link_bytes_s: float, element_bytes: float = 2,
+    forwards: int, link_bytes_s: float, exchange: Exchange = "full", memory_bytes_s: float = MEMORY_BYTES_S,
 ) -> SharedClip:  # fmt: skip
     """One clip on `ranks` cards, from the seconds of its parts on one.
 
     split_s: of the transformer; strips_s: of the VAE; serial_s: of all else. link_bytes_s: what one card sends a second
     in an all-to-all among all of them, measured (scripts/bench_parallel.py) or given.
     """
-    sent = sent_bytes(dit, tokens, ranks, element_bytes)
+    exchange_s = exchange_seconds(dit, tokens, ranks, link_bytes_s, memory_bytes_s, exchange)
+    sent = sent_bytes(dit, tokens, ranks, 2 if exchange == "full" else INT8_SENT_BYTES)
     alone_s = split_s + strips_s + serial_s
-    seconds = split_s / ranks + forwards * sent / link_bytes_s + strips_s * strip_factor(width, ranks) + serial_s
+    seconds = split_s / ranks + forwards * exchange_s + strips_s * strip_factor(width, ranks) + serial_s
     speedup = alone_s / seconds
-    return SharedClip(ranks, seconds, speedup, sent, ranks / speedup)
-
-
-def shared_plans(plan: Plan, cards: int, link_bytes_s: float, *, int8: bool = False) -> list[SharedClip]:
-    """A planned clip on as many of `cards` as may share it, most first; also where it does not help."""
-    request, seconds = plan.request, {phase.name: phase.seconds for phase in plan.phases}
-    latent, dit = request.shape.latent, request.spec.dit
-    split_s = sum(value for name, value in seconds.items() if name.startswith("denoise"))
-    strips_s = seconds.get("vae_decode", 0.0) + seconds.get("image_encode", 0.0)
-    forwards = sum(2 if request.guidance_of(expert) > 1 else 1 for expert in request.experts)
-    return [
-        shared(
-            dit, latent.tokens, ranks, split_s=split_s, strips_s=strips_s, width=latent.width,
-            serial_s=plan.seconds - split_s - strips_s, forwards=forwards, link_bytes_s=link_bytes_s,
-            element_bytes=INT8_BYTES if int8 else 2,
-        )
-        for ranks in possible_ranks(dit.num_heads, latent.tokens, cards)
-    ]  # fmt: skip
+    return SharedClip(ranks, seconds, speedup, sent, exchange_s, ranks / speedup)
 
 
 def with_cards(levers: Levers, cards: int) -> Levers:
@@ -122,4 +119,6 @@ def with_cards(levers: Levers, cards: int) -> Levers:
     if shared is not None:
         shared = None if cards == 1 else min(shared, shared // levers.cards * cards)
     page_locked = levers.blocks_page_locked if shared == levers.blocks_shared else 0
-    return levers.model_copy(update={"cards": cards, "blocks_shared": shared, "blocks_page_locked": page_locked})
+    exchange = levers.exchange if cards > 1 else "full"
+    own = {"blocks_shared": shared, "blocks_page_locked": page_locked, "exchange": exchange}
+    return levers.model_copy(update={"cards": cards, **own})

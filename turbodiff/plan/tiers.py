@@ -136,7 +136,10 @@ def _fit_of(asked: Request, machine: Machine, history: History | None, disk: Inv
     except Refusal as error:
         return Fit("no", error.plan.seconds, (), error.need_bytes, error.have_bytes), error.plan
     lowered = tuple(change for change in plan.changes if change.lossy)
-    return Fit(plan.band, plan.seconds, lowered, plan.peak_bytes, plan.budget_bytes), plan
+    size, frames = plan.request.resolution, plan.request.num_frames
+    return Fit(
+        plan.band, plan.seconds, lowered, plan.peak_bytes, plan.budget_bytes, size=size, frames=frames,
+    ), plan  # fmt: skip
 
 
 class Installed(NamedTuple):

@@ -3,10 +3,11 @@
 The coefficients are read off dry runs of the real modules on turbodiff/memory_lab/dry_run.py, and a test holds them to
 it within 5 %.
 
-The remembered frames of the past are 1.8 of 2.7 GiB (480p) and 4.1 of 6.1 GiB (720p) of a whole decode at its peak. In
-host memory they would cross the bus twice for every latent frame: for 81 frames at 720p 2 x 85 GiB, on an RTX 4060 16 s
-where nothing hides them, beside 70 s of maths. Tiles of 96 cost it 11 s and are enough on every card of the README's
-table, whose frames and size the decode never decides; so there is no such lever.
+The remembered frames of the past are 2.6 of 2.9 GiB (480p) and 6.1 of 6.8 GiB (720p) of a whole decode at its peak, a
+third of them the place of the next one. In host memory the others would cross the bus twice for every latent frame: for
+81 frames at 720p 2 x 85 GiB, on an RTX 4060 16 s where nothing hides them, beside 70 s of maths. Tiles of 96 cost it
+11 s and are enough on every card of the README's table, whose frames and size the decode never decides; so there is no
+such lever.
 """
 
 from functools import lru_cache
@@ -21,25 +22,21 @@ from turbodiff.spec.shapes import (
 )
 
 RGB = 3
-# The VAE at work, level by level, as models/vae.py runs it: one latent frame at a time, whole or in tiles. Counts are
-# in frames of the base width b: level 0 is the latent grid with 4b channels, level 3 full size with b. Every 3x3x3
-# convolution remembers two frames of its input, as far as there were two; on top comes the widest moment.
-# Remembered frames plus work at levels 0-3, in channels of width b, at the widest moment of the first, the second and
-# every later latent frame: a residual block over one and four frames of level 3, then over four frames of level 2
-DECODER_WIDTHS = ((24, 22, 16, 12), (52, 52, 40, 21), (56, 84, 64, 14))
-SUM_OF_2D = ((0, 0, 0, -2), (0, 0, 0, -1), (0, 0, 2, 0))  # more where 3-D convolutions run as sums of 2-D ones
+# The VAE at work, level by level, as models/vae.py runs it: a frame at a time, whole or in tiles. Counts are in frames
+# of the base width b: level 0 is the latent grid with 4b channels, level 3 full size with b. Every 3x3x3 convolution
+# has room for three frames of its input from the first one on; on top comes the widest moment.
+# Remembered frames plus work at levels 0-3, in channels of width b, at the widest moment of the first and of any later
+# latent frame: the last block's own work, then a frame that is made twice as large for it
+DECODER_WIDTHS = ((77, 66, 36, 23), (98, 86, 36, 24))
 # the same for the encoder, in frames of full size: everything scales with the tile, nothing is cropped on the way
-ENCODER_FRAMES = (10, 21.375, 22.5)
-ENCODER_FRAMES_2D = (8.25, 20.375, 21.5)
-BEGIN_WIDTH = 4 * 4  # a frame of the middle block on the whole picture: four convolutions that remember 4b
+ENCODER_FRAMES = (22.1, 23.8)
+BEGIN_WIDTH = 4 + 4 * 3 * 4  # the middle block on the whole picture: its frame, four convolutions that remember three
 CHUNKS_IN_FLIGHT = 3  # the chunk being made, handed over, and turned into bytes
 SHAPES = 4096  # that are remembered: models and kinds of weights share a VAE
 
 
 @lru_cache(SHAPES)
-def decode_bytes(
-    latent: LatentShape, base: int, element_bytes: int, tile: int | None, *, conv2d: bool, ranks: int = 1
-) -> int:
+def decode_bytes(latent: LatentShape, base: int, element_bytes: int, tile: int | None, *, ranks: int = 1) -> int:
     """Peak beyond weights while latents become frames; `tile`: side in latent pixels, None for the whole picture;
     `ranks`: so many processes have a strip of the columns each.
 
@@ -50,30 +47,25 @@ def decode_bytes(
     pixels = [_tile_area(latent, tile, margin, strip) << 2 * level for level, margin in enumerate(DECODER_MARGINS)]
     work = 0
     for moment in range(min(latent.frames, len(DECODER_WIDTHS))):
-        widths = zip(DECODER_WIDTHS[moment], SUM_OF_2D[moment], pixels, strict=True)
-        work = max(work, sum([(width + conv2d * more) * size for width, more, size in widths]))
+        work = max(work, sum([width * size for width, size in zip(DECODER_WIDTHS[moment], pixels, strict=True)]))
     frames, frame = pixel_frames(latent.frames), RGB * SPACE_STRIDE**2 * latent.height * strip
     if tile:
         held = frames * frame + latent.frames * 4 * base * area
     else:
-        begin = 4 + BEGIN_WIDTH * min(latent.frames, 2)
-        held = min(frames, CHUNKS_IN_FLIGHT * TIME_STRIDE) * frame + begin * base * area
+        held = min(frames, CHUNKS_IN_FLIGHT * TIME_STRIDE) * frame + BEGIN_WIDTH * base * area
     # latents as they came, float32, and as the decoder takes them
     state = (4 + element_bytes) * latent.channels * latent.frames * area
     return element_bytes * (base * work + held) + state
 
 
 @lru_cache(SHAPES)
-def encode_bytes(
-    latent: LatentShape, base: int, element_bytes: int, tile: int | None, *, conv2d: bool, ranks: int = 1
-) -> int:
+def encode_bytes(latent: LatentShape, base: int, element_bytes: int, tile: int | None, *, ranks: int = 1) -> int:
     """Peak beyond weights while frames become latents; the video arrives in the dtype of the VAE. Several `ranks` have
     features of a strip each, then send them to all: what leaves and what comes is those of the whole picture."""
     area, strip = latent.height * latent.width, -(-latent.width // ranks)
     video = pixel_frames(latent.frames) * RGB * SPACE_STRIDE**2 * area
-    counts = ENCODER_FRAMES_2D if conv2d else ENCODER_FRAMES
     tiles = _tile_area(latent, tile, ENCODER_MARGIN, strip)
-    work = counts[min(latent.frames, len(counts)) - 1] * SPACE_STRIDE**2 * tiles
+    work = ENCODER_FRAMES[min(latent.frames, len(ENCODER_FRAMES)) - 1] * SPACE_STRIDE**2 * tiles
     own, whole = (latent.frames * 4 * base * latent.height * width for width in (strip, latent.width))
     exchanging = own + 2 * whole if ranks > 1 else 0
     return int(element_bytes * (max(base * work + own, exchanging) + video))

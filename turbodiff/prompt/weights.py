@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 import ftfy
 
-from turbodiff.spec.text import unescaped
+from turbodiff.spec.text import stream_safe, unescaped
 
 MIN_WEIGHT, MAX_WEIGHT = 0.1, 3.0
+_MAX_PRODUCT = 1e100  # of weights that are open: what is inside may weigh less again, but inf * 0 is no number
 OPEN, CLOSE = "(（", ")）"
+_TEXT = re.compile(r"\S")
 _NUMBER = re.compile(r"[:：] ?([0-9]+\.?[0-9]*|\.[0-9]+) ?$")
 _LONGEST_MARK = 16  # characters of colon, number and spaces
 
@@ -46,9 +48,12 @@ class Group(NamedTuple):
 def clean(text: str) -> str:
     """Repaired Unicode (full-width marks become half-width), HTML entities undone twice, whitespace collapsed.
 
-    As Wan cleans (TurboDiffusion rcm/utils/umt5.py, mode "whitespace"): a prompt means the same here.
+    As Wan cleans (TurboDiffusion rcm/utils/umt5.py, mode "whitespace"): a prompt means the same here. But marks without
+    end on one letter are cut before letters are composed; ftfy, which composes, has to make marks of entities first.
     """
-    return " ".join(unescaped(unescaped(ftfy.fix_text(text))).split())
+    plain = ftfy.fix_text(text, normalization=None)
+    cut = stream_safe(plain)
+    return " ".join(unescaped(unescaped(ftfy.fix_text(text if cut == plain else cut))).split())
 
 
 def parse(source: str) -> WeightedPrompt:
@@ -61,7 +66,7 @@ def parse(source: str) -> WeightedPrompt:
     weighed: list[tuple[str, float]] = []  # the characters of the text with their weights
     for index, char in enumerate(source):
         if index in opening:
-            open_weights.append(open_weights[-1] * opening[index])
+            open_weights.append(min(open_weights[-1] * opening[index], _MAX_PRODUCT))
         elif index in closing:
             open_weights.pop()
         elif index in marks or (char == "\\" and source[index + 1 : index + 2] in tuple(OPEN + CLOSE)):
@@ -94,7 +99,7 @@ def find_groups(source: str) -> list[Group]:
                 colon, number = tail + found.start(), found[1]
                 # "16:9" and "10:30" are a ratio and a time: behind a digit, only a number with a point weighs
                 is_ratio = source[colon - 1].isdigit() and "." not in number
-                if not is_ratio and source[start + 1 : colon].strip():
+                if not is_ratio and _TEXT.search(source, start + 1, colon):
                     groups.append(Group(start, colon, end, float(number)))
         inner = end + 1
     return groups

@@ -5,26 +5,27 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
+
+from turbodiff_kernels import backend
 
 from turbodiff.models.attention import ResolvedAttention, resolve_attention
 from turbodiff.plan.calibration import PROVENANCE, provenance
 from turbodiff.plan.hardware import Machine
 from turbodiff.plan.links import possible_ranks
-from turbodiff.plan.shared_clip import with_cards
 from turbodiff.runtime.model_cache import ModelCache
 from turbodiff.runtime.ranks import Ranks, RanksLostError
-from turbodiff.runtime.replan import budget_now, replan, with_levers
+from turbodiff.runtime.replan import budget_now, for_cards, machine_at, replan, with_levers
 from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.clips import Measured, MeasuredOn
 from turbodiff.spec.errors import CancelledByUser, OutOfMemoryError
-from turbodiff.spec.events import Event, NoticeEvent, PhaseEvent, PlanEvent
+from turbodiff.spec.events import ErrorEvent, Event, LinkEvent, NoticeEvent, PhaseEvent, PlanEvent
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.out_of_memory import MemoryFailure, memory_failure
 from turbodiff.spec.plan import Calibration, PhaseName, Plan
-from turbodiff.spec.request import Request
+from turbodiff.spec.request import Exchange, Request
 from turbodiff.spec.shapes import VAE_TILES
 
 Result = TypeVar("Result")
@@ -56,6 +57,7 @@ class Attempt:
         machine: as it was at launch; the plan is checked against what is free now before each phase. None: it stands.
         calibration: what measured runs taught, for plans made on the way.
         names: what is told of the request's files, by their paths here (spec/events.py).
+        away: another machine takes the clip home.
         send: of an event; its job and attempt are set by the sender.
     """
 
@@ -77,8 +79,11 @@ class Attempt:
     reserved_bytes: dict[str, int] = field(default_factory=dict)
     cards: tuple[str, ...] = ()  # CUDA_VISIBLE_DEVICES of each process that may share the clip, see runtime/ranks.py
     ranks: Ranks | None = None  # the group of those that do
+    measures_link: bool = False  # what these processes send each other a second, once they are there
+    exchange: Exchange = "full"  # between those that made the latents
     outside_bytes: int | None = None  # of the allocator, see replan.outside_bytes
     names: Mapping[str, str] = field(default_factory=dict)
+    away: bool = False
 
     @property
     def request(self) -> Request:
@@ -93,6 +98,22 @@ class Attempt:
     def attention(self) -> ResolvedAttention:
         """The attention that really runs; a plan's is never "auto"."""
         return resolve_attention(cast("AttentionKind", self.request.attention), self.models.device.torch_device)
+
+    def check_kernels(self) -> None:
+        """Check the kernels that nobody checked on such a card yet, all before the first phase: seconds, once."""
+        device, checked = self.models.device.torch_device, count(1)
+
+        def tell(choice: backend.Implementation) -> None:
+            numbers: dict[str, float | str] = {"n": next(checked), "total": len(backend.OPS)}
+            text = f"kernel {choice.op}: {choice.runs} ({choice.why})"
+            self.send(NoticeEvent(key="kernels_checked", text=text, numbers=numbers))
+
+        if any(backend.expected(op, device).key == "unchecked" for op in backend.OPS):
+            try:
+                backend.check_all(device, tell)
+            except Exception as error:  # a neighbour fills the card: the phases know what to do then
+                if memory_failure(error) is None:
+                    raise
 
     @contextmanager
     def phase(self, name: PhaseName) -> Iterator[None]:
@@ -124,8 +145,8 @@ class Attempt:
                 raise
             raise out_of_memory(failure, name, self.plan) from None
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start_s
-        self.peaks_bytes[name] = max(self.peaks_bytes.get(name, 0), self.models.device.peak_bytes())
-        reserved_bytes = self.models.device.reserved_bytes()
+        peak_bytes, reserved_bytes = self.models.graphs.peaks_beside()
+        self.peaks_bytes[name] = max(self.peaks_bytes.get(name, 0), peak_bytes)
         if reserved_bytes is not None:
             self.reserved_bytes[name] = max(self.reserved_bytes.get(name, 0), reserved_bytes)
         done = PhaseEvent(
@@ -156,9 +177,16 @@ class Attempt:
             self.models.leave_device()  # only now: the traceback holds tensors
             self.send(repeated_notice(self.plan, name, ran_out))
 
-    def share(self, work: Callable[[], Result]) -> Result:
+    def share(self, at: PhaseName, work: Callable[[], Result]) -> Result:
         """What `work` returns, which shares it with `ranks` where there are cards for it; where one of these processes
-        is lost, `work` begins again with those that are left. Any other error ends the group, and is raised."""
+        is lost, `work` begins again with those that are left. Any other error ends the group, and is raised.
+
+        Args:
+            at: where in the plan this is.
+
+        Raises:
+            WaitForMemory, DoesNotFitError: the cards that are left cannot hold the rest as it was shown.
+        """
         while True:
             try:
                 self._open_ranks()
@@ -167,7 +195,8 @@ class Attempt:
                 self.close_ranks()
                 left = 1 + len(self._sharing())
                 self.send(ranks_notice(lost, left))
-                self.plan = with_levers(self.plan, with_cards(self.plan.levers, left), self.machine)
+                now = self.machine and (machine_at(self.machine, self.models.device) or self.machine)
+                self.plan = for_cards(self.plan, left, now, self.calibration, at=at)
                 self.send(PlanEvent(plan=self.told))
             except BaseException:
                 self.close_ranks()
@@ -182,17 +211,34 @@ class Attempt:
     def _open_ranks(self) -> None:
         """Start the processes that may share this clip, unless they are there."""
         if self.ranks is None and (cards := self._sharing()):
-            self.ranks = Ranks(self.models.device, cards)
+            self.ranks = Ranks(self.models.device, cards, self._say_lost)
             self.ranks.open()
+            if self.measures_link:  # with as many bytes as a card sends of queries in a block
+                shape, dit = self.request.shape.latent, self.request.spec.dit
+                n_bytes = shape.tokens * dit.dim * self.models.device.dtype.itemsize // self.ranks.parallel.ranks
+                rate = self.ranks.link_rate(n_bytes)
+                self.measures_link = False
+                self.send(LinkEvent(cards=self.ranks.parallel.ranks, bytes_s=rate))
 
     def close_ranks(self) -> None:
         """End the processes that share the clip; the card of one that was lost is not used again."""
         if self.ranks is not None:
             self.ranks.close()
-            if self.ranks.lost_rank is not None:
-                index = self.ranks.lost_rank - 1
-                self.cards = self.cards[:index] + self.cards[index + 1 :]
+            self._give_up_lost()
             self.ranks = None
+
+    def _give_up_lost(self) -> None:
+        """Count the card of a follower that was lost as none of the clip's any more."""
+        if self.ranks is not None and self.ranks.lost_rank is not None:
+            index, shares = self.ranks.lost_rank - 1, self.plan.shares
+            self.cards = self.cards[:index] + self.cards[index + 1 :]
+            self.plan = self.plan.model_copy(update={"shares": shares[: index + 1] + shares[index + 2 :]})
+
+    def _say_lost(self, lost: RanksLostError) -> None:
+        """The last words of a process that nothing wakes any more: whom it lost, and which cards are left."""
+        self._give_up_lost()
+        self.send(PlanEvent(plan=self.told))
+        self.send(ErrorEvent(**lost.fields(), exit_code=lost.exit_code))
 
     def _pull_next_lever(self, name: PhaseName) -> bool:
         """Change the plan to the next smaller way through a phase that changes no pixel; False where there is none."""
@@ -287,6 +333,11 @@ def left_notice(left_bytes: int, phase: PhaseName) -> NoticeEvent:
     """The notice that networks which had stayed on the device left it because less is free, before a phase or in it."""
     text = f"less memory is free for {phase}: {gib(left_bytes)} of weights that had stayed on the device leave it"
     return NoticeEvent(key="weights_left", text=text, numbers={"phase": phase, "bytes": left_bytes})
+
+
+def work_of(plan: Plan, name: str) -> int:
+    """Planned peak bytes of a phase beside its weights, 0 where the plan does not have it."""
+    return next((phase.peak_bytes - phase.weights_bytes for phase in plan.phases if phase.name == name), 0)
 
 
 def peak_of(plan: Plan, name: str) -> int:

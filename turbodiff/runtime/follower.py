@@ -3,7 +3,8 @@
     python -m turbodiff.runtime.follower RANK RANKS STORE PARENT
 
 See runtime/ranks.py. It ends with its parent: PR_SET_PDEATHSIG reaches it even where it is stopped. It says that it
-lives before it imports torch, which takes minutes from a cold disk.
+lives before it imports torch, which takes minutes from a cold disk. Its words alone go where its standard output went:
+what libraries print there (NCCL_DEBUG=INFO) goes to standard error.
 """
 
 import ctypes
@@ -24,12 +25,16 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 Command = dict[str, Any]  # a line of JSON
 
 
-def main(rank: int, ranks: int, store: Path, parent: int) -> None:
-    """Join the group, then do what lines on standard input say, until they end."""
+def main(rank: int, ranks: int, store: Path, parent: int, words: int) -> None:
+    """Join the group, then do what lines on standard input say, until they end.
+
+    Args:
+        words: the descriptor of what the first rank reads.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         return
-    threading.Thread(target=beat, daemon=True).start()
+    threading.Thread(target=beat, args=(words,), daemon=True).start()
     commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
     threading.Thread(target=read, args=(sys.stdin.buffer, commands), daemon=True).start()
 
@@ -42,21 +47,21 @@ def main(rank: int, ranks: int, store: Path, parent: int) -> None:
 
     device = Device.pick()
     torch.set_flush_denormal(True)  # as the worker: the same numbers
-    say(made_of(device))
+    say(words, made_of(device))
     weights = join(device, store, rank, ranks)
     follow(ModelCache(device), replace(place(device, rank, ranks), weights=weights), commands)
 
 
-def say(word: dict[str, str]) -> None:
+def say(words: int, word: dict[str, str]) -> None:
     """One line to the first rank."""
-    os.write(1, json.dumps(word).encode() + b"\n")
+    os.write(words, json.dumps(word).encode() + b"\n")
 
 
-def beat() -> None:
+def beat(words: int) -> None:
     """An empty word every second, until nobody reads any more."""
     while True:
         try:
-            say({})
+            say(words, {})
         except OSError:
             os._exit(1)
         time.sleep(BEAT_S)
@@ -69,9 +74,20 @@ def read(stream: BinaryIO, commands: "queue.SimpleQueue[Command]") -> None:
     os._exit(0)
 
 
-if __name__ == "__main__":
+def run(rank: str, ranks: str, store: str, parent: str) -> None:
+    """`main` with the arguments of the command line; the first rank hears of what ends it."""
+    words = os.dup(1)
+    os.dup2(2, 1)
     try:
-        main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+        main(int(rank), int(ranks), Path(store), int(parent), words)
     except Exception as error:  # the outermost frame: the first rank must hear of it
-        say({"error": f"{type(error).__name__}: {error}"[:2000]})
+        from turbodiff.spec.out_of_memory import memory_failure
+
+        ran_out = memory_failure(error)
+        word = {"error": f"{type(error).__name__}: {error}"[:2000]}
+        say(words, word if ran_out is None else {"out_of_memory": ran_out.line, "where": ran_out.where})
         raise
+
+
+if __name__ == "__main__":
+    run(*sys.argv[1:])

@@ -17,10 +17,10 @@ from turbodiff.spec.request import Request
 RECIPE = {
     "kind", "prompt", "negative_prompt", "seed", "model", "width", "height", "num_frames", "steps", "sampler",
     "sigma_max", "guidance", "guidance_low", "shift", "boundary", "attention", "topk", "quant_linear", "image", "fit",
-    "text_dtype",
+    "text_dtype", "exchange", "end_image",
     "adaptive_resolution", "loras", "noise_device",
 }  # fmt: skip
-NEVER_CHANGED = ("kind", "prompt", "seed", "image", "loras")  # by any plan
+NEVER_CHANGED = ("kind", "prompt", "seed", "image", "end_image", "loras")  # by any plan
 
 
 class LatentsCache:

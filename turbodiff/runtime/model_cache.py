@@ -24,9 +24,10 @@ from turbodiff.models.vae import Vae, make_vae
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.plan.candidates import network_files
 from turbodiff.prompt.tokens import Tokenizer
-from turbodiff.runtime import loras, offload, text
+from turbodiff.runtime import half_vae, loras, offload, text
 from turbodiff.runtime.device import Device
 from turbodiff.runtime.shared_blocks import SharedBlocks
+from turbodiff.runtime.step_graph import StepGraphs
 from turbodiff.runtime.text import TextRows
 from turbodiff.spec.errors import FileError
 from turbodiff.spec.events import Notice
@@ -52,6 +53,8 @@ PARTS_IN_WORDS: Mapping[Part, str] = {
     "dit": "model", "vae": "VAE", "text_encoder": "text encoder", "image_encoder": "picture encoder",
     "tiny_vae": "VAE for previews",
 }  # fmt: skip
+
+HALF = " float16"  # at the end of a VAE's key
 
 log = logging.getLogger("turbodiff.worker")
 
@@ -87,7 +90,7 @@ class ModelCache:
     """The models of one worker. `open` says what the next job needs; the rest is loaded when it is first asked for."""
 
     def __init__(self, device: Device) -> None:
-        self.device = device
+        self.device, self.graphs = device, StepGraphs(device)
         self._kept: dict[str, object] = {}
         self.files: dict[str, FoundFile] = {}  # component -> its file, of the open model
         self._int8 = self._on_disk = False
@@ -114,7 +117,9 @@ class ModelCache:
             self.files["preview_vae"] = small
         wanted = {self._key(file) for file in self.files.values()}
         wanted |= {self._lora_key(expert, request) for expert in self.spec.experts}
+        wanted |= {self._key(file) + HALF for file in self.files.values() if file.component == "vae"}
         self._kept = {key: value for key, value in self._kept.items() if key in wanted}
+        self.graphs.drop_all_but(self._networks())
         offload.free_cached(self.device.torch_device, page_locked=True)
 
     def make_room(self, plan: Plan, budget_bytes: int | None = None, but: nn.Module | None = None) -> int:
@@ -125,15 +130,22 @@ class ModelCache:
             but: a network at work.
         """
         self.budget_bytes = budget_bytes
+        if not self.has_room(plan):
+            self.graphs.drop_all_but()
         return 0 if self._all_fit(plan) else self.leave_device(but)
 
+    def has_room(self, plan: Plan, more_bytes: int = 0) -> bool:
+        """Whether everything fits at once, with the graphs of steps and so much more."""
+        return self._all_fit(plan, self.graphs.bytes + more_bytes)
+
     def leave_device(self, but: nn.Module | None = None) -> int:
-        """Take every network off the device, `but` one at work; returns the bytes that left."""
+        """Take every network off the device, `but` one at work; returns the bytes that left. No graph outlives it."""
+        self.graphs.drop_all_but()
         return offload.to_host(self._networks(), self.device.torch_device, but) if self.device.is_cuda else 0
 
     def reset_peak(self) -> None:
         """Start measuring a new phase."""
-        self.device.reset_peak()
+        self.graphs.reset_peak()
         self.weights_bytes = 0
 
     def _record_weights(self, more_bytes: int = 0) -> None:
@@ -189,7 +201,8 @@ class ModelCache:
     @contextmanager
     def on_device(self, component: Literal["vae", "image_encoder"], plan: Plan) -> Iterator[nn.Module]:
         """A network that is on the device whole."""
-        network = self.get_or_load(component)
+        half = component == "vae" and self._half_vae(plan)
+        network = self.get_or_load(component, torch.float16 if half else None)
         with offload.on_device(network, self.device.torch_device, stay=self._all_fit(plan)):
             self._record_weights()
             yield network
@@ -230,44 +243,61 @@ class ModelCache:
             self._record_weights(blocks.beside_bytes)
             yield PlacedDit(dit, blocks, notes)
 
-    def _all_fit(self, plan: Plan) -> bool:
-        """Whether everything fits at once, so that nothing has to leave the device between phases."""
+    def _all_fit(self, plan: Plan, more_bytes: int = 0) -> bool:
+        """Whether everything fits at once, and so much more: then nothing has to leave the device between phases."""
         weights_bytes = sum(phase.weights_bytes for phase in plan.phases)
         work_bytes = max(phase.peak_bytes - phase.weights_bytes for phase in plan.phases)
         room_bytes = plan.budget_bytes if self.budget_bytes is None else min(plan.budget_bytes, self.budget_bytes)
-        return plan.levers.experts == "resident" and weights_bytes + work_bytes <= room_bytes
+        return plan.levers.experts == "resident" and weights_bytes + work_bytes + more_bytes <= room_bytes
 
-    def get_or_load(self, component: NetworkComponent) -> nn.Module:
+    def _half_vae(self, plan: Plan) -> bool:
+        """Whether the VAE runs in float16: where it is safe on this card; cards that share a clip send each other its
+        features, and stay with one dtype."""
+        if plan.levers.cards > 1:
+            return False
+        wide = partial(self._load, "vae", torch.float32)
+        return half_vae.usable(self._key(self.files["vae"]), self.device.torch_device, wide)
+
+    def forbid_half_vae(self) -> None:
+        """Let the VAE of the open model run in float16 no more on such a card."""
+        key = self._key(self.files["vae"])
+        half_vae.forbid(key, self.device.torch_device)
+        self._kept.pop(key + HALF, None)
+
+    def get_or_load(self, component: NetworkComponent, dtype: torch.dtype | None = None) -> nn.Module:
         """A network of the open model in host memory; its file is read the first time only.
 
-        The blocks of a transformer are INT8 where the request asked for it.
+        The blocks of a transformer are INT8 where the request asked for it. `dtype`: another than the device's.
         """
-        file = self.files[component]
-        key = self._key(file)
+        key = self._key(self.files[component]) + (HALF if dtype == torch.float16 else "")
         if key not in self._kept:
-            part = cast("Part", component if component in PARTS_IN_WORDS else "dit")
-            preview, dtype = component == "preview_vae", self.device.dtype
-            checkpoint = open_checkpoint(file.path, None if preview else part)
-            if preview:
-                part, dtype = checkpoint.component, torch.float32  # it runs on the CPU
-            with torch.device("meta"):
-                if part == "text_encoder":
-                    module: nn.Module = text_encoder.make_text_encoder(self.spec.text_encoder)
-                elif part == "vae":
-                    module = make_vae(**self.spec.vae.model_dump() | ({"base_dim": LIGHT_VAE_DIM} if preview else {}))
-                elif part == "tiny_vae":
-                    module = TinyDecoder()
-                elif part == "image_encoder" and self.spec.image_encoder:
-                    module = image_encoder.make_image_encoder(self.spec.image_encoder)
-                else:
-                    module = WanDiT(dit_config(self.spec, sla=checkpoint.sla, quant_linear=checkpoint.quant))
-            become = int8_layers(module) if self._int8 and part == "dit" else {}
-            told = _progress_logger(f"Loading {self.spec.display_name} {PARTS_IN_WORDS[part]}...", file.bytes)
-            with self._copy(file, checkpoint, module, become) as copy:
-                load_into(module, checkpoint, dtype=dtype, become=become, told=told, copy=copy)
-            told(file.bytes)
-            self._kept[key] = module
+            self._kept[key] = self._load(component, dtype or self.device.dtype)
         return cast("nn.Module", self._kept[key])
+
+    def _load(self, component: NetworkComponent, dtype: torch.dtype) -> nn.Module:
+        """A network read from its file."""
+        file, preview = self.files[component], component == "preview_vae"
+        part = cast("Part", component if component in PARTS_IN_WORDS else "dit")
+        checkpoint = open_checkpoint(file.path, None if preview else part)
+        if preview:
+            part, dtype = checkpoint.component, torch.float32  # it runs on the CPU
+        with torch.device("meta"):
+            if part == "text_encoder":
+                module: nn.Module = text_encoder.make_text_encoder(self.spec.text_encoder)
+            elif part == "vae":
+                module = make_vae(**self.spec.vae.model_dump() | ({"base_dim": LIGHT_VAE_DIM} if preview else {}))
+            elif part == "tiny_vae":
+                module = TinyDecoder()
+            elif part == "image_encoder" and self.spec.image_encoder:
+                module = image_encoder.make_image_encoder(self.spec.image_encoder)
+            else:
+                module = WanDiT(dit_config(self.spec, sla=checkpoint.sla, quant_linear=checkpoint.quant))
+        become = int8_layers(module) if self._int8 and part == "dit" else {}
+        told = _progress_logger(f"Loading {self.spec.display_name} {PARTS_IN_WORDS[part]}...", file.bytes)
+        with self._copy(file, checkpoint, module, become) as copy:
+            load_into(module, checkpoint, dtype=dtype, become=become, told=told, copy=copy)
+        told(file.bytes)
+        return module
 
     def _copy(
         self, file: FoundFile, checkpoint: Checkpoint, module: nn.Module, become: Mapping[str, object]

@@ -46,6 +46,26 @@ def share_parameters(module: nn.Module, make: Callable[[Tensor], Tensor] | None 
     return copy.deepcopy(module, memo)
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of host memory on the device; to a GPU by way of page-locked memory, so that nothing waits for it."""
+    return to_device(tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor, device)
+
+
+def leaving(tensor: Tensor, device: torch.device) -> Callable[[], Tensor]:
+    """Start bringing a tensor to host memory; a call waits until it is there, whatever was queued behind it."""
+    if device.type != "cuda":
+        return tensor.cpu
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.current_stream(device).record_event()
+
+    def wait(_given: Tensor = tensor) -> Tensor:  # its memory is another's once nobody holds it
+        arrived.synchronize()
+        return host
+
+    return wait
+
+
 @contextmanager
 def on_device(module: nn.Module, device: torch.device, *, stay: bool = False) -> Iterator[None]:
     """A network on the device inside the block. Its host copy is kept, so leaving copies nothing back.

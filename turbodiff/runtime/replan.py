@@ -11,7 +11,7 @@ from turbodiff.gpu.host_memory import host_memory
 from turbodiff.gpu.probe import machine_now
 from turbodiff.plan import planner
 from turbodiff.plan.hardware import CONTEXT_BYTES, Machine, only
-from turbodiff.plan.planner import Shortage, band_of, from_phase, plan_request, told_as
+from turbodiff.plan.planner import Refusal, Shortage, band_of, from_phase, plan_request, told_as
 from turbodiff.plan.shared_clip import with_cards
 from turbodiff.runtime import offload
 from turbodiff.runtime.device import Device
@@ -73,7 +73,7 @@ def first_plan(command: RunCommand, machine: Machine | None, device: Device) -> 
     """
     plan, ranks = command.given_plan, 1 + len(command.cards)
     if plan is not None and plan.levers.cards != ranks:  # it was shown for more or fewer cards than there are now
-        plan = with_levers(plan, with_cards(plan.levers, ranks), machine)
+        plan = for_cards(plan, ranks, machine, command.calibration)
     if plan is not None:
         return plan if machine is None else replan(plan, machine, device, command.calibration, at="launch")
     assert machine is not None
@@ -150,9 +150,53 @@ def budget_now(plan: Plan, machine: Machine, device: Device) -> int | None:
     return now.largest_budget_bytes
 
 
+def for_cards(
+    plan: Plan, cards: int, machine: Machine | None, calibration: Calibration | None = None, *,
+    at: Literal["launch"] | PhaseName = "launch",
+) -> Plan:  # fmt: skip
+    """The same clip on so many of its cards, this one first, where it was planned for more or fewer: with the lossless
+    levers of a plan made for them, since what was chosen for several may not fit on one where other levers would. "Run
+    anyway", and a clip on a machine that is not known, keeps its levers as far as they can be kept.
+
+    Args:
+        at: only what is left from this phase on must fit.
+
+    Raises:
+        WaitForMemory: another program holds what even the smallest way to go on needs.
+        DoesNotFitError: these cards could not hold it if nobody else used them, or host memory is short.
+    """
+    plan = plan.model_copy(update={"shares": plan.shares[:cards] if cards > 1 else ()})
+    if machine is None or plan.band == "no":
+        return with_levers(plan, with_cards(plan.levers, cards), machine)
+    found, cached = with_loras(inventory(), plan.request.loras), plan.levers.text == "cached"
+    limit_bytes = min([share.budget_bytes for share in plan.shares[1:]], default=None)
+    try:
+        fresh = plan_request(
+            plan.request, machine, found, policy="never", calibration=calibration, text_cached=cached,
+            limit_bytes=limit_bytes, ranks=cards,
+        )  # fmt: skip
+    except Refusal as refusal:
+        fresh = _as_left(refusal, machine, at)
+    fresh = told_as(plan, fresh)
+    return fresh.model_copy(update={"shares": fresh.shares[: fresh.levers.cards]})  # heads must divide
+
+
+def _as_left(refusal: Refusal, machine: Machine, at: Literal["launch"] | PhaseName) -> Plan:
+    """The plan that was refused, where what is left of it fits all the same; raises as `for_cards`."""
+    plan, gpu = refusal.plan, next(iter(machine.usable_gpus), None)
+    rest = plan.phases if at == "launch" else from_phase(plan, at)
+    need_bytes = max([phase.peak_bytes for phase in rest])
+    if len(rest) < len(plan.phases) and need_bytes <= plan.budget_bytes:
+        return plan.model_copy(update={"band": band_of(need_bytes, plan.budget_bytes)})
+    reserved_bytes = machine.reserved_bytes(gpu) if gpu else 0
+    total_bytes = gpu.total_bytes if gpu else 0
+    if refusal.code == "does_not_fit_host" or (total_bytes is not None and need_bytes + reserved_bytes > total_bytes):
+        raise refusal
+    raise WaitForMemory(Shortage(need_bytes + reserved_bytes, machine.largest_budget_bytes + reserved_bytes)) from None
+
+
 def with_levers(plan: Plan, levers: Levers, machine: Machine | None) -> Plan:
     """The same clip with other levers; its figures stay as they were where the machine is not known."""
-    plan = plan.model_copy(update={"shares": plan.shares[: levers.cards] if levers.cards > 1 else ()})
     if machine is None:
         return plan.model_copy(update={"levers": levers})
     return planner.with_levers(plan, levers, machine, inventory())

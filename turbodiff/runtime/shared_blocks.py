@@ -80,7 +80,7 @@ class SharedBlocks(BlockStream):
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._coming.clear()
+        self._coming.clear()  # not waited for: after an error nothing may come; it holds its memory until it is over
         self._here.clear()
         super().__exit__(*error)
 

@@ -154,7 +154,9 @@ def run(fields: dict[str, object], models: "ModelCache", events: EventWriter, co
             machine=machine,
             calibration=command.calibration,
             cards=command.cards,
+            measures_link=command.measure_link,
             names=command.names,
+            away=command.away,
         )
         events.send(ResultEvent(**generate(attempt).model_dump()))
     except WaitForMemory as waits:

@@ -4,9 +4,11 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from functools import lru_cache
+from typing import Generic, ParamSpec, TypeVar
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 QUIET_S = 1.0
 
@@ -58,3 +60,25 @@ class CachedValue(Generic[T]):
             self._at_s = time.monotonic()
         finally:
             self._lock.release()
+
+
+class Once(Generic[P, T]):
+    """A function that remembers what it found, as under `functools.lru_cache`; of threads that ask at the same time one
+    looks and the others wait for it. Under that cache alone each of them looks: 40 first submits started ffmpeg 80
+    times.
+
+    Args:
+        size: how many results are remembered, None for all.
+    """
+
+    def __init__(self, function: Callable[P, T], size: int | None = None) -> None:
+        self._remembered = lru_cache(size)(function)
+        self._lock = threading.Lock()
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._lock:
+            return self._remembered(*args, **kwargs)  # type: ignore[arg-type]
+
+    def cache_clear(self) -> None:
+        """Forget everything."""
+        self._remembered.cache_clear()

@@ -76,6 +76,7 @@ class Ran(Record):
     backend: str = ""
     quant_linear: str = ""
     int8: str = ""  # how INT8 layers scale, where there are any
+    exchange: str = ""  # "int8" where cards that shared the clip sent each other fewer bits
     device: str = ""
     device_name: str = ""
     arch: str = ""
@@ -183,7 +184,6 @@ def rating_parts(rating: str) -> tuple[str, str]:
 
 
 R = TypeVar("R", bound=Record)
-SCALARS = ("str", "int", "float", "bool")  # as pydantic names them at the end of an error's path
 # Far beyond what any version wrote: a sidecar with a plan is 8 levels deep and has 600 values
 MAX_DEPTH, MAX_VALUES, MAX_TEXT = 24, 20_000, 100_000
 MAX_ROUNDS = 8  # of leaving out what is mistyped; then whole parts go
@@ -217,8 +217,8 @@ def _leave_out(document: Any, wrong: Iterable[tuple[tuple[int | str, ...], bool]
     """Take the wrong parts out of a document, or put what stands for them; False where none could be found."""
     places: dict[tuple[int | str, ...], JsonValue | None] = {}
     for place, missing in wrong:
-        if place[-1] in SCALARS:  # a member of a union of scalars, which is no part of the document
-            place = place[:-1]
+        if not missing:
+            place = _inside(document, place)
         replaced = place[-2:-1] == ("request",) and place[-1] in UNKNOWN_REQUEST
         if missing and not replaced:  # its container cannot be read without it
             place = place[:-1]
@@ -236,6 +236,17 @@ def _leave_out(document: Any, wrong: Iterable[tuple[tuple[int | str, ...], bool]
                 del parent[place[-1]]
             found = True
     return found
+
+
+def _inside(document: Any, place: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The beginning of a place that the document has: behind it pydantic names the member of a union."""
+    for depth, step in enumerate(place):
+        here = isinstance(document, dict) and step in document
+        here = here or (isinstance(document, list) and isinstance(step, int) and step < len(document))
+        if not here:
+            return place[:depth]
+        document = document[step]
+    return place
 
 
 def _bounded(value: Any, depth: int, left: Iterator[int]) -> Any:

@@ -26,7 +26,7 @@ ENHANCER_KEY = "TURBODIFF_ENHANCER_KEY"
 RUN_ID = "TURBODIFF_RUN_ID"  # of the supervisor's run, in the environment of every child of it
 BEAT_FD = "TURBODIFF_BEAT_FD"  # a pipe on which the supervisor says that it turns (webui/keeper.py)
 LAST_END = "TURBODIFF_LAST_END"  # how the supervisor before this one ended
-START_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: a supervisor whose state folder was removed, and that has made a new one
+START_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: a supervisor whose state folder was removed or damaged
 HOST = re.compile(r"\*|[\w.*-]+(:\d+)?", re.ASCII)  # a name, a part of one, perhaps with a port
 
 

@@ -19,6 +19,8 @@ Programmer mistakes are asserts, never these.
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+# that run networks of other people, and the extra of ours that brings them
+PACKAGES = {"upscaler": ("spandrel", "upscale"), "interpolator": ("ccvfi", "interpolate")}
 MAX_GOT = 5000  # characters of what is repeated of an input: the longest path has 4096
 
 
@@ -133,6 +135,16 @@ def closed_to_us(error: PermissionError) -> FileError:
         expected="a right to it, and to each folder above it",
         try_instead="another path",
     )
+
+
+def package_missing(kind: str, got: str) -> FileError:
+    """What an "upscaler" or "interpolator" says where the package that runs it cannot be imported; `got`: which."""
+    package, extra = PACKAGES[kind]
+    install = f"pip install 'turbodiff[{extra}]'"
+    return FileError(
+        f"this {kind} needs the package {package}, with the torchvision of this torch", code=f"{package}_missing",
+        field=kind, got=got, expected=install, try_instead=install,
+    )  # fmt: skip
 
 
 def error_from(fields: Mapping[str, Any]) -> TurbodiffError:

@@ -131,6 +131,14 @@ class StepEvent(EventBase):
     eta_s: float
 
 
+class ProgressEvent(EventBase):
+    """Part `i` of about `n` of a phase without steps of the schedule is done: frames that were made."""
+
+    type: Literal["progress"] = "progress"
+    i: int
+    n: int
+
+
 class PreviewEvent(EventBase):
     """What the clip looks like after step `i`: a small JPEG, base64."""
 
@@ -143,6 +151,14 @@ class NoticeEvent(EventBase, Notice):
     """A notice about the running job."""
 
     type: Literal["notice"] = "notice"
+
+
+class LinkEvent(EventBase):
+    """What each of so many cards that share the clip sends a second in an all-to-all among them, measured."""
+
+    type: Literal["link"] = "link"
+    cards: int
+    bytes_s: float
 
 
 class WaitEvent(EventBase):
@@ -171,8 +187,10 @@ Event = Annotated[
     | PlanEvent
     | PhaseEvent
     | StepEvent
+    | ProgressEvent
     | PreviewEvent
     | NoticeEvent
+    | LinkEvent
     | WaitEvent
     | ResultEvent
     | ErrorEvent,
@@ -220,7 +238,9 @@ class RunCommand(BaseModel):
         output: a file name of the person's own; None: the library names the clip.
         promised_ram_bytes: of what is free, what jobs of other workers will still take.
         cards: what else may work at this clip: CUDA_VISIBLE_DEVICES for a process each, "" for the CPU.
+        measure_link: say what those cards send to each other a second, which nobody has measured here.
         names: what clips, sidecars and plans call files of the request, by their path on the machine that runs it.
+        away: the clip is taken home by another machine, which has the library.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -236,12 +256,14 @@ class RunCommand(BaseModel):
     calibration: Calibration | None = None
     promised_ram_bytes: int = 0
     cards: tuple[str, ...] = ()
+    measure_link: bool = False
     names: Mapping[str, str] = Field(default_factory=dict)
+    away: bool = False
 
     def moved(self, paths: Mapping[str, str], outputs: Path, state: Path) -> Self:
         """The command for a machine that has the files under these paths, and other folders."""
         plan, names = self.plan and self.plan.with_files(paths), {there: path for path, there in paths.items()}
-        own = {"outputs": outputs, "state": state, "names": names}
+        own = {"outputs": outputs, "state": state, "names": names, "away": True}
         return self.model_copy(update={"request": self.request.with_files(paths), "plan": plan, **own})
 
     @property

@@ -9,6 +9,7 @@ from turbodiff.spec.errors import RequestError
 from turbodiff.spec.models import Frozen
 
 Format = Literal["mp4", "h265", "webm", "webp", "gif", "prores", "png", "first", "last"]
+SCALES = (1, 2, 4)
 RATES = (0, 24, 30, 60)  # frames per second; 0: as the clip is
 
 
@@ -40,6 +41,7 @@ class Export(Frozen):
     format: Format = "mp4"
     quality: int = Field(default=80, ge=1, le=100)
     fps: Literal[0, 24, 30, 60] = 0
+    upscale: Literal[1, 2, 4] = 1  # sides over those of the clip
     start_s: float = Field(default=0.0, ge=0, le=3600)
     end_s: float = Field(default=0.0, ge=0, le=3600)
 
@@ -57,6 +59,7 @@ def make_export(fields: Mapping[str, object]) -> Export:
         name = str(wrong["loc"][0])
         expected = {
             "format": " | ".join(FORMATS), "fps": " | ".join(map(str, RATES)), "quality": "1..100",
+            "upscale": " | ".join(map(str, SCALES)),
         }.get(name, "0..3600")  # fmt: skip
         raise RequestError(
             "an export cannot be made so", code="export_field", field=name, got=str(fields.get(name))[:40],

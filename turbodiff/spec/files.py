@@ -9,8 +9,8 @@ import secrets
 import stat
 import threading
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from turbodiff.spec.environment import home_folder
 from turbodiff.spec.errors import OutputError
@@ -52,7 +52,7 @@ def check_own_folder(path: Path) -> None:
         raise NotAFileError(errno.EINVAL, "it is a link", str(path))
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """A file that a person named, open for reading. A pipe that nobody writes to is refused, not waited for.
 
     Raises:
@@ -186,7 +186,7 @@ def sha256_of(path: Path) -> str:
     Raises:
         OSError: not readable.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

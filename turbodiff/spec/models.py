@@ -7,17 +7,21 @@ import os
 import tomllib
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from turbodiff.spec.errors import FileError, RequestError
+from turbodiff.spec.errors import FileError, RequestError, package_missing
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.schedules import PLAIN, BaseFacts, Sampler, Training
+from turbodiff.spec.text import whole
 
 Kind = Literal["t2v", "i2v"]
+NetworkKind = Literal["upscaler", "interpolator"]  # of networks of other people, behind the decode
 Component = Literal["dit", "dit_high", "dit_low", "vae", "text_encoder", "image_encoder", "tokenizer", "preview_vae"]
 T = TypeVar("T", bound=BaseModel)
+SHOWN_NETWORKS = 10  # names of files that an error lists
+Told = Annotated[str, AfterValidator(whole)]  # of any file: what is no UTF-8 in its name cannot be JSON
 
 
 class Frozen(BaseModel):
@@ -228,13 +232,13 @@ class PassedOver(Frozen):
     """A file in a search root that no model uses: why, as the fields of an error. `models`: those whose `component` it
     would be, if a package that reads it were here, or somebody said which expert it is; `expected` has the command."""
 
-    path: str
+    path: Told
     component: str = ""
     models: tuple[str, ...] = ()
     code: str
     what: str
-    got: str = ""
-    expected: str = ""
+    got: Told = ""
+    expected: Told = ""
 
 
 class LoraFit(Frozen):
@@ -260,12 +264,23 @@ class FoundLora(Frozen):
     fits: tuple[LoraFit, ...] = ()  # by model and network; () where no request asks for it
 
 
+class FoundNetwork(Frozen):
+    """A file of somebody else's network that enlarges frames or makes some in between, by its name in its folder."""
+
+    kind: NetworkKind
+    name: str
+    path: str
+    bytes: int
+    lacks: str = ""  # python package without which it does not run, where that is missing
+
+
 class Inventory(Frozen):
     """Every component found, best first per component, every LoRA, and what no model uses; how much room the disk has
     for copies of weights as they run, None where that is not known or there may be none."""
 
     files: tuple[FoundFile, ...] = ()
     loras: tuple[FoundLora, ...] = ()
+    networks: tuple[FoundNetwork, ...] = ()
     passed_over: tuple[PassedOver, ...] = ()
     copies_room_bytes: int | None = None
 
@@ -286,6 +301,24 @@ class Inventory(Frozen):
                     return file
                 best = best or file
         return best
+
+    def network(self, kind: NetworkKind, name: str) -> FoundNetwork:
+        """The file of an upscaler or interpolator.
+
+        Raises:
+            FileError: field as the kind: it is not there, or the package that runs it; says where it belongs.
+        """
+        found = {one.name: one for one in self.networks if one.kind == kind}
+        if name in found and found[name].lacks:
+            raise package_missing(kind, found[name].lacks)
+        if name in found:
+            return found[name]
+        names = [*found][:SHOWN_NETWORKS] + ["..."] * (len(found) > SHOWN_NETWORKS)
+        raise FileError(
+            f"there is no such {kind}", code=f"{kind}_missing", field=kind, got=name,
+            expected=", ".join(names) or f"a file in the folder {kind}s of the weights",
+            try_instead=f"put the file there, or leave the {kind} out",
+        )  # fmt: skip
 
     def lora_fits(self, path: str, expert: str, model: str) -> tuple[LoraFit, ...]:
         """What the networks of a model that `expert` ("both" or one) names take of a LoRA; what refuses it first."""

@@ -19,6 +19,7 @@ PORT = 7860
 LOOPBACK = "127.0.0.1"
 ALL_ADDRESSES = "0.0.0.0"
 ALL_CARDS = 1_000_000
+TOKEN_FILE, TOKEN_MODE = "~/.ray/auth_token", "RAY_AUTH_MODE=token"  # of a cluster, where Ray looks for it
 ASK = "\0ask"  # `--password` without a value; no argument of a process can hold it
 
 

@@ -10,11 +10,12 @@ from typing import Literal, NamedTuple, Self
 from pydantic import Field
 
 from turbodiff.spec.models import Frozen
-from turbodiff.spec.request import Request, TextDtype
+from turbodiff.spec.request import Exchange, Request, TextDtype
 from turbodiff.spec.shapes import VAE_TILES
 
 PhaseName = Literal[
-    "text_encode", "image_embed", "image_encode", "denoise", "denoise_high", "denoise_low", "vae_decode", "write"
+    "text_encode", "image_embed", "image_encode", "denoise", "denoise_high", "denoise_low", "vae_decode", "interpolate",
+    "upscale", "write",
 ]  # fmt: skip
 Band = Literal["fits", "tight", "no"]
 SAME = 0.01  # share of the held bytes within which two clips are one to a lesson
@@ -22,7 +23,7 @@ JsonScalar = str | int | float | bool | None
 
 
 class Levers(Frozen):
-    """Choices that change memory and time and, apart from text_dtype, not one pixel."""
+    """Choices that change memory and time and, apart from text_dtype and exchange, not one pixel."""
 
     text: Literal["cached", "resident", "streamed", "cpu"] = "resident"
     text_dtype: TextDtype = "bf16"
@@ -39,6 +40,7 @@ class Levers(Frozen):
     made_experts: Literal["kept", "dropped"] = "kept"  # in host memory, once another runs; of weights made at load time
     converted: Literal["in_memory", "on_disk"] = "in_memory"  # where those lie: on disk as a copy that is mapped
     cards: int = 1  # that share the clip (plan/shared_clip.py); on a CPU processes
+    exchange: Exchange = "full"  # between them, as the request asks
 
     @property
     def tile(self) -> int | None:
@@ -65,6 +67,17 @@ class Phase(Frozen):
     slack_bytes: int = 0
     learned_bytes: int = 0
     learned_s: float = 0.0
+
+
+class FinishCost(NamedTuple):
+    """A phase behind the decode: bytes of weights and of activations on the device, of host memory beside the
+    process, and seconds."""
+
+    name: PhaseName
+    weights_bytes: int
+    activations_bytes: int
+    host_bytes: int
+    seconds: float
 
 
 class Change(Frozen):
@@ -96,7 +109,7 @@ class Alternative(Frozen):
 class Fit(NamedTuple):
     """How the clip that the form starts with would run with a model's files: what of it would be lowered, and seconds;
     for band "no" what the smallest way to run it needs and what there is. `suited`: the files to download where nobody
-    says which."""
+    says which; `size`, `frames`: of the clip as it would run, which the seconds are for."""
 
     band: Band
     seconds: float
@@ -104,6 +117,8 @@ class Fit(NamedTuple):
     need_bytes: int
     have_bytes: int
     suited: bool = False
+    size: str = ""
+    frames: int = 0
 
     @property
     def mark(self) -> Literal["fits", "changes", "no"]:
@@ -121,6 +136,7 @@ class Lesson(NamedTuple):
         held_bytes: what the formula said that the allocator holds beside the weights; factor: what it should have said,
             over that; measured: the same without the runs that failed; samples: how many runs say so.
         seconds: seconds that the phase took over those that the formula said; timed: how many runs say so.
+        network: file of the network of a phase behind the decode, "" for ffmpeg's filter; None for other phases.
     """
 
     phase: str
@@ -135,6 +151,7 @@ class Lesson(NamedTuple):
     samples: int = 0
     seconds: float = 1.0
     timed: int = 0
+    network: str | None = None
 
 
 class Calibration(NamedTuple):
@@ -148,10 +165,14 @@ class Calibration(NamedTuple):
     careful: bool = True
 
 
-def lessons_of(calibration: Calibration | None, model: str, int8: bool, attention: str) -> tuple[Lesson, ...]:
-    """What measured runs taught about a model whose blocks run in that form."""
+def lessons_of(
+    calibration: Calibration | None, model: str, int8: bool, attention: str, networks: Mapping[str, str]
+) -> tuple[Lesson, ...]:
+    """What measured runs taught about a model whose blocks run in that form, and about the phases behind the decode by
+    those `networks` (`Request.networks`)."""
     told, about = () if calibration is None else calibration.lessons, ((int8, attention), (False, ""))
     found = [one for one in told if one.model == model and (one.int8, one.attention) in about]
+    found = [one for one in found if one.network == networks.get(one.phase)]
     if calibration is not None and not calibration.careful:
         found = [one._replace(factor=one.measured) for one in found]
     return tuple(found)

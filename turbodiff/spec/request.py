@@ -4,13 +4,15 @@ import math
 import secrets
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
+from types import MappingProxyType
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.experts import Expert, experts_by_step
+from turbodiff.spec.grids import GridCell
 from turbodiff.spec.models import Frozen, Kind, ModelSpec, all_models, find_model
 from turbodiff.spec.schedules import GUIDED_SAMPLERS, MAX_STEPS, MOST_STEPS, TURBO_STEPS, Sampler, Schedule, WeightsAre
 from turbodiff.spec.shapes import VideoShape, check_size, is_frame_count, named_size, nearest_frame_counts, table_size
@@ -20,12 +22,17 @@ Attention = Literal["auto", AttentionKind]
 Fit = Literal["crop", "pad", "stretch"]
 Switch = Literal["auto", "on", "off"]
 TextDtype = Literal["bf16", "int8", "nf4"]  # of the text encoder, finest first; what a lever may take
+Encoder = Literal["cpu", "nvenc"]  # what encodes the mp4: libx264, or the card's own encoder where it works
+Exchange = Literal["full", "int8"]  # what cards that share a clip send each other: all bits, or half the bytes
 
 MAX_SEED = 2**53 - 1  # what a browser's numbers hold exactly
 MAX_SIZE_CHARS = 20  # of a side in a size, blanks included
 MAX_NAMES = 500  # of fields in a list
 MAX_LORAS = 64  # far beyond what fits or helps; a file with a strength of its own for each expert is two
 MAX_CARDS = 8  # of one machine
+EXPECTED = MappingProxyType({"cards": f"auto or 1 to {MAX_CARDS}"})  # where pydantic names one of two kinds alone
+NETWORK_NAME = r"^(|\w[\w .+()-]{0,199})$"  # of a file below a folder of its kind: never a path
+MAX_FILE_SIDE = 8192  # pixels of a side of the file
 MAX_PROMPT_CHARS = 8000  # far beyond 512 tokens; a wall of text is a mistake, not a prompt
 # what a plan fills in from the weights where a person says nothing, or "auto"
 FROM_WEIGHTS = frozenset(("steps", "shift", "guidance", "guidance_low", "negative_prompt", "boundary"))
@@ -38,8 +45,12 @@ ALIASES = {
     "attention_type": "attention",
     "aspect_ratio": "aspect",
     "image_path": "image",
+    "last_image": "end_image",
     "guide_scale": "guidance",
 }
+# flags and forms say numbers as text, which pydantic takes for an int but not for one of a Literal
+AS_NUMBER = BeforeValidator(lambda said: int(said) if isinstance(said, str) and said.isdecimal() else said)
+PATH_FIELDS = ("image", "end_image", "continues")
 ATTENTION_ALIASES = {"original": "dense"}
 SWITCH_WORDS = {"true": "on", "yes": "on", "1": "on", "false": "off", "no": "off", "0": "off"}
 
@@ -93,7 +104,14 @@ class Request(Frozen):
     quant_linear: Switch = "auto"
     text_dtype: Literal["auto", TextDtype] = "auto"
     fps: int = Field(ge=1, le=60)
+    smooth_fps: Annotated[Literal[0, 24, 30, 60], AS_NUMBER] = (
+        0  # frames per second of the file: frames are made in between; 0: as `fps`
+    )
+    interpolator: str = Field(default="", pattern=NETWORK_NAME)  # file of a network for that; "": ffmpeg's filter
+    upscale: Annotated[Literal[1, 2, 4], AS_NUMBER] = 1  # sides of the file over those of the clip
+    upscaler: str = Field(default="", pattern=NETWORK_NAME)  # file of a network for that, by its name; "": Lanczos
     image: str = ""
+    end_image: str = ""  # the picture that the clip ends with, fitted as the first
     continues: str = ""  # an mp4: the clip starts from its last frame, and both become one
     after: str = Field(default="", max_length=64)  # nonce of the job whose clip is continued, once it is done
     fit: Fit = "crop"
@@ -101,8 +119,11 @@ class Request(Frozen):
     loras: tuple[Lora, ...] = Field(default=(), max_length=MAX_LORAS)
     gpu: str = Field(default="", max_length=64)  # UUID of the card that it waits for, "": any
     cards: Literal["auto"] | Annotated[int, Field(ge=1, le=MAX_CARDS)] = "auto"  # that share the clip, at most
+    exchange: Exchange = "full"  # between them; "int8" is lossy
+    encoder: Encoder = "cpu"  # a wish: where NVENC does not encode, libx264 does, and the clip's record says so
     noise_device: Literal["cpu", "cuda"] = "cpu"  # "cuda" reproduces TurboDiffusion's noise stream
     pinned: frozenset[str] = frozenset()
+    grid: GridCell | None = None
     nonce: str = Field(default="", max_length=64)
 
     @property
@@ -116,6 +137,17 @@ class Request(Frozen):
         return VideoShape(self.num_frames, self.height, self.width)
 
     @property
+    def finishing(self) -> tuple[Literal["interpolate", "upscale"], ...]:
+        """What is made of the clip's frames once they are decoded, in order."""
+        smoother: tuple[Literal["interpolate"], ...] = ("interpolate",) if self.smooth_fps > self.fps else ()
+        return (*smoother, "upscale") if self.upscale > 1 else smoother
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """By phase behind the decode the file of the network that runs it; "": ffmpeg's filter."""
+        return {"interpolate": self.interpolator, "upscale": self.upscaler}
+
+    @property
     def continued(self) -> bool:
         """Whether the clip goes on where another ends."""
         return bool(self.continues or self.after)
@@ -123,12 +155,14 @@ class Request(Frozen):
     @property
     def files(self) -> tuple[str, ...]:
         """The files beside the weights that it needs: a picture, a clip that it goes on from, LoRAs."""
-        return tuple(path for path in (self.image, self.continues, *(lora.path for lora in self.loras)) if path)
+        return tuple(
+            path for path in (self.image, self.end_image, self.continues, *(lora.path for lora in self.loras)) if path
+        )
 
     def with_files(self, names: Mapping[str, str]) -> Self:
         """The same request where its files have other names."""
         loras = tuple(lora.model_copy(update={"path": names.get(lora.path, lora.path)}) for lora in self.loras)
-        places = {name: names.get(path, path) for name, path in (("image", self.image), ("continues", self.continues))}
+        places = {name: names.get(path := str(getattr(self, name)), path) for name in PATH_FIELDS}
         return self.model_copy(update={**places, "loras": loras})
 
     @property
@@ -226,8 +260,13 @@ def _names(said: object) -> set[str]:
 
 def _by_field_name(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
     """What is said, under the names of fields; a value of None or "" says nothing."""
-    said = [(key.replace("-", "_"), value) for key, value in pairs if value is not None and value != ""]
-    return {ALIASES.get(name, name): value for name, value in said}
+    return {field_name(key): value for key, value in pairs if value is not None and value != ""}
+
+
+def field_name(key: str) -> str:
+    """The field that a flag or a key of JSON means."""
+    name = key.replace("-", "_")
+    return ALIASES.get(name, name)
 
 
 def _size(given: dict[str, object], spec: ModelSpec) -> dict[str, object]:
@@ -273,8 +312,8 @@ def _validated(fields: dict[str, object]) -> Request:
         unit = "characters" if isinstance(got, str) else "entries"
         got_text = f"{len(got)} {unit}" if isinstance(got, str | list | tuple | dict) and len(got) > 80 else got
         raise RequestError(
-            "not a legal value", code=f"bad_{field}", field=field, got=got_text, expected=first["msg"],
-            try_instead="leave it out to get the default",
+            "not a legal value", code=f"bad_{field}", field=field, got=got_text,
+            expected=EXPECTED.get(field, first["msg"]), try_instead="leave it out to get the default",
         ) from None  # fmt: skip
 
 
@@ -298,6 +337,12 @@ def _check_model(request: Request, spec: ModelSpec) -> None:
             try_instead=f"--model {others}, or leave the picture out",
         )  # fmt: skip
 
+    if request.end_image and (spec.kind != "i2v" or spec.image_encoder is not None):
+        raise RequestError(
+            f"{spec.display_name} does not take a picture to end with", code="end_image_unused", field="end_image",
+            got=request.end_image[-80:], expected="Wan2.2 A14B, image to video",
+            try_instead="leave the end picture out",
+        )  # fmt: skip
     if not is_frame_count(request.num_frames):
         below, above = nearest_frame_counts(request.num_frames)
         raise RequestError(
@@ -337,6 +382,13 @@ def _check_values(request: Request, spec: ModelSpec) -> None:
         map(math.isfinite, (request.sigma_max, request.guidance, request.guidance_low, request.shift, request.topk))
     ):
         raise RequestError("must be a finite number", code="not_finite", field="sigma_max")
+
+    longest = max(request.width, request.height) * request.upscale
+    if longest > MAX_FILE_SIDE:
+        raise RequestError(
+            "the file would be too large for players", code="upscale_too_large", field="upscale", got=longest,
+            expected=f"at most {MAX_FILE_SIDE} pixels a side", try_instead="--upscale 2",
+        )  # fmt: skip
 
     strange = sorted(request.pinned - set(Request.model_fields) - {"size"})
     if strange:

@@ -29,6 +29,7 @@ ENCODER_MARGIN = 9  # 8.5: its costly layers come first and need all of it
 HEAD_TOKENS = 8192  # tokens that pass the DiT's float32 head at a time: bounds its temporaries, not its result
 INT8_TILE = 128  # INT8 weights carry one float32 scale per 128 x 128 tile (TurboDiffusion's quant_linear files)
 INT8_PART_TOKENS = 64 * INT8_TILE  # tokens whose rows are wide at a time between INT8 layers, and for a LoRA's branch
+FLOAT32_ELEMENTS = 1 << 24  # of a 16-bit weight of the time path or the head that are in float32 at a time: 64 MiB
 
 # (width, height) per resolution and aspect, TurboDiffusion rcm/datasets/utils.py
 RESOLUTIONS: dict[str, dict[str, tuple[int, int]]] = {

@@ -18,6 +18,9 @@ _LONG_ENTITY = re.compile(r"&#(?:[0-9]{9,}|[xX][0-9a-fA-F]{9,});?")
 # follows around (CVE-2021-42574) or forge a line. Joiners are part of emoji and of Persian and Indian words
 HIDDEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 JOINERS = frozenset("\t\u200c\u200d")
+# Normalising sorts the marks on a letter, which takes quadratic time; Unicode's own bound for texts in streams, which
+# no word of any language comes near (UAX #15, Stream-Safe Text Format)
+MAX_MARKS = 30
 
 
 def printable(text: str) -> str:
@@ -37,6 +40,18 @@ def whole(text: str) -> str:
 def unescaped(text: str) -> str:
     """The text with its HTML entities undone; numbers beyond Unicode become U+FFFD, as `html.unescape` does."""
     return html.unescape(_LONG_ENTITY.sub("\N{REPLACEMENT CHARACTER}", text))
+
+
+def stream_safe(text: str) -> str:
+    """The text without the marks on a letter that are behind its first MAX_MARKS."""
+    if text.isascii():
+        return text
+    kept, marks = list[str](), 0
+    for letter in text:
+        marks = marks + 1 if unicodedata.combining(letter) else 0
+        if marks <= MAX_MARKS:
+            kept.append(letter)
+    return "".join(kept)
 
 
 def is_blank(text: str) -> bool:

@@ -25,6 +25,7 @@ from turbodiff.jobs import measurements
 from turbodiff.jobs.database import DATABASE
 from turbodiff.jobs.store import Store
 from turbodiff.media import pictures
+from turbodiff.media.ffmpeg import nvenc_fault
 from turbodiff.media.pictures import Look
 from turbodiff.plan.calibration import History
 from turbodiff.plan.hardware import GpuFacts, Machine, only, pretend
@@ -140,16 +141,19 @@ class Studio:
             DoesNotFitError: nothing that the pins allow fits.
         """
         request, history = _request_of(fields, inventory), history or self.history()
-        machine = self.cards.planned_on(machine or probe.machine_now(), request.gpu)
-        found = counted_on(request, machine, history, inventory or find_weights())
+        machine, there = self.cards.planned_on(
+            machine or probe.machine_now(), inventory or find_weights(), request.gpu, request.model
+        )
+        found = counted_on(request, machine, history, there)
         return plan_request(request, machine, with_loras(found, request.loras), policy=policy, history=history)
 
     def outlook(
         self, fields: Mapping[str, Any], machine: Machine, inventory: Inventory, history: History | None = None
     ) -> Outlook:
         """The band, seconds and steps of a plan, for many at once. Raises RequestError: a field cannot be honoured."""
-        found = counted_on(request := _request_of(fields, inventory), machine, history, inventory)
-        here = self.cards.planned_on(machine, request.gpu)
+        request = _request_of(fields, inventory)
+        here, there = self.cards.planned_on(machine, inventory, request.gpu, request.model)
+        found = counted_on(request, machine, history, there)
         return outlook(request, here, with_loras(found, request.loras), history=history)
 
     def history(self) -> History | None:
@@ -183,7 +187,7 @@ class Studio:
             output=output.resolve() if output else None, cards=plan.followers,
         )  # fmt: skip
         runs_on = plan.device if device == "auto" and not machine.pretended else device
-        return run_alone(command, (*worker_process.WORKER, "--device", runs_on), on_event)
+        return run_alone(command, (*worker_process.WORKER, "--device", runs_on), on_event, machine)
 
     def submit(self, fields: Mapping[str, Any]) -> int:
         """Queue a request and return its job id; see `submit_all`."""
@@ -218,10 +222,12 @@ class Studio:
             ):
                 raise after_unknown(request)
             earlier.add(request.nonce)
-            inventory = with_loras(found, request.loras)
+            here, there = self.cards.planned_on(machine, found, request.gpu, request.model)
+            if there is not found and self.cards.may_download(request.model, found):
+                there = counted_on(request, here, history, there)
+            inventory = with_loras(there, request.loras)
             resolve_files(request.model, inventory, request.loras)
             disk.check_place(self.outputs, self.state, request.width, request.height, request.num_frames)
-            here = self.cards.planned_on(machine, request.gpu)
             asked.append((request, plan_request(request, here, inventory, policy=policy, history=history)))
         return asked
 
@@ -389,6 +395,6 @@ __all__ = [
     "HOST_COMMAND", "ONLY", "ORDERS", "POLICIES", "Begin", "CardHolders", "Clip", "DoctorReport", "Download",
     "Downloads", "Entry", "Exporting", "Fleet", "Found", "GpuFacts", "Holder", "Identity", "Installed", "Look",
     "LoraFacts", "LoraFile", "Machine", "Move", "Offer", "Outlook", "Policy", "Round", "Seed", "SelfTest", "Storage",
-    "StoredFile", "Studio", "Tier", "continuing_model", "doctor", "pictures", "pretend", "state_folder",
-    "storyboard_requests", "tags_of",
+    "StoredFile", "Studio", "Tier", "continuing_model", "doctor", "nvenc_fault", "pictures", "pretend",
+    "state_folder", "storyboard_requests", "tags_of",
 ]  # fmt: skip

@@ -1,15 +1,15 @@
 """The cards as page, shell and API ask for them: a person's switches, which card a job is for, and when it starts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, get_args
 
 from turbodiff.jobs import cards
-from turbodiff.jobs.cards import CardState, Fleet, labels, weights_of
+from turbodiff.jobs.cards import WINDOW, CardState, Fleet, labels, weights_of
 from turbodiff.jobs.database import as_column
 from turbodiff.jobs.dispatch import Price, Start, Together, WaitingJob
 from turbodiff.jobs.fair_share import place_for
 from turbodiff.jobs.journal import Accepted, write_entry
-from turbodiff.jobs.nodes import ClusterFacts, NodeDownload, cluster_facts
+from turbodiff.jobs.nodes import ClusterFacts, NodeDownload, NodeFacts, cluster_facts, whole_models
 from turbodiff.jobs.store import Store
 from turbodiff.plan.hardware import GpuFacts, Machine
 from turbodiff.plan.planner import card_groups, seconds_on
@@ -99,24 +99,52 @@ class Cards:
                 return one.uuid
         return self._find(card, machine).uuid if card else ""
 
-    def planned_on(self, machine: Machine, card: str) -> Machine:
-        """The machine with the cards that a job for `card` ("": any) may start on; all of them where that leaves none.
-        For a card of a node, or where this machine has none, the node with that card or the freest one.
+    def planned_on(self, machine: Machine, found: Inventory, card: str, model: str) -> tuple[Machine, Inventory]:
+        """The machine with the cards that a job for `card` ("": any) may start on, all of them where that leaves none,
+        and the weights there; `found` are those here. For a card of a node, or a job that no card here does, that is
+        the node with that card or the freest one that has the model.
 
         Raises:
             RequestError: no such card.
         """
-        if machine.pretended or (not card and len(machine.gpus) == 1):
-            return machine
+        nodes = () if machine.pretended else self._nodes()
+        if machine.pretended or (not card and not nodes and len(machine.gpus) == 1):
+            return machine, found
         said, uuid = self.switches(), self.uuid_of(card, machine)
-        if not machine.usable_gpus or uuid not in ("", *(gpu.uuid for gpu in machine.gpus)):
+        local = {gpu.uuid for gpu in machine.gpus}
+        if (uuid and uuid not in local) or (not uuid and not self._runs_here(model, machine, found, nodes)):
             far = [
-                (node.card_budget_bytes(gpu), node.model_copy(update={"gpus": (gpu,)})) for node in self._nodes()
-                for gpu in node.usable_gpus if gpu.uuid == uuid or (not uuid and gpu.uuid not in said)
+                ((model in node.models, gpu.uuid not in said, there.card_budget_bytes(gpu)),
+                 there.model_copy(update={"gpus": (gpu,)}), node.inventory or found)
+                for node, there in nodes for gpu in there.usable_gpus if uuid in ("", gpu.uuid)
             ]  # fmt: skip
-            return max(far, key=lambda one: one[0])[1] if far else machine
+            return max(far, key=lambda one: one[0])[1:] if far else (machine, found)
         gpus = tuple([gpu for gpu in machine.gpus if gpu.uuid == uuid or (not uuid and gpu.uuid not in said)])
-        return machine if not gpus or len(gpus) == len(machine.gpus) else machine.model_copy(update={"gpus": gpus})
+        is_whole = not gpus or len(gpus) == len(machine.gpus)
+        return machine if is_whole else machine.model_copy(update={"gpus": gpus}), found
+
+    def may_download(self, model: str, found: Inventory) -> bool:
+        """Whether a node downloads the weights of a model before it runs a job for it: they are not here, no node has
+        them, and a person let the nodes download."""
+        cluster = self.cluster()
+        if cluster is None or not cluster.downloads or all(node.state != "ok" for node in cluster.nodes):
+            return False
+        return model not in whole_models(found).union(*(node.models for node in cluster.nodes))
+
+    def models_there(self) -> frozenset[str]:
+        """The models of which a node has every file."""
+        return frozenset[str]().union(*(node.models for node, _ in self._nodes()))
+
+    def _runs_here(
+        self, model: str, machine: Machine, found: Inventory, nodes: Sequence[tuple[NodeFacts, Machine]]
+    ) -> bool:
+        """Whether jobs for a model run on this machine's own cards: it has some, and beside other machines that work
+        for the queue the supervisor has a worker for one of them, and the weights are here or nowhere."""
+        fleet = self.fleet() if nodes else None
+        here = {gpu.uuid for gpu in machine.gpus}
+        works = bool(machine.usable_gpus) and (fleet is None or any(card.uuid in here for card in fleet.cards))
+        is_there = any(model in node.models for node, _ in nodes) or self.may_download(model, found)
+        return works and not (is_there and model not in whole_models(found))
 
     def begin_of(self, job: QueuedJob) -> Begin | None:
         """When and where a job of the queue starts; None for one that does not wait, and where that is not known."""
@@ -131,23 +159,54 @@ class Cards:
         if fleet is None or store is None or not fleet.told:
             return None
         prices = dict[int, Price]()
-        here = {gpu.uuid: (gpu, one) for one in (*self._nodes(), machine) for gpu in one.gpus}
+        nodes = self._nodes()
+        there = [*[(one, node.inventory or found) for node, one in nodes], (machine, found)]
+        here = {gpu.uuid: (gpu, one, weights) for one, weights in there for gpu in one.gpus}
+        without = {gpu.uuid for one, weights in there for gpu in one.gpus
+                   if nodes and plan.request.model not in whole_models(weights)}  # fmt: skip
         for worker in fleet.workers:
             at = fleet.card(worker.slot)
-            if at is None or card not in ("", at.uuid):
+            if at is None or card not in ("", at.uuid) or at.uuid in without:
                 continue
             price: tuple[float, float] | None = (plan.seconds, plan.seconds)
             if len(fleet.cards) > 1 and plan.band != "no":
-                price = seconds_on(plan, *here[at.uuid], found) if at.uuid in here else None
+                price = seconds_on(plan, *here[at.uuid]) if at.uuid in here else None
             if price:
                 prices[worker.slot] = Price(*price)
-        together = self._together(fleet, plan, machine, found) if not card and len(fleet.cards) > 1 else ()
+        is_alone = bool(card) or len(fleet.cards) < 2 or not without.isdisjoint(gpu.uuid for gpu in machine.gpus)
+        together = () if is_alone else self._together(fleet, plan, machine, found)
         if any(not group.alone for group in together):
             prices = {}
         place = place_for(store.rows, user)
         asked = WaitingJob(0, weights_of(plan), prices, user=user, place=place, together=together)
         start = fleet.starts([asked]).get(0)
-        return _begin(fleet, start) if start else None
+        if start is None:
+            return None if prices or card else self._first_begin(plan, machine, found, nodes)
+        later_s = self._unlisted_s(store, fleet, asked, plan.seconds)
+        return _begin(fleet, start._replace(start_s=start.start_s + later_s, end_s=start.end_s + later_s))
+
+    def _first_begin(
+        self, plan: Plan, machine: Machine, found: Inventory, nodes: Sequence[tuple[NodeFacts, Machine]]
+    ) -> Begin | None:
+        """What is told where no card is asked for yet, for nothing waits: the card of a node that would be."""
+        model = plan.request.model
+        if self._runs_here(model, machine, found, nodes):
+            return None
+        there, _ = self.planned_on(machine, found, "", model)
+        for node, whole in [one for one in nodes if model in one[0].models]:
+            names = zip(whole.gpus, labels(whole.gpus, node.host), strict=True)
+            if name := next((name for gpu, name in names if gpu == there.gpus[0]), ""):
+                return Begin(0.0, plan.seconds, name)
+        return None
+
+    def _unlisted_s(self, store: Store, fleet: Fleet, asked: WaitingJob, seconds: float) -> float:
+        """How much later a job starts for those before it that the supervisor does not dispatch yet: each is taken for
+        as long as those that it does on the card that is best for them, on all cards at once."""
+        before = store.rows("SELECT count(*) FROM job WHERE state = 'queued' AND place <= ?", asked.place)[0][0]
+        left = before - sum(one.place <= asked.place for one in fleet.waiting)
+        least_s = [min(price.warm_s for price in one.prices.values()) for one in fleet.waiting if one.prices]
+        mean_s = sum(least_s) / len(least_s) if least_s else seconds
+        return max(0, left) * mean_s / max(1, len(fleet.workers)) if len(fleet.waiting) >= WINDOW else 0.0
 
     def _together(self, fleet: Fleet, plan: Plan, machine: Machine, found: Inventory) -> tuple[Together, ...]:
         """The cards that may make a clip together, as the supervisor's placement finds them."""
@@ -156,10 +215,10 @@ class Cards:
         here = machine.model_copy(update={"gpus": tuple([gpu for gpu in machine.gpus if gpu.uuid in slots])})
         return tuple([Together.of(group, slots) for group in card_groups(plan, here, found)])
 
-    def _nodes(self) -> list[Machine]:
+    def _nodes(self) -> list[tuple[NodeFacts, Machine]]:
         """The other machines that answer."""
         cluster = self.cluster()
-        return [node.machine for node in cluster.nodes if node.machine] if cluster else []
+        return [(node, node.machine) for node in cluster.nodes if node.machine] if cluster else []
 
     def _find(self, card: str, machine: Machine) -> GpuFacts:
         names = labels(machine.gpus)

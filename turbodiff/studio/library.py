@@ -51,10 +51,11 @@ class Library:
         Raises:
             RequestError: a picture that was not copied there, another LoRA, a clip elsewhere.
         """
-        image, continues = Path(request.image), Path(request.continues)
+        image, end, continues = Path(request.image), Path(request.end_image), Path(request.continues)
         clip = self.clip(continues.stem) if request.continues else None
         foreign = {
             "image": [request.image] if request.image and image.parent != pictures else [],
+            "end_image": [request.end_image] if request.end_image and end.parent != pictures else [],
             "continues": [request.continues] if request.continues and not (clip and clip.path == continues) else [],
             "loras": [lora.path for lora in request.loras if lora.path not in loras],
         }

@@ -7,19 +7,20 @@ from typing import Any
 
 from turbodiff.archive.clips import read_sidecar
 from turbodiff.media.joining import clip_format
-from turbodiff.spec.errors import RequestError
+from turbodiff.spec.errors import FileError, RequestError
 from turbodiff.spec.models import Inventory, ModelSpec, all_models, find_model
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.request import Request, Segment
 from turbodiff.spec.shapes import nearest_frame_counts
 
 MAX_SEGMENTS = 20  # of a storyboard, as many as one browser may queue
+LAST_FIELDS = ("smooth_fps", "interpolator", "upscale", "upscaler", "end_image")  # the last segment's of a storyboard
 MAX_SECONDS = 1000  # no model makes as many
 SIZE_FIELDS = ("size", "resolution", "aspect", "width", "height", "fps")
 # what means the same to a text-to-video model and the picture-to-video model that continues its clip
 SHARED_FIELDS = (
     "prompt", "seed", "num_frames", "nonce", "after", "continues", "attention", "quant_linear", "text_dtype", "pinned",
-    "gpu",
+    "gpu", "exchange", "encoder",
 )  # fmt: skip
 
 
@@ -48,6 +49,7 @@ def continuing_fields(fields: Mapping[str, Any], here: Inventory) -> dict[str, A
     given = {**shared, "model": spec.name, "kind": spec.kind}
     given.pop("image", None)
     if path:
+        refuse_finished(Path(str(path)))
         found = clip_format(Path(str(path)))
         given = {name: value for name, value in given.items() if name not in SIZE_FIELDS}
         given |= {"size": f"{found.width}x{found.height}", "fps": found.fps}
@@ -69,7 +71,10 @@ def storyboard_requests(fields: Mapping[str, Any], rows: Sequence[Segment], firs
             expected=f"1..{MAX_SEGMENTS}",
         )  # fmt: skip
     ran, many = first.request, [{**fields, "nonce": secrets.token_hex(16)}]
-    own = {name: value for name, value in fields.items() if name not in (*SIZE_FIELDS, "continues", "image")}
+    ending = {name: many[0].pop(name) for name in LAST_FIELDS if name in many[0]}
+    own = {
+        name: value for name, value in fields.items() if name not in (*SIZE_FIELDS, *LAST_FIELDS, "continues", "image")
+    }
     pinned = sorted({*fields.get("pinned", ()), "size"})
     for row in rows:
         if not 0 < row.seconds < MAX_SECONDS:
@@ -80,7 +85,25 @@ def storyboard_requests(fields: Mapping[str, Any], rows: Sequence[Segment], firs
         given = {**own, "prompt": row.prompt, "seed": row.seed, "pinned": pinned, "nonce": secrets.token_hex(16)}
         given |= {"size": f"{ran.width}x{ran.height}", "fps": ran.fps, "after": many[-1]["nonce"]}
         many.append({**given, "num_frames": frames_of(row.seconds, ran.fps)})
+    many[-1] |= ending
     return many
+
+
+def refuse_finished(clip: Path) -> None:
+    """Refuse to continue a clip with frames in between or enlarged ones: the model goes on from its own.
+
+    Raises:
+        RequestError: field `continues`.
+    """
+    try:
+        made = read_sidecar(clip)
+    except FileError:  # somebody else's: it has no record, and is what it is
+        return
+    if made.request.finishing or made.width not in (0, made.request.width):  # or a contact sheet
+        raise RequestError(
+            "a finished clip cannot be continued", code="continues_finished", field="continues", got=clip.name,
+            expected="a clip as the model made it", try_instead="make it again without smoother motion and enlarging",
+        )  # fmt: skip
 
 
 def frames_of(seconds: float, fps: int) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turbodiff.jobs import cards, users
 from turbodiff.jobs.users import User
 from turbodiff.spec.cached import CachedValue
-from turbodiff.spec.errors import RequestError
+from turbodiff.spec.errors import RequestError, TurbodiffError
 from turbodiff.studio.longer_clips import after_unknown
 
 if TYPE_CHECKING:
@@ -98,6 +99,13 @@ class Serving:
                 raise after_unknown(request)
         expires_s = None if ttl_s is None else store.now() + float(str(ttl_s))
         return store.submit_all(asked, client=client, user=user, expires_s=expires_s)
+
+    def prepare(self) -> None:
+        """Do for nobody what comes before a submission is accepted. What it finds once and remembers, as which encoder
+        ffmpeg has, takes as long as a hundred submissions; 50 clients may wait for the first."""
+        with suppress(TurbodiffError):  # said to whoever submits
+            self._asked([{"prompt": "a"}], False)
+            self._store().take_in()
 
     def retry_after_s(self, user: str, count: int) -> int:
         """Seconds until so many more jobs of a user whose queue is full may wait: when enough of theirs will have

@@ -11,9 +11,11 @@ from turbodiff.archive.clips import find_clip
 from turbodiff.archive.disk import check_place
 from turbodiff.archive.seeds import archive_clip
 from turbodiff.diagnostics.run_log import request_line, run_lines
+from turbodiff.gpu.card_measurements import lacks_link
 from turbodiff.jobs import measurements
 from turbodiff.jobs.attempts import clip_before, finish_job, move_job, record_event
 from turbodiff.jobs.retry_policy import NEIGHBOUR_BYTES, Decision, Ending, decide
+from turbodiff.plan.hardware import GpuFacts
 from turbodiff.spec.clips import ClipResult
 from turbodiff.spec.errors import FileError, VerifyError
 from turbodiff.spec.events import Event, JobCommand, JobError, Notice, NoticeEvent, RunCommand
@@ -86,6 +88,7 @@ class AttemptMonitor:
                 state=context.state,
                 calibration=measurements.calibration_of(context.store, job, context.memory.machine(), self.card()),
                 cards=cards,
+                measure_link=lacks_link(self._gpu(), cards),
             )
         )
         return True
@@ -107,11 +110,7 @@ class AttemptMonitor:
             if event.type == "phase" or (event.type == "step" and since_s >= CHECK_EVERY_S):
                 self._told_s = self.context.now()
                 self.log(line)
-        progress = None
-        if event.type == "phase" and event.state == "start":
-            progress = Progress(phase=event.name)
-        elif event.type == "step":
-            progress = Progress(phase=self.watchdog.phase, step=event.i, of=event.n, eta_s=event.eta_s)
+        progress = progress_of(event, self.watchdog.phase)
         if event.type == "phase" and event.state == "done" and self.run_monitor.peak_bytes:
             event = event.model_copy(update={"nvml_bytes": self.run_monitor.peak_bytes})
         record_event(store, event, progress)
@@ -151,7 +150,7 @@ class AttemptMonitor:
             self._check_worker(now, output_lines)
 
     def _check_worker(self, now: float, output_lines: int) -> None:
-        watchdog, gpu = self.watchdog, self.context.memory.gpu(self.card())
+        watchdog, gpu = self.watchdog, self._gpu()
         seen = replace(
             self.worker.look(),
             ram_available_bytes=self.context.memory.ram_available_bytes(),
@@ -174,6 +173,9 @@ class AttemptMonitor:
             advice = "a smaller setting; the log holds its stacks"
             stuck = {"what": "the worker is stuck", "field": watchdog.phase, "got": watchdog.reason()}
             self.end(Ending("stuck", JobError(code="stuck", **stuck, expected="", try_instead=advice)))
+
+    def _gpu(self) -> GpuFacts:
+        return self.context.memory.gpu(self.card())
 
     def _notify(self, notice: Notice, before: str = "") -> None:
         self.log(before + notice.text, "WARNING")
@@ -246,3 +248,15 @@ def fault_of(error: Exception) -> JobError:
     what = "the app itself failed at this job"
     got = f"{type(error).__name__}: {error}"[:500]
     return JobError(code="supervisor_fault", what=what, got=got, try_instead=advice)
+
+
+def progress_of(event: Event, phase: str) -> Progress | None:
+    """How far a run is by an event of it in that phase; None where it does not say."""
+    match event.type:
+        case "phase":
+            return Progress(phase=event.name) if event.state == "start" else None
+        case "step":
+            return Progress(phase=phase, step=event.i, of=event.n, eta_s=event.eta_s)
+        case "progress":
+            return Progress(phase=phase, step=event.i, of=event.n)
+    return None

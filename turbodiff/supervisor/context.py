@@ -5,7 +5,7 @@ None is unknown and never read as 0 or as free.
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from typing import Any
 from turbodiff.diagnostics.logs import LogFile
 from turbodiff.gpu.host_memory import host_memory, private_bytes
 from turbodiff.gpu.probe import Sample, machine_from
+from turbodiff.jobs.nodes import whole_models
 from turbodiff.jobs.rows import parsed
 from turbodiff.jobs.store import Store
 from turbodiff.plan.hardware import GpuFacts, Machine
+from turbodiff.spec.cached import CachedValue
 from turbodiff.spec.models import Inventory
 from turbodiff.supervisor.ports import LocalPort, Port
 from turbodiff.supervisor.worker_process import WORKER
@@ -25,7 +27,8 @@ CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
 VMSTAT = Path("/proc/vmstat")
 OF_MACHINE = "name = 'probe' OR name LIKE 'worker%'"  # rows of the table of facts
 STALE_S = 10.0
-ASK_WORKERS_S = 1.0
+ASK_WORKERS_S, READ_RAM_S = 1.0, 0.5
+WEIGHTS_FRESH_S = 5.0
 
 
 def machine_of(store: Store) -> Machine | None:
@@ -87,7 +90,7 @@ class Memory:
     ) -> None:
         self._sample, self._own_pids, self._told_bytes = sample, own_pids, told_bytes
         self._known: tuple[object, float, frozenset[int], Mapping[str, int], Machine] | None = None
-        self._asked_s = -ASK_WORKERS_S
+        self._asked_s, self._read_s, self._ram_bytes = -ASK_WORKERS_S, -READ_RAM_S, 0
 
     def machine(self) -> Machine | None:
         """The whole machine; None without a probe or with a sample older than 10 s. Our workers are asked anew for each
@@ -128,8 +131,11 @@ class Memory:
         return None if gpu.used_bytes is None else max(0, gpu.used_bytes - gpu.reclaimable_bytes)
 
     def ram_available_bytes(self) -> int | None:
-        """RAM that can be had now."""
-        return host_memory().available_bytes
+        """RAM that can be had now, read at most twice a second: 32 slots ask once a second each."""
+        now_s = time.monotonic()
+        if now_s - self._read_s >= READ_RAM_S:
+            self._read_s, self._ram_bytes = now_s, host_memory().available_bytes
+        return self._ram_bytes
 
     def host_ooms(self) -> int:
         """How often the kernel has ended a process for want of RAM, in our cgroup, else on this machine."""
@@ -157,6 +163,10 @@ class SupervisorContext:
     worker_argv: Sequence[str] = WORKER
     now: Callable[[], float] = time.monotonic
     promised_bytes: Callable[[int], int] = lambda slot: 0  # RAM that the jobs on the other slots will still take
+    has_cluster: bool = False  # other machines work for the queue
+    whole_models: Callable[[], frozenset[str]] = field(
+        default_factory=lambda: CachedValue(lambda: whole_models(inventory()), WEIGHTS_FRESH_S)
+    )  # those that this machine has every file of
 
     @property
     def node(self) -> str:
@@ -174,8 +184,9 @@ class SupervisorContext:
         return inventory()
 
     def has_weights(self, model: str) -> bool:
-        """Whether a model may run there; on this machine a job with missing weights says so itself."""
-        return True
+        """Whether a model may run there. On this machine a job with missing weights says so itself; beside others that
+        work for the queue it waits for one that has them."""
+        return not self.has_cluster or model in self.whole_models()
 
     def open_port(self, slot: int, device: str) -> Port:
         """Start a worker for a slot on its card.

@@ -2,15 +2,16 @@
 
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import lru_cache
 from typing import NamedTuple
 
 from turbodiff.gpu.host_memory import private_bytes
-from turbodiff.jobs.attempts import Hold, may_start
+from turbodiff.jobs.attempts import HOLD_COLUMNS, Hold, hold_of, may_start
 from turbodiff.jobs.cards import (
     FLEET,
     NAMES,
+    WINDOW,
     CardState,
     Fleet,
     FleetCard,
@@ -30,7 +31,7 @@ from turbodiff.supervisor.context import SupervisorContext
 from turbodiff.supervisor.slots import GpuSlot
 from turbodiff.weights.locate import with_loras
 
-WINDOW = 64  # waiting jobs that are looked at
+BEHIND = 128  # waiting jobs behind the window that are looked at, where a card is idle for which none of them is
 EVERY_S = 0.5
 QUIET_S = 4.0  # between two times that the same is written down
 HELD_S = 1.0  # between two times that it is read how much RAM a worker holds
@@ -80,6 +81,8 @@ class Placement:
         self._chosen_s, self._written_s = -EVERY_S, -QUIET_S
         self._several = False
         self._cards: dict[int, CardNow] = {}
+        self._kinds: dict[tuple[object, ...], list[CardNow]] = {}  # the same, those with the same prices together
+        self._behind_at, self._idle = WINDOW, frozenset[int]()
         self._here: dict[str, CardNow] = {}  # those of this machine, by UUID
 
     def choose(self, slots: Sequence[GpuSlot]) -> Chosen | None:
@@ -87,7 +90,8 @@ class Placement:
         alone, or nothing is known of the cards."""
         if self._several and len(slots) > 1 and self.context.now() - self._chosen_s < EVERY_S:
             return {}
-        far = any(slot.context.node for slot in slots)  # on another machine nothing starts that was not looked at
+        # what is for another machine is not started unseen, there nor here
+        far = self.context.has_cluster or any(slot.context.node for slot in slots)
         several = self._several = len(slots) > 1 and all(slot.seen or slot.context.node for slot in slots)
         due = self.context.now() - self._chosen_s >= EVERY_S
         if due:
@@ -99,32 +103,71 @@ class Placement:
         free = {slot.index for slot in slots if slot.free}
         if not (due and free and waiting) or self._fleet is None:
             return {}
-        starts = [
-            start
-            for start in dispatch(waiting, self._fleet.workers)
-            if start.start_s == 0 and free.issuperset(start.slots)
-        ]
+        starts = self._starts(waiting, free)
+        if more := self._behind(free.difference(*[start.slots for start in starts])):
+            waiting += more
+            starts = self._starts(waiting, free)
         now = self._at_once(starts, waiting)
         if len(starts) > len(now):  # what these will take of the RAM counts for the next, a tenth later
             self._chosen_s -= EVERY_S
         return {start.slot: Choice(start.job, tuple(overtaken_by(start, waiting)), start.also) for start in now}
 
+    def _starts(self, waiting: Sequence[WaitingJob], free: Set[int]) -> list[Start]:
+        assert self._fleet is not None
+        found = dispatch(waiting, self._fleet.workers, now_alone=True)
+        return [start for start in found if start.start_s == 0 and free >= {*start.slots}]
+
+    def _behind(self, idle: Set[int]) -> list[WaitingJob]:
+        """The first jobs behind the window that can use the idle cards, one for each: what stands before them there can
+        not, so that nothing is passed. So many rows a look; where there is none among them the next look goes on, and
+        begins again where another card is idle.
+        """
+        idle = idle & self._cards.keys()
+        if not idle <= self._idle:
+            self._behind_at = WINDOW
+        self._idle = frozenset(idle)
+        if not idle or len(self._read) < WINDOW:
+            return []
+        store, found = self.context.store, list[WaitingJob]()
+        uuids = {"", *(self._cards[slot].gpu.uuid for slot in idle)}
+        rows = store.rows(
+            f"SELECT {HOLD_COLUMNS} FROM job WHERE state = 'queued' ORDER BY place, id LIMIT ? OFFSET ?",
+            BEHIND, self._behind_at,
+        )  # fmt: skip
+        for row in rows:
+            hold = hold_of(row)
+            if (
+                len(found) == len(idle)
+                or hold.gpu not in uuids
+                or not may_start(store, hold._replace(gpu=""), None, "")
+            ):
+                continue
+            one = self._waiting(store.job(row["id"]))
+            could = {*one.prices, *[slot for group in one.together for slot in group.slots]}
+            if not idle.isdisjoint(could):
+                found.append(one)
+        if not found:
+            self._behind_at = self._behind_at + BEHIND if len(rows) == BEHIND else WINDOW
+        return found
+
     def _at_once(self, starts: Sequence[Start], waiting: Sequence[WaitingJob]) -> list[Start]:
         """The first of these starts, and those behind it whose price does not depend on the RAM that the ones before
-        take; of a user with a name one alone, so that theirs begin in their order, and one on several cards by itself.
+        take; of a user with a name only such as begin in their order, for slots take their jobs one after another, and
+        one on several cards by itself.
         """
         jobs, chosen = {one.job: one for one in waiting}, list[Start]()
-        users, taken_bytes = set[str](), dict[str, int]()
+        last, taken_bytes = dict[str, int](), dict[str, int]()  # the last slot of a user; by node
         for start in starts:
             one, card = jobs[start.job], self._cards[start.slot]
             node, room_bytes = card.slot.context.node, card.room_bytes
             left_bytes = room_bytes - taken_bytes.get(node, 0)
             is_same_room = left_bytes // SAME_RAM_BYTES == room_bytes // SAME_RAM_BYTES
             is_other_price = not is_same_room and left_bytes < PLENTY_RAM_BYTES
-            if chosen and (one.user in users or is_other_price or start.also or chosen[0].also):
+            is_before = bool(one.user) and start.slot < last.get(one.user, -1)
+            if chosen and (is_before or is_other_price or start.also or chosen[0].also):
                 break
             chosen.append(start)
-            users |= {one.user} - {""}
+            last[one.user] = start.slot
             taken_bytes[node] = taken_bytes.get(node, 0) + one.ram_bytes
         return chosen
 
@@ -169,6 +212,9 @@ class Placement:
         self._cards = {
             slot.index: self._card_now(slot, machines[slot.context.node] if several else None, promised) for slot in on
         }
+        self._kinds.clear()
+        for card in self._cards.values():
+            self._kinds.setdefault((card.slot.context.node, *card.kind), []).append(card)
         self._here = {
             card.slot.device: card
             for card in self._cards.values()
@@ -251,12 +297,12 @@ class Placement:
         is_held = hold.bytes is not None or bool(hold.gpu)
         planned_s = job.plan.seconds if job.plan else UNKNOWN_S
         asked = _without_words(job.plan.request) if job.plan else ""
-        for card in self._cards.values():
-            context = card.slot.context
+        for cards in self._kinds.values():
+            card, context = cards[0], cards[0].slot.context
             if not context.has_weights(job.request.model):
                 continue
-            if is_held and not may_start(self.context.store, hold, card.free_bytes, card.gpu.uuid):
-                continue
+            if is_held:
+                cards = [one for one in cards if may_start(self.context.store, hold, one.free_bytes, one.gpu.uuid)]
             price: Price | None = Price(planned_s, planned_s)  # the plan was made for the one card that there is
             if card.machine is not None:
                 key = (asked, job.plan and job.plan.band, *card.kind)
@@ -269,10 +315,15 @@ class Placement:
                         on_card = seconds_on(job.plan, card.gpu, card.machine, found[context.node])
                         self._prices[key] = on_card and Price(*on_card)
                 price = self._prices[key]
-            if price:
-                prices[card.slot.index] = price
-        together = self._together(job, asked)
-        if job.strikes and prices:  # what failed on several cards begins again on one
+            prices |= {one.slot.index: price for one in cards if price}
+        prices = dict(sorted(prices.items()))
+        left = {share.uuid for share in job.plan.shares} if job.plan and "rank" in job.strikes else None
+        together = self._together(job, asked, left)
+        if left is not None and (prices or together):
+            prices = {slot: price for slot, price in prices.items() if self._cards[slot].gpu.uuid in left} or prices
+        elif left is not None:  # where those that are left cannot hold it
+            together = self._together(job, asked)
+        if prices and job.strikes.keys() - {"rank"}:  # what failed on several cards begins again on one
             together = ()
         if any(not group.alone for group in together):
             prices = {}
@@ -280,14 +331,17 @@ class Placement:
         ram_bytes = max([phase.host_ram_bytes for phase in job.plan.phases], default=0) if job.plan else 0
         return WaitingJob(job.id, weights, prices, job.overtaken, job.user, job.place, together, ram_bytes)
 
-    def _together(self, job: QueuedJob, asked: str) -> tuple[Together, ...]:
-        """The cards of this machine that may make a job together."""
+    def _together(self, job: QueuedJob, asked: str, among: Set[str] | None = None) -> tuple[Together, ...]:
+        """The cards of this machine that may make a job together, of all or `among` these, by UUID."""
         if job.plan is None or job.request.gpu or job.request.cards == 1:
+            return ()
+        if not self.context.has_weights(job.request.model):
             return ()
         held = Hold(job.hold_bytes)
         by_uuid = {
             uuid: card for uuid, card in self._here.items()
-            if held.bytes is None or may_start(self.context.store, held, card.free_bytes, uuid)
+            if (among is None or uuid in among)
+            and (held.bytes is None or may_start(self.context.store, held, card.free_bytes, uuid))
         }  # fmt: skip
         here = [card.machine for card in by_uuid.values() if card.machine]
         if len(here) < 2:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from turbodiff.archive import seeds
 from turbodiff.archive.clips import find_clip, sidecars, sweep
+from turbodiff.archive.grid_sheets import sweep_notes
 from turbodiff.jobs import journal
 from turbodiff.jobs.attempts import add_artifact, finish_job, move_job
-from turbodiff.jobs.database import DATABASE, LOCKED, as_column
+from turbodiff.jobs.database import DAMAGED, DATABASE, LOCKED, as_column
 from turbodiff.jobs.journal import Accepted, remove_entry
 from turbodiff.jobs.rows import UNREADABLE
 from turbodiff.jobs.store import Store
@@ -88,7 +89,7 @@ def _recover(state: Path, outputs: Path) -> tuple[Store, Report]:
         if report.damage:
             store.close()
     except FileError as error:
-        if error.code != "store_damaged":
+        if error.code != DAMAGED:
             raise
         report.damage = error.what
     if report.damage:
@@ -97,6 +98,7 @@ def _recover(state: Path, outputs: Path) -> tuple[Store, Report]:
     settle(store, outputs, report)
     _park_ended(store, ended, report)
     removed = sweep(outputs)
+    sweep_notes(state)
     if removed:
         report.lines.append(f"removed {len(removed)} unfinished file(s) in {outputs}")
     told = Recovered(

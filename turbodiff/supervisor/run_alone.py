@@ -3,9 +3,11 @@
 import sys
 from collections.abc import Callable, Sequence
 
+from turbodiff.gpu.card_measurements import keep_link, lacks_link
 from turbodiff.jobs import retry_policy
+from turbodiff.plan.hardware import Machine
 from turbodiff.spec.clips import ClipResult
-from turbodiff.spec.errors import DoesNotFitError, OutOfMemoryError, error_from
+from turbodiff.spec.errors import DoesNotFitError, OutOfMemoryError, TurbodiffError, error_from
 from turbodiff.spec.events import Event, RunCommand
 from turbodiff.spec.numbers import gib
 from turbodiff.spec.text import printable
@@ -13,20 +15,45 @@ from turbodiff.spec.wording import Words, shell_language
 from turbodiff.supervisor.worker_process import run_once
 
 
-def run_alone(command: RunCommand, argv: Sequence[str], on_event: Callable[[Event], None]) -> ClipResult:
-    """The clip of a job beside the queue; after an out-of-memory once more and again, each time one rung lower.
+def run_alone(
+    command: RunCommand, argv: Sequence[str], on_event: Callable[[Event], None], machine: Machine | None = None
+) -> ClipResult:
+    """The clip of a job beside the queue; after an out-of-memory once more and again, each time one rung lower. A
+    worker that ends because one that it shared the clip with is gone says which cards are left, and goes on with them;
+    one that dies without a word goes on alone. What cards of the `machine` send each other is measured and kept where
+    nobody has.
 
     Raises: see `run_attempt`.
     """
+    last, gpus = command.plan, machine.gpus if machine else ()
+    gpu = next((one for one in gpus if last and f"cuda:{one.index}" == last.device), None)
+    command = command.model_copy(update={"measure_link": lacks_link(gpu, command.cards)})
+
+    def hear(event: Event) -> None:
+        nonlocal last
+        last = event.plan if event.type == "plan" else last
+        if event.type == "link" and machine and gpu:
+            keep_link(gpu, machine, event)
+        on_event(event)
+
     while True:
         try:
-            return run_attempt(command, argv, on_event)
+            return run_attempt(command, argv, hear)
         except OutOfMemoryError as error:
             if command.attempt > retry_policy.LIMITS["oom"]:
                 raise
             lower = {"cap_bytes": retry_policy.next_cap(command.plan, command.cap_bytes), "plan": None}
             command = command.model_copy(update={**lower, "attempt": command.attempt + 1})
             sys.stderr.write(Words(shell_language()).error_line(error, "error.again_lower"))
+        except TurbodiffError as error:
+            if error.code not in ("worker_died", "ranks_lost") or not command.cards:
+                raise
+            left = last if error.code == "ranks_lost" else None
+            cards = left.followers[: len(command.cards) - 1] if left else ()
+            plan = command.plan and command.plan.model_copy(update={"shares": left.shares if left else ()})
+            command = command.model_copy(update={"cards": cards, "plan": plan, "attempt": command.attempt + 1})
+            how = "error.again_left" if cards else "error.again_alone"
+            sys.stderr.write(Words(shell_language()).error_line(error, how))
 
 
 def run_attempt(command: RunCommand, argv: Sequence[str], on_event: Callable[[Event], None]) -> ClipResult:

@@ -1,4 +1,5 @@
-"""A state folder that is removed while the app runs: what is known is written into a new one, and the app starts again.
+"""A state folder that is removed, or a job store that is damaged, while the app runs: the app starts again. What is
+known of a removed one is written into a new one first.
 
 The database's file lives on without a name while we have it open, so nothing of the queue is lost with its folder.
 """
@@ -9,9 +10,11 @@ from pathlib import Path
 
 from turbodiff.diagnostics.logs import LogFile
 from turbodiff.jobs import journal
+from turbodiff.jobs.database import DAMAGED
 from turbodiff.jobs.journal import Accepted
 from turbodiff.jobs.store import Store
 from turbodiff.spec.environment import START_AGAIN
+from turbodiff.spec.errors import FileError, TurbodiffError
 from turbodiff.spec.files import atomic_write, sync
 from turbodiff.supervisor.ownership import LOCK, is_held
 from turbodiff.supervisor.recovery import ALL, FOLDER_LOST, OPEN
@@ -55,6 +58,21 @@ class StateFolder:
                     old.rename(old.with_name(f"{old.name}-replaced-{secrets.token_hex(4)}"))
         sync(state)
         self._log.say(f"{told}; the app starts again", level="ERROR")
+        return START_AGAIN
+
+    def exit_code_of(self, error: Exception) -> int | None:
+        """As `exit_code_if_damaged` after an error that speaks of damage, None after any other."""
+        return self.exit_code_if_damaged() if isinstance(error, FileError) and error.code == DAMAGED else None
+
+    def exit_code_if_damaged(self) -> int | None:
+        """The exit code that makes the app start again where SQLite finds the store damaged: a start restores what it
+        can, and a supervisor that goes on would refuse every job. None for a sound store."""
+        damage = ""
+        with contextlib.suppress(TurbodiffError):  # what SQLite cannot check now it checks with the next error
+            damage = self._store.damage()
+        if not damage:
+            return None
+        self._log.say("the job store was damaged while the app ran; the app starts again", level="ERROR")
         return START_AGAIN
 
 

@@ -188,6 +188,7 @@ class Supervisor:
                         self.log.say(line.rstrip(), level="ERROR")
                 self.log.say(f"{part}: {error}", level="ERROR")
             self._faults[part] = since_s, said_s
+            self.exit_code = self._folder.exit_code_of(error) if self.exit_code is None else self.exit_code
             return False
         self._faults.pop(part, None)
         return True
@@ -202,6 +203,9 @@ class Supervisor:
         try:
             self._placement.start(slot)
             slot.tick()
+            if slot.free and (why := slot.recycle_reason()):  # before dispatch counts on it
+                slot.log(f"a fresh worker follows: it {why}")
+                slot.stop("recycled")
         except OutputError:  # the disk is full or the store is locked: no doing of the job
             raise
         except Exception as error:
@@ -214,7 +218,7 @@ class Supervisor:
         if self.web is not None:
             self.web.tick()
             if self.web.failed_code is not None:
-                self.exit_code = self.web.failed_code
+                self.exit_code = self._folder.exit_code_if_damaged() or self.web.failed_code
 
     def _turn_of_cluster(self) -> None:
         if self.cluster is not None:
@@ -236,13 +240,9 @@ class Supervisor:
         self._chosen = self._placement.choose(self.slots)
 
     def _next_job(self, slot: GpuSlot) -> None:
-        chosen, why = self._chosen, slot.recycle_reason()
-        is_wanted = bool(why) or chosen is None or slot.index in chosen
+        chosen = self._chosen
+        is_wanted = chosen is None or slot.index in chosen
         if not is_wanted or not slot.free or self._no_place or slot.is_stopped:
-            return
-        if why:
-            slot.log(f"a fresh worker follows: it {why}")
-            slot.stop("recycled")
             return
         choice = chosen[slot.index] if chosen else None
         job = claim(self.store, slot.index, slot.available_bytes, choice, slot.gpu.uuid)
@@ -317,10 +317,10 @@ class Supervisor:
                 self.log.say("there is a place for clips again: the queue goes on")
         self.log.cap(self.archive, f"{self.run_name}_{int(time.time())}")
         here = {slot.job.id for slot in self.slots if slot.job}
-        for job in self.store.jobs(states=("running", "verifying")):
-            if job.id not in here:  # a fault between its row and its slot
-                self.log.say(f"job {job.id} runs nowhere: back to the queue", level="ERROR")
-                move_job(self.store, job.id, job.attempt, "queued")
+        for job, attempt in self.store.rows("SELECT id, attempt FROM job WHERE state IN ('running', 'verifying')"):
+            if job not in here:  # a fault between its row and its slot
+                self.log.say(f"job {job} runs nowhere: back to the queue", level="ERROR")
+                move_job(self.store, job, attempt, "queued")
         for slot in self.slots:
             if not slot.free or not slot.jobs_run:
                 continue
@@ -371,11 +371,10 @@ class Supervisor:
 
     def _tell_fates(self, ran: list[int]) -> None:
         """The last line of the log, and of the terminal: where the jobs are that ran, and how many wait."""
-        fates, waiting = dict[int, str](), 0
+        fates, waiting = dict.fromkeys(ran, "unsettled"), 0
         with contextlib.suppress(TurbodiffError):  # a disk or a lock: the journal has them all
             waiting = self.store.overview(0)[1]
-            fates = {job: self.store.job(job).state for job in ran}
-        fates = {**dict.fromkeys(ran, "unsettled"), **fates}
+            fates = {job: str(self.store.job(job).state) for job in ran}
         self.log.say(_stopped(fates, waiting, Words("en")))
         if self.web is not None:
             sys.stdout.write(f"{_stopped(fates, waiting, Words(shell_language()))}\n")

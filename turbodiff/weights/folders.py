@@ -1,13 +1,18 @@
 """Folders that may hold weights: search roots, the bundled demo, the Hugging Face cache. Walks them within limits."""
 
+import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
+from stat import S_ISREG
 from typing import Literal, NamedTuple
 
 from turbodiff.spec.environment import current_folder, expand
-from turbodiff.spec.errors import FileError
+from turbodiff.spec.errors import PACKAGES, FileError
+from turbodiff.spec.models import FoundNetwork, NetworkKind
+from turbodiff.spec.text import whole
 from turbodiff.weights.detect import INDEX, is_weights
 
 ROOTS_VARIABLE = "TURBODIFF_MODELS"
@@ -15,6 +20,12 @@ MAX_DEPTH = 5  # folders below a root: root/Wan-AI/Wan2.1-T2V-14B-Diffusers/tran
 MAX_ENTRIES = 20_000  # names looked at below one root
 TOKENIZER = "spiece.model"
 LORA_FOLDERS = ("loras", "lora")  # below each search root: ours, and ComfyUI's other spelling
+# kind -> its folders below each search root, ours first, and endings of its files; .pkl is RIFE's name for a torch file
+NETWORK_FILES: Mapping[NetworkKind, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "upscaler": (("upscalers", "upscale_models"), (".safetensors", ".pth", ".pt")),
+    "interpolator": (("interpolators",), (".safetensors", ".pth", ".pt", ".pkl")),
+}
+NETWORK_FOLDERS = tuple([folder for folders, _ in NETWORK_FILES.values() for folder in folders])
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 # Folders of programs, none of a person's: not searched, and no matter; beside those that begin with .Trash
 CONVERTED = ".converted"  # below the folder of downloads: copies of weights as they run (weights/copies.py)
@@ -26,14 +37,14 @@ APPLE_DOUBLE = "._"  # what macOS writes beside a file on other disks
 CACHED = re.compile(r"(?i)wan|umt5|turbodiffusion|autoencoders|taehv")  # the last two: small VAEs for previews
 
 
-Why = Literal["", "shard", "hidden", "deep", "folder", "unreadable", "many", "loras"]
+Why = Literal["", "shard", "hidden", "deep", "folder", "unreadable", "many", "loras", "name"]
 
 
 class Entry(NamedTuple):
     """A file that may hold weights or a tokenizer; or what is passed over: `why`, and what is in it.
 
     shard: its folder has no index. folder: one that is called as weights and has none. loras: a folder of LoRAs where
-    they are not looked for. many: the root has more names than are looked at.
+    they are not looked for. many: the root has more names than are looked at. name: no UTF-8, which no list can tell.
     """
 
     path: Path
@@ -107,13 +118,13 @@ def walk(root: Path) -> Iterator[Entry]:
                     continue
                 if entry := peek.folder(path, depth):
                     yield entry
-                elif depth < MAX_DEPTH and name.lower() not in LORA_FOLDERS:
+                elif depth < MAX_DEPTH and name.lower() not in (*LORA_FOLDERS, *NETWORK_FOLDERS):
                     found.append((path, depth + 1))
             elif SHARD.search(name) and is_weights(name):
                 if not indexed:
                     yield Entry(path, "shard")
             elif is_weights(name) or name == TOKENIZER or INDEX.search(name):
-                yield Entry(path)
+                yield Entry(path, "" if _is_text(path) else "name")
         waiting = [] if full else [*waiting, *reversed(found)]
         if full:
             yield Entry(root, "many", str(MAX_ENTRIES))
@@ -169,6 +180,7 @@ def not_searched(entry: Entry) -> FileError:
         "unreadable": ("the folder cannot be read", "a folder that this user may list", f"chmod u+rx {path}"),
         "many": (f"only the first {MAX_ENTRIES} names in it were looked at", "a folder for weights alone",
                  f"name the folder of the weights in {ROOTS_VARIABLE}"),
+        "name": ("its name, or that of a folder above it, is no UTF-8", "a name in UTF-8", "rename it"),
         "loras": ("LoRAs are looked for elsewhere", f"the folder {LORA_FOLDERS[0]} of the search root", f"move {path}"),
     }[entry.why]  # fmt: skip
     code = "index_missing" if entry.why == "shard" else f"folder_{entry.why}"
@@ -183,11 +195,31 @@ def lora_files(root: Path) -> Iterator[tuple[str, Path]]:
                 yield str(entry.path.relative_to(folder)), entry.path
 
 
+def find_networks(roots: Iterable[Path] | None = None) -> tuple[FoundNetwork, ...]:
+    """The files of networks that enlarge frames or make some in between, by name; of two of one name and kind that in
+    the earlier root. Each says which package it lacks to run; a name that is no UTF-8 could not be asked for, and is
+    passed over."""
+    found, searched = dict[tuple[str, str], FoundNetwork](), model_roots() if roots is None else tuple(roots)
+    for kind, (folders, endings) in NETWORK_FILES.items():
+        lacks = next((name for name in (PACKAGES[kind][0], "torchvision") if not find_spec(name)), "")
+        for path in [path for root in searched for folder in folders for path in _entries(root / folder)]:
+            with contextlib.suppress(OSError):
+                stat = path.stat()
+                if S_ISREG(stat.st_mode) and path.name.lower().endswith(endings) and _is_text(path.absolute()):
+                    file = {"name": path.name, "path": str(path.absolute()), "bytes": stat.st_size}
+                    found.setdefault((kind, path.name), FoundNetwork(kind=kind, lacks=lacks, **file))
+    return tuple(sorted(found.values(), key=lambda one: one.name))
+
+
 def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError:
         return []
+
+
+def _is_text(path: Path) -> bool:
+    return whole(str(path)) == str(path)
 
 
 def _is_folder(path: Path) -> bool:

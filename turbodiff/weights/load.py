@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from turbodiff.spec.errors import FileError
+from turbodiff.spec.numbers import gib
 from turbodiff.weights import pickles
-from turbodiff.weights.detect import Checkpoint, Part, open_checkpoint
+from turbodiff.weights.detect import Checkpoint, Part, open_checkpoint, read_header
 from turbodiff.weights.fit import LINEAR_BRANCH, misfit
 from turbodiff.weights.forms import GGUF_COMMAND, tile_of
 from turbodiff.weights.headers import GGUF_PREFIX, TensorInfo, bad_file
@@ -203,6 +204,21 @@ def bands(checkpoint: Checkpoint, name: str, n_bytes: int = 0) -> Iterator[Tenso
         if scale is not None:
             band = scaled(band, scale_rows(scale, info.shape, first, last), source.times)
         yield band.reshape(last - first, -1)
+
+
+def tensors_of(path: Path, most_bytes: int) -> dict[str, Tensor]:
+    """Every tensor of a file of any network, under its names; nothing in the file is run.
+
+    Raises:
+        FileError: damaged, no file of tensors, or one of more than `most_bytes` of them.
+    """
+    found = read_header(path).tensors
+    if (nbytes := sum(info.nbytes for info in found.values())) > most_bytes:
+        raise bad_file(
+            path, "its tensors are larger than those of any such network", code="network_large", got=gib(nbytes),
+            expected=f"at most {gib(most_bytes)}",
+        )  # fmt: skip
+    return {name: _read(info) for name, info in found.items()}
 
 
 def _read(info: TensorInfo) -> Tensor:

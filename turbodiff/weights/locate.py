@@ -39,6 +39,7 @@ from turbodiff.weights.folders import (
     TOKENIZER,
     Entry,
     cache_snapshots,
+    find_networks,
     lora_files,
     model_roots,
     not_searched,
@@ -122,6 +123,7 @@ def inventory(roots: Sequence[Path] | None = None) -> Inventory:
     return Inventory(
         files=tuple(files),
         loras=tuple([found_lora(file.path, file.bytes) for file in loras]),
+        networks=find_networks(roots),
         passed_over=tuple(passed_over.values()),
         copies_room_bytes=room_bytes(download_root()) if roots is None else None,
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from turbodiff.spec.errors import FileError
-from turbodiff.spec.files import atomic_write, sha256_of, sync
+from turbodiff.spec.files import atomic_write, open_file, sha256_of, sync
 from turbodiff.spec.models import Inventory, ModelSpec, all_models
 from turbodiff.spec.numbers import gb
 from turbodiff.weights.copies import copies
@@ -261,7 +261,8 @@ def _taken(place: Path, file: StoredFile) -> FileError:
 def _moved_places(root: Path) -> set[str]:
     """Where moves put files of this folder."""
     try:
-        listed = json.loads((root / MOVED).read_text("utf-8"))
+        with open_file(root / MOVED) as file:
+            listed = json.loads(file.read())
     except (OSError, ValueError, RecursionError):
         return set()
     return {str(place) for place in listed} if isinstance(listed, list) else set()

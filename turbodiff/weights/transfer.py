@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from turbodiff.spec.files import atomic_write
+from turbodiff.spec.files import atomic_write, open_file
 from turbodiff.weights.sources import TIMEOUT_S, Remote
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class Part:
         self.lock = threading.Lock()
         end = min(self.path.stat().st_size, self.nbytes) if self.path.exists() else 0
         try:
-            listed = json.loads(self.list_path.read_text("utf-8"))
+            with open_file(self.list_path) as file:
+                listed = json.loads(file.read())
             self.done = merged((max(0, int(first)), min(int(last), end)) for first, last in listed)
         except FileNotFoundError:
             self.done = merged([(0, end)])

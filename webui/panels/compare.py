@@ -42,8 +42,5 @@ def draw(cards: Sequence[Card], wipe: bool, words: Words) -> Html:
         switch if len(shown) == 2 else None,
         action("stop_compare", "", words("gallery.stop"), cls="plain"),
     )
-    return el("div", body, el("div", buttons, cls="td-acts", style="margin-top:14px"), cls="td-html")
-
-
-def _told(card: Card) -> Html:
-    return facts(card.facts)
+    # above the players: what stands below them is off the screen where the picture is large
+    return el("div", el("div", buttons, cls="td-acts", style="margin-bottom:14px"), body, cls="td-html")

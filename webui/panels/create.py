@@ -6,8 +6,9 @@ from typing import Any, get_args
 
 import gradio as gr
 
+from turbodiff.spec.exports import RATES, SCALES
 from turbodiff.spec.models import ModelSpec, all_models
-from turbodiff.spec.request import TextDtype
+from turbodiff.spec.request import Encoder, Exchange, TextDtype
 from turbodiff.spec.schedules import Sampler, WeightsAre
 from webui import form
 from webui.markup import Html, el
@@ -55,24 +56,24 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
         examples: markup of the example prompts.
         enhancer: the server that may lengthen prompts, "" for none: then no button offers it.
     """
-    start = form.defaults(spec)
-    fields: dict[str, Any] = {}
+    start, fields = form.defaults(spec), dict[str, Any]()
     kinds = [(words(f"create.kind_{kind}"), kind) for kind in ("t2v", "i2v")]
     fields["kind"] = gr.Radio(kinds, value=spec.kind, show_label=False, container=False, elem_id="kind")
     with gr.Column(visible=spec.kind == "i2v") as picture_box:
-        fields["image"] = _picture(words)
+        for name, height in (("image", 220), ("end_image", 120)):
+            fields[name] = _picture(words, name, height)
         picture_note = gr.HTML(padding=False, elem_id="picture")
     label, hint = words("create.prompt"), prompt_hint(spec, words)
     fields["prompt"] = gr.Textbox(
         label=label, placeholder=hint, lines=3, max_lines=10, elem_id="prompt", show_label=False
     )
     lint = gr.HTML(elem_id="lint")
+    samples = gr.HTML(examples, elem_id="examples")  # above what a click on them brings: they stay under the pointer
     with gr.Row(elem_id="prompt-tools"):
         label = words("longer.go", host=enhancer)
         longer = gr.Button(label, size="sm", visible=bool(enhancer), elem_id="longer-go", scale=0, min_width=240)
         undo = gr.HTML(elem_id="undo-form")
     longer_note = gr.HTML(elem_id="longer")
-    samples = gr.HTML(examples, elem_id="examples")
     with gr.Row(equal_height=False):
         label, choices = words("field.model"), model_choices(here, words)
         fields["model"] = gr.Dropdown(choices, value=spec.name, label=label, filterable=False, elem_id="model", scale=3)
@@ -114,16 +115,16 @@ def prompt_hint(spec: ModelSpec, words: Words) -> str:
     return words("example.demo_1" if spec.bundled else "create.prompt_hint")
 
 
-def _picture(words: Words) -> gr.Image:
+def _picture(words: Words, name: str, height: int) -> gr.Image:
     """The upload of a picture; its bytes are decoded within limits elsewhere, the web process never opens them."""
     picture = gr.Image(
-        label=words("create.image"),
+        label=words(f"create.{name}"),
         type="filepath",
         image_mode=None,
         sources=["upload"],
-        height=220,
-        placeholder=words("create.image_hint"),
-        elem_id="image",
+        height=height,
+        placeholder=words(f"create.{name}_hint"),
+        elem_id=name.replace("_", "-"),
         buttons=[],
     )
     # Gradio's own reads the head with PIL
@@ -167,11 +168,21 @@ def _advanced(fields: dict[str, Any], spec: ModelSpec, words: Words) -> tuple[gr
     radio("quant_linear", [(words(key) if key else "int8", value) for key, value in quant], "auto")
     dtypes = [(words(f"value.text_dtype_{name}"), name) for name in ("auto", *get_args(TextDtype))]
     radio("text_dtype", dtypes, "auto")
+    radio("exchange", [(words(f"value.exchange_{name}"), name) for name in get_args(Exchange)], "full")
+    encoders = [(words(f"value.encoder_{name}"), name) for name in get_args(Encoder)]
+    fields["encoder"] = gr.Radio(encoders, value="cpu", visible=False, **say("encoder"))
     radio("attention", [(words.or_else(f"value.attention_{name}", name), name) for name in ATTENTIONS], "auto")
     fields["topk"] = gr.Slider(0.02, 1.0, value=start["topk"], step=0.01, **say("topk"))
     with gr.Row():
         fields["sigma_max"] = gr.Number(start["sigma_max"], **say("sigma_max"))
         fields["fps"] = gr.Number(start["fps"], precision=0, **say("fps"))
+    rates = [(words("export.rate", n=n) if n else words("export.rate_same"), n) for n in RATES]
+    fields["smooth_fps"] = gr.Radio(rates, value=0, **say("smooth_fps"))
+    # shown where such a file was found: `choices_style`
+    fields["interpolator"] = gr.Textbox("", placeholder="flownet.pkl", max_lines=1, **say("interpolator"))
+    sides = [(f"{n} ×" if n > 1 else words("export.rate_same"), n) for n in SCALES]
+    fields["upscale"] = gr.Radio(sides, value=1, **say("upscale"))
+    fields["upscaler"] = gr.Textbox("", placeholder="RealESRGAN_x4plus.pth", max_lines=1, **say("upscaler"))
     fields["size"] = gr.Textbox("", placeholder="832x480", max_lines=1, **say("size"))
     fields["negative_prompt"] = gr.Textbox("", lines=1, **say("negative_prompt"))
     with gr.Row():
@@ -181,13 +192,17 @@ def _advanced(fields: dict[str, Any], spec: ModelSpec, words: Words) -> tuple[gr
 
 
 def choices_style(
-    spec: ModelSpec, num_frames: object = None, bands: Mapping[tuple[str, object], str] | None = None
+    spec: ModelSpec,
+    num_frames: object = None,
+    bands: Mapping[tuple[str, object], str] | None = None,
+    interpolates: bool = False,
 ) -> Html:
     """A style sheet that shows this model's sizes, aspects and lengths: the form holds those of every model.
 
     Args:
         num_frames: what the form holds now, shown whatever the model offers.
         bands: ("resolution" or "frames", value) -> fits, tight or no; each becomes a mark beside the choice.
+        interpolates: a network for frames in between is here, or named: its field is shown.
     """
     sizes, aspects, frames = form.all_choices()
     shown: tuple[tuple[str, Sequence[object], Collection[object]], ...] = (
@@ -196,6 +211,7 @@ def choices_style(
         ("frames", frames, (*form.offered_frames(spec), num_frames)),
     )
     rules = ["#resolution .wrap label,#aspect .wrap label,#frames .wrap label{display:none}"]
+    rules += [] if interpolates else ["#interpolator{display:none!important}"]
     for part, every, some in shown:
         for place, value in enumerate(every, 1):
             choice = f"#{part} .wrap label:nth-of-type({place})"

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from turbodiff.spec.exports import FORMATS, RATES
+from turbodiff.spec.exports import FORMATS, RATES, SCALES
 from webui.markup import Html, download, el, link, void
 from webui.wording import Words
 
@@ -35,6 +35,7 @@ def draw_form(clip: ClipView | None, words: Words) -> Html:
         ("format", [(name, words(f"export.format_{name}")) for name in FORMATS], "gif"),
         ("quality", [(value, words(f"export.quality_{name}")) for name, value in QUALITIES], 80),
         ("fps", [(rate, words("export.rate", n=rate) if rate else words("export.rate_same")) for rate in RATES], 0),
+        ("upscale", [(n, f"{n} ×" if n > 1 else words("export.rate_same")) for n in SCALES], 1),
     )
     fields = []
     for name, options, first in chosen:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from webui.markup import Html, action, el, poster, void
+from webui.markup import Html, action, blank, el, poster, void
 from webui.panels.meter import short_model
 from webui.panels.stage import Card, draw_card, draw_player, media_url
 from webui.wording import Words
@@ -81,8 +81,8 @@ def draw(shown: Gallery, words: Words) -> Html:
     """The page of posters, below what can be done with those that are chosen."""
     head = el("div", el("span", shown.disk, cls="td-quiet td-num"), _draw_choice(shown, words), cls="td-toolbar")
     if not shown.tiles:
-        blank = el("div", words("gallery.no_match" if shown.searched else "clip.none"), cls="td-blank")
-        return el("div", head, blank, cls="td-html td-stack td-gallery")
+        none = blank(words("gallery.no_match")) if shown.searched else blank(words("clip.none"), words("clip.first"))
+        return el("div", head, none, cls="td-html td-stack td-gallery")
     tiles = [_draw_tile(tile, words) for tile in shown.tiles]
     grid = el("div", tiles, cls="td-strip td-big-grid", role="group", aria_label=words("gallery.tab"))
     return el("div", head, grid, _draw_pages(shown, words), cls="td-html td-stack td-gallery", data_total=shown.total)
@@ -165,7 +165,7 @@ def draw_side(card: Card | None, entry: Entry | None, comparing: bool, same: int
         same: clips that differ from it in nothing but the seed, itself among them.
     """
     if card is None:
-        return Html("")
+        return blank(words("gallery.side_none"))
     clip = card.clip.id
     missing = max(0, SEEDS_COMPARED - same)
     seeds = words("gallery.seeds_more", n=missing) if missing else words("gallery.seeds")

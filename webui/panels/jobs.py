@@ -39,6 +39,7 @@ class JobProgress:
 
     job: int
     title: str
+    prompt: str
     chips: tuple[Chip, ...]
     line: str
     eta: str
@@ -98,6 +99,7 @@ def progress(job: QueuedJob, events: Iterable[Event], words: Words, card: str = 
     return JobProgress(
         job=job.id,
         title=" · ".join(filter(None, (title(job.request, words), card))),
+        prompt=job.request.prompt,
         chips=tuple(chips),
         line=line,
         eta=words("run.eta", time=words.predicted(now.eta_s)) if now and now.eta_s is not None else "",
@@ -125,9 +127,7 @@ def queue(snapshot: Snapshot, words: Words) -> list[Row]:
             job.id,
             title(job.request, words),
             job.state,
-            words("storyboard.lost", job=lost)
-            if lost
-            else blocked(job, snapshot, words) or waits_for_memory(job, words) or job.request.prompt,
+            words("storyboard.lost", job=lost) if lost else why_it_waits(job, snapshot, words) or job.request.prompt,
             acts,
             starts_in(job, snapshot, words) if job.state == "queued" else runs_on(job, snapshot, words),
             lost,
@@ -182,6 +182,20 @@ def blocked(job: QueuedJob, snapshot: Snapshot, words: Words) -> str:
     return words(f"run.card_{why}", card=fleet.called(gpu)) if fleet and why else ""
 
 
+def why_it_waits(job: QueuedJob, snapshot: Snapshot, words: Words) -> str:
+    """What a job waits for beside its turn: its card, memory, its weights; "" for nothing."""
+    return blocked(job, snapshot, words) or waits_for_memory(job, words) or waits_for_weights(job, snapshot, words)
+
+
+def waits_for_weights(job: QueuedJob, snapshot: Snapshot, words: Words) -> str:
+    """That no machine which works for the queue and answers has all weights of a job; "" for any other."""
+    if job.state != "queued" or snapshot.cluster is None:
+        return ""
+    here = {spec.name for spec, missing in snapshot.models if not missing}
+    known = here.union(*(node.models for node in snapshot.cluster.nodes))
+    return "" if job.request.model in known else words("run.waits_for_weights")
+
+
 def total(snapshot: Snapshot, words: Words) -> str:
     """How long the queue takes: what is left of the running jobs and the plans of those that wait, shared by the cards;
     "" where nothing waits."""
@@ -229,6 +243,7 @@ def draw_progress(shown: JobProgress, words: Words) -> Html:
     return el(
         "div",
         el("div", el("h3", shown.title), buttons, cls="td-line"),
+        el("div", shown.prompt, cls="td-quiet td-two-lines", title=shown.prompt),
         el("div", chips, cls="td-steps"),
         bar,
         el("div", el("span", shown.line), el("span", shown.eta, cls="td-num"), cls="td-line", role="status"),
@@ -280,7 +295,7 @@ def draw_queue(rows: list[Row], paused: bool, held: str, total: str, words: Word
             el("span", row.title, cls="td-quiet wide"),
             el("span", [_act(row, act, words) for act in row.acts], cls="td-acts"),
         )
-        drag = {"draggable": "true"} if row.state == "queued" else {}
+        drag = {"draggable": "false"} if row.state == "queued" else {}  # static/queue.js does it by the pointer
         listed.append(el("div", parts, data_job=row.job, data_state=row.state, **drag))
     body = el("div", listed, cls="td-list") if rows else el("p", words("run.queue_empty"), cls="td-quiet")
     return el("div", head, hold if held else None, body, cls="td-html", id="queue-list")

@@ -165,7 +165,7 @@ def experts(plan: Plan | None) -> str:
 
 
 def residency(plan: Plan, words: Words) -> str:
-    """Where weights lie while the clip is made: the levers of the plan that change no pixel, and the one that does."""
+    """Where weights lie while the clip is made: the levers of the plan that change no pixel, and those that do."""
     levers, blocks = plan.levers, plan.request.spec.dit.num_layers
     network = words(f"residency.experts_{levers.experts}", resident=levers.blocks_resident, blocks=blocks)
     if levers.text_keys == "recomputed":
@@ -173,9 +173,9 @@ def residency(plan: Plan, words: Words) -> str:
     text = words(f"residency.text_{levers.text}")
     vae = words(f"residency.vae_{levers.vae}", pixels=levers.vae_tile * SPACE_STRIDE)
     line = words("residency.line", text=text, network=network, vae=vae)
-    if levers.text_dtype == "bf16":
-        return line
-    return f"{line} {words('residency.text_dtype', dtype=words(f'value.text_dtype_{levers.text_dtype}'))}"
+    if levers.text_dtype != "bf16":
+        line += f" {words('residency.text_dtype', dtype=words(f'value.text_dtype_{levers.text_dtype}'))}"
+    return line if levers.exchange == "full" else f"{line} {words('residency.exchange_int8')}"
 
 
 def short_model(name: str) -> str:
@@ -204,7 +204,13 @@ def draw_verdict(shown: Meter, words: Words, begin: Begin | None = None) -> Html
     time = words("meter.about", time=words.seconds(max(1.0, begin.seconds if begin else plan.seconds)))
     starts = f" · {when(begin.start_s, begin.card, words)}" if begin and (begin.start_s >= 1 or begin.card) else ""
     said = f" · {numbers} · {time}{starts}"
-    return el("div", el("b", words(f"meter.{plan.band}"), cls=plan.band), said, cls="td-verdict")
+    band = el("b", words(f"meter.{plan.band}"), cls=plan.band)
+    return el("div", band, said, cls="td-verdict", data_told=told(plan))
+
+
+def told(plan: Plan) -> str:
+    """What a verdict says of a plan itself, whatever else moves on this machine."""
+    return f"{plan.band} {plan.peak_bytes} {plan.seconds:.1f}"
 
 
 def when(start_s: float, card: str, words: Words) -> str:
@@ -251,7 +257,8 @@ def draw_together(plan: Plan | None, chosen: str, words: Words) -> Html:
         buttons.append(action("fill", fields, name, form=True, cls=cls, aria_pressed=pressed))
     head = el("span", words("meter.for_clip"), cls="td-quiet")
     clips = next((offer.clips for offer in offers if offer.clips and chosen in ("auto", str(offer.cards))), 0.0)
-    side_by_side = el("p", words("meter.side_by_side", clips=f"{clips:g}"), cls="td-quiet td-small") if clips else None
+    beside = words("meter.side_by_side", clips=f"{clips:g}") if clips > 1 else ""
+    side_by_side = el("p", beside, cls="td-quiet td-small") if beside else None
     row = el("div", head, buttons, cls="td-acts", role="group", aria_label=words("meter.for_clip"))
     return el("div", row, side_by_side, cls="td-html", id="for-clip")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from turbodiff.spec.models import display_name_of
+from turbodiff.spec.page_flags import TOKEN_FILE, TOKEN_MODE
 from webui.markup import Html, el
 from webui.panels.models import section
 from webui.wording import Words
@@ -55,10 +56,8 @@ def nodes(snapshot: Snapshot, words: Words) -> Nodes | None:
         more = "" if node.state == "ok" else words(f"system.node_{node.state}_more", program=node.program)
         name, state = node.host or words("system.node_unnamed"), words(f"system.node_{node.state}")
         rows.append(NodeRow(name, LOOKS[node.state], state, more, tuple(cards)))
-    about = "joined" if cluster.joined else "away"
-    return Nodes(
-        cluster.joined, cluster.address, words(f"system.cluster_{about}", address=cluster.address), tuple(rows)
-    )
+    about = words(f"system.cluster_{cluster.state}", address=cluster.address, file=TOKEN_FILE, mode=TOKEN_MODE)
+    return Nodes(cluster.joined, cluster.address, about, tuple(rows))
 
 
 def download_row(found: NodeDownload, words: Words) -> tuple[str, str]:

@@ -87,6 +87,7 @@ def card(clip: ClipView, words: Words, others: Iterable[ClipView] = ()) -> Card:
     badges = [("accent", words("clip.demo"))] if demo else []
     for row in (diff(change, words) for change in clip.changes if change.lossy):
         badges.append(("warn", words("clip.lowered", field=row.label, before=row.before, after=row.after)))
+    badges += [("warn", words("clip.exchanged_int8"))] if clip.sidecar.ran.exchange == "int8" else []
     badges += [("warn", words.or_else(f"flaw.{finding}", finding)) for finding in clip.sidecar.warnings]
     changed = prompt_diff(before.request.prompt, request.prompt) if before else ()
     return Card(clip, tuple(_facts(clip, words)), tuple(badges), tuple(knobs(request, words)), demo, changed)
@@ -173,12 +174,21 @@ def draw_player(card: Card | None, preview: str, words: Words, autoplay: bool = 
     if preview:
         return el("div", void("img", src=preview, alt=""), cls="td-player")
     if card is None:
-        empty = el("div", el("b", words("clip.empty_title")), words("clip.empty_text"), cls="empty")
-        return el("div", empty, cls="td-player")
+        return _draw_black("empty", words)
     prompt = card.clip.request.prompt
     video = draw_video(card.clip, preload="metadata", autoplay=autoplay, aria_label=prompt[:120])
     badge = el("span", words("clip.demo"), cls="td-pill badge") if card.demo else None
     return el("div", video, badge, cls="td-player", data_clip=card.clip.id)
+
+
+def draw_making(words: Words) -> Html:
+    """The player of a first clip that has no preview yet."""
+    return _draw_black("making", words)
+
+
+def _draw_black(what: str, words: Words) -> Html:
+    said = el("div", el("b", words(f"clip.{what}_title")), words(f"clip.{what}_text"), cls="empty")
+    return el("div", said, cls="td-player")
 
 
 def draw_video(clip: ClipView, **attributes: object) -> Html:

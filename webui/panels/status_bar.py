@@ -58,7 +58,8 @@ def status_bar(snapshot: Snapshot, words: Words) -> StatusBar:
     card, note = _card(snapshot.machine, words)
     waiting = max(snapshot.queued, len(snapshot.waiting))
     busy = snapshot.active is not None
-    queue = "paused" if snapshot.paused else "running" if busy else "waiting" if waiting else "idle"
+    running = "running" if waiting else "running_last"
+    queue = "paused" if snapshot.paused else running if busy else "waiting" if waiting else "idle"
     queue = "held" if queue in ("waiting", "idle") and snapshot.held_until_s else queue
     leftovers = []
     for left in snapshot.leftovers:

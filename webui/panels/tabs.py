@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from webui.markup import Html, action, download, el, facts, link, local, poster
+from webui.markup import Html, action, blank, download, el, facts, link, local, poster
 from webui.panels.stage import media_url
 from webui.wording import Words
 
@@ -29,7 +29,7 @@ def draw_seeds(found: Iterable[Seed], posters: Collection[str], searched: bool, 
         picture = poster(media_url(clip, poster=True) if clip in posters else "", "td-mini")
         rows.append(el("tr", el("td", picture), cells, el("td", use)))
     if not rows:
-        return el("div", words("seeds.no_match" if searched else "seeds.none"), cls="td-blank")
+        return blank(words("seeds.no_match")) if searched else blank(words("seeds.none"), words("clip.first"))
     head = el("tr", el("th", ""), [el("th", words(f"seeds.{name}")) for name in COLUMNS], el("th", ""))
     return el("div", el("table", head, rows, cls="td-table"), cls="td-scroll td-html", data_rows=len(rows))
 

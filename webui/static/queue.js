@@ -4,34 +4,31 @@
   const rowOf = (target) => target.closest?.("#queue-list [data-state=queued]");
   let dragged = null, held = null; // the job that is dragged; the button that has the focus: job, action
 
-  document.addEventListener("dragstart", (event) => {
-    const row = rowOf(event.target);
-    dragged = row?.dataset.job ?? null;
-    if (!row) return;
-    event.dataTransfer.effectAllowed = "move";
-    event.dataTransfer.setData("text/plain", dragged);
-  });
+  // by the pointer, not as the browser's own drag: that ends, or never begins, where the list is drawn anew under it
+  const DRAGS_PX = 5; // from where it was pressed
   const unmark = () => document.querySelectorAll("#queue-list .over").forEach((row) => row.classList.remove("over"));
-  document.addEventListener("dragover", (event) => {
-    const row = dragged && rowOf(event.target);
-    if (!row) return;
-    event.preventDefault();
-    unmark();
-    row.classList.add("over");
+  document.addEventListener("pointerdown", (event) => {
+    const row = !event.button && event.pointerType !== "touch" && !event.target.closest?.("button, a") && rowOf(event.target);
+    dragged = row ? { job: row.dataset.job, x: event.clientX, y: event.clientY } : null;
   });
-  document.addEventListener("drop", (event) => {
-    const row = dragged && rowOf(event.target);
+  const isDragged = (event) => dragged && Math.hypot(event.clientX - dragged.x, event.clientY - dragged.y) > DRAGS_PX;
+  document.addEventListener("pointermove", (event) => {
+    if (!isDragged(event)) return;
     unmark();
-    if (!row) return;
-    event.preventDefault();
+    rowOf(event.target)?.classList.add("over");
+  });
+  document.addEventListener("pointerup", (event) => {
+    const row = isDragged(event) && rowOf(event.target), job = dragged?.job;
+    dragged = null;
+    unmark();
+    if (!row || row.dataset.job === job) return;
     const rows = [...document.querySelectorAll("#queue-list [data-state=queued]")].map((one) => one.dataset.job);
     // downwards it takes the place of the one it is dropped on, as upwards: before the one after that
-    const down = rows.indexOf(dragged) < rows.indexOf(row.dataset.job);
+    const down = rows.indexOf(job) < rows.indexOf(row.dataset.job);
     const before = down ? rows[rows.indexOf(row.dataset.job) + 1] ?? "" : row.dataset.job;
-    if (row.dataset.job !== dragged) window.tdAct?.("place", `${dragged} ${before}`.trim());
-    dragged = null;
+    window.tdAct?.("place", `${job} ${before}`.trim());
   });
-  document.addEventListener("dragend", () => { dragged = null; unmark(); });
+  document.addEventListener("pointercancel", () => { dragged = null; unmark(); });
 
   document.addEventListener("focusin", (event) => {
     const button = event.target.closest?.("#queue-list [data-act]");

@@ -51,7 +51,11 @@ def residual_add_(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     return x
 
 
-@operator(reference.rms_norm_silu, "norm")
-def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
-    """SiLU of the VAE's channel norm: x [N, C, ...] in channels-last memory order (others are copied), gamma [C]."""
-    return torch.empty_like(x)
+@operator(reference.rms_norm_silu_, "norm", mutates=("out", "x"))
+def rms_norm_silu_(out: Tensor, x: Tensor, gamma: Tensor, y: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Writes SiLU of the VAE's channel norm of `x + y + bias` to `out`; with y the sum to x as well.
+
+    x, y and out [1, C, H, W], whose pixels lie one behind the other, channels last: those of x and out may be channels
+    of a wider picture; gamma and bias [C].
+    """
+    return out

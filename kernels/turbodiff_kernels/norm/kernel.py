@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from turbodiff_kernels.norm.reference import GROUP, groups
-from turbodiff_kernels.quant.kernel import block_warps, round_half_even
+from turbodiff_kernels.quant.kernel import block_warps, round_to_int8
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -76,18 +76,26 @@ def residual_add_(x: Tensor, y: Tensor, gate: Tensor) -> None:
     _residual_add_kernel[grid](x, y, gate, length, channels, *strides, BLOCK=block, num_warps=4)
 
 
-def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
-    """`silu(x / max(|x|, 1e-12) * sqrt(C) * gamma)` over the channels, axis 1; the result is in channels-last order."""
-    rows = x.movedim(1, -1)
-    rows = rows if rows.is_contiguous() else rows.contiguous()
-    out = torch.empty_like(rows)
-    channels, count = rows.shape[-1], rows.numel() // rows.shape[-1]
+def rms_norm_silu_(out: Tensor, x: Tensor, gamma: Tensor, y: Tensor | None, bias: Tensor | None) -> Tensor:
+    """`silu(s / max(|s|, 1e-12) * sqrt(C) * gamma)` over the channels, axis 1, s = x + y + bias; `x = s` with y."""
+    channels, count = x.shape[1], x.numel() // x.shape[1]
     block = triton.next_power_of_2(channels)
     per_program = max(1, 4096 // block)
+    strides = [_pixel_stride(t) for t in (x, out)]
+    assert y is None or _pixel_stride(y) == channels, "y must be dense"
     _rms_norm_silu_kernel[(triton.cdiv(count, per_program),)](
-        rows, gamma, out, count, channels, channels**0.5, ROWS=per_program, BLOCK=block, num_warps=4
-    )
-    return out.movedim(-1, 1)
+        x, y, bias, gamma, out, count, *strides, channels**0.5,
+        ADD=y is not None, BIAS=bias is not None, CHANNELS=channels, ROWS=per_program, BLOCK=block, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def _pixel_stride(x: Tensor) -> int:
+    """Elements from one pixel of x [N, C, H, W] to the next."""
+    stride = x.stride(-1)
+    assert x.stride(1) == 1 and x.stride(2) == x.shape[3] * stride, "pixels must follow one another"
+    assert len(x) == 1 or x.stride(0) == x.shape[2] * x.stride(2), "pictures must follow one another"
+    return stride
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -205,11 +213,11 @@ def _layer_norm_kernel(
             largest = tl.maximum(largest, tl.max(tl.abs(z), 0))
         largest = tl.maximum(largest, 1e-8)
         tl.store(out_scale + row, largest / 127.0)
-        y = round_half_even(y * (127.0 / largest))
-        if REST:
-            z = round_half_even(z * (127.0 / largest))
+        y = round_to_int8(y * (127.0 / largest))
     _write(to, y, 0, MAIN, CHANNELS)
     if REST:
+        if QUANTIZE:
+            z = round_to_int8(z * (127.0 / largest))
         _write(to, z, MAIN, REST, CHANNELS)
 
 
@@ -284,15 +292,27 @@ def _residual_add_kernel(
 
 
 @triton.jit(do_not_specialize=["count"])
-def _rms_norm_silu_kernel(x, gamma, out, count, channels, root, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _rms_norm_silu_kernel(
+    x, y, bias, gamma, out, count, x_stride, out_stride, root,
+    ADD: tl.constexpr, BIAS: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, BLOCK)
-    inside = (row < count)[:, None] & (c < channels)[None, :]
-    at = row[:, None] * channels + c[None, :]
-    y = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    g = tl.load(gamma + c, mask=c < channels, other=0.0).to(tl.float32)
-    length = tl.sqrt(tl.sum(y * y, 1))
-    y = y * (root / tl.maximum(length, 1e-12))[:, None] * g[None, :]
-    half = tl.rsqrt(1.0 + tl.exp(-y))  # root of the sigmoid: one instruction where a division takes ten
-    y = y * half * half
-    tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
+    inside = (row < count)[:, None] & (c < CHANNELS)[None, :]
+    at = row[:, None] * x_stride + c[None, :]
+    s = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        s += tl.load(y + row[:, None] * CHANNELS + c[None, :], mask=inside, other=0.0).to(tl.float32)
+    if BIAS:
+        s += tl.load(bias + c, mask=c < CHANNELS, other=0.0).to(tl.float32)[None, :]
+    if ADD or BIAS:
+        s = s.to(x.dtype.element_ty)
+        if ADD:
+            tl.store(x + at, s, mask=inside)
+        s = s.to(tl.float32)
+    g = tl.load(gamma + c, mask=c < CHANNELS, other=0.0).to(tl.float32)
+    length = tl.sqrt(tl.sum(s * s, 1))
+    s = s * (root / tl.maximum(length, 1e-12))[:, None] * g[None, :]
+    half = tl.rsqrt(1.0 + tl.exp(-s))  # root of the sigmoid: one instruction where a division takes ten
+    s = s * half * half
+    tl.store(out + row[:, None] * out_stride + c[None, :], s.to(out.dtype.element_ty), mask=inside)

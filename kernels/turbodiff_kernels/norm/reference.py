@@ -118,16 +118,14 @@ def residual_add_(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     return x + y * gate if torch.is_grad_enabled() else x.addcmul_(y, gate)
 
 
-def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
-    """SiLU of `x / max(|x|, 1e-12) * sqrt(C) * gamma` over axis 1 (Wan2.1's VAE)."""
-    scale = (gamma.float() * x.shape[1] ** 0.5).view(-1, *[1] * (x.dim() - 2))
-
-    def step(part: Tensor) -> Tensor:
-        return F.silu(F.normalize(part.float(), dim=1, eps=1e-12) * scale).to(part.dtype)
-
-    if torch.is_grad_enabled() or x.numel() <= PART_ELEMENTS or x.dim() < 4:
-        return step(x)
-    out, rows = torch.empty_like(x), max(1, PART_ELEMENTS * x.shape[-2] // x.numel())
-    for part, into in zip(x.split(rows, dim=-2), out.split(rows, dim=-2), strict=True):
-        into.copy_(step(part))
+def rms_norm_silu_(out: Tensor, x: Tensor, gamma: Tensor, y: Tensor | None, bias: Tensor | None) -> Tensor:
+    """SiLU of `s / max(|s|, 1e-12) * sqrt(C) * gamma` over axis 1 (Wan2.1's VAE), s = x + y + bias rounded to the
+    dtype of x."""
+    scale, rows = (gamma.float() * x.shape[1] ** 0.5).view(-1, 1, 1), max(1, PART_ELEMENTS * x.shape[-2] // x.numel())
+    for part, into, more in zip(*(t.split(rows, dim=-2) for t in (x, out, x if y is None else y)), strict=True):
+        total = part.float() if y is None else part.float() + more.float()
+        total = (total if bias is None else total + bias.float().view(-1, 1, 1)).to(x.dtype)
+        if y is not None:
+            part.copy_(total)
+        into.copy_(F.silu(F.normalize(total.float(), dim=1, eps=1e-12) * scale))
     return out

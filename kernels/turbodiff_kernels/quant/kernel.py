@@ -43,20 +43,21 @@ def block_warps(block: int) -> int:
 
 
 @triton.jit
-def round_half_even(x):
-    """Nearest integer, ties to even, of |x| < 2^22 in float32: adding 1.5 * 2^23 pushes the fraction out.
+def round_to_int8(x):
+    """Nearest INT8, ties to even, of float32 -128.5 < x < 127.5: adding 1.5 * 2^23 pushes the fraction out and leaves
+    the integer in the lowest byte, where a conversion would take two instructions more, one of them slow.
 
     Launch with `enable_fp_fusion=False` where `x` is a product that must be rounded before.
     """
-    return (x + 12582912.0) - 12582912.0
+    return (x + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit
 def quantize_tile(x, TILE: tl.constexpr):
     """One float32 tile -> (INT8 tile, scale): scale = max|tile| / 128, +max saturates at 127 (TurboDiffusion)."""
     amax = tl.maximum(tl.max(tl.max(tl.abs(x), 1), 0), 1e-8)
-    scaled = round_half_even(x * tl.div_rn(TILE * 1.0, amax))
-    return tl.minimum(scaled, 127.0).to(tl.int8), amax / TILE
+    scaled = tl.minimum(x * tl.div_rn(TILE * 1.0, amax), 127.0)
+    return round_to_int8(scaled), amax / TILE
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -78,6 +79,5 @@ def _quantize_tokens_kernel(x, out, scale, columns, x_row, BLOCK: tl.constexpr):
     inside = c < columns
     values = tl.load(x + row * x_row + c, mask=inside, other=0.0).to(tl.float32)
     amax = tl.maximum(tl.max(tl.abs(values), 0), 1e-8)
-    rounded = round_half_even(values * tl.div_rn(127.0, amax))
-    tl.store(out + row * columns + c, rounded.to(tl.int8), mask=inside)
+    tl.store(out + row * columns + c, round_to_int8(values * tl.div_rn(127.0, amax)), mask=inside)
     tl.store(scale + row, tl.div_rn(amax, 127.0))

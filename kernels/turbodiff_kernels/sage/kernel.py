@@ -14,13 +14,14 @@ from torch import Tensor
 
 from turbodiff_kernels.backend import arch
 from turbodiff_kernels.norm.kernel import rms_factor, rope_statistics, rotate_pairs
+from turbodiff_kernels.quant.kernel import round_to_int8
 from turbodiff_kernels.sage.reference import BLOCK_K, BLOCK_Q
 
-FP8_MAX = 448.0  # largest float8_e4m3
+FP8_MAX = tl.constexpr(448.0)  # largest float8_e4m3
 # largest value where 64 products with weights up to 448 are summed in float16: 64 * 448 * 2.25 < 65504 (SpargeAttn)
-FP16_SUM_MAX = 2.25
+FP16_SUM_MAX = tl.constexpr(2.25)
 SUMS_FP8_IN_FP16 = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)  # 3.4 cannot compile that product
-FP8_BITS = tl.constexpr(math.log2(FP8_MAX))
+FP8_BITS = tl.constexpr(math.log2(448.0))
 # INT32 sums of 128 products of INT8 are below 2^21: added to these bits, their own bits are those of the float32
 # OFFSET + sum, so that no conversion is needed
 OFFSET_BITS, OFFSET = tl.constexpr(0x4B400000), tl.constexpr(1.5 * 2.0**23)
@@ -46,7 +47,8 @@ class NormRope(NamedTuple):
 class LinearBranch(NamedTuple):
     """What the linear branch of SLA adds to a row q: `phi(q) @ state / (eps + phi(q) . total) + bias`, phi = softmax.
 
-    q [B, L, H, D] unquantised; state [B, H, D, D] with the projection folded in; total float32 [B, H, D]; bias [D].
+    q [B, L, H, D] unquantised; state [B, H, D, D] with the projection folded in; total float32 [B, H, D]; bias [D];
+    peaks float32 [B, H, D], `largest_values` of v where they are wanted.
     """
 
     q: Tensor
@@ -54,6 +56,7 @@ class LinearBranch(NamedTuple):
     total: Tensor
     bias: Tensor
     eps: float
+    peaks: Tensor | None
 
 
 class Settings(NamedTuple):
@@ -81,6 +84,11 @@ def settings(capability: int, int8: bool, linear: bool) -> Settings:
     return Settings(8, 2 if crowded else 3, int8 and capability >= 89, pair, bits, half)
 
 
+def wants_fp8(v: Tensor, int8: bool) -> bool:
+    """Whether the values go with INT8 (or 16-bit) scores into an FP8 product on their card."""
+    return settings(arch(v.device), int8, linear=False).fp8
+
+
 def sage_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Dense attention with INT8 scores, as the operator declares."""
     q, k, v = (channels_last(t) for t in (q, k, v))
@@ -92,13 +100,13 @@ def normed_sage_attention_(
 ) -> Tensor:
     """The same of projections before their norm and rotation, in the place of q: q and k are read twice before that."""
     cos, sin = cos.contiguous(), sin.contiguous()
-    dim, length = 2 * cos.shape[-1], k.shape[1]
+    dim = 2 * cos.shape[-1]
     k_factor, sums = rope_statistics(k, k_weight, cos, sin, eps)
-    mean = (sums.sum(1) / length).to(k.dtype)
+    total = sums.sum(1)
     del sums
     norms = NormRope(rms_factor(q, eps), q_weight, cos, sin), NormRope(k_factor, k_weight, cos, sin)
     heads, k, v = (channels_last(t).unflatten(-1, (-1, dim)) for t in (q, k, v))
-    rows = quantize(heads, None, BLOCK_Q, norms[0]), quantize(k, mean, BLOCK_K, norms[1])
+    rows = quantize(heads, None, BLOCK_Q, norms[0]), quantize(k, total, BLOCK_K, norms[1], count=k.shape[1])
     return settle(q, attend(*rows, v, into=heads, spare=k))
 
 
@@ -106,7 +114,7 @@ def attend(
     q: Tensor | Quantized, k: Tensor | Quantized, v: Tensor, kept: Tensor | None = None,
     linear: LinearBranch | None = None, into: Tensor | None = None, spare: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Attention of [B, L, H, D] to all key blocks, or to those in `kept` int32 [B, H, ceil(L / 128), n].
+    """Attention of [B, L, H, D] to all key blocks, or to those in `kept` int64 [B, H, ceil(L / 128), n].
 
     Rows that are not quantised give exact attention. Channels must be contiguous. Where they are contiguous the result
     lies in `into` and FP8 values in `spare`. `into` may be the queries: a program reads those of its own 128 rows and
@@ -119,12 +127,15 @@ def attend(
     assert dim in (64, 128), f"head_dim {dim}: the kernels know 64 and 128"
     out = into if into is not None and into.is_contiguous() else v.new_empty(q_rows.shape)
     warps, stages, fp8, pair, bits, half = settings(arch(v.device), int8, linear is not None)
-    v, v_scale = quantize_values(v, spare, FP16_SUM_MAX if half else FP8_MAX) if fp8 else (v, None)
+    v_peaks = None
+    if fp8:
+        v_peaks = linear.peaks if linear and linear.peaks is not None else largest_values(v)
+        v = quantize_values(v, v_peaks, spare, half=half)
     v_strides = [v.stride(axis) for axis in ((0, 3, 1, 2) if fp8 else (0, 1, 2, 3))]
-    lin = linear or LinearBranch(q_rows, None, None, None, 0.0)
+    lin = linear or LinearBranch(q_rows, None, None, None, 0.0, None)
     blocks = triton.cdiv(length, BLOCK_K) if kept is None else kept.shape[-1]
     _attend_kernel[(triton.cdiv(length, BLOCK_Q), batch * heads)](
-        q_rows, k_rows, v, out, q_scale, k_scale, v_scale, kept, lin.q, lin.state, lin.total, lin.bias,
+        q_rows, k_rows, v, out, q_scale, k_scale, v_peaks, kept, lin.q, lin.state, lin.total, lin.bias,
         length, blocks, heads, math.log2(math.e) / dim**0.5, lin.eps,
         *q_rows.stride()[:3], *k_rows.stride()[:3], *v_strides, *lin.q.stride()[:3],
         INT8=int8, FP8=fp8, SPARSE=kept is not None, LINEAR=linear is not None, PAIR=pair, BITS=bits, HALF=half,
@@ -138,19 +149,20 @@ def settle(q: Tensor, out: Tensor) -> Tensor:
     return q if out.data_ptr() == q.data_ptr() else q.copy_(out.flatten(2))
 
 
-def quantize(x: Tensor, mean: Tensor | None, block: int, norm: NormRope | None = None) -> Quantized:
-    """INT8 rows of `norm(x) - mean`, x [B, L, H, D]: one reading, one writing of half as much."""
-    return _quantize_pool(x, mean, block, norm, int8=True, pool=False)[0]
+def quantize(x: Tensor, mean: Tensor | None, block: int, norm: NormRope | None = None, *, count: int = 1) -> Quantized:
+    """INT8 rows of `norm(x) - mean / count`, x [B, L, H, D]: one reading, one writing of half as much. `count`: of the
+    tokens where `mean` is their sum."""
+    return _quantize_pool(x, mean, block, norm, count, int8=True, pool=False)[0]
 
 
 def quantize_pool(x: Tensor, mean: Tensor | None, block: int, *, int8: bool) -> tuple[Tensor | Quantized, Tensor]:
     """Of `x - mean` [B, L, H, D] in one reading: INT8 rows (or x itself), block means [B, H, ceil(L / block), D]."""
-    rows, means = _quantize_pool(x, mean, block, None, int8=int8, pool=True)
+    rows, means = _quantize_pool(x, mean, block, None, 1, int8=int8, pool=True)
     return rows if int8 else x, means
 
 
 def _quantize_pool(
-    x: Tensor, mean: Tensor | None, block: int, norm: NormRope | None, *, int8: bool, pool: bool
+    x: Tensor, mean: Tensor | None, block: int, norm: NormRope | None, count: int, *, int8: bool, pool: bool
 ) -> tuple[Quantized, Tensor]:
     batch, length, heads, dim = x.shape
     blocks = triton.cdiv(length, block)
@@ -158,31 +170,35 @@ def _quantize_pool(
     rows = x.new_empty(x.shape, dtype=torch.int8) if int8 else None
     scale = x.new_empty((batch, heads, blocks), dtype=torch.float32) if int8 else None
     _quantize_pool_kernel[(blocks, batch * heads)](
-        x, mean, means, rows, scale, *(norm or (None, None, None, None)), length, heads, *x.stride()[:3],
+        x, mean, means, rows, scale, *(norm or (None, None, None, None)), 1.0 / count, length, heads, *x.stride()[:3],
         NORM=norm is not None, SMOOTH=mean is not None, POOL=pool, INT8=int8,
         ROWS=block, DIM=dim, num_warps=block // 16, enable_fp_fusion=False,
     )  # fmt: skip
     return Quantized(rows, scale), means
 
 
-def quantize_values(v: Tensor, spare: Tensor | None = None, largest: float = FP8_MAX) -> tuple[Tensor, Tensor]:
-    """v [B, L, H, D] -> float8_e4m3 [B, H, D, L padded with zeros to whole key blocks] and scale float32 [B, H, D].
+def largest_values(v: Tensor) -> Tensor:
+    """max|v| over the tokens of v [B, L, H, D]: [B, H, D] in its dtype."""
+    return torch.linalg.vector_norm(v, float("inf"), dim=1)  # makes no copy of |v|
 
-    Channels first, because the FP8 matrix units read both operands along the summed axis. `largest`: what the largest
-    value of a channel becomes. `spare`: what may be overwritten; where it is not contiguous or too small, memory of its
-    own is taken.
+
+def quantize_values(v: Tensor, peaks: Tensor, spare: Tensor | None = None, *, half: bool) -> Tensor:
+    """v [B, L, H, D] -> float8_e4m3 [B, H, D, L padded with zeros to whole key blocks], times `_value_scale`.
+
+    Channels first, because the FP8 matrix units read both operands along the summed axis. `peaks`: `largest_values`.
+    `half`: products are summed in float16. `spare`: what may be overwritten; where it is not contiguous or too small,
+    memory of its own is taken.
     """
     batch, length, heads, dim = v.shape
-    scale = torch.linalg.vector_norm(v, float("inf"), dim=1).float().clamp_min(1e-8) / largest  # no copy of |v|
     shape = (batch, heads, dim, triton.cdiv(length, BLOCK_K) * BLOCK_K)
     if spare is not None and spare.is_contiguous() and spare.nbytes >= math.prod(shape):
         out = spare.flatten().view(torch.float8_e4m3fn)[: math.prod(shape)].view(shape)
     else:
         out = torch.empty(shape, dtype=torch.float8_e4m3fn, device=v.device)
     _quantize_values_kernel[(triton.cdiv(out.shape[-1], BLOCK_K), batch * heads)](
-        v, scale, out, length, out.shape[-1], heads, *v.stride()[:3], ROWS=BLOCK_K, DIM=dim, num_warps=4
+        v, peaks, out, length, out.shape[-1], heads, *v.stride()[:3], HALF=half, ROWS=BLOCK_K, DIM=dim, num_warps=4
     )
-    return out, scale
+    return out
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -192,7 +208,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 @triton.jit(do_not_specialize=["length"])
 def _quantize_pool_kernel(
-    x, mean, means, rows, scale, factor, weight, cos, sin, length, heads, x_batch, x_row, x_head,
+    x, mean, means, rows, scale, factor, weight, cos, sin, share, length, heads, x_batch, x_row, x_head,
     NORM: tl.constexpr, SMOOTH: tl.constexpr, POOL: tl.constexpr, INT8: tl.constexpr,
     ROWS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
@@ -209,31 +225,38 @@ def _quantize_pool_kernel(
         y = rotate_pairs(y * by[:, None] * w[None, :], cosine, sine, ROWS, DIM)
         y = y.to(x.dtype.element_ty).to(tl.float32)
     if SMOOTH:  # rounded likewise
-        centre = tl.load(mean + head * DIM + d).to(tl.float32)
+        centre = tl.load(mean + head * DIM + d).to(tl.float32) * share
+        centre = centre.to(x.dtype.element_ty).to(tl.float32)
         y = tl.where(inside, (y - centre[None, :]).to(x.dtype.element_ty).to(tl.float32), 0.0)
     slot = head * tl.num_programs(0) + block
     if POOL:
         count = tl.minimum(length - block * ROWS, ROWS)
         average = tl.div_rn(tl.sum(y, 0), tl.zeros((DIM,), tl.float32) + count)
         tl.store(means + slot * DIM + d, average.to(means.dtype.element_ty))
-    if INT8:  # half away from zero (SpargeAttn)
+    if INT8:
         step = tl.div_rn(tl.max(tl.max(tl.abs(y), 1), 0), 127.0) + 1e-7
-        y *= tl.div_rn(1.0, step)  # one division a block; ties may fall to the other side
+        y *= tl.div_rn(1.0, step)  # one division a block, and ties to even: a tie may fall to the other side
         to = (head // heads * length + row)[:, None] * heads * DIM + head % heads * DIM + d[None, :]
-        tl.store(rows + to, (y + tl.where(y < 0, -0.5, 0.5)).to(tl.int8), mask=inside)
+        tl.store(rows + to, round_to_int8(y), mask=inside)
         tl.store(scale + slot, step)
+
+
+@triton.jit
+def _value_scale(peaks, HALF: tl.constexpr):
+    """What FP8 values are multiplied by: peaks are the largest values of some channels."""
+    return tl.maximum(peaks.to(tl.float32), 1e-8) / (FP16_SUM_MAX if HALF else FP8_MAX)
 
 
 @triton.jit(do_not_specialize=["length"])
 def _quantize_values_kernel(
-    v, scale, out, length, padded, heads, v_batch, v_row, v_head, ROWS: tl.constexpr, DIM: tl.constexpr
+    v, peaks, out, length, padded, heads, v_batch, v_row, v_head,
+    HALF: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1).to(tl.int64)
     row, d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM)
     at = head // heads * v_batch + head % heads * v_head + row.to(tl.int64)[:, None] * v_row + d[None, :]
     y = tl.load(v + at, mask=(row < length)[:, None], other=0.0).to(tl.float32)
-    step = tl.load(scale + head * DIM + d)
-    y = (y / step[None, :]).to(out.dtype.element_ty)
+    y = (y / _value_scale(tl.load(peaks + head * DIM + d), HALF)[None, :]).to(out.dtype.element_ty)
     to = (head * DIM + d)[:, None] * padded + row[None, :]
     tl.store(out + to, tl.trans(y), mask=(row < padded)[None, :])
 
@@ -271,7 +294,7 @@ def _score_block(
 
 @triton.jit(do_not_specialize=["length", "blocks"])
 def _attend_kernel(
-    q, k, v, out, q_scale, k_scale, v_scale, kept, raw_q, state, total, bias, length, blocks, heads, factor, eps,
+    q, k, v, out, q_scale, k_scale, v_peaks, kept, raw_q, state, total, bias, length, blocks, heads, factor, eps,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, v_channel, raw_batch, raw_row, raw_head,
     INT8: tl.constexpr, FP8: tl.constexpr, SPARSE: tl.constexpr, LINEAR: tl.constexpr, PAIR: tl.constexpr,
     BITS: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DIM: tl.constexpr,
@@ -294,13 +317,13 @@ def _attend_kernel(
     mass = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, DIM), tl.float32)
     for i in range(0, blocks, 2 if PAIR else 1):
-        at = tl.load(kept + i) if SPARSE else i
+        at = tl.load(kept + i).to(tl.int32) if SPARSE else i
         left = length - at * COLUMNS
         x, by = _score_block(queries, k_at, k_row, k_scale, factor, at, left, column, INT8, BITS, COLUMNS)
         base = tl.maximum(peak, (tl.max(x, 1) - (OFFSET if BITS else 0.0)) * by - spread)
         if PAIR:  # an odd block at the end has a partner without keys
             other = tl.minimum(i + 1, blocks - 1)
-            at2 = tl.load(kept + other) if SPARSE else other
+            at2 = tl.load(kept + other).to(tl.int32) if SPARSE else other
             left2 = tl.where(other > i, length - at2 * COLUMNS, 0)
             x2, by2 = _score_block(queries, k_at, k_row, k_scale, factor, at2, left2, column, INT8, BITS, COLUMNS)
             base = tl.maximum(base, tl.max(x2, 1) * by2 - spread)
@@ -330,7 +353,7 @@ def _attend_kernel(
         peak = base
     acc *= (1.0 / mass)[:, None]
     if FP8:
-        acc *= tl.load(v_scale + slot * DIM + d)[None, :]
+        acc *= _value_scale(tl.load(v_peaks + slot * DIM + d), HALF)[None, :]
     if LINEAR:
         raw_at = raw_q + batch * raw_batch + head * raw_head + wide * raw_row + d[None, :]
         phi = feature_map(tl.load(raw_at, mask=here, other=0.0).to(tl.float32))

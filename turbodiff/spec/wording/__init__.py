@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LANGUAGES = ("en", "zh")
 COMMAND = re.compile(r"--[\w-]+([ =]\S+)?|(turbodiff|pip|systemctl|journalctl|export|unset) .+|scripts/\w+|\w+=\S+")
-PROSE = re.compile(r"[A-Za-z]+ [a-z]{2,} [a-z]{2,}|\bat (least|most)\b")  # English, which is no value
+PROSE = re.compile(r"[A-Za-z]+ [a-z]{2,} [a-z]{2,}|\bat (least|most)\b|\bor \d+ to\b")  # English, which is no value
 Sentences = Mapping[str, tuple[str, str]]
 
 
@@ -184,7 +184,8 @@ class Words:
         if fit.mark == "no":
             return self("fit.no", need=self.gib(fit.need_bytes), short=self.gib(fit.need_bytes - fit.have_bytes))
         lowered = [self.or_else(f"fit.{change.field}", "", to=change.to_value) for change in fit.changes]
-        return self(f"fit.{fit.mark}", time=self.predicted(fit.seconds), changes=", ".join(filter(None, lowered)))
+        told = {"time": self.predicted(fit.seconds), "frames": fit.frames, "size": fit.size}
+        return self(f"fit.{fit.mark}", **told, changes=", ".join(filter(None, lowered)))
 
     def download(self, progress: Progress) -> str:
         """How far a download is: bytes, speed, time that is left, which file."""

@@ -39,6 +39,14 @@ def pytest_terminal_summary(terminalreporter):
                 terminalreporter.write_line(f"attack: {counts}")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_state_folder_of_the_person(tmp_path_factory):
+    """Nor do the apps that serve several tests, which start before the folder of any one of them is made."""
+    with pytest.MonkeyPatch.context() as session:
+        session.setenv("TURBODIFF_STATE", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def a_state_folder_of_its_own(tmp_path_factory, monkeypatch):
     """No test touches the person's queue, caches or models."""

@@ -212,7 +212,7 @@ sys.argv = ["turbodiff", "--help"]
 try:
     main()
 except SystemExit:
-    sys.exit(bool({"torch", "diffusers", "gradio", "transformers"} & set(sys.modules)))
+    sys.exit(bool({"torch", "diffusers", "gradio", "transformers", "ray"} & set(sys.modules)))
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path).returncode == 0
 

@@ -104,7 +104,7 @@ def start(folder, *flags, worker=SCRIPTED, supervise=SUPERVISE, **environment):
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     process = subprocess.Popen(
         [sys.executable, "-c", supervise, str(state), str(outputs), str(HERE / worker), *web, *flags],
-        env={**os.environ, "PYTHONPATH": paths, **environment},
+        env={**os.environ, "PYTHONPATH": paths, "TURBODIFF_STATE": str(state), **environment},
         stderr=subprocess.DEVNULL,
     )
     app = App(f"http://127.0.0.1:{port}", port, state, outputs, process, Store(_made(state)))

@@ -28,10 +28,13 @@ def sample():
 """
 TWO = [["RTX 4090", 24], ["RTX 3060", 12]]
 ALIKE = [["H100 80GB HBM3", 80], ["H100 80GB HBM3", 80, "b"]]
-TORCH_OF_CARDS = """
+# a torch that uses cards, and host memory enough for two of them, whatever this machine has free
+BOX_OF_CARDS = """
 import importlib.metadata
+from turbodiff.gpu import host_memory
 version = importlib.metadata.version
 importlib.metadata.version = lambda name: "2.13.0+cu130" if name == "torch" else version(name)
+host_memory.host_memory = lambda own_pids=(), root=None: host_memory.HostMemory(64 << 30, 48 << 30)
 """
 SLOW = json.dumps({"attempts": [{"steps": 900, "dt_s": 0.2}, {"steps": 2, "dt_s": 0.1}]})
 
@@ -57,9 +60,9 @@ def cards(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alike(tmp_path_factory):
-    """Two cards of one kind, the weights of 14B, and a torch that uses cards: that of this machine may not."""
+    """Two cards of one kind in a box of its own, and the weights of 14B."""
     folder = tmp_path_factory.mktemp("alike")
-    (folder / "sitecustomize.py").write_text(TORCH_OF_CARDS)
+    (folder / "sitecustomize.py").write_text(BOX_OF_CARDS)
     paths = os.pathsep.join(map(str, (folder, ROOT, ROOT / "kernels")))
     weights = hollow.models(folder / "models", "wan2.1-14b")
     app = app_on(ALIKE, folder, PYTHONPATH=paths, TURBODIFF_MODELS=str(weights))

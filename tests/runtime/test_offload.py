@@ -7,6 +7,7 @@ from torch import nn
 from tests.runtime.small_card import CARD, CardLedger
 from turbodiff.memory_lab.dry_run import GRAIN_BYTES
 from turbodiff.models.wan_dit import WanConfig, WanDiT
+from turbodiff.runtime import offload
 from turbodiff.runtime.denoise import Network
 from turbodiff.runtime.model_cache import PlacedDit
 from turbodiff.runtime.offload import (
@@ -183,6 +184,31 @@ def test_two_names_for_one_tensor_take_its_memory_once():
     with ledger, on_device(module, CARD):
         assert module.first.data_ptr() == module.again.data_ptr() != module.another.data_ptr()
         assert ledger.live_bytes == 2 * table.nbytes
+
+
+def refused(*given, **how):
+    """Page-locked memory of a host that has no more of it, as WSL2 after some hundred MiB."""
+    raise RuntimeError("CUDA error: out of memory")
+
+
+def test_a_host_that_page_locks_nothing_streams_from_memory_as_it_is(dit):
+    homes = [parameter.data_ptr() for parameter in dit.blocks.parameters()]
+    whole = velocity(dit, Levers())
+    page_lock(dit.blocks, refused)
+    assert [parameter.data_ptr() for parameter in dit.blocks.parameters()] == homes
+    assert all(map(torch.equal, whole, velocity(dit, Levers(experts="streamed"))))
+
+
+def test_small_tensors_travel_without_page_locked_memory_where_there_is_none(monkeypatch):
+    """Blocks may have taken all that the host grants: noise, timesteps and pictures would have ended the clip."""
+    card, tensor, real = torch.device("cuda"), torch.arange(4.0), torch.empty
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refused)
+    monkeypatch.setattr(
+        torch, "empty", lambda *given, **how: (refused if how.get("pin_memory") else real)(*given, **how)
+    )
+    monkeypatch.setattr(offload, "to_device", lambda tensor, device: (tensor, device))
+    assert offload.sent(tensor, card) == (tensor, card)
+    assert torch.equal(offload.leaving(tensor, card)(), tensor)
 
 
 def test_a_host_that_refuses_a_large_arena_still_locks_what_it_grants():

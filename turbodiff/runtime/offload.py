@@ -47,15 +47,23 @@ def share_parameters(module: nn.Module, make: Callable[[Tensor], Tensor] | None 
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of host memory on the device; to a GPU by way of page-locked memory, so that nothing waits for it."""
-    return to_device(tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor, device)
+    """A tensor of host memory on the device; to a GPU by way of page-locked memory, so that nothing waits for it,
+    unless the host has no more of that (WSL2)."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        with contextlib.suppress(RuntimeError):
+            tensor = tensor.pin_memory()
+    return to_device(tensor, device)
 
 
 def leaving(tensor: Tensor, device: torch.device) -> Callable[[], Tensor]:
-    """Start bringing a tensor to host memory; a call waits until it is there, whatever was queued behind it."""
+    """Start bringing a tensor to host memory; a call waits until it is there, whatever was queued behind it. Where the
+    host has no more page-locked memory (WSL2) this waits instead."""
     if device.type != "cuda":
         return tensor.cpu
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    try:
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    except RuntimeError:
+        return tensor.cpu().cpu  # a copy of now: the tensor may change until the call
     host.copy_(tensor, non_blocking=True)
     arrived = torch.cuda.current_stream(device).record_event()
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from turbodiff.runtime import offload
 from turbodiff.runtime.offload import BlockStream
+from turbodiff.spec.errors import CancelledByUser
 
 
 class Recorder:
@@ -76,9 +77,38 @@ def test_a_slot_of_a_stream_that_grows_on_the_way_waits_likewise(made):
             use(stream, index)
 
 
-def test_nothing_is_freed_while_it_is_copied_into_whatever_ended_the_pass(made):
+@pytest.mark.parametrize("stay", [False, True], ids=["", "stay"])
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_nothing_is_freed_while_it_is_copied_into_whatever_ended_the_pass(made, at, stay):
+    """A person stops the clip, or an error ends it, while the next block is on its way."""
     stream = made(1)
-    with pytest.raises(RuntimeError, match="in the middle"), stream:
-        use(stream, 1)
-        raise RuntimeError("in the middle of a pass")
-    assert {("copy of", 1), ("copy of", 2)} <= stream.compute.known, "its slots are free for others now"
+    stream.stay = stay
+    with pytest.raises(CancelledByUser), stream:
+        for index in range(at + 1):
+            use(stream, index)
+        raise CancelledByUser("stopped", code="cancelled")
+    on_the_way = {("copy of", index) for index in range(1, at + 2)}
+    assert on_the_way <= stream.compute.known, "its slots are free for others now"
+    assert stream.slots == {}
+
+
+def test_a_slot_that_a_block_at_rest_no_longer_needs_is_not_freed_under_its_copy(made):
+    """Memory is free again in the middle of a pass: all blocks come to stay."""
+    with made(3) as stream:
+        for index in range(4):
+            use(stream, index)
+        stream.resize(5)
+        assert ("copy of", 4) in stream.compute.known and stream.slots == {}
+
+
+def test_the_next_clip_copies_into_nothing_that_the_one_before_still_uses(made):
+    """Both take the same memory, one after the other."""
+    first = made(1)
+    with first:
+        for index in range(3):
+            use(first, index)
+    assert ("computes", 2, 0) in first.compute.known
+    with made(1) as second:
+        for index in range(len(second)):
+            use(second, index)
+        assert ("computes", 2, 0) in second.copies.known

@@ -1,22 +1,22 @@
-"""Steps as one CUDA graph, on a CPU: a stub of torch's graph writes down every operation of a capture and its tensors.
+"""Steps as one CUDA graph, on a CPU: a stub stands for CUDA's graphs (graph_stub.py)."""
 
-Its replay runs those again, on the very tensors and into their memory, as a GPU does: what a graph would read stale is
-read stale here.
-"""
-
+import weakref
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from tests.runtime.graph_stub import Capture, Cuda, Graph, Stream
 from turbodiff.models.attention import AttentionPlan
 from turbodiff.models.linear import int8_blocks
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.runtime import denoise, offload, preview, step_graph
 from turbodiff.runtime.denoise import Network
 from turbodiff.runtime.device import Device
+from turbodiff.runtime.elastic import Elastic
+from turbodiff.runtime.loras import LoraModel
 from turbodiff.runtime.model_cache import PlacedDit
 from turbodiff.runtime.pipeline import encode_text
 from turbodiff.runtime.step_graph import GraphedSteps, Recording, StepGraphs, pays
@@ -27,47 +27,27 @@ CPU, LEVERS = torch.device("cpu"), Levers()
 CONFIG = WanConfig(dim=128, ffn_dim=256, num_heads=1, num_layers=2, text_dim=32, sla=True)
 
 
-class Graph:
-    """In the place of torch.cuda.CUDAGraph."""
-
-    made: list["Graph"]
-
-    def __init__(self):
-        self.calls, self.replays, self.freed = [], 0, False
-        self.made.append(self)
-
-    def replay(self):
-        assert not self.freed
-        self.replays += 1
-        for func, args, kwargs, out in self.calls:
-            given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)}
-            for before, now in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
-                if torch.is_tensor(now) and now.untyped_storage()._cdata not in given:
-                    before.copy_(now)
-
-    def reset(self):
-        self.freed, self.calls = True, []
-
-
-class Capture(TorchDispatchMode):
-    """In the place of torch.cuda.graph."""
-
-    def __init__(self, graph, capture_error_mode):
-        super().__init__()
-        self.graph = graph
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.graph.calls.append((func, args, kwargs or {}, out))
-        return out
+@pytest.fixture
+def cuda(monkeypatch):
+    """The stub in the place of the rest of CUDA."""
+    cuda, driver = Cuda(), partial(monkeypatch.setattr, torch._C, raising=False)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: cuda.stream)
+    monkeypatch.setattr(torch.cuda, "set_stream", partial(setattr, cuda, "stream"))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    driver("_cuda_endAllocateToPool", cuda.end_pool)
+    driver("_cuda_releasePool", cuda.release_pool)
+    driver("_cuda_clearCublasWorkspaces", lambda: cuda.log.append("no workspaces"))
+    return cuda
 
 
 @pytest.fixture
-def made(monkeypatch):
+def made(monkeypatch, cuda):
     """The stub in the place of torch's graphs; the list of those that were made. Each pays from the second step on."""
     Graph.made = []
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "graph", partial(Capture, cuda))
     monkeypatch.setattr(offload, "free_cached", lambda *given, **how: None)  # it collects garbage, which takes long
     monkeypatch.setattr(step_graph, "pays", lambda seen, left, step_s, queued_s: left > 0)
     return Graph.made
@@ -177,17 +157,72 @@ def test_weights_that_lie_elsewhere_are_another_graph(made):
     assert [graph.replays for graph in made] == [3, 3] and made[0].freed
 
 
-def test_what_cannot_be_recorded_runs_as_it_would_and_is_told_once(made, monkeypatch):
-    class Refusing(Capture):
-        def __exit__(self, *error):
-            super().__exit__(*error)
-            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+class Invalid(Capture):
+    """One that CUDA refuses when it ends, as after any call that is not permitted in it: torch stays in it."""
 
-    monkeypatch.setattr(torch.cuda, "graph", Refusing)
+    def __exit__(self, *error):
+        TorchDispatchMode.__exit__(self, *error)
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+class Short(Capture):
+    """One in which memory runs out; it ends as it should."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(("kind", "got", "log"), [
+    (Invalid, "due to a previous error", ["released", "no workspaces"]),
+    (Short, "out of memory", ["no workspaces"]),
+])  # fmt: skip
+def test_what_cannot_be_recorded_runs_as_it_would_and_is_told_once(made, cuda, monkeypatch, kind, got, log):
+    """Else every later clip would run on the stream of a capture that nothing waits for."""
+    monkeypatch.setattr(torch.cuda, "graph", partial(kind, cuda))
     worker = Worker()
     worker.clip()
     worker.clip()
-    assert worker.told == ["graph_failed"] and "not permitted" in worker.notices[0].numbers["got"] and len(made) == 1
+    assert worker.told == ["graph_failed"] and got in worker.notices[0].numbers["got"] and len(made) == 1
+    assert (cuda.stream, cuda.pool) == ("the usual stream", None)
+    assert cuda.log == ["no workspaces", "capture", *log]
+
+
+def test_a_capture_that_caught_nothing_is_found_out(made, cuda, monkeypatch):
+    """Its replays would leave the velocity of the step that it was recorded from, for every step after that."""
+
+    class Elsewhere(Capture):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(torch.cuda, "graph", partial(Elsewhere, cuda))
+    worker = Worker()
+    worker.clip()
+    assert worker.told == ["graph_differs"] and made[0].freed
+
+
+def test_a_step_is_captured_with_its_card_as_the_current_one_and_a_stream_of_it(made, cuda, monkeypatch):
+    """`--device cuda:1` alone changes nothing of torch's: it would capture the first card, where nothing runs."""
+    entered = []
+
+    @contextmanager
+    def enter(device):
+        entered.append(device)
+        cuda.log.append("its card")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", enter)
+    monkeypatch.setattr(Device, "reset_peak", lambda self: None)
+    for figure in ("peak_bytes", "reserved_bytes", "held_bytes"):
+        monkeypatch.setattr(Device, figure, lambda self: 0)
+    second, streams = torch.device("cuda", 1), []
+    monkeypatch.setattr(
+        torch.cuda, "graph", lambda *given, **how: streams.append(given[2]) or Capture(cuda, *given, **how)
+    )
+    worker = Worker()
+    worker.graphs = StepGraphs(Device(second, "a card", torch.bfloat16))
+    worker.clip()
+    assert entered == [second] and [stream.device for stream in streams] == [second] and worker.told == []
+    assert cuda.log == ["no workspaces", "its card", "capture", "no workspaces"]
 
 
 def test_a_graph_with_other_numbers_is_freed_and_never_recorded_again(made, monkeypatch):
@@ -225,16 +260,19 @@ def test_a_plan_without_room_for_a_second_step_has_no_graph_and_says_so_once(mad
     assert made == [] and worker.told == ["graph_no_room"]
 
 
-@pytest.mark.parametrize("end", ["another model", "off the device", "less room", "the same model"])
+@pytest.mark.parametrize("end", ["another model", "another LoRA", "off the device", "less room", "the same model"])
 def test_no_graph_outlives_its_network_or_its_room(made, attempt_of, models, monkeypatch, end):
     monkeypatch.setattr(models, "graphs", StepGraphs(models.device))
-    plan = attempt_of().plan
-    models.graphs.recordings[id(models.get_or_load("dit"))] = recording(pool_bytes=1000)
+    plan, network = attempt_of().plan, models.get_or_load("dit")
+    if end == "another LoRA":
+        network = offload.share_parameters(network)
+        models._kept["the same with a LoRA on"] = LoraModel(network, ())
+    models.graphs.recordings[id(network)] = recording(pool_bytes=1000)
     weights_bytes = sum(phase.weights_bytes for phase in plan.phases)
     work_bytes = max(phase.peak_bytes - phase.weights_bytes for phase in plan.phases)
     if end == "another model":
         attempt_of(model="demo-i2v", image="none.png")
-    elif end == "the same model":
+    elif end in ("the same model", "another LoRA"):
         attempt_of(steps=4)
     elif end == "off the device":
         models.leave_device()
@@ -254,8 +292,9 @@ def test_memory_that_runs_out_is_the_networks_to_handle(made, monkeypatch):
         try:
             return work()
         except torch.OutOfMemoryError:
-            worker.graphs.drop_all_but()
-            return work()
+            velocity = weakref.ref(next(iter(worker.graphs.recordings.values())).velocity)
+        assert worker.graphs.drop_all_but() > 0 and velocity() is None, "what is left of it holds memory of its pool"
+        return work()
 
     def replay(self, *given):
         if made[0].replays == 2 and full:
@@ -267,6 +306,25 @@ def test_memory_that_runs_out_is_the_networks_to_handle(made, monkeypatch):
     monkeypatch.setattr(Recording, "replay", replay)
     worker.clip(steps=5)
     assert worker.told == [] and made[0].freed and full == []
+
+
+def test_where_memory_runs_out_a_graph_goes_before_any_block(made, attempt_of, models, monkeypatch):
+    monkeypatch.setattr(models, "graphs", StepGraphs(models.device))
+    full, dit = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB")], models.get_or_load("dit")
+    attempt = attempt_of()
+    models.graphs.recordings[id(dit)] = recording(pool_bytes=1000)
+    blocks = offload.BlockStream(dit.blocks, CPU, len(dit.blocks))
+
+    def work():
+        if full:
+            raise full.pop()
+        return "done"
+
+    with blocks:
+        assert Elastic(attempt, "denoise", PlacedDit(dit, blocks, ())).run(work) == "done"
+        assert made[0].freed and blocks.resident == len(blocks)
+    (notice,) = attempt.send.of("notice")
+    assert (notice.key, notice.numbers["bytes"]) == ("block_repeated", 1015)
 
 
 class HostReads(TorchDispatchMode):
@@ -320,6 +378,7 @@ def test_a_phase_peaks_as_planned_whatever_graphs_hold(made, monkeypatch):
 
 @pytest.mark.parametrize(("seen", "left", "step_s", "queued_s", "recorded"), [
     (0, 49, 0.2, 0.05, False),  # nothing is known of its time
+    (1, 200, 0.2, 0.05, False),  # in one step kernels may have been compiled, which a capture does not permit
     (2, 47, 0.2, 0.05, False),  # fifty steps of a large clip do not earn a recording,
     (50, 47, 0.2, 0.05, True),  # a second such clip says that there will be more of them
     (50, 0, 0.2, 0.05, False),  # none is left in this clip

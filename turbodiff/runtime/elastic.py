@@ -44,7 +44,8 @@ class Elastic:
             self._tell("blocks_left", planned_bytes - self._blocks.bytes_with(self._blocks.resident))
 
     def run(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns; where memory runs out, again with fewer networks on the device, as often as some leave.
+        """What `work` returns; where memory runs out, again with fewer graphs and networks on the device, as often as
+        some leave.
 
         Raises:
             torch.OutOfMemoryError: nothing was left that could leave.
@@ -59,7 +60,8 @@ class Elastic:
                 if failure is None or failure.where != "device" or not failure.goes_on:
                     raise
             # only now: the traceback held what the work had made
-            left_bytes = self._attempt.models.leave_device(but=self._dit) if self._others_here else 0
+            models = self._attempt.models
+            left_bytes = models.leave_device(but=self._dit) if self._others_here else models.graphs.drop_all_but()
             self._others_here = False
             while not left_bytes and self._blocks.resident:
                 left_bytes = self._resize(max(0, self._blocks.resident - fewer))

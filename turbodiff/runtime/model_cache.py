@@ -139,9 +139,12 @@ class ModelCache:
         return self._all_fit(plan, self.graphs.bytes + more_bytes)
 
     def leave_device(self, but: nn.Module | None = None) -> int:
-        """Take every network off the device, `but` one at work; returns the bytes that left. No graph outlives it."""
-        self.graphs.drop_all_but()
-        return offload.to_host(self._networks(), self.device.torch_device, but) if self.device.is_cuda else 0
+        """Take every network off the device, `but` one at work; returns the bytes that left, those of graphs too, none
+        of which outlives it."""
+        left_bytes = self.graphs.drop_all_but()
+        if self.device.is_cuda:
+            left_bytes += offload.to_host(self._networks(), self.device.torch_device, but)
+        return left_bytes
 
     def reset_peak(self) -> None:
         """Start measuring a new phase."""
@@ -227,6 +230,7 @@ class ModelCache:
             gone = {self._key(self.files[other.component]) for other in others}
             gone |= {self._lora_key(other, plan.request) for other in others}
             self._kept = {key: value for key, value in self._kept.items() if key not in gone}
+            self.graphs.drop_all_but(self._networks())
             offload.free_cached(self.device.torch_device, page_locked=True)
         dit, notes = cast("WanDiT", self.get_or_load(expert.component)), tuple[Notice, ...]()
         if wanted := loras.loras_for(plan.request, expert):

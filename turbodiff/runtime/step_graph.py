@@ -5,18 +5,21 @@ latents and timestep are copied into buffers of its own, and so is what a later 
 first step of a clip never is a graph: it makes those. The memory of a step stays the graph's, beside that of all else,
 so nothing is recorded unless the plan has room for it twice; whoever needs the room drops it (runtime/model_cache.py).
 
-A first replay must give the bits of the step that it was recorded from. Whatever fails, steps run one launch after the
-other, as they would without.
+A first replay must give the bits of the step that it was recorded from, in a buffer that held none of them. Whatever
+fails, steps run one launch after the other, as they would without.
 """
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from turbodiff_kernels.backend import current
 
 from turbodiff.runtime import offload
 from turbodiff.runtime.device import Device
@@ -51,6 +54,42 @@ def pays(seen: int, left: int, step_s: float, queued_s: float) -> bool:
 def usable(device: Device) -> bool:
     """Whether steps may become graphs here: on a GPU, whose networks all can, unless a person said "off"."""
     return device.torch_device.type == "cuda" and os.environ.get(VARIABLE, "auto").lower() != "off"
+
+
+def captured(work: Callable[[], Tensor], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """A graph of what `work` launches, none of which runs yet, and the tensor that each of its replays fills.
+
+    A capture takes place on the current device, whichever that of the tensors is. After one that fails torch goes on
+    with the capture's stream, and its allocator takes the capture to last for ever (torch.cuda.graph,
+    CUDAGraph::capture_end): both are put right here.
+
+    Raises:
+        Exception: of torch, whatever could not be recorded.
+    """
+    with current(device):
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        stream, before = torch.cuda.Stream(device), torch.cuda.current_stream(device)  # type: ignore[no-untyped-call]
+        try:
+            # other threads of a worker ask the allocator for its figures meanwhile: the calls of this one alone count
+            with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+                return graph, work()
+        except BaseException:
+            torch.cuda.set_stream(before)
+            with suppress(RuntimeError):  # it had ended: the graph itself gives the pool back
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+                torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
+            raise
+
+
+@contextmanager
+def workspaces_of_its_own() -> Iterator[None]:
+    """Inside the block cuBLAS makes its workspaces anew: it keeps one for each stream for good, and one that was made
+    in a capture would hold the graph's memory when the graph is gone."""
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 class Recording(NamedTuple):
@@ -126,22 +165,20 @@ class StepGraphs:
         assert weights_at is not None
         self.drop(id(network.dit))
         self._note_peaks()
-        offload.free_cached(device)
-        before_bytes, alone = self.device.held_bytes(), network.alone()
         given, at = latents.clone(), timesteps.clone()
-        graph = torch.cuda.CUDAGraph()
-        # other threads of a worker ask the allocator for its figures meanwhile: the calls of this one alone count
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            velocity = alone(given, at)
+        with workspaces_of_its_own():
+            offload.free_cached(device)
+            before_bytes = self.device.held_bytes()
+            graph, velocity = captured(partial(network.alone(), given, at), device)
         of_clip, pool_bytes = tuple(network.clip_tensors()), self.device.held_bytes() - before_bytes
         recording = Recording(kind, graph, given, at, of_clip, velocity, weights_at, max(0, pool_bytes))
         self.recordings[id(network.dit)] = recording
         self.device.reset_peak()
         return recording
 
-    def drop(self, *networks: int) -> None:
-        """Free the graphs of some networks, by their ids."""
-        gone = [id_ for id_ in networks if id_ in self.recordings]
+    def drop(self, *networks: int) -> int:
+        """Free the graphs of some networks, by their ids; returns the bytes of the device that are free now."""
+        gone, before_bytes = [id_ for id_ in networks if id_ in self.recordings], self.bytes
         if gone:
             self._note_peaks()
         for id_ in gone:
@@ -149,10 +186,11 @@ class StepGraphs:
         if gone:
             offload.free_cached(self.device.torch_device)
             self.device.reset_peak()
+        return before_bytes - self.bytes
 
-    def drop_all_but(self, networks: Collection[nn.Module] = ()) -> None:
-        """Free the graphs of all networks but these."""
-        self.drop(*(set(self.recordings) - {id(network) for network in networks}))
+    def drop_all_but(self, networks: Collection[nn.Module] = ()) -> int:
+        """Free the graphs of all networks but these; returns the bytes of the device that are free now."""
+        return self.drop(*(set(self.recordings) - {id(network) for network in networks}))
 
     def _note_peaks(self) -> None:
         self._peak_bytes, reserved_bytes = self.peaks_beside()
@@ -174,7 +212,7 @@ class GraphedSteps:
     ) -> None:  # fmt: skip
         self._graphs, self._network, self._left, self._has_room, self._tell = graphs, network, steps, has_room, tell
         self._kind: Kind | None = None  # None: no step has run
-        self._filled: Recording | None = None  # whose buffers hold what is this clip's
+        self._filled: torch.cuda.CUDAGraph | None = None  # whose buffers hold what is this clip's; not those themselves
         self._start_s = self._queued_s = 0.0  # of the last step that was no replay; 0: there is none to time
 
     def __call__(self, latents: Tensor, timesteps: Tensor) -> Tensor:
@@ -210,16 +248,17 @@ class GraphedSteps:
         if recording is None or recording.kind != self._kind or self._network.weights_at() != recording.weights_at:
             return None
         try:
-            if self._filled is not recording:
+            if self._filled is not recording.graph:
                 for buffer, mine in zip(recording.of_clip, self._network.clip_tensors(), strict=True):
                     buffer.copy_(mine)
-                self._filled = recording
+                self._filled = recording.graph
             return recording.replay(latents, timesteps)
         except torch.OutOfMemoryError:  # the network knows what to do
             raise
         except Exception as error:  # noqa: BLE001 - a driver may refuse in any way; the step runs without
-            self._give_up("graph_failed", error)
-            return None
+            failed = in_words(error)
+        self._give_up("graph_failed", failed)
+        return None
 
     def _should_record(self) -> bool:
         """Whether a graph pays, may be made and has room."""
@@ -237,33 +276,42 @@ class GraphedSteps:
 
     def _recorded(self, latents: Tensor, timesteps: Tensor) -> Tensor:
         """The velocity by the network; from now on steps are replays if the graph gives the same."""
-        replayed = None
+        replayed, failed = None, ""
         try:
-            assert self._kind is not None
-            self._filled = self._graphs.record(self._network, self._kind, latents, timesteps)
-            replayed = self._filled.replay(latents, timesteps)
+            replayed = self._first_replay(latents, timesteps)
         except Exception as error:  # noqa: BLE001 - whatever could not be recorded runs one launch after the other
-            self._give_up("graph_failed", error)
+            failed = in_words(error)
+        if failed:
+            self._give_up("graph_failed", failed)
         velocity = self._network(latents, timesteps)
         if replayed is not None and not torch.equal(replayed, velocity):
             self._give_up("graph_differs")
         return velocity
 
-    def _give_up(self, key: str, error: Exception | None = None) -> None:
-        """Record no such step again, and say so."""
+    def _first_replay(self, latents: Tensor, timesteps: Tensor) -> Tensor:
+        """The velocity by a graph that is recorded now."""
+        assert self._kind is not None
+        recording = self._graphs.record(self._network, self._kind, latents, timesteps)
+        recording.velocity.fill_(float("nan"))  # a graph of nothing leaves it as it is
+        self._filled = recording.graph
+        return recording.replay(latents, timesteps)
+
+    def _give_up(self, key: str, got: str = "") -> None:
+        """Record no such step again, free what it took, and say so. Not while an error is handled, whose traceback
+        holds the tensors of the step."""
         assert self._kind is not None
         self._filled = None
-        self._graphs.drop(id(self._network.dit))
+        if not self._graphs.drop(id(self._network.dit)):
+            offload.free_cached(self._graphs.device.torch_device)
         self._graphs.refused.add(self._kind)
-        self._say(key, error)
+        self._say(key, got)
 
-    def _say(self, key: str, error: Exception | None = None) -> None:
+    def _say(self, key: str, got: str = "") -> None:
         """Tell once in this worker why a kind of step is no graph."""
         assert self._kind is not None
         if (key, self._kind) in self._graphs.told:
             return
         self._graphs.told.add((key, self._kind))
-        got = f"{type(error).__name__}: {error}".splitlines()[0][:200] if error else ""
         happened = {
             "graph_failed": f"the steps could not be recorded as one CUDA graph: {got}",
             "graph_differs": "the steps recorded as one CUDA graph gave other numbers",
@@ -271,3 +319,8 @@ class GraphedSteps:
         }
         text = f"{happened[key]}; they run one launch after the other, the clip is the same"
         self._tell(Notice(key=key, text=text, numbers={"got": got} if got else {}))
+
+
+def in_words(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -1,4 +1,7 @@
-"""3,000 requests that no program of ours sends: no server error, no write elsewhere, no connection to anywhere."""
+"""1,500 requests that no program of ours sends: no server error, no write elsewhere, no connection to anywhere.
+
+20,000 with TURBODIFF_SOAK=1.
+"""
 
 import json
 import os
@@ -11,11 +14,12 @@ import psutil
 import pytest
 from private import Wires
 
+from tests.soak import SOAK
 from webui.security import JSON_BYTES
 
 WATCH = Path(__file__).with_name("watch")
 ROOT = Path(__file__).resolve().parents[2]
-COUNT = 3000
+COUNT = 20_000 if SOAK else 1500
 NAMED = ("estimate", "submit", "status", "cancel", "list", "result")
 FIELDS = (
     "prompt", "model", "seed", "num_frames", "steps", "pinned", "size", "image", "loras", "boundary", "nonce", "kind",

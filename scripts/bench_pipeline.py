@@ -30,6 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 from scripts import bench_timing  # noqa: E402
 from scripts.bench_timing import Job  # noqa: E402
 from turbodiff.models import vae as vae_driver  # noqa: E402
+from turbodiff.models import vae_modules  # noqa: E402
 from turbodiff.models.attention import AttentionPlan, rope_tables  # noqa: E402
 from turbodiff.models.linear import int8_blocks  # noqa: E402
 from turbodiff.models.patches import PATCH  # noqa: E402
@@ -138,10 +139,12 @@ class Bench:
         """Latents of a whole clip to frames of bytes' range, diffusers' way and ours."""
         vae = self.made(lambda: vae_driver.make_vae(self.scale.vae_dim))
         latents = self.randn(1, 16, *self.scale.latent)
-        pair = (vae.config["latents_mean"], vae.config["latents_std"])
+        pair = (vae_modules.LATENTS_MEAN, vae_modules.LATENTS_STD)
         mean, std = (torch.tensor(values, device=self.device).view(1, -1, 1, 1, 1) for values in pair)
+        made = cache(partial(diffusers_vae, vae))
 
-        def theirs(module: Any = vae) -> Tensor:
+        def theirs(module: Any = None) -> Tensor:
+            module = module or made()
             return module.decode((latents * std + mean).to(module.dtype)).sample
 
         return Job(
@@ -152,7 +155,7 @@ class Bench:
                 "turbodiff, tiled": lambda: vae_driver.decode(vae, latents, tile=32).clamp(-1, 1),
             },
             traffic_bytes=3.0 * vae_frames(self.scale.latent),
-            expected=lambda: theirs(copy.deepcopy(vae).float()),
+            expected=lambda: theirs(copy.deepcopy(made()).float()),
         )
 
     def text(self) -> Job:
@@ -206,6 +209,16 @@ def _diffusers_dit(model: WanDiT) -> nn.Module:
     state["patch_embedding.weight"] = state["patch_embedding.weight"].view(theirs.patch_embedding.weight.shape)
     theirs.load_state_dict(state, assign=True)
     theirs.rope = type(theirs.rope)(c.head_dim, (1, 2, 2), 1024).to(next(model.parameters()).device)
+    return theirs.requires_grad_(False)
+
+
+def diffusers_vae(vae: Any) -> Any:
+    """diffusers' VAE on the very same weights, of the usual depth."""
+    from diffusers import AutoencoderKLWan
+
+    with torch.device("meta"):
+        theirs: Any = AutoencoderKLWan(base_dim=vae.encoder.conv_in.out_channels).eval()
+    theirs.load_state_dict(vae.state_dict(), assign=True)
     return theirs.requires_grad_(False)
 
 

@@ -173,7 +173,7 @@ def cases(ranks: SequenceParallel) -> dict[str, Callable[[], float]]:
 
     every["too coarse: int8 exchange with a scale per token"] = scale_per_token
     torch.manual_seed(0)
-    vae = make_vae(8) if ranks.ranks == 2 else None  # once: its library takes seconds to import in every process
+    vae = make_vae(8) if ranks.ranks == 2 else None  # once is enough
     for name in ("decode", "decode in tiles", "encode", "encode in tiles") if vae else ():
         every[name] = partial(strips, vae, ranks, name.startswith("decode"), 12 if "tiles" in name else None)
     return every

@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from scripts.bench_pipeline import diffusers_vae
 from tests.runtime.small_card import CardLedger
 from turbodiff.models.vae import decode, decode_stream, encode, frames_to_uint8, make_vae
 
@@ -19,6 +20,12 @@ def vae():
     return vae
 
 
+@pytest.fixture(scope="module")
+def theirs(vae):
+    """diffusers' on the same weights: that they load says that names and shapes are the same."""
+    return diffusers_vae(vae)
+
+
 def statistics(vae):
     return (torch.tensor(vae.config[key]).view(1, -1, 1, 1, 1) for key in ("latents_mean", "latents_std"))
 
@@ -27,21 +34,21 @@ def latents(frames=3, height=6, width=10, batch=1):
     return torch.randn(batch, 16, frames, height, width, generator=torch.Generator().manual_seed(5))
 
 
-def test_decode_is_the_one_of_diffusers(vae):
+def test_decode_is_the_one_of_diffusers(vae, theirs):
     z = latents(batch=2)
-    mean, std = statistics(vae)
+    mean, std = statistics(theirs)
     with torch.no_grad():
-        want = vae.decode(z * std + mean).sample
+        want = theirs.decode(z * std + mean).sample
     got = decode(vae, z)
     assert want.std() > 0.1, "the comparison must see a picture"
     assert (got.clamp(-1, 1) - want).abs().max() < 1e-4
 
 
-def test_encode_is_the_one_of_diffusers(vae):
+def test_encode_is_the_one_of_diffusers(vae, theirs):
     video = torch.rand(2, 3, 9, 32, 48) * 2 - 1
-    mean, std = statistics(vae)
+    mean, std = statistics(theirs)
     with torch.no_grad():
-        want = (vae.encode(video).latent_dist.mean - mean) / std
+        want = (theirs.encode(video).latent_dist.mean - mean) / std
     assert (encode(vae, video) - want).abs().max() < 1e-4
 
 

@@ -1,4 +1,4 @@
-"""The Wan2.1 VAE: diffusers' modules and weights, our own way through them.
+"""The Wan2.1 VAE: streamed, in tiles and strips, through the modules of vae_modules.py.
 
 Both directions are causal in time, so both run as a stream: the decoder takes one latent frame at a time, the encoder
 a frame at a time, and every temporal convolution remembers the last three frames that it was given. The result is the
@@ -22,22 +22,20 @@ from torch import Tensor, nn
 from turbodiff_kernels import backend
 from turbodiff_kernels.norm import rms_norm_silu_
 
+from turbodiff.models import vae_modules
 from turbodiff.models.attention import attention
 from turbodiff.models.parallel import SequenceParallel
 from turbodiff.spec.shapes import DECODER_MARGINS, ENCODER_MARGIN, SPACE_STRIDE, TIME_STRIDE, is_frame_count
 
 TAPS = 3  # frames that a temporal convolution sees
 
-DiffusersModule: TypeAlias = Any  # a part of AutoencoderKLWan: to a type checker its attributes are Tensor | Module
-Vae: TypeAlias = DiffusersModule  # AutoencoderKLWan itself, imported where it is made: that takes over a second
+VaeModule: TypeAlias = Any  # a part of the VAE: to a type checker its parts are Tensor | Module
+Vae: TypeAlias = VaeModule  # vae_modules.Vae
 
 
 def make_vae(base_dim: int, z_dim: int = 16, dim_mult: tuple[int, ...] = (1, 2, 4, 4), num_res_blocks: int = 2) -> Vae:
-    """diffusers' VAE of these sizes with random weights; base_dim 96 is the published one."""
-    from diffusers import AutoencoderKLWan
-
-    vae: Vae = AutoencoderKLWan(base_dim=base_dim, z_dim=z_dim, dim_mult=list(dim_mult), num_res_blocks=num_res_blocks)
-    return vae.eval().requires_grad_(False)
+    """A VAE of these sizes with random weights; base_dim 96 is the published one."""
+    return vae_modules.Vae(base_dim, z_dim, dim_mult, num_res_blocks).eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -69,7 +67,7 @@ def encode(vae: Vae, video: Tensor, *, tile: int | None = None, parallel: Sequen
         moments = [stream.encoder_end(vae, feature) for feature in features.split(1)]
         means.append(torch.cat(moments).chunk(2, dim=1)[0])
     latents = torch.stack(means).transpose(1, 2).float()
-    mean, std = _latent_statistics(vae, latents)
+    mean, std = _latent_statistics(latents)
     return (latents - mean) / std
 
 
@@ -85,7 +83,7 @@ def decode_stream(
     out at the end. `columns`: of latent pixels, of which the frames are made, with the numbers that they have in the
     whole picture; None: all.
     """
-    mean, std = _latent_statistics(vae, latents)
+    mean, std = _latent_statistics(latents)
     z = (latents.float() * std + mean).to(vae.dtype)
     streams = [_decode_one(vae, sample.transpose(0, 1), tile, columns or range(z.shape[-1])) for sample in z]
     for parts in zip(*streams, strict=True):
@@ -102,9 +100,9 @@ def frames_to_uint8(frames: Tensor) -> Tensor:
     return frames.float().add(1).mul(127.5).add(0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
 
 
-def _latent_statistics(vae: Vae, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each latent channel over the training set, float32 [16, 1, 1, 1] (Wan2.1)."""
-    pair = (vae.config["latents_mean"], vae.config["latents_std"])
+def _latent_statistics(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each latent channel over the training set, float32 [16, 1, 1, 1]."""
+    pair = (vae_modules.LATENTS_MEAN, vae_modules.LATENTS_STD)
     mean, std = (torch.tensor(values, dtype=torch.float32, device=like.device).view(-1, 1, 1, 1) for values in pair)
     return mean, std
 
@@ -238,7 +236,7 @@ class _Stream:
             x = self._conv_of(decoder.conv_in, _pointwise(vae.post_quant_conv, latent))
             yield self._middle(decoder.mid_block, x)
 
-    def up(self, decoder: DiffusersModule, x: Tensor, tile: _Tile | None = None) -> Tensor:
+    def up(self, decoder: VaeModule, x: Tensor, tile: _Tile | None = None) -> Tensor:
         """Features of one latent frame, which are overwritten -> one frame (the first) or four, [t, 3, 8h, 8w].
 
         With a tile, x has the first of DECODER_MARGINS around it, and the frames have none.
@@ -246,7 +244,7 @@ class _Stream:
         frames = torch.cat(list(self._up(decoder, 0, [x], tile)))
         return frames[:, :, *tile.crop(DECODER_MARGINS[-1], 0, SPACE_STRIDE)] if tile else frames
 
-    def _up(self, decoder: DiffusersModule, level: int, given: list[Tensor], tile: _Tile | None) -> Iterator[Tensor]:
+    def _up(self, decoder: VaeModule, level: int, given: list[Tensor], tile: _Tile | None) -> Iterator[Tensor]:
         """The pictures that one frame becomes from this level on; it is taken out of the list."""
         block, total = decoder.up_blocks[level], _Sum(given.pop())
         for resnet in block.resnets:
@@ -267,7 +265,7 @@ class _Stream:
             del x
             yield from self._up(decoder, level + 1, passed, tile)
 
-    def _more_frames(self, layer: DiffusersModule, x: Tensor) -> list[Tensor]:
+    def _more_frames(self, layer: VaeModule, x: Tensor) -> list[Tensor]:
         """Where the layer works on time, a frame becomes two. Not so the first one, which is not remembered."""
         if not hasattr(layer, "time_conv"):
             return [x]
@@ -276,7 +274,7 @@ class _Stream:
         self._past[layer.time_conv] = _Past()
         return [x]
 
-    def down(self, encoder: DiffusersModule, frame: Tensor) -> Tensor | None:
+    def down(self, encoder: VaeModule, frame: Tensor) -> Tensor | None:
         """A frame [1, 3, H, W] -> features [1, C, h, w] of the latent frame that it completes, or None."""
         total = _Sum(self._conv_of(encoder.conv_in, frame))
         for layer in encoder.down_blocks:
@@ -300,7 +298,7 @@ class _Stream:
         self._norm_silu(encoder.norm_out, encoder.conv_out, _Sum(x))
         return _pointwise(vae.quant_conv, self._past[encoder.conv_out].conv(encoder.conv_out, encoder.conv_out.bias))
 
-    def _middle(self, block: DiffusersModule, x: Tensor) -> Tensor:
+    def _middle(self, block: VaeModule, x: Tensor) -> Tensor:
         """Two residual blocks, and between them attention over the pixels of each frame, one head of all channels."""
         x, attn = self._residual(block.resnets[0], _Sum(x)).added(), block.attentions[0]
         qkv = attn.to_qkv(_norm(attn.norm, x, torch.empty_like(x))).flatten(2).transpose(1, 2)[:, :, None]
@@ -310,7 +308,7 @@ class _Stream:
         del x
         return self._residual(block.resnets[1], _Sum(y.contiguous(memory_format=torch.channels_last))).added()
 
-    def _residual(self, block: DiffusersModule, total: _Sum) -> _Sum:
+    def _residual(self, block: VaeModule, total: _Sum) -> _Sum:
         self._norm_silu(block.norm1, block.conv1, total)
         y = self._conv(block.conv1)
         self._norm_silu(block.norm2, block.conv2, y)
@@ -318,7 +316,7 @@ class _Stream:
         y, shortcut = self._conv(block.conv2), block.conv_shortcut
         return _Sum(total.x if isinstance(shortcut, nn.Identity) else _pointwise(shortcut, total.x), y.x, y.bias)
 
-    def _norm_silu(self, norm: DiffusersModule, layer: nn.Conv3d, total: _Sum) -> None:
+    def _norm_silu(self, norm: VaeModule, layer: nn.Conv3d, total: _Sum) -> None:
         """Give a convolution the SiLU of the norm `x / |x| * sqrt(C) * gamma`, the length |x| in float32."""
         frame = self._past[layer].next(total.x)
         if self._fused:
@@ -348,6 +346,6 @@ def _pointwise(layer: nn.Conv3d, x: Tensor) -> Tensor:
     return F.conv2d(x, layer.weight[:, :, 0], layer.bias)
 
 
-def _norm(norm: DiffusersModule, x: Tensor, out: Tensor) -> Tensor:
+def _norm(norm: VaeModule, x: Tensor, out: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min_(1e-12)
     return torch.div(x, length, out=out).mul_((norm.gamma * norm.scale).view(-1, 1, 1))

@@ -1,4 +1,4 @@
-"""How long people wait: a cold clip, the help text, a plan, a submit. Run it on an idle machine.
+"""How long people wait: a cold clip, a warm one, the help text, a plan, a submit. Run it on an idle machine.
 
     python scripts/bench_app.py [--runs 3]
     python scripts/bench_app.py --load          the page with 5,000 clips, 500 waiting jobs, 50 clients, ten tabs
@@ -7,10 +7,12 @@ Prints a table; the last line is JSON, which is also kept, dated, under scripts/
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
 import resource
+import select
 import statistics
 import subprocess
 import sys
@@ -55,6 +57,34 @@ def cold_clip(runs: int) -> dict[str, float]:
     return {"cold_clip_s": statistics.median(seconds), "cold_clip_peak_gib": peak_kib / 2**20}
 
 
+def warm_clip(runs: int) -> dict[str, float]:
+    """From the command to the result in a worker that made a clip before; each has another prompt and another seed."""
+    from turbodiff.gpu.probe import machine_now
+    from turbodiff.plan.planner import plan_request
+    from turbodiff.spec.events import RunCommand
+    from turbodiff.spec.request import make_request
+    from turbodiff.supervisor.worker_process import Worker
+    from turbodiff.weights.locate import inventory
+
+    machine, found, worker, seconds = machine_now(), inventory(), Worker(), []
+    with tempfile.TemporaryDirectory() as folder:
+        for run, colour in zip(range(1, runs + 2), itertools.cycle(("red", "green", "blue", "yellow")), strict=False):
+            request = make_request({"prompt": PROMPT.replace("red", colour), "seed": run})
+            plan, root = plan_request(request, machine, found), Path(folder)
+            start_s = time.perf_counter()
+            worker.send(RunCommand(job=run, request=request, plan=plan, outputs=root / "out", state=root / "state"))
+            last = "run"
+            while last != "result":
+                select.select(worker.filenos(), [], [])
+                last = next((event.type for event in worker.events() if event.type in ("result", "error")), last)
+                worker.output()
+                assert last != "error" and worker.exit_status() is None, "the worker failed"
+            seconds += [time.perf_counter() - start_s] if run > 1 else []
+        worker.stop()
+        worker.close()
+    return {"warm_clip_s": statistics.median(seconds)}
+
+
 def planning(runs: int) -> dict[str, float]:
     """A full plan, and a submit into a store of 10,000 jobs."""
     from turbodiff.jobs.store import Store
@@ -93,7 +123,7 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as folder:
             help_s = statistics.median(seconds_of([*TURBODIFF, "--help"], folder) for _ in range(runs + 2))
-        figures = {"help_s": help_s, **cold_clip(runs), **planning(50)}
+        figures = {"help_s": help_s, **cold_clip(runs), **warm_clip(5 * runs), **planning(50)}
     for name, value in figures.items():
         print(f"{name:24} {value:10.3f}")
     now = datetime.now(UTC)

@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_iter
 from scripts.bench_pipeline import diffusers_vae
 from tests.runtime.small_card import CardLedger
 from turbodiff.models.vae import decode, decode_stream, encode, frames_to_uint8, make_vae
+from turbodiff.models.vae_cpu import upsample_conv
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,13 @@ def test_the_fused_norm_and_channels_last_change_nothing(vae, monkeypatch):
     want = decode(vae, z)
     monkeypatch.setenv("TURBODIFF_KERNELS", "triton")
     assert (decode(vae, z) - want).abs().max() < 1e-4
+
+
+def test_phases_of_a_larger_picture_are_its_convolution():
+    layer = torch.nn.Conv2d(6, 4, 3, padding=1).requires_grad_(False)
+    x = torch.randn(2, 6, 5, 7)
+    want = layer(torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest-exact"))
+    assert (upsample_conv(layer, x) - want).abs().max() < 1e-5
 
 
 def test_frames_become_bytes():

@@ -7,12 +7,14 @@ block's attention) runs on the whole picture, only the convolutions around it ru
 what the convolutions carry across.
 
 Frames travel one by one as [1, C, H, W], in channels-last memory order: matrix units read it without a transposition,
-and sum, norm and SiLU are one pass over it, which writes where the next convolution reads.
+and sum, norm and SiLU are one pass over it, which writes where the next convolution reads. On a CPU the two frames that
+a frame becomes travel together (vae_cpu.py).
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,6 +27,7 @@ from turbodiff_kernels.norm import rms_norm_silu_
 from turbodiff.models import vae_modules
 from turbodiff.models.attention import attention
 from turbodiff.models.parallel import SequenceParallel
+from turbodiff.models.vae_cpu import FramePairs, upsample_conv
 from turbodiff.spec.shapes import DECODER_MARGINS, ENCODER_MARGIN, SPACE_STRIDE, TIME_STRIDE, is_frame_count
 
 TAPS = 3  # frames that a temporal convolution sees
@@ -226,8 +229,10 @@ class _Stream:
     """One causal pass: each frame goes through all modules before the next one comes."""
 
     def __init__(self, vae: Vae) -> None:
-        self._past: defaultdict[nn.Module, _Past] = defaultdict(_Past)  # of each temporal convolution
         self._fused = backend.chosen("norm", vae.device).runs == "triton"
+        self._pairs = not self._fused and vae.device.type == "cpu" and vae.dtype == torch.float32
+        past: type[FramePairs] | type[_Past] = FramePairs if self._pairs else _Past
+        self._past: defaultdict[nn.Module, _Past | FramePairs] = defaultdict(past)  # of each temporal convolution
 
     def decoder_features(self, vae: Vae, z: Tensor) -> Iterator[Tensor]:
         """Latents [T, 16, h, w] -> T times features [1, C, h, w]: what must see the whole picture."""
@@ -257,8 +262,9 @@ class _Stream:
         frames = self._more_frames(block.upsamplers[0], total.added())
         del total
         for _ in range(len(frames)):
-            x = F.interpolate(frames.pop(0), scale_factor=2, mode="nearest-exact")
-            x = block.upsamplers[0].resample[1](x)
+            x, conv = frames.pop(0), block.upsamplers[0].resample[1]
+            large = partial(F.interpolate, scale_factor=2, mode="nearest-exact")
+            x = upsample_conv(conv, x) if self._pairs else conv(large(x))
             if tile:
                 x = _own(x[:, :, *tile.crop(DECODER_MARGINS[level], DECODER_MARGINS[level + 1], 2 ** (level + 1))])
             passed = [x]
@@ -269,10 +275,13 @@ class _Stream:
         """Where the layer works on time, a frame becomes two. Not so the first one, which is not remembered."""
         if not hasattr(layer, "time_conv"):
             return [x]
-        if layer.time_conv in self._past:
-            return list(self._conv_of(layer.time_conv, x).chunk(2, dim=1))
-        self._past[layer.time_conv] = _Past()
-        return [x]
+        if layer.time_conv not in self._past:
+            self._past[layer.time_conv].count = 0
+            return [x]
+        both = self._conv_of(layer.time_conv, x).chunk(2, dim=1)
+        if not self._pairs:
+            return list(both)
+        return [torch.cat(pair) for pair in zip(*(frames.split(1) for frames in both), strict=True)]
 
     def down(self, encoder: VaeModule, frame: Tensor) -> Tensor | None:
         """A frame [1, 3, H, W] -> features [1, C, h, w] of the latent frame that it completes, or None."""

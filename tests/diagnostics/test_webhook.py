@@ -205,3 +205,21 @@ def test_an_address_that_nothing_can_be_sent_to_holds_up_no_other(url: str, stor
     assert wait_until(lambda: len(store.fact(webhook.TOLD)) == 1, 20), said
     hook.close()
     assert [json.loads(body)["job"] for _, body, _ in endpoint.heard] == [job]
+
+
+def test_who_ends_later_is_told_while_an_address_with_many_ends_to_hear_of_is_silent(
+    store: Store, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=99) as silent:  # connects, and never answers
+        add_user(store, User(name="anna", webhook=f"http://127.0.0.1:{silent.getsockname()[1]}/"))
+        add_user(store, User(name="ben", webhook=endpoint.url))
+        monkeypatch.setattr(webhook, "TIMEOUT_S", 600.0)
+        hook = Webhook(store.path.parent, "", lambda line: None)
+        assert wait_until(lambda: isinstance(store.fact(webhook.TOLD), list), 10)
+        end(store, "done", user="anna")
+        silent.settimeout(20)
+        with silent.accept()[0]:  # its first delivery is under way
+            mine = end(store, "done", user="ben")
+            assert wait_until(lambda: len(store.fact(webhook.TOLD)) == 1, 20)
+        hook.close()
+    assert [json.loads(body)["job"] for _, body, _ in endpoint.heard] == [mine]

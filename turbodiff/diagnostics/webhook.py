@@ -21,8 +21,7 @@ import json
 import secrets
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -65,32 +64,57 @@ class Webhook:
 
     def __init__(self, state: Path, url: str, say: Callable[[str], None]) -> None:
         self.host, self._url, self._say = urlsplit(url).netloc.rpartition("@")[2], url, say
-        self._state, self._stop = state, threading.Event()
+        self._state, self._loop, self._news, self._closed = state, asyncio.new_event_loop(), asyncio.Event(), False
         self._waiting: list[Delivery] = []
+        self._taken_in = set[str]()  # ends whose deliveries wait, or were sent
         self.last = ""  # what came of the newest delivery to `url`: "7 done 204"
         self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Send nothing more."""
-        self._stop.set()
+        self._closed = True
+        with suppress(RuntimeError):  # it has ended
+            self._loop.call_soon_threadsafe(self._news.set)
         self._thread.join(POLL_S)
 
     def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._watch())
+        finally:
+            self._loop.close()
+
+    async def _watch(self) -> None:
+        """Look for ends until it is closed; each address hears of one after the other, beside all other addresses and
+        beside this look: one that is slow, or has a hundred to hear of, holds up nobody."""
         store: Store | None = None
-        while not self._stop.is_set():
-            try:
-                store = store or Store(self._state)
-                self._tell(store)
-            except Exception as error:  # noqa: BLE001  a full disk, a locked store: it is tried again
-                self._say(f"[WARNING] webhook: {type(error).__name__}: {error}")
-                self._stop.wait(10 * POLL_S)
-            self._stop.wait(POLL_S)
+        telling = dict[str, asyncio.Task[None]]()
+        gate = asyncio.Semaphore(AT_ONCE)
+        # what an answer says is not read, and where it points to is not asked
+        async with httpx.AsyncClient(timeout=TIMEOUT_S, follow_redirects=False, trust_env=False) as client:
+            while not self._closed:
+                rest_s = POLL_S
+                try:
+                    store = store or Store(self._state)
+                    self._look(store)
+                except Exception as error:  # noqa: BLE001  a full disk, a locked store: it is tried again
+                    self._say(f"[WARNING] webhook: {type(error).__name__}: {error}")
+                    rest_s = 10 * POLL_S
+                telling = {url: task for url, task in telling.items() if not task.done()}
+                for url in {one.url for one in self._due()} - telling.keys():
+                    telling[url] = asyncio.create_task(self._tell(client, gate, url))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), rest_s)
+                self._news.clear()
+            for task in telling.values():
+                task.cancel()
+            await asyncio.gather(*telling.values(), return_exceptions=True)
         if store is not None:
             store.close()
 
-    def _tell(self, store: Store) -> None:
-        """Send what ended and was not told. What ended before the first start with a webhook counts as told."""
+    def _look(self, store: Store) -> None:
+        """Take in what ended and was not told, and write down what was. What ended before the first start with a
+        webhook counts as told."""
         own = {user.name: (user.webhook, user.webhook_key) for user in users(store) if user.webhook}
         if not self._url and not own:
             return
@@ -104,42 +128,30 @@ class Webhook:
             store.put(TOLD, list(fresh))
             return
         told = {str(name): None for name in known if name in fresh}
-        under_way = {one.name for one in self._waiting}
-        for name in [name for name in fresh if name not in told and name not in under_way]:
+        for name in [name for name in fresh if name not in told and name not in self._taken_in]:
             job = store.job(fresh[name])
             targets = [own[job.user]] if job.user in own else []
             targets += [(self._url, signing_key(self._state))] if self._url else []
             if f"{job.id}.{job.attempt}.{job.state}" == name:  # else a person has started it again
                 self._waiting += [Delivery(name, job, *target) for target in targets]
-            told |= {} if any(one.name == name for one in self._waiting) else {name: None}
-        under_way = {one.name for one in self._waiting}
-        if any(one.due_s <= time.monotonic() for one in self._waiting):
-            asyncio.run(self._send_due())
-        told |= dict.fromkeys(under_way - {one.name for one in self._waiting})
+            self._taken_in.add(name)
+        self._taken_in &= fresh.keys()
+        told |= dict.fromkeys(self._taken_in - {one.name for one in self._waiting})
         if list(told) != known:
             store.put(TOLD, list(told))
 
-    async def _send_due(self) -> None:
-        """Try what is due; each address hears of one end after the other, all of them at the same time."""
-        due = defaultdict[str, list[Delivery]](list)
-        for one in self._waiting:
-            if one.due_s <= time.monotonic():
-                due[one.url].append(one)
-        gate = asyncio.Semaphore(AT_ONCE)
-        # what an answer says is not read, and where it points to is not asked
-        async with httpx.AsyncClient(timeout=TIMEOUT_S, follow_redirects=False, trust_env=False) as client:
+    def _due(self) -> list[Delivery]:
+        """What may be sent now, in the order of its ends and tries."""
+        return [one for one in self._waiting if one.due_s <= time.monotonic()]
 
-            async def tell(deliveries: Sequence[Delivery]) -> None:
-                async with gate:
-                    for one in deliveries:
-                        if self._stop.is_set():
-                            return
-                        later = await self._try(client, one)
-                        self._waiting.remove(one)
-                        if later:
-                            self._waiting.append(later)
-
-            await asyncio.gather(*[tell(deliveries) for deliveries in due.values()])
+    async def _tell(self, client: httpx.AsyncClient, gate: asyncio.Semaphore, url: str) -> None:
+        """Send an address what is due, one after the other."""
+        while due := [one for one in self._due() if one.url == url]:
+            async with gate:
+                later = await self._try(client, due[0])
+            self._waiting.remove(due[0])
+            self._waiting += [later] if later else []
+            self._news.set()  # it is written down at once
 
     async def _try(self, client: httpx.AsyncClient, one: Delivery) -> Delivery | None:
         """Send an end once; what is to be sent again, None where it arrived or no further try helps."""

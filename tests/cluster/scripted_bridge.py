@@ -1,9 +1,9 @@
 """A bridge without Ray: tells of the nodes that the file $NODES lists, and starts workers "there", on this machine.
 
 A node: {"node": "n1", "host": "far", "cards": 1, "machine": {...}, "program": "...", "weights": true, "state": "ok",
-"inventory": "{...}"}, all but the first optional. Of one that leaves the list the supervisor hears that it is lost; its
-workers live on and talk on, as those of a node that nobody can reach. Words of a worker are told twice, the second time
-under the name of a port that nobody asked for.
+"inventory": "{...}"}, all but the first optional; what is null there is not said. Of one that leaves the list the
+supervisor hears that it is lost; its workers live on and talk on, as those of a node that nobody can reach. Words of a
+worker are told twice, the second time under the name of a port that nobody asked for.
 """
 
 import json
@@ -98,7 +98,7 @@ class Bridge:
                 if left == 0:
                     self.fetching.pop(name)
                     told["inventory"] = inventory().model_dump_json()
-            say(**told)
+            say(**{name: value for name, value in told.items() if value is not None})
         self.known = set(nodes)
 
     def obey(self, order):

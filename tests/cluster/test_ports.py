@@ -34,6 +34,7 @@ Far = Callable[..., FarBench]
     [
         (["--no-local-gpus"], "no_cards_left"),
         (["--cluster", "10.0.0.1"], "bad_cluster"),
+        (["--cluster", "10.0.0.1:99999"], "bad_cluster"),
         (["--cluster", "auto", "--cluster-gpus", "0"], "bad_cluster_gpus"),
     ],
 )
@@ -111,7 +112,8 @@ def test_a_node_with_another_version_gets_no_job(far: Far) -> None:
     a node without weights."""
     bench = far()
     bench.list_nodes(
-        {"node": "n1", "program": "0.0.1, protocol 1"}, {"node": "n2", "inventory": '{"files": [], "novel": 1}'}
+        {"node": "n1", "program": "0.0.1, protocol 1", "host_ooms": None},
+        {"node": "n2", "inventory": '{"files": [], "novel": 1}'},
     )
     job = bench.store.submit(scripted({"steps": 1}))
     bench.turn_until(lambda: "other_version; it runs 0.0.1" in bench.log_text())
@@ -123,6 +125,24 @@ def test_a_node_with_another_version_gets_no_job(far: Far) -> None:
     bench.turn_until(lambda: (told := cluster_facts(bench.store)) and told.nodes)
     told = cluster_facts(bench.store)
     assert told is not None and (told.nodes[0].state, told.nodes[0].program) == ("other_version", "0.0.1, protocol 1")
+
+
+def test_a_machine_that_joined_twice_works_once_and_goes_on_where_the_first_join_ends(far: Far) -> None:
+    """Two workers were planned for one card, each for all of it."""
+    bench = far()
+    gpus = [{"index": 0, "name": "RTX 4090", "uuid": "GPU-a", "total_bytes": 24 << 30, "free_bytes": 23 << 30,
+             "used_bytes": 1 << 30, "capability": [8, 9]}]  # fmt: skip
+    first, again, third = (
+        {"node": f"n{n}", "machine": {"gpus": [{**gpus[0], "uuid": f"GPU-{uuid}"}]}}
+        for n, uuid in enumerate(("a", "a", "b"))
+    )
+    bench.list_nodes(first, again, third)
+    jobs = [bench.store.submit(scripted({"steps": 1})) for _ in range(6)]
+    bench.turn_until(lambda: "node far: same_cards" in bench.log_text())
+    bench.turn_until(lambda: all(bench.store.job(job).over for job in jobs))
+    assert {slot.context.node for slot in bench.supervisor.slots} == {"n0", "n2"}
+    bench.list_nodes(again, third)
+    bench.turn_until(lambda: (told := cluster_facts(bench.store)) and [one.state for one in told.nodes] == ["ok"] * 2)
 
 
 def test_a_node_without_the_weights_gets_no_job_and_no_card_of_it_is_asked_for(far: Far) -> None:

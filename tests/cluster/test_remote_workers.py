@@ -12,15 +12,24 @@ import pytest
 from PIL import Image
 from supervisor.bench import Bench, request, scripted, wait_until
 
-from cluster.ray_nodes import PATIENCE_S, Make, Nodes, joined, stream
+from cluster.ray_nodes import PATIENCE_S, Make, Nodes, again, joined, stream
 from turbodiff.archive.clips import read_sidecar
 from turbodiff.cluster.host import SCRATCH
+from turbodiff.jobs.nodes import cluster_facts
 from turbodiff.spec.files import sha256_of
 from turbodiff.supervisor.worker_process import WORKER
 
 pytest.importorskip("ray", reason="needs the extra `cluster`")
 pytestmark = pytest.mark.cluster
 LONG = {"steps": 400, "dt_s": 0.05}
+WITHOUT_TURBODIFF = """
+import sys
+class Absent:
+    def find_spec(name, *more):
+        if name.partition(".")[0] == "turbodiff":
+            raise ImportError("not installed here")
+sys.meta_path.insert(0, Absent)
+"""
 
 
 def running(bench: Bench, job: int) -> Any:
@@ -149,3 +158,24 @@ def test_without_its_head_a_cluster_costs_its_jobs_an_attempt_and_this_machine_g
         bench.turn_until(lambda job=job: bench.store.job(job).over, PATIENCE_S)
         assert (bench.store.job(job).state, bench.store.job(job).strikes) == ("done", {})
     assert "cluster" in bench.log_text() and len(clips(bench)) == 2
+
+
+def test_a_node_on_which_turbodiff_does_not_run_is_named_once_and_costs_nobody_else(
+    make_bench: Make, nodes: Nodes, tmp_path: Path
+) -> None:
+    """A process was started on it every second, and the log said each time that it was lost."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_TURBODIFF)  # its path is the driver's: Ray passes that on
+    bare = {"node_ip_address": "127.0.0.1", "num_cpus": 1, "num_gpus": 1, "env_vars": {"PYTHONPATH": str(tmp_path)}}
+    node = again(lambda: nodes.cluster.add_node(**bare))
+    try:
+        bench = joined(make_bench, nodes, most_cards=9)
+        job = bench.store.submit(scripted({"steps": 1}))
+        bench.turn_until(lambda: "not installed here" in bench.log_text(), PATIENCE_S)
+        bench.turn_until(lambda: bench.store.job(job).over, PATIENCE_S)
+        told = cluster_facts(bench.store)
+        assert told is not None and "unfit" in [one.state for one in told.nodes], bench.log_text()
+        assert node.node_id not in {slot.context.node for slot in bench.supervisor.slots}
+    finally:
+        nodes.cluster.remove_node(node, allow_graceful=False)
+    bench.turn_until(lambda: node.node_id not in bench.supervisor.cluster.nodes, PATIENCE_S)  # type: ignore[union-attr]
+    assert bench.log_text().count("does not run there") == 1

@@ -30,6 +30,7 @@ EVERY_S = 1.0  # between two looks at a node
 WAIT_S = 0.5  # of a call that waits for a worker's words
 START_S = 180.0  # of an actor, where the node's card is free: importing takes long from a cold disk
 ANSWER_S = 10.0  # of a scout
+AGAIN_S = 60.0  # from a scout that could not start to the next one
 LOST_S = 20.0  # after which an actor that cannot be reached is given up
 MOST_BYTES = 4 << 30  # of a clip; what has no end is cut here and refused by its SHA-256
 GROUPS = {"listen": 1, "files": 2}
@@ -44,6 +45,7 @@ class Bridge:
         self._tasks = set[asyncio.Task[None]]()
         self._orders = dict[str, asyncio.Queue[dict[str, Any]]]()  # by worker
         self._nodes = dict[str, dict[str, Any]]()  # what our workers hold there, by node
+        self._unfit = dict[str, float]()  # nodes whose scout cannot start, and when another one is tried (monotonic)
 
     def say(self, op: str, **fields: object) -> None:
         """Write one line."""
@@ -86,18 +88,23 @@ class Bridge:
     async def _watch_nodes(self) -> None:
         while True:
             found = await asyncio.to_thread(ray.nodes)  # it waits while the head is silent
-            for node in found:
-                cards = int(node["Resources"].get("GPU", 0))
-                if node["Alive"] and cards and node["NodeID"] not in self._nodes:
-                    self._nodes[node["NodeID"]] = {"pids": [], "held_bytes": {}, "fetch": []}
-                    self._start(self._follow(node["NodeID"], cards))
+            cards = {one["NodeID"]: int(one["Resources"].get("GPU", 0)) for one in found if one["Alive"]}
+            for node in [node for node in self._unfit if node not in cards]:
+                self._unfit.pop(node)
+                self.say("node", node=node, state="lost", cards=0, why="it is gone")
+            for one in found:
+                node = one["NodeID"]
+                is_due = self._unfit.get(node, 0.0) <= time.monotonic()
+                if cards.get(node) and node not in self._nodes and is_due:
+                    self._nodes[node] = {"pids": [], "held_bytes": {}, "fetch": []}
+                    self._start(self._follow(node, one["NodeManagerHostname"], cards[node]))
             await asyncio.sleep(EVERY_S)
 
-    async def _follow(self, node: str, cards: int) -> None:
+    async def _follow(self, node: str, host: str, cards: int) -> None:
         """Tell every second what a node has, until it is gone."""
         scout = ray.remote(num_cpus=0, num_gpus=0)(NodeScout).options(scheduling_strategy=on(node)).remote()
         silent_since_s: float | None = None
-        patience_s = START_S
+        patience_s, has_answered = START_S, False
         while True:
             try:
                 own = self._nodes[node]
@@ -106,12 +113,17 @@ class Bridge:
                     own["fetch"].pop(0)
                 told = await asyncio.wait_for(scout.look.remote(own["pids"], own["held_bytes"]), patience_s)
                 self.say("node", node=node, state="ok", cards=cards, **told)
-                silent_since_s, patience_s = None, ANSWER_S
+                self._unfit.pop(node, None)
+                silent_since_s, patience_s, has_answered = None, ANSWER_S, True
             except (ActorUnavailableError, TimeoutError):
                 silent_since_s = silent_since_s or time.monotonic()
                 self.say("node", node=node, state="unreachable", cards=cards)
             except RayError as error:
-                self.say("node", node=node, state="lost", cards=0, why=first_line(error))
+                if has_answered or (isinstance(error, RayActorError) and await self._is_gone(node, error)):
+                    self.say("node", node=node, state="lost", cards=0, why=first_line(error))
+                else:  # a start costs the node a process of Python, and the next one fails as this one did
+                    self._unfit[node] = time.monotonic() + AGAIN_S
+                    self.say("node", node=node, state="unfit", cards=cards, host=host, why=last_line(error))
                 self._nodes.pop(node)
                 return
             await asyncio.sleep(EVERY_S)
@@ -231,6 +243,11 @@ def on(node: str) -> NodeAffinitySchedulingStrategy:
 def first_line(error: BaseException) -> str:
     """What an error of Ray says, in one line."""
     return " ".join(str(error).split())[:300]
+
+
+def last_line(error: BaseException) -> str:
+    """What an error of Ray comes to: the last line of the traceback that it quotes."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:300]
 
 
 def refusal(error: BaseException) -> tuple[str, str]:

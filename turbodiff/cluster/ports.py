@@ -54,6 +54,11 @@ class Node:
     downloads: tuple[NodeDownload, ...] = ()
     asked_s: dict[str, float] = field(default_factory=dict)  # when it was asked to download a model
 
+    @property
+    def uuids(self) -> frozenset[str]:
+        """The cards that it sees, as far as they tell themselves apart."""
+        return frozenset(gpu.uuid for gpu in self.machine.gpus if gpu.uuid) if self.machine else frozenset()
+
     def take_in(self, inventory: Inventory) -> None:
         """The weights that it has now."""
         self.inventory, self.models = inventory, whole_models(inventory)

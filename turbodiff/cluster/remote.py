@@ -62,6 +62,7 @@ class Cluster:
         self._failed_starts, self._start_after_s, self._told_s, self._looked_s = 0, 0.0, 0.0, -EVERY_S
         self._wanted = frozenset[str]()  # models that jobs wait for
         self._behind_at, self._behind, self._passing = WINDOW, frozenset[str](), frozenset[str]()
+        self._slots: Sequence[GpuSlot] = ()
         self.joined, self.refused, context.has_cluster = False, "", True
 
     @property
@@ -75,6 +76,7 @@ class Cluster:
 
     def tick(self, slots: Sequence[GpuSlot]) -> list[GpuSlot]:
         """Hear the bridge, start it again where it ended; the slots with those of the nodes as they are now."""
+        self._slots = slots
         if self._child is None and self.now() >= self._start_after_s:
             self._start()
         if self._child is not None:
@@ -145,23 +147,39 @@ class Cluster:
             self.context.log.say(f"node {node.host or node.id[:8]}: lost, {told['why']}", "cluster", level="WARNING")
             self.nodes.pop(node.id)
             return
-        before = node.state if known else ""
+        before, more = node.state if known else "", ""
         node.state, node.cards = told["state"], told["cards"]
+        if node.state == "unfit":
+            node.host, more = told["host"], f"; turbodiff does not run there: {told['why']}"
         if node.state == "ok":
-            node.host, node.host_ooms, node.heard_s = told["host"], told["host_ooms"], self.now()
+            node.heard_s = self.now()
             try:
+                node.host, node.host_ooms = told["host"], told["host_ooms"]
                 node.machine = Machine.model_validate(told["machine"])
                 node.downloads = tuple(NodeDownload.model_validate(one) for one in told.get("downloads", ()))
                 if "inventory" in told:
                     node.take_in(Inventory.model_validate_json(told["inventory"]))
-            except ValidationError:  # what it says of itself has other fields than here
+            except (KeyError, ValidationError):  # what it says of itself has other fields than here
                 node.other_build = ", another build"
-            is_same = told["program"] == program() and not node.other_build
-            node.program = "" if is_same else told["program"] + node.other_build
-            node.state = "other_version" if node.program else "ok"
+            theirs = str(told.get("program", "unknown"))
+            node.program = theirs if theirs != program() else theirs + node.other_build if node.other_build else ""
+            node.state = "other_version" if node.program else "same_cards" if self._has_same_cards(node) else "ok"
         if node.state != before:
-            here = f"; it runs {node.program}, here is {program()}" if node.program else ""
-            self.context.log.say(f"node {node.host or node.id[:8]}: {node.state}{here}", "cluster")
+            more = f"; it runs {node.program}, here is {program()}" if node.program else more
+            level = "WARNING" if node.state == "unfit" else "INFO"
+            self.context.log.say(f"node {node.host or node.id[:8]}: {node.state}{more}", "cluster", level=level)
+
+    def _has_same_cards(self, node: Node) -> bool:
+        """Whether the cards that a node sees are no more than this machine's slots and the nodes before it use: a
+        machine that joined twice, or this one. Each card would get two workers, each planned for all of it."""
+        left = node.uuids - {slot.gpu.uuid for slot in self._slots if not self._is_ours(slot)}
+        n_left = len(left)
+        for other in self.nodes.values():
+            if other is node:
+                break
+            if other.state in ("ok", "unreachable") and other.uuids & left:
+                n_left -= other.cards
+        return bool(node.uuids) and n_left < 1
 
     def _bridge_ended(self, slots: Sequence[GpuSlot], status: int) -> list[GpuSlot]:
         """Put what ran on the cluster back into the queue; this machine's own cards go on."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 CLUSTER = "cluster"  # the fact's name
 STALE_S = 10.0  # after which what the supervisor wrote down counts no more
-NodeState = Literal["ok", "unreachable", "other_version"]
+NodeState = Literal["ok", "unreachable", "other_version", "same_cards", "unfit"]
 
 
 class NodeCard(Frozen):

@@ -133,7 +133,8 @@ def check_port(port: int) -> None:
 
 def check_cluster(address: str, field: str) -> None:
     """Raises RequestError: it is neither the address of a cluster's head nor "auto"."""
-    if address != "auto" and not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[\w.-]+):\d+", address):
+    named = re.fullmatch(r"(?:\[[0-9A-Fa-f:]+\]|[\w.-]+):(\d{1,5})", address)
+    if address != "auto" and not (named and 1 <= int(named[1]) <= 65535):
         raise RequestError(
             "a cluster is named by the address of its head",
             code="bad_cluster",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from turbodiff.studio.cards import NodeDownload
     from webui.snapshot import Snapshot
 
-LOOKS = {"ok": "good", "unreachable": "bad", "other_version": "warn"}
+LOOKS = {"ok": "good", "unreachable": "bad", "other_version": "warn", "same_cards": "warn", "unfit": "warn"}
 
 
 @dataclass(frozen=True)

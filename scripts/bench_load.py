@@ -115,19 +115,17 @@ def submits(port: int) -> dict[str, float]:
     return {"submit_p50_s": statistics.median(times), "submit_p95_s": p95(times), "submits_refused": len(refused)}
 
 
-def timer_call(port: int) -> dict[str, object]:
-    """The body that a tab sends once a second, by the page's own config."""
+def look_call(port: int) -> dict[str, object]:
+    """The body that a tab sends when something has changed, by the page's own config."""
     config = json.loads(call(port, "/config")[1])
-    timers = {part["id"] for part in config["components"] if part["type"] == "timer"}
-    found = [event for event in config["dependencies"] if any(target[0] in timers for target in event["targets"])]
-    event = max(found, key=lambda event: len(event["outputs"]))
+    event = next(one for one in config["dependencies"] if any(target[1] == "look" for target in one["targets"]))
     states = {part["id"]: part["props"].get("value") for part in config["components"]}
     return {"fn_index": event["id"], "data": [states.get(number) for number in event["inputs"]]}
 
 
 def library_shown(port: int) -> dict[str, float]:
     """Seconds until the gallery shows every clip of a library that was never read."""
-    body, start_s = timer_call(port), time.perf_counter()
+    body, start_s = look_call(port), time.perf_counter()
     while f'data-total=\\"{CLIPS}\\"'.encode() not in call(port, "/gradio_api/run/predict", body)[1]:
         assert time.perf_counter() < start_s + 300
         time.sleep(1.0)
@@ -136,7 +134,7 @@ def library_shown(port: int) -> dict[str, float]:
 
 def tabs(port: int, page: psutil.Process) -> dict[str, float]:
     """CPU of the page's process while ten tabs ask what changed, once a second each."""
-    body = timer_call(port)
+    body = look_call(port)
     end_s, bad = time.monotonic() + WATCH_S, []
 
     def tab(number: int) -> None:

@@ -1,4 +1,4 @@
-"""Which event calls which action. A click writes to the store and returns; a timer draws what the store says.
+"""Which event calls which action. A click writes to the store and returns; what that says is drawn as it changes.
 
 So a reload, a second tab or a lost network can lose nothing: only what a browser has chosen to look at is kept here.
 """
@@ -132,12 +132,12 @@ class PageEvents:
         search = partial(page.search.change, trigger_mode="always_last")
         recall = partial(page.recall.change, trigger_mode="always_last")
         look_for = partial(gr.on, [part.change for part in page.gallery_filters], trigger_mode="always_last")
+        looks = [partial(told, trigger_mode="always_last") for told in (page.look_bus.look, page.look_bus.whole)]
         # one event for every button of the lists: a press must not be lost while the answer to another is awaited
-        act, fill = (
-            partial(page.act_bus.act, trigger_mode="multiple"),
-            partial(page.form_bus.fill, trigger_mode="multiple"),
-        )
+        act = partial(page.act_bus.act, trigger_mode="multiple")
+        fill = partial(page.form_bus.fill, trigger_mode="multiple")
         row, clicked = self.fields, [page.ui_state, *self.fields]
+        shown, of_form = [page.ui_state, page.seen], [made.verdict, made.go, made.meter]
 
         def click(
             button: gr.Button,
@@ -150,11 +150,11 @@ class PageEvents:
             "queue": False, "show_progress": "hidden", "show_progress_on": page.note, "api_visibility": "private",
         }  # fmt: skip
         events: tuple[tuple[Callable[..., object], Callable[..., object], list[Component], list[Component]], ...] = (
-            (page.timer.tick, draw.changed, [page.ui_state, page.seen], drawn),
+            (looks[0], draw.changed, shown, drawn),
+            (looks[1], self.whole, [*shown, made.verdict, *row], [*drawn, *of_form]),
             (blocks.load, draw.changed, [page.ui_state], drawn),
             (blocks.load, self.restore, [page.draft], [*whole, *self.estimated]),
             (changed, self.estimate, row, [*self.estimated, page.draft]),
-            (page.slow_timer.tick, self.begins, [made.verdict, *row], [made.verdict, made.go, made.meter]),
             (picture, self.look, row, [made.picture_note]),
             (fields["kind"].input, self.new_kind, row, chosen),
             (fields["model"].input, self.new_model, row, chosen),
@@ -239,8 +239,13 @@ class PageEvents:
         return [*render.estimate(self.reader, values, self.words), {**values, "card": ""}]
 
     @handler
+    def whole(self, ui_state: UiState, seen: Mapping[str, str], said: object, *row: object) -> Updates:
+        """The panels that changed, when and where the clip of the form would start now, and what runs since `said`, the
+        verdict, have taught."""
+        return [*self.renderer.changed(ui_state, seen), *self.begins(said, *row)]
+
     def begins(self, said: object, *row: object) -> Updates:
-        """When and where the clip of the form would start now, and what runs since `said`, the verdict, have taught."""
+        """What `whole` says of the form."""
         values = self.values_of(row)
         if not form.is_settled(values):
             return [gr.skip()] * 3

@@ -24,11 +24,10 @@ if TYPE_CHECKING:
 
 STATIC = Path(__file__).parent / "static"
 SIDE = ("side", "export", "exports")  # panels beside the gallery
-SCRIPTS = ("page.js", "gallery.js", "queue.js", "notify.js")
-TICK_S = 1.0
-SLOW_TICK_S = 10.0  # when the clip of the form would start
+SCRIPTS = ("page.js", "gallery.js", "queue.js", "notify.js", "changes.js")
 DRAFT_KEY, DRAFT_SECRET = "turbodiff.draft", "turbodiff"  # fixed: a restart must find what the browser kept
 BUS = """window.{hook} = (act, arg) => trigger('{event}', {{act, arg}});"""
+LOOK_BUS = """window.tdLook = (event) => trigger(event === "whole" ? "whole" : "look");"""  # see static/changes.js
 
 
 # a clip's id or "job:7"; the archive's search; the clips to compare it with, and whether one wipes over the other; the
@@ -55,8 +54,7 @@ class Page:
     act_bus: gr.HTML
     form_bus: gr.HTML
     note: gr.HTML
-    timer: gr.Timer
-    slow_timer: gr.Timer
+    look_bus: gr.HTML
     search: gr.Textbox
     seed_file: gr.UploadButton
     video_file: gr.UploadButton
@@ -118,8 +116,8 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
                 gr.HTML(markup.el("form", button, method="post", action=leave, cls=narrow, id="log-out"))
     ui_state, seen = gr.State(dict(INITIAL_UI_STATE)), gr.State({})
     draft = gr.BrowserState(None, storage_key=DRAFT_KEY, secret=DRAFT_SECRET)
-    timers = gr.Timer(TICK_S), gr.Timer(SLOW_TICK_S)
-    shown = (made, stage, ui_state, seen, gr.State(None), draft, act_bus, form_bus, note, *timers)
+    look_bus = gr.HTML(elem_classes="hidden-bus", js_on_load=LOOK_BUS)
+    shown = (made, stage, ui_state, seen, gr.State(None), draft, act_bus, form_bus, note, look_bus)
     return Page(*shown, box, seed_file, video_file, *batch, *grid, filters, *recalled)
 
 

@@ -1,4 +1,4 @@
-"""What changes by itself: the panels that a timer redraws, and what follows the form."""
+"""What changes by itself: the panels, and what follows the form."""
 
 import hashlib
 from collections import OrderedDict, deque
@@ -53,6 +53,7 @@ MARKED_FROM = 4  # fewer choices than this need no marks: the meter says it all
 STRIP_CLIPS = 12
 SEED_ROWS = 100
 KEPT_DRAWINGS = 8
+Drawing = tuple[dict[str, Html], dict[str, str]]  # of each panel: the markup, its digest
 
 
 class Renderer:
@@ -60,16 +61,23 @@ class Renderer:
 
     def __init__(self, reader: StudioReader, words: Words) -> None:
         self.reader, self.words = reader, words
-        self._drawings: OrderedDict[tuple[object, ...], tuple[dict[str, Html], dict[str, str]]] = OrderedDict()
+        self._drawings: OrderedDict[tuple[object, ...], Drawing] = OrderedDict()
         self._panels: dict[Callable[..., Html], deque[tuple[tuple[object, ...], Html]]] = {}
 
     @handler
     def changed(self, ui_state: Mapping[str, str], seen: Mapping[str, str] | None = None) -> list[object]:
         """Panels that differ from `seen`, the others skipped, and the digests; tabs that look alike share a drawing.
 
-        A drawing of the timer (with `seen`) that an action has overtaken is dropped: it shows what was before."""
-        acted, is_timer = self.reader.acted, seen is not None
-        snapshot, seen = self.reader.snapshot(), seen or {}
+        With `seen` no action asked for it; what an action has overtaken is then dropped: it shows what was before."""
+        acted, is_late = self.reader.acted, seen is not None
+        drawn, digests = self.drawing(self.reader.snapshot(), ui_state)
+        seen = seen or {}
+        if digests == seen or (is_late and acted != self.reader.acted):
+            return [gr.skip()] * (len(drawn) + 1)
+        return [*(gr.skip() if seen.get(name) == digests[name] else drawn[name] for name in drawn), digests]
+
+    def drawing(self, snapshot: Snapshot, ui_state: Mapping[str, str]) -> Drawing:
+        """Every panel by its name, and their digests."""
         key = (snapshot.now_s, *sorted(ui_state.items()))
         kept = self._drawings.get(key)
         if kept is None:
@@ -78,10 +86,7 @@ class Renderer:
             kept = self._drawings[key] = (drawn, digests)
             while len(self._drawings) > KEPT_DRAWINGS:
                 self._drawings.popitem(last=False)
-        drawn, digests = kept
-        if digests == seen or (is_timer and acted != self.reader.acted):
-            return [gr.skip()] * (len(drawn) + 1)
-        return [*(gr.skip() if seen.get(name) == digests[name] else drawn[name] for name in drawn), digests]
+        return kept
 
     def _draw(self, snapshot: Snapshot, ui_state: Mapping[str, str]) -> dict[str, Html]:
         words, reader, studio = self.words, self.reader, self.reader.studio

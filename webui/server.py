@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI, HTTPException
-from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -35,6 +35,7 @@ from turbodiff.spec.wording import shell_language
 from turbodiff.studio import Studio
 from webui import api, events, page
 from webui.app import check, read_password
+from webui.changes import Changes
 from webui.connections import limited
 from webui.listening import listening_sockets, reachable_at, url_of
 from webui.markup import ROOT_PATH, link
@@ -151,6 +152,15 @@ def _add_routes(app: FastAPI, reader: StudioReader) -> None:
         ended = {one.id: one.state for one in now.jobs if one.state in ENDED}
         told = {"active": job.id if job else None, "percent": percent, "waiting": now.queued, "ended": ended}
         return JSONResponse(told, headers={"cache-control": "no-store"})
+
+    changes = Changes(reader)
+
+    @app.api_route("/changes", methods=list(READ))
+    async def changed(request: Request) -> Response:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        if request.method == "HEAD":  # it would wait for what nobody reads
+            return Response(media_type="text/event-stream", headers=headers)
+        return StreamingResponse(changes.stream(), media_type="text/event-stream", headers=headers)
 
     @app.api_route("/favicon.ico", methods=list(READ))
     def favicon() -> FileResponse:

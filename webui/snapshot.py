@@ -47,7 +47,7 @@ from turbodiff.studio import (
 from turbodiff.studio.cards import ClusterFacts
 from webui import form
 
-FRESH_S = 0.9  # a tab asks once a second: ten of them share one reading
+FRESH_S = 0.9  # all tabs share one reading
 CLIPS_FRESH_S = 5.0  # a clip that is made here shows at once; it reads 200 sidecars
 OFFERS_FRESH_S = 30.0  # how each model would run on this card, over again as free memory moves: dozens of plans
 HOLDERS_FRESH_S = 5.0  # without NVML's list it looks at what every program has open

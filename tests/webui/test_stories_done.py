@@ -49,16 +49,3 @@ def test_sound_and_notification_come_only_when_asked_for_also_while_hidden(app, 
         page.evaluate(HIDE)
         wait_done(app, job)
         page.wait_for_function(f"window.told.includes('Job {job} is done.') && window.told.includes('ring')")
-
-
-def test_a_hidden_tab_draws_nothing_and_is_up_to_date_once_it_is_seen(app, chromium):
-    with tab(chromium, app) as page:
-        page.evaluate("Object.defineProperty(document, 'visibilityState', { get: () => 'hidden', configurable: true })")
-        page.evaluate(HIDE)
-        page.wait_for_timeout(3000)  # what was asked before is answered
-        asked = []
-        page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
-        page.wait_for_timeout(5000)
-        assert asked == []
-        with page.expect_request("**/run/predict"):
-            page.evaluate("() => { delete document.visibilityState; delete document.hidden; }")

@@ -4,7 +4,7 @@
   const base = document.querySelector("meta[name=turbodiff-root]")?.content ?? "", plain = "turbodiff";
   const word = (name) => (document.getElementById("words") || { dataset: {} }).dataset[name] || "";
   const wants = (what) => localStorage.getItem(`turbodiff.${what}`) === "1";
-  let watching = false, known = null, turn = 0;
+  let watching = false, due = false, known = null, turn = 0;
 
   const ring = () => {
     const context = new AudioContext(), at = context.currentTime;
@@ -26,7 +26,8 @@
   };
   const look = async () => {
     let now;
-    try { now = await (await fetch(`${base}/progress.json`, { cache: "no-store" })).json(); } catch { return; }
+    due = false;
+    try { now = await (await fetch(`${base}/progress.json`, { cache: "no-store" })).json(); } catch { due = true; return; }
     const before = known;
     known = now.ended;
     watching = now.active !== null || now.waiting > 0;
@@ -46,8 +47,10 @@
     if (bar) {
       document.title = `${bar.getAttribute("aria-valuenow")} % · ${plain}`;
       if (!watching) { watching = true; look(); }
-    } else if (watching) look();
+      due = true; // once it is gone
+    } else if (watching && due) look();
   }, 1000);
+  addEventListener("turbodiff.changed", () => { due = true; });
   addEventListener("focus", () => { if (/^[✓✕]/.test(document.title)) document.title = plain; });
 
   window.tdWish = async (what) => {

@@ -1,6 +1,7 @@
 """Stories of the gallery: an old clip found, several deleted and brought back, two compared, keys and a phone."""
 
 import os
+import re
 
 import pytest
 import shelves
@@ -67,6 +68,11 @@ def test_an_old_clip_is_found_by_words_and_shown(shelf, chromium):
         page.wait_for_selector(f"#side .td-card[data-clip='{shelf.names[148]}']")
         assert [page.input_value(field) for field in ("#tags-side", "#note-side")] == ["", ""]
         find(page, "猫 take", CLIPS // 4)
+        page.click("#order input")
+        page.click("ul[role=listbox] li:has-text('Oldest')")
+        oldest = max(number for number in range(CLIPS) if number % 4 == 3)
+        page.wait_for_function(f"document.querySelector('{TILE}').dataset.clip === '{shelf.names[oldest]}'")
+        assert re.search(r"\d+ clips, [\d.]+ [KMG]iB", page.inner_text(".td-gallery"))  # room on the disk
         find(page, "no such words", 0)
 
 

@@ -62,8 +62,15 @@ def test_a_change_of_model_is_one_step_and_its_list_opens_again_after_escape(app
         page.evaluate(WATCH)
         choose(page, "Wan2.1-14B")
         page.wait_for_function("document.querySelector('#prompt textarea').placeholder.includes('cat')")
+        page.wait_for_selector(".td-examples :text('astronaut')")
+        write_prompt(page, "a red circle moves right on a white background")
+        assert page.locator("#lint [data-key=unknown]").count() == 0  # Wan knows it
         choose(page, "Demo")
         page.wait_for_function("document.querySelector('#prompt textarea').placeholder.includes('red circle')")
+        page.wait_for_selector("#lint [data-key=unknown]:has-text('white background')")
+        assert page.locator(".td-examples :text('astronaut')").count() == 0
+        page.click(".td-examples [data-form]:has-text('circle')")
+        page.wait_for_selector("#lint [data-key=unknown]", state="detached")
         assert not [said for said in page.evaluate("window.told") if "no resolution" in said]
         page.click("#model input")
         page.wait_for_selector("ul[role=listbox]")

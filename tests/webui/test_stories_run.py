@@ -46,10 +46,12 @@ def test_the_restart_button_during_a_run_costs_the_worker_and_not_the_job(app, c
         shows_the_clip(page, app, job)
 
 
-def test_a_killed_worker_is_replaced_and_the_job_finishes(app, chromium):
+def test_a_killed_worker_is_replaced_says_so_and_the_job_finishes(app, chromium):
     with tab(chromium, app) as page:
-        job = a_step_of(page, app, SLOW_AT_FIRST)
+        job = a_step_of(page, app, json.dumps({"steps": 200, "dt_s": 0.5}))
         os.kill(app.store.fact("worker0")["pid"], signal.SIGKILL)
+        page.wait_for_selector("#progress .td-note:has-text('Attempt 2, by itself')")
+        page.click("#progress [data-act=stop_and_decode]")
         done = wait_done(app, job)
         assert done.attempt == 2
         shows_the_clip(page, app, job)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 LINE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@(?P<guard>!?U?P\w+)\s+)?(?P<op>[A-Z][A-Za-z0-9_.]*)(?P<rest>[^;]*);")
 LABEL = re.compile(r"^(\.L_\w+):")
 TARGET = re.compile(r"`\((\.L_\w+)\)")
+UNIFORM = re.compile(r"^\s*!?UP\d")  # the condition of BRA.U, Blackwell's branch of a whole warp
 MATRIX = re.compile(r"^(?:UTC)?[A-Z]?(?:MMA|GMMA)\b|^UTC[A-Z]*MMA")
 WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
 
@@ -75,7 +76,8 @@ def instructions(text: str) -> list[Instruction]:
         elif match := LINE.match(line):
             target = TARGET.search(match["rest"]) if match["op"].startswith(("BRA", "BSSY", "@")) else None
             to = target[1] if target and match["op"].startswith("BRA") else None
-            found.append((match["op"], match["guard"] is not None, to))
+            may_pass = match["guard"] is not None or (to is not None and UNIFORM.match(match["rest"]) is not None)
+            found.append((match["op"], may_pass, to))
     program = [Instruction(op, guarded, labels.get(to) if to else None) for op, guarded, to in found]
     while program and (program[-1].op == "NOP" or program[-1].target == len(program) - 1):
         program.pop()

@@ -172,7 +172,17 @@ def test_values_are_rounded_to_fp8_channels_first(length):
     assert got.eq(expected).float().mean() > 0.9
 
 
-@pytest.mark.parametrize(("capability", "bound"), [(90, 1e-5), (89, 1e-3)], ids=["float32 sums", "float16 sums"])
+def test_values_in_fours_are_the_same_values():
+    _, _, v = qkv(130, heads=2)
+    plain, fours = (sage.quantize_values(v, sage.largest_values(v), half=True, fours=fours) for fours in (False, True))
+    order = [0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15]
+    at = torch.arange(plain.shape[-1]).view(-1, 16)[:, order].flatten()
+    assert torch.equal(fours.float(), plain.float()[..., at])
+
+
+@pytest.mark.parametrize(
+    ("capability", "bound"), [(100, 1e-5), (90, 1e-5), (89, 1e-3)], ids=["in order", "float32 sums", "float16 sums"]
+)
 @pytest.mark.parametrize("sparse", [False, True], ids=["sage", "sagesla"])
 def test_fp8_scales_cancel_to_the_last_digit(sparse, capability, bound, monkeypatch):
     """Where FP8 rounds nothing (equal keys, values that are powers of two) the mean value comes out exactly, or as

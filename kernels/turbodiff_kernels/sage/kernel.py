@@ -62,7 +62,8 @@ class LinearBranch(NamedTuple):
 class Settings(NamedTuple):
     """Warps and pipeline stages of the attention loop; whether the value product runs in FP8 (`fp8`), an iteration
     takes two blocks of keys (`pair`), INT32 scores become float32 by their bits (`bits`, see OFFSET), FP8 products of
-    one block are summed in float16 (`half`), which GeForce cards do at twice the rate.
+    one block are summed in float16 (`half`), which GeForce cards do at twice the rate; whether FP8 weights and values
+    lie `in_fours`, where both products leave a thread the same rows (all but data-centre Blackwell).
     """
 
     warps: int
@@ -71,6 +72,7 @@ class Settings(NamedTuple):
     pair: bool
     bits: bool
     half: bool
+    fours: bool
 
 
 def settings(capability: int, int8: bool, linear: bool) -> Settings:
@@ -81,7 +83,8 @@ def settings(capability: int, int8: bool, linear: bool) -> Settings:
     crowded = capability >= 120 and int8 and linear  # a third stage or four constants more spill registers
     pair = capability == 90  # elsewhere two blocks spill or gain nothing
     bits, half = int8 and not pair and not crowded, int8 and capability in (89, 120, 121) and SUMS_FP8_IN_FP16
-    return Settings(8, 2 if crowded else 3, int8 and capability >= 89, pair, bits, half)
+    fp8 = int8 and capability >= 89
+    return Settings(8, 2 if crowded else 3, fp8, pair, bits, half, fp8 and capability // 10 != 10)
 
 
 def wants_fp8(v: Tensor, int8: bool) -> bool:
@@ -126,11 +129,11 @@ def attend(
     batch, length, heads, dim = q_rows.shape
     assert dim in (64, 128), f"head_dim {dim}: the kernels know 64 and 128"
     out = into if into is not None and into.is_contiguous() else v.new_empty(q_rows.shape)
-    warps, stages, fp8, pair, bits, half = settings(arch(v.device), int8, linear is not None)
+    warps, stages, fp8, pair, bits, half, fours = settings(arch(v.device), int8, linear is not None)
     v_peaks = None
     if fp8:
         v_peaks = linear.peaks if linear and linear.peaks is not None else largest_values(v)
-        v = quantize_values(v, v_peaks, spare, half=half)
+        v = quantize_values(v, v_peaks, spare, half=half, fours=fours)
     v_strides = [v.stride(axis) for axis in ((0, 3, 1, 2) if fp8 else (0, 1, 2, 3))]
     lin = linear or LinearBranch(q_rows, None, None, None, 0.0, None)
     blocks = triton.cdiv(length, BLOCK_K) if kept is None else kept.shape[-1]
@@ -139,7 +142,7 @@ def attend(
         length, blocks, heads, math.log2(math.e) / dim**0.5, lin.eps,
         *q_rows.stride()[:3], *k_rows.stride()[:3], *v_strides, *lin.q.stride()[:3],
         INT8=int8, FP8=fp8, SPARSE=kept is not None, LINEAR=linear is not None, PAIR=pair, BITS=bits, HALF=half,
-        ROWS=BLOCK_Q, COLUMNS=BLOCK_K, DIM=dim, num_warps=warps, num_stages=stages,
+        FOURS=fours, ROWS=BLOCK_Q, COLUMNS=BLOCK_K, DIM=dim, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
 
@@ -182,12 +185,14 @@ def largest_values(v: Tensor) -> Tensor:
     return torch.linalg.vector_norm(v, float("inf"), dim=1)  # makes no copy of |v|
 
 
-def quantize_values(v: Tensor, peaks: Tensor, spare: Tensor | None = None, *, half: bool) -> Tensor:
+def quantize_values(
+    v: Tensor, peaks: Tensor, spare: Tensor | None = None, *, half: bool, fours: bool = False
+) -> Tensor:  # fmt: skip
     """v [B, L, H, D] -> float8_e4m3 [B, H, D, L padded with zeros to whole key blocks], times `_value_scale`.
 
     Channels first, because the FP8 matrix units read both operands along the summed axis. `peaks`: `largest_values`.
-    `half`: products are summed in float16. `spare`: what may be overwritten; where it is not contiguous or too small,
-    memory of its own is taken.
+    `half`: products are summed in float16; `fours`: the tokens lie `in_fours`. `spare`: what may be overwritten; where
+    it is not contiguous or too small, memory of its own is taken.
     """
     batch, length, heads, dim = v.shape
     shape = (batch, heads, dim, triton.cdiv(length, BLOCK_K) * BLOCK_K)
@@ -196,8 +201,9 @@ def quantize_values(v: Tensor, peaks: Tensor, spare: Tensor | None = None, *, ha
     else:
         out = torch.empty(shape, dtype=torch.float8_e4m3fn, device=v.device)
     _quantize_values_kernel[(triton.cdiv(out.shape[-1], BLOCK_K), batch * heads)](
-        v, peaks, out, length, out.shape[-1], heads, *v.stride()[:3], HALF=half, ROWS=BLOCK_K, DIM=dim, num_warps=4
-    )
+        v, peaks, out, length, out.shape[-1], heads, *v.stride()[:3],
+        HALF=half, FOURS=fours, ROWS=BLOCK_K, DIM=dim, num_warps=4,
+    )  # fmt: skip
     return out
 
 
@@ -247,10 +253,21 @@ def _value_scale(peaks, HALF: tl.constexpr):
     return tl.maximum(peaks.to(tl.float32), 1e-8) / (FP16_SUM_MAX if HALF else FP8_MAX)
 
 
+@triton.jit
+def in_fours(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """x [ROWS, COLUMNS] with each 16 columns in the order 0 1 8 9, 2 3 10 11, 4 5 12 13, 6 7 14 15.
+
+    The first thread of four has columns 0 1 8 9 of a matrix product's result, and columns 0 1 2 3 of the next one's FP8
+    operand: in this order weights stay in their thread. The order of the keys in a sum is free.
+    """
+    fours = tl.permute(tl.reshape(x, (ROWS, COLUMNS // 16, 2, 4, 2)), (0, 1, 3, 2, 4))
+    return tl.reshape(fours, (ROWS, COLUMNS))
+
+
 @triton.jit(do_not_specialize=["length"])
 def _quantize_values_kernel(
     v, peaks, out, length, padded, heads, v_batch, v_row, v_head,
-    HALF: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
+    HALF: tl.constexpr, FOURS: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1).to(tl.int64)
     row, d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM)
@@ -258,7 +275,10 @@ def _quantize_values_kernel(
     y = tl.load(v + at, mask=(row < length)[:, None], other=0.0).to(tl.float32)
     y = (y / _value_scale(tl.load(peaks + head * DIM + d), HALF)[None, :]).to(out.dtype.element_ty)
     to = (head * DIM + d)[:, None] * padded + row[None, :]
-    tl.store(out + to, tl.trans(y), mask=(row < padded)[None, :])
+    y = tl.trans(y)
+    if FOURS:
+        y = in_fours(y, DIM, ROWS)
+    tl.store(out + to, y, mask=(row < padded)[None, :])
 
 
 @triton.jit
@@ -297,7 +317,8 @@ def _attend_kernel(
     q, k, v, out, q_scale, k_scale, v_peaks, kept, raw_q, state, total, bias, length, blocks, heads, factor, eps,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, v_channel, raw_batch, raw_row, raw_head,
     INT8: tl.constexpr, FP8: tl.constexpr, SPARSE: tl.constexpr, LINEAR: tl.constexpr, PAIR: tl.constexpr,
-    BITS: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DIM: tl.constexpr,
+    BITS: tl.constexpr, HALF: tl.constexpr, FOURS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DIM: tl.constexpr,
 ):  # fmt: skip
     block, slot = tl.program_id(0), tl.program_id(1).to(tl.int64)
     batch, head = slot // heads, slot % heads
@@ -314,7 +335,8 @@ def _attend_kernel(
     # weights are exp2(score - peak): those that are rounded to FP8 come out 448 times as large, and so does the mass
     spread = FP8_BITS if FP8 else 0.0
     peak = tl.full((ROWS,), float("-inf"), tl.float32)
-    mass = tl.zeros((ROWS,), tl.float32)
+    # of every eighth key where there are registers for it: these lie in one thread until the end
+    mass = tl.zeros((ROWS, 8), tl.float32) if BITS and HALF else tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, DIM), tl.float32)
     for i in range(0, blocks, 2 if PAIR else 1):
         at = tl.load(kept + i).to(tl.int32) if SPARSE else i
@@ -333,13 +355,20 @@ def _attend_kernel(
             base = tl.fma(by, -OFFSET, level)
         shrink = tl.exp2(peak - base)
         weights = tl.exp2(tl.fma(x, by, -level[:, None]))
-        mass = mass * shrink + tl.sum(weights, 1)
+        if BITS and HALF:
+            mass = mass * shrink[:, None] + tl.sum(tl.reshape(weights, (ROWS, COLUMNS // 8, 8)), 1)
+        else:
+            mass = mass * shrink + tl.sum(weights, 1)
         weights = weights.to(v.dtype.element_ty)
+        if FOURS:
+            weights = in_fours(weights, ROWS, COLUMNS)
         values = _values(v_at + (at * COLUMNS).to(tl.int64) * v_row, column, left, FP8)
         if PAIR:
             weights2 = tl.exp2(tl.fma(x2, by2, -level[:, None]))
             mass += tl.sum(weights2, 1)
             weights2 = weights2.to(v.dtype.element_ty)
+            if FOURS:
+                weights2 = in_fours(weights2, ROWS, COLUMNS)
             values2 = _values(v_at + (at2 * COLUMNS).to(tl.int64) * v_row, column, left2, FP8)
         if FP8:  # added outside the matrix unit, whose FP8 accumulator keeps only 13 bits on Hopper
             added = tl.dot(weights, values, out_dtype=tl.float16 if HALF else tl.float32)
@@ -351,6 +380,8 @@ def _attend_kernel(
             if PAIR:
                 acc = tl.dot(weights2, values2, acc)
         peak = base
+    if BITS and HALF:
+        mass = tl.sum(mass, 1)
     acc *= (1.0 / mass)[:, None]
     if FP8:
         acc *= _value_scale(tl.load(v_peaks + slot * DIM + d), HALF)[None, :]

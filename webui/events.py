@@ -137,7 +137,7 @@ class PageEvents:
         act = partial(page.act_bus.act, trigger_mode="multiple")
         fill = partial(page.form_bus.fill, trigger_mode="multiple")
         row, clicked = self.fields, [page.ui_state, *self.fields]
-        shown, of_form = [page.ui_state, page.seen], [made.verdict, made.go, made.meter]
+        shown: list[Component] = [page.ui_state, page.seen]
 
         def click(
             button: gr.Button,
@@ -151,7 +151,7 @@ class PageEvents:
         }  # fmt: skip
         events: tuple[tuple[Callable[..., object], Callable[..., object], list[Component], list[Component]], ...] = (
             (looks[0], draw.changed, shown, drawn),
-            (looks[1], self.whole, [*shown, made.verdict, *row], [*drawn, *of_form]),
+            (looks[1], self.whole, [*shown, made.verdict, *row], [*drawn, made.verdict, made.go, made.meter]),
             (blocks.load, draw.changed, [page.ui_state], drawn),
             (blocks.load, self.restore, [page.draft], [*whole, *self.estimated]),
             (changed, self.estimate, row, [*self.estimated, page.draft]),

@@ -10,6 +10,9 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from itertools import count
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +23,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from turbodiff_kernels import selfcheck
 from turbodiff_kernels.gemm import kernel as gemm
 from turbodiff_kernels.norm import kernel as norm
 from turbodiff_kernels.quant import kernel as quant
@@ -35,6 +39,7 @@ TYPES = {
     torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int8: "i8", torch.int32: "i32",
     torch.int64: "i64", torch.float8_e4m3fn: "fp8e4nv",
 }  # fmt: skip
+NOT_OF_WAN = ("dense:", "sage 64")  # its heads have 128 channels, and torch computes its dense attention
 OVERWRITTEN = {  # by kernel: the argument that is read and written, and the constant that says so
     "_rms_norm_rope_kernel": ("x", "WRITE"),
     "_residual_add_kernel": ("x", None),
@@ -131,7 +136,12 @@ def calls(length: int, topk: float) -> dict[str, Callable[[], object]]:
 
 
 def record(capability: int, length: int = 32760, topk: float = 0.1) -> dict[tuple, Launch]:
-    """Distinct launches by what they compile to."""
+    """Distinct launches that ship, by what they compile to."""
+    return record_calls(capability, calls(length, topk))
+
+
+def record_calls(capability: int, named_calls: dict[str, Callable[[], object]]) -> dict[tuple, Launch]:
+    """Distinct launches of some calls on meta tensors, by what they compile to."""
     found: dict[tuple, Launch] = {}
     name = ""
 
@@ -142,7 +152,7 @@ def record(capability: int, length: int = 32760, topk: float = 0.1) -> dict[tupl
             values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
             constants = {p.name: values[p.name] for p in kernel.params if p.is_constexpr}
             taken = {other.name for other in found.values()}
-            number = next(n for n in range(1, 9) if f"{named(name, n)}: {kernel.__name__}" not in taken)
+            number = next(n for n in count(1) if f"{named(name, n)}: {kernel.__name__}" not in taken)
             full, traffic = f"{named(name, number)}: {kernel.__name__}", traffic_bytes(kernel.__name__, values)
             found.setdefault((*key, *options.items()), Launch(full, source, options, constants, prod(grid), traffic))
 
@@ -153,9 +163,26 @@ def record(capability: int, length: int = 32760, topk: float = 0.1) -> dict[tupl
         mock.patch.object(gemm, "arch", lambda _: capability),
         mock.patch.object(sage, "arch", lambda _: capability),
     ):
-        for name, call in calls(length, topk).items():  # noqa: B007
+        for name, call in named_calls.items():  # noqa: B007
             call()
     return found
+
+
+def unchecked(capability: int) -> set[str]:
+    """Launches of Wan's models in a form which the kernels' self-check does not run."""
+    make, checks = selfcheck.Inputs(torch.device("meta"), torch.bfloat16), {}
+    for op, check in selfcheck.CHECKS.items():
+        module = import_module(f"turbodiff_kernels.{check.folder}.kernel")
+        checks[op] = partial(selfcheck.results, op, module, make)
+    checked = {form(launch) for launch in record_calls(capability, checks).values()}
+    of_wan = [launch for launch in record(capability).values() if not launch.name.startswith(NOT_OF_WAN)]
+    return {launch.name for launch in of_wan if form(launch) not in checked}
+
+
+def form(launch: Launch) -> tuple[object, ...]:
+    """What Triton compiles a kernel anew for, but for the alignment of its arguments and strides of one element."""
+    tensors = tuple(kind for kind in launch.source.signature.values() if kind.startswith("*"))
+    return launch.source.fn.__name__, tensors, str(launch.constants), str(launch.options)
 
 
 def named(name: str, number: int) -> str:

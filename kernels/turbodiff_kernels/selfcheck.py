@@ -104,7 +104,7 @@ def results(op: str, m: ModuleType, make: Inputs) -> list[Tensor]:
             out += [
                 residual,
                 m.int8_linear(*matrices, bias, make.dtype, True),
-                m.int8_linear(*matrices, None, make.dtype),
+                m.int8_linear(*matrices, bias, make.dtype),
             ]
         return out + [
             *m.int8_linear_quantize(*quant.quantize_tiles(a), *quant.quantize_tiles(b), bias, make.dtype, True)

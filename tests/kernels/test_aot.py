@@ -109,6 +109,13 @@ def test_another_length_or_share_compiles_nothing_new():
     assert once == everywhere > 20
 
 
+@pytest.mark.aot
+def test_the_self_check_runs_every_form_of_a_kernel_that_wan_needs():
+    """The product with a bias alone, that of most layers, was never checked."""
+    code = "from scripts.kernel_launches import unchecked; print(*(unchecked(arch) for arch in (80, 89, 90, 120)))"
+    assert printed(code).split() == ["set()"] * 4
+
+
 @pytest.mark.parametrize("peer", step_model.PEERS, ids=lambda peer: peer.card)
 def test_the_model_gives_a_published_kernel_its_published_rate(peer):
     assert step_model.peer_tflops(peer) == pytest.approx(peer.published_tflops, rel=0.15)

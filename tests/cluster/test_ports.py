@@ -33,6 +33,8 @@ Far = Callable[..., FarBench]
     ("flags", "code"),
     [
         (["--no-local-gpus"], "no_cards_left"),
+        (["--cluster-gpus", "2"], "cluster_unnamed"),
+        (["--cluster-downloads"], "cluster_unnamed"),
         (["--cluster", "10.0.0.1"], "bad_cluster"),
         (["--cluster", "10.0.0.1:99999"], "bad_cluster"),
         (["--cluster", "auto", "--cluster-gpus", "0"], "bad_cluster_gpus"),

@@ -226,6 +226,12 @@ def _check_cards(args: argparse.Namespace) -> None:
             field="--no-local-gpus",
             try_instead="--cluster ADDRESS, or leave --no-local-gpus out",
         )
+    said = {"--cluster-gpus": args.cluster_gpus != ALL_CARDS, "--cluster-downloads": args.cluster_downloads}
+    for flag in [flag for flag, is_given in said.items() if is_given and not args.cluster]:
+        raise RequestError(
+            "it is about a cluster, and none is named", code="cluster_unnamed", field=flag,
+            try_instead=f"--cluster ADDRESS, or leave {flag} out",
+        )  # fmt: skip
     if args.cluster_gpus < 1:
         raise RequestError(
             "a cluster works with one card at least",

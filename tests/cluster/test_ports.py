@@ -1,6 +1,7 @@
 """The supervisor's side of the cluster against a bridge without Ray: the rules are those of this machine's workers."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,13 +16,14 @@ from cluster.conftest import FarBench
 from tests.plan.machines import disk
 from turbodiff.archive.clips import read_sidecar
 from turbodiff.archive.grid_sheets import note_cell
+from turbodiff.cli.cluster import cluster_join
 from turbodiff.cluster import remote
 from turbodiff.jobs.nodes import cluster_facts
 from turbodiff.media.contact_sheet import LABEL_PX, SPACE_PX
 from turbodiff.media.joining import read_frames
 from turbodiff.media.video import ClipWriter
 from turbodiff.spec import page_flags
-from turbodiff.spec.errors import RequestError
+from turbodiff.spec.errors import RequestError, TurbodiffError
 from turbodiff.spec.grids import grid_requests
 from turbodiff.spec.request import make_request
 from turbodiff.supervisor.context import machine_of, worker_pids
@@ -56,6 +58,16 @@ def test_a_cluster_without_the_extra_is_refused_and_nothing_but_the_bridge_impor
     assert caught.value.code == "cluster_missing"
     code = "import sys, turbodiff.cli, turbodiff.cluster.remote; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def test_to_join_where_nobody_answers_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended minutes later with a traceback of Ray."""
+    monkeypatch.setattr("turbodiff.cli.cluster.find_spec", lambda name: name)
+    with socket.socket() as taken:  # and does not listen
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(TurbodiffError) as caught:
+            cluster_join(f"127.0.0.1:{taken.getsockname()[1]}")
+    assert caught.value.code == "head_silent" and "refused" in str(caught.value)
 
 
 def test_a_clip_of_a_node_is_published_here_and_what_its_worker_says_twice_changes_nothing(

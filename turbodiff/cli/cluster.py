@@ -1,6 +1,7 @@
 """`turbodiff cluster`: what the cards of other machines do, and the commands that bring machines together."""
 
 import os
+import socket
 import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from turbodiff.studio.cards import NodeDownload
 
 PORT = 6379
+REACH_S = 10.0  # until somebody answers at the head's address
 # a token is asked for; a node that is silent is given up after about ten seconds instead of a minute; workers are as
 # urgent as any process, where Ray would have them wait for all others (nice 15)
 SETTINGS = {
@@ -109,6 +111,14 @@ def cluster_join(
             "a cluster is joined with Ray", code="cluster_missing", field="HEAD",
             try_instead='pip install "turbodiff[cluster]"',
         )  # fmt: skip
+    host, _, port = head.rpartition(":")
+    try:  # Ray tries for minutes, and says then where in its code it gave up
+        socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
+    except (OSError, UnicodeError) as error:  # the latter of a name that is none
+        raise TurbodiffError(
+            "nobody answers at the head's address", code="head_silent", field="HEAD", got=f"{head}: {error}",
+            try_instead=f"turbodiff cluster commands {host}",
+        ) from None  # fmt: skip
     try:
         os.execve(sys.executable, argv, {**os.environ, **SETTINGS})
     except OSError as error:

@@ -113,6 +113,7 @@ def serve(events: EventWriter, commands: CommandReader, device_name: str) -> int
     torch.set_flush_denormal(True)  # denormals make CPU convolutions several times slower
     events.send(HelloEvent(pid=os.getpid(), start_time=start_ticks(os.getpid()) or 0, **device.facts()))
     threading.Thread(target=beat, args=(events, device), name="beat", daemon=True).start()
+    threading.Thread(target=import_early, name="imports", daemon=True).start()
     models = ModelCache(device)
     for command in commands.runs():
         events.job, events.attempt = cast("int", command["job"]), cast("int", command["attempt"])
@@ -174,6 +175,15 @@ def run(fields: dict[str, object], models: "ModelCache", events: EventWriter, co
         what = f"{type(error).__name__}: {error}"[:2000]
         failure = TurbodiffError(what, code="unexpected", try_instead="see the log")
         events.send(ErrorEvent(**failure.fields(), exit_code=failure.exit_code))
+
+
+def import_early() -> None:
+    """Import what most first jobs need while the plan of theirs is made: transformers alone takes two seconds. What
+    cannot be imported is told by the job that needs it."""
+    with contextlib.suppress(Exception):
+        from transformers import UMT5EncoderModel  # noqa: F401
+
+        from turbodiff.runtime import attempt, pipeline  # noqa: F401
 
 
 def beat(events: EventWriter, device: "Device") -> None:

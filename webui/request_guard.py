@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 import gradio as gr
 from gradio.block_function import BlockFunction
 from gradio.blocks import BlocksConfig
+from gradio.data_classes import BlocksConfigDict
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,6 +27,7 @@ READ = ("GET", "HEAD")
 # the first word of a path below /gradio_api/: events, uploads and what gradio_client asks first
 EVENTS = frozenset({"run", "api", "call", "queue", "cancel", "reset", "heartbeat", "mcp"})
 NEEDED = EVENTS | {"upload", "upload_progress", "info", "openapi.json", "app_id", "startup-events"}
+TABS = 1000  # whose state is kept, a few kB each; who is forgotten gets the page drawn anew
 FILE = "file="  # Gradio's own copies of uploads, below the state folder
 
 P = ParamSpec("P")
@@ -67,6 +69,14 @@ class GuardedBlocks(gr.Blocks):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.default_config = PageConfig(self)
+        self.state_session_capacity = TABS
+
+    def get_config_file(self) -> BlocksConfigDict:
+        """The page as browsers get it. No tab, seen or not, holds one of a browser's six connections to a host
+        (HTTP/1.1) only to say that it is there: of too many sessions the least lately used one is forgotten."""
+        config = super().get_config_file()
+        config["connect_heartbeat"] = False
+        return config
 
     async def preprocess_data(self, *args: Any, **kwargs: Any) -> Any:
         """The inputs as the handlers get them.

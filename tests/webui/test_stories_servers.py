@@ -23,7 +23,7 @@ from turbodiff.diagnostics.webhook import KEY, TOLD
 pytestmark = pytest.mark.browser
 
 SYSTEM, SETTINGS = 3, 5  # places of the tabs
-ANSWER_S, REST_S = 2.0, 15.0
+ANSWER_S, REST_S = 2.0, 10.0
 PATIENCE = f"""
 import sys
 if "webui.server" in sys.orig_argv:
@@ -33,8 +33,10 @@ if "webui.server" in sys.orig_argv:
 PROMPT = "a red circle moves right on a black background"
 ENDS = 2  # number of a held-out caption whose clip, left to itself, ends elsewhere
 HIDE = """() => { for (const [name, value] of [["hidden", true], ["visibilityState", "hidden"]])
-  Object.defineProperty(document, name, { get: () => value, configurable: true }); }"""
-SHOW = "() => { delete document.hidden; delete document.visibilityState; }"
+  Object.defineProperty(document, name, { get: () => value, configurable: true });
+  document.dispatchEvent(new Event("visibilitychange")); }"""
+SHOW = """() => { delete document.hidden; delete document.visibilityState;
+  document.dispatchEvent(new Event("visibilitychange")); }"""
 
 
 @pytest.fixture(scope="module")
@@ -139,20 +141,32 @@ def test_whatever_the_enhancer_does_the_prompt_stays_and_generate_works(real, en
         assert page.evaluate("window.evil") is None
 
 
-def test_a_tab_at_rest_asks_for_next_to_nothing_and_a_hidden_one_for_nothing(real, chromium):
+def test_a_tab_at_rest_asks_for_next_to_nothing_a_hidden_one_for_nothing_and_one_of_several_listens(real, chromium):
     with tab(chromium, real) as page:
-        asked = []
-        page.wait_for_timeout(10_000)  # what the first look at the page asks later is asked
+        asked, streams = [], []
+        page.wait_for_function("performance.now() > 11000")  # what the first look at the page asks later is asked
         page.on("request", lambda request: asked.append(request.url))
         page.wait_for_timeout(REST_S * 1000)
         assert len(asked) <= 1 + REST_S * 0.1, asked  # the push is one request, made before
-        page.evaluate(HIDE)
-        page.wait_for_timeout(2000)  # what was asked before is answered
+        second = page.context.new_page()
+        second.on("request", lambda request: streams.append(request.url))
+        second.goto(real.url)
+        second.wait_for_selector("#meter .td-meter")
+        told = "#bar .td-pill:has-text('paused')"
+        for paused in (True, False):
+            real.store.put("paused", paused)
+            for window in (page, second):  # a browser opens six connections to a host: neither keeps more than one
+                window.wait_for_selector(told, state="attached" if paused else "detached", timeout=10_000)
+        assert not [url for url in streams if url.endswith("/changes") or "/heartbeat/" in url]
+        with second.expect_request("**/changes"):
+            page.evaluate(HIDE)
+        page.wait_for_load_state("networkidle")  # what was asked before is answered
         asked.clear()
         real.store.put("paused", True)
-        page.wait_for_timeout(4000)
+        second.wait_for_selector(told, timeout=10_000)
         assert asked == []
         page.evaluate(SHOW)
-        page.wait_for_selector("#bar .td-pill:has-text('paused')", timeout=10_000)
+        page.wait_for_selector(told, timeout=10_000)
+        second.close()
         real.store.put("paused", False)
-        page.wait_for_selector("#bar .td-pill:has-text('paused')", state="detached", timeout=10_000)
+        page.wait_for_selector(told, state="detached", timeout=10_000)

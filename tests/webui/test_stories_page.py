@@ -25,6 +25,8 @@ SMALL = """() => [...document.querySelectorAll("button, a.td-btn, summary, selec
   .map(([e, r]) => `${Math.round(r.width)}x${Math.round(r.height)} ${e.outerHTML.slice(0, 120)}`)"""
 CUT_OFF = """() => [...document.querySelectorAll("#queue-list .td-list, #queue-list .td-sec, #progress .td-card")]
   .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)"""
+BOTTOMS = """() => [...document.querySelectorAll("#advanced .row")].map(row => [...row.querySelectorAll("input")]
+  .filter(e => e.offsetParent).map(e => Math.round(e.getBoundingClientRect().bottom))).filter(row => row.length)"""
 FOCUS = "document.activeElement.id || document.activeElement.getAttribute('data-arg') || document.activeElement.value"
 
 
@@ -59,6 +61,15 @@ def test_a_second_job_stands_beside_the_one_that_runs_and_a_stop_is_asked_about(
 def test_a_change_of_model_is_one_step_and_its_list_opens_again_after_escape(app, chromium):
     with tab(chromium, app) as page:
         assert "red circle" in page.get_attribute("#prompt textarea", "placeholder")
+        assert "tokens" not in page.inner_text("#lint")
+        model_y = page.locator("#model").bounding_box()["y"]
+        for prompt, tokens in (("a red circle moves right", 8), ("a red circle moves right on a white background", 12)):
+            write_prompt(page, prompt)
+            page.wait_for_selector(f"#lint:has-text('{tokens} of 512 tokens')")
+            assert page.locator("#model").bounding_box()["y"] == model_y  # the count of tokens shifts nothing
+        page.click("#advanced > button")
+        page.wait_for_selector("#advanced input[aria-label='Shift']")
+        assert [len(set(row)) for row in page.evaluate(BOTTOMS)] == [1, 1]  # however their hints wrap
         page.evaluate(WATCH)
         choose(page, "Wan2.1-14B")
         page.wait_for_function("document.querySelector('#prompt textarea').placeholder.includes('cat')")

@@ -52,6 +52,13 @@ async def heard(stream, count):
     return [(await asyncio.wait_for(anext(stream), 60)).strip() for _ in range(count)]
 
 
+async def heard_at_last(stream, what):
+    """Hear it, after readings at most: the room on the disk of a busy machine never rests."""
+    while (told := await heard(stream, 1)) == ["data: whole"]:
+        pass
+    return told == [what]
+
+
 def test_a_stream_begins_with_a_look_hears_of_readings_late_and_outlives_a_failure(reader, monkeypatch):
     monkeypatch.setattr(changes, "LOOK_S", 0.01)
     monkeypatch.setattr(changes, "READINGS_S", 0.5)
@@ -61,13 +68,14 @@ def test_a_stream_begins_with_a_look_hears_of_readings_late_and_outlives_a_failu
         looks = Changes(reader)
         async with aclosing(looks.stream()) as stream:
             assert await heard(stream, 2) == ["retry: 1000", "data: look"]
-            assert await heard(stream, 1) == ["data: still"]
+            assert await heard_at_last(stream, "data: still")
             move(reader, 40)
             assert await heard(stream, 1) == ["data: whole"]
             looks.look = lambda: 1 / 0
-            assert await heard(stream, 2) == ["data: look", "data: still"]
+            assert await heard_at_last(stream, "data: look")
+            assert await heard_at_last(stream, "data: still")
             del looks.look
-            assert await heard(stream, 1) == ["data: look"]
+            assert await heard_at_last(stream, "data: look")
 
     asyncio.run(listen())
 

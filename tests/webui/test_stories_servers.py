@@ -97,6 +97,8 @@ def test_a_clip_begins_and_ends_with_the_pictures_that_it_was_given(real, chromi
     with tab(chromium, real) as page:
         page.click("#kind label >> nth=1")
         page.wait_for_selector("#end-image", state="visible")
+        outlines = [f"getComputedStyle(document.querySelector('#{name}')).border" for name in ("image", "end-image")]
+        assert len(set(map(page.evaluate, outlines))) == 1  # both are seen as places for a picture
         for field, frame in (("image", wanted[0]), ("end-image", wanted[-1])):
             Image.fromarray(frame).save(tmp_path / f"{field}.png")
             page.set_input_files(f"#{field} input[type=file]", str(tmp_path / f"{field}.png"))

@@ -53,12 +53,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def rms_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
     """RMS norm over all channels, then rotary embedding (arXiv 2104.09864) of the pairs (0,1), (2,3), ... of a head."""
-    y = rms_norm(x.float(), weight, eps)
-    pairs = y.unflatten(-1, (-1, cos.shape[-1], 2))
-    even, odd = pairs.unbind(-1)
-    cos, sin = cos[:, None], sin[:, None]
-    rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return rotated.flatten(2).to(x.dtype)
+    pairs = torch.view_as_complex(rms_norm(x.float(), weight, eps).unflatten(-1, (-1, cos.shape[-1], 2)))
+    return torch.view_as_real(pairs * torch.complex(cos, sin)[:, None]).flatten(2).to(x.dtype)
 
 
 def rms_norm_(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -113,7 +113,7 @@ def serve(events: EventWriter, commands: CommandReader, device_name: str) -> int
     torch.set_flush_denormal(True)  # denormals make CPU convolutions several times slower
     events.send(HelloEvent(pid=os.getpid(), start_time=start_ticks(os.getpid()) or 0, **device.facts()))
     threading.Thread(target=beat, args=(events, device), name="beat", daemon=True).start()
-    threading.Thread(target=import_early, name="imports", daemon=True).start()
+    import_early()
     models = ModelCache(device)
     for command in commands.runs():
         events.job, events.attempt = cast("int", command["job"]), cast("int", command["attempt"])
@@ -179,7 +179,8 @@ def run(fields: dict[str, object], models: "ModelCache", events: EventWriter, co
 
 def import_early() -> None:
     """Import what most first jobs need while the plan of theirs is made: transformers alone takes two seconds. What
-    cannot be imported is told by the job that needs it."""
+    cannot be imported is told by the job that needs it. Not in a thread of its own: transformers replaces its module
+    while it is imported, and a job that imports it meanwhile is left with the old one."""
     with contextlib.suppress(Exception):
         from transformers import UMT5EncoderModel  # noqa: F401
 

@@ -217,9 +217,9 @@ def diffusers_vae(vae: Any) -> Any:
     from diffusers import AutoencoderKLWan
 
     with torch.device("meta"):
-        theirs: Any = AutoencoderKLWan(base_dim=vae.encoder.conv_in.out_channels).eval()
+        theirs: Any = AutoencoderKLWan(base_dim=vae.encoder.conv_in.out_channels).eval().requires_grad_(False)
     theirs.load_state_dict(vae.state_dict(), assign=True)
-    return theirs.requires_grad_(False)
+    return theirs
 
 
 def _turbodiffusion(path: str, model: WanDiT, given: tuple, text: Tensor, kind: str) -> Callable[[], Tensor]:

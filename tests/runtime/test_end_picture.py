@@ -6,6 +6,7 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanImageToVideoPipeline
 from PIL import Image
 
+from scripts.bench_pipeline import diffusers_vae
 from turbodiff.gpu.probe import machine_now
 from turbodiff.plan.planner import plan_request
 from turbodiff.runtime.attempt import Attempt
@@ -43,7 +44,8 @@ def test_the_condition_is_that_of_diffusers_pipeline(tmp_path, with_end):
     job = Attempt(1, 1, plan, tmp_path, tmp_path / "state", models, lambda event: None, NeverStop)
     ours = encode_image(job)
     pipe = WanImageToVideoPipeline(
-        tokenizer=None, text_encoder=None, vae=models.get_or_load("vae"), scheduler=UniPCMultistepScheduler(),
+        tokenizer=None, text_encoder=None, vae=diffusers_vae(models.get_or_load("vae")),
+        scheduler=UniPCMultistepScheduler(),
         image_processor=None, image_encoder=None, transformer=None,
     )  # fmt: skip
     told = {"last_image": as_tensor(last)} if with_end else {}

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from turbodiff_kernels.quant import dequantize_tiles
 
+from scripts.bench_pipeline import diffusers_vae
 from tests.test_tiny import EventList, attempt
 from tests.weights import tiny
 from turbodiff.models.image_encoder import MEAN, STD, make_image_encoder
@@ -109,7 +110,7 @@ def theirs(states, models):
     processor = CLIPImageProcessor(do_resize=False, do_center_crop=False, image_mean=MEAN, image_std=STD)
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     return WanImageToVideoPipeline(
-        tokenizer=None, text_encoder=None, vae=models.get_or_load("vae"), scheduler=scheduler,
+        tokenizer=None, text_encoder=None, vae=diffusers_vae(models.get_or_load("vae")), scheduler=scheduler,
         image_processor=processor, image_encoder=encoder, transformer=transformer,
     )  # fmt: skip
 

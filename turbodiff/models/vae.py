@@ -14,7 +14,6 @@ a frame becomes travel together (vae_cpu.py).
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from typing import Any, NamedTuple, TypeAlias
 
@@ -263,8 +262,11 @@ class _Stream:
         del total
         for _ in range(len(frames)):
             x, conv = frames.pop(0), block.upsamplers[0].resample[1]
-            large = partial(F.interpolate, scale_factor=2, mode="nearest-exact")
-            x = upsample_conv(conv, x) if self._pairs else conv(large(x))
+            if self._pairs:
+                x = upsample_conv(conv, x)
+            else:  # in two lines: the small picture goes before the convolution makes its result
+                x = F.interpolate(x, scale_factor=2, mode="nearest-exact")
+                x = conv(x)
             if tile:
                 x = _own(x[:, :, *tile.crop(DECODER_MARGINS[level], DECODER_MARGINS[level + 1], 2 ** (level + 1))])
             passed = [x]

@@ -10,18 +10,9 @@ from transformers import UMT5EncoderModel
 
 from scripts.train_demo import store
 from scripts.train_demo.vae import Z_DIM
+from turbodiff.models.vae_modules import LATENTS_MEAN, LATENTS_STD
 from turbodiff.spec.files import atomic_write
 from turbodiff.weights.quantize import quantize
-
-# Normalisation constants of the Wan2.1 VAE (Wan2.1, vae.py); every loader applies them to every Wan VAE file.
-WAN_MEAN = (
-    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
-    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
-)  # fmt: skip
-WAN_STD = (
-    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
-    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
-)  # fmt: skip
 
 
 def fold_latent_constants(weights: dict[str, Tensor], mean: Tensor, std: Tensor) -> dict[str, Tensor]:
@@ -31,7 +22,7 @@ def fold_latent_constants(weights: dict[str, Tensor], mean: Tensor, std: Tensor)
     (y - M) / S before conv2. `mean` and `std` [16] are those of the raw latents.
     """
     out = {name: value.clone() for name, value in weights.items()}
-    wan_mean, wan_std = torch.tensor(WAN_MEAN), torch.tensor(WAN_STD)
+    wan_mean, wan_std = torch.tensor(LATENTS_MEAN), torch.tensor(LATENTS_STD)
     scale = wan_std / std
     out["conv1.weight"][:Z_DIM] *= scale.view(-1, 1, 1, 1, 1)
     out["conv1.bias"][:Z_DIM] = wan_mean + (out["conv1.bias"][:Z_DIM] - mean) * scale

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from scripts.train_demo import dataset, store
-from scripts.train_demo.export import WAN_MEAN, WAN_STD, umt5_weights
+from scripts.train_demo.export import umt5_weights
 from scripts.train_demo.text import new_encoder
 from scripts.train_demo.vae import WanVAE
+from turbodiff.models.vae_modules import LATENTS_MEAN, LATENTS_STD
 from turbodiff.weights.load import scaled
 
 BUNDLE = Path(__file__).resolve().parents[2] / "turbodiff" / "demo"
@@ -44,7 +45,7 @@ def restore(folder: Path, bundle: Path = BUNDLE) -> WanVAE:
     store.save(folder / "umt5.pt", {"model": encoder.state_dict()})
     vae = WanVAE()
     vae.load_state_dict({name: value.float() for name, value in load_file(bundle / "vae.safetensors").items()})
-    store.save(folder / "latent_statistics.pt", {"mean": torch.tensor(WAN_MEAN), "std": torch.tensor(WAN_STD)})
+    store.save(folder / "latent_statistics.pt", {"mean": torch.tensor(LATENTS_MEAN), "std": torch.tensor(LATENTS_STD)})
     for expert in ("high", "low"):
         weights = expert_weights(bundle / f"dit_i2v_{expert}.safetensors")
         store.save(folder / f"i2v_{expert}_bundled.pt", {"average": weights})

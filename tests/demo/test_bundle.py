@@ -11,12 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from scripts.train_demo.captions import held_out_captions
-from scripts.train_demo.export import WAN_MEAN, WAN_STD
 from scripts.train_demo.render import random_clip
 from scripts.train_demo.train_dit import CONFIG
 from scripts.train_demo.train_i2v import I2V_CONFIG
 from scripts.train_demo.train_vae import to_video
 from scripts.train_demo.vae import WanVAE
+from turbodiff.models.vae_modules import LATENTS_MEAN, LATENTS_STD
 from turbodiff.models.wan_dit import WanDiT
 
 BUNDLE = Path(__file__).resolve().parents[2] / "turbodiff" / "demo"
@@ -68,7 +68,7 @@ def test_any_text_has_tokens_within_the_vocabulary(prompt: str) -> None:
 def test_the_vae_gives_back_unseen_clips_and_its_latents_are_standard() -> None:
     vae = WanVAE()
     vae.load_state_dict({k: v.float() for k, v in load_file(BUNDLE / "vae.safetensors").items()})
-    mean, std = (torch.tensor(c).view(16, 1, 1) for c in (WAN_MEAN, WAN_STD))
+    mean, std = (torch.tensor(c).view(16, 1, 1) for c in (LATENTS_MEAN, LATENTS_STD))
     rng, captions = np.random.default_rng(21), held_out_captions()
     video = to_video(np.stack([random_clip(captions[i], rng)[:9] for i in (3, 40)]))
     with torch.no_grad():

@@ -9,11 +9,12 @@ import torch
 
 from scripts.train_demo import distill, store
 from scripts.train_demo.dataset import ROWS, SENTENCES, TEXT_LEN, context_bias
-from scripts.train_demo.export import WAN_MEAN, WAN_STD, fold_latent_constants
+from scripts.train_demo.export import fold_latent_constants
 from scripts.train_demo.sample import times
 from scripts.train_demo.train_dit import CONFIG, batch, first_weights
 from scripts.train_demo.train_i2v import BOUNDARY, ELSEWHERE, SCHEDULE, expert_times, task
 from scripts.train_demo.vae import WanVAE
+from turbodiff.models.vae_modules import LATENTS_MEAN, LATENTS_STD
 from turbodiff.models.wan_dit import WanConfig, WanDiT
 from turbodiff.sampling.samplers import timesteps as schedule
 
@@ -35,7 +36,7 @@ def test_folded_vae_gives_and_takes_wan_latents() -> None:
     plain, folded = WanVAE(4), WanVAE(4)
     mean, std = torch.randn(16), torch.rand(16) + 0.5
     folded.load_state_dict(fold_latent_constants(plain.state_dict(), mean, std))
-    wan_mean, wan_std = (torch.tensor(c).view(16, 1, 1) for c in (WAN_MEAN, WAN_STD))
+    wan_mean, wan_std = (torch.tensor(c).view(16, 1, 1) for c in (LATENTS_MEAN, LATENTS_STD))
     video = torch.randn(1, 5, 3, 32, 32)
     with torch.no_grad():
         standard = (plain.encode(video) - mean.view(16, 1, 1)) / std.view(16, 1, 1)
@@ -58,7 +59,7 @@ def test_the_fast_vae_is_the_published_vae() -> None:
     tensors = load_file(files[0])
     vae = WanVAE(4)
     vae.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("weights.")})
-    wan_mean, wan_std = (torch.tensor(c).view(16, 1, 1) for c in (WAN_MEAN, WAN_STD))
+    wan_mean, wan_std = (torch.tensor(c).view(16, 1, 1) for c in (LATENTS_MEAN, LATENTS_STD))
     with torch.no_grad():
         latents = (vae.encode(tensors["inputs.video"].transpose(1, 2)) - wan_mean) / wan_std
         video = vae.decode(tensors["inputs.latents"].transpose(1, 2) * wan_std + wan_mean)

@@ -144,13 +144,16 @@ def gemm_ms(row: Measured, card: Card, m: int, n: int, k: int) -> float:
     """An INT8 product: waves of tiles, each K / 128 iterations deep and an epilogue."""
     rows, columns = row.constants["ROWS"], row.constants["COLUMNS"]
     waves = ceil(ceil(m / rows) * ceil(n / columns) / card.multiprocessors)  # type: ignore[operator]
-    return waves * block_cycles(row, card, ceil(k / row.constants["DEPTH"])) / card.ghz / 1e6  # type: ignore[operator]
+    iterations = 2 * rows * columns * k / matrix_work(row, card)[0]  # type: ignore[operator]
+    return waves * block_cycles(row, card, ceil(iterations)) / card.ghz / 1e6
 
 
 def attention_ms(row: Measured, card: Card, heads: int, length: int, key_blocks: float) -> float:
-    """The attention loop over so many blocks of 64 keys for each 128 queries."""
-    waves = heads * ceil(length / row.constants["ROWS"]) / card.multiprocessors  # type: ignore[operator]
-    iterations = ceil(key_blocks * 64 / row.constants["COLUMNS"])  # type: ignore[operator]
+    """The attention loop over so many blocks of 64 keys for each 128 queries. An iteration's keys are counted by its
+    matrix instructions, since a loop may take several blocks at once."""
+    rows, dim = row.constants["ROWS"], row.constants["DIM"]
+    waves = heads * ceil(length / rows) / card.multiprocessors  # type: ignore[operator]
+    iterations = ceil(4 * rows * 64 * key_blocks * dim / matrix_work(row, card)[0])  # type: ignore[operator]
     return waves * block_cycles(row, card, iterations) / card.ghz / 1e6
 
 

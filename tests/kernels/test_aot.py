@@ -121,6 +121,31 @@ def test_the_model_gives_a_published_kernel_its_published_rate(peer):
     assert step_model.peer_tflops(peer) == pytest.approx(peer.published_tflops, rel=0.15)
 
 
+@pytest.mark.parametrize("blocks_an_iteration", [1, 2])
+def test_a_long_clip_takes_its_products_at_the_rate_of_the_loop(blocks_an_iteration):
+    """Two blocks of keys an iteration were counted as one: attention on an H200 seemed to take twice as long."""
+    card = step_model.CARDS["H200"]
+    # what two groups of four warps do for a block: 128 queries x 64 keys x 128 channels, twice
+    products = {"HGMMA.64x64x16.F32.BF16": 8 * blocks_an_iteration, "HGMMA.64x128x16.F32.BF16": 4 * blocks_an_iteration}
+    loop = {"loop_matrix": products, "loop_instructions": 300 * blocks_an_iteration, "optional_instructions": 0}
+    row = made_up(constants={"ROWS": 128, "COLUMNS": 64, "DIM": 128}, code=read_code(LISTING)._replace(**loop))
+    length, heads, key_blocks = 128 * 132 * 50, 1, 20_000
+    flop = 4 * length * key_blocks * 64 * 128 * heads
+    rate = flop / step_model.attention_ms(row, card, heads, length, key_blocks) / 1e9
+    assert rate == pytest.approx(step_model.matrix_rate(row, card).tflops, rel=0.01)
+
+
+@pytest.mark.parametrize("depth", [64, 128, 256])
+def test_a_large_product_takes_its_time_at_the_rate_of_the_loop(depth):
+    card = step_model.CARDS["H200"]
+    products = {"IGMMA.64x128x32.S8.S8": depth // 32}  # of two groups of four warps: 128 x 128 x depth
+    loop = {"loop_matrix": products, "loop_instructions": 100, "optional_instructions": 0}
+    row = made_up(constants={"ROWS": 128, "COLUMNS": 128, "DEPTH": 128}, code=read_code(LISTING)._replace(**loop))
+    m, n, k = 128 * 132, 128 * 100, 512 * 1000
+    rate = 2 * m * n * k / step_model.gemm_ms(row, card, m, n, k) / 1e9
+    assert rate == pytest.approx(step_model.matrix_rate(row, card).tflops, rel=0.01)
+
+
 LISTING = """
         /*0000*/                   MOV R1, c[0x0][0x28] ;
 .L_x_1:

@@ -40,11 +40,32 @@ def fill(outputs, count, until=None, videos=6):
     return made
 
 
-def _video(path, colour):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with ClipWriter(path, SIDE, SIDE, 16, {}) as writer:
-        for step in range(FRAMES):
-            frame = np.full((1, SIDE, SIDE, 3), 20, np.uint8)
-            frame[0, 40:88, 4 * step : 4 * step + 48] = colour
+def add(outputs, prompt, lengths):
+    """Put clips into a library that differ in the seed alone, one of so many frames each; they have no posters.
+
+    Returns:
+        The names, that of seed 0 first.
+    """
+    made, now = [], datetime.now(UTC)
+    for seed, frames in enumerate(lengths):
+        clip = clip_path(outputs, "t2v", seed, "demo", (now - timedelta(minutes=seed)).astimezone())
+        request = make_request({"model": "demo", "prompt": prompt, "seed": seed})
+        said = Sidecar.model_validate({"created": now, "request": request, "frames": frames})
+        _video(outputs / ".partial" / clip.name, COLOURS[seed], frames).rename(_made(clip))
+        sidecar_path(clip).write_text(said.model_dump_json(), "utf-8")
+        made.append(clip.stem)
+    return made
+
+
+def _made(clip):
+    clip.parent.mkdir(parents=True, exist_ok=True)
+    return clip
+
+
+def _video(path, colour, frames=FRAMES):
+    with ClipWriter(_made(path), SIDE, SIDE, 16, {}) as writer:
+        for step in range(frames):
+            frame, left = np.full((1, SIDE, SIDE, 3), 20, np.uint8), 4 * step % (SIDE - 48)
+            frame[0, 40:88, left : left + 48] = colour
             writer.write(frame)
     return path

@@ -2,14 +2,21 @@
 
 import json
 import os
+import re
 import signal
 
 import psutil
 import pytest
+from literals import LITERAL_ON_THE_PAGE
 from stories import begin, tab, wait_done, write_prompt
 
 pytestmark = pytest.mark.browser
 
+VERSION = re.compile(r"[0-9a-f]{12}|n?\d[\w.+-]*", re.ASCII)  # of torch, of ffmpeg; a checksum
+SELFTEST_MS = 300_000  # it makes a clip in a process of its own, whatever else the machine does
+NEWS = "#bar .td-pill.good"
+SHOWN_LINES = "[...document.querySelectorAll('#log .td-log > div')].filter((line) => line.offsetParent).length"
+NO_LINE = "getComputedStyle(document.querySelector('#log .td-log'), '::before').content"
 SLOW_AT_FIRST = json.dumps({"attempts": [{"steps": 200, "dt_s": 0.5}, {"steps": 2, "dt_s": 0.1}]})
 
 
@@ -34,16 +41,32 @@ def shows_the_clip(page, app, job):
     page.wait_for_selector(f"#player .td-player[data-clip='{clip}'] video")
 
 
-def test_the_restart_button_during_a_run_costs_the_worker_and_not_the_job(app, chromium):
-    with tab(chromium, app) as page:
+def test_the_restart_button_during_a_run_costs_the_worker_and_not_the_job_and_its_news_leaves_again(app, chromium):
+    with tab(chromium, app, "/zh/") as page:
         page.on("dialog", lambda dialog: dialog.accept())
         job = a_step_of(page, app, SLOW_AT_FIRST)
         before = app.store.fact("worker0")["pid"]
         page.click("#bar [data-act=restart]")
+        page.wait_for_selector(NEWS)
         wait_done(app, job)
         assert app.store.fact("worker0")["pid"] != before
         assert not psutil.pid_exists(before)
         shows_the_clip(page, app, job)
+        page.click("#tabs [role=tab] >> nth=3")
+        page.click("#system [data-act=selftest]")
+        page.click("#tabs [role=tab] >> nth=4")
+        page.click("[data-do=level][data-arg=errors]")
+        page.wait_for_function(f"({SHOWN_LINES}) || {NO_LINE}.includes('没有这样的行')")
+        page.click("#tabs [role=tab] >> nth=3")
+        ram = re.search(r"/ ([\d.]+ GiB)", page.inner_text("#bar .td-gauge:has-text('内存')"))[1]
+        twice = f"document.querySelector('#system').innerText.split('{ram}').length > 2"  # of the machine, of versions
+        page.wait_for_function(twice)
+        page.wait_for_selector("#selftest > div >> nth=3", timeout=SELFTEST_MS)
+        page.wait_for_selector("#system [data-act=selftest]:enabled", timeout=SELFTEST_MS)
+        found = [text for text in page.locator("#selftest > div").all_inner_texts() if "显卡" not in text]
+        told = LITERAL_ON_THE_PAGE.sub(" ", VERSION.sub(" ", " ".join(found)))
+        assert len(found) == 3 and not re.search("[A-Za-z]{2,}", told), told
+        page.wait_for_selector(NEWS, state="detached")
 
 
 def test_a_killed_worker_is_replaced_says_so_and_the_job_finishes(app, chromium):

@@ -22,7 +22,7 @@ def draw(cards: Sequence[Card], wipe: bool, words: Words) -> Html:
         return el("p", hint, " ", stop, cls="td-note calm")
     wipe = wipe and len(shown) == 2
     if wipe:
-        left, right = (draw_video(card.clip, cls="sync", aria_label=card.clip.request.prompt[:120]) for card in shown)
+        left, right = map(_draw_video, shown)
         edge = void("input", type="range", min=0, max=100, value=50, cls="edge", aria_label=words("gallery.edge"))
         players = el("div", left, el("div", right, cls="over"), el("i", cls="line"), edge, cls="td-player td-wipe")
         under = [el("div", el("h3", card.clip.request.prompt), facts(card.facts), cls="td-side") for card in shown]
@@ -30,10 +30,8 @@ def draw(cards: Sequence[Card], wipe: bool, words: Words) -> Html:
     else:
         sides = []
         for card in shown:
-            video = draw_video(card.clip, cls="sync", aria_label=card.clip.request.prompt[:120])
-            sides.append(
-                el("div", el("div", video, cls="td-player"), el("h3", card.clip.request.prompt), facts(card.facts))
-            )
+            player = el("div", _draw_video(card), cls="td-player")
+            sides.append(el("div", player, el("h3", card.clip.request.prompt), facts(card.facts)))
         body = el("div", sides, cls="td-two td-of-4" if len(shown) > 2 else "td-two")
     switch = action("wipe", "" if wipe else "1", words("gallery.beside" if wipe else "gallery.wipe"))
     buttons = (
@@ -44,3 +42,8 @@ def draw(cards: Sequence[Card], wipe: bool, words: Words) -> Html:
     )
     # above the players: what stands below them is off the screen where the picture is large
     return el("div", el("div", buttons, cls="td-acts", style="margin-bottom:14px"), body, cls="td-html")
+
+
+def _draw_video(card: Card) -> Html:
+    """A player of the comparison: static/page.js keeps them together, also where one is shorter than the others."""
+    return draw_video(card.clip, loop=False, cls="sync", aria_label=card.clip.request.prompt[:120])

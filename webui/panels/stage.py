@@ -192,9 +192,9 @@ def _draw_black(what: str, words: Words) -> Html:
 
 
 def draw_video(clip: ClipView, **attributes: object) -> Html:
-    """A player without sound that goes round."""
-    source = {"src": media_url(clip.id), "poster": poster_url(clip)}
-    return el("video", **source, controls=True, loop=True, muted=True, playsinline=True, **attributes)
+    """A player without sound that goes round, with `loop=False` once."""
+    source = {"src": media_url(clip.id), "poster": poster_url(clip), "loop": True}
+    return el("video", **{**source, **attributes}, controls=True, muted=True, playsinline=True)
 
 
 def draw_card(card: Card, words: Words, where: str = "stage") -> Html:

@@ -58,7 +58,7 @@
       turn(!box.hidden, "#help button", "#bar [data-do=help]");
     },
     wish(what) { window.tdWish?.(what); },
-    pause() { document.querySelectorAll("video.sync").forEach((v) => v.pause()); },
+    pause() { players().forEach((video) => video.pause()); },
     addsegment() {
       const last = [...document.querySelectorAll("#segments .td-segment")].pop(), next = last.cloneNode(true);
       next.querySelectorAll(".td-input").forEach((field) => { field.value = ""; });
@@ -72,24 +72,44 @@
       else row.querySelectorAll(".td-input").forEach((field) => { field.value = ""; });
       keepSegments();
     },
-    play() { document.querySelectorAll("video.sync").forEach((v) => { v.currentTime = 0; v.play(); }); },
+    play() { players().forEach((video) => { place(video, 0); run(video); }); },
   };
 
   // the player that shows the clip of a card: beside it in the gallery, above it on the first tab
   const clipVideo = (button) => (button.closest("#side") || document).querySelector(".td-player video:not(.sync)");
 
-  // two clips in sync: what is done to one player is done to the other
-  const mirror = (event) => {
-    if (!event.target.classList?.contains("sync") || mirror.busy) return;
-    mirror.busy = true;
-    document.querySelectorAll("video.sync").forEach((other) => {
-      if (other === event.target) return;
-      if (event.type === "play") other.play(); else if (event.type === "pause") other.pause();
-      if (Math.abs(other.currentTime - event.target.currentTime) > 0.08) other.currentTime = event.target.currentTime;
-    });
-    setTimeout(() => mirror.busy = false, 60);
+  // clips in sync: what is done to one player is done to all. While they play nobody runs away from the slowest; a short
+  // clip waits at its end for the longest, and then all begin again. What an event tells may be past when it comes
+  const APART_S = 0.12, EVEN_MS = 1000;
+  const players = () => [...document.querySelectorAll("video.sync")];
+  const over = (video) => video.currentTime >= video.duration;
+  const placed = new WeakMap(); // player -> where it was put from here, which is no wish of the person
+  let evened = 0;
+  const place = (video, time, apart = 0.001) => {
+    const goal = Math.min(time, video.duration || time);
+    if (Math.abs(video.currentTime - goal) > apart) { placed.set(video, goal); video.currentTime = goal; }
   };
-  for (const name of ["play", "pause", "seeked"]) document.addEventListener(name, mirror, true);
+  const run = (video) => { if (video.paused && !over(video)) video.play().catch(() => {}); }; // or it was paused meanwhile
+  const together = {
+    play(video, all) { if (!video.paused) all.forEach((one) => { place(one, video.currentTime, APART_S); run(one); }); },
+    pause(video, all) { if (video.paused && !over(video)) all.forEach((one) => { one.pause(); place(one, video.currentTime); }); },
+    seeked(video, all) {
+      const goal = placed.get(video), playing = all.some((one) => !one.paused);
+      placed.delete(video);
+      if (Math.abs(video.currentTime - goal) > APART_S || goal === undefined) all.forEach((one) => place(one, video.currentTime));
+      if (playing) all.forEach(run);
+    },
+    ended(_, all) { if (all.every(over)) all.forEach((one) => { place(one, 0); run(one); }); },
+    timeupdate(_, all) {
+      const playing = all.filter((one) => !one.paused && !one.seeking), slowest = Math.min(...playing.map((one) => one.currentTime));
+      if (Date.now() - evened < EVEN_MS) return;
+      evened = Date.now();
+      playing.forEach((one) => place(one, slowest, APART_S));
+    },
+  };
+  for (const [name, act] of Object.entries(together)) document.addEventListener(name, ({ target }) => {
+    if (target.matches?.("video.sync")) act(target, players());
+  }, true);
 
   // what went well is said for five to ten seconds
   setInterval(() => document.querySelectorAll("#note .td-note.good").forEach((old) => { if (old.dataset.read) old.hidden = true; old.dataset.read = "1"; }), 5000);

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.media.clips import shapes, write
+from turbodiff.archive.clips import sidecar_path
 from turbodiff.plan.hardware import Machine
 from turbodiff.plan.planner import plan_request
+from turbodiff.spec.clips import Sidecar
 from turbodiff.spec.errors import RequestError
 from turbodiff.spec.models import Inventory, find_model
 from turbodiff.spec.request import Segment, make_request
@@ -48,6 +50,16 @@ def test_a_continuation_has_the_size_and_rate_of_its_clip_and_no_picture(tmp_pat
     request = make_request(fields)
     assert (request.model, request.width, request.height, request.fps) == ("demo-i2v", 128, 128, 12)
     assert not request.image and request.steps != 50  # those of a text model mean nothing to it
+
+
+def test_what_a_person_says_beside_a_clip_counts_for_the_model_that_goes_on(tmp_path: Path) -> None:
+    """`turbodiff extend CLIP PROMPT --steps 2` names no model: the clip's own, or the one that can, takes the steps."""
+    made = Sidecar(request=make_request(DEMO))
+    write(tmp_path / "clip.mp4", shapes(3))
+    sidecar_path(tmp_path / "clip.mp4").write_text(made.model_dump_json())
+    told = {"prompt": "on", "continues": str(tmp_path / "clip.mp4"), "steps": "2", "sampler": "ode", "sigma_max": "90"}
+    request = make_request(continuing_fields(told, HERE))
+    assert (request.model, request.steps, request.sampler, request.sigma_max) == ("demo-i2v", 2, "ode", 90)
 
 
 def test_each_segment_waits_for_the_one_before_and_has_its_size() -> None:

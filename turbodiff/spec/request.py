@@ -365,7 +365,7 @@ def _check_values(request: Request, spec: ModelSpec) -> None:
     if request.steps > most:
         raise RequestError(
             f"this schedule has 1 to {most} steps", code="too_many_steps", field="steps", got=request.steps,
-            expected=f"1..{most} with sampler {request.sampler}",
+            expected=f"1..{most}, --sampler {request.sampler}",
             try_instead=f"--steps {most}, or --sampler unipc for undistilled weights",
         )  # fmt: skip
 

@@ -35,7 +35,8 @@ def continuing_model(spec: ModelSpec, here: Inventory) -> ModelSpec:
 
 def continuing_fields(fields: Mapping[str, Any], here: Inventory) -> dict[str, Any]:
     """The fields of a request that names a clip to continue, in that clip's size and rate, with a model that can (where
-    none is named, one for the clip's own); other fields as they are.
+    none is named, one for the clip's own); other fields as they are, but for those that were meant for a named model
+    which cannot.
 
     Raises:
         RequestError, FileError: no such model, no clip that can be read.
@@ -43,9 +44,10 @@ def continuing_fields(fields: Mapping[str, Any], here: Inventory) -> dict[str, A
     if not (fields.get("continues") or fields.get("after")):
         return dict(fields)
     path = fields.get("continues")
-    asked = find_model(str(fields.get("model") or (read_sidecar(Path(str(path))).request.model if path else "demo")))
+    named = fields.get("model")
+    asked = find_model(str(named or (read_sidecar(Path(str(path))).request.model if path else "demo")))
     spec = continuing_model(asked, here)
-    shared = fields if spec is asked else {name: fields[name] for name in SHARED_FIELDS if name in fields}
+    shared = fields if spec is asked or not named else {name: fields[name] for name in SHARED_FIELDS if name in fields}
     given = {**shared, "model": spec.name, "kind": spec.kind}
     given.pop("image", None)
     if path:

@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from turbodiff.archive import trash
-from turbodiff.archive.clip_index import INDEX, ORDERS, ClipIndex, tags_of
+from turbodiff.archive.clip_index import INDEX, ONLY, ORDERS, SHOWN, ClipIndex, tags_of
 from turbodiff.archive.clips import clip_path, partial_path, poster_path, publish, read_sidecar, sidecar_path, sweep
 from turbodiff.spec.clips import MAX_CLIP_NAME_BYTES, Sidecar, clip_id, clip_stem
 from turbodiff.spec.errors import OutputError, RequestError
@@ -28,6 +29,28 @@ def add(outputs: Path, seed: int, prompt: str = "a cat runs", **said: object) ->
     made = NOON + timedelta(days=seed)
     final = clip_path(outputs, "t2v", seed, "Wan2.1-1.3B", made)
     return publish(partial, final, Sidecar.model_validate({"created": made, "request": request, **said}), b"poster")
+
+
+@pytest.fixture(scope="module")
+def audit() -> list[str]:
+    """The clips and sidecars that are opened, from here on; an audit hook cannot be taken back."""
+    seen: list[str] = []
+    ends = (".mp4", ".json")
+    sys.addaudithook(
+        lambda event, args: seen.append(str(args[0])) if event == "open" and str(args[0]).endswith(ends) else None
+    )
+    return seen
+
+
+@pytest.fixture
+def opened(audit):
+    """Which of them were opened since it was last asked."""
+
+    def since() -> list[str]:
+        found, audit[:] = list(audit), []
+        return found
+
+    return since
 
 
 @pytest.fixture
@@ -56,6 +79,33 @@ def seeds(library: ClipIndex, *args: str) -> list[int | None]:
 )  # fmt: skip
 def test_every_word_of_a_search_must_occur_somewhere_in_the_sidecar(library, text, found):
     assert seeds(library, text) == found
+
+
+@pytest.mark.parametrize("count", [300, 3000])
+def test_a_page_opens_no_clip_and_no_sidecar_however_many_there_are(tmp_path, count, opened):
+    first = add(tmp_path / "outputs", 0)
+    for number in range(1, count):
+        clip = clip_path(tmp_path / "outputs", "t2v", number, "demo", NOON + timedelta(days=number % 7, seconds=number))
+        clip.parent.mkdir(exist_ok=True)
+        clip.hardlink_to(first)
+        sidecar_path(clip).hardlink_to(sidecar_path(first))
+    ClipIndex(tmp_path / "outputs", tmp_path / "state").refresh()
+    assert len(opened()) >= count  # each was read once
+    library = ClipIndex(tmp_path / "outputs", tmp_path / "state")  # as the next start of the app
+    opened()
+    for asked in ({}, {"order": "oldest"}, {"only": "t2v"}, {"text": "cat"}, {"offset": count - 60}):
+        found = library.find(**asked)
+        assert (len(found.entries), found.total, found.clips) == (60, count, count)
+    library.refresh()  # and a look for changes, where there are none
+    assert opened() == []
+    for order in ("newest", "oldest"):
+        assert plan_of(library, order) == "SEARCH clip USING INDEX clip_order (batch=?)"  # 60 rows, and none sorted
+
+
+def plan_of(library, order):
+    """How SQLite finds the first page; a B-tree of its own would hold every clip to sort them."""
+    asked = f"EXPLAIN QUERY PLAN SELECT {SHOWN} FROM clip WHERE {ONLY['all']} ORDER BY {ORDERS[order]} LIMIT 60"
+    return " ".join(row["detail"] for row in library._opened().execute(asked))
 
 
 def test_filters_and_orders_are_those_that_the_page_offers(library):

@@ -2,6 +2,7 @@
 
     python scripts/bench_app.py [--runs 3]
     python scripts/bench_app.py --load          the page with 5,000 clips, 500 waiting jobs, 50 clients, ten tabs
+    python scripts/bench_app.py --library 10000     the gallery with so many clips: opening, search, filter, sort
 
 Prints a table; the last line is JSON, which is also kept, dated, under scripts/results/.
 """
@@ -116,12 +117,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--load", action="store_true")
+    parser.add_argument("--library", type=int, metavar="CLIPS")
     args = parser.parse_args()
-    runs = args.runs
+    runs, what = args.runs, "load" if args.load else "library" if args.library else "app"
     if args.load:
         from bench_load import load
 
         figures = load()
+    elif args.library:
+        from bench_library import measure
+
+        figures = measure(args.library)
     else:
         with tempfile.TemporaryDirectory() as folder:
             help_s = statistics.median(seconds_of([*TURBODIFF, "--help"], folder) for _ in range(runs + 2))
@@ -140,7 +146,7 @@ def main() -> None:
     line = json.dumps(result)
     results = ROOT / "scripts" / "results"
     results.mkdir(exist_ok=True)
-    (results / f"{now:%Y-%m-%d}-{'load' if args.load else 'app'}.json").write_text(line + "\n")
+    (results / f"{now:%Y-%m-%d}-{what}.json").write_text(line + "\n")
     print(line)
 
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 import triton  # noqa: E402
+from turbodiff_kernels.backend import HOPPER  # noqa: E402
 
 from scripts import step_model  # noqa: E402
 from scripts.kernel_launches import Measured, as_json, measure, record  # noqa: E402
@@ -156,6 +157,11 @@ def steps(measured: dict[int, list[Measured]], names: list[str] | None) -> Itera
             ]
             gains = [f"{kind} {step_model.sparse_gain(rows, card, shape, kind):.1f}x" for kind in ("sla", "sagesla")]
             yield f"{name:>5} {size:>9}:  " + "  ".join(times + gains)
+            if card.arch == HOPPER:
+                asked = (rows, card, shape, "sagesla")
+                times = [f"{kind} {step_model.step_ms(*asked, kind, hopper=True):.0f}" for kind in step_model.LINEARS]
+                gain = step_model.sparse_gain(*asked, hopper=True)
+                yield f"{'':>15}   sagesla by the loop of Hopper, at best:  " + "  ".join([*times, f"{gain:.1f}x"])
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
-from turbodiff_kernels import selfcheck
+from triton.tools.tensor_descriptor import TensorDescriptor
+from turbodiff_kernels import backend, selfcheck
 from turbodiff_kernels.gemm import kernel as gemm
 from turbodiff_kernels.norm import kernel as norm
 from turbodiff_kernels.quant import kernel as quant
@@ -84,8 +85,9 @@ def picture(height: int, width: int, channels: int) -> tuple[torch.Tensor, ...]:
     return wide[:, :channels], x, tokens(channels), y, tokens(channels)
 
 
-def calls(length: int, topk: float) -> dict[str, Callable[[], object]]:
-    """Every launch that ships, at the shapes of Wan 14B (norms also at 1.3B's width), one clip of `length` tokens."""
+def calls(capability: int, length: int, topk: float) -> dict[str, Callable[[], object]]:
+    """Every launch that ships for an architecture: at the shapes of Wan 14B (norms also at 1.3B's width), one clip of
+    `length` tokens."""
     dim, heads = 5120, 40
     x, f32 = tokens(1, length, dim), torch.float32
     gate, weight = tokens(1, 1, dim, dtype=f32), tokens(dim)
@@ -100,7 +102,11 @@ def calls(length: int, topk: float) -> dict[str, Callable[[], object]]:
     projections, small = (*own, weight, weight, table, table, 1e-6), [tokens(1, length, 1536) for _ in range(3)]
     x15, gate15, weight15 = tokens(1, length, 1536), gate[..., :1536], weight[:1536]
     narrow = (*small, weight15, weight15, table, table, 1e-6)
-    return {
+    of_hopper = {
+        "hopper sage": lambda: sage.sage_attention(q, k, v, hopper=True),
+        "hopper sagesla": lambda: sla.sla_attention(q, k, v, *proj, topk, True, hopper=True),
+    }
+    of_all = {
         "norm_modulate": lambda: norm.norm_modulate(x, gate, gate, 1e-6),
         "norm_modulate 1536": lambda: norm.norm_modulate(x15, gate15, gate15, 1e-6),
         "norm_modulate_quantize": lambda: norm.norm_modulate_quantize(x, gate, gate, 1e-6),
@@ -133,11 +139,17 @@ def calls(length: int, topk: float) -> dict[str, Callable[[], object]]:
         "normed sage 1536": lambda: sage.normed_sage_attention_(*narrow),
         "normed sagesla 1536": lambda: sla.normed_sla_attention_(*narrow, *proj, topk, True),
     }
+    return of_all | (of_hopper if has_hopper_loop(capability) else {})
+
+
+def has_hopper_loop(capability: int) -> bool:
+    """Whether the second loop of attention may run on such a card."""
+    return capability == backend.HOPPER and backend.triton_version() >= backend.HOPPER_TRITON
 
 
 def record(capability: int, length: int = 32760, topk: float = 0.1) -> dict[tuple, Launch]:
     """Distinct launches that ship, by what they compile to."""
-    return record_calls(capability, calls(length, topk))
+    return record_calls(capability, calls(capability, length, topk))
 
 
 def record_calls(capability: int, named_calls: dict[str, Callable[[], object]]) -> dict[tuple, Launch]:
@@ -171,8 +183,9 @@ def record_calls(capability: int, named_calls: dict[str, Callable[[], object]]) 
 def unchecked(capability: int) -> set[str]:
     """Launches of Wan's models in a form which the kernels' self-check does not run."""
     make, checks = selfcheck.Inputs(torch.device("meta"), torch.bfloat16), {}
-    for op, check in selfcheck.CHECKS.items():
-        module = import_module(f"turbodiff_kernels.{check.folder}.kernel")
+    hopper = selfcheck.HOPPER if has_hopper_loop(capability) else {}
+    for op in (*selfcheck.CHECKS, *hopper):
+        module = import_module(f"turbodiff_kernels.{selfcheck.CHECKS[hopper.get(op, op)].folder}.kernel")
         checks[op] = partial(selfcheck.results, op, module, make)
     checked = {form(launch) for launch in record_calls(capability, checks).values()}
     of_wan = [launch for launch in record(capability).values() if not launch.name.startswith(NOT_OF_WAN)]
@@ -181,7 +194,7 @@ def unchecked(capability: int) -> set[str]:
 
 def form(launch: Launch) -> tuple[object, ...]:
     """What Triton compiles a kernel anew for, but for the alignment of its arguments and strides of one element."""
-    tensors = tuple(kind for kind in launch.source.signature.values() if kind.startswith("*"))
+    tensors = tuple(kind for kind in launch.source.signature.values() if kind.startswith(("*", "tensordesc")))
     return launch.source.fn.__name__, tensors, str(launch.constants), str(launch.options)
 
 
@@ -212,6 +225,8 @@ def source_of(kernel: JITFunction, args: tuple, kwargs: dict) -> tuple[ASTSource
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = "*" + TYPES[value.dtype]
             attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, TensorDescriptor):
+            signature[parameter.name] = f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>"
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"
         else:

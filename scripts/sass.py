@@ -85,9 +85,17 @@ def instructions(text: str) -> list[Instruction]:
 
 
 def loops(program: list[Instruction]) -> list[tuple[int, int]]:
-    """(first, past the last) of every loop: most matrix instructions first, then the innermost, then the longest."""
+    """(first, past the last) of every loop: most matrix instructions first, then the innermost, then the longest.
+
+    A loop around one that has matrix instructions counts as one without: where groups of warps run loops of their own,
+    what sends each group to its own is a loop around all.
+    """
     found = [(i.target, at + 1) for at, i in enumerate(program) if i.target is not None and i.target < at]
     with_matrix = {span: sum(bool(MATRIX.match(i.op)) for i in program[slice(*span)]) for span in found}
+    inner = [span for span in found if with_matrix[span]]
+    for span in found:
+        if any(span != other and span[0] <= other[0] and other[1] <= span[1] for other in inner):
+            with_matrix[span] = 0
     return sorted(found, key=lambda s: (-with_matrix[s], (s[1] - s[0]) * (1 if with_matrix[s] else -1)))
 
 

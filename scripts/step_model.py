@@ -2,6 +2,7 @@
 
     matrix loop     cycles = matrix cycles + warps / 4 x (other instructions), per iteration; where several blocks
                     share a multiprocessor, one block's matrix instructions hide another's rest
+    loop of Hopper  the larger of both: two groups of warps, each of which waits for itself; what it could be at best
     memory pass     time = bytes / copy rate + half of the cycles in which its instructions are issued
     step            the sum of its kernels; nothing overlaps
 
@@ -16,6 +17,7 @@ from typing import NamedTuple
 from scripts.kernel_launches import Measured
 
 SCHEDULERS = 4  # of a multiprocessor; each issues one warp instruction a clock
+HOPPER_LOOP = "attend_hopper_kernel"
 LATENCY_CYCLES = 900  # from a block's start until its first bytes are there
 REGISTERS, REGISTER_UNIT, BLOCK_SHARED = 65536, 8, 1024  # of a multiprocessor; shared memory that CUDA keeps per block
 
@@ -84,15 +86,21 @@ def blocks_an_sm(row: Measured, card: Card) -> int:
     return max(1, min(REGISTERS // registers, card.shared_kb * 1024 // shared, card.warps // row.warps, 32))
 
 
+def computing_warps(row: Measured) -> int:
+    """Warps of a block: all of them, but for the loop of Hopper, one of whose three groups only copies."""
+    return row.warps * 2 // 3 if row.name.endswith(HOPPER_LOOP) else row.warps
+
+
 def matrix_work(row: Measured, card: Card) -> tuple[float, float]:
     """FLOP and matrix cycles of one iteration of a block's loop."""
     flop = cycles = 0.0
+    warps = computing_warps(row)
     for name, count in row.code.loop_matrix.items():
         if size := re.search(r"(\d+)x(\d+)x(\d+)", name):  # wgmma: four warps together
-            work = 2 * int(size[1]) * int(size[2]) * int(size[3]) * count * row.warps / 4
+            work = 2 * int(size[1]) * int(size[2]) * int(size[3]) * count * warps / 4
         else:  # 16816 is 16 x 8 x 16
             m, n, k = re.search(r"\.(16)(8)(\d+)", name).groups()  # type: ignore[union-attr]
-            work = 2 * int(m) * int(n) * int(k) * count * row.warps
+            work = 2 * int(m) * int(n) * int(k) * count * warps
         flop, cycles = flop + work, cycles + work / _rate(name, card)
     return flop, cycles
 
@@ -119,8 +127,9 @@ def matrix_rate(row: Measured, card: Card) -> Rate:
     flop, matrix = matrix_work(row, card)
     code = row.code
     other = code.loop_instructions - code.optional_instructions - sum(code.loop_matrix.values())
-    issue, blocks = other * row.warps / SCHEDULERS, blocks_an_sm(row, card)
-    cycles = max(matrix, issue, (matrix + issue) / blocks)
+    issue, blocks = other * computing_warps(row) / SCHEDULERS, blocks_an_sm(row, card)
+    together = 0.0 if row.name.endswith(HOPPER_LOOP) else matrix + issue
+    cycles = max(matrix, issue, together / blocks)
     return Rate(matrix / cycles, tflops(card, flop, cycles), cycles)
 
 
@@ -176,13 +185,26 @@ TEXT_TOKENS = 512
 LINEARS = ("bf16", "tiles", "tokens")
 
 
-def step_ms(rows: dict[str, Measured], card: Card, shape: Shape, kind: str, linear: str, topk: float = 0.1) -> float:
+def sparse_ms(rows: dict[str, Measured], card: Card, shape: Shape, kind: str, topk: float, hopper: bool) -> float:
+    """The attention of `kind` with its linear branch, or both by the loop of Hopper: a pass that reads q and writes the
+    linear branch, which the loop reads."""
+    length, dim, heads = shape.tokens, shape.dim, shape.heads
+    blocks = max(1, int(topk * ceil(length / 64)))
+    if not hopper:
+        return attention_ms(rows[f"{kind}: attend_kernel"], card, heads, length, blocks)
+    pass_ms = 3 * 2 * length * dim / card.copy_tb_s / 1e9 / copy_share(rows["hopper sagesla: linear_kernel"], card)
+    return pass_ms + attention_ms(rows[f"hopper {kind}: {HOPPER_LOOP}"], card, heads, length, blocks)
+
+
+def step_ms(
+    rows: dict[str, Measured], card: Card, shape: Shape, kind: str, linear: str, topk: float = 0.1, hopper: bool = False
+) -> float:
     """A step of `kind` (sla, sagesla) with linears in bf16 or in one of the INT8 modes: the sum of its kernels.
 
     Left out: patches, head, time, block choice and host (1-2 % together). Passes over the tokens in units of one 16-bit
     copy of them, N = 2 L d bytes.
     """
-    length, dim, hidden, heads, _ = shape
+    length, dim, hidden, *_ = shape
     unit_ms = 2 * length * dim / card.copy_tb_s / 1e9
     narrow, rho = " 1536" if dim == 1536 else "", hidden / dim
     int8, sage = linear != "bf16", kind == "sagesla"
@@ -198,7 +220,6 @@ def step_ms(rows: dict[str, Measured], card: Card, shape: Shape, kind: str, line
     quantize = passes(1.5, f"quantize_{linear}: _quantize_{linear}_kernel") if int8 else 0.0
     fused = linear == "tokens"
     norm = f"norm_modulate{'_quantize' if fused else ''}{narrow}: _layer_norm_kernel"
-    blocks = max(1, int(topk * ceil(length / 64)))
     total = 2 * (passes(1.5 if fused else 2, norm) + (0 if fused else quantize))
     total += passes(2, f"layer_norm{narrow}: _layer_norm_kernel") + 3 * quantize  # inputs of cross q, o and cross o
     total += 5 * product(length, dim, dim) + product(length, dim, dim, " gate add" if int8 else "")
@@ -208,7 +229,7 @@ def step_ms(rows: dict[str, Measured], card: Card, shape: Shape, kind: str, line
         total += passes(3, "sage: _quantize_pool_kernel")
         if card.fp8:
             total += passes(1.5, "sage: _quantize_values_kernel")
-    total += attention_ms(rows[f"{kind}: _attend_kernel"], card, heads, length, blocks)
+    total += sparse_ms(rows, card, shape, kind, topk, hopper)
     total += passes(2, "rms_norm: _rms_norm_rope_kernel")
     total += 4 * length * TEXT_TOKENS * dim / card.sdpa_tflops / 1e9
     add = passes(3, "residual_add: _residual_add_kernel")
@@ -221,7 +242,9 @@ def step_ms(rows: dict[str, Measured], card: Card, shape: Shape, kind: str, line
     return total * shape.layers
 
 
-def sparse_gain(rows: dict[str, Measured], card: Card, shape: Shape, kind: str, topk: float = 0.1) -> float:
+def sparse_gain(
+    rows: dict[str, Measured], card: Card, shape: Shape, kind: str, topk: float = 0.1, hopper: bool = False
+) -> float:
     """How much faster the whole operation of `kind` is than torch's dense attention: cuDNN where it is the faster."""
     unit_ms = 2 * shape.tokens * shape.dim / card.copy_tb_s / 1e9
     dense = 4 * shape.tokens**2 * shape.dim / card.cudnn_tflops / 1e9
@@ -229,7 +252,4 @@ def sparse_gain(rows: dict[str, Measured], card: Card, shape: Shape, kind: str, 
     if kind == "sagesla":
         units |= {"sage: _quantize_pool_kernel": 3.0} | ({"sage: _quantize_values_kernel": 1.5} if card.fp8 else {})
     op = sum(count * unit_ms / copy_share(rows[name], card) for name, count in units.items())
-    op += attention_ms(
-        rows[f"{kind}: _attend_kernel"], card, shape.heads, shape.tokens, int(topk * ceil(shape.tokens / 64))
-    )
-    return dense / op
+    return dense / (op + sparse_ms(rows, card, shape, kind, topk, hopper))

@@ -33,6 +33,7 @@ R = TypeVar("R")
 
 OLDEST_ARCH = 80  # INT8 matrix products with INT32 sums, bfloat16
 OPS = tuple(selfcheck.CHECKS)
+HOPPER, HOPPER_TRITON = 90, (3, 7)  # the first Triton that is known to compile Hopper's own loop
 REASONS = {
     "no_gpu": "device is {device}",
     "no_triton": "Triton is not installed",
@@ -123,6 +124,23 @@ def _choose(op: str, device: torch.device, word: str, *, run_check: bool) -> Imp
     return Implementation(op, "triton", "unchecked" if verdict is None else "equal")
 
 
+@cache
+def hopper_loop(kind: Literal["sage", "sagesla"], device: torch.device) -> bool:
+    """Whether an attention with INT8 scores goes through the loop that was written for Hopper (sage/hopper.py): only
+    after it gave on such a card what the reference gives, in less time than the plain loop takes."""
+    if wish() != "auto" or arch(device) != HOPPER or triton_version() < HOPPER_TRITON:
+        return False
+    machine = fingerprint(torch.cuda.get_device_name(device), HOPPER)
+    return not checked(f"hopper {kind}", device, machine, verdicts_file())
+
+
+def triton_version() -> tuple[int, ...]:
+    """(3, 7) of Triton 3.7.1."""
+    import triton
+
+    return tuple(int(part) for part in triton.__version__.split(".")[:2])
+
+
 def arch(device: torch.device) -> int:
     """Compute capability as a number: 90 for an H100. A CPU counts as 80: what every supported card can do."""
     if device.type != "cuda":
@@ -197,6 +215,8 @@ def check_all(device: torch.device, done: Callable[[Implementation], None] = lam
     with ThreadPoolExecutor(min(len(others), os.cpu_count() or 1), "check") as pool:
         for made in as_completed([pool.submit(chosen, op, device) for op in others]):
             done(made.result())
+    for kind in ("sage", "sagesla"):
+        hopper_loop(kind, device)
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:

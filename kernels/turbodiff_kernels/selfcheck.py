@@ -23,6 +23,7 @@ VAE_WIDTHS = (96, 192, 384)
 TIMED_TOKENS, TIMED_HEADS, TIMED_RUNS, CALLS = 8192, 12, 3, 5
 SLOWER = "slower than "  # how a verdict about time begins
 MARGIN = 1.1  # a measurement is that uncertain; a verdict is kept
+HOPPER = MappingProxyType({"hopper sage": "sage", "hopper sagesla": "sagesla"})  # checks of a second loop of these
 POISON_BYTES = (2**19,) * 16 + (2**24,)  # the allocator keeps small and large pieces apart
 
 
@@ -86,6 +87,8 @@ def _channel_norms(m: ModuleType, make: Inputs, width: int) -> list[Tensor]:
 
 def results(op: str, m: ModuleType, make: Inputs) -> list[Tensor]:
     """What a module, kernel or reference, makes of the inputs of the check of `op`."""
+    loop = {"hopper": op in HOPPER} if m.__name__.endswith(".kernel") else {}
+    op = HOPPER.get(op, op)
     if op == "norm":
         silu = [y for width in VAE_WIDTHS for y in _channel_norms(m, make, width)]
         return [*_norms(m, make, 384, 63), *(y for width in WIDTHS for y in _norms(m, make, width, 5)), *silu]
@@ -110,9 +113,10 @@ def results(op: str, m: ModuleType, make: Inputs) -> list[Tensor]:
             *m.int8_linear_quantize(*quant.quantize_tiles(a), *quant.quantize_tiles(b), bias, make.dtype, True)
         ]
     if op == "sage":
-        return [m.sage_attention(*_heads(make)), m.normed_sage_attention_(*_projections(make))]
+        return [m.sage_attention(*_heads(make), **loop), m.normed_sage_attention_(*_projections(make), **loop)]
     more = (make.randn(128, 128, seed=2) / 11, make.randn(128, seed=3), 0.5, op == "sagesla")
-    return [m.sla_attention(*_heads(make), *more), m.normed_sla_attention_(*_projections(make), *more)]
+    whole = m.normed_sla_attention_(*_projections(make), *more, **loop)
+    return [m.sla_attention(*_heads(make), *more, **loop), whole]
 
 
 KINDS = ("kernel", "reference")
@@ -145,7 +149,7 @@ def difference(op: str, device: torch.device, dtype: torch.dtype = torch.bfloat1
     Raises:
         Exception: of any kind, where it could not be compiled or launched; nothing is known about its numbers then.
     """
-    check, make = CHECKS[op], Inputs(device, dtype)
+    check, make = CHECKS[HOPPER.get(op, op)], Inputs(device, dtype)
     modules = [import_module(f"turbodiff_kernels.{check.folder}.{kind}") for kind in KINDS]
     # freed at once, so that what a kernel is given next and forgets to write is NaN
     [torch.full((size // 4,), float("nan"), device=device) for size in POISON_BYTES].clear()
@@ -189,9 +193,11 @@ def contenders(op: str, make: Inputs, tokens: int, heads: int) -> dict[str, Call
     """The kernel of `op`, and what would run in its place, on tensors as of a short clip.
 
     That is its reference; where a whole attention makes room for a plainer one, that one: torch's dense attention for
-    `sage`, `sla` for `sagesla`. For `sla` it would be a reference that never wins.
+    `sage`, `sla` for `sagesla`. For `sla` it would be a reference that never wins; for Hopper's loop it is the
+    plain one.
     """
-    modules = {kind: import_module(f"turbodiff_kernels.{CHECKS[op].folder}.{kind}") for kind in KINDS}
+    folder = CHECKS[HOPPER.get(op, op)].folder
+    modules = {kind: import_module(f"turbodiff_kernels.{folder}.{kind}") for kind in KINDS}
     kernel, dim = modules["kernel"], 128 * heads
     q, k, v = (make.randn(1, tokens, heads, 128, seed=seed) for seed in range(3))
     x, weight, table = q.flatten(2), make.randn(dim, seed=3), make.randn(tokens, 64, seed=4, dtype=torch.float32)
@@ -203,11 +209,18 @@ def contenders(op: str, make: Inputs, tokens: int, heads: int) -> dict[str, Call
         quantize = import_module("turbodiff_kernels.quant.reference").quantize_tiles
         matrices = *quantize(x[0]), *quantize(make.randn(dim, dim, seed=5))
         return {kind: partial(m.int8_linear, *matrices, weight, make.dtype) for kind, m in modules.items()}
-    if op == "sage":
-        return {op: partial(kernel.sage_attention, q, k, v)} | _dense(*(t.transpose(1, 2) for t in (q, k, v)))
     more = make.randn(128, 128, seed=5), make.randn(128, seed=6), 0.1
+    if op in HOPPER:
+        if HOPPER[op] == "sage":
+            call = partial(kernel.sage_attention, q, k, v)
+        else:
+            call = partial(kernel.sla_attention, q, k, v, *more, True)
+        return {op: partial(call, hopper=True), "the plain loop": partial(call, hopper=False)}
+    if op == "sage":
+        own = partial(kernel.sage_attention, q, k, v, hopper=False)
+        return {op: own} | _dense(*(t.transpose(1, 2) for t in (q, k, v)))
     names = (op,) if op == "sla" else (op, "sla")
-    return {name: partial(kernel.sla_attention, q, k, v, *more, name == "sagesla") for name in names}
+    return {name: partial(kernel.sla_attention, q, k, v, *more, name == "sagesla", hopper=False) for name in names}
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], object]]:

@@ -17,7 +17,7 @@ SHARED_BYTES = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}  
 KERNELS = {
     "_layer_norm_kernel", "_rms_norm_rope_kernel", "_residual_add_kernel", "_rms_norm_silu_kernel",
     "_quantize_tiles_kernel", "_quantize_tokens_kernel", "_int8_linear_kernel", "_quantize_pool_kernel",
-    "_pool_kernel", "_state_kernel", "_fold_kernel", "_attend_kernel",
+    "_pool_kernel", "_state_kernel", "_fold_kernel", "attend_kernel",
 }  # fmt: skip
 
 
@@ -26,9 +26,11 @@ def expected_instructions(name: str, arch: int) -> set[str]:
     unit = "GMMA" if arch == 90 else "MMA"
     if "_int8_linear_kernel" in name:
         return {"I" + unit}
-    if "_state_kernel" in name or name in ("dense: _attend_kernel", "sla: _attend_kernel"):
+    if "_state_kernel" in name or name in ("dense: attend_kernel", "sla: attend_kernel"):
         return {"H" + unit}
-    if name.startswith("sage") and "_attend_kernel" in name:
+    if "attend_hopper_kernel" in name:
+        return {"IGMMA", "QGMMA"}
+    if name.startswith("sage") and "attend_kernel" in name:
         return {"I" + unit, ("Q" if arch >= 89 else "H") + unit} | ({"H" + unit} if "sla" in name else set())
     return set()
 

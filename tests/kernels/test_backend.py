@@ -12,6 +12,7 @@ from turbodiff_kernels import backend, selfcheck
 from turbodiff_kernels.norm import kernel as norm_kernel
 from turbodiff_kernels.norm import norm_modulate
 from turbodiff_kernels.norm.reference import rms_norm_rope
+from turbodiff_kernels.sage import kernel as sage_kernel
 from turbodiff_kernels.sla import kernel as sla_kernel
 from turbodiff_kernels.sla.reference import _block_means
 
@@ -31,6 +32,21 @@ def half(monkeypatch):
 @pytest.mark.parametrize("op", selfcheck.CHECKS)
 def test_every_kernel_passes_its_check_here(op):
     assert selfcheck.difference(op, CARD, torch.float16) == ""
+
+
+@pytest.mark.parametrize("op", selfcheck.HOPPER)
+def test_the_check_of_hoppers_loop_runs_that_loop(op, monkeypatch):
+    """Beside the plain one: FP8 in the interpreter is further from the references than on a card."""
+    runs, plain = [], sage_kernel.settings(90, int8=True, linear=False)._replace(pair=False)
+    monkeypatch.setattr(sage_kernel, "settings", lambda *_, **__: plain)
+    loop = sage_kernel.attend_hopper
+    monkeypatch.setattr(sage_kernel, "attend_hopper", lambda *args, **more: (runs.append(op), loop(*args, **more)))
+    make = selfcheck.Inputs(torch.device("cpu"), torch.float16)
+    module = {"sage": sage_kernel, "sagesla": sla_kernel}[selfcheck.HOPPER[op]]
+    got, expected = (selfcheck.results(name, module, make) for name in (op, selfcheck.HOPPER[op]))
+    assert len(runs) == len(got) == 2
+    for g, e in zip(got, expected, strict=True):
+        assert ((g.double() - e.double()).norm() / e.double().norm()).item() < 1e-3
 
 
 @pytest.mark.parametrize("normed", [False, True], ids=["", "normed"])
@@ -61,7 +77,7 @@ def test_a_kernel_that_is_wrong_is_refused_with_the_size_of_its_error(monkeypatc
 
 
 def test_memory_that_a_kernel_forgets_to_write_is_a_failure(monkeypatch):
-    monkeypatch.setattr(sla_kernel, "sla_attention", lambda q, *args: torch.full_like(q, float("nan")))
+    monkeypatch.setattr(sla_kernel, "sla_attention", lambda q, *args, **more: torch.full_like(q, float("nan")))
     assert "nan" in selfcheck.difference("sla", CARD, torch.float16)
 
 
@@ -149,7 +165,33 @@ def test_checks_side_by_side_lose_no_verdict_and_tell_each(on_a_card, monkeypatc
         op: "reference" if op == "gemm" else "triton" for op in backend.OPS
     }
     (verdicts,) = json.loads((tmp_path / "kernels.json").read_text()).values()
-    assert verdicts == {op: "off" if op == "gemm" else "" for op in backend.OPS}
+    assert verdicts == {op: "off" if op == "gemm" else "" for op in (*backend.OPS, *selfcheck.HOPPER)}
+
+
+def test_the_loop_of_hopper_is_used_where_it_is_right_and_faster(on_a_card, monkeypatch):
+    slow = "slower than the plain loop: 2.00 ms against 1.00 ms"
+    monkeypatch.setattr(selfcheck, "difference", lambda op, device: "")
+    monkeypatch.setattr(selfcheck, "slowness", lambda op, device: slow if op == "hopper sage" else "")
+    monkeypatch.setattr(backend, "triton_version", lambda: backend.HOPPER_TRITON)
+    backend.hopper_loop.cache_clear()
+    card = torch.device("cuda:3")
+    assert (backend.hopper_loop("sage", card), backend.hopper_loop("sagesla", card)) == (False, True)
+    backend.hopper_loop.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("arch", "triton", "kernels"),
+    [(100, (3, 7), "auto"), (90, (3, 6), "auto"), (90, (3, 7), "triton")],
+    ids=["another card", "an older compiler", "kernels unchecked by a person's wish"],
+)
+def test_the_loop_of_hopper_is_not_even_tried(arch, triton, kernels, on_a_card, monkeypatch):
+    monkeypatch.setattr(backend, "arch", lambda device: arch)
+    monkeypatch.setattr(backend, "triton_version", lambda: triton)
+    monkeypatch.setenv("TURBODIFF_KERNELS", kernels)
+    monkeypatch.setattr(backend, "checked", lambda *args: pytest.fail("was checked"))
+    backend.hopper_loop.cache_clear()
+    assert not backend.hopper_loop("sage", torch.device("cuda:3"))
+    backend.hopper_loop.cache_clear()
 
 
 def test_nothing_is_compiled_while_a_kernel_is_timed(monkeypatch, tmp_path):

@@ -16,30 +16,33 @@ from turbodiff_kernels.sage.kernel import (
     LinearBranch,
     attend,
     channels_last,
-    feature_map,
     quantize,
     quantize_pool,
     settle,
     wants_fp8,
 )
+from turbodiff_kernels.sage.loop import feature_map
 from turbodiff_kernels.sla.reference import BLOCK_K, BLOCK_Q, choose_blocks
 
 FOLD_ROWS = 32  # of a state that one program multiplies by the projection
 PROGRAMS = 512  # enough to fill any card; a constant, so that sums are split alike on every card
 
 
-def sla_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, bias: Tensor, topk: float, int8: bool) -> Tensor:
-    """Sum of both branches, as the operator declares."""
+def sla_attention(
+    q: Tensor, k: Tensor, v: Tensor, weight: Tensor, bias: Tensor, topk: float, int8: bool,
+    *, hopper: bool | None = None,
+) -> Tensor:  # fmt: skip
+    """Sum of both branches, as the operator declares; `hopper` is that of `attend`."""
     q, k, v = (channels_last(t) for t in (q, k, v))
     k_rows, k_means = quantize_pool(k, k.mean(dim=1), BLOCK_K, int8=int8)
     q_rows, q_means = quantize_pool(q, None, BLOCK_Q, int8=int8)
     kept = choose_blocks(q_means, k_means, topk)
-    return attend(q_rows, k_rows, v, kept, linear_branch(q, k, v, weight, bias, int8))
+    return attend(q_rows, k_rows, v, kept, linear_branch(q, k, v, weight, bias, int8), hopper=hopper)
 
 
 def normed_sla_attention_(
     q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float,
-    weight: Tensor, bias: Tensor, topk: float, int8: bool = False,
+    weight: Tensor, bias: Tensor, topk: float, int8: bool = False, *, hopper: bool | None = None,
 ) -> Tensor:  # fmt: skip
     """The same of projections before their norm and rotation, in the place of q, as the operator declares.
 
@@ -58,7 +61,7 @@ def normed_sla_attention_(
         (quantize(heads, None, BLOCK_Q), quantize(keys, total, BLOCK_K, count=k.shape[1])) if int8 else (heads, keys)
     )
     linear = linear_branch(heads, keys, v, weight, bias, int8)
-    return settle(q, attend(q_rows, k_rows, v, kept, linear, into=heads, spare=keys))
+    return settle(q, attend(q_rows, k_rows, v, kept, linear, into=heads, spare=keys, hopper=hopper))
 
 
 def pool(sums: Tensor, total: Tensor | None, block: int, like: Tensor, dim: int) -> Tensor:

@@ -21,9 +21,9 @@ from webui import actions, api, form, form_actions, gallery_actions, markup, que
 from webui.actions import Answer, UiState
 from webui.form import FormValues
 from webui.markup import Html
-from webui.page import Page, layout
+from webui.page import INITIAL_UI_STATE, Page, layout
 from webui.panels import create, form_help, recipes, storyboard
-from webui.request_guard import BadRequest, GuardedBlocks, button_of, handler
+from webui.request_guard import BadRequest, First, FirstShown, GuardedBlocks, button_of, handler, properties, since
 from webui.snapshot import StudioReader
 from webui.wording import Words
 
@@ -40,7 +40,9 @@ def build(reader: StudioReader, words: Words) -> gr.Blocks:
     blocks = GuardedBlocks(title="turbodiff", fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400))
     spec = form.model_called(form_actions.initial_values(reader)["model"])
     with blocks:
-        PageEvents(layout(reader, words, spec), reader, words).connect(blocks)
+        events = PageEvents(layout(reader, words, spec), reader, words)
+        events.connect(blocks)
+    blocks.first = FirstShown(events.first)
     return blocks
 
 
@@ -103,18 +105,12 @@ class PageEvents:
         self.names, self.fields = list(tab.fields), list(tab.fields.values())
         self.boxes = [tab.picture_box, tab.boundary_box, tab.examples, tab.segments]
         self.estimated = [
-            tab.meter,
-            tab.verdict,
-            tab.go,
-            tab.anyway,
-            tab.lint,
-            tab.experts,
-            tab.residency,
-            tab.loras,
-            tab.storyboard,
+            tab.meter, tab.verdict, tab.go, tab.anyway, tab.lint, tab.experts, tab.residency, tab.loras, tab.storyboard,
             tab.rounds,
-        ]
+        ]  # fmt: skip
         self.panels = [page.stage[name] for name in render.PANELS]
+        built: Any = {name: part.value for name, part in zip(self.names, self.fields, strict=True)}
+        self.as_built = self.refilled(built)  # what a browser has of the form before anything is sent
 
     def connect(self, blocks: gr.Blocks) -> None:
         """Attach every handler."""
@@ -132,10 +128,10 @@ class PageEvents:
         search = partial(page.search.change, trigger_mode="always_last")
         recall = partial(page.recall.change, trigger_mode="always_last")
         look_for = partial(gr.on, [part.change for part in page.gallery_filters], trigger_mode="always_last")
-        looks = [partial(told, trigger_mode="always_last") for told in (page.look_bus.look, page.look_bus.whole)]
+        looks = [partial(told, trigger_mode="always_last") for told in (page.bus.look, page.bus.whole)]
         # one event for every button of the lists: a press must not be lost while the answer to another is awaited
-        act = partial(page.act_bus.act, trigger_mode="multiple")
-        fill = partial(page.form_bus.fill, trigger_mode="multiple")
+        act = partial(page.bus.act, trigger_mode="multiple")
+        fill = partial(page.bus.fill, trigger_mode="multiple")
         row, clicked = self.fields, [page.ui_state, *self.fields]
         shown: list[Component] = [page.ui_state, page.seen]
 
@@ -152,8 +148,7 @@ class PageEvents:
         events: tuple[tuple[Callable[..., object], Callable[..., object], list[Component], list[Component]], ...] = (
             (looks[0], draw.changed, shown, drawn),
             (looks[1], self.whole, [*shown, made.verdict, *row], [*drawn, made.verdict, made.go, made.meter]),
-            (blocks.load, draw.changed, [page.ui_state], drawn),
-            (blocks.load, self.restore, [page.draft], [*whole, *self.estimated]),
+            (blocks.load, self.opened, [page.ui_state, page.draft], [*drawn, *whole, *self.estimated]),
             (changed, self.estimate, row, [*self.estimated, page.draft]),
             (picture, self.look, row, [made.picture_note]),
             (fields["kind"].input, self.new_kind, row, chosen),
@@ -256,6 +251,17 @@ class PageEvents:
         """What fitting makes of the picture, and what it proposes."""
         return render.look(self.reader, self.values_of(row), self.words)
 
+    def first(self) -> First:
+        """What a browser without a draft shows, as properties of components; it comes with the page itself."""
+        panels, told = self.renderer.changed(INITIAL_UI_STATE)[:-1], self.restore(None)
+        form_parts = [*self.fields, *self.boxes, *self.estimated]
+        return {"panels": properties(self.panels, panels), "form": properties(form_parts, told)}
+
+    @handler
+    def opened(self, ui_state: UiState, draft: object) -> Updates:
+        """What a browser shows that has just opened the page: each panel, and the form as it left it."""
+        return [*self.renderer.changed(ui_state), *self.restore(draft)]
+
     @handler
     def restore(self, draft: object) -> Updates:
         """The form as this browser left it; whatever else is in the draft is passed over."""
@@ -266,10 +272,9 @@ class PageEvents:
         first = form_actions.initial_values(self.reader)
         spec = form.model_called(kept.get("model"), find_model(str(first["model"])))
         values = form.fitted_to(spec, {**(form.defaults(spec) if kept else first), **kept})
-        # an empty number is sent, too: in the browser it is 0 until it was
-        built = {name: part.value for name, part in zip(self.names, self.fields, strict=True) if part.value is not None}
         values = self.with_pictures(values, pictures)
-        return [*self.refilled(values, built), *render.estimate(self.reader, values, self.words)]
+        told = [since(built, now) for built, now in zip(self.as_built, self.refilled(values), strict=True)]
+        return [*told, *render.estimate(self.reader, values, self.words)]
 
     @handler
     def new_kind(self, *row: object) -> Updates:

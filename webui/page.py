@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 STATIC = Path(__file__).parent / "static"
 SIDE = ("side", "export", "exports")  # panels beside the gallery
-SCRIPTS = ("page.js", "gallery.js", "queue.js", "notify.js", "changes.js")
+SCRIPTS = ("first.js", "page.js", "gallery.js", "queue.js", "notify.js", "changes.js")
 DRAFT_KEY, DRAFT_SECRET = "turbodiff.draft", "turbodiff"  # fixed: a restart must find what the browser kept
-BUS = """window.{hook} = (act, arg) => trigger('{event}', {{act, arg}});"""
-LOOK_BUS = """window.tdLook = (event) => trigger(event === "whole" ? "whole" : "look");"""  # see static/changes.js
+# one component for all of static/'s events: the browser compiles two templates for each such component
+BUS = """window.tdAct = (act, arg) => trigger('act', {act, arg});
+window.tdForm = (act, arg) => trigger('fill', {act, arg});
+window.tdLook = (event) => trigger(event === 'whole' ? 'whole' : 'look');"""
 
 
 # a clip's id or "job:7"; the archive's search; the clips to compare it with, and whether one wipes over the other; the
@@ -51,10 +53,8 @@ class Page:
     seen: gr.State  # panel -> digest of what this browser was sent
     past: gr.State  # what the form held before a button filled it last; None for nothing
     draft: gr.BrowserState
-    act_bus: gr.HTML
-    form_bus: gr.HTML
+    bus: gr.HTML
     note: gr.HTML
-    look_bus: gr.HTML
     search: gr.Textbox
     seed_file: gr.UploadButton
     video_file: gr.UploadButton
@@ -72,8 +72,7 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
     """Lay the page out inside the gr.Blocks that is open."""
     gr.HTML(status_bar.draw_help(words), elem_id="first")  # before all else: the link that skips it
     stage = {"bar": gr.HTML(elem_id="bar"), "aid": gr.HTML(elem_id="aid")}
-    act_bus = gr.HTML(elem_classes="hidden-bus", js_on_load=BUS.format(hook="tdAct", event="act"))
-    form_bus = gr.HTML(elem_classes="hidden-bus", js_on_load=BUS.format(hook="tdForm", event="fill"))
+    bus = gr.HTML(elem_classes="hidden-bus", js_on_load=BUS)
     note = gr.HTML(elem_id="note")
     with gr.Tabs(elem_id="tabs"):
         with gr.Tab(words("create.tab"), id="create"), gr.Row(elem_id="create", equal_height=False):
@@ -116,8 +115,7 @@ def layout(reader: StudioReader, words: Words, spec: ModelSpec) -> Page:
                 gr.HTML(markup.el("form", button, method="post", action=leave, cls=narrow, id="log-out"))
     ui_state, seen = gr.State(dict(INITIAL_UI_STATE)), gr.State({})
     draft = gr.BrowserState(None, storage_key=DRAFT_KEY, secret=DRAFT_SECRET)
-    look_bus = gr.HTML(elem_classes="hidden-bus", js_on_load=LOOK_BUS)
-    shown = (made, stage, ui_state, seen, gr.State(None), draft, act_bus, form_bus, note, look_bus)
+    shown = (made, stage, ui_state, seen, gr.State(None), draft, bus, note)
     return Page(*shown, box, seed_file, video_file, *batch, *grid, filters, *recalled)
 
 

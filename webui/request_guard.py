@@ -7,7 +7,7 @@ Three rules in front of Gradio:
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from copy import copy
 from functools import wraps
@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 import gradio as gr
 from gradio.block_function import BlockFunction
 from gradio.blocks import BlocksConfig
+from gradio.components import Component
 from gradio.data_classes import BlocksConfigDict
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -63,10 +64,44 @@ class PageConfig(BlocksConfig):
         return copied
 
 
+First = dict[str, dict[str, dict[str, Any]]]  # part of the page -> id of a component -> its properties
+
+
+def since(built: Any, now: Any) -> Any:
+    """What of an update is not as it was built: each value that comes is a change, which asks for a new meter."""
+    if not isinstance(now, dict):
+        return gr.skip() if now == built else now
+    return {name: part for name, part in now.items() if name == "__type__" or name not in built or built[name] != part}
+
+
+def properties(parts: Iterable[Component], told: Iterable[object]) -> dict[str, dict[str, Any]]:
+    """What an answer makes of components: their properties, by their ids."""
+    shown = {}
+    for part, update in zip(parts, told, strict=True):
+        props = update if isinstance(update, dict) else {"value": update}
+        shown[str(part._id)] = {name: value for name, value in props.items() if name != "__type__"}
+    return shown
+
+
+class FirstShown:
+    """What the page shows first, drawn for each page that is sent: then Gradio copies all that it knows of the page
+    (6.31, routes.py, `get_page_config`)."""
+
+    def __init__(self, draw: Callable[[], First]) -> None:
+        self._draw = draw
+
+    def __deepcopy__(self, memo: object) -> First:
+        try:
+            return self._draw()
+        except Exception:  # noqa: BLE001  a locked store, a full disk: the answer to `load` tells it
+            return {}
+
+
 class GuardedBlocks(gr.Blocks):
     """Blocks that raise `BadRequest` for an input that its component cannot read, instead of printing a traceback."""
 
     def __init__(self, **kwargs: Any) -> None:
+        self.first = FirstShown(dict)  # static/first.js takes it over
         super().__init__(**kwargs)
         self.default_config = PageConfig(self)
         self.state_session_capacity = TABS
@@ -76,6 +111,12 @@ class GuardedBlocks(gr.Blocks):
         (HTTP/1.1) only to say that it is there: of too many sessions the least lately used one is forgotten."""
         config = super().get_config_file()
         config["connect_heartbeat"] = False
+        for part in config["components"]:
+            if part["type"] == "number":  # Gradio leaves an empty value out (6.31), which a browser takes for 0
+                part["props"].setdefault("value", None)
+            elif part["type"] == "api":  # the calls' own arguments: no browser has to build anything for them
+                part["props"]["visible"] = False
+        config["first"] = self.first  # type: ignore[typeddict-unknown-key]
         return config
 
     async def preprocess_data(self, *args: Any, **kwargs: Any) -> Any:

@@ -92,6 +92,28 @@ def test_a_draft_of_any_shape_gives_a_form_that_works(events, draft):
         assert answer[events.names.index("prompt")]["value"] == "kept"
 
 
+def test_what_comes_with_the_page_is_what_it_would_be_answered(events):
+    first, told = events.first(), events.opened(UI_STATE, None)
+    parts = [*events.panels, None, *events.fields, *events.boxes, *events.estimated]
+    assert len(told) == len(parts)
+    for place, (part, answer) in enumerate(zip(parts, told, strict=True)):
+        if part is None:
+            continue
+        props = first["panels" if place < len(PANELS) else "form"][str(part._id)]
+        is_update = isinstance(answer, dict)
+        assert props == (
+            {name: answer[name] for name in answer if name != "__type__"} if is_update else {"value": answer}
+        )
+    # a field that is as it was built is not sent: it would be a change, and ask for the meter once more
+    assert all(first["form"][str(part._id)] == {} for part in events.fields)
+    assert "td-meter" in first["form"][str(events.page.create.meter._id)]["value"]
+
+
+def test_a_draft_sends_the_fields_that_differ_from_the_form_as_it_was_built(events):
+    told = dict(zip(events.names, events.restore({"model": "demo", "prompt": "kept", "steps": 2}), strict=False))
+    assert {name: sent["value"] for name, sent in told.items() if "value" in sent} == {"prompt": "kept", "steps": 2}
+
+
 def test_the_log_tab_shows_the_start_up_log_or_the_run_log(events):
     assert (app.STARTUP_LOG, app.RUN_LOG) == (STARTUP_LOG, RUN_LOG)
     folder, store = events.reader.studio.state, events.reader.studio._store

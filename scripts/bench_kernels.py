@@ -29,6 +29,7 @@ from turbodiff_kernels.norm import kernel as norm  # noqa: E402
 from turbodiff_kernels.norm import reference as norm_reference  # noqa: E402
 from turbodiff_kernels.quant import kernel as quant  # noqa: E402
 from turbodiff_kernels.sage import kernel as sage  # noqa: E402
+from turbodiff_kernels.sage import rows  # noqa: E402
 from turbodiff_kernels.sla import kernel as sla  # noqa: E402
 from turbodiff_kernels.sla import reference as sla_reference  # noqa: E402
 
@@ -121,7 +122,7 @@ class Bench:
 
         def separate() -> None:
             norm.rms_norm_rope_(x, *rope)
-            sage.quantize_pool(heads(), heads().mean(1), 64, int8=False)
+            rows.quantize_pool(heads(), heads().mean(1), 64, int8=False)
 
         def together() -> None:
             sums = norm.rms_norm_rope_sum_(x, *rope)
@@ -129,11 +130,11 @@ class Bench:
 
         def quantised_later() -> None:
             norm.rms_norm_rope_(x, *rope)
-            sage.quantize(heads(), heads().mean(1), 64)
+            rows.quantize(heads(), heads().mean(1), 64)
 
         def quantised() -> None:
             factor, sums = norm.rope_statistics(x, *rope)
-            sage.quantize(heads(), (sums.sum(1) / s.tokens).to(x.dtype), 64, sage.NormRope(factor, *rope[:3]))
+            rows.quantize(heads(), (sums.sum(1) / s.tokens).to(x.dtype), 64, rows.NormRope(factor, *rope[:3]))
 
         for what, units, contenders in (
             ("means of blocks", 2, {"separate passes": separate, "turbodiff": together}),

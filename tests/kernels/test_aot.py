@@ -17,7 +17,7 @@ SHARED_BYTES = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}  
 KERNELS = {
     "_layer_norm_kernel", "_rms_norm_rope_kernel", "_residual_add_kernel", "_rms_norm_silu_kernel",
     "_quantize_tiles_kernel", "_quantize_tokens_kernel", "_int8_linear_kernel", "_quantize_pool_kernel",
-    "_pool_kernel", "_state_kernel", "_fold_kernel", "attend_kernel",
+    "_norm_quantize_kernel", "_pool_kernel", "_state_kernel", "_fold_kernel", "attend_kernel",
 }  # fmt: skip
 
 

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from turbodiff_kernels.norm import reference as reference_norm
 from turbodiff_kernels.norm.reference import groups
 from turbodiff_kernels.sage import kernel as sage
 from turbodiff_kernels.sage import reference as sage_reference
+from turbodiff_kernels.sage import rows
 from turbodiff_kernels.sla import kernel as sla
 from turbodiff_kernels.sla import reference as sla_reference
 
@@ -53,11 +55,11 @@ def test_sage_reads_a_packed_projection_of_two_clips_in_float16(dim):
 def test_rows_are_quantised_as_the_reference_does_but_for_ties(block):
     _, k, _ = qkv(130, batch=2, heads=2)
     smooth = k - k.mean(dim=1, keepdim=True)
-    got, means = sage.quantize_pool(k, k.mean(dim=1), block, int8=True)
-    rows, scale = sage_reference.quantize_rows(smooth, block)
+    got, means = rows.quantize_pool(k, k.mean(dim=1), block, int8=True)
+    expected, scale = sage_reference.quantize_rows(smooth, block)
     # one reciprocal a block instead of a division an element: where x / scale is half a step, it may fall either way
-    assert (got.rows.int() - rows.int()).abs().max() <= 1
-    assert got.rows.ne(rows).float().mean() < 1e-4
+    assert (got.rows.int() - expected.int()).abs().max() <= 1
+    assert got.rows.ne(expected).float().mean() < 1e-4
     assert torch.equal(got.scale.transpose(1, 2), scale)
     assert relative_l2(means, sla_reference._block_means(smooth, block)) < 1e-5
 
@@ -109,6 +111,18 @@ def test_sage_norms_and_rotates_while_it_quantises(length):
     args = normed(length, heads=1)
     got = sage.normed_sage_attention_(*copies(args))
     assert relative_l2(got, sage_reference.normed_sage_attention_(*copies(args))) < 2e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("smooth", [False, True], ids=["queries", "keys"])
+def test_pairs_of_16_bits_are_the_numbers_they_were(smooth, dtype):
+    """Norm, rotation and INT8 of 16-bit tokens and of the same tokens in float32: bit for bit."""
+    args = normed(130, batch=2)
+    x, weight, cos, sin = args[1].to(dtype).unflatten(-1, (2, 64)), args[4], *args[5:7]
+    norm = rows.NormRope(reference_norm.rms_factor(x.flatten(2), 1e-6), weight, cos, sin)
+    mean, block = (randn(2, 128), 64) if smooth else (None, 128)
+    got, expected = (rows.quantize(t, mean, block, norm) for t in (x, x.float()))
+    assert torch.equal(got.rows, expected.rows) and torch.equal(got.scale, expected.scale)
 
 
 @pytest.mark.parametrize("kind", ["sage", "sla", "sagesla"])

@@ -42,6 +42,14 @@ def test_tokens_are_quantised_bit_by_bit_also_from_a_view(columns):
         assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("columns", [1536, 1800, 8960])
+def test_wide_bfloat16_tokens_are_quantised_bit_by_bit(columns):
+    """They become float32 by their bits, which is right in the interpreter too; one warp, two and eight."""
+    x = randn(2, columns).bfloat16()
+    for got, expected in zip(quant_kernel.quantize_tokens(x), quant_reference.quantize_tokens(x), strict=True):
+        assert torch.equal(got, expected)
+
+
 def test_tokens_are_quantised_into_rows_of_a_larger_result():
     x, values, scale = randn(65, 1000), torch.full((200, 1000), 99, dtype=torch.int8), torch.full((200,), 7.0)
     quant_kernel.quantize_tokens_into_(values[100:165], scale[100:165], x)

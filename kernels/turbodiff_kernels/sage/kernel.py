@@ -10,30 +10,13 @@ import triton.language as tl
 from torch import Tensor
 
 from turbodiff_kernels.backend import arch, hopper_loop
-from turbodiff_kernels.norm.kernel import rms_factor, rope_statistics, rotate_pairs
-from turbodiff_kernels.quant.kernel import round_to_int8
+from turbodiff_kernels.norm.kernel import rms_factor, rope_statistics
 from turbodiff_kernels.sage.hopper import attend_hopper, linear_pass
 from turbodiff_kernels.sage.loop import attend_kernel, in_fours, value_scale
 from turbodiff_kernels.sage.reference import BLOCK_K, BLOCK_Q
+from turbodiff_kernels.sage.rows import NormRope, Quantized, quantize
 
 SUMS_FP8_IN_FP16 = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)  # 3.4 cannot compile that product
-
-
-class Quantized(NamedTuple):
-    """INT8 rows [B, L, H, D] with one scale per block and head [B, H, ceil(L / block)]."""
-
-    rows: Tensor
-    scale: Tensor
-
-
-class NormRope(NamedTuple):
-    """A norm over all heads and a rotation that are still to be done: factor float32 [B, L], weight [H * D], cosines
-    and sines float32 [L, D / 2]."""
-
-    factor: Tensor
-    weight: Tensor
-    cos: Tensor
-    sin: Tensor
 
 
 class LinearBranch(NamedTuple):
@@ -157,34 +140,6 @@ def settle(q: Tensor, out: Tensor) -> Tensor:
     return q if out.data_ptr() == q.data_ptr() else q.copy_(out.flatten(2))
 
 
-def quantize(x: Tensor, mean: Tensor | None, block: int, norm: NormRope | None = None, *, count: int = 1) -> Quantized:
-    """INT8 rows of `norm(x) - mean / count`, x [B, L, H, D]: one reading, one writing of half as much. `count`: of the
-    tokens where `mean` is their sum."""
-    return _quantize_pool(x, mean, block, norm, count, int8=True, pool=False)[0]
-
-
-def quantize_pool(x: Tensor, mean: Tensor | None, block: int, *, int8: bool) -> tuple[Tensor | Quantized, Tensor]:
-    """Of `x - mean` [B, L, H, D] in one reading: INT8 rows (or x itself), block means [B, H, ceil(L / block), D]."""
-    rows, means = _quantize_pool(x, mean, block, None, 1, int8=int8, pool=True)
-    return rows if int8 else x, means
-
-
-def _quantize_pool(
-    x: Tensor, mean: Tensor | None, block: int, norm: NormRope | None, count: int, *, int8: bool, pool: bool
-) -> tuple[Quantized, Tensor]:
-    batch, length, heads, dim = x.shape
-    blocks = triton.cdiv(length, block)
-    means = x.new_empty((batch, heads, blocks, dim)) if pool else None
-    rows = x.new_empty(x.shape, dtype=torch.int8) if int8 else None
-    scale = x.new_empty((batch, heads, blocks), dtype=torch.float32) if int8 else None
-    _quantize_pool_kernel[(blocks, batch * heads)](
-        x, mean, means, rows, scale, *(norm or (None, None, None, None)), 1.0 / count, length, heads, *x.stride()[:3],
-        NORM=norm is not None, SMOOTH=mean is not None, POOL=pool, INT8=int8,
-        ROWS=block, DIM=dim, num_warps=block // 16, enable_fp_fusion=False,
-    )  # fmt: skip
-    return Quantized(rows, scale), means
-
-
 def largest_values(v: Tensor) -> Tensor:
     """max|v| over the tokens of v [B, L, H, D]: [B, H, D] in its dtype."""
     return torch.linalg.vector_norm(v, float("inf"), dim=1)  # makes no copy of |v|
@@ -215,41 +170,6 @@ def quantize_values(
 def channels_last(x: Tensor) -> Tensor:
     """[B, L, H, D] with contiguous channels; a view wherever possible."""
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-@triton.jit(do_not_specialize=["length"])
-def _quantize_pool_kernel(
-    x, mean, means, rows, scale, factor, weight, cos, sin, share, length, heads, x_batch, x_row, x_head,
-    NORM: tl.constexpr, SMOOTH: tl.constexpr, POOL: tl.constexpr, INT8: tl.constexpr,
-    ROWS: tl.constexpr, DIM: tl.constexpr,
-):  # fmt: skip
-    block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    row, d = block * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM)
-    inside = (row < length)[:, None]
-    at = head // heads * x_batch + head % heads * x_head + row.to(tl.int64)[:, None] * x_row + d[None, :]
-    y = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    if NORM:  # rounded to the tokens' dtype, as a separate pass would store it
-        by = tl.load(factor + head // heads * length + row, mask=row < length, other=0.0)
-        w = tl.load(weight + head % heads * DIM + d).to(tl.float32)
-        turn = row[:, None] * (DIM // 2) + tl.arange(0, DIM // 2)[None, :]
-        cosine, sine = tl.load(cos + turn, mask=inside, other=0.0), tl.load(sin + turn, mask=inside, other=0.0)
-        y = rotate_pairs(y * by[:, None] * w[None, :], cosine, sine, ROWS, DIM)
-        y = y.to(x.dtype.element_ty).to(tl.float32)
-    if SMOOTH:  # rounded likewise
-        centre = tl.load(mean + head * DIM + d).to(tl.float32) * share
-        centre = centre.to(x.dtype.element_ty).to(tl.float32)
-        y = tl.where(inside, (y - centre[None, :]).to(x.dtype.element_ty).to(tl.float32), 0.0)
-    slot = head * tl.num_programs(0) + block
-    if POOL:
-        count = tl.minimum(length - block * ROWS, ROWS)
-        average = tl.div_rn(tl.sum(y, 0), tl.zeros((DIM,), tl.float32) + count)
-        tl.store(means + slot * DIM + d, average.to(means.dtype.element_ty))
-    if INT8:
-        step = tl.div_rn(tl.max(tl.max(tl.abs(y), 1), 0), 127.0) + 1e-7
-        y *= tl.div_rn(1.0, step)  # one division a block, and ties to even: a tie may fall to the other side
-        to = (head // heads * length + row)[:, None] * heads * DIM + head % heads * DIM + d[None, :]
-        tl.store(rows + to, round_to_int8(y), mask=inside)
-        tl.store(scale + slot, step)
 
 
 @triton.jit(do_not_specialize=["length"])

@@ -16,12 +16,11 @@ from turbodiff_kernels.sage.kernel import (
     LinearBranch,
     attend,
     channels_last,
-    quantize,
-    quantize_pool,
     settle,
     wants_fp8,
 )
 from turbodiff_kernels.sage.loop import feature_map
+from turbodiff_kernels.sage.rows import quantize, quantize_pool
 from turbodiff_kernels.sla.reference import BLOCK_K, BLOCK_Q, choose_blocks
 
 FOLD_ROWS = 32  # of a state that one program multiplies by the projection
@@ -109,10 +108,9 @@ def _pool_kernel(
     block, slot = tl.program_id(0), tl.program_id(1).to(tl.int64)
     group, d = block * (ROWS // GROUP) + tl.arange(0, ROWS // GROUP), tl.arange(0, DIM)
     at = (slot // heads * groups + group)[:, None] * heads * DIM + slot % heads * DIM + d[None, :]
-    count = tl.zeros((DIM,), tl.float32) + tl.minimum(length - block * ROWS, ROWS)
-    mean = tl.div_rn(tl.sum(tl.load(sums + at), 0), count)
+    mean = tl.sum(tl.load(sums + at), 0) * (1.0 / tl.minimum(length - block * ROWS, ROWS).to(tl.float32))
     if SMOOTH:
-        mean -= tl.div_rn(tl.load(total + slot * DIM + d), tl.zeros((DIM,), tl.float32) + length)
+        mean -= tl.load(total + slot * DIM + d) * (1.0 / length.to(tl.float32))
     tl.store(means + (slot * tl.num_programs(0) + block) * DIM + d, mean.to(means.dtype.element_ty))
 
 

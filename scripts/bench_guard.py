@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 from turbodiff.gpu.probe import machine_now  # noqa: E402
-from turbodiff.memory_lab.dry_run import Ledger, unmasked  # noqa: E402
+from turbodiff.memory_lab.dry_run import Ledger  # noqa: E402
 from turbodiff.memory_lab.measure import DummyModels, rows_of, run_phase  # noqa: E402
 from turbodiff.memory_lab.replay import (  # noqa: E402
     REPLAYED,
@@ -85,7 +85,7 @@ def main() -> int:
         return 0
     machine, path, rows = machine_now(), result_path(), []
     end_s = time.monotonic() + 60 * flags.minutes
-    with ledger or nullcontext(), unmasked() if flags.dry else nullcontext():
+    with ledger or nullcontext():
         for row in all_rows(flags.model, flags.gib, machine, device, end_s):
             rows.append(row)
             show(row)

@@ -169,7 +169,7 @@ class Bench:
         flop = 2.0 * PROMPT_TOKENS * facts.num_layers * (4 * width * inner + 3 * width * facts.dim_ffn)
         return Job(
             f"UMT5 {self.scale.name}",
-            {"transformers, 512 rows": lambda: encode(model, ids, mask), "turbodiff": lambda: encode(model, *short)},
+            {"512 rows": lambda: encode(model, ids, mask), "turbodiff": lambda: encode(model, *short)},
             flop=flop,
             expected=lambda: encode(copy.deepcopy(model).float(), ids, mask),
         )

@@ -65,6 +65,16 @@ def test_a_pretended_card_plans_the_clip_and_the_real_device_runs_it(tmp_path, m
     assert (tmp_path / "out.mp4").exists()
 
 
+def test_a_first_clip_imports_neither_transformers_nor_the_compiler_of_torch(tmp_path, monkeypatch):
+    """Each takes over a second; torch imports its compiler for normal numbers and divisions of meta tensors."""
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    done = turbodiff("generate", PROMPT, "--frames", "5", "--steps", "1", "-o", "out.mp4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert {"turbodiff.runtime.pipeline", "torch"} <= imported
+    assert not imported & {"transformers", "diffusers", "torch._dynamo", "sympy", "triton"}
+
+
 def test_a_clip_from_the_shell_with_its_events_as_json(tmp_path):
     done = turbodiff(
         "generate", PROMPT, "--seed", "3", "--frames", "5", "--steps", "1", "--json", "-o", "out.mp4", cwd=tmp_path

@@ -228,16 +228,3 @@ def counted(module: torch.nn.Module, inside: Inside | None = None) -> Iterator[L
     with torch.inference_mode(), ledger, META:
         yield ledger
     ledger.peak_bytes -= weights_bytes
-
-
-@contextmanager
-def unmasked() -> Iterator[None]:
-    """transformers asks whether a mask is all ones, which a meta tensor cannot answer."""
-    from transformers import masking_utils
-
-    asked = masking_utils._ignore_bidirectional_mask_sdpa
-    masking_utils._ignore_bidirectional_mask_sdpa = lambda *mask: True
-    try:
-        yield
-    finally:
-        masking_utils._ignore_bidirectional_mask_sdpa = asked

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -28,9 +28,6 @@ from turbodiff.spec.attention import AttentionKind
 from turbodiff.spec.models import ModelSpec
 from turbodiff.spec.plan import Plan
 from turbodiff.spec.shapes import CONDITION_CHANNELS
-
-if TYPE_CHECKING:
-    from transformers import UMT5EncoderModel
 
 STEPS = 2  # the first also warms up
 Row = dict[str, str | int | float | None]
@@ -111,7 +108,7 @@ def run_phase(models: DummyModels, plan: Plan, name: str) -> float:
     if name == "text_encode":
         if device.type == "meta":  # nothing can leave that device
             levers = levers.model_copy(update={"text": "resident"})
-        encoder = cast("UMT5EncoderModel", models.get_or_make("text_encoder"))
+        encoder = cast("text_encoder.TextEncoder", models.get_or_make("text_encoder"))
         with text.encoder_on_device(encoder, levers, device) as ids_device:
             ids = torch.zeros(1, facts.text_len, dtype=torch.long, device=ids_device)
             text_encoder.encode(encoder, ids, torch.ones_like(ids), facts.text_len)

@@ -26,7 +26,7 @@ from turbodiff_kernels.sla import reference as sla
 
 from turbodiff.memory_lab import dry_run
 from turbodiff.memory_lab.allocator_model import Allocation
-from turbodiff.memory_lab.dry_run import META, Ledger, counted, denoise_ledger, unmasked, vae_ledger
+from turbodiff.memory_lab.dry_run import META, Ledger, counted, denoise_ledger, vae_ledger
 from turbodiff.models import attention, image_encoder, linear, patches, text_encoder, wan_dit
 from turbodiff.models import vae as vae_driver
 from turbodiff.models.image_encoder import make_image_encoder, picture_features
@@ -253,7 +253,7 @@ def _text_moves(facts: TextFacts, streamed: bool, dtype: TextDtype) -> tuple[tup
         while visits:
             ledger.give_back(*visits.pop())
 
-    with unmasked(), counted(encoder) as ledger:
+    with counted(encoder) as ledger:
         if streamed:
             for block in blocks:
                 block.register_forward_pre_hook(lambda *call: comes(*layer))
@@ -263,7 +263,7 @@ def _text_moves(facts: TextFacts, streamed: bool, dtype: TextDtype) -> tuple[tup
             child.register_forward_pre_hook(lambda *call, held=held: comes(*held))
             child.register_forward_hook(goes)
         ids = torch.zeros(1, facts.text_len, dtype=torch.long)
-        encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
+        encoder(ids, torch.ones_like(ids))
     return layer, _sizes(nn.ModuleList([encoder.shared, encoder.encoder.final_layer_norm])), tuple(ledger.events)
 
 

@@ -236,7 +236,7 @@ class Block(nn.Module):
         super().__init__()
         d = config.dim
         self.eps = config.eps
-        self.modulation = nn.Parameter(torch.randn(1, 6, d) / d**0.5)
+        self.modulation = random_modulation(6, d)
         self.self_attn = SelfAttention(config)
         self.norm3 = nn.LayerNorm(d, eps=config.eps)
         self.cross_attn = CrossAttention(config)
@@ -287,6 +287,13 @@ class Block(nn.Module):
             del hidden
             added.add(number)
         return part if whole else x
+
+
+def random_modulation(rows: int, d: int) -> nn.Parameter:
+    """Modulation before any training [1, rows, d], of variance 1 / d. Uniform: normal numbers on the meta device, where
+    networks are built to be filled from files, import torch's compiler."""
+    bound = (3 / d) ** 0.5
+    return nn.Parameter(torch.empty(1, rows, d).uniform_(-bound, bound))
 
 
 class Projections(nn.Module):
@@ -383,7 +390,7 @@ class Head(nn.Module):
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
         self.eps = config.eps
-        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
+        self.modulation = random_modulation(2, config.dim)
         self.head = nn.Linear(config.dim, config.out_dim * config.patch_volume)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:

@@ -185,8 +185,8 @@ def text_encode(inputs: CostInputs, lever: TextLever, dtype: TextDtype = "bf16")
     streamed: one layer at a time is on the device, token table and rows stay in host memory; int8 and nf4 are small
     enough to be resident, and are made on the device from a mapped file, a linear at a time (runtime/text.py).
 
-    Activations are the largest of three moments of UMT5's first layer: its distances (six int64, a float32, a mask)
-    beside the stream; the position bias twice beside stream, q, k, v; the gated feed-forward.
+    Activations are the largest of three moments of UMT5: the distances of its tokens (six int64, a float32) beside the
+    stream; the position bias twice beside stream, q, k, v; the gated feed-forward.
     """
     text, w, size = inputs.spec.text_encoder, inputs.weights, inputs.element_bytes
     reading = _reading_s(inputs, "text_encoder", w.text)
@@ -196,7 +196,7 @@ def text_encode(inputs: CostInputs, lever: TextLever, dtype: TextDtype = "bf16")
         seconds = reading + roofline.TEXT_SECONDS_CPU * (w.text / 11.4e9)
         return _phase(inputs, "text_encode", 0, 0, workspace(inputs), PROCESS_BYTES + w.text, seconds)
     rows = text.text_len
-    distances = 53 * rows**2 + 6 * size * rows * text.dim
+    distances = 52 * rows**2 + size * rows * text.dim
     scores = 2 * size * text.num_heads * rows**2 + 8 * size * rows * max(text.dim, text.dim_attn)
     feed_forward = 4 * size * rows * (text.dim + text.dim_ffn)
     activations = max(distances, scores, feed_forward)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from turbodiff.gpu.host_memory import host_memory
 from turbodiff.models import image_encoder, text_encoder
 from turbodiff.models.linear import int8_layers, int8_mode
 from turbodiff.models.parallel import SequenceParallel
+from turbodiff.models.text_encoder import TextEncoder
 from turbodiff.models.tiny_vae import TinyDecoder
 from turbodiff.models.vae import Vae, make_vae
 from turbodiff.models.wan_dit import WanConfig, WanDiT
@@ -42,9 +43,6 @@ from turbodiff.weights.converted import ConvertedCopy
 from turbodiff.weights.copies import copy_of
 from turbodiff.weights.detect import Checkpoint, Part, open_checkpoint
 from turbodiff.weights.load import load_into
-
-if TYPE_CHECKING:
-    from transformers import UMT5EncoderModel
 
 NetworkComponent = Literal["dit", "dit_high", "dit_low", "vae", "text_encoder", "image_encoder", "preview_vae"]
 
@@ -188,7 +186,7 @@ class ModelCache:
     @contextmanager
     def text_encoder(self, plan: Plan) -> Iterator[Callable[[str], TextRows]]:
         """A function from clean text to its rows, while the encoder sits where the plan says."""
-        encoder, tokenizer = cast("UMT5EncoderModel", self.get_or_load("text_encoder")), self.tokenizer()
+        encoder, tokenizer = cast("TextEncoder", self.get_or_load("text_encoder")), self.tokenizer()
         text_len, device = self.spec.text_encoder.text_len, self.device.torch_device
         with text.encoder_on_device(encoder, plan.levers, device, stay=self._all_fit(plan)) as ids_device:
             self._record_weights()

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from turbodiff.models.text_encoder import TextEncoder
 from turbodiff.runtime import offload
 from turbodiff.spec.files import atomic_write, check_file, check_own_folder, make_folder
 from turbodiff.spec.plan import Levers
-
-if TYPE_CHECKING:
-    from transformers import UMT5EncoderModel
 
 CPU = torch.device("cpu")
 
@@ -91,7 +88,7 @@ class TextCache:
 
 @contextmanager
 def encoder_on_device(
-    encoder: "UMT5EncoderModel", levers: Levers, device: torch.device, *, stay: bool = False
+    encoder: TextEncoder, levers: Levers, device: torch.device, *, stay: bool = False
 ) -> Iterator[torch.device]:
     """The encoder ready to read, inside the block; yields the device where its token ids belong.
 
@@ -111,7 +108,7 @@ def encoder_on_device(
 
 
 @contextmanager
-def streamed(encoder: "UMT5EncoderModel", device: torch.device) -> Iterator[None]:
+def streamed(encoder: TextEncoder, device: torch.device) -> Iterator[None]:
     """Layers come to the device one at a time and leave again; ids go in and rows come out in host memory."""
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 
@@ -132,7 +129,7 @@ def streamed(encoder: "UMT5EncoderModel", device: torch.device) -> Iterator[None
 
 
 @contextmanager
-def quantized(encoder: "UMT5EncoderModel", dtype: str, device: torch.device) -> Iterator[None]:
+def quantized(encoder: TextEncoder, dtype: str, device: torch.device) -> Iterator[None]:
     """The linears of the layers in int8 or nf4, on the device; the full weights stay in host memory and come back.
 
     int8 is LLM.int8() without outliers (arXiv 2208.07339): one scale per row. nf4 is NormalFloat in 4 bits (arXiv

@@ -178,12 +178,9 @@ def run(fields: dict[str, object], models: "ModelCache", events: EventWriter, co
 
 
 def import_early() -> None:
-    """Import what most first jobs need while the plan of theirs is made: transformers alone takes two seconds. What
-    cannot be imported is told by the job that needs it. Not in a thread of its own: transformers replaces its module
-    while it is imported, and a job that imports it meanwhile is left with the old one."""
+    """Import what most first jobs need while the plan of theirs is made. What cannot be imported is told by the job
+    that needs it."""
     with contextlib.suppress(Exception):
-        from transformers import UMT5EncoderModel  # noqa: F401
-
         from turbodiff.runtime import attempt, pipeline  # noqa: F401
 
 

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 from turbodiff_kernels import backend
 
-from turbodiff.models.attention import _order_of_backends, resolve_attention
+from turbodiff.models import attention as module
+from turbodiff.models.attention import _order_of_backends, attention, resolve_attention
 
 CARD, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -56,3 +58,16 @@ def test_torchs_dense_attention_tries_cudnn_first_on_hopper_only(device, capabil
     usual = [SDPBackend(number) for number in torch._C._get_sdp_priority_order()]
     assert order[0] == (first or usual[0]) != SDPBackend.ERROR
     assert len(order) == len(usual), "what cuDNN cannot do the others still do"
+
+
+@pytest.mark.parametrize("copied", [1, 2 * 90 * 16, 1 << 22], ids=["head", "two heads", "all"])
+@pytest.mark.parametrize("keys", [90, 33])
+def test_heads_that_are_copied_on_a_cpu_change_no_bit(copied, keys, monkeypatch):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, tokens, 3, 16) for tokens in (90, keys, keys))
+    bias = torch.randn(1, 1, 1, keys)
+    expected = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), attn_mask=bias).transpose(1, 2)
+    monkeypatch.setattr(module, "COPIED_ELEMENTS", copied)
+    with torch.no_grad():
+        got = attention(q, k, v, bias)
+    assert torch.equal(got, expected) and got.is_contiguous()

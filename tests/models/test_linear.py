@@ -14,6 +14,7 @@ from turbodiff.models.linear import (
     Int8Linear,
     Int8Rows,
     Linear,
+    feed_forward_,
     int8_blocks,
     int8_mode,
     linear_float32,
@@ -139,6 +140,20 @@ def test_the_fused_passes_are_the_separate_ones(convert):
     assert residual_add_(got, second, linear_gelu(y, first), gate) is got
     assert relative(got, want) < 1e-6
     assert relative(residual_add_(x.clone(), second, hidden), plain) < 1e-6
+
+
+@pytest.mark.parametrize("columns", [1 << 20, 40])
+def test_hidden_values_made_by_columns_are_those_made_at_once(columns, monkeypatch):
+    monkeypatch.setattr(linear, "HIDDEN_COLUMNS", columns)
+    first, second = Linear(64, 96), Linear(96, 64)
+    x, shift, scale, gate = torch.randn(2, 70, 64), *(torch.randn(2, 1, 64) for _ in range(3))
+    y = torch.nn.functional.layer_norm(x, (64,), eps=1e-6) * (1 + scale) + shift
+    expected = x + gate * second(torch.nn.functional.gelu(first(y), approximate="tanh"))
+    got = x.clone()
+    assert feed_forward_(got, shift, scale, gate, 1e-6, first, second) is got
+    assert relative(got, expected) < 1e-6
+    with torch.enable_grad():
+        assert relative(feed_forward_(x, shift, scale, gate, 1e-6, first, second), expected) < 1e-6
 
 
 @pytest.mark.parametrize("change", [lambda model: model, tiles_blocks])

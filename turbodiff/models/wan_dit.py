@@ -33,8 +33,8 @@ from turbodiff.models.attention import DENSE, AttentionPlan, attention, rope_tab
 from turbodiff.models.image_encoder import PictureEmbedding
 from turbodiff.models.linear import (
     BlockLinear,
+    feed_forward_,
     linear_float32,
-    linear_gelu,
     make_linear,
     norm_modulate,
     quantize_input,
@@ -282,9 +282,7 @@ class Block(nn.Module):
         for number, part in enumerate(parts, 2):
             if number in added:
                 continue
-            hidden = linear_gelu(norm_modulate(part, shift2, scale2, self.eps, first), first)
-            part = residual_add_(part, second, hidden, gate2)
-            del hidden
+            part = feed_forward_(part, shift2, scale2, gate2, self.eps, first, second)
             added.add(number)
         return part if whole else x
 

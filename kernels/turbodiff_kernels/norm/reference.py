@@ -8,14 +8,16 @@ from torch import Tensor
 
 from turbodiff_kernels.quant.reference import PART_ELEMENTS, part_rows, quantize_tokens
 
+CACHED_ELEMENTS = 1 << 19  # 2 MiB in float32, the L2 cache of a core
 GROUP = 16  # tokens of one sum: few enough to fill a card, enough that the sums are a sixteenth of the tokens
 LARGEST_BLOCK = 128  # tokens that attention pools together; sums cover whole blocks
 
 
 def by_tokens(step: Callable[..., Tensor], x: Tensor, *rows: Tensor, into: Tensor | None = None) -> Tensor:
     """`step` of x [B, L, C] and tables [L, ...], a few tokens at a time; into a new tensor or into `into`, which may be
-    x. Where gradients are recorded all at once: then nothing is overwritten."""
-    size = part_rows(x.shape[-1])
+    x. On a CPU parts stay in its cache on their way through a step, which halves its time. Where gradients are
+    recorded all at once: then nothing is overwritten."""
+    size = part_rows(x.shape[-1], CACHED_ELEMENTS if x.device.type == "cpu" and into is not None else None)
     if torch.is_grad_enabled() or (into is None and x.shape[1] <= size):
         return step(x, *rows)
     into = torch.empty_like(x) if into is None else into
@@ -29,6 +31,9 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor
     """Layer norm without affine, then `* (1 + scale) + shift` (adaLN-zero, arXiv 2212.09748)."""
 
     def step(part: Tensor) -> Tensor:
+        if len(part) == 1:  # one pass
+            affine = (1 + scale).flatten(), shift.flatten()
+            return F.layer_norm(part.float(), part.shape[-1:], *affine, eps).to(part.dtype)
         y = F.layer_norm(part.float(), part.shape[-1:], eps=eps)
         return (y * (1 + scale) + shift).to(part.dtype)
 

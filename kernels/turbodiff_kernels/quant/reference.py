@@ -14,12 +14,12 @@ def tiles(size: int) -> int:
     return -(-size // TILE)
 
 
-def part_rows(width: int) -> int:
-    """Rows of so many elements that a reference works on at a time, in whole tiles.
+def part_rows(width: int, elements: int | None = None) -> int:
+    """Rows of so many elements that a reference works on at a time, in whole tiles; of PART_ELEMENTS or as given.
 
     Every row (or tile) is computed alone, so parts change no number; all at once would take up to 15 times the memory.
     """
-    return max(1, PART_ELEMENTS // width // TILE) * TILE
+    return max(1, (PART_ELEMENTS if elements is None else elements) // width // TILE) * TILE
 
 
 def quantize_tiles(x: Tensor) -> tuple[Tensor, Tensor]:

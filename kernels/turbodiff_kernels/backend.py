@@ -127,11 +127,22 @@ def _choose(op: str, device: torch.device, word: str, *, run_check: bool) -> Imp
 @cache
 def hopper_loop(kind: Literal["sage", "sagesla"], device: torch.device) -> bool:
     """Whether an attention with INT8 scores goes through the loop that was written for Hopper (sage/hopper.py): only
-    after it gave on such a card what the reference gives, in less time than the plain loop takes."""
-    if wish() != "auto" or arch(device) != HOPPER or triton_version() < HOPPER_TRITON:
-        return False
+    where `check_all` found that it gives on such a card what the reference gives, in less time than the plain loop."""
+    return _hopper_verdict(kind, device) == ""
+
+
+def _hopper_verdict(kind: str, device: torch.device) -> str | None:
+    """As `checked` keeps it, None before that; of a card that has no such loop why it has none."""
+    if wish() != "auto" or device.type != "cuda" or arch(device) != HOPPER or triton_version() < HOPPER_TRITON:
+        return "not on this card"
     machine = fingerprint(torch.cuda.get_device_name(device), HOPPER)
-    return not checked(f"hopper {kind}", device, machine, verdicts_file())
+    return _read(verdicts_file()).get(machine, {}).get(f"hopper {kind}")
+
+
+def due(device: torch.device) -> bool:
+    """Whether `check_all` has something to check on a card."""
+    unknown = any(expected(op, device).key == "unchecked" for op in OPS)
+    return unknown or any(_hopper_verdict(kind, device) is None for kind in selfcheck.HOPPER.values())
 
 
 def triton_version() -> tuple[int, ...]:
@@ -175,7 +186,9 @@ def _check(op: str, device: torch.device, machine: str, file: Path, check: Calla
     except torch.OutOfMemoryError:
         keep_verdict(file, machine, op, None)
         raise
-    except Exception as error:  # noqa: BLE001 - a compiler or a launch may fail in any way; the reference goes on
+    except Exception as error:  # a compiler or a launch may fail in any way; the reference goes on
+        if _is_lost(device):  # nothing runs on the card any more: that kernel is not tried again
+            raise
         keep_verdict(file, machine, op, None)
         words = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         log.warning("cannot check kernel %s on %s, its reference runs until the next start: %s", op, machine, words)
@@ -183,6 +196,17 @@ def _check(op: str, device: torch.device, machine: str, file: Path, check: Calla
     log.info("checked kernel %s on %s in %.1f s: %s", op, machine, time.monotonic() - start, verdict or "ok")
     keep_verdict(file, machine, op, verdict)
     return verdict
+
+
+def _is_lost(device: torch.device) -> bool:
+    """Whether a kernel broke what this process has of the card, as an access outside of its memory does."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
 
 
 @contextmanager
@@ -215,8 +239,15 @@ def check_all(device: torch.device, done: Callable[[Implementation], None] = lam
     with ThreadPoolExecutor(min(len(others), os.cpu_count() or 1), "check") as pool:
         for made in as_completed([pool.submit(chosen, op, device) for op in others]):
             done(made.result())
-    for kind in ("sage", "sagesla"):
-        hopper_loop(kind, device)
+    for op, kind in selfcheck.HOPPER.items():
+        if _hopper_verdict(kind, device) is None:
+            _check_once(op, device)
+
+
+@cache
+def _check_once(op: str, device: torch.device) -> str:
+    """What could not be checked is tried again by the next process, and not for each clip."""
+    return checked(op, device, fingerprint(torch.cuda.get_device_name(device), HOPPER), verdicts_file())
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:
@@ -253,7 +284,9 @@ def _read(file: Path) -> dict[str, dict[str, str]]:
         verdicts = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return verdicts if isinstance(verdicts, dict) else {}
+    if not isinstance(verdicts, dict):
+        return {}
+    return {machine: found for machine, found in verdicts.items() if isinstance(found, dict)}
 
 
 def keep_verdict(file: Path, machine: str, op: str, verdict: str | None) -> None:

@@ -168,15 +168,33 @@ def test_checks_side_by_side_lose_no_verdict_and_tell_each(on_a_card, monkeypatc
     assert verdicts == {op: "off" if op == "gemm" else "" for op in (*backend.OPS, *selfcheck.HOPPER)}
 
 
-def test_the_loop_of_hopper_is_used_where_it_is_right_and_faster(on_a_card, monkeypatch):
+@pytest.fixture
+def nothing_known():
+    """No choice of another test."""
+    caches = backend._chosen, backend.hopper_loop, backend._check_once
+    for function in caches:
+        function.cache_clear()
+    yield
+    for function in caches:
+        function.cache_clear()
+
+
+def test_the_loop_of_hopper_is_used_where_it_is_right_and_faster(on_a_card, nothing_known, monkeypatch):
     slow = "slower than the plain loop: 2.00 ms against 1.00 ms"
     monkeypatch.setattr(selfcheck, "difference", lambda op, device: "")
     monkeypatch.setattr(selfcheck, "slowness", lambda op, device: slow if op == "hopper sage" else "")
     monkeypatch.setattr(backend, "triton_version", lambda: backend.HOPPER_TRITON)
-    backend.hopper_loop.cache_clear()
     card = torch.device("cuda:3")
+    assert backend.due(card)
+    backend.check_all(card)
+    assert not backend.due(card)
     assert (backend.hopper_loop("sage", card), backend.hopper_loop("sagesla", card)) == (False, True)
-    backend.hopper_loop.cache_clear()
+
+
+def test_a_clip_checks_no_loop_of_hopper(on_a_card, nothing_known, monkeypatch):
+    """It would compile in the middle of a step, and a full card would be the step's fault."""
+    monkeypatch.setattr(backend, "checked", lambda *args: pytest.fail("was checked"))
+    assert not backend.hopper_loop("sage", torch.device("cuda:3"))
 
 
 @pytest.mark.parametrize(
@@ -184,14 +202,45 @@ def test_the_loop_of_hopper_is_used_where_it_is_right_and_faster(on_a_card, monk
     [(100, (3, 7), "auto"), (90, (3, 6), "auto"), (90, (3, 7), "triton")],
     ids=["another card", "an older compiler", "kernels unchecked by a person's wish"],
 )
-def test_the_loop_of_hopper_is_not_even_tried(arch, triton, kernels, on_a_card, monkeypatch):
+def test_the_loop_of_hopper_is_not_even_tried(arch, triton, kernels, on_a_card, nothing_known, monkeypatch):
     monkeypatch.setattr(backend, "arch", lambda device: arch)
     monkeypatch.setattr(backend, "triton_version", lambda: triton)
     monkeypatch.setenv("TURBODIFF_KERNELS", kernels)
-    monkeypatch.setattr(backend, "checked", lambda *args: pytest.fail("was checked"))
-    backend.hopper_loop.cache_clear()
-    assert not backend.hopper_loop("sage", torch.device("cuda:3"))
-    backend.hopper_loop.cache_clear()
+    asked = []
+    monkeypatch.setattr(backend, "checked", lambda op, *args: asked.append(op) or "")
+    card = torch.device("cuda:3")
+    backend.check_all(card)
+    assert not backend.hopper_loop("sage", card)
+    assert not set(asked) & set(selfcheck.HOPPER)
+
+
+def test_a_second_loop_must_be_the_faster_one_without_a_margin():
+    calls = {"hopper sage": lambda: 1.05, "the plain loop": lambda: 1.0}
+    assert selfcheck.faster(calls, lambda call: call()) == ""
+    assert "the plain loop" in selfcheck.faster(calls, lambda call: call(), 1.0)
+
+
+def test_a_kernel_that_breaks_the_card_for_its_process_is_not_tried_again(monkeypatch, tmp_path):
+    """An access outside of its memory raised like a missing compiler: each process tried again, no job ended well."""
+
+    def broken(op, device):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    file = tmp_path / "kernels.json"
+    monkeypatch.setattr(selfcheck, "difference", broken)
+    monkeypatch.setattr(backend, "_is_lost", lambda device: True)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        backend.checked("sage", CARD, "sm_90", file)
+    assert backend.checked("sage", CARD, "sm_90", file) == backend.CHECKING
+
+
+@pytest.mark.parametrize("content", ['{"sm_90": null}', '{"sm_90": "x"}', '{"sm_90": []}', "[]", "{"])
+def test_a_file_of_verdicts_with_odd_contents_costs_a_check(content, half, monkeypatch, tmp_path):
+    file = tmp_path / "kernels.json"
+    file.write_text(content)
+    monkeypatch.setattr(selfcheck, "difference", lambda op, device: "")
+    assert backend.checked("norm", CARD, "sm_90", file) == ""
+    assert json.loads(file.read_text())["sm_90"] == {"norm": ""}
 
 
 def test_nothing_is_compiled_while_a_kernel_is_timed(monkeypatch, tmp_path):

@@ -113,3 +113,12 @@ def test_a_gated_product_is_added_to_a_strided_residual_of_two_clips(tiled):
     kernel.int8_linear_add_(got[:, 4:-5], gate, *matrices, bias)
     reference.int8_linear_add_(expected[:, 4:-5], gate, *matrices, bias)
     assert relative_l2(got, expected) < 2e-6
+
+
+@pytest.mark.parametrize("quantize", [quant_kernel.quantize_tiles, quant_kernel.quantize_tokens])
+def test_what_is_no_number_makes_its_scale_none(quantize):
+    """A tile's NaN became an integer like others, and a clip that went wrong seemed to be right."""
+    x = randn(130, 128, dtype=torch.float16).to(DEVICE)
+    x[5, 3] = float("nan")
+    scale = quantize(x)[1].flatten()
+    assert scale.isnan().tolist() == [number == (5 if len(scale) == 130 else 0) for number in range(len(scale))]

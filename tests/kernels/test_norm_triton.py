@@ -147,3 +147,17 @@ def test_sum_channel_norm_and_silu_are_written_between_other_channels(channels, 
         assert relative_l2(got.nan_to_num(), expected.nan_to_num()) < TOLERANCE[dtype]
         assert relative_l2(got_sum, expected_sum) < TOLERANCE[dtype]
         assert torch.equal(got_sum, x) is (more[0] is None)
+
+
+def test_a_row_whose_deviation_is_lost_in_its_mean_stays_small():
+    """It came out 1,000 times too large: of mean and square nothing was left but eps."""
+    x = torch.full((1, 1, 1536), 4096.0)
+    x[..., :8] = 4112.0
+    none = torch.zeros(1, 1, 1536)
+    assert kernel.norm_modulate(x.half(), none, none, 1e-6).abs().max() < 20
+
+
+def test_int8_rows_of_a_token_that_is_no_number_have_no_number_as_their_scale():
+    x, none = torch.ones(1, 3, 384, dtype=torch.float16), torch.zeros(1, 1, 384)
+    x[0, 1, 7] = float("nan")
+    assert kernel.norm_modulate_quantize(x, none, none, 1e-6)[1].isnan().tolist() == [[False, True, False]]

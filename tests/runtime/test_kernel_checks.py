@@ -12,9 +12,10 @@ from turbodiff.spec.events import NoticeEvent
 
 
 @pytest.fixture
-def attempt():
+def attempt(monkeypatch):
     """One on a second card that nobody has, with what it sends."""
     sent: list[NoticeEvent] = []
+    monkeypatch.setattr(backend, "arch", lambda device: 89)
     models = SimpleNamespace(device=SimpleNamespace(torch_device=torch.device("cuda:1")))
     here = Path()
     return Attempt(1, 1, None, here, here, models, sent.append, None), sent  # type: ignore[arg-type]
@@ -28,7 +29,6 @@ def test_a_new_card_hears_of_every_kernel_that_is_checked(attempt, monkeypatch):
     attempt, sent = attempt
     monkeypatch.setattr(backend, "expected", unchecked)
     monkeypatch.setattr(backend, "chosen", lambda op, device: backend.Implementation(op, "triton", "equal"))
-    monkeypatch.setattr(backend, "arch", lambda device: 89)
     attempt.check_kernels()
     assert [event.numbers["n"] for event in sent] == list(range(1, len(backend.OPS) + 1))
     assert {event.key for event in sent} == {"kernels_checked"}

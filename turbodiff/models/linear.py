@@ -180,7 +180,8 @@ def feed_forward_(
     On a CPU, where memory is slow, all hidden values never exist at once: HIDDEN_COLUMNS of each token are made, and
     their share of the second product is added to that of those before.
     """
-    here = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
+    here = x.device.type == "cpu" and x.dtype == torch.float32
+    here = here and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
     if not here or isinstance(first, Int8Linear) or isinstance(second, Int8Linear):
         hidden = linear_gelu(norm_modulate(x, shift, scale, eps, first), first)
         return residual_add_(x, second, hidden, gate)

@@ -108,7 +108,7 @@ class Attempt:
             text = f"kernel {choice.op}: {choice.runs} ({choice.why})"
             self.send(NoticeEvent(key="kernels_checked", text=text, numbers=numbers))
 
-        if any(backend.expected(op, device).key == "unchecked" for op in backend.OPS):
+        if backend.due(device):
             try:
                 backend.check_all(device, tell)
             except Exception as error:  # a neighbour fills the card: the phases know what to do then

@@ -3,7 +3,9 @@
 (() => {
   const { components, dependencies, page, first } = window.gradio_config ?? {};
   if (!first) return;
-  const known = { ...first.panels, ...(localStorage.getItem("turbodiff.draft") ? {} : first.form) };
+  let draft = null;
+  try { draft = localStorage.getItem("turbodiff.draft"); } catch { /* a browser that keeps nothing */ }
+  const known = { ...first.panels, ...(draft ? {} : first.form) };
   for (const part of components) Object.assign(part.props, known[part.id]);
   // Svelte watches each plain object that it is given, property by property (6.31: 60,000 reads while the tree is built);
   // nothing of this description changes, and what is made by another than Object it leaves as it is

@@ -91,6 +91,13 @@ def read_parts(at, SIZE: tl.constexpr, CHANNELS: tl.constexpr):
 
 
 @triton.jit
+def larger(a, b):
+    """The larger of two numbers, NaN where one of them is: as an integer it would be one like all others, and a clip
+    that went wrong would seem to be right."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def peak(x):
     """The largest of all numbers of x, float32 and none below zero: as integers their bits have the same order, and a
     warp finds the largest integer in one instruction. NaN counts as larger than all."""
@@ -100,7 +107,7 @@ def peak(x):
 @triton.jit
 def quantize_tile(x, TILE: tl.constexpr):
     """One float32 tile -> (INT8 tile, scale): scale = max|tile| / 128, +max saturates at 127 (TurboDiffusion)."""
-    amax = tl.maximum(tl.max(tl.max(tl.abs(x), 1), 0), 1e-8)
+    amax = larger(peak(tl.abs(x)), 1e-8)
     scaled = tl.minimum(x * tl.div_rn(TILE * 1.0, amax), 127.0)
     return round_to_int8(scaled), amax / TILE
 
@@ -123,8 +130,8 @@ def _quantize_tokens_kernel(x, out, scale, x_row, CHANNELS: tl.constexpr, SIZE: 
     parts = read_parts(x + row * x_row, SIZE, CHANNELS)
     largest = tl.abs(parts[0])
     for i in tl.static_range(1, len(parts)):
-        largest = tl.maximum(largest, tl.abs(parts[i]))
-    amax = tl.maximum(peak(largest), 1e-8)
+        largest = larger(largest, tl.abs(parts[i]))
+    amax = larger(peak(largest), 1e-8)
     tl.store(scale + row, tl.div_rn(amax, 127.0))
     by = tl.div_rn(127.0, amax)
     for i in tl.static_range(len(parts)):

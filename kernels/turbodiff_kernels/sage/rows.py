@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turbodiff_kernels.quant.kernel import peak, round_to_int8, widen
+from turbodiff_kernels.quant.kernel import larger, peak, round_to_int8, widen
 
 
 class Quantized(NamedTuple):
@@ -95,7 +95,7 @@ def _quantize_pool_kernel(
         tl.store(means + to * DIM + tl.arange(0, DIM), average.to(means.dtype.element_ty))
     if INT8:
         even, odd = tl.split(tl.reshape(y, (ROWS, DIM // 2, 2)))
-        step = peak(tl.maximum(tl.abs(even), tl.abs(odd))) / 127.0 + 1e-7
+        step = peak(larger(tl.abs(even), tl.abs(odd))) / 127.0 + 1e-7
         y = round_to_int8(y * tl.rsqrt(step * step))  # 1 / step, and ties to even: a tie may fall to the other side
         rows += ((batch * length + first) * heads + head) * DIM
         if POOL:
@@ -144,11 +144,11 @@ def _norm_quantize_kernel(
         centre = tl.load(mean + slot * DIM + d).to(tl.float32) * share
         even_centre, odd_centre = tl.split(tl.reshape(centre, (1, half, 2)))
         even, odd = even * by - even_centre, odd * by - odd_centre
-    largest = tl.maximum(tl.abs(even), tl.abs(odd))
+    largest = larger(tl.abs(even), tl.abs(odd))
     if not SMOOTH:  # `by` is multiplied with the largest of 8 pairs, then with 1 / step: 10 products for 16 values
         for size in tl.static_range(3):
             a, b = tl.split(tl.reshape(largest, (ROWS, half >> (size + 1), 2)))
-            largest = tl.maximum(a, b)
+            largest = larger(a, b)
         largest *= by
     step = peak(largest) / 127.0 + 1e-7
     inverse = tl.rsqrt(step * step)  # 1 / step, and ties to even: a tie may fall to the other side

@@ -35,10 +35,6 @@ PICTURE_FIELDS = ("kind", *form.I2V_ONLY, "model", "resolution", "aspect", "size
 MAX_SEARCH_CHARS = 200
 
 
-# before that the form is not what its person left: static/changes.js asks for no meter of it
-OPENED = "() => { window.tdOpened = true; }"
-
-
 def build(reader: StudioReader, words: Words) -> gr.Blocks:
     """The whole page in one language."""
     blocks = GuardedBlocks(title="turbodiff", fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400))
@@ -152,6 +148,7 @@ class PageEvents:
         events: tuple[tuple[Callable[..., object], Callable[..., object], list[Component], list[Component]], ...] = (
             (looks[0], draw.changed, shown, drawn),
             (looks[1], self.whole, [*shown, made.verdict, *row], [*drawn, made.verdict, made.go, made.meter]),
+            (blocks.load, self.opened, [page.ui_state, page.draft], [*drawn, *whole, *self.estimated]),
             (changed, self.estimate, row, [*self.estimated, page.draft]),
             (picture, self.look, row, [made.picture_note]),
             (fields["kind"].input, self.new_kind, row, chosen),
@@ -172,8 +169,6 @@ class PageEvents:
         )
         for listen, answer, inputs, outputs in events:
             listen(answer, inputs=inputs, outputs=outputs, **quiet)
-        first = blocks.load(self.opened, [page.ui_state, page.draft], [*drawn, *whole, *self.estimated], **quiet)
-        first.then(None, None, None, js=OPENED, **quiet)
         told = made.longer_note
         made.longer.click(self.asking, None, told, **quiet).then(self.longer, fields["prompt"], told, **quiet)
 

@@ -10,7 +10,7 @@
   let other = -Infinity; // when the window that listens was last heard of
 
   const ask = (what) => {
-    if (!window.tdLook || !window.tdOpened) return void setTimeout(ask, 200, what); // the page is being built
+    if (!window.tdLook) return void setTimeout(ask, 200, what); // the page is being built
     if (what === "whole") { clearTimeout(later); later = 0; whole = Date.now(); }
     window.tdLook(what);
   };

@@ -9,14 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turbodiff_kernels.backend import arch, hopper_loop
+from turbodiff_kernels.backend import arch, hopper_loop, triton_version
 from turbodiff_kernels.norm.kernel import rms_factor, rope_statistics
 from turbodiff_kernels.sage.hopper import attend_hopper, linear_pass
 from turbodiff_kernels.sage.loop import attend_kernel, in_fours, value_scale
 from turbodiff_kernels.sage.reference import BLOCK_K, BLOCK_Q
 from turbodiff_kernels.sage.rows import NormRope, Quantized, quantize
 
-SUMS_FP8_IN_FP16 = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)  # 3.4 cannot compile that product
+SUMS_FP8_IN_FP16 = triton_version() >= (3, 6)  # 3.4 cannot compile that product
 
 
 class LinearBranch(NamedTuple):

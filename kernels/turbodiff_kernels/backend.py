@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import cache, wraps
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -34,6 +34,7 @@ R = TypeVar("R")
 OLDEST_ARCH = 80  # INT8 matrix products with INT32 sums, bfloat16
 OPS = tuple(selfcheck.CHECKS)
 HOPPER, HOPPER_TRITON = 90, (3, 7)  # the first Triton that is known to compile Hopper's own loop
+NO_HOPPER_LOOP = "not with this card, Triton and TURBODIFF_KERNELS"
 REASONS = {
     "no_gpu": "device is {device}",
     "no_triton": "Triton is not installed",
@@ -44,7 +45,8 @@ REASONS = {
     "differs": "{got}",
     "slower": "{got}",
 }
-CHECKING = "the check of this kernel ended the program last time"
+BEGUN = "begun"  # what stands beside an operation whose check has not come to its end
+ENDED = "its check ended the program last time"
 
 
 class Implementation(NamedTuple):
@@ -116,8 +118,7 @@ def _choose(op: str, device: torch.device, word: str, *, run_check: bool) -> Imp
     if arch(device) < OLDEST_ARCH:
         words = {"arch": f"sm_{arch(device)}", "oldest": f"sm_{OLDEST_ARCH}"}
         return Implementation(op, "reference", "old", words)
-    file, machine = verdicts_file(), fingerprint(torch.cuda.get_device_name(device), arch(device))
-    verdict = checked(op, device, machine, file) if run_check else _read(file).get(machine, {}).get(op)
+    verdict = checked(op, device, machine_of(device), verdicts_file()) if run_check else kept_verdict(op, device)
     if verdict:
         slower = verdict.startswith(selfcheck.SLOWER)
         return Implementation(op, "reference", "slower" if slower else "differs", {"got": verdict})
@@ -128,21 +129,22 @@ def _choose(op: str, device: torch.device, word: str, *, run_check: bool) -> Imp
 def hopper_loop(kind: Literal["sage", "sagesla"], device: torch.device) -> bool:
     """Whether an attention with INT8 scores goes through the loop that was written for Hopper (sage/hopper.py): only
     where `check_all` found that it gives on such a card what the reference gives, in less time than the plain loop."""
-    return _hopper_verdict(kind, device) == ""
+    return hopper_verdict(kind, device) == ""
 
 
-def _hopper_verdict(kind: str, device: torch.device) -> str | None:
-    """As `checked` keeps it, None before that; of a card that has no such loop why it has none."""
-    if wish() != "auto" or device.type != "cuda" or arch(device) != HOPPER or triton_version() < HOPPER_TRITON:
-        return "not on this card"
-    machine = fingerprint(torch.cuda.get_device_name(device), HOPPER)
-    return _read(verdicts_file()).get(machine, {}).get(f"hopper {kind}")
+def hopper_verdict(kind: str, device: torch.device) -> str | None:
+    """As `checked` keeps it, None before that; where there is no such loop NO_HOPPER_LOOP."""
+    if wish() != "auto" or device.type != "cuda" or arch(device) != HOPPER:
+        return NO_HOPPER_LOOP
+    if importlib.util.find_spec("triton") is None or triton_version() < HOPPER_TRITON:
+        return NO_HOPPER_LOOP
+    return kept_verdict(f"hopper {kind}", device)
 
 
 def due(device: torch.device) -> bool:
     """Whether `check_all` has something to check on a card."""
     unknown = any(expected(op, device).key == "unchecked" for op in OPS)
-    return unknown or any(_hopper_verdict(kind, device) is None for kind in selfcheck.HOPPER.values())
+    return unknown or any(hopper_verdict(kind, device) is None for kind in selfcheck.HOPPER.values())
 
 
 def triton_version() -> tuple[int, ...]:
@@ -164,63 +166,61 @@ def checked(op: str, device: torch.device, machine: str, file: Path, check: Call
     """The verdict of the self-check from `file`, or a new one; "" is good. Verdicts of other machines are kept. `check`
     in the place of that of a kernel: of something else that the card must prove.
 
-    The file says CHECKING while the check runs: where a kernel takes the process down, the next one does not try again.
-    Who comes meanwhile, a thread or the worker of the card beside, waits. A verdict is about numbers and time: what
-    else goes wrong (no C compiler, a full disk, a failing launch) is told, holds for this process and is tried again by
-    the next one.
+    The file says BEGUN while the check runs. Where a process ended before its check did, a kernel took it down or a
+    person did: the next one checks a kernel in a process apart, whose end is seen, and gives up what is no kernel. Who
+    comes meanwhile, a thread or the worker of the card beside, waits. A verdict is about numbers and time: what else
+    goes wrong (no C compiler, a full disk, a failing launch) is told, holds for this process and is tried again by the
+    next one.
     """
     with _alone(file, op):
-        known = _read(file).get(machine, {}).get(op)
-        return _check(op, device, machine, file, check) if known is None else known
+        known = _read(file).get(machine, {})
+        verdict = known.get(op)
+        return _check(op, device, machine, file, check, f"{op} {BEGUN}" in known) if verdict is None else verdict
 
 
-def _check(op: str, device: torch.device, machine: str, file: Path, check: Callable[[], str] | None) -> str:
-    keep_verdict(file, machine, op, CHECKING)
-    start = time.monotonic()
+def _check(
+    op: str, device: torch.device, machine: str, file: Path, check: Callable[[], str] | None, again: bool
+) -> str:
+    begun, start = f"{op} {BEGUN}", time.monotonic()
+    keep_verdict(file, machine, begun, "")
     try:
         with current(device):
-            with _alone(file, "time", fcntl.LOCK_SH):
-                verdict = check() if check else selfcheck.difference(op, device)
-            with _alone(file, "time"):  # a compiler beside it would delay launches
-                verdict = verdict or ("" if check else selfcheck.slowness(op, device))
+            verdict = _verdict(op, device, file, check, again)
     except torch.OutOfMemoryError:
-        keep_verdict(file, machine, op, None)
+        keep_verdict(file, machine, begun, None)
         raise
     except Exception as error:  # a compiler or a launch may fail in any way; the reference goes on
-        if _is_lost(device):  # nothing runs on the card any more: that kernel is not tried again
+        if selfcheck.is_lost(device):  # nothing runs on the card any more: the next process checks it apart
             raise
-        keep_verdict(file, machine, op, None)
+        keep_verdict(file, machine, begun, None)
         words = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         log.warning("cannot check kernel %s on %s, its reference runs until the next start: %s", op, machine, words)
         return f"could not be checked, will be at the next start: {words}"
     log.info("checked kernel %s on %s in %.1f s: %s", op, machine, time.monotonic() - start, verdict or "ok")
     keep_verdict(file, machine, op, verdict)
+    keep_verdict(file, machine, begun, None)
     return verdict
 
 
-def _is_lost(device: torch.device) -> bool:
-    """Whether a kernel broke what this process has of the card, as an access outside of its memory does."""
-    if device.type != "cuda":
-        return False
-    try:
-        torch.cuda.synchronize(device)
-    except RuntimeError:
-        return True
-    return False
+def _verdict(op: str, device: torch.device, file: Path, check: Callable[[], str] | None, again: bool) -> str:
+    if again:
+        with _alone(file, "time"):
+            return ENDED if check else selfcheck.apart(op, device)
+    with _alone(file, "time", fcntl.LOCK_SH):
+        verdict = check() if check else selfcheck.difference(op, device)
+    with _alone(file, "time"):  # a compiler beside it would delay launches
+        return verdict or ("" if check else selfcheck.slowness(op, device))
 
 
 @contextmanager
 def _alone(file: Path, name: str, how: int = fcntl.LOCK_EX) -> Iterator[None]:
     """Inside the block no other thread or process is in one of that name, with LOCK_SH only such as share it too; where
     there can be no lock, anybody is."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = file.with_suffix(f".{name}.lock").open("w")
-    except OSError:
-        yield
-        return
-    with lock:
-        fcntl.flock(lock, how)  # gone with the process
+    with ExitStack() as held:
+        with suppress(OSError):  # a folder that cannot be written, or a file system without locks
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context(file.with_suffix(f".{name}.lock").open("w"))
+            fcntl.flock(lock, how)  # gone with the process
         yield
 
 
@@ -240,14 +240,14 @@ def check_all(device: torch.device, done: Callable[[Implementation], None] = lam
         for made in as_completed([pool.submit(chosen, op, device) for op in others]):
             done(made.result())
     for op, kind in selfcheck.HOPPER.items():
-        if _hopper_verdict(kind, device) is None:
+        if hopper_verdict(kind, device) is None:
             _check_once(op, device)
 
 
 @cache
 def _check_once(op: str, device: torch.device) -> str:
     """What could not be checked is tried again by the next process, and not for each clip."""
-    return checked(op, device, fingerprint(torch.cuda.get_device_name(device), HOPPER), verdicts_file())
+    return checked(op, device, machine_of(device), verdicts_file())
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:
@@ -255,8 +255,14 @@ def current(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+def machine_of(device: torch.device) -> str:
+    """The `fingerprint` of a card as it is here."""
+    return fingerprint(torch.cuda.get_device_name(device), arch(device))
+
+
 def fingerprint(card: str, capability: int) -> str:
-    """Everything that a verdict depends on: name of the card, driver, torch, Triton, the files of this package."""
+    """Everything that a verdict depends on: name of the card, CUDA version of the driver, torch, Triton, the files of
+    this package."""
     import triton
 
     digest = hashlib.sha256()
@@ -278,15 +284,21 @@ def verdicts_file() -> Path:
     return state_folder() / "kernels.json"
 
 
+def kept_verdict(op: str, device: torch.device) -> str | None:
+    """What `checked` found on such a card, None before that."""
+    return _read(verdicts_file()).get(machine_of(device), {}).get(op)
+
+
 def _read(file: Path) -> dict[str, dict[str, str]]:
-    """Verdicts by machine and operation; none where the file is missing or damaged."""
+    """Verdicts by machine and operation; none where the file is missing, nor what of it is damaged."""
     try:
         verdicts = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(verdicts, dict):
         return {}
-    return {machine: found for machine, found in verdicts.items() if isinstance(found, dict)}
+    found = {machine: ops for machine, ops in verdicts.items() if isinstance(ops, dict)}
+    return {m: {op: text for op, text in ops.items() if isinstance(text, str)} for m, ops in found.items()}
 
 
 def keep_verdict(file: Path, machine: str, op: str, verdict: str | None) -> None:

@@ -4,7 +4,12 @@ Small odd shapes and Wan's widths, seconds, before first use. Compilers, drivers
 the rule; a kernel that is wrong there must not make a clip, and one that is slow there must not slow it down.
 """
 
+import json
+import os
+import signal
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
@@ -24,6 +29,19 @@ TIMED_TOKENS, TIMED_HEADS, TIMED_RUNS, CALLS = 8192, 12, 3, 5
 SLOWER = "slower than "  # how a verdict about time begins
 MARGIN = 1.1  # a measurement is that uncertain; a verdict is kept
 HOPPER = MappingProxyType({"hopper sage": "sage", "hopper sagesla": "sagesla"})  # checks of a second loop of these
+CRASHES = MappingProxyType({  # other signals come from outside
+    number.value: number.name
+    for number in (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGTRAP)
+})  # fmt: skip
+APART_S = 300.0  # most that a check in a process apart may take; one takes some seconds
+APART = """
+import json, sys, torch
+from turbodiff_kernels import selfcheck
+device = torch.device(sys.argv[2])
+if device.type == "cuda":
+    torch.cuda.set_device(device)  # Triton launches on the current one
+print(json.dumps(selfcheck.verdict_apart(sys.argv[1], device)))
+"""
 POISON_BYTES = (2**19,) * 16 + (2**24,)  # the allocator keeps small and large pieces apart
 
 
@@ -42,7 +60,8 @@ class Inputs(NamedTuple):
 def _heads(make: Inputs) -> list[Tensor]:
     """Queries, keys with a mean, values [1, 330, 2, 128]: views of one packed projection, as a block makes them.
 
-    Each block of tokens has something in common, so that which blocks belong together is plain.
+    Each block of tokens has something in common, so that which blocks belong together is plain. One clip: a prompt and
+    a negative prompt are passes of their own (runtime/denoise.py), so attention never meets two.
     """
     q, k, v = (t.unflatten(-1, (2, 128)) for t in make.randn(1, 330, 768).chunk(3, dim=-1))
     for t, block, seed in ((q, 128, 7), (k, 64, 8)):
@@ -172,25 +191,67 @@ def slowness(op: str, device: torch.device) -> str:
     """
     if device.type != "cuda":
         return ""
+    second = op in HOPPER
     try:
         calls = contenders(op, Inputs(device, torch.bfloat16), TIMED_TOKENS, TIMED_HEADS)
-        return faster(calls, milliseconds, 1.0 if op in HOPPER else MARGIN)
+        return faster(calls, milliseconds, 1.0, ()) if second else faster(calls, milliseconds)
     except torch.OutOfMemoryError:
-        if op in HOPPER:
+        if second:
             raise
         return ""
 
 
+def apart(op: str, device: torch.device, code: str = APART, limit_s: float = APART_S) -> str:
+    """`difference` and `slowness` of `op`, found by a process of its own; how that ended where a kernel took it down.
+
+    Raises:
+        RuntimeError: it did not come to a verdict for another reason: somebody ended it, or it could not begin.
+        subprocess.TimeoutExpired: it took too long.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-P", "-c", code, op, str(device)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit_s, check=False)
+    if done.returncode == 0:
+        return str(json.loads(done.stdout.splitlines()[-1]))
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    if -done.returncode in CRASHES:
+        return f"its check ended its process by {CRASHES[-done.returncode]}"
+    raise RuntimeError(f"exit status {done.returncode}: {last}")
+
+
+def verdict_apart(op: str, device: torch.device) -> str:
+    """What `apart` runs in the other process, which a lost card ends."""
+    try:
+        return difference(op, device) or slowness(op, device)
+    except Exception:
+        if is_lost(device):
+            os.abort()
+        raise
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether a kernel broke what this process has of the card, as an access outside of its memory does."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
 def faster(
-    calls: Mapping[str, Callable[[], object]], time_ms: Callable[[Callable[[], object]], float], margin: float = MARGIN
-) -> str:
-    """The contender that beats the first call by more than the margin, in words; "" where none does."""
+    calls: Mapping[str, Callable[[], object]], time_ms: Callable[[Callable[[], object]], float],
+    margin: float = MARGIN, absent: tuple[type[Exception], ...] = (RuntimeError,),
+) -> str:  # fmt: skip
+    """The contender that beats the first call by more than the margin, in words; "" where none does. `absent`: what a
+    contender raises that this card has not got, or has no room for."""
     (_, own), *others = calls.items()
     own_ms = time_ms(own)
     for name, call in others:
         try:
             other_ms = time_ms(call)
-        except RuntimeError:  # torch has no such attention on this card
+        except absent:
             continue
         if own_ms > margin * other_ms:
             return f"{SLOWER}{name}: {own_ms:.2f} ms against {other_ms:.2f} ms"

@@ -23,8 +23,8 @@ def store(state, verdicts: dict[str, str], name: str = CARD[0], capability: int 
 
 
 def test_verdicts_that_the_worker_stored_are_read_without_torch(state):
-    store(state, {"norm": "", "gemm": "0.3 instead of 0.1", "sage": backend.CHECKING})
-    assert kernels_of(*CARD) == Kernels(norm=True, gemm=False, sage=False)
+    store(state, {"norm": "", "gemm": "0.3 instead of 0.1", "sla": backend.ENDED, f"sage {backend.BEGUN}": ""})
+    assert kernels_of(*CARD) == Kernels(norm=True, gemm=False, sla=False, sage=None)
 
 
 def test_those_of_another_card_or_version_say_nothing(state):

@@ -4,8 +4,11 @@ import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from turbodiff_kernels import backend
 
 from tests.soak import SOAK
 
@@ -19,6 +22,16 @@ def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("new_empty", "empty_like"):
         owner = torch.Tensor if name == "new_empty" else torch
         monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
+
+
+@pytest.fixture
+def on_a_card(monkeypatch, tmp_path):
+    """torch and the backend as on an H200, with a state folder of its own."""
+    monkeypatch.setenv("TURBODIFF_STATE", str(tmp_path))
+    monkeypatch.delenv("TURBODIFF_KERNELS", raising=False)
+    monkeypatch.setattr(backend, "arch", lambda device: 90)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
 
 
 def _poisoned(make):

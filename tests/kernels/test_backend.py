@@ -1,10 +1,11 @@
-"""A kernel runs only where it proved itself; the verdict is kept, and so is a check that took the program down."""
+"""A kernel runs only where it proved itself; the verdict is kept."""
 
 import json
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -143,16 +144,6 @@ def test_two_at_once_check_a_kernel_once_and_agree(monkeypatch, tmp_path):
     assert runs == ["sage"]
 
 
-@pytest.fixture
-def on_a_card(monkeypatch, tmp_path):
-    """torch and the backend as on an H200, with a state folder of its own."""
-    monkeypatch.setenv("TURBODIFF_STATE", str(tmp_path))
-    monkeypatch.delenv("TURBODIFF_KERNELS", raising=False)
-    monkeypatch.setattr(backend, "arch", lambda device: 90)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-
-
 def test_checks_side_by_side_lose_no_verdict_and_tell_each(on_a_card, monkeypatch, tmp_path):
     """Each reads and writes the one file."""
     monkeypatch.setattr(selfcheck, "slowness", lambda op, device: "")
@@ -220,21 +211,11 @@ def test_a_second_loop_must_be_the_faster_one_without_a_margin():
     assert "the plain loop" in selfcheck.faster(calls, lambda call: call(), 1.0)
 
 
-def test_a_kernel_that_breaks_the_card_for_its_process_is_not_tried_again(monkeypatch, tmp_path):
-    """An access outside of its memory raised like a missing compiler: each process tried again, no job ended well."""
-
-    def broken(op, device):
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    file = tmp_path / "kernels.json"
-    monkeypatch.setattr(selfcheck, "difference", broken)
-    monkeypatch.setattr(backend, "_is_lost", lambda device: True)
-    with pytest.raises(RuntimeError, match="illegal memory access"):
-        backend.checked("sage", CARD, "sm_90", file)
-    assert backend.checked("sage", CARD, "sm_90", file) == backend.CHECKING
-
-
-@pytest.mark.parametrize("content", ['{"sm_90": null}', '{"sm_90": "x"}', '{"sm_90": []}', "[]", "{"])
+@pytest.mark.parametrize(
+    "content",
+    ['{"sm_90": null}', '{"sm_90": "x"}', '{"sm_90": []}', '{"sm_90": {"norm": 5}}', "[]", "{", "[" * 100_000],
+    ids=lambda content: content[:24],
+)
 def test_a_file_of_verdicts_with_odd_contents_costs_a_check(content, half, monkeypatch, tmp_path):
     file = tmp_path / "kernels.json"
     file.write_text(content)
@@ -306,14 +287,40 @@ def test_a_check_runs_once_per_machine(monkeypatch, tmp_path):
     assert runs == ["norm", "norm"]
 
 
-def test_a_check_that_took_the_program_down_is_not_tried_again(monkeypatch, tmp_path):
-    def die(op, device):
-        raise KeyboardInterrupt
+def test_a_second_loop_that_cannot_be_timed_beside_the_first_is_no_verdict(monkeypatch):
+    """No room for the plain loop counted as a race that Hopper's own had won."""
 
-    monkeypatch.setattr(selfcheck, "difference", die)
-    with pytest.raises(KeyboardInterrupt):
-        backend.checked("sage", CARD, "sm_90", tmp_path / "kernels.json")
-    assert backend.checked("sage", CARD, "sm_90", tmp_path / "kernels.json") == backend.CHECKING
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(selfcheck, "contenders", lambda *args: {"own": lambda: None, "the plain loop": full})
+    monkeypatch.setattr(selfcheck, "milliseconds", lambda call: call() or 1.0)
+    with pytest.raises(torch.OutOfMemoryError):
+        selfcheck.slowness("hopper sage", torch.device("cuda:0"))
+    assert selfcheck.slowness("sage", torch.device("cuda:0")) == ""
+
+
+def test_a_file_system_without_locks_costs_no_check(monkeypatch, tmp_path):
+    """flock's error ended every job there."""
+
+    def no_locks(*args):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(backend.fcntl, "flock", no_locks)
+    monkeypatch.setattr(selfcheck, "difference", lambda op, device: "")
+    assert backend.checked("norm", CARD, "sm_90", tmp_path / "kernels.json") == ""
+    assert json.loads((tmp_path / "kernels.json").read_text()) == {"sm_90": {"norm": ""}}
+
+
+def test_a_hopper_without_triton_runs_references(on_a_card, nothing_known, monkeypatch):
+    """Asking for Hopper's loop imported a Triton that is not there: no clip ended well."""
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    card, told = torch.device("cuda:3"), []
+    assert not backend.due(card)
+    backend.check_all(card, told.append)
+    assert {choice.key for choice in told} == {"no_triton"}
+    assert not backend.hopper_loop("sage", card)
 
 
 def test_a_full_card_is_no_verdict(monkeypatch, tmp_path):

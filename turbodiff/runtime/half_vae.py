@@ -76,6 +76,5 @@ def moving_shapes() -> Tensor:
 
 
 def _place(key: str, device: torch.device) -> tuple[str, torch.device, str, Path]:
-    machine = backend.fingerprint(torch.cuda.get_device_name(device), backend.arch(device))
     op = f"vae float16 {hashlib.sha256(key.encode()).hexdigest()[:8]}"
-    return op, device, machine, backend.verdicts_file()
+    return op, device, backend.machine_of(device), backend.verdicts_file()

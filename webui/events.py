@@ -205,7 +205,7 @@ class PageEvents:
 
         `before`: what the form held, which is not sent back: a person may have written on meanwhile.
         """
-        spec = form.model_called(values["model"])
+        spec, values = form.model_called(values["model"]), self.page.create.holdable(values)
         had = before or {}
         held = {name: value for name, value in values.items() if name not in had or had[name] != value}
         updates = {name: gr.update(value=held[name]) if name in held else gr.skip() for name in self.names}
@@ -272,7 +272,7 @@ class PageEvents:
         first = form_actions.initial_values(self.reader)
         spec = form.model_called(kept.get("model"), find_model(str(first["model"])))
         values = form.fitted_to(spec, {**(form.defaults(spec) if kept else first), **kept})
-        values = self.with_pictures(values, pictures)
+        values = self.page.create.holdable(self.with_pictures(values, pictures))
         told = [since(built, now) for built, now in zip(self.as_built, self.refilled(values), strict=True)]
         return [*told, *render.estimate(self.reader, values, self.words)]
 

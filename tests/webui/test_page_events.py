@@ -92,6 +92,33 @@ def test_a_draft_of_any_shape_gives_a_form_that_works(events, draft):
         assert answer[events.names.index("prompt")]["value"] == "kept"
 
 
+REFUSED = {
+    "sampler": "ddim", "weights_are": "gguf", "attention": "xformers", "text_dtype": "int2", "quant_linear": "yes",
+    "encoder": "av1", "exchange": "fp4", "fit": "zoom", "smooth_fps": 7, "upscale": 3, "steps": 1000, "topk": 9,
+    "boundary": 5, "count": -3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_field_can_hold_comes_from_no_draft_and_no_preset(events, name):
+    # Gradio shows it all the same, and from then on refuses every event of the form: no meter, no Generate
+    events.reader.studio.recipes.save({"odd": {"model": "demo", "prompt": "kept", name: REFUSED[name]}})
+    place, held = events.names.index(name), row(events)
+    draft = events.restore({"model": "demo", "prompt": "kept", name: REFUSED[name]})
+    preset = events.fill(gr.EventData(None, {"act": "preset", "arg": "odd"}), UI_STATE, None, *held)
+    for answer in (draft, preset):
+        sent = answer[place].get("value", events.fields[place].value)
+        assert sent != REFUSED[name] and events.fields[place].preprocess(sent) == sent
+        assert answer[events.names.index("prompt")]["value"] == "kept"
+
+
+def test_the_form_can_hold_what_a_request_may_ask(events):
+    # a clip of the command line is reused: a field that refused its steps would leave a form that does nothing
+    for name, values in {"steps": (1, 100), "topk": (0.01, 1.0), "boundary": (0.5, 1.0)}.items():
+        part = events.page.create.fields[name]
+        assert [part.preprocess(value) for value in values] == [*values]
+
+
 def test_what_comes_with_the_page_is_what_it_would_be_answered(events):
     first, told = events.first(), events.opened(UI_STATE, None)
     parts = [*events.panels, None, *events.fields, *events.boxes, *events.estimated]

@@ -2,21 +2,23 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import gradio as gr
+from gradio.components import Component
 
 from turbodiff.spec.exports import RATES, SCALES
 from turbodiff.spec.models import ModelSpec, all_models
 from turbodiff.spec.request import Encoder, Exchange, TextDtype
-from turbodiff.spec.schedules import Sampler, WeightsAre
+from turbodiff.spec.schedules import MAX_STEPS, Sampler, WeightsAre
 from webui import form
+from webui.form import FormValues
 from webui.markup import Html, el
 from webui.panels import storyboard
 from webui.wording import Words
 
 SAMPLERS = get_args(Sampler)
-MOST_STEPS_SHOWN = 60  # Wan's own most are 50
+LEAST_TOPK = 0.01
 ATTENTIONS = ("auto", "dense", "sage", "sla", "sagesla")
 FITS = ("crop", "pad", "stretch")
 # colour and glyph of a fit mark: the glyph for those who cannot tell the colours apart
@@ -46,6 +48,12 @@ class Create:
     longer: gr.Button
     longer_note: gr.HTML
     undo: gr.HTML
+
+    def holdable(self, values: FormValues) -> FormValues:
+        """The same values where a field can hold them, else its nearest or its first: a draft, a preset or a clip may
+        be of another version or by another hand."""
+        kept = {name: _holdable(part, values[name]) for name, part in self.fields.items() if name in values}  # type: ignore[literal-required]
+        return cast(FormValues, {**values, **kept})
 
 
 def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str, enhancer: str = "") -> Create:
@@ -110,6 +118,22 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
     return Create(fields, *boxes, go, anyway, rounds, residency, loras, whole, segments, longer, longer_note, undo)
 
 
+def _holdable(part: Component, value: Any) -> Any:
+    """The value as a field can hold it: a slider's nearest, of choices those that it has, else what it was built with.
+
+    Gradio shows whatever it is sent, and then refuses every event that sends it back.
+    """
+    if isinstance(part, gr.Slider):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return min(max(value, part.minimum), part.maximum) if is_number else part.value
+    if not isinstance(part, gr.Radio | gr.CheckboxGroup | gr.Dropdown):
+        return value
+    choices = [choice for _, choice in part.choices]
+    if isinstance(part, gr.CheckboxGroup):
+        return [one for one in value or () if one in choices]
+    return value if value in choices else part.value
+
+
 def prompt_hint(spec: ModelSpec, words: Words) -> str:
     """What the empty prompt invites to: something that this model can show."""
     return words("example.demo_1" if spec.bundled else "create.prompt_hint")
@@ -154,7 +178,7 @@ def _advanced(fields: dict[str, Any], spec: ModelSpec, words: Words) -> tuple[gr
     lockable = [(words(f"create.pin_{name}"), name) for name in form.PINS]
     fields["pinned"] = gr.CheckboxGroup(lockable, label=pins, info=info, elem_id="pins")
     fields["count"] = gr.Slider(1, 8, value=1, step=1, **say("count"))
-    fields["steps"] = gr.Slider(1, MOST_STEPS_SHOWN, value=start["steps"], step=1, **say("steps"))
+    fields["steps"] = gr.Slider(1, MAX_STEPS, value=start["steps"], step=1, **say("steps"))
     radio("sampler", [(words.or_else(f"value.sampler_{name}", name), name) for name in SAMPLERS], start["sampler"])
     kinds = [(words(f"field.weights_are_{kind}"), kind) for kind in get_args(WeightsAre)]
     radio("weights_are", kinds, "auto")
@@ -172,7 +196,7 @@ def _advanced(fields: dict[str, Any], spec: ModelSpec, words: Words) -> tuple[gr
     encoders = [(words(f"value.encoder_{name}"), name) for name in get_args(Encoder)]
     fields["encoder"] = gr.Radio(encoders, value="cpu", visible=False, **say("encoder"))
     radio("attention", [(words.or_else(f"value.attention_{name}", name), name) for name in ATTENTIONS], "auto")
-    fields["topk"] = gr.Slider(0.02, 1.0, value=start["topk"], step=0.01, **say("topk"))
+    fields["topk"] = gr.Slider(LEAST_TOPK, 1.0, value=start["topk"], step=0.01, **say("topk"))
     with gr.Row():
         fields["sigma_max"] = gr.Number(start["sigma_max"], **say("sigma_max"))
         fields["fps"] = gr.Number(start["fps"], precision=0, **say("fps"))

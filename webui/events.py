@@ -5,7 +5,6 @@ So a reload, a second tab or a lost network can lose nothing: only what a browse
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
@@ -33,6 +32,7 @@ Filling = tuple[FormValues | None, str]  # the form's new values, None to leave 
 # what the fitted picture and its proposal depend on
 PICTURE_FIELDS = ("kind", *form.I2V_ONLY, "model", "resolution", "aspect", "size", "boundary", "sampler")
 MAX_SEARCH_CHARS = 200
+OPENED = "1"
 
 
 def build(reader: StudioReader, words: Words) -> gr.Blocks:
@@ -147,9 +147,14 @@ class PageEvents:
         }  # fmt: skip
         events: tuple[tuple[Callable[..., object], Callable[..., object], list[Component], list[Component]], ...] = (
             (looks[0], draw.changed, shown, drawn),
-            (looks[1], self.whole, [*shown, made.verdict, *row], [*drawn, made.verdict, made.go, made.meter]),
-            (blocks.load, self.opened, [page.ui_state, page.draft], [*drawn, *whole, *self.estimated]),
-            (changed, self.estimate, row, [*self.estimated, page.draft]),
+            (
+                looks[1],
+                self.whole,
+                [*shown, made.opened, made.verdict, *row],
+                [*drawn, made.verdict, made.go, made.meter],
+            ),
+            (blocks.load, self.opened, [page.ui_state, page.draft], [*drawn, *whole, *self.estimated, made.opened]),
+            (changed, self.estimate, [made.opened, *row], [*self.estimated, page.draft]),
             (picture, self.look, row, [made.picture_note]),
             (fields["kind"].input, self.new_kind, row, chosen),
             (fields["model"].input, self.new_model, row, chosen),
@@ -217,27 +222,22 @@ class PageEvents:
         segments = gr.skip() if held_rows else storyboard.draw_rows(form.rows(values.get("storyboard")), self.words)
         return [*updates.values(), *boxes, form_help.draw_examples(spec, self.words), segments]
 
-    def with_pictures(self, values: FormValues, kept: Mapping[str, object]) -> FormValues:
-        """The same values with the uploads that were kept; one that is no longer there is asked for again."""
-        found: dict[str, str | None] = dict.fromkeys(form.PICTURES)
-        for name in form.PICTURES:
-            with suppress(TurbodiffError, ValueError):
-                found[name] = str(self.reader.own(Path(str(kept.get(name) or ""))))
-        return {**values, **found}  # type: ignore[typeddict-item]
-
     @handler
-    def estimate(self, *row: object) -> Updates:
-        """The meter and what goes with it, and the draft that the browser keeps."""
+    def estimate(self, opened: object, *row: object) -> Updates:
+        """The meter and what goes with it, and the draft that the browser keeps: not while it fills in the one that it
+        has kept, one field after the other, and asks at the first of them."""
         values = self.values_of(row)
         if not form.is_settled(values):  # a change of model is under way and tells the rest in one step
             return [gr.skip()] * (len(self.estimated) + 1)
-        return [*render.estimate(self.reader, values, self.words), {**values, "card": ""}]
+        kept = {**values, "card": ""} if opened else gr.skip()
+        return [*render.estimate(self.reader, values, self.words), kept]
 
     @handler
-    def whole(self, ui_state: UiState, seen: Mapping[str, str], said: object, *row: object) -> Updates:
+    def whole(self, ui_state: UiState, seen: Mapping[str, str], opened: object, said: object, *row: object) -> Updates:
         """The panels that changed, when and where the clip of the form would start now, and what runs since `said`, the
         verdict, have taught."""
-        return [*self.renderer.changed(ui_state, seen), *self.begins(said, *row)]
+        told = self.begins(said, *row) if opened else [gr.skip()] * 3
+        return [*self.renderer.changed(ui_state, seen), *told]
 
     def begins(self, said: object, *row: object) -> Updates:
         """What `whole` says of the form."""
@@ -259,20 +259,13 @@ class PageEvents:
 
     @handler
     def opened(self, ui_state: UiState, draft: object) -> Updates:
-        """What a browser shows that has just opened the page: each panel, and the form as it left it."""
-        return [*self.renderer.changed(ui_state), *self.restore(draft)]
+        """What a browser shows that has just opened the page: each panel, the form as it left it, and that it is."""
+        return [*self.renderer.changed(ui_state), *self.restore(draft), OPENED]
 
     @handler
     def restore(self, draft: object) -> Updates:
         """The form as this browser left it; whatever else is in the draft is passed over."""
-        kept: Mapping[str, object] = form.sanitize(draft) if isinstance(draft, dict) else {}
-        pictures = {name: kept.get(name) for name in form.PICTURES}
-        passed = (*form.PICTURES, "card")
-        kept = {name: value for name, value in kept.items() if name in self.names and name not in passed}
-        first = form_actions.initial_values(self.reader)
-        spec = form.model_called(kept.get("model"), find_model(str(first["model"])))
-        values = form.fitted_to(spec, {**(form.defaults(spec) if kept else first), **kept})
-        values = self.page.create.holdable(self.with_pictures(values, pictures))
+        values = self.page.create.holdable(form_actions.kept_form(self.reader, self.names, draft))
         told = [since(built, now) for built, now in zip(self.as_built, self.refilled(values), strict=True)]
         return [*told, *render.estimate(self.reader, values, self.words)]
 
@@ -299,7 +292,7 @@ class PageEvents:
         name, argument = button_of(event)
         values = self.values_of(row)
         if name == "undo":
-            return self.with_pictures(past, past) if past else None, ""
+            return form_actions.with_pictures(self.reader, past, past) if past else None, ""
         if name == "save_preset":
             actions.save_presets(self.reader, {argument: values})
             return None, markup.note(self.words("recipes.saved", name=argument.strip()), "good")

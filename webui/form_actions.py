@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from turbodiff.spec.errors import RequestError
+from turbodiff.spec.errors import RequestError, TurbodiffError
 from turbodiff.spec.models import all_models, find_model
 from turbodiff.studio import continuing_model
 from webui import form
@@ -40,6 +42,26 @@ def initial_values(reader: StudioReader, kind: str | None = None) -> FormValues:
             return cast(FormValues, {**form.defaults(spec), **fields, "model": spec.name})
     of_kind = [spec for spec in all_models() if spec.kind == kind]
     return form.defaults(next((spec for spec in of_kind if here.get(spec.name)), of_kind[0]))
+
+
+def kept_form(reader: StudioReader, names: Sequence[str], draft: object) -> FormValues:
+    """The form of these fields as a browser left it; whatever else is in its draft is passed over."""
+    kept: Mapping[str, object] = form.sanitize(draft) if isinstance(draft, dict) else {}
+    passed = (*form.PICTURES, "card")
+    held = {name: value for name, value in kept.items() if name in names and name not in passed}
+    first = initial_values(reader)
+    spec = form.model_called(held.get("model"), find_model(str(first["model"])))
+    values = form.fitted_to(spec, {**(form.defaults(spec) if held else first), **held})
+    return with_pictures(reader, values, kept)
+
+
+def with_pictures(reader: StudioReader, values: FormValues, kept: Mapping[str, object]) -> FormValues:
+    """The same values with the uploads that were kept; one that is no longer there is asked for again."""
+    found: dict[str, str | None] = dict.fromkeys(form.PICTURES)
+    for name in form.PICTURES:
+        with suppress(TurbodiffError, ValueError):
+            found[name] = str(reader.own(Path(str(kept.get(name) or ""))))
+    return {**values, **found}  # type: ignore[typeddict-item]
 
 
 def fill(reader: StudioReader, name: str, argument: str, values: FormValues, ui_state: UiState) -> FormValues | None:

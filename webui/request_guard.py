@@ -138,7 +138,7 @@ class GuardedBlocks(gr.Blocks):
         outputs, skipped = block_fn.outputs, gr.skip()
         several = isinstance(predictions, list) and len(predictions) == len(outputs) > 1
         if not several or skipped not in predictions:
-            return await super().postprocess_data(block_fn, predictions, *args, **kwargs)
+            return values_first(await super().postprocess_data(block_fn, predictions, *args, **kwargs))
         told: list[Any] = [None if output.stateful else skipped for output in outputs]
         left = [place for place, value in enumerate(predictions) if value != skipped]
         if left:
@@ -147,7 +147,14 @@ class GuardedBlocks(gr.Blocks):
             made = await super().postprocess_data(part, values if len(left) > 1 else values[0], *args, **kwargs)
             for place, value in zip(left, made, strict=True):
                 told[place] = value
-        return told
+        return values_first(told)
+
+
+def values_first(told: list[Any]) -> list[Any]:
+    """The same updates, the value of each before its other properties: Gradio's script (6.31, `handle_data`) sets the
+    first property of every output in one step and awaits something before each further one, so a field whose value
+    comes second is asked for while it still holds the old one."""
+    return [{"value": one["value"], **one} if isinstance(one, dict) and "value" in one else one for one in told]
 
 
 def points_elsewhere(value: object) -> bool:

@@ -140,7 +140,12 @@ class SecurityMiddleware:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], *HEADERS]}
+                headers = [*message["headers"], *HEADERS]
+                if self.password and not any(name == b"cache-control" for name, _ in headers):
+                    # the page names prompts and clips: neither a proxy nor Back after logging out may show it again
+                    is_page = any(name == b"content-type" and b"html" in value for name, value in headers)
+                    headers.append((b"cache-control", b"no-store" if is_page else b"private"))
+                message = {**message, "headers": headers}
             await send(message)
 
         request = Request(scope, limited_receive)

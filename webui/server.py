@@ -140,7 +140,7 @@ def _add_routes(app: FastAPI, reader: StudioReader) -> None:
         shown = found is not None and reader.studio.serving.owns(USER.get(), found.path)
         if found is None or not shown or found.poster is None or not found.poster.is_file():
             raise HTTPException(404, "no poster")
-        return FileResponse(found.poster, media_type="image/jpeg", headers={"cache-control": "max-age=86400"})
+        return FileResponse(found.poster, media_type="image/jpeg", headers={"cache-control": "private, max-age=86400"})
 
     @app.api_route("/progress.json", methods=list(READ))
     def progress() -> JSONResponse:

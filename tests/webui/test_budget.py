@@ -109,6 +109,32 @@ def test_a_kept_form_is_not_shown_with_the_meter_of_another(chromium, empty):
     context.close()
 
 
+def test_a_kept_form_is_asked_for_as_it_was_kept(chromium, empty):
+    """Its fields change at once: no question, and so no draft, is of a form that holds some of them."""
+    context = chromium.new_context(locale="en-US")
+    page, asked = context.new_page(), []
+    page.goto(empty.url)
+    page.wait_for_selector("#meter .td-meter", timeout=90_000)
+    page.fill("#prompt textarea", "a red circle")
+    page.click("#model input")
+    page.click("[role=option]:has-text('Wan2.2-T2V-A14B')")
+    page.wait_for_function("document.querySelector('#go').innerText.includes('A14B')")
+    place, known = page.evaluate(
+        "(({components, dependencies}) => [components.find(({props}) => props.elem_id === 'prompt').id,"
+        "Object.fromEntries(dependencies.map(({id, inputs}) => [id, inputs]))])(gradio_config)"
+    )
+    page.on("request", lambda request: asked.append(request.post_data_json) if "/run/" in request.url else None)
+    page.wait_for_timeout(500)
+    asked.clear()
+    page.reload()
+    page.wait_for_function("document.querySelector('#prompt textarea')?.value === 'a red circle'", timeout=90_000)
+    page.wait_for_timeout(2000)
+    forms = [(known[str(body["fn_index"])], body["data"]) for body in asked]
+    prompts = [data[inputs.index(place)] for inputs, data in forms if place in inputs]
+    assert prompts and set(prompts) == {"a red circle"}
+    context.close()
+
+
 def test_nothing_counts_as_changed_on_a_first_load(chromium, empty):
     """Each field that is sent a value counts so, and asks for the meter and the picture once more."""
     context = chromium.new_context(locale="en-US")

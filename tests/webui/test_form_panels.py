@@ -12,6 +12,7 @@ from turbodiff.diagnostics.background_tasks import Check, SelfTest
 from turbodiff.spec.models import find_model
 from webui import form
 from webui.api import Endpoints
+from webui.events import OPENED
 from webui.page import INITIAL_UI_STATE
 from webui.panels import create, form_help, status_bar, system
 from webui.panels.form_help import prompt_help
@@ -46,9 +47,9 @@ def test_a_change_of_model_brings_its_hint_and_its_meter_in_one_step(events):
 
 
 def test_a_form_between_two_models_is_no_reason_for_an_error(events):
-    skipped = events.estimate(*demo_row(events, model="wan2.1-14b"))
+    skipped = events.estimate(OPENED, *demo_row(events, model="wan2.1-14b"))
     assert skipped == [gr.skip()] * (len(events.estimated) + 1)
-    assert "data-band" in events.estimate(*demo_row(events))[0]
+    assert "data-band" in events.estimate(OPENED, *demo_row(events))[0]
 
 
 def test_words_that_the_demo_does_not_know_get_a_chip():
@@ -59,7 +60,7 @@ def test_words_that_the_demo_does_not_know_get_a_chip():
 
 
 def test_another_card_is_for_the_meter_only(events):
-    own, other = (events.estimate(*test_page_events.row(events, card=card)) for card in ("", "80"))
+    own, other = (events.estimate(OPENED, *test_page_events.row(events, card=card)) for card in ("", "80"))
     assert 'id="pretended"' not in own[0] and 'id="pretended"' in other[0]
     assert 'data-band="fits"' in other[0] and "80 GiB" in other[0]
     label = events.estimated.index(events.page.create.go)
@@ -82,7 +83,7 @@ def networks(events, tmp_path, monkeypatch):
 
 
 def hides_interpolator(events, **changed):
-    return "#interpolator{display:none" in events.estimate(*demo_row(events, **changed))[0]
+    return "#interpolator{display:none" in events.estimate(OPENED, *demo_row(events, **changed))[0]
 
 
 def test_a_network_for_frames_in_between_is_offered_where_one_is_named(events):
@@ -107,7 +108,7 @@ def test_a_network_whose_package_is_missing_is_refused_before_the_queue_with_wha
     monkeypatch.setitem(sys.modules, package, None)
     events.reader.inventory.now()
     install = f"pip install &#x27;turbodiff[{extra}]&#x27;"
-    assert install in events.estimate(*demo_row(events, **asked))[0]  # the meter, while the form is filled in
+    assert install in events.estimate(OPENED, *demo_row(events, **asked))[0]  # the meter, while the form is filled in
     assert install in events.go({**INITIAL_UI_STATE}, *demo_row(events, **asked))[-1]
     told = Endpoints(events.reader).submit({"prompt": "a red circle", "model": "demo", **asked})["error"]
     assert (told["code"], told["field"]) == (f"{package}_missing", next(iter(asked)))
@@ -117,8 +118,8 @@ def test_a_network_whose_package_is_missing_is_refused_before_the_queue_with_wha
 
 def test_the_meter_follows_the_verdict_when_the_plan_is_another_and_stays_while_it_is_not(events):
     row = demo_row(events)
-    drawn, verdict, *_ = events.estimate(*row)
-    _, older, *_ = events.estimate(*demo_row(events, num_frames=9))
+    drawn, verdict, *_ = events.estimate(OPENED, *row)
+    _, older, *_ = events.estimate(OPENED, *demo_row(events, num_frames=9))
     assert events.begins(verdict, *row)[2] == gr.skip()  # what is folded out stays so while a person reads
     assert re.findall(r"about [^<]*", events.begins(older, *row)[2]) == re.findall(r"about [^<]*", drawn)
 

@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from webui import api, server
-from webui.request_guard import BadRequest, RequestGuard, button_of, handler
+from webui.request_guard import BadRequest, GuardedBlocks, RequestGuard, button_of, handler
 
 
 def answers(status, ran=()):
@@ -91,6 +91,19 @@ def test_a_handler_keeps_the_signature_that_gradio_reads():
         return event, ui_state
 
     assert fill.__annotations__ == {"event": gr.EventData, "ui_state": dict}
+
+
+@pytest.mark.parametrize("others", [[], [gr.skip()]], ids=["all told", "some skipped"])
+def test_the_value_of_an_update_comes_before_its_other_properties(others):
+    """Gradio's script awaits something between them, and a field is asked for what it holds meanwhile."""
+    with GuardedBlocks() as blocks:
+        parts = [gr.Textbox() for _ in range(2 + len(others))]
+        answer = [gr.update(placeholder="first", value="a"), gr.update(label="x"), *others]
+        blocks.load(lambda: answer, outputs=parts)
+    with ThreadPoolExecutor(1) as beside:  # a browser test before us may have left a loop in this thread
+        making = blocks.postprocess_data(blocks.default_config.fns[0], answer, None)
+        told = beside.submit(asyncio.run, making).result()
+    assert next(iter(told[0])) == "value" and told[0]["placeholder"] == "first" and "value" not in told[1]
 
 
 JSON = json.dumps({"data": [{"prompt": "红色"}]}, ensure_ascii=False)

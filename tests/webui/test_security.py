@@ -77,6 +77,27 @@ def test_answers_carry_the_security_headers():
     assert "frame-ancestors 'self'" in headers["content-security-policy"]
 
 
+@pytest.mark.parametrize(
+    ("password", "kind", "own", "kept"),
+    [
+        ("open sesame", "text/html; charset=utf-8", "", "no-store"),
+        ("open sesame", "video/mp4", "", "private"),
+        ("open sesame", "text/css", "public, max-age=9", "public, max-age=9"),
+        ("", "text/html; charset=utf-8", "", ""),
+    ],
+)
+def test_what_a_password_opens_is_kept_by_no_proxy_and_the_page_by_no_browser(password, kind, own, kept):
+    async def answer(scope, receive, send):
+        headers = {"content-type": kind, **({"cache-control": own} if own else {})}
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": raw})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    locked = SecurityMiddleware(answer, "127.0.0.1", password=password)
+    told = ask(locked, "GET", "/", headers={"authorization": "Bearer open sesame"} if password else {})
+    assert (told.status_code, told.headers.get("cache-control", "")) == (200, kept)
+
+
 def test_without_a_login_only_the_login_page_answers():
     locked = guarded("open sesame")
     assert ask(locked, "GET", "/media/x").status_code == 401

@@ -134,10 +134,9 @@ class PageEvents:
         fill = partial(page.bus.fill, trigger_mode="multiple")
         row, clicked = self.fields, [page.ui_state, *self.fields]
         shown: list[Component] = [page.ui_state, page.seen]
+        when: list[Component] = [made.verdict, made.go, made.meter]
 
-        def click(
-            button: gr.Button,
-        ) -> Callable[..., object]:  # each press makes a job, also before the last is answered
+        def click(button: gr.Button) -> Callable[..., object]:  # each press makes a job, answered or not
             return partial(button.click, trigger_mode="multiple")
 
         # Gradio's script writes how an event is doing into each component that is named here, by default into all
@@ -147,12 +146,7 @@ class PageEvents:
         }  # fmt: skip
         events: tuple[tuple[Callable[..., object], Callable[..., object], list[Component], list[Component]], ...] = (
             (looks[0], draw.changed, shown, drawn),
-            (
-                looks[1],
-                self.whole,
-                [*shown, made.opened, made.verdict, *row],
-                [*drawn, made.verdict, made.go, made.meter],
-            ),
+            (looks[1], self.whole, [*shown, made.opened, made.verdict, *row], [*drawn, *when]),
             (blocks.load, self.opened, [page.ui_state, page.draft], [*drawn, *whole, *self.estimated, made.opened]),
             (changed, self.estimate, [made.opened, *row], [*self.estimated, page.draft]),
             (picture, self.look, row, [made.picture_note]),

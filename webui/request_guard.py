@@ -150,7 +150,7 @@ class GuardedBlocks(gr.Blocks):
         return values_first(told)
 
 
-def values_first(told: list[Any]) -> list[Any]:
+def values_first(told: list[object]) -> list[object]:
     """The same updates, the value of each before its other properties: Gradio's script (6.31, `handle_data`) sets the
     first property of every output in one step and awaits something before each further one, so a field whose value
     comes second is asked for while it still holds the old one."""

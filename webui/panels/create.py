@@ -30,7 +30,7 @@ class Create:
     """The parts of the form; `fields` by request field, in the order of form.FIELDS."""
 
     fields: Mapping[str, Any]
-    opened: gr.Textbox
+    opened: gr.Textbox  # not empty once the page shows what its browser kept
     lint: gr.HTML
     examples: gr.HTML
     picture_note: gr.HTML
@@ -76,15 +76,13 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
     fields["prompt"] = gr.Textbox(
         label=label, placeholder=hint, lines=3, max_lines=10, elem_id="prompt", show_label=False
     )
-    # of the same kind as the prompt, and beside it: the browser writes what it was told into both at once
-    opened = gr.Textbox("", visible="hidden", elem_id="opened-field", label="opened")
-    lint = gr.HTML(elem_id="lint")
+    opened, lint = gr.Textbox("", visible="hidden", elem_id="opened-field", label="opened"), gr.HTML(elem_id="lint")
     samples = gr.HTML(examples, elem_id="examples")  # above what a click on them brings: they stay under the pointer
     with gr.Row(elem_id="prompt-tools"):
         label = words("longer.go", host=enhancer)
         longer = gr.Button(label, size="sm", visible=bool(enhancer), elem_id="longer-go", scale=0, min_width=240)
         undo = gr.HTML(elem_id="undo-form")
-    longer_note = gr.HTML(elem_id="longer")
+    note = gr.HTML(elem_id="longer")
     with gr.Row(equal_height=False):
         label, choices = words("field.model"), model_choices(here, words)
         fields["model"] = gr.Dropdown(choices, value=spec.name, label=label, filterable=False, elem_id="model", scale=3)
@@ -118,9 +116,7 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
         for key, at in (("loras", "loras"), ("gpu", "gpu-field"), ("cards", "cards-field"), ("card", "card-field")):
             fields[key] = gr.Textbox("", visible="hidden", elem_id=at, label=key)
     boxes = (lint, samples, picture_note, picture_box, meter, verdict, experts, boundary_box)
-    return Create(
-        fields, opened, *boxes, go, anyway, rounds, residency, loras, whole, segments, longer, longer_note, undo
-    )
+    return Create(fields, opened, *boxes, go, anyway, rounds, residency, loras, whole, segments, longer, note, undo)
 
 
 def _holdable(part: Component, value: Any) -> Any:

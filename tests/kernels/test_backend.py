@@ -15,9 +15,10 @@ from turbodiff_kernels.norm import norm_modulate
 from turbodiff_kernels.norm.reference import rms_norm_rope
 from turbodiff_kernels.sage import kernel as sage_kernel
 from turbodiff_kernels.sla import kernel as sla_kernel
+from turbodiff_kernels.sla import reference as sla_reference
 from turbodiff_kernels.sla.reference import _block_means
 
-from tests.kernels.conftest import DEVICE
+from tests.kernels.conftest import DEVICE, relative_l2
 
 CARD = torch.device(DEVICE)
 
@@ -67,6 +68,17 @@ def test_the_blocks_that_the_check_keeps_do_not_hang_by_a_rounding(dtype, normed
     error = torch.finfo(dtype).eps / 2 * (2**0.5 * terms + ranked.abs()).amax(-1)
     kept = ranked.shape[-1] // 2
     assert ((ranked[..., kept - 1] - ranked[..., kept]) > 5 * error).all()
+
+
+@pytest.mark.parametrize("branch", ["_sparse", "_linear"])
+@pytest.mark.parametrize("op", ["sla", "sagesla"])
+def test_a_branch_of_sparse_attention_that_is_a_quarter_too_small_is_seen(op, branch, monkeypatch):
+    """The bias was ten times what the sparse branch made: with half of that the check was content."""
+    make, right = selfcheck.Inputs(torch.device("cpu"), torch.float32), getattr(sla_reference, branch)
+    expected = selfcheck.results(op, sla_reference, make)
+    monkeypatch.setattr(sla_reference, branch, lambda *args: 0.75 * right(*args))
+    for got, e in zip(selfcheck.results(op, sla_reference, make), expected, strict=True):
+        assert relative_l2(got, e) > selfcheck.CHECKS[op].bound
 
 
 def test_a_kernel_that_is_wrong_is_refused_with_the_size_of_its_error(monkeypatch, half, tmp_path):
@@ -180,6 +192,17 @@ def test_the_loop_of_hopper_is_used_where_it_is_right_and_faster(on_a_card, noth
     backend.check_all(card)
     assert not backend.due(card)
     assert (backend.hopper_loop("sage", card), backend.hopper_loop("sagesla", card)) == (False, True)
+
+
+def test_the_loop_of_hopper_is_used_once_it_is_proven_though_a_clip_asked_before(on_a_card, nothing_known, monkeypatch):
+    """A card that was full at the first check kept the plain loop until the worker ended."""
+    monkeypatch.setattr(selfcheck, "difference", lambda op, device: "")
+    monkeypatch.setattr(selfcheck, "slowness", lambda op, device: "")
+    monkeypatch.setattr(backend, "triton_version", lambda: backend.HOPPER_TRITON)
+    card = torch.device("cuda:3")
+    assert not backend.hopper_loop("sage", card)
+    backend.check_all(card)
+    assert backend.hopper_loop("sage", card)
 
 
 def test_a_clip_checks_no_loop_of_hopper(on_a_card, nothing_known, monkeypatch):

@@ -2,10 +2,12 @@
 
     scripts/first_gpu_minutes [--only kernels times] [--again] [--dry]
 
-kernels: the verdict of each fused kernel. quick: `turbodiff calibrate --quick`. small, large, streamed: the bytes of
-three plans beside what was measured. reference: the first of them with reference kernels. times: a step and a decode.
-ranks: two processes that share a small network on the one card, through gloo, since NCCL refuses one card to two of
-them: correctness alone, the largest difference from one process.
+kernels: the verdict of each fused kernel and of Hopper's own attention loop. loops: how far the attention loops are
+from the reference, with two clips and at odd lengths. model: the time of each launch of attention beside what the
+static model says of it. quick: `turbodiff calibrate --quick`. small, large, streamed: the bytes of three plans beside
+what was measured. reference: the first of them with reference kernels. times: a step and a decode. ranks: two processes
+that share a small network on the one card, through gloo, since NCCL refuses one card to two of them: correctness alone,
+the largest difference from one process.
 
 A part that is done on this card with this driver and torch is not run again; one that failed or was stopped is. This
 file needs nothing but Python: parts run in processes of their own, and what is missing ends only those that need it.
@@ -85,14 +87,16 @@ def all_parts(dry: bool) -> dict[str, Part]:
     own = (sys.executable, str(Path(__file__)), *(("--dry",) if dry else ()), "--part")
     quick = (sys.executable, "-P", "-m", "turbodiff.cli", "calibrate", "--quick", "--json")
     parts = {
-        "kernels": Part((*own, "kernels"), 80.0),
-        "quick": Part(quick, 70.0),
-        "small": Part((*own, "small"), 50.0),
-        "large": Part((*own, "large"), 75.0),
-        "streamed": Part((*own, "streamed"), 60.0),
-        "reference": Part((*own, "small"), 40.0, {"TURBODIFF_KERNELS": "reference"}),
-        "times": Part((*own, "times"), 60.0),
-        "ranks": Part((sys.executable, "-P", "-m", "turbodiff.memory_lab.two_ranks"), 35.0),
+        "kernels": Part((*own, "kernels"), 75.0),
+        "loops": Part((*own, "loops"), 20.0, {"TRITON_INTERPRET": str(int(dry))}),
+        "model": Part((*own, "model"), 40.0, {"TRITON_INTERPRET": "0"}),
+        "quick": Part(quick, 65.0),
+        "small": Part((*own, "small"), 45.0),
+        "large": Part((*own, "large"), 65.0),
+        "streamed": Part((*own, "streamed"), 50.0),
+        "reference": Part((*own, "small"), 30.0, {"TURBODIFF_KERNELS": "reference"}),
+        "times": Part((*own, "times"), 50.0),
+        "ranks": Part((sys.executable, "-P", "-m", "turbodiff.memory_lab.two_ranks"), 30.0),
     }
     longer = DRY_TIMES_LONGER if dry else 1
     return {name: part._replace(limit_s=part.limit_s * longer) for name, part in parts.items()}
@@ -196,23 +200,37 @@ def run_part(name: str, dry: bool) -> Report:
     """One part, in this process; what it found."""
     if name == "kernels":
         return kernels()
+    if name in ("loops", "model"):
+        return loops(name)
     if name == "times":
         return times("small" if dry else "large", dry)
     return measured(name, dry)
 
 
 def kernels() -> Report:
-    """What computes each operation here, and why: on a card the self-check runs now."""
+    """What computes each operation here, and why: on a card the self-check runs now. "" of Hopper's loop is good."""
     import torch
-    from turbodiff_kernels import backend
+    from turbodiff_kernels import backend, selfcheck
 
     from turbodiff.runtime.device import Device
 
     device = Device.pick()
     start_s = time.monotonic()
-    choices = [backend.chosen(op, device.torch_device) for op in backend.OPS]
+    choices: list[backend.Implementation] = []
+    backend.check_all(device.torch_device, choices.append)
     verdicts = {choice.op: f"{choice.runs} ({choice.why})" for choice in choices}
-    return {**device.facts(), "verdicts": verdicts, "seconds": time.monotonic() - start_s, "cuda": torch.version.cuda}
+    took_s = time.monotonic() - start_s
+    verdicts |= {op: backend.hopper_verdict(kind, device.torch_device) for op, kind in selfcheck.HOPPER.items()}
+    return {**device.facts(), "verdicts": verdicts, "seconds": took_s, "cuda": torch.version.cuda}
+
+
+def loops(name: str) -> Report:
+    """Numbers of the attention loops, or their times beside the model's."""
+    from scripts import kernels_on_card
+    from turbodiff.runtime.device import Device
+
+    device = Device.pick().torch_device
+    return kernels_on_card.numbers(device) if name == "loops" else kernels_on_card.beside_the_model(device)
 
 
 def planned(name: str, dry: bool) -> tuple[Any, Any]:

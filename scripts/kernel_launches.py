@@ -152,13 +152,22 @@ def record(capability: int, length: int = 32760, topk: float = 0.1) -> dict[tupl
     return record_calls(capability, calls(capability, length, topk))
 
 
-def record_calls(capability: int, named_calls: dict[str, Callable[[], object]]) -> dict[tuple, Launch]:
-    """Distinct launches of some calls on meta tensors, by what they compile to."""
+def record_calls(
+    capability: int,
+    named_calls: dict[str, Callable[[], object]],
+    run: Callable[[str, Callable[[], object]], object] | None = None,
+) -> dict[tuple, Launch]:
+    """Distinct launches of some calls on meta tensors, by what they compile to.
+
+    Args:
+        run: is given the name of every launch and what launches it, for tensors that lie on a card.
+    """
     found: dict[tuple, Launch] = {}
     name = ""
 
     def take(kernel: JITFunction, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*args: object, **kwargs: object) -> None:
+            start = partial(kernel.run, *args, grid=grid, warmup=False, **kwargs)
             options = {key: kwargs.pop(key) for key in OPTIONS if key in kwargs}
             source, key = source_of(kernel, args, kwargs)
             values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
@@ -166,7 +175,10 @@ def record_calls(capability: int, named_calls: dict[str, Callable[[], object]]) 
             taken = {other.name for other in found.values()}
             number = next(n for n in count(1) if f"{named(name, n)}: {kernel.__name__}" not in taken)
             full, traffic = f"{named(name, number)}: {kernel.__name__}", traffic_bytes(kernel.__name__, values)
-            found.setdefault((*key, *options.items()), Launch(full, source, options, constants, prod(grid), traffic))
+            made = Launch(full, source, options, constants, prod(grid), traffic)
+            made = found.setdefault((*key, *options.items()), made)
+            if run is not None:
+                run(made.name, start)
 
         return launch
 

@@ -91,6 +91,14 @@ def test_every_part_runs_dry_on_a_cpu(tmp_path):
     (kept,) = tmp_path.iterdir()
     parts = json.loads(kept.read_text())["parts"]
     assert set(parts) == set(minutes.all_parts(dry=True))
+    loops, model = parts["loops"]["found"], parts["model"]["found"]
+    hopper = ["hopper sage", "hopper sagesla"]
+    assert [*parts["kernels"]["found"]["verdicts"]][-2:] == [*loops["loops"]][-2:] == hopper
+    assert loops["wrong"] == [] and "2x517" in loops["loops"]["hopper sagesla"]
+    assert {row["measured_ms"] for row in model["launches"].values()} == {None}, "no GPU, no time"
+    times = {name: row["model_ms"] for name, row in model["launches"].items() if "attend" in name}
+    assert times["hopper sage: attend_hopper_kernel"] < times["sage: attend_kernel"]
+    assert times["hopper sagesla: attend_hopper_kernel"] < times["sagesla: attend_kernel"]
     assert parts["quick"]["found"]["measured"] is False
     assert {row["name"] for row in parts["small"]["found"]["phases"]} == {"text_encode", "denoise", "vae_decode"}
     ranks = parts["ranks"]["found"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from turbodiff.spec.experts import Expert
 from turbodiff.spec.models import FoundFile, Inventory, ModelSpec
 from turbodiff.spec.schedules import (
+    GUIDED_SAMPLERS,
     MAX_STEPS,
     MOST_STEPS,
     PLAIN,
@@ -139,6 +140,8 @@ def schedule_reasons(
         yield "experts_trained_apart", {"high": high.trained_for, "low": low.trained_for}
     for objection in objections(training, settled.sampler, settled.steps, settled.guidance):
         yield objection, facts
+    if settled.sampler not in GUIDED_SAMPLERS and (settled.guidance > 1 or settled.negative_prompt.strip()):
+        yield "guidance_unread", {"sampler": settled.sampler, "guidance": settled.guidance}
     for apart, told in dict(_distilled_apart(wish, candidate, inventory, training)).items():
         yield apart, {**told, "sampler": settled.sampler, "steps": settled.steps, "guidance": settled.guidance}
     file = network_file(candidate, inventory)

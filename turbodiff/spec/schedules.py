@@ -23,7 +23,7 @@ MOST_STEPS: Mapping[str, int] = {"sde": 4, "ode": 4, "dmd": 3}  # as many as spe
 # keys of plan/reasons.toml: which sampler and why; and what a person must know before the start
 SCHEDULE_REASONS = ("schedule_rcm", "schedule_base", "schedule_step_distilled")
 WARNINGS = (
-    "distilled_sampler_on_base", "few_steps_on_base", "no_guidance_on_base", "guidance_on_distilled",
+    "distilled_sampler_on_base", "few_steps_on_base", "no_guidance_on_base", "guidance_on_distilled", "guidance_unread",
     "sampler_of_another_distillation", "experts_trained_apart", "distilled_twice", "loras_distil_apart",
     "not_distilled_for_sla", "lora_unfit", "lora_partly",
 )  # fmt: skip

@@ -5,6 +5,7 @@ import re
 from datetime import datetime
 
 import pytest
+from PIL import Image
 
 from turbodiff.cli.calibration import _told
 from turbodiff.cli.machine import CHECKS
@@ -120,6 +121,19 @@ def test_what_a_command_prints_is_no_english_where_chinese_is_spoken(turbodiff, 
         assert not PROSE.search(re.sub(r"(pip|export|turbodiff) .*|pretended card of|/\S+", "", line)), line
     speak()
     assert not HAN.search(turbodiff(*argv)[1].out)
+
+
+def test_what_is_said_before_a_start_is_no_english_where_chinese_is_spoken(turbodiff, speak, tmp_path):
+    Image.new("RGB", (96, 64), "navy").save(tmp_path / "x.png")
+    argv = ("generate", "a cat", "--model", "wan2.2-a14b", "--image", str(tmp_path / "x.png"))
+    speak(LANG="zh_CN.UTF-8")
+    ended, said = turbodiff(*argv)
+    proposal, missing = said.err.splitlines()
+    assert ended == 2 and "背景简单" in proposal and "--boundary" in proposal and "no files" not in missing
+    assert not PROSE.search(proposal) and HAN.search(missing)
+    speak()
+    told = turbodiff(*argv)[1].err
+    assert not HAN.search(told) and "plain background" in told and "got no files for dit_high" in told
 
 
 def test_what_was_found_of_a_card_and_what_a_check_says_have_words_in_both_languages():

@@ -44,8 +44,9 @@ def generate(
     if isinstance(picture, str) and picture and proposed and find_model(str(fields["model"])).two_experts:
         seen = pictures.look(Path(picture))
         numbers = ", ".join(f"{name} {value:g}" for name, value in seen.numbers.items())
-        why = seen.key.removeprefix("advice_").replace("_", " ")
-        sys.stderr.write(f"{why} ({numbers}): --boundary {seen.boundary:g} --sampler {seen.sampler} is proposed\n")
+        proposal = f"--boundary {seen.boundary:g} --sampler {seen.sampler}"
+        told = words("shell.advice", why=words(f"shell.{seen.key}"), numbers=numbers, proposal=proposal)
+        print_lines([told], sys.stderr)
 
     loras = fields["loras"] if find_model(str(fields["model"])).two_experts else []
     for row in loras if isinstance(loras, list) else []:

@@ -201,7 +201,7 @@ def resolve_files(model: str, found: Inventory, loras: Iterable[Lora] = ()) -> d
     also = f"; passed over: {', '.join(reasons[:SHOWN_REASONS])}{more}" if reasons else ""
     raise FileError(
         f"weights of {spec.display_name} are missing", code="weights_missing", field="model",
-        got=f"no {', '.join(missing)}{also}",
+        got=f"no files for {', '.join(missing)}{also}",
         expected=f"{'; '.join(lines)}; -> {download_root()}",
         try_instead=f"turbodiff models pull {spec.name}, or set {ROOTS_VARIABLE} to the folder that has them",
     )  # fmt: skip

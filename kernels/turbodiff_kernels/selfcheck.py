@@ -203,17 +203,20 @@ def slowness(op: str, device: torch.device) -> str:
 
 
 def apart(op: str, device: torch.device, code: str = APART, limit_s: float = APART_S) -> str:
-    """`difference` and `slowness` of `op`, found by a process of its own; how that ended where a kernel took it down.
+    """`difference` and `slowness` of `op`, found by a process of its own; or that a kernel took it down or hung.
 
     Raises:
         RuntimeError: it did not come to a verdict for another reason: somebody ended it, or it could not begin.
-        subprocess.TimeoutExpired: it took too long.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-P", "-c", code, op, str(device)]
-    done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit_s, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit_s,
+            check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"its check did not end in {limit_s:.0f} s"
     if done.returncode == 0:
         return str(json.loads(done.stdout.splitlines()[-1]))
     last = (done.stderr.strip().splitlines() or [""])[-1]

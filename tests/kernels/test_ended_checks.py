@@ -73,6 +73,12 @@ def test_a_kernel_that_takes_its_process_down_is_refused_by_a_check_apart():
     assert selfcheck.apart("sage", CARD, echo) == f"sage {CARD}"
 
 
+def test_a_kernel_that_hangs_is_refused():
+    """Else each start would wait for the watchdog."""
+    told = selfcheck.apart("sage", CARD, "import time; time.sleep(60)", limit_s=1.0)
+    assert told == "its check did not end in 1 s"
+
+
 @pytest.mark.parametrize(
     "code",
     ["import os; os.kill(os.getpid(), 9)", "import os; os.kill(os.getpid(), 2)", "raise OSError('no C compiler')"],

@@ -14,7 +14,7 @@ from turbodiff.spec.errors import TurbodiffError
 from turbodiff.spec.models import ModelSpec, all_models, find_model
 from turbodiff.spec.request import FROM_WEIGHTS, Segment
 from turbodiff.spec.shapes import frame_counts, nearest_frame_counts
-from turbodiff.spec.text import is_blank
+from turbodiff.spec.text import is_blank, whole
 
 SECONDS = re.compile(r"\d{1,4}(\.\d*)?")
 LARGEST = 1e9  # no number of a form is anywhere near
@@ -106,7 +106,8 @@ def defaults(spec: ModelSpec) -> FormValues:
 
 
 def sanitize(values: Mapping[str, object]) -> FormValues:
-    """The values that a form of ours can hold; what has another type is left out."""
+    """The values that a form of ours can hold; what has another type is left out, half a surrogate pair is "?"."""
+    values = {name: whole(value) if isinstance(value, str) else value for name, value in values.items()}
     try:
         return _ADAPTER.validate_python(values)
     except ValidationError as error:

@@ -1,5 +1,6 @@
 """Handlers of the page without a browser: what they answer, in the order of the parts that get it."""
 
+import json
 import re
 
 import gradio as gr
@@ -184,4 +185,6 @@ def test_no_button_blanks_the_page(events, argument):
 def test_half_a_surrogate_pair_in_a_search_or_a_name_is_drawn_as_a_question_mark(events):
     for answer in (events.look_for(UI_STATE, "\udcff", "all", "newest"), events.recall(UI_STATE, "\udcff")):
         assert "".join(str(part) for part in answer).encode()
+    for answer in (events.estimate(*row(events, prompt="a \udcff cat")), events.restore({"prompt": "a \udcff cat"})):
+        assert json.dumps(answer, ensure_ascii=False).encode()  # as Gradio writes it
     assert text("\udcff.safetensors") == "?.safetensors"

@@ -1,4 +1,4 @@
-"""What a continuation takes over from its clip, the requests of a storyboard, and `turbodiff extend`."""
+"""What a continuation takes over from its clip, the requests of a storyboard, `turbodiff extend` and `export`."""
 
 import subprocess
 import sys
@@ -107,3 +107,27 @@ def test_a_job_that_would_wait_for_itself_or_for_nobody_is_refused(tmp_path: Pat
         [{**DEMO, "nonce": "own"}, {"prompt": "on", "model": "demo-i2v", "nonce": "next", "after": "own"}]
     )
     assert studio.job(second).request.after == studio.job(first).request.nonce
+
+
+def test_the_clip_that_is_gone_on_from_is_never_the_output(tmp_path: Path) -> None:
+    """Under any of its names: the help says that it stays as it is."""
+    clip = tmp_path / "a clip.mp4"
+    write(clip, shapes(3))
+    sidecar_path(clip).write_text(Sidecar(request=make_request(DEMO)).model_dump_json())
+    (tmp_path / "link.mp4").symlink_to(clip)
+    before = clip.read_bytes()
+    for output in (clip, tmp_path / "." / "link.mp4"):
+        argv = [sys.executable, "-m", "turbodiff", "extend", str(clip), "a red circle", "-o", str(output)]
+        told = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+        assert told.returncode == 2 and "would be replaced" in told.stderr, told.stderr
+    assert clip.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["out.avi", "out.jpg", "out"])
+def test_an_export_under_an_ending_of_no_format_is_refused(tmp_path: Path, name: str) -> None:
+    clip = tmp_path / "clip.mp4"
+    write(clip, shapes(3))
+    argv = [sys.executable, "-m", "turbodiff", "export", str(clip), "-o", name]
+    told = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert told.returncode == 2 and ".webm" in told.stderr, told.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]

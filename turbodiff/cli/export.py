@@ -10,7 +10,7 @@ import typer
 
 from turbodiff.cli.flags import OUTPUTS, Json, Outputs, open_studio
 from turbodiff.spec.environment import expand
-from turbodiff.spec.errors import FileError, TurbodiffError
+from turbodiff.spec.errors import FileError, RequestError, TurbodiffError
 from turbodiff.spec.exports import FORMATS, make_export
 from turbodiff.spec.text import printable
 
@@ -32,8 +32,14 @@ def export(
 
     longest_first = sorted(FORMATS, key=lambda name: -len(FORMATS[name].suffix))  # .h265.mp4 before .mp4
     ending = output.name.lower() if output else ""
-    by_ending = next((name for name in longest_first if ending.endswith(FORMATS[name].suffix)), "mp4")
-    named = kind or ("first" if by_ending == "mp4" and ending.endswith(".png") else by_ending)
+    by_ending = next((name for name in longest_first if ending.endswith(FORMATS[name].suffix)), None)
+    by_ending = by_ending or ("first" if ending.endswith(".png") else "" if output else "mp4")
+    if not (named := kind or by_ending):  # an mp4 under any other name opens nowhere
+        endings = " | ".join(dict.fromkeys("." + one.suffix.rpartition(".")[2] for one in FORMATS.values()))
+        raise RequestError(
+            "no format of an export has this ending", code="export_field", field="output", got=ending[-40:],
+            expected=endings, try_instead="--format gif",
+        )  # fmt: skip
     limits = {"fps": fps, "upscale": upscale, "start_s": start_s, "end_s": end_s}
     asked = make_export({"format": named, "quality": quality, **limits})
     source, is_file = expand(clip), False

@@ -9,6 +9,7 @@ import typer
 
 from turbodiff.cli.flags import OUTPUTS, Json, Outputs, open_studio, takes_request
 from turbodiff.spec.environment import expand
+from turbodiff.spec.errors import OutputError
 
 if TYPE_CHECKING:
     from turbodiff.spec.events import Event
@@ -83,7 +84,10 @@ def extend(
     as_json: Json = False,
 ) -> None:
     """Go on where a clip ends: one mp4 of the clip and what the sentence says next."""
-    fields |= {"continues": str(expand(str(clip)).absolute()), **({"model": model} if model else {})}
+    source = expand(str(clip)).absolute()
+    if output is not None and expand(str(output)).resolve() == source.resolve():
+        raise OutputError("the clip would be replaced", code="extend_same", field="output", got=output.name)
+    fields |= {"continues": str(source), **({"model": model} if model else {})}
     open_studio(None, outputs).generate(fields, output=output, device=device, on_event=partial(tell, as_json))
 
 

@@ -15,6 +15,7 @@ from turbodiff.media.pictures import AdviceKey
 from turbodiff.plan.explain import REASON_KEYS
 from turbodiff.spec.events import Notice
 from turbodiff.spec.models import all_models
+from turbodiff.spec.request import Request
 from turbodiff.spec.wording import shared_catalogue
 from turbodiff.weights import kinds
 from webui.wording import Words, catalogue, language_of
@@ -73,6 +74,14 @@ def test_every_error_code_has_a_sentence():
     found = codes_in_the_source()
     assert {"picture_broken", "lora_half", "does_not_fit"} <= set(found)  # by keyword and by place
     assert not [code for code in found if f"error.{code}" not in shared_catalogue()]
+
+
+def test_every_field_of_a_request_that_is_refused_is_named_in_both_languages():
+    for field in Request.model_fields:
+        told = {"code": f"bad_{field}", "field": field, "what": "not a legal value", "got": "../x"}
+        for lang in ("en", "zh"):
+            said = Words(lang).error(told)
+            assert said not in ("not a legal value", Words(lang)("error.other", code=told["code"])), said
 
 
 def test_every_kind_of_file_that_is_none_of_ours_has_a_name_in_both_languages():

@@ -117,8 +117,11 @@ class Words:
     def error(self, fields: Mapping[str, object]) -> str:
         """What went wrong, from the fields of an error event (turbodiff/spec/errors.py)."""
         code, what = str(fields.get("code")), str(fields.get("what", ""))
-        unknown = what if self.lang == "en" and what else self("error.other", code=code)
         got = self.kind(str(fields.get("got", "")))
+        if code == f"bad_{fields.get('field')}":  # a field of a request without a sentence of its own
+            unknown = self("error.bad_value", field=fields.get("field"), got=got)
+        else:
+            unknown = what if self.lang == "en" and what else self("error.other", code=code)
         return self.or_else(f"error.{code}", unknown, **{"expected": "", "field": "", **fields, "got": got})
 
     def kind(self, got: str) -> str:

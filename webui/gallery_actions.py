@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
+from turbodiff.spec.errors import RequestError
 from turbodiff.spec.exports import make_export
 from turbodiff.studio import tags_of
 from webui.actions import Answer, UiState, number_of, object_of, wished_again
@@ -32,7 +33,8 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
     sentence = ""
     match name:
         case "versus" if len(picked) <= gallery.SEEDS_COMPARED:
-            return {**ui_state, "left": " ".join(picked[:-1]), "at": picked[-1] if picked else at, "picked": ""}, ""
+            shown = [one.id for one in map(reader.clip_called, picked)] or [at]
+            return {**ui_state, "left": " ".join(shown[:-1]), "at": shown[-1], "picked": ""}, ""
         case "seeds":
             same, missing = _compared_seeds(reader, argument)
             sentence = words("gallery.seeds_queued", n=missing) if missing else ""
@@ -44,20 +46,20 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
             sentence = words("export.begun")
         case "star":
             entry = index.entry(argument)
-            index.edit(targets, starred=not (entry and entry.starred))
+            if not index.edit(targets, starred=not (entry and entry.starred)):
+                raise _no_such_clip(argument)
         case "star_all":
             starred = [entry.starred for entry in map(index.entry, picked) if entry]
             sentence = words("gallery.changed", n=index.edit(picked, starred=not all(starred)))
         case "tags":  # "CLIP TAGS"
             clip_name, _, typed = argument.partition(" ")
-            index.edit([clip_name], tags=tags_of(typed))
+            if not index.edit([clip_name], tags=tags_of(typed)):
+                raise _no_such_clip(clip_name)
             sentence = words("clip.saved")
         case "tag_all":
-            for clip_name in picked:
-                entry = index.entry(clip_name)
-                if entry:
-                    index.edit([clip_name], tags=tags_of(" ".join((*entry.tags, argument))))
-            sentence = words("gallery.changed", n=len(picked))
+            found = [entry for entry in map(index.entry, picked) if entry]
+            done = [index.edit([one.name], tags=tags_of(" ".join((*one.tags, argument)))) for one in found]
+            sentence = words("gallery.changed", n=sum(done))
         case "trash" if targets:
             batch = index.delete(targets)
             deleted = words("gallery.deleted", n=len(targets)) if batch else words("gallery.nothing")
@@ -73,6 +75,10 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
             return None
     reader.changed(clips=True)
     return ui_state, sentence
+
+
+def _no_such_clip(name: str) -> RequestError:
+    return RequestError("no such clip", code="clip_unknown", field="clip", got=name[:80])
 
 
 def _compared_seeds(reader: StudioReader, name: str) -> tuple[list[str], int]:

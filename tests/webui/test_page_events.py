@@ -182,6 +182,15 @@ def test_no_button_blanks_the_page(events, argument):
         assert (drawn + str(note)).encode() and len(ui_state["left"].split()) <= 3
 
 
+@pytest.mark.parametrize("button", ["star", "tags", "note", "rate", "seeds", "trash", "versus"])
+def test_what_is_done_to_a_clip_that_another_browser_deleted_is_not_said_to_be_done(events, button):
+    # that tab still shows it, and has it chosen
+    ui_state, argument = {**UI_STATE, "picked": "gone here"}, {"versus": "", "rate": "gone 3 x"}.get(button, "gone x")
+    argument = "gone" if button == "star" else argument
+    *_, note = events.act(ui_state, gr.EventData(None, {"act": button, "arg": argument}))
+    assert "no longer there" in note
+
+
 def test_half_a_surrogate_pair_in_a_search_or_a_name_is_drawn_as_a_question_mark(events):
     for answer in (events.look_for(UI_STATE, "\udcff", "all", "newest"), events.recall(UI_STATE, "\udcff")):
         assert "".join(str(part) for part in answer).encode()

@@ -72,6 +72,7 @@ def test_an_old_clip_is_found_by_words_and_shown(shelf, chromium):
         page.press("#tags-side", "Enter")
         page.wait_for_selector(f"{TILE} small:has-text('#clip')")
         find(page, "seed：148", 1)
+        page.wait_for_selector(f"{TILE}[data-clip='{shelf.names[148]}']")  # there was one before, too
         page.click(f"{TILE} .pic")
         page.wait_for_selector(f"#side .td-card[data-clip='{shelf.names[148]}']")
         assert [page.input_value(field) for field in ("#tags-side", "#note-side")] == ["", ""]
@@ -244,6 +245,20 @@ def test_the_gallery_fits_a_phone(shelf, chromium, path, scheme):
         page.click(f"{TILE} .td-check >> nth=0")
         page.wait_for_selector(f"{TILE}.picked")
         shot(page, f"phone{path.strip('/')}-{scheme}")
+
+
+def test_on_a_phone_what_a_search_finds_is_on_the_screen(shelf, chromium):
+    with tab(chromium, shelf, viewport={"width": 390, "height": 844}, has_touch=True) as page:
+        open_gallery(page)
+
+        def top(selector):
+            return page.locator(selector).first.bounding_box()["y"]
+
+        assert top(f"{TILE} .pic") < 600  # clips, not the player of one that nobody chose
+        page.tap(f"{TILE} .pic >> nth=3")
+        page.wait_for_function("document.querySelector('#side .td-player').getBoundingClientRect().top < 200")
+        find(page, "seed:20", 1)
+        assert 0 <= top(f"{TILE} .pic") < 600 and not page.locator("#side").is_visible()
 
 
 def test_a_clip_is_trimmed_and_exported_as_gif_and_saved(shelf, chromium, tmp_path):

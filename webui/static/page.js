@@ -159,7 +159,10 @@
       soon("#ask button", (first) => first.focus());
     }
     if (event.target.closest("#tabs [role=tab]")) document.querySelectorAll("#note .td-note").forEach((old) => { old.hidden = true; });
-    if (isNarrow() && event.target.closest("#gallery-grid .pic")) document.getElementById("gallery-side").scrollIntoView({ block: "start" });
+    if (event.target.closest("#gallery-grid .pic")) {
+      document.getElementById("gallery").classList.add("opened");
+      if (isNarrow()) document.getElementById("gallery-side").scrollIntoView({ block: "start" });
+    }
     const button = event.target.closest(BUTTONS);
     if (button) press(button); else if (event.target.id === "help") actions.help();
   });
@@ -178,6 +181,9 @@
     const again = [...document.querySelectorAll(BUTTONS)].find((one) => same(one, was.button) && !one.disabled);
     if (again) press(again);
   }, true);
+
+  // on a narrow page the opened clip is above the others: who searches or filters then sees what is found
+  document.addEventListener("focusin", (event) => { if (event.target.closest?.("#shelf")) document.getElementById("gallery").classList.remove("opened"); });
 
   // what a note objects to may be gone with the next change of the form
   document.addEventListener("input", (event) => {

@@ -5,6 +5,7 @@ import re
 
 import gradio as gr
 import pytest
+from gradio.data_classes import ImageData
 
 from turbodiff.diagnostics.logs import RUN_LOG, STARTUP_LOG, LogFile
 from turbodiff.plan.hardware import Machine, pretend
@@ -120,6 +121,17 @@ def test_the_form_can_hold_what_a_request_may_ask(events):
         assert [part.preprocess(value) for value in values] == [*values]
 
 
+def test_a_picture_of_any_bytes_is_opened_by_no_component(events, tmp_path):
+    # Gradio makes a component anew, of the same class, for each tab to which a property of it was sent (6.31)
+    odd = tmp_path / "renamed.png"
+    odd.write_text("<svg/>")
+    for name in form.PICTURES:
+        part = events.page.create.fields[name]
+        again = type(part)(**{**part.constructor_args, "visible": True, "render": False})
+        assert again.preprocess(ImageData(path=str(odd))) == str(odd) and again.preprocess(None) is None
+        assert again.get_block_name() == "image"
+
+
 def test_what_comes_with_the_page_is_what_it_would_be_answered(events):
     first, (*told, opened) = events.first(), events.opened(UI_STATE, None)
     parts = [*events.panels, None, *events.fields, *events.boxes, *events.estimated]
@@ -194,6 +206,7 @@ def test_what_is_done_to_a_clip_that_another_browser_deleted_is_not_said_to_be_d
 def test_half_a_surrogate_pair_in_a_search_or_a_name_is_drawn_as_a_question_mark(events):
     for answer in (events.look_for(UI_STATE, "\udcff", "all", "newest"), events.recall(UI_STATE, "\udcff")):
         assert "".join(str(part) for part in answer).encode()
-    for answer in (events.estimate(*row(events, prompt="a \udcff cat")), events.restore({"prompt": "a \udcff cat"})):
+    asked = row(events, prompt="a \udcff cat")
+    for answer in (events.estimate(OPENED, *asked), events.restore({"prompt": "a \udcff cat"})):
         assert json.dumps(answer, ensure_ascii=False).encode()  # as Gradio writes it
     assert text("\udcff.safetensors") == "?.safetensors"

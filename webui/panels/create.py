@@ -1,11 +1,14 @@
 """The form: prompt, picture, model, size, length, seed, Advanced, and the button that says what will run."""
 
+from abc import ABCMeta
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, get_args
 
 import gradio as gr
+from gradio.component_meta import ComponentMeta
 from gradio.components import Component
+from gradio.data_classes import ImageData
 
 from turbodiff.spec.exports import RATES, SCALES
 from turbodiff.spec.models import ModelSpec, all_models
@@ -119,19 +122,20 @@ def build(words: Words, spec: ModelSpec, here: Mapping[str, bool], examples: str
     return Create(fields, opened, *boxes, go, anyway, rounds, residency, loras, whole, segments, longer, note, undo)
 
 
-def _holdable(part: Component, value: Any) -> Any:
+def _holdable(part: Component, value: object) -> object:
     """The value as a field can hold it: a slider's nearest, of choices those that it has, else what it was built with.
 
     Gradio shows whatever it is sent, and then refuses every event that sends it back.
     """
     if isinstance(part, gr.Slider):
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return min(max(value, part.minimum), part.maximum) if is_number else part.value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return min(max(value, part.minimum), part.maximum)
+        return part.value
     if not isinstance(part, gr.Radio | gr.CheckboxGroup | gr.Dropdown):
         return value
     choices = [choice for _, choice in part.choices]
     if isinstance(part, gr.CheckboxGroup):
-        return [one for one in value or () if one in choices]
+        return [one for one in value if one in choices] if isinstance(value, list) else []
     return value if value in choices else part.value
 
 
@@ -140,9 +144,29 @@ def prompt_hint(spec: ModelSpec, words: Words) -> str:
     return words("example.demo_1" if spec.bundled else "create.prompt_hint")
 
 
-def _picture(words: Words, name: str, height: int) -> gr.Image:
-    """The upload of a picture; its bytes are decoded within limits elsewhere, the web process never opens them."""
-    picture = gr.Image(
+class Unwritten(ComponentMeta):
+    """Gradio's class of components, but for the .pyi that it writes beside the source of each (6.31)."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], attrs: dict[str, object]) -> "Unwritten":
+        """A component's class as Python makes it."""
+        return ABCMeta.__new__(cls, name, bases, attrs)
+
+
+class Picture(gr.Image, metaclass=Unwritten):
+    """The upload of a picture; its bytes are decoded within limits elsewhere, the web process never opens them.
+
+    A class, not a changed component: Gradio makes another one of the same class for each tab whose form is filled.
+    """
+
+    is_template = True  # the browser's part is that of gr.Image
+
+    def preprocess(self, payload: ImageData | None) -> str | None:
+        """Where the upload lies; Gradio's own reads it with PIL."""
+        return payload.path if payload else None
+
+
+def _picture(words: Words, name: str, height: int) -> Picture:
+    return Picture(
         label=words(f"create.{name}"),
         type="filepath",
         image_mode=None,
@@ -152,9 +176,6 @@ def _picture(words: Words, name: str, height: int) -> gr.Image:
         elem_id=name.replace("_", "-"),
         buttons=[],
     )
-    # Gradio's own reads the head with PIL
-    picture.preprocess = lambda payload: payload and payload.path  # type: ignore[method-assign,assignment,return-value]
-    return picture
 
 
 def model_choices(here: Mapping[str, bool], words: Words) -> list[tuple[str, str]]:

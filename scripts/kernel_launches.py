@@ -184,6 +184,7 @@ def record_calls(
 
     with (
         mock.patch.object(JITFunction, "__getitem__", take),
+        mock.patch.object(norm, "arch", lambda _: capability),
         mock.patch.object(gemm, "arch", lambda _: capability),
         mock.patch.object(sage, "arch", lambda _: capability),
     ):

@@ -139,13 +139,24 @@ def block_cycles(row: Measured, card: Card, iterations: float) -> float:
     return iterations * matrix_rate(row, card).cycles + around + LATENCY_CYCLES / blocks_an_sm(row, card)
 
 
+def rounds(row: Measured) -> int:
+    """How often a pass over memory goes through its loop: once for every token of a group, or for every head."""
+    if not row.code.loop_instructions:
+        return 1
+    tokens = row.constants.get("GROUP", 1) // row.constants.get("ROWS", 1)  # type: ignore[operator]
+    return max(1, row.constants.get("HEADS", tokens))  # type: ignore[call-overload]
+
+
 def copy_share(row: Measured, card: Card) -> float:
-    """Of a pass over memory: the share of the copy rate that it reaches."""
-    rounds = row.constants.get("GROUP", 1) // row.constants.get("ROWS", 1) if row.code.loop_instructions else 1  # type: ignore[operator]
-    instructions = row.code.instructions + (rounds - 1) * row.code.loop_instructions
-    issue = instructions * row.warps / SCHEDULERS
+    """Of a pass over memory: the share of the copy rate that it reaches. A loop waits for its bytes in every round,
+    since the compiler reads nothing ahead in loops without a matrix product; other blocks go on meanwhile.
+
+    Bytes are those of the card's memory: what several programs read again from its second cache counts once.
+    """
+    times = rounds(row)
+    issue = (row.code.instructions + (times - 1) * row.code.loop_instructions) * row.warps / SCHEDULERS
     memory = row.traffic_bytes / row.programs / (card.copy_tb_s * 1000 / card.multiprocessors / card.ghz)
-    alone = LATENCY_CYCLES + issue + memory
+    alone = times * LATENCY_CYCLES + issue + memory
     return memory / max(memory + issue / 2, alone / blocks_an_sm(row, card))
 
 

@@ -57,23 +57,23 @@ class Inputs(NamedTuple):
         return numbers.to(self.device, dtype or self.dtype)
 
 
-def _heads(make: Inputs) -> list[Tensor]:
-    """Queries, keys with a mean, values [1, 330, 2, 128]: views of one packed projection, as a block makes them.
+def _heads(make: Inputs, count: int = 2) -> list[Tensor]:
+    """Queries, keys with a mean, values [1, 330, count, 128]: views of one packed projection, as a block makes them.
 
     Each block of tokens has something in common, so that which blocks belong together is plain. One clip: a prompt and
     a negative prompt are passes of their own (runtime/denoise.py), so attention never meets two.
     """
-    q, k, v = (t.unflatten(-1, (2, 128)) for t in make.randn(1, 330, 768).chunk(3, dim=-1))
+    q, k, v = (t.unflatten(-1, (count, 128)) for t in make.randn(1, 330, 384 * count).chunk(3, dim=-1))
     for t, block, seed in ((q, 128, 7), (k, 64, 8)):
-        t.add_(make.randn(1, -(-330 // block), 2, 128, seed=seed).repeat_interleave(block, 1)[:, :330])
-    return [q, k.add_(make.randn(2, 128, seed=1)), v]
+        t.add_(make.randn(1, -(-330 // block), count, 128, seed=seed).repeat_interleave(block, 1)[:, :330])
+    return [q, k.add_(make.randn(count, 128, seed=1)), v]
 
 
-def _projections(make: Inputs) -> list[Tensor | float]:
-    """Queries, keys and values [1, 330, 256] before their norm, its weights, angles and epsilon."""
+def _projections(make: Inputs, heads: int = 2) -> list[Tensor | float]:
+    """Queries, keys and values [1, 330, heads * 128] before their norm, its weights, angles and epsilon."""
     angles = make.randn(330, 64, seed=6, dtype=torch.float32) / 8
-    weights = [1 + make.randn(256, seed=seed) / 4 for seed in (4, 5)]
-    return [*(t.flatten(2) for t in _heads(make)), *weights, angles.cos(), angles.sin(), EPS]
+    weights = [1 + make.randn(heads * 128, seed=seed) / 4 for seed in (4, 5)]
+    return [*(t.flatten(2) for t in _heads(make, heads)), *weights, angles.cos(), angles.sin(), EPS]
 
 
 def _norms(m: ModuleType, make: Inputs, width: int, length: int) -> list[Tensor]:
@@ -132,7 +132,8 @@ def results(op: str, m: ModuleType, make: Inputs) -> list[Tensor]:
             *m.int8_linear_quantize(*quant.quantize_tiles(a), *quant.quantize_tiles(b), bias, make.dtype, True)
         ]
     if op == "sage":
-        return [m.sage_attention(*_heads(make), **loop), m.normed_sage_attention_(*_projections(make), **loop)]
+        # four heads, as many as a program takes in turn
+        return [m.sage_attention(*_heads(make), **loop), m.normed_sage_attention_(*_projections(make, 4), **loop)]
     # both branches alike in size, and no large bias: else one could be wrong by half and nobody would see it
     more = (make.randn(128, 128, seed=2) / 6, make.randn(128, seed=3) / 64, 0.5, op == "sagesla")
     whole = m.normed_sla_attention_(*_projections(make), *more, **loop)

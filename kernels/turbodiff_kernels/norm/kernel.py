@@ -10,9 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from turbodiff_kernels.backend import HOPPER, arch
 from turbodiff_kernels.norm.reference import GROUP, groups
 from turbodiff_kernels.quant.kernel import (
     larger,
+    largest_of_pairs,
     peak,
     read_part,
     read_parts,
@@ -124,8 +126,8 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor
     _layer_norm_kernel[(triton.cdiv(length, LAYER_NORM_GROUP), batch)](
         x, weight, bias, out, out_scale, length, x.stride(0), x.stride(1),
         weight.stride(0) if modulate else 0, bias.stride(0) if modulate else 0, eps,
-        MODULATE=modulate, QUANTIZE=out_scale is not None, CHANNELS=channels, SIZE=256 * warps,
-        GROUP=LAYER_NORM_GROUP, num_warps=warps,
+        MODULATE=modulate, QUANTIZE=out_scale is not None, PAIRS=arch(x.device) == HOPPER, CHANNELS=channels,
+        SIZE=256 * warps, GROUP=LAYER_NORM_GROUP, num_warps=warps,
     )  # fmt: skip
 
 
@@ -149,7 +151,8 @@ def _rms_norm_rope_(
 @triton.jit(do_not_specialize=["length"])
 def _layer_norm_kernel(
     x, weight, bias, out, out_scale, length, x_batch, x_row, weight_batch, bias_batch, eps,
-    MODULATE: tl.constexpr, QUANTIZE: tl.constexpr, CHANNELS: tl.constexpr, SIZE: tl.constexpr, GROUP: tl.constexpr,
+    MODULATE: tl.constexpr, QUANTIZE: tl.constexpr, PAIRS: tl.constexpr, CHANNELS: tl.constexpr, SIZE: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
     batch, first = tl.program_id(1).to(tl.int64), tl.program_id(0) * GROUP
     weights = read_parts(weight + batch * weight_batch, SIZE, CHANNELS)
@@ -173,9 +176,12 @@ def _layer_norm_kernel(
         for i in tl.static_range(count):
             normed += ((parts[i] * by - shift) * (weights[i] + 1.0 if MODULATE else weights[i]) + biases[i],)
         if QUANTIZE:
-            largest = tl.abs(normed[0])
+            largest = largest_of_pairs(normed[0], SIZE) if PAIRS else tl.abs(normed[0])
             for i in tl.static_range(1, count):
-                largest = larger(largest, tl.abs(normed[i]))
+                if PAIRS:
+                    largest = tl.maximum(largest, largest_of_pairs(normed[i], SIZE))
+                else:
+                    largest = larger(largest, tl.abs(normed[i]))
             quantum = larger(peak(largest), 1e-8) / 127.0
             quanta = tl.where(member == step, quantum, quanta)
             factor = tl.rsqrt(quantum * quantum)  # 1 / quantum in two instructions instead of eight

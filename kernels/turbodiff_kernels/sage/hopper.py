@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from turbodiff_kernels.sage.loop import FP8_BITS, feature_map, in_fours, value_scale
+from turbodiff_kernels.quant.kernel import widen
+from turbodiff_kernels.sage.loop import FP8_BITS, exponentials, in_fours, value_scale
 from turbodiff_kernels.sage.reference import BLOCK_K, BLOCK_Q
 
 LINEAR_ROWS = 64
@@ -101,10 +102,12 @@ def linear_kernel(
     batch, head = slot // heads, slot % heads
     row, d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM)
     here, wide = (row < length)[:, None], row.to(tl.int64)[:, None]
-    at = q + batch * q_batch + head * q_head + wide * q_row + d[None, :]
-    phi = feature_map(tl.load(at, mask=here, other=0.0).to(tl.float32))
-    below = eps + tl.sum(phi * tl.load(total + slot * DIM + d)[None, :], 1)
+    # instead of what is not there the last row, again
+    at = q + batch * q_batch + head * q_head + tl.minimum(row, length - 1).to(tl.int64)[:, None] * q_row + d[None, :]
+    # phi is what follows over its sum, which stands above and below the line, so it is never taken
+    x = exponentials(widen(tl.load(at)))
+    below = tl.sum(x * (tl.load(total + slot * DIM + d) + eps)[None, :], 1)
     square = tl.load(state + slot * DIM * DIM + d[:, None] * DIM + d[None, :])
-    y = tl.dot(phi.to(square.dtype), square) * (1.0 / below)[:, None] + tl.load(bias + d).to(tl.float32)[None, :]
+    y = tl.dot(x.to(square.dtype), square) * (1.0 / below)[:, None] + tl.load(bias + d).to(tl.float32)[None, :]
     to = out + (batch * length + wide) * heads * DIM + head * DIM + d[None, :]
     tl.store(to, y.to(out.dtype.element_ty), mask=here)

@@ -1,6 +1,7 @@
 """INT8 rows of queries and keys in Triton: a scale per block of tokens and head, means of blocks, or norm and rotation
 before that. One reading, one writing of half as much."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from turbodiff_kernels.quant.kernel import larger, peak, round_to_int8, widen
+
+NORMED_HEADS = 4  # of keys that one program takes at most, with one reading of their rotation
+# Of a thread where rows are normed: without a mean two programs of 8 warps fit a multiprocessor, with one three of 4.
+NORMED_REGISTERS = {False: 128, True: 168}
 
 
 class Quantized(NamedTuple):
@@ -38,9 +43,11 @@ def quantize(x: Tensor, mean: Tensor | None, block: int, norm: NormRope | None =
     assert aligned, "two channels of 16 bits are read as one number of 32"
     blocks, rows = triton.cdiv(length, block), x.new_empty(x.shape, dtype=torch.int8)
     scale = x.new_empty((batch, heads, blocks), dtype=torch.float32)
-    _norm_quantize_kernel[(blocks, heads, batch)](
-        x, mean, rows, scale, *norm, 1.0 / count, length, *x.stride()[:3],
-        SMOOTH=mean is not None, ROWS=block, DIM=dim, num_warps=block // 16,
+    smooth = mean is not None
+    together = math.gcd(heads, NORMED_HEADS) if smooth else 1
+    _norm_quantize_kernel[(blocks, heads // together, batch)](
+        x, mean, rows, scale, *norm, 1.0 / count, length, heads, *x.stride()[:3],
+        SMOOTH=smooth, ROWS=block, HEADS=together, DIM=dim, num_warps=block // 16, maxnreg=NORMED_REGISTERS[smooth],
     )  # fmt: skip
     return Quantized(rows, scale)
 
@@ -106,10 +113,19 @@ def _quantize_pool_kernel(
 
 
 @triton.jit
-def _read_pairs(at, pair):
+def int8_pairs(even, odd):
+    """Nearest INT8 of two float32, the first in the lower byte of an INT16, as `round_to_int8` does it. 128 more keeps
+    the lower byte from borrowing of the upper one; it is taken away from both bytes of two pairs in one instruction."""
+    even = (even + (12582912.0 + 128.0)).to(tl.int32, bitcast=True)
+    odd = (odd + 12582912.0).to(tl.int32, bitcast=True)
+    return ((odd << 8) + even).to(tl.int16) ^ 128
+
+
+@triton.jit
+def _read_pairs(at, row, pair):
     """Channels 0 2 4 ... and 1 3 5 ... in float32 of rows that begin at `at` [ROWS, 1]; two of 16 bits are one load."""
     if at.dtype.element_ty.primitive_bitwidth == 16:
-        both = tl.load(at.to(tl.pointer_type(tl.int32)) + pair)
+        both = tl.load(at.to(tl.pointer_type(tl.int32)) + pair + row)
         if at.dtype.element_ty == tl.bfloat16:
             return (both << 16).to(tl.float32, bitcast=True), (both & -65536).to(tl.float32, bitcast=True)
         even, odd = (
@@ -117,44 +133,56 @@ def _read_pairs(at, pair):
             (both >> 16).to(tl.int16).to(tl.float16, bitcast=True),
         )
         return even.to(tl.float32), odd.to(tl.float32)
-    return tl.load(at + 2 * pair).to(tl.float32), tl.load(at + 2 * pair + 1).to(tl.float32)
+    return tl.load(at + 2 * (pair + row)).to(tl.float32), tl.load(at + 2 * (pair + row) + 1).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["length"])
 def _norm_quantize_kernel(
-    x, mean, rows, scale, factor, weight, cos, sin, share, length, x_batch, x_row, x_head,
-    SMOOTH: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
+    x, mean, rows, scale, factor, weight, cos, sin, share, length, heads, x_batch, x_row, x_head,
+    SMOOTH: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Norm, rotation, subtraction of the mean and INT8 of one block of one head, all in pairs of channels: what is read
-    is rotated in pairs, and two INT8 are written as one number, so that no value changes its thread."""
-    block, head, heads, batch = tl.program_id(0), tl.program_id(1), tl.num_programs(1), tl.program_id(2).to(tl.int64)
+    """Norm, rotation, subtraction of the mean and INT8 of one block of HEADS heads, one after the other, all in pairs
+    of channels: what is read is rotated in pairs, and two INT8 are written as one number, so that no value changes its
+    thread. Where a mean is subtracted, factor times rotation stays in registers for all heads."""
+    block, head, batch = tl.program_id(0), tl.program_id(1) * HEADS, tl.program_id(2)
     half: tl.constexpr = DIM // 2
     first, slot, d, pair = block * ROWS, batch * heads + head, tl.arange(0, DIM), tl.arange(0, half)[None, :]
     # instead of what is not there the last row, again: largest value and result stay what they are
     r = tl.minimum(tl.arange(0, ROWS), length - 1 - first)
-    turn, token = first.to(tl.int64) * half, batch * length + first
-    x += batch * x_batch + head.to(tl.int64) * x_head + first.to(tl.int64) * x_row
-    even, odd = _read_pairs(x + r[:, None] * x_row, pair)
-    even_weight, odd_weight = _read_pairs(weight + head * DIM, pair)
-    even, odd = even * even_weight, odd * odd_weight
-    cosine, sine = tl.load(cos + turn + r[:, None] * half + pair), tl.load(sin + turn + r[:, None] * half + pair)
-    even, odd = even * cosine - odd * sine, even * sine + odd * cosine
-    by = tl.load(factor + token + r)[:, None]
+    token = batch * length + first
+    x += batch.to(tl.int64) * x_batch + head * x_head + first.to(tl.int64) * x_row
+    rows = (rows + (token.to(tl.int64) * heads + head) * DIM).to(tl.pointer_type(tl.int16))
+    by = tl.load(factor + (token + r))[:, None]
+    turn = first * half + pair + r[:, None] * half
     if SMOOTH:
-        centre = tl.load(mean + slot * DIM + d).to(tl.float32) * share
-        even_centre, odd_centre = tl.split(tl.reshape(centre, (1, half, 2)))
-        even, odd = even * by - even_centre, odd * by - odd_centre
-    largest = larger(tl.abs(even), tl.abs(odd))
-    if not SMOOTH:  # `by` is multiplied with the largest of 8 pairs, then with 1 / step: 10 products for 16 values
-        for size in tl.static_range(3):
-            a, b = tl.split(tl.reshape(largest, (ROWS, half >> (size + 1), 2)))
-            largest = larger(a, b)
-        largest *= by
-    step = peak(largest) / 127.0 + 1e-7
-    inverse = tl.rsqrt(step * step)  # 1 / step, and ties to even: a tie may fall to the other side
-    if not SMOOTH:
-        inverse = by * inverse
-    even, odd = round_to_int8(even * inverse).to(tl.int16), round_to_int8(odd * inverse).to(tl.int16)
-    rows = (rows + (token * heads + head) * DIM).to(tl.pointer_type(tl.int16))
-    tl.store(rows + r[:, None] * (heads * half) + pair, (even & 255) | (odd << 8))
-    tl.store(scale + slot * tl.num_programs(0) + block, step)
+        cosine, sine = tl.load(cos + turn) * by, tl.load(sin + turn) * by
+    for i in range(HEADS):
+        even, odd = _read_pairs(x, r[:, None] * (x_row >> 1), pair)
+        even_weight, odd_weight = _read_pairs(weight + (head + i) * DIM, 0, pair)
+        even, odd = even * even_weight, odd * odd_weight
+        if SMOOTH:
+            centre = tl.load(mean + (slot + i) * DIM + d).to(tl.float32) * share
+            even_centre, odd_centre = tl.split(tl.reshape(centre, (1, half, 2)))
+            even, odd = (
+                even * cosine - tl.fma(odd, sine, even_centre),
+                tl.fma(even, sine, odd * cosine - odd_centre),
+            )
+        else:
+            cosine, sine = tl.load(cos + turn), tl.load(sin + turn)
+            even, odd = even * cosine - odd * sine, even * sine + odd * cosine
+        largest = larger(tl.abs(even), tl.abs(odd)).to(tl.int32, bitcast=True)
+        if not SMOOTH:  # `by` is multiplied with the largest of 8 pairs, then with 1 / step: 10 products for 16 values
+            for size in tl.static_range(3):
+                a, b = tl.split(tl.reshape(largest, (ROWS, half >> (size + 1), 2)))
+                largest = tl.maximum(a, b)
+        largest = largest.to(tl.float32, bitcast=True)
+        if not SMOOTH:
+            largest *= by
+        step = peak(largest) / 127.0 + 1e-7
+        inverse = tl.rsqrt(step * step)  # 1 / step, and ties to even: a tie may fall to the other side
+        if not SMOOTH:
+            inverse = by * inverse
+        tl.store(rows + pair + r[:, None] * (heads * half), int8_pairs(even * inverse, odd * inverse))
+        tl.store(scale + (slot + i) * tl.num_programs(0) + block, step)
+        x += x_head
+        rows += half

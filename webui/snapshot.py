@@ -265,15 +265,18 @@ class StudioReader:
         """The form's values as fields of a request, with files of this machine for names.
 
         Args:
-            keep: copy the picture below the state folder, named by its content: uploads are swept.
+            keep: copy the picture below the state folder, named by its content: uploads are swept. It is looked at
+                first: what the page has shown is known already, and what cannot be read makes no job.
 
         Raises:
             RequestError: a picture that was not uploaded, a LoRA that is not here.
+            FileError: with `keep`, not a picture that can be used.
         """
         fields = form.request_fields(values)
         for name in [name for name in form.PICTURES if fields.get(name)]:
             upload = picture = self.own(Path(str(fields[name])))
             if keep:
+                pictures.look(upload)
                 data = upload.read_bytes()
                 picture = (
                     self.studio.state

@@ -144,6 +144,18 @@ def test_a_reload_keeps_a_picture_that_was_uploaded_here_and_no_other(events, tm
         assert not events.restore({**held, "image": gone})[place].get("value")
 
 
+def test_a_picture_that_cannot_be_read_makes_no_job(events):
+    uploads = events.reader.studio.state / "uploads"
+    uploads.mkdir(parents=True, exist_ok=True)
+    (uploads / "web.png").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    spec, before = find_model("demo-i2v"), events.reader.studio.jobs()
+    asked = {**form.defaults(spec), **DEMO, "kind": "i2v", "model": spec.name, "image": str(uploads / "web.png")}
+    told = events.go({**INITIAL_UI_STATE}, *test_page_events.row(events, **asked))[-1]
+    shown = events.look(*test_page_events.row(events, **asked))
+    assert "warn" in told and re.sub("<[^>]*>", "", shown) in re.sub("<[^>]*>", "", told)
+    assert events.reader.studio.jobs() == before and not list((events.reader.studio.state).glob("pictures/*"))
+
+
 def test_a_folder_for_loras_is_named_where_there_is_none():
     drawn = form_help.draw_loras([], "/models/loras", False, EN)
     assert "LoRA" in drawn and "/models/loras" in drawn

@@ -213,8 +213,7 @@ def test_four_seeds_play_in_sync_to_the_end_of_the_longest(shelf, chromium):
         find(page, "family seed:0", 1)
         show_first(page)
         page.click("#side [data-act=seeds]")
-        page.wait_for_selector("#compare video >> nth=3")
-        assert len(set(page.evaluate(SOURCES))) == 4  # of seed 1, 2, 3 and 0
+        page.wait_for_function(f"new Set({SOURCES}).size === 4")  # of seed 1, 2, 3 and 0
         until("all.every((one) => one.readyState >= 2 && one.getBoundingClientRect().bottom < innerHeight)")
         shot(page, "four")
         page.evaluate(f"{PLAYERS} all[0].playbackRate = 0.5")  # as on a busy machine: alone it would fall behind by 2 s

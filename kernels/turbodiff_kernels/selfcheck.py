@@ -218,8 +218,9 @@ def apart(op: str, device: torch.device, code: str = APART, limit_s: float = APA
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"its check did not end in {limit_s:.0f} s"
-    if done.returncode == 0:
-        return str(json.loads(done.stdout.splitlines()[-1]))
+    told = done.stdout.splitlines()
+    if done.returncode == 0 and told:
+        return str(json.loads(told[-1]))
     last = (done.stderr.strip().splitlines() or [""])[-1]
     if -done.returncode in CRASHES:
         return f"its check ended its process by {CRASHES[-done.returncode]}"

@@ -21,6 +21,7 @@ from turbodiff.archive.clips import (
     sweep,
 )
 from turbodiff.archive.disk import check_output, check_place
+from turbodiff.gpu.process_identity import process_mark
 from turbodiff.spec.clips import Sidecar
 from turbodiff.spec.errors import FileError, OutputError
 from turbodiff.spec.request import make_request
@@ -187,6 +188,26 @@ def test_the_sweep_spares_what_a_living_process_writes(tmp_path: Path) -> None:
         path.write_bytes(b"x")
     assert sweep(tmp_path) == [dead]
     assert mine.exists() and not dead.exists()
+
+
+def test_what_a_killed_process_left_is_removed_before_its_parent_has_asked_for_it(tmp_path: Path) -> None:
+    """A zombie has a number and a start, and writes nothing more."""
+    child = subprocess.Popen(["sleep", "600"])
+    named, own = tmp_path / f".x.{process_mark(child.pid)}.partial.mp4", tmp_path / ".partial" / f"2.0.{child.pid}.mp4"
+    own.parent.mkdir()
+    for path in (named, own):
+        path.write_bytes(b"x")
+
+    def left() -> list[Path]:
+        check_output(tmp_path / "out.mp4", 16, 16, 1)
+        sweep(tmp_path)
+        return [path for path in (named, own) if path.exists()]
+
+    assert left() == [named, own]
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert left() == []
+    child.wait()
 
 
 def test_fault_41_outputs_are_checked_before_the_work(tmp_path: Path) -> None:

@@ -24,10 +24,9 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
-import psutil
 from pydantic import JsonValue
 
-from turbodiff.gpu.process_identity import process_mark
+from turbodiff.gpu.process_identity import is_alive, process_mark
 from turbodiff.media.tags import read_settings_tag
 from turbodiff.spec.clips import MAX_CLIP_NAME_BYTES, ClipResult, Sidecar, read_record
 from turbodiff.spec.errors import FileError, VerifyError
@@ -326,7 +325,7 @@ def sweep(outputs: Path) -> list[Path]:
     gone = []
     for path in files_of(outputs / PARTIAL):
         parts = path.name.split(".")
-        if not (len(parts) > 2 and parts[2].isdecimal() and psutil.pid_exists(int(parts[2]))):
+        if not (len(parts) > 2 and parts[2].isdecimal() and is_alive(int(parts[2]))):
             gone.append(path)
     for path in itertools.chain.from_iterable(files_of(day) for day in day_folders(outputs)):
         clip = path.with_suffix("")

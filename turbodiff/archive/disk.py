@@ -8,10 +8,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-import psutil
-
 from turbodiff.archive.clips import PARTIAL, partial_path, sidecar_path
-from turbodiff.gpu.process_identity import process_mark, start_ticks
+from turbodiff.gpu.process_identity import is_alive, process_mark, start_ticks
 from turbodiff.media.ffmpeg import h264_encoder
 from turbodiff.spec.cached import Once
 from turbodiff.spec.errors import OutputError
@@ -45,7 +43,7 @@ def remove_left(outputs: Path) -> None:
     for path in files_of(outputs / PARTIAL):
         parts = path.name.split(".")
         with contextlib.suppress(OSError):
-            gone = len(parts) > 3 and parts[2].isdecimal() and not psutil.pid_exists(int(parts[2]))
+            gone = len(parts) > 3 and parts[2].isdecimal() and not is_alive(int(parts[2]))
             if gone and time.time() - path.stat().st_mtime > STALE_S:
                 path.unlink()
 
@@ -82,7 +80,7 @@ def check_output(output: Path, width: int, height: int, num_frames: int) -> None
     for path in output.parent.glob(".*.partial.mp4*"):  # of runs that were killed, not of another machine's
         if not (left := LEFT.fullmatch(path.name)):
             continue
-        pid, gone = int(left[2]), not psutil.pid_exists(int(left[2]))
+        pid, gone = int(left[2]), not is_alive(int(left[2]))
         with contextlib.suppress(OSError):  # gone meanwhile, or not ours to remove
             if left[4] and left[4] == place:  # of this boot, in our PID namespace: one that is not to be seen is over
                 gone = gone or start_ticks(pid) not in (None, int(left[3]))

@@ -49,3 +49,13 @@ def is_running(pid: int, ticks: int) -> bool:
         return start_ticks(pid) == ticks and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+def is_alive(pid: int) -> bool:
+    """Whether some process of that number still runs; a zombie, which its parent has not asked for yet, does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True

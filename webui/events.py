@@ -247,8 +247,8 @@ class PageEvents:
 
     def first(self) -> First:
         """What a browser without a draft shows, as properties of components; it comes with the page itself."""
-        panels, told = self.renderer.changed(INITIAL_UI_STATE)[:-1], self.restore(None)
-        form_parts = [*self.fields, *self.boxes, *self.estimated]
+        panels, told = self.renderer.changed(INITIAL_UI_STATE)[:-1], [*self.restore(None), OPENED]
+        form_parts = [*self.fields, *self.boxes, *self.estimated, self.page.create.opened]
         return {"panels": properties(self.panels, panels), "form": properties(form_parts, told)}
 
     @handler

@@ -89,7 +89,8 @@ def test_the_first_meter_comes_with_the_page_and_the_form_is_usable_then(chromiu
     assert " · " in page.inner_text("#go") and page.inner_text("#verdict") and page.inner_text("#bar").strip()
     page.fill("#prompt textarea", "a red circle")
     page.click("#advanced > .label-wrap")
-    assert [page.input_value(f"#{name} input") for name in ("guidance", "shift", "fps")] == ["", "", "16"]
+    shown = "['guidance', 'shift', 'fps'].map((name) => document.querySelector(`#${name} input`)?.value).join()"
+    page.wait_for_function(f"{shown} === ',,16'")  # Gradio draws 0 for a moment while it mounts them
     context.close()
 
 
@@ -106,6 +107,24 @@ def test_a_kept_form_is_not_shown_with_the_meter_of_another(chromium, empty):
     page.wait_for_selector("#bar h1", timeout=90_000)
     page.wait_for_selector("#prompt textarea")
     assert not page.query_selector("#meter .td-meter") and page.inner_text("#go") == "Generate"
+    context.close()
+
+
+def test_what_is_typed_before_the_first_answer_is_kept(chromium, empty):
+    context = chromium.new_context(locale="en-US")
+    page, held = context.new_page(), []
+
+    def hold_first(route):
+        held.append(route)
+        if len(held) > 1:
+            route.continue_()
+
+    page.route("**/gradio_api/run/**", hold_first)
+    page.goto(empty.url)
+    page.wait_for_selector("#meter .td-meter", timeout=90_000)
+    page.fill("#prompt textarea", "a red circle")
+    page.wait_for_function("localStorage.getItem('turbodiff.draft')")
+    assert held[0].request.post_data_json["fn_index"] != held[1].request.post_data_json["fn_index"]
     context.close()
 
 

@@ -40,7 +40,7 @@ from webui.api_types import TEXT, checked, fields_taken
 from webui.panels.export import export_url
 from webui.panels.stage import media_url
 from webui.proxies import ASKING, USER
-from webui.snapshot import ClipView, StudioReader
+from webui.snapshot import ClipView, StudioReader, no_such_clip
 
 NOT_FROM_OUTSIDE = ("image", "end_image", "loras", "noise_device")  # paths on this machine are chosen on this machine
 RETRY = "retry_after_s"  # of an error: when to ask again
@@ -165,7 +165,7 @@ class Endpoints:
         """A clip that whoever asks may see. Raises RequestError: there is none."""
         clip = self.reader.clip_called(name)
         if not self.reader.studio.serving.owns(USER.get(), clip.path):
-            raise RequestError("no such clip", code="clip_unknown", field="clip", got=name[:80])
+            raise no_such_clip(name)
         return clip
 
     def _checked_fields(self, fields: object) -> dict[str, Any]:

@@ -32,7 +32,7 @@ Filling = tuple[FormValues | None, str]  # the form's new values, None to leave 
 # what the fitted picture and its proposal depend on
 PICTURE_FIELDS = ("kind", *form.I2V_ONLY, "model", "resolution", "aspect", "size", "boundary", "sampler")
 MAX_SEARCH_CHARS = 200
-OPENED = "1"
+OPENED = "1"  # what Create.opened holds once the page shows its browser's draft, or has none to show
 
 
 def build(reader: StudioReader, words: Words) -> gr.Blocks:
@@ -218,8 +218,8 @@ class PageEvents:
 
     @handler
     def estimate(self, opened: object, *row: object) -> Updates:
-        """The meter and what goes with it, and the draft that the browser keeps: not while it fills in the one that it
-        has kept, one field after the other, and asks at the first of them."""
+        """The meter and what goes with it, and the draft that the browser keeps: not before the page shows the one that
+        it has kept, which would be lost."""
         values = self.values_of(row)
         if not form.is_settled(values):  # a change of model is under way and tells the rest in one step
             return [gr.skip()] * (len(self.estimated) + 1)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
-from turbodiff.spec.errors import RequestError
 from turbodiff.spec.exports import make_export
 from turbodiff.studio import tags_of
 from webui.actions import Answer, UiState, number_of, object_of, wished_again
 from webui.panels import gallery
 from webui.proxies import ASKING
+from webui.snapshot import no_such_clip
 from webui.wording import Words
 
 if TYPE_CHECKING:
@@ -47,14 +47,14 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
         case "star":
             entry = index.entry(argument)
             if not index.edit(targets, starred=not (entry and entry.starred)):
-                raise _no_such_clip(argument)
+                raise no_such_clip(argument)
         case "star_all":
             starred = [entry.starred for entry in map(index.entry, picked) if entry]
             sentence = words("gallery.changed", n=index.edit(picked, starred=not all(starred)))
         case "tags":  # "CLIP TAGS"
             clip_name, _, typed = argument.partition(" ")
             if not index.edit([clip_name], tags=tags_of(typed)):
-                raise _no_such_clip(clip_name)
+                raise no_such_clip(clip_name)
             sentence = words("clip.saved")
         case "tag_all":
             found = [entry for entry in map(index.entry, picked) if entry]
@@ -75,10 +75,6 @@ def act(reader: StudioReader, name: str, argument: str, ui_state: UiState, words
             return None
     reader.changed(clips=True)
     return ui_state, sentence
-
-
-def _no_such_clip(name: str) -> RequestError:
-    return RequestError("no such clip", code="clip_unknown", field="clip", got=name[:80])
 
 
 def _compared_seeds(reader: StudioReader, name: str) -> tuple[list[str], int]:

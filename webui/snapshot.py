@@ -136,6 +136,11 @@ class Snapshot:
         return (row for card in self.holders if uuid in (None, card.uuid) for row in card.rows)
 
 
+def no_such_clip(name: str) -> RequestError:
+    """The error for the id of a clip that is not here, or not any more."""
+    return RequestError("no such clip", code="clip_unknown", field="clip", got=name[:80])
+
+
 class StudioReader:
     """One studio for many tabs: what is read often is kept for a moment, files come from places of ours only."""
 
@@ -320,7 +325,7 @@ class StudioReader:
         """
         found = self.clip(name)
         if found is None:
-            raise RequestError("no such clip", code="clip_unknown", field="clip", got=name[:80])
+            raise no_such_clip(name)
         return found
 
     def own(self, picture: Path) -> Path:
@@ -368,4 +373,4 @@ class StudioReader:
         if row is not None:
             self.studio.rate(row.id, **cells)
         elif not self.studio.clip_index.edit([clip], **cells):
-            raise RequestError("no such clip", code="clip_unknown", field="clip", got=clip[:80])
+            raise no_such_clip(clip)

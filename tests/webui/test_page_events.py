@@ -155,7 +155,7 @@ def test_a_draft_sends_the_fields_that_differ_from_the_form_as_it_was_built(even
 
 
 def test_a_form_that_is_still_filled_from_the_draft_is_not_kept_and_does_not_say_when_it_would_start(events):
-    """The browser fills in one field after the other, and asks when it has filled in the first."""
+    """It would be lost, where the person leaves before the page shows it."""
     half = row(events, prompt="")
     meter, *_, kept = events.estimate("", *half)
     assert kept == gr.skip() and "td-meter" in meter  # where the answer to `load` is lost the form still works
